@@ -1,0 +1,26 @@
+"""What a user imports: the model on its checkpoints, from text to a file of sound."""
+
+from zonos2_triton.model.audio import Audio
+from zonos2_triton.model.backbone import Backbone, Generation
+from zonos2_triton.model.pipeline import Zonos2
+from zonos2_triton.model.prompt import build_prompt
+from zonos2_triton.model.speaker import SpeakerEncoder
+from zonos2_triton.model.vocoder import Vocoder
+from zonos2_triton.reference.config import Zonos2Config
+from zonos2_triton.reference.sampling import Sampling
+from zonos2_triton.reference.speaker_encoder import SpeakerEncoderConfig
+from zonos2_triton.reference.vocoder import VocoderConfig
+
+__all__ = [
+    "Audio",
+    "Backbone",
+    "Generation",
+    "Sampling",
+    "SpeakerEncoder",
+    "SpeakerEncoderConfig",
+    "Vocoder",
+    "VocoderConfig",
+    "Zonos2",
+    "Zonos2Config",
+    "build_prompt",
+]

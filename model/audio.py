@@ -1,0 +1,96 @@
+"""Sound in and out of files."""
+
+import errno
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG"}
+
+
+@dataclass(frozen=True)
+class Audio:
+    """One channel of sound: samples fp32 [N], nominally in -1..1."""
+
+    samples: Tensor
+    sample_rate: int
+    comment: str = ""  # kept in the file: that a machine made this, and of what
+
+    @property
+    def seconds(self) -> float:
+        return len(self.samples) / self.sample_rate
+
+    def save(self, path: str | Path) -> None:
+        """Write 16-bit .wav or .flac, or .ogg. Samples beyond -1..1 are clipped, never wrapped.
+
+        The file appears whole or not at all. ValueError: an unknown ending, samples that are not finite; OSError: the
+        path cannot be written.
+        """
+        kind = sound_format(path)
+        with whole_file(path) as part:
+            write_chunks(part, kind, [self.samples], self.sample_rate, self.comment)
+
+
+def sound_format(path: str | Path) -> str:
+    """What libsndfile calls the format of a file of this name. ValueError: an unknown ending."""
+    kind = FORMATS.get(Path(path).suffix.lower())
+    if kind is None:
+        raise ValueError(f"a sound file must end in {', '.join(FORMATS)}, got {str(path)!r}")
+    return kind
+
+
+def write_chunks(part: Path, kind: str, chunks: Iterable[Tensor], sample_rate: int, comment: str = "") -> None:
+    """Write chunks fp32 [m] as they come."""
+    import soundfile  # loads a shared library: not at import
+
+    with soundfile.SoundFile(part, "w", sample_rate, 1, format=kind) as file:
+        if comment:
+            file.comment = comment
+        for chunk in chunks:
+            file.write(to_int16(chunk).numpy())
+
+
+def to_int16(samples: Tensor) -> Tensor:
+    """fp32 -> int16, clipped, rounded to nearest. ValueError: NaN or Inf."""
+    if not bool(samples.isfinite().all()):
+        raise ValueError("samples must be finite to be saved, got NaN or Inf")
+    return (samples.detach().cpu().double().clamp(-1, 1) * 32767).round().to(torch.int16)
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """A file beside `path` to write to; it becomes `path` if the block succeeds and vanishes if not, on Ctrl-C too.
+
+    OSError: `path` cannot be written; known before the block begins.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        part.touch(exist_ok=False)
+    except OSError as error:
+        raise type(error)(f"cannot write {path}: {error.strerror}") from error
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_audio(path: str | Path) -> tuple[Tensor, int]:
+    """(fp32 [channels, N], Hz) of a file that libsndfile reads. FileNotFoundError; ValueError: no sound file."""
+    import soundfile
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} is not a file")
+    try:
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"{path} is no sound file that can be read: {error}") from error
+    return torch.from_numpy(samples.T.copy()), rate

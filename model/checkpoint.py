@@ -1,0 +1,201 @@
+"""Reading tensors from files that nobody has to trust: checked whole before anything is used, and never executed."""
+
+import json
+import pickle
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+SAFETENSORS_INDEX = ".safetensors.index.json"
+
+
+class Checkpoint:
+    """A file of named tensors, opened but not read: `shapes`, `dtypes`, and text `metadata`.
+
+    `tensors(names)` maps the file into memory: pages are read when touched, and given back when the tensors go.
+    The file must not be changed in place while they live.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.shapes: dict[str, list[int]] = {}
+        self.dtypes: dict[str, torch.dtype] = {}
+        self.metadata: dict[str, str] = {}
+        self._files: dict[str, tuple[Path, str]] = {}  # name: (file, name in that file)
+        if not self.path.is_file():
+            raise FileNotFoundError(f"{self.path} is not a file")
+        if self.path.name.endswith(SAFETENSORS_INDEX):
+            for file in _shards(self.path):
+                self._list_safetensors(file)
+        elif self.path.suffix == ".safetensors":
+            self._list_safetensors(self.path)
+        elif self.path.suffix in (".pth", ".pt"):
+            self._list_pickle(self.path)
+        else:
+            raise ValueError(f"{self.path}: a checkpoint must end in .safetensors, {SAFETENSORS_INDEX}, .pth or .pt")
+
+    def __repr__(self) -> str:
+        return f"Checkpoint({str(self.path)!r}, {len(self.shapes)} tensors)"
+
+    def tensors(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Views of the mapped files, on the CPU, as stored."""
+        by_file: dict[Path, list[str]] = {}
+        for name in names:
+            by_file.setdefault(self._files[name][0], []).append(name)
+        found: dict[str, Tensor] = {}
+        for file, wanted in by_file.items():
+            if file.suffix == ".safetensors":
+                with _open_safetensors(file) as handle:
+                    found |= {name: handle.get_tensor(self._files[name][1]) for name in wanted}
+            else:
+                state, _ = _load_pickle(file)
+                found |= {name: state[self._files[name][1]] for name in wanted}
+        return found
+
+    def _add(self, name: str, file: Path, shape: list[int], dtype: torch.dtype) -> None:
+        official = name.replace(".parametrizations.", ".").removesuffix(".original")
+        if official.endswith((".router.ent_denom", ".router.normalized_entropy")):
+            return  # statistics of the training
+        if official in self._files:
+            raise ValueError(f"{self.path} holds {official} twice")
+        self._files[official] = file, name
+        self.shapes[official], self.dtypes[official] = shape, dtype
+
+    def _list_safetensors(self, file: Path) -> None:
+        with _open_safetensors(file) as handle:
+            self.metadata |= handle.metadata() or {}
+            for name in handle.keys():  # noqa: SIM118  a handle is no mapping
+                view = handle.get_slice(name)
+                self._add(name, file, view.get_shape(), _SAFETENSORS_DTYPES.get(view.get_dtype(), torch.uint8))
+
+    def _list_pickle(self, file: Path) -> None:
+        state, self.metadata = _load_pickle(file)
+        for name, tensor in state.items():
+            self._add(name, file, list(tensor.shape), tensor.dtype)
+
+
+_SAFETENSORS_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+def _open_safetensors(file: Path):  # type: ignore[no-untyped-def]  # the library names no type
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is not a file")
+    try:
+        return safe_open(str(file), framework="pt", device="cpu")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file} is truncated, corrupt or no safetensors file: {error}") from error
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"{index} is no index of safetensors files: {error!r}") from error
+    if outside := [name for name in names if Path(name).name != name]:
+        raise ValueError(f"{index} names files outside of its folder: {', '.join(sorted(outside))}")
+    return [index.parent / name for name in sorted(names)]
+
+
+def _load_pickle(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a file that torch.save wrote, mapped; its 'metadata' entry as JSON text under its own keys."""
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{file} is refused: it holds objects other than tensors, whose code would run when it is loaded; "
+            f"save its tensors alone, or as safetensors ({str(error).splitlines()[0]})"
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise ValueError(f"{file} is truncated, corrupt or no file of torch.save: {error}") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{file} must hold a dictionary of tensors, got {type(state).__name__}")
+    metadata = state.get("metadata")
+    for key in ("model", "state_dict"):  # the official backbone, the official codec
+        if isinstance(state.get(key), Mapping):
+            state = dict(state[key])
+            break
+    if others := [str(name) for name, value in state.items() if not isinstance(value, Tensor)]:
+        raise ValueError(f"{file} must hold tensors only; these entries are none: {', '.join(others)}")
+    pairs = metadata.items() if isinstance(metadata, Mapping) else ()
+    return state, {str(key): json.dumps(value, default=str) for key, value in pairs}
+
+
+def check_layout(source: object, shapes: Mapping[str, list[int]], layout: Mapping[str, list[int]]) -> None:
+    """ValueError that lists every missing, surplus and misshapen tensor."""
+    missing = [f"{name} {layout[name]}" for name in layout if name not in shapes]
+    surplus = [f"{name} {list(shapes[name])}" for name in shapes if name not in layout]
+    wrong = [
+        f"{name} is {list(shape)}, expected {layout[name]}"
+        for name, shape in shapes.items()
+        if name in layout and list(shape) != layout[name]
+    ]
+    kinds = (("missing", missing), ("surplus", surplus), ("wrong shape", wrong))
+    if lines := [f"  {kind} ({len(found)}): {'; '.join(found)}" for kind, found in kinds if found]:
+        raise ValueError("\n".join([f"the tensors of {source} do not fit the configuration", *lines]))
+
+
+def check_values(source: object, tensors: Mapping[str, Tensor]) -> None:
+    """ValueError that lists every tensor that is not of floats or holds NaN or Inf."""
+    integers = [f"{name} ({t.dtype})" for name, t in tensors.items() if not t.is_floating_point()]
+    if integers:
+        raise ValueError(f"the tensors of {source} must be floating-point; these are not: {', '.join(integers)}")
+    # The extremes of a tensor with a NaN are NaN; unlike isfinite() they need no mask of the tensor's size.
+    infinite = [
+        name
+        for name, t in tensors.items()
+        if t.numel() and not all(bool(extreme.isfinite()) for extreme in torch.aminmax(t))
+    ]
+    if infinite:
+        raise ValueError(f"the tensors of {source} must be finite; NaN or Inf in: {', '.join(infinite)}")
+
+
+def load_weights(
+    checkpoint: Checkpoint, layout: Mapping[str, list[int]], device: torch.device, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """The tensors of `layout`, checked, as `dtype` on `device`.
+
+    What needs no change stays a view of the mapped file; else all is converted layer by layer, so that the memory in
+    use never exceeds the result by more than a layer.
+    """
+    check_layout(checkpoint.path, checkpoint.shapes, layout)
+    unchanged = device.type == "cpu" and all(checkpoint.dtypes[name] == dtype for name in layout)
+    groups = [list(layout)] if unchanged else _by_layer(layout)
+    weights: dict[str, Tensor] = {}
+    faults: list[str] = []
+    for names in groups:
+        tensors = checkpoint.tensors(names)
+        try:
+            check_values(checkpoint.path, tensors)
+        except ValueError as error:
+            faults.append(str(error))
+        if not faults:
+            weights |= {name: tensor.to(device, dtype) for name, tensor in tensors.items()}
+    if faults:
+        raise ValueError("\n".join(faults))
+    return weights
+
+
+def _by_layer(names: Iterable[str]) -> list[list[str]]:
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(".".join(name.split(".")[:2]), []).append(name)
+    return list(groups.values())
+
+
+def one_file(folder: Path, what: str, patterns: Iterable[str]) -> Path:
+    """The file in `folder` that the first matching pattern finds. ValueError: two of them; FileNotFoundError: none."""
+    patterns = list(patterns)
+    for found in _matches(folder, patterns):
+        if len(found) > 1:
+            raise ValueError(f"{folder} holds several files for {what}: {', '.join(p.name for p in found)}; name one")
+        return found[0]
+    raise FileNotFoundError(f"{folder} holds no {what}; looked for {', '.join(patterns)}")
+
+
+def _matches(folder: Path, patterns: list[str]) -> Iterator[list[Path]]:
+    for pattern in patterns:
+        if found := sorted(path for path in folder.glob(pattern) if path.is_file()):
+            yield found

@@ -1,0 +1,69 @@
+"""What this installation is made of, and what will run where."""
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from zonos2_triton.model.backend import BACKENDS, resolve_backend
+
+REQUIRED = ("torch", "triton", "numpy", "einops", "nvtx", "safetensors", "soundfile", "tqdm")
+EXTRAS = {"huggingface_hub": "hub", "matplotlib": "plot", "flash-attn": "flash-attn", "pytest-benchmark": "bench"}
+
+
+def diagnose() -> dict[str, Any]:
+    """Versions, devices, and the backend of each device; touches a GPU only to ask for its name."""
+    packages = {name: _version(name) for name in REQUIRED}
+    cpu = platform.processor() or platform.machine()
+    devices: list[dict[str, Any]] = [{"device": "cpu", "name": cpu, "threads": torch.get_num_threads()}]
+    for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        card = torch.cuda.get_device_properties(i)
+        sm = f"sm_{card.major}{card.minor}"
+        devices.append(
+            {"device": f"cuda:{i}", "name": card.name, "arch": sm, "memory_gib": round(card.total_memory / 2**30, 1)}
+        )
+    for device in devices:
+        device["runs"] = resolve_backend("auto", torch.device(device["device"]))
+    return {
+        "zonos2-triton": _version("zonos2-triton"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": packages,
+        "extras": {name: _version(name) for name in EXTRAS},
+        "devices": devices,
+        "backends": {name: _usable(name) for name in BACKENDS},
+        "triton_interpreter": os.environ.get("TRITON_INTERPRET") == "1",
+        "missing": [name for name, found in packages.items() if found is None],
+    }
+
+
+def as_text(report: dict[str, Any]) -> str:
+    lines = [f"zonos2-triton {report['zonos2-triton']}, Python {report['python']}, {report['platform']}", "packages"]
+    lines += [f"  {name:18} {found or 'MISSING'}" for name, found in report["packages"].items()]
+    lines.append("extras")
+    for name, found in report["extras"].items():
+        lines.append(f"  {name:18} {found or f'not installed: pip install zonos2-triton[{EXTRAS[name]}]'}")
+    lines.append("devices")
+    for device in report["devices"]:
+        details = ", ".join(f"{key} {device[key]}" for key in device if key not in ("device", "runs"))
+        lines.append(f"  {device['device']:18} runs the {device['runs']} backend ({details})")
+    lines.append("backends")
+    lines += [f"  {name:18} {state}" for name, state in report["backends"].items()]
+    return "\n".join(lines)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _usable(backend: str) -> str:
+    try:
+        resolved = resolve_backend(backend, torch.device("cpu"))
+    except ValueError as error:
+        return str(error)
+    return "ready" if resolved == backend else f"means {resolved}"

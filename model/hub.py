@@ -1,0 +1,40 @@
+"""Where a model lies: a folder first, the Hugging Face hub second."""
+
+import re
+from pathlib import Path
+
+REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+# What the released backbone is used with, and where each lies on the hub.
+CODEC_REPO = "descript/dac_44khz"
+SPEAKER_REPO = "marksverdhei/Qwen3-Voice-Embedding-12Hz-1.7B"
+
+FILES = ["*.json", "*.safetensors", "*.pth", "*.pt"]
+
+
+def resolve_path(name: str | Path) -> Path:
+    """A local file or folder as it is; else the snapshot of a hub repository "owner/name", from the cache if it can be.
+
+    HF_HUB_OFFLINE=1 keeps it from the network. FileNotFoundError: neither; ImportError: the hub extra is missing.
+    """
+    path = Path(name)
+    if path.exists():
+        return path
+    if not isinstance(name, str) or not REPO_ID.fullmatch(name):
+        raise FileNotFoundError(f"{name} is neither a file or folder here nor a hub id of the form owner/name")
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
+    except ImportError as error:
+        raise ImportError(
+            f"{name} is no local folder; to fetch it from the hub: pip install 'zonos2-triton[hub]'"
+        ) from error
+    try:
+        return Path(snapshot_download(name, allow_patterns=FILES, local_files_only=True))
+    except LocalEntryNotFoundError:
+        try:
+            return Path(snapshot_download(name, allow_patterns=FILES))
+        except Exception as error:
+            raise FileNotFoundError(
+                f"{name} is no local folder, not in the hub's cache, and cannot be fetched: {error}"
+            ) from error

@@ -1,0 +1,38 @@
+"""A picture of a sound."""
+
+from pathlib import Path
+
+import torch
+
+from zonos2_triton.model.audio import Audio
+
+N_FFT, HOP = 1024, 256
+RANGE_DB = 80
+
+
+def save_spectrogram(audio: Audio, path: str | Path, title: str) -> None:
+    """Write a PNG: time in s, frequency in kHz, level in dB below the loudest point. ImportError: no matplotlib."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("a spectrogram needs matplotlib: pip install 'zonos2-triton[plot]'") from error
+    samples = torch.nn.functional.pad(audio.samples, (0, max(N_FFT - len(audio.samples), 0)))
+    power = torch.stft(samples, N_FFT, HOP, window=torch.hann_window(N_FFT), return_complex=True).abs().square()
+    decibels = 10 * torch.log10(power / power.max().clamp(min=1e-20) + 10 ** (-RANGE_DB / 10))
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    image = axes.imshow(
+        decibels.numpy(),
+        origin="lower",
+        aspect="auto",
+        extent=(0, len(samples) / audio.sample_rate, 0, audio.sample_rate / 2000),
+        vmin=-RANGE_DB,
+        vmax=0,
+        cmap="magma",
+    )
+    axes.set(xlabel="time (s)", ylabel="frequency (kHz)")
+    axes.set_title(title, loc="left", fontsize="small", wrap=True)
+    figure.colorbar(image, label="level (dB)")
+    figure.savefig(path, format="png", dpi=120)

@@ -1,0 +1,117 @@
+"""Text and conditioning to the rows that start a sequence."""
+
+from collections.abc import Mapping, Sequence
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+
+from zonos2_triton.reference.config import Zonos2Config
+from zonos2_triton.reference.delay import shear
+
+Quality = Sequence[int | None] | Mapping[str, int | None] | None
+
+
+class PromptOptions(TypedDict, total=False):
+    """Keywords of `build_prompt` that a caller of the whole pipeline may set."""
+
+    clean_background: bool
+    accurate: bool
+    speaking_rate: int | None
+    quality: Quality
+
+
+BEGIN, END = 2, 3  # of text
+BYTE_OFFSET = 192
+
+# 0.2 s of silence at 44.1 kHz in the codes of the 44.1 kHz codec: every prompt the model was trained on ends so.
+SILENCE = [
+    [568, 778, 338, 524, 967, 360, 728, 550, 90],
+    [568, 778, 10, 674, 364, 981, 741, 378, 731],
+    *[[568, 804, 10, 674, 364, 981, 568, 378, 731]] * 14,
+    [568, 778, 721, 842, 264, 974, 989, 507, 308],
+]
+
+
+def build_prompt(
+    config: Zonos2Config,
+    text: str,
+    speaker: bool = False,
+    clean_background: bool = False,
+    accurate: bool = True,
+    speaking_rate: int | None = None,
+    quality: Quality = None,
+) -> Tensor:
+    """int32 [T, 10]: nine audio columns and a text column, as the official builder makes them.
+
+    speaker           a row for the speaker embedding comes first, then the background and accuracy markers, which
+                      exist with a speaker only
+    clean_background  the recording of the speaker was clean
+    accurate          False: expressive
+    speaking_rate     bucket 0 .. config.speaking_rate_num_buckets - 1
+    quality           one bucket or None per feature of config.quality_features, in order, or {feature: bucket};
+                      what is left out has no row
+
+    The text is used as its raw UTF-8 bytes and may be empty. ValueError: a bucket out of range, a lone surrogate in the
+    text, a speaker where the model knows none.
+    """
+    column: list[int] = []
+    if speaker:
+        if not config.speaker_enabled:
+            raise ValueError("build_prompt: speaker is True, but this model takes no speaker embedding")
+        column += [config.text_vocab, *_markers(config, clean_background, accurate)]
+    if speaking_rate is not None:
+        rates = config.speaking_rate_num_buckets
+        column.append(config.conditioning_base + _bucket("speaking_rate", speaking_rate, rates))
+    column += _quality(config, quality)
+    column += [BEGIN, *(byte + BYTE_OFFSET for byte in _utf8(text)), END]
+
+    pad, C = config.audio_pad_id, config.n_codebooks
+    rows = torch.full((len(column), C + 1), pad, dtype=torch.int32)
+    rows[:, C] = torch.tensor(column, dtype=torch.int32)
+    silence = torch.full((len(SILENCE), C + 1), config.text_vocab, dtype=torch.int32)
+    silence[:, :C] = shear(torch.tensor(SILENCE, dtype=torch.int32)[:, :C], pad)
+    return torch.cat([rows, silence])
+
+
+def _markers(config: Zonos2Config, clean_background: bool, accurate: bool) -> list[int]:
+    base = config.conditioning_base + config.speaking_rate_num_buckets + sum(config.quality_bucket_counts)
+    if not config.background_ids:
+        return []  # the accuracy marker needs the background's
+    background = base if clean_background else base + 1
+    return [background, base + config.background_ids] if accurate and config.accurate_ids else [background]
+
+
+def _quality(config: Zonos2Config, quality: Quality) -> list[int]:
+    counts, features = config.quality_bucket_counts, config.quality_features
+    if isinstance(quality, Mapping):
+        if unknown := sorted(quality.keys() - set(features)):
+            raise ValueError(f"quality must name features of {', '.join(features)}, got {', '.join(unknown)}")
+        quality = [quality.get(feature) for feature in features]
+    quality = list(quality or ())
+    if len(quality) > len(counts):
+        raise ValueError(f"quality must name at most {len(counts)} buckets ({', '.join(features)}), got {len(quality)}")
+    first = config.conditioning_base + config.speaking_rate_num_buckets
+    return [
+        first + sum(counts[:i]) + _bucket(f"quality[{i}] ({features[i]})", bucket, counts[i])
+        for i, bucket in enumerate(quality)
+        if bucket is not None
+    ]
+
+
+def _bucket(name: str, bucket: int, count: int) -> int:
+    if isinstance(bucket, bool) or not isinstance(bucket, int) or not 0 <= bucket < count:
+        accepted = f"0..{count - 1} or None" if count else "None: this model has no such buckets"
+        raise ValueError(f"{name} must be in {accepted}, got {bucket!r}")
+    return bucket
+
+
+def _utf8(text: str) -> bytes:
+    if not isinstance(text, str):
+        raise TypeError(f"text must be a string, got {type(text).__name__}")
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"text cannot be encoded: character {error.start} is the lone surrogate {text[error.start]!a}"
+        ) from error

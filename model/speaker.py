@@ -1,0 +1,112 @@
+"""The speaker encoder on its files: a recording to the vector that stands for its voice."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from zonos2_triton.model.backend import resolve_device
+from zonos2_triton.model.checkpoint import Checkpoint, check_layout, check_values, one_file
+from zonos2_triton.reference import speaker_encoder as reference
+from zonos2_triton.reference.mel import MELS, N_FFT, SAMPLE_RATE, log_mel, resample
+from zonos2_triton.reference.numeric import ieee_fp32
+from zonos2_triton.reference.speaker_encoder import SpeakerEncoderConfig
+
+SILENCE = 2**-15  # a peak below one step of a 16-bit recording
+PREFIX = "speaker_encoder."  # of the names in a checkpoint that holds other parts too
+
+
+class SpeakerEncoder:
+    """ECAPA-TDNN in fp32."""
+
+    def __init__(self, config: SpeakerEncoderConfig, state: dict[str, Tensor]) -> None:
+        """state: the tensors of the reference's `layout(config)`, fp32, on one device."""
+        self.config, self.state = config, state
+        self.device = next(iter(state.values())).device
+        self.metadata: dict[str, str] = {}
+
+    @classmethod
+    def from_state(
+        cls, config: SpeakerEncoderConfig, state: Mapping[str, Tensor], device: str | torch.device = "cpu"
+    ) -> "SpeakerEncoder":
+        """Tensors by official name. ValueError: lists every one that is missing, surplus, misshapen or not finite."""
+        device = resolve_device(device)
+        tensors = {name.removeprefix(PREFIX): t for name, t in state.items()}
+        check_layout("the speaker encoder", {n: list(t.shape) for n, t in tensors.items()}, reference.layout(config))
+        check_values("the speaker encoder", tensors)
+        return cls(config, {name: t.to(device, torch.float32) for name, t in tensors.items()})
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> "SpeakerEncoder":
+        """A folder with config.json and model.safetensors."""
+        folder = Path(folder)
+        checkpoint = Checkpoint(one_file(folder, "speaker encoder weights", ["model.safetensors", "*.safetensors"]))
+        settings = checkpoint.path.with_name("config.json")
+        try:
+            params = json.loads(settings.read_text(encoding="utf-8"))
+            own = {name: params[name] for name in SpeakerEncoderConfig.__dataclass_fields__}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{settings} is not the configuration of a speaker encoder: {error!r}") from error
+        encoder = cls.from_state(SpeakerEncoderConfig(**own), checkpoint.tensors(checkpoint.shapes), device)
+        encoder.metadata = checkpoint.metadata
+        return encoder
+
+    @torch.inference_mode()
+    def embed(self, waveform: Tensor, sample_rate: int) -> Tensor:
+        """waveform [N] or [channels, N], floats in -1..1, at any whole rate -> [enc_dim]; channels are averaged.
+
+        ValueError: silent, not finite, or shorter than one analysis window of 43 ms.
+        """
+        mono = self._checked(waveform, sample_rate)
+        return self.embed_mel(self.log_mel(resample(mono, sample_rate)))
+
+    @torch.inference_mode()
+    def log_mel(self, waveform_24k: Tensor) -> Tensor:
+        """[N] at 24 kHz -> [frames, 128]."""
+        waveform = self._checked_samples("waveform_24k", waveform_24k)
+        if waveform.ndim != 1 or len(waveform) < N_FFT:
+            raise ValueError(
+                f"waveform_24k must be [N] with at least one analysis window of {N_FFT} samples at 24 kHz, got "
+                f"{list(waveform.shape)}"
+            )
+        return log_mel(waveform)
+
+    @torch.inference_mode()
+    def embed_mel(self, log_mel: Tensor) -> Tensor:
+        """[frames, 128] -> [enc_dim]."""
+        mel = self._checked_samples("log_mel", log_mel)
+        kernels = zip(self.config.enc_dilations, self.config.enc_kernel_sizes, strict=True)
+        reach = max(dilation * (kernel - 1) // 2 for dilation, kernel in kernels)  # what reflection can fill
+        if mel.ndim != 2 or mel.shape[1] != MELS or len(mel) <= reach:
+            raise ValueError(f"log_mel must be [frames > {reach}, {MELS}], got {list(mel.shape)}")
+        with ieee_fp32():
+            return reference.embed(self.config, self.state, mel)
+
+    def _checked(self, waveform: Tensor, sample_rate: int) -> Tensor:
+        """fp32 [N], the mean of the channels."""
+        if isinstance(sample_rate, bool) or not isinstance(sample_rate, int) or sample_rate < 1:
+            raise ValueError(f"sample_rate must be a whole number of Hz, got {sample_rate!r}")
+        waveform = self._checked_samples("waveform", waveform)
+        if waveform.ndim not in (1, 2) or waveform.numel() == 0:
+            raise ValueError(f"waveform must be [N] or [channels, N], got {list(waveform.shape)}")
+        if waveform.ndim == 2 and waveform.shape[0] > waveform.shape[1]:
+            raise ValueError(f"waveform must be [channels, N], got {list(waveform.shape)}, which looks transposed")
+        mono = waveform if waveform.ndim == 1 else waveform.mean(0)
+        if len(mono) * SAMPLE_RATE < N_FFT * sample_rate:
+            raise ValueError(
+                f"waveform lasts {len(mono) / sample_rate * 1000:.1f} ms, shorter than one analysis window of "
+                f"{N_FFT / SAMPLE_RATE * 1000:.1f} ms"
+            )
+        if mono.abs().max() < SILENCE:
+            raise ValueError(f"waveform is silent: its largest sample is {mono.abs().max():.2g}")
+        return mono
+
+    def _checked_samples(self, name: str, samples: Tensor) -> Tensor:
+        if not isinstance(samples, Tensor) or not samples.is_floating_point():
+            got = samples.dtype if isinstance(samples, Tensor) else type(samples).__name__
+            raise TypeError(f"{name} must be a floating-point tensor, got {got}")
+        if not bool(samples.isfinite().all()):
+            raise ValueError(f"{name} must be finite, got NaN or Inf")
+        return samples.to(self.device, torch.float32)

@@ -1,0 +1,227 @@
+"""The vocoder on its files: whole clips, and streams that equal them bit for bit."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from zonos2_triton.model.backend import resolve_backend, resolve_device, resolve_dtype
+from zonos2_triton.model.checkpoint import Checkpoint, check_layout, check_values, one_file
+from zonos2_triton.model.streams import ExactStream, OverlapStream
+from zonos2_triton.reference import vocoder as reference
+from zonos2_triton.reference.numeric import ieee_fp32
+from zonos2_triton.reference.vocoder import VocoderConfig
+
+WINDOW = 32  # frames decoded together
+
+
+class Vocoder:
+    """Codes to samples.
+
+    A clip is decoded in windows of WINDOW frames that lie at fixed multiples of it, each with the frames around it that
+    its samples depend on (10 per side at the 44.1 kHz rates). The windows do not depend on when frames arrive or on
+    what else is decoded, so a stream, a batch and a whole clip compute the same numbers, and memory stays bounded.
+    """
+
+    def __init__(self, config: VocoderConfig, state: dict[str, Tensor], backend: str = "auto") -> None:
+        """state: the tensors of the reference's `layout(config)`, of one dtype, on one device."""
+        self.config, self.state = config, state
+        first = next(iter(state.values()))
+        self.device, self.dtype = first.device, first.dtype
+        self.backend = resolve_backend(backend, self.device)
+        self.metadata: dict[str, str] = {}
+
+    @classmethod
+    def from_state(
+        cls,
+        config: VocoderConfig,
+        state: Mapping[str, Tensor],
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype = torch.float32,
+        backend: str = "auto",
+    ) -> "Vocoder":
+        """Tensors by official name, weight norm as g and v or folded; those of the encode side are left aside.
+
+        ValueError: every tensor that is missing, surplus, misshapen or not finite is listed.
+        """
+        device, dtype = resolve_device(device), resolve_dtype(dtype)
+        resolve_backend(backend, device)
+        tensors = {name: t for name, t in state.items() if not _encode_side(name)}
+        check_values("the vocoder", tensors)
+        folded = _fold_weight_norms(tensors)
+        check_layout("the vocoder", {name: list(t.shape) for name, t in folded.items()}, reference.layout(config))
+        return cls(config, {name: t.to(device, dtype) for name, t in folded.items()}, backend)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype = torch.float32,
+        backend: str = "auto",
+    ) -> "Vocoder":
+        """The official DAC file (.pth), or a folder in the transformers layout (config.json, model.safetensors)."""
+        path = Path(path)
+        if path.is_dir():
+            checkpoint = Checkpoint(one_file(path, "vocoder weights", ["model.safetensors", "*.safetensors", "*.pth"]))
+        else:
+            checkpoint = Checkpoint(path)
+        tensors = checkpoint.tensors(checkpoint.shapes)
+        if (settings := checkpoint.path.with_name("config.json")).is_file() and "kwargs" not in checkpoint.metadata:
+            config = _transformers_config(settings)
+            tensors = {official_name(name, config): t for name, t in tensors.items()}
+        else:
+            config = _official_config(checkpoint)
+        try:
+            vocoder = cls.from_state(config, tensors, device, dtype, backend)
+        except ValueError as error:
+            raise ValueError(f"{checkpoint.path}: {error}") from error
+        vocoder.metadata = checkpoint.metadata
+        return vocoder
+
+    @torch.inference_mode()
+    def decode(self, codes: Tensor) -> Tensor:
+        """Aligned codes [B, 9, T] -> fp32 [B, samples]; ids above 1023 decode as 1023. No frames make no samples."""
+        codes = self._checked_clips(codes)
+        total = codes.shape[2]
+        clips = []
+        for clip in codes.mT:  # [T, 9]
+            windows = [self.window(i) for i in range(-(-total // WINDOW))]
+            parts = [self.decode_window(w, clip[w.first : min(w.end, total)], total) for w in windows]
+            clips.append(torch.cat([torch.zeros(0, device=self.device), *parts]))
+        return torch.stack(clips)
+
+    @torch.inference_mode()
+    def trace(self, codes: Tensor) -> dict[str, Tensor]:
+        """Every stage of one pass over whole clips [B, C, T], C up to 9: z, conv_in, block_i [B, channels, length],
+        pre_tanh [B, 1, samples], audio [B, samples]."""
+        with ieee_fp32():
+            return reference.decode(self.config, self.state, self._checked_clips(codes))
+
+    def stream(self, mode: str = "exact", overlap: int = 4, chunk: int = 16) -> ExactStream | OverlapStream:
+        """A stream for the delayed frames of one clip, as they are generated.
+
+        exact    what it emits, joined, is decode() of the aligned frames, bit for bit; overlap and chunk do not apply
+        overlap  the official cross-fade: `overlap` frames are decoded again and faded at each border, `chunk` new ones
+                 are waited for. An approximation.
+        """
+        if mode == "exact":
+            return ExactStream(self)
+        if mode == "overlap":
+            return OverlapStream(self, overlap, chunk)
+        raise ValueError(f"mode must be 'exact' or 'overlap', got {mode!r}")
+
+    def window(self, index: int) -> "Window":
+        """Where window `index` lies, and what it needs."""
+        start, stop = index * WINDOW, (index + 1) * WINDOW
+        first, end = self.config.frames_behind(start * self.config.hop, stop * self.config.hop)
+        return Window(start, stop, max(first, 0), end)
+
+    @torch.inference_mode()
+    def decode_window(self, window: "Window", frames: Tensor, total: int) -> Tensor:
+        """Samples of a window of a clip of `total` frames; frames [n, 9] are first .. min(end, total) - 1 of it."""
+        hop = self.config.hop
+        stop = window.stop * hop if window.stop < total else self.config.samples(total)
+        with ieee_fp32():
+            codes = frames.T[None].to(self.device)
+            audio = reference.decode(self.config, self.state, codes)["audio"][0]
+        return audio[(window.start - window.first) * hop : stop - window.first * hop].float()
+
+    def checked_codes(self, name: str, codes: Tensor) -> Tensor:
+        """codes as int64. TypeError: not integers; ValueError: an id that is no code, end or padding."""
+        top = self.config.codebook_size + 1
+        if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
+            raise TypeError(f"{name} must be integers, got {codes.dtype}")
+        if wrong := ((codes < 0) | (codes > top)).nonzero()[:1].tolist():
+            raise ValueError(f"{name}{wrong[0]} must be in 0..{top}, got {codes[tuple(wrong[0])]}")
+        return codes.to(torch.int64)
+
+    def _checked_clips(self, codes: Tensor) -> Tensor:
+        C = self.config.n_codebooks
+        if not isinstance(codes, Tensor) or codes.ndim != 3 or not 1 <= codes.shape[1] <= C or len(codes) == 0:
+            got = list(codes.shape) if isinstance(codes, Tensor) else type(codes).__name__
+            raise ValueError(f"codes must be a tensor [B, {C}, T] with B >= 1, got {got}")
+        return self.checked_codes("codes", codes).to(self.device)
+
+
+class Window(NamedTuple):
+    """Frames start .. stop - 1, which are computed from frames first .. end - 1 as far as the clip has them."""
+
+    start: int
+    stop: int
+    first: int
+    end: int
+
+
+def _encode_side(name: str) -> bool:
+    return name.startswith("encoder.") or ".in_proj." in name
+
+
+def _fold_weight_norms(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each pair of g and v, in either spelling of torch, becomes the weight it stands for."""
+    folded: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        for g, v, weight in (
+            (".weight_g", ".weight_v", ".weight"),
+            (".weight.original0", ".weight.original1", ".weight"),
+            (".parametrizations.weight.original0", ".parametrizations.weight.original1", ".weight"),
+        ):
+            base = name.removesuffix(g)
+            if base != name and base + v in state:
+                folded[base + weight] = reference.fold(tensor, state[base + v])
+                break
+            if name.endswith(v) and name.removesuffix(v) + g in state:
+                break
+        else:
+            folded[name] = tensor
+    return folded
+
+
+def _official_config(checkpoint: Checkpoint) -> VocoderConfig:
+    """From the constructor arguments that the official file keeps under metadata.kwargs."""
+    kwargs = json.loads(checkpoint.metadata.get("kwargs", "{}"))
+    own = {name: kwargs[name] for name in VocoderConfig.__dataclass_fields__ if kwargs.get(name) is not None}
+    if kwargs and "latent_dim" not in own and {"encoder_dim", "encoder_rates"} <= kwargs.keys():
+        own["latent_dim"] = kwargs["encoder_dim"] * 2 ** len(kwargs["encoder_rates"])
+    return VocoderConfig(**own)
+
+
+def _transformers_config(path: Path) -> VocoderConfig:
+    try:
+        c = json.loads(path.read_text(encoding="utf-8"))
+        rates = c.get("upsampling_ratios") or c["downsampling_ratios"][::-1]
+        return VocoderConfig(
+            latent_dim=c["hidden_size"],
+            decoder_dim=c["decoder_hidden_size"],
+            decoder_rates=tuple(rates),
+            n_codebooks=c["n_codebooks"],
+            codebook_size=c["codebook_size"],
+            codebook_dim=c["codebook_dim"],
+            sample_rate=c["sampling_rate"],
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not the configuration of a transformers DAC model: {error!r}") from error
+
+
+# Modules of transformers' decoder blocks and residual units, by their place in the official sequences.
+RESIDUAL_UNITS = ("res_unit1", "res_unit2", "res_unit3")
+BLOCK_PARTS = {name: str(i) for i, name in enumerate(("snake1", "conv_t1", *RESIDUAL_UNITS))}
+UNIT_PARTS = {name: str(i) for i, name in enumerate(("snake1", "conv1", "snake2", "conv2"))}
+
+
+def official_name(name: str, config: VocoderConfig) -> str:
+    """The official name of a tensor of transformers' DacModel; what it does not know stays as it is."""
+    if not name.startswith("decoder."):
+        return name
+    last = len(config.decoder_rates) + 1
+    part, _, rest = name.removeprefix("decoder.").partition(".")
+    if part == "block":
+        i, module, *more = rest.split(".")
+        if module in RESIDUAL_UNITS and more:
+            more = ["block", UNIT_PARTS.get(more[0], more[0]), *more[1:]]
+        return ".".join([f"decoder.model.{int(i) + 1}.block.{BLOCK_PARTS.get(module, module)}", *more])
+    index = {"conv1": 0, "snake1": last, "conv2": last + 1}.get(part)
+    return name if index is None else f"decoder.model.{index}.{rest}"

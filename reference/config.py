@@ -1,0 +1,234 @@
+"""The sizes of a ZONOS2 backbone, as its params.json states them."""
+
+import json
+import math
+import warnings
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+BYTE_VOCAB = 448  # 192 symbol ids, of which 2 and 3 are begin and end of text, then the 256 bytes
+
+# How the router's balancing_biases enter the choice: names in use, and the sign each one means.
+BALANCING_SIGN = {
+    **dict.fromkeys(("legacy", "old", "aux", "aux_loss"), 1),
+    **dict.fromkeys(("quantile", "current", "qbalancing"), -1),
+}
+
+# Keys of the released params.json that change nothing at inference, and keys that restate others.
+UNUSED_KEYS = frozenset({"model_type", "moe_impl", "quality_dropout"})
+RESTATED_KEYS = frozenset({"speaking_rate_buckets", "quality_num_buckets", "quality_buckets"})
+
+
+@dataclass(frozen=True)
+class Zonos2Config:
+    """Sizes and ids of one model; `from_json` reads them, and every contradiction is a ValueError.
+
+    Fields without a default must be in params.json. `quality_bucket_counts` is derived there from
+    `quality_features` and `quality_buckets`.
+    """
+
+    n_layers: int
+    dim: int
+    head_dim: int
+    n_kv_heads: int | None
+    ffn_dim_multiplier: float
+    multiple_of: int
+    norm_eps: float
+    rope_theta: float
+    max_seqlen: int
+    n_codebooks: int
+    codebook_size: int
+    eoa_id: int
+    audio_pad_id: int
+    text_vocab: int
+    loss_softcap: float
+    speaker_enabled: bool
+    speaker_embedding_dim: int
+    speaker_background_token_enabled: bool
+    accurate_mode_token_enabled: bool
+    speaking_rate_num_buckets: int
+    quality_features: tuple[str, ...]
+    quality_bucket_counts: tuple[int, ...]
+    moe_n_experts: int
+    moe_router_topk: int
+    moe_router_dim: int
+    moe_start_from_layer: int
+    moe_end_from_layer: int
+    n_heads: int | None = None  # None: dim / head_dim
+    speaker_lda_dim: int | None = None  # None: the embedding is projected in one step
+    special_topk_layers: tuple[tuple[int, int], ...] = ()  # (absolute layer, experts per token)
+    moe_balancing_strategy: str = "legacy"
+    dtype: str = "bfloat16"  # of the stored weights
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> "Zonos2Config":
+        """Read params.json. ValueError: no JSON; a missing, mistyped or contradictory key. Unknown ones warn once."""
+        try:
+            params = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is not valid JSON: {error}") from error
+        if not isinstance(params, dict):
+            raise ValueError(f"{path} must hold one JSON object, got {type(params).__name__}")
+        try:
+            return cls.from_params(params)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    @classmethod
+    def from_params(cls, params: dict[str, Any]) -> "Zonos2Config":
+        """The same from the parsed object."""
+        own = {field.name: field for field in fields(cls)}
+        required = {name for name, field in own.items() if field.default is MISSING}
+        required = required - {"quality_bucket_counts"} | RESTATED_KEYS
+        if missing := sorted(required - params.keys()):
+            raise ValueError(f"missing keys: {', '.join(missing)}")
+        if unknown := sorted(params.keys() - own.keys() - UNUSED_KEYS - RESTATED_KEYS):
+            warnings.warn(f"params.json: unknown keys are ignored: {', '.join(unknown)}", stacklevel=3)
+        values = {name: params[name] for name in own if name in params}
+        values["quality_features"] = tuple(params["quality_features"] or ())
+        values["quality_bucket_counts"] = _quality_bucket_counts(params)
+        values["special_topk_layers"] = _special_topk_layers(params.get("special_topk_layers"))
+        rates = params["speaking_rate_buckets"] or ()
+        if len(rates) != params["speaking_rate_num_buckets"]:
+            raise ValueError(
+                f"speaking_rate_num_buckets is {params['speaking_rate_num_buckets']!r}, "
+                f"but speaking_rate_buckets lists {len(rates)}"
+            )
+        return cls(**values)
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        for wrong, what in self._contradictions():
+            if wrong:
+                raise ValueError(what)
+
+    def _contradictions(self) -> list[tuple[bool, str]]:
+        special = ", ".join(f"{layer}: {k}" for layer, k in self.special_topk_layers)
+        moe = set(self.moe_layers)
+        ks = [self.moe_router_topk, *(k for _, k in self.special_topk_layers)]
+        strategies = ", ".join(BALANCING_SIGN)
+        return [
+            (self.n_heads is None and self.dim % self.head_dim != 0,
+             f"n_heads is null, but dim {self.dim} is no multiple of head_dim {self.head_dim}"),
+            (self.heads % self.kv_heads != 0,
+             f"n_heads {self.heads} is no multiple of n_kv_heads {self.kv_heads}"),
+            (self.head_dim % 2 != 0, f"head_dim must be even for rotary pairs, got {self.head_dim}"),
+            (self.eoa_id != self.codebook_size,
+             f"eoa_id must be codebook_size {self.codebook_size}, got {self.eoa_id}"),
+            (self.audio_pad_id != self.codebook_size + 1,
+             f"audio_pad_id must be codebook_size + 1 = {self.codebook_size + 1}, got {self.audio_pad_id}"),
+            (self.conditioning_base < BYTE_VOCAB,
+             f"text_vocab {self.text_vocab} leaves {self.conditioning_base} ids beside the conditioning tokens, but "
+             f"text needs {BYTE_VOCAB}"),
+            (self.moe_start_from_layer + self.moe_end_from_layer > self.n_layers,
+             f"moe_start_from_layer {self.moe_start_from_layer} + moe_end_from_layer {self.moe_end_from_layer} exceeds "
+             f"n_layers {self.n_layers}"),
+            (self.moe_n_experts > 1 and not all(1 <= k <= self.moe_n_experts for k in ks),
+             f"moe_router_topk {self.moe_router_topk} and special_topk_layers {{{special}}} must be in "
+             f"1..moe_n_experts = {self.moe_n_experts}"),
+            (any(layer not in moe for layer, _ in self.special_topk_layers),
+             f"special_topk_layers {{{special}}} names a layer that is no mixture of experts; those are {sorted(moe)}"),
+            (self.moe_balancing_strategy not in BALANCING_SIGN,
+             f"moe_balancing_strategy must be one of {strategies}, got {self.moe_balancing_strategy!r}"),
+            (self.dtype not in ("bfloat16", "float16", "float32", "float64"),
+             f"dtype must be bfloat16, float16, float32 or float64, got {self.dtype!r}"),
+        ]  # fmt: skip
+
+    @property
+    def heads(self) -> int:
+        """Query heads."""
+        return self.n_heads or self.dim // self.head_dim
+
+    @property
+    def kv_heads(self) -> int:
+        """Key/value heads."""
+        return self.n_kv_heads or self.heads
+
+    @property
+    def ffn_dim(self) -> int:
+        """Width of a dense feed-forward layer and of each expert."""
+        return self.multiple_of * math.ceil(int(self.ffn_dim_multiplier * self.dim) / self.multiple_of)
+
+    @property
+    def codebook_vocab(self) -> int:
+        """Codes of a codebook, end of audio and padding."""
+        return self.codebook_size + 2
+
+    @property
+    def moe_layers(self) -> range:
+        """The layers that are mixtures of experts; the others are dense."""
+        if self.moe_n_experts <= 1:
+            return range(0)
+        return range(self.moe_start_from_layer, self.n_layers - self.moe_end_from_layer)
+
+    def experts_per_token(self, layer: int) -> int:
+        return dict(self.special_topk_layers).get(layer, self.moe_router_topk)
+
+    @property
+    def max_experts_per_token(self) -> int:
+        return max((self.experts_per_token(layer) for layer in self.moe_layers), default=0)
+
+    @property
+    def background_ids(self) -> int:
+        return 2 if self.speaker_background_token_enabled else 0
+
+    @property
+    def accurate_ids(self) -> int:
+        return 1 if self.accurate_mode_token_enabled else 0
+
+    @property
+    def conditioning_base(self) -> int:
+        """First conditioning id: rates, qualities, background and accuracy markers end the vocabulary."""
+        conditioning = self.speaking_rate_num_buckets + sum(self.quality_bucket_counts)
+        return self.text_vocab - conditioning - self.background_ids - self.accurate_ids
+
+
+def _quality_bucket_counts(params: dict[str, Any]) -> tuple[int, ...]:
+    features, buckets = params["quality_features"] or (), params["quality_buckets"] or {}
+    if sorted(features) != sorted(buckets):
+        raise ValueError(f"quality_features {list(features)} and the keys of quality_buckets {list(buckets)} differ")
+    counts = tuple(len(buckets[feature]) for feature in features)
+    if sum(counts) != params["quality_num_buckets"]:
+        raise ValueError(
+            f"quality_num_buckets is {params['quality_num_buckets']!r}, but quality_buckets lists {sum(counts)}"
+        )
+    return counts
+
+
+def _special_topk_layers(value: dict[str, int] | None) -> tuple[tuple[int, int], ...]:
+    try:
+        return tuple(sorted((int(layer), k) for layer, k in (value or {}).items()))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"special_topk_layers must map layer numbers to counts, got {value!r}") from error
+
+
+MAY_BE_ZERO = {"moe_start_from_layer", "moe_end_from_layer", "speaking_rate_num_buckets", "quality_bucket_counts"}
+
+
+def _check_types(config: Zonos2Config) -> None:
+    for field in fields(config):
+        name, value, kind = field.name, getattr(config, field.name), field.type
+        if value is None and kind == int | None:
+            continue
+        low = 0 if name in MAY_BE_ZERO else 1
+
+        def counts(*numbers: object, low: int = low) -> bool:
+            return all(type(n) is int and n >= low for n in numbers)
+
+        if kind in (int, int | None):
+            ok, wanted = counts(value), f"an integer from {low}"
+        elif kind is float:
+            ok, wanted = type(value) in (int, float) and 0 < value < math.inf, "a positive number"
+        elif kind is bool:
+            ok, wanted = isinstance(value, bool), "true or false"
+        elif kind is str:
+            ok, wanted = isinstance(value, str), "a string"
+        elif kind == tuple[str, ...]:
+            ok, wanted = all(isinstance(item, str) for item in value), "a list of names"
+        elif kind == tuple[int, ...]:
+            ok, wanted = counts(*value), "lists of buckets"
+        else:  # special_topk_layers
+            ok, wanted = all(counts(k) for _, k in value), "layer numbers with integers from 1"
+        if not ok:
+            raise ValueError(f"{name} must be {wanted}, got {value!r}")

@@ -1,0 +1,13 @@
+"""The output head."""
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from zonos2_triton.reference.numeric import wide
+
+
+def head(x: Tensor, weight: Tensor, n_codebooks: int, softcap: float) -> Tensor:
+    """x [T, D], weight [C * V, D] -> wide logits [T, C, V] = softcap * tanh(weight x / softcap)."""
+    logits = wide(x @ weight.T)
+    return rearrange(softcap * torch.tanh(logits / softcap), "t (c v) -> t c v", c=n_codebooks)

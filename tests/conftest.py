@@ -1,0 +1,59 @@
+"""Fixtures: the golden vectors, and one tiny model on disk for the whole run."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from zonos2_triton.model import Backbone, Vocoder, VocoderConfig, Zonos2, Zonos2Config
+from zonos2_triton.model.tiny import write_tiny
+
+
+class Golden:
+    """The vectors by file name."""
+
+    folder = Path(__file__).parent / "golden"
+
+    def json(self, name: str) -> Any:
+        return json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
+
+    def tensors(self, name: str, prefix: str = "") -> dict[str, Tensor]:
+        stored = load_file(self.folder / f"{name}.safetensors")
+        return {key.removeprefix(prefix): value for key, value in stored.items() if key.startswith(prefix)}
+
+    def vocoder(self, name: str, **placement: Any) -> Vocoder:
+        sizes = self.json("dac_tiny")["dacs"][name]["config"]
+        config = VocoderConfig(**{key: value for key, value in sizes.items() if not key.startswith("encoder_")})
+        return Vocoder.from_state(config, self.tensors("dac_tiny", f"{name}.weights."), **placement)
+
+    def backbone(self, **placement: Any) -> Backbone:
+        config = Zonos2Config.from_json(self.folder / "params_b.json")
+        return Backbone.load(self.folder / "backbone_b.safetensors", config=config, **placement)
+
+
+@pytest.fixture(scope="session")
+def golden() -> Golden:
+    return Golden()
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Read only: tests that change files copy it."""
+    return write_tiny(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tts(tiny_folder: Path) -> Zonos2:
+    return Zonos2.load(tiny_folder, device="cpu")
+
+
+@pytest.fixture
+def seeded() -> Callable[..., Tensor]:
+    """randn of a fixed seed."""
+    generator = torch.Generator().manual_seed(0)
+    return lambda *shape, dtype=torch.float32: torch.randn(*shape, generator=generator, dtype=dtype)
