@@ -91,7 +91,7 @@ class Backbone:
         [n_moe_layers, T, k_max], by descending score, unused slots -1 and 0; router_probs [n_moe_layers, T, n_experts];
         router_states [n_moe_layers, T, moe_router_dim].
         """
-        ids, speaker = self._checked_ids("ids", ids), self._checked_speaker("speaker", speaker)
+        ids, speaker = self._checked_ids("ids", ids), self.checked_speaker("speaker", speaker)
         if len(ids) > self.config.max_seqlen:
             raise ValueError(f"ids has {len(ids)} rows, but max_seqlen is {self.config.max_seqlen}")
         with ieee_fp32():
@@ -117,7 +117,7 @@ class Backbone:
                 raise ValueError(f"{name} must be one for all or one for each of {n} prompts, got {len(values)}")
         for i, (prompt, voice) in enumerate(zip(prompts, voices, strict=True)):  # before any work
             self._checked_prompt(f"prompts[{i}]", prompt)
-            self._checked_speaker(f"speakers[{i}]", voice)
+            self.checked_speaker(f"speakers[{i}]", voice)
         results = []
         for i, (prompt, settings, voice) in enumerate(zip(prompts, samplings, voices, strict=True)):
             seed = fresh_seed(settings)
@@ -134,7 +134,7 @@ class Backbone:
     ) -> Iterator[Frame]:
         """The frames of one prompt as they come: up to sampling.max_frames, or what max_seqlen leaves room for."""
         prompt = self._checked_prompt("prompt", prompt)
-        speaker = self._checked_speaker("speaker", speaker)
+        speaker = self.checked_speaker("speaker", speaker)
         settings = sampling.clamped()
         seed = fresh_seed(settings) if seed is None else seed
         config, room = self.config, self.config.max_seqlen - len(prompt)
@@ -187,7 +187,7 @@ class Backbone:
             )
         return ids.to(self.device)
 
-    def _checked_speaker(self, name: str, speaker: Tensor | None) -> Tensor | None:
+    def checked_speaker(self, name: str, speaker: Tensor | None) -> Tensor | None:
         if speaker is None:
             return None
         size = self.config.speaker_embedding_dim

@@ -33,16 +33,22 @@ INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 1 doctor found something missing, 2 bad input, 130 interrupted."""
     options = _parser().parse_args(argv)
-    warnings.showwarning = lambda message, *_, **__: print(f"zonos2-triton: warning: {message}", file=sys.stderr)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        return int(options.run(options))
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")
+            warnings.showwarning = _show_warning
+            return int(options.run(options))
     except KeyboardInterrupt:
         print("zonos2-triton: interrupted; nothing was written", file=sys.stderr)
         return INTERRUPTED
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"zonos2-triton: error: {error}", file=sys.stderr)
         return 2
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"zonos2-triton: warning: {message}", file=sys.stderr)
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

@@ -130,13 +130,13 @@ class Zonos2:
 
         ValueError, TypeError: the text is too long for the model, or an argument is wrong; raised before any work.
         """
-        texts = [text] if isinstance(text, str) else list(text)
+        texts = list(text) if isinstance(text, list | tuple) else [text]
         embedding = self._embedding(speaker)
         prompts = [self._prompt(t, embedding, **prompt) for t in texts]
         with annotate("model/generate"):
             results = self.backbone.generate(prompts, sampling, [embedding] * len(prompts), progress)
         audios = [self._decode(result.frames, result.eos_frame) for result in results]
-        return audios[0] if isinstance(text, str) else audios
+        return audios if isinstance(text, list | tuple) else audios[0]
 
     def stream(
         self,
@@ -180,10 +180,8 @@ class Zonos2:
         return ids
 
     def _embedding(self, speaker: Voice) -> Tensor | None:
-        if speaker is None:
-            return None
-        if isinstance(speaker, Tensor):
-            return speaker  # the backbone checks it
+        if speaker is None or isinstance(speaker, Tensor):
+            return self.backbone.checked_speaker("speaker", speaker)
         if not self.backbone.config.speaker_enabled:
             raise ValueError("speaker was given, but this model takes no speaker embedding")
         if self.speaker_encoder is None:

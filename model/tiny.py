@@ -119,12 +119,11 @@ def backbone_weights(config: Zonos2Config, generator: torch.Generator) -> dict[s
 
 
 def codec_weights(config: VocoderConfig, generator: torch.Generator) -> dict[str, Tensor]:
-    """Of a decoder that is neither silent nor clipped."""
-    weights = random_weights(vocoder.layout(config), generator, convolutions=True)
+    """Of a decoder that is neither silent nor clipped, and does not magnify rounding errors."""
+    weights = random_weights(vocoder.layout(config), generator, convolutions=True, gain=0.65)
     for name, tensor in weights.items():
         if name.endswith("alpha"):
             tensor.uniform_(0.5, 1.5, generator=generator)
-    weights[f"decoder.model.{len(config.decoder_rates) + 2}.weight"] *= 0.05
     return weights
 
 

@@ -1,0 +1,124 @@
+import dataclasses
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zonos2_triton.model import Sampling
+from zonos2_triton.reference.philox import philox
+from zonos2_triton.reference.sampling import draw, probabilities
+
+NO_HISTORY = torch.zeros(0, 9, dtype=torch.int64)
+
+
+def test_golden(golden):
+    vectors, tensors = golden.json("sampling"), golden.tensors("sampling")
+    assert len(vectors["cases"]) == 36
+    for i, case in enumerate(vectors["cases"]):
+        sampling = Sampling(**{key: case[key] for key in vectors["defaults"]})
+        history = tensors["history"][i, : case["history_len"]]
+        got, want = probabilities(tensors["logits"][case["logits_index"]], sampling, history), tensors["probs"][i]
+        assert torch.equal(got > 0, want > 0), case["name"]
+        assert (got - want).abs().max() <= 1e-6, case["name"]
+
+
+finite = st.floats(allow_nan=False, allow_infinity=False, width=32)
+history_lengths = st.integers(0, 60)
+
+
+@given(finite, st.integers(-5, 2000), finite, finite, st.integers(-5, 70), finite, st.integers(-3, 12), history_lengths)
+def test_any_finite_settings_make_a_distribution(t, k, top_p, min_p, window, penalty, codebooks, n):
+    generator = torch.Generator().manual_seed(n)
+    logits = 15 * torch.tanh(torch.randn(9, 1026, generator=generator))
+    history = torch.randint(0, 1026, (n, 9), generator=generator)
+    p = probabilities(logits, Sampling(t, k, top_p, min_p, window, penalty, codebooks), history)
+    assert p.isfinite().all()
+    assert (p >= 0).all()
+    assert (p.sum(-1) - 1).abs().max() < 1e-5
+
+
+def test_rows_are_independent_of_each_other(seeded):
+    logits = 4 * seeded(9, 1026)
+    alone = probabilities(logits, Sampling(), NO_HISTORY)
+    logits[3] = 100 * logits[3]
+    changed = probabilities(logits, Sampling(), NO_HISTORY)
+    others = [c for c in range(9) if c != 3]
+    assert torch.equal(alone[others], changed[others])
+
+
+@pytest.mark.parametrize("count", [1, 5, 9], ids="first-{}".format)
+def test_the_penalty_spares_end_padding_and_later_codebooks(seeded, count):
+    logits = 4 * seeded(9, 1026)
+    history = torch.tensor([[7] * 9, [1024] * 9, [1025] * 9])
+    flat = Sampling(temperature=1, top_k=1026, min_p=0, repetition_codebooks=count, repetition_penalty=2)
+    ratio = (probabilities(logits, flat, history) / probabilities(logits, flat, NO_HISTORY)).log()
+    ratio = ratio - ratio[:, :1]  # the change of each logit, but for what normalisation adds to all
+    changed = (ratio.abs() > 1e-3).nonzero().tolist()
+    assert changed == [[c, 7] for c in range(count)]
+
+
+def test_draws_follow_the_distribution():
+    """Chi-square over 200,000 draws of each of four codebooks, 24 codes; the limit is the
+    1 - 1e-6 quantile of 23 degrees of freedom, and the seeds are fixed."""
+    n, codes = 200_000, 24
+    p = torch.randn(4, codes, generator=torch.Generator().manual_seed(1)).mul(2).softmax(-1)
+    weights = (p * 2**30).long()
+    words = philox(99, (torch.arange(n)[:, None], torch.arange(4), 0, 0))[..., 0]
+    for c in range(4):
+        target = words[:, c] * weights[c].sum() >> 32
+        drawn = torch.searchsorted(weights[c].cumsum(0), target, right=True)
+        assert torch.equal(drawn[:50], torch.stack([draw(p, 99, frame)[c] for frame in range(50)]))
+        counts = torch.bincount(drawn, minlength=codes).double()
+        expected = p[c].double() * n
+        assert ((counts - expected).square() / expected).sum() < 70.5
+
+
+def test_a_draw_needs_its_seed_frame_and_codebook(seeded):
+    p = seeded(9, 1026).softmax(-1)
+    first = draw(p, 5, 3)
+    assert torch.equal(draw(p, 5, 3), first)
+    assert torch.equal(draw(p[:4], 5, 3), first[:4])
+    assert not torch.equal(draw(p, 6, 3), first)
+    assert not torch.equal(draw(p, 5, 4), first)
+    assert len(set(draw(p[:1].expand(9, -1), 5, 3).tolist())) > 1
+
+
+@pytest.mark.parametrize("frame", range(20))
+def test_only_codes_of_the_support_are_drawn(frame):
+    p = torch.zeros(9, 1026)
+    p[:, [0, 500, 1025]] = torch.tensor([2**-24, 0.5, 0.5 - 2**-24])
+    assert set(draw(p, 1, frame).tolist()) <= {0, 500, 1025}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=str)
+@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Sampling) if f.name != "ignore_eos"])
+def test_rejects_what_is_not_finite(field, value):
+    with pytest.raises(ValueError, match=f"sampling: {field} must be finite"):
+        Sampling(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"seed": -1}, ValueError, "seed must be an integer in"),
+        ({"seed": 2**64}, ValueError, "seed must be an integer in"),
+        ({"seed": 1.5}, ValueError, "seed must be an integer in"),
+        ({"max_frames": 0}, ValueError, "max_frames must be at least 1, got 0"),
+        ({"top_k": "many"}, TypeError, "top_k must be a number, got 'many'"),
+        ({"temperature": True}, TypeError, "temperature must be a number, got True"),
+        ({"ignore_eos": 1}, TypeError, "ignore_eos must be True or False, got 1"),
+    ],
+    ids=str,
+)
+def test_rejects(settings, error, message):
+    with pytest.raises(error, match=f"sampling: {message}"):
+        Sampling(**settings)
+
+
+def test_clamping():
+    s = Sampling(temperature=-1, top_k=0, top_p=2, min_p=-1, repetition_window=-3, repetition_penalty=0.5).clamped()
+    assert (s.temperature, s.top_k, s.top_p, s.min_p) == (1e-6, 1024, 1, 0)
+    assert (s.repetition_window, s.repetition_penalty) == (0, 1)
+    assert [Sampling(repetition_codebooks=n).clamped().repetition_codebooks for n in (-1, 0, 9, 50)] == [9, 0, 9, 9]
