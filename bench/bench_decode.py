@@ -1,7 +1,7 @@
 """What a frame costs: decoding by the reference on a CPU, over streams and over context.
 
-The model is the tiny one, so the figures show how cost grows, not how fast ZONOS2 is. Frames are checked against a run of one
-stream before they are timed.
+The model is the tiny one, so the figures show how cost grows, not how fast ZONOS2 is. Frames are checked against a run
+of one stream before they are timed.
 """
 
 import pytest

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 SAFETENSORS_INDEX = ".safetensors.index.json"
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class Checkpoint:
@@ -92,10 +94,11 @@ def _open_safetensors(file: Path):  # type: ignore[no-untyped-def]  # the librar
 def _shards(index: Path) -> list[Path]:
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        outside = sorted(name for name in names if Path(name).name != name)
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"{index} is no index of safetensors files: {error!r}") from error
-    if outside := [name for name in names if Path(name).name != name]:
-        raise ValueError(f"{index} names files outside of its folder: {', '.join(sorted(outside))}")
+    if outside:
+        raise ValueError(f"{index} names files outside of its folder: {', '.join(outside)}")
     return [index.parent / name for name in sorted(names)]
 
 
@@ -103,13 +106,14 @@ def _load_pickle(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a file that torch.save wrote, mapped; its 'metadata' entry as JSON text under its own keys."""
     try:
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{file} is refused: it holds objects other than tensors, whose code would run when it is loaded; "
-            f"save its tensors alone, or as safetensors ({str(error).splitlines()[0]})"
-        ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{file} is truncated, corrupt or no file of torch.save: {error}") from error
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        if isinstance(error, pickle.UnpicklingError) and (found := re.search(r"GLOBAL (\S+)", str(error))):
+            raise ValueError(
+                f"{file} is refused: it holds {found[1]}, whose code would run when it is loaded; a checkpoint must "
+                "hold tensors only, best as safetensors"
+            ) from error
+        reason = next(iter(str(error).splitlines()), repr(error))
+        raise ValueError(f"{file} is truncated, corrupt or no file of torch.save: {reason}") from error
     if not isinstance(state, dict):
         raise ValueError(f"{file} must hold a dictionary of tensors, got {type(state).__name__}")
     metadata = state.get("metadata")
@@ -117,8 +121,9 @@ def _load_pickle(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         if isinstance(state.get(key), Mapping):
             state = dict(state[key])
             break
-    if others := [str(name) for name, value in state.items() if not isinstance(value, Tensor)]:
-        raise ValueError(f"{file} must hold tensors only; these entries are none: {', '.join(others)}")
+    named = {name for name, value in state.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    if others := [str(name) for name in state if name not in named]:
+        raise ValueError(f"{file} must hold tensors by name only; these entries are none: {', '.join(others)}")
     pairs = metadata.items() if isinstance(metadata, Mapping) else ()
     return state, {str(key): json.dumps(value, default=str) for key, value in pairs}
 
@@ -137,19 +142,24 @@ def check_layout(source: object, shapes: Mapping[str, list[int]], layout: Mappin
         raise ValueError("\n".join([f"the tensors of {source} do not fit the configuration", *lines]))
 
 
+def value_faults(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> list[str]:
+    """A line for each tensor that is no plain one of floats, or is NaN or Inf, by itself or once it is `dtype`."""
+    faults = []
+    for name, tensor in tensors.items():
+        if tensor.dtype not in FLOATS or tensor.layout != torch.strided or tensor.is_meta:
+            faults.append(f"{name} must be a dense floating-point tensor, got {tensor.dtype}, {tensor.layout}")
+        elif tensor.numel():
+            # The extremes of a tensor with a NaN are NaN; unlike isfinite() they need no mask of the tensor's size.
+            lowest, highest = torch.aminmax(tensor.to(dtype or tensor.dtype))
+            if not (lowest.isfinite() and highest.isfinite()):
+                faults.append(f"{name} holds NaN or Inf" + (f" as {dtype}" if dtype else ""))
+    return faults
+
+
 def check_values(source: object, tensors: Mapping[str, Tensor]) -> None:
-    """ValueError that lists every tensor that is not of floats or holds NaN or Inf."""
-    integers = [f"{name} ({t.dtype})" for name, t in tensors.items() if not t.is_floating_point()]
-    if integers:
-        raise ValueError(f"the tensors of {source} must be floating-point; these are not: {', '.join(integers)}")
-    # The extremes of a tensor with a NaN are NaN; unlike isfinite() they need no mask of the tensor's size.
-    infinite = [
-        name
-        for name, t in tensors.items()
-        if t.numel() and not all(bool(extreme.isfinite()) for extreme in torch.aminmax(t))
-    ]
-    if infinite:
-        raise ValueError(f"the tensors of {source} must be finite; NaN or Inf in: {', '.join(infinite)}")
+    """ValueError that lists every fault of `value_faults`."""
+    if faults := value_faults(tensors):
+        raise ValueError("\n  ".join([f"the tensors of {source} cannot be used", *faults]))
 
 
 def load_weights(
@@ -167,14 +177,11 @@ def load_weights(
     faults: list[str] = []
     for names in groups:
         tensors = checkpoint.tensors(names)
-        try:
-            check_values(checkpoint.path, tensors)
-        except ValueError as error:
-            faults.append(str(error))
+        faults += value_faults(tensors, dtype)
         if not faults:
             weights |= {name: tensor.to(device, dtype) for name, tensor in tensors.items()}
     if faults:
-        raise ValueError("\n".join(faults))
+        raise ValueError("\n  ".join([f"the tensors of {checkpoint.path} cannot be used", *faults]))
     return weights
 
 

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
+REPO_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 # What the released backbone is used with, and where each lies on the hub.
 CODEC_REPO = "descript/dac_44khz"
@@ -24,13 +24,15 @@ def resolve_path(name: str | Path) -> Path:
         raise FileNotFoundError(f"{name} is neither a file or folder here nor a hub id of the form owner/name")
     try:
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import LocalEntryNotFoundError
+        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
     except ImportError as error:
         raise ImportError(
             f"{name} is no local folder; to fetch it from the hub: pip install 'zonos2-triton[hub]'"
         ) from error
     try:
         return Path(snapshot_download(name, allow_patterns=FILES, local_files_only=True))
+    except HFValidationError as error:
+        raise FileNotFoundError(f"{name} is neither a file or folder here nor a valid hub id: {error}") from error
     except LocalEntryNotFoundError:
         try:
             return Path(snapshot_download(name, allow_patterns=FILES))

@@ -81,10 +81,11 @@ def write_tiny(folder: str | Path, seed: int = 0) -> Path:
     (folder / "dac").mkdir(parents=True)
     (folder / "speaker_encoder").mkdir()
     generator = torch.Generator().manual_seed(seed)
-    metadata = {"format": "pt", "notice": NOTICE, "seed": str(seed)}
+    metadata = {"notice": NOTICE}  # one entry: the library writes several in random order
 
     _write_json(folder / "params.json", PARAMS)
-    save_file(backbone_weights(Zonos2Config.from_params(PARAMS), generator), folder / "model.safetensors", metadata)
+    weights = backbone_weights(Zonos2Config.from_params(PARAMS), generator)
+    save_file(weights, folder / "model.safetensors", metadata)
     save_official_codec(folder / "dac" / "weights.pth", CODEC, codec_weights(CODEC, generator))
     sizes = {name: getattr(SPEAKER, name) for name in SPEAKER.__dataclass_fields__}
     _write_json(folder / "speaker_encoder" / "config.json", sizes)

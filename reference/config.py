@@ -86,10 +86,9 @@ class Zonos2Config:
         if unknown := sorted(params.keys() - own.keys() - UNUSED_KEYS - RESTATED_KEYS):
             warnings.warn(f"params.json: unknown keys are ignored: {', '.join(unknown)}", stacklevel=3)
         values = {name: params[name] for name in own if name in params}
-        values["quality_features"] = tuple(params["quality_features"] or ())
-        values["quality_bucket_counts"] = _quality_bucket_counts(params)
+        values["quality_features"], values["quality_bucket_counts"] = _quality(params)
         values["special_topk_layers"] = _special_topk_layers(params.get("special_topk_layers"))
-        rates = params["speaking_rate_buckets"] or ()
+        rates = _list_of_names("speaking_rate_buckets", params["speaking_rate_buckets"])
         if len(rates) != params["speaking_rate_num_buckets"]:
             raise ValueError(
                 f"speaking_rate_num_buckets is {params['speaking_rate_num_buckets']!r}, "
@@ -118,6 +117,7 @@ class Zonos2Config:
              f"eoa_id must be codebook_size {self.codebook_size}, got {self.eoa_id}"),
             (self.audio_pad_id != self.codebook_size + 1,
              f"audio_pad_id must be codebook_size + 1 = {self.codebook_size + 1}, got {self.audio_pad_id}"),
+            (self.ffn_dim == 0, f"ffn_dim_multiplier {self.ffn_dim_multiplier} * dim {self.dim} is below one"),
             (self.conditioning_base < BYTE_VOCAB,
              f"text_vocab {self.text_vocab} leaves {self.conditioning_base} ids beside the conditioning tokens, but "
              f"text needs {BYTE_VOCAB}"),
@@ -184,16 +184,27 @@ class Zonos2Config:
         return self.text_vocab - conditioning - self.background_ids - self.accurate_ids
 
 
-def _quality_bucket_counts(params: dict[str, Any]) -> tuple[int, ...]:
-    features, buckets = params["quality_features"] or (), params["quality_buckets"] or {}
+def _list_of_names(key: str, value: object) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ValueError(f"{key} must be a list of names, got {value!r}")
+    return tuple(value)
+
+
+def _quality(params: dict[str, Any]) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """(features, how many buckets each has)."""
+    features, buckets = _list_of_names("quality_features", params["quality_features"]), params["quality_buckets"] or {}
+    if not isinstance(buckets, dict):
+        raise ValueError(f"quality_buckets must map features to lists of buckets, got {buckets!r}")
     if sorted(features) != sorted(buckets):
         raise ValueError(f"quality_features {list(features)} and the keys of quality_buckets {list(buckets)} differ")
-    counts = tuple(len(buckets[feature]) for feature in features)
+    counts = tuple(len(_list_of_names(f"quality_buckets.{feature}", buckets[feature])) for feature in features)
     if sum(counts) != params["quality_num_buckets"]:
         raise ValueError(
             f"quality_num_buckets is {params['quality_num_buckets']!r}, but quality_buckets lists {sum(counts)}"
         )
-    return counts
+    return features, counts
 
 
 def _special_topk_layers(value: dict[str, int] | None) -> tuple[tuple[int, int], ...]:

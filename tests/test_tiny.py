@@ -19,6 +19,7 @@ FILES = {
     "speaker_encoder/config.json",
     "speaker_encoder/model.safetensors",
 }
+PARTS = ("backbone", "vocoder", "speaker_encoder")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -39,14 +40,10 @@ def test_other_seed_other_weights(tmp_path, tiny_folder):
     assert differing == {name for name in FILES if not name.endswith(".json")}
 
 
-def test_default_seed_is_zero(tmp_path, tiny_folder):
-    assert contents(write_tiny(tmp_path / "zero", seed=0)) == contents(tiny_folder)
-
-
 @pytest.mark.parametrize("name", ["model.safetensors", "speaker_encoder/model.safetensors"])
 def test_notice_in_safetensors(tiny_folder, name):
     with safe_open(tiny_folder / name, framework="pt") as file:
-        assert file.metadata() == {"format": "pt", "notice": NOTICE, "seed": "0"}
+        assert file.metadata() == {"notice": NOTICE}
 
 
 def test_notice_in_readme(tiny_folder):
@@ -58,7 +55,7 @@ def test_notice_in_codec(tiny_folder):
     assert stored["metadata"]["notice"] == NOTICE
 
 
-@pytest.mark.parametrize("part", ["backbone", "vocoder", "speaker_encoder"])
+@pytest.mark.parametrize("part", PARTS)
 def test_notice_reaches_each_part(tts, part):
     assert NOTICE in getattr(tts, part).metadata["notice"]
 
@@ -68,15 +65,12 @@ def test_notice_once_in_the_model(tts):
     assert tts.comment == f"synthetic speech by zonos2-triton; {NOTICE}"
 
 
-@pytest.mark.parametrize(
-    "parts",
-    [("vocoder",), ("speaker_encoder",), ("backbone",)],
-    ids=["vocoder", "speaker encoder", "backbone"],
-)
-def test_notice_of_one_part_is_enough(tiny_folder, monkeypatch, parts):
+@pytest.mark.parametrize("part", PARTS)
+def test_notice_of_one_part_is_enough(tiny_folder, monkeypatch, part):
     tts = Zonos2.load(tiny_folder, device="cpu")
-    for part in {"backbone", "vocoder", "speaker_encoder"} - set(parts):
-        monkeypatch.setattr(getattr(tts, part), "metadata", {})
+    for other in PARTS:
+        if other != part:
+            monkeypatch.setattr(getattr(tts, other), "metadata", {})
     assert tts.notice == NOTICE
 
 
@@ -114,13 +108,16 @@ def test_official_codec_file_is_its_folded_tensors(tmp_path):
     assert loaded.state.keys() == reference.layout(CODEC).keys()
     codes = torch.randint(0, 1024, (1, 9, 40), generator=torch.Generator().manual_seed(0))
     expected, error = direct.decode(codes), loaded.decode(codes) - direct.decode(codes)
-    # Measured 2026-11-22 on a 2-core CPU: see the bound; weights are rounded once more on their way.
-    assert error.square().mean().sqrt() < 1e-5 * expected.square().mean().sqrt()
+    # Measured 2026-11-22 on a 2-core CPU: 6.3e-7; g * v / |v| rounds each weight once more.
+    assert error.square().mean().sqrt() < 2e-6 * expected.square().mean().sqrt()
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_audio_is_neither_silent_nor_clipped(tmp_path, seed):
-    """Silent: RMS below 0.02 of full scale (-34 dB). Clipped: more than one sample in a thousand beyond 0.99."""
+    """Silent: RMS below 0.02 of full scale (-34 dB). Clipped: more than one sample in a thousand beyond 0.99.
+
+    Measured 2026-11-22 on a 2-core CPU: RMS 0.12 to 0.17, peaks 0.56 to 0.84.
+    """
     tts = Zonos2.load(write_tiny(tmp_path / "model", seed), device="cpu")
     samples = tts.speak("It means nothing.", sampling=Sampling(seed=0, max_frames=40, ignore_eos=True)).samples
     assert len(samples) == 40 * 512
