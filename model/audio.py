@@ -48,15 +48,25 @@ def write_chunks(part: Path, kind: str, chunks: Iterable[Tensor], sample_rate: i
     """Write chunks fp32 [m] as they come."""
     import soundfile  # loads a shared library: not at import
 
+    if isinstance(sample_rate, bool) or not isinstance(sample_rate, int) or sample_rate < 1:
+        raise ValueError(f"sample_rate must be a positive number of Hz, got {sample_rate!r}")
     with soundfile.SoundFile(part, "w", sample_rate, 1, format=kind) as file:
         if comment:
             file.comment = comment
+        count = 0
         for chunk in chunks:
             file.write(to_int16(chunk).numpy())
+            count += len(chunk)
+        if kind == "FLAC" and count == 0:
+            raise ValueError("a .flac file cannot hold an empty sound; save it as .wav")
 
 
 def to_int16(samples: Tensor) -> Tensor:
-    """fp32 -> int16, clipped, rounded to nearest. ValueError: NaN or Inf."""
+    """fp32 [m] -> int16, clipped, rounded to nearest. TypeError: not floats; ValueError: several channels, NaN or Inf."""
+    if not samples.is_floating_point():
+        raise TypeError(f"samples must be floating-point, nominally in -1..1, got {samples.dtype}")
+    if samples.ndim != 1:
+        raise ValueError(f"samples must be [N], one channel, got {list(samples.shape)}")
     if not bool(samples.isfinite().all()):
         raise ValueError("samples must be finite to be saved, got NaN or Inf")
     return (samples.detach().cpu().double().clamp(-1, 1) * 32767).round().to(torch.int16)
@@ -91,6 +101,6 @@ def read_audio(path: str | Path) -> tuple[Tensor, int]:
         raise FileNotFoundError(f"{path} is not a file")
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
+    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: headerless formats, by their ending
         raise ValueError(f"{path} is no sound file that can be read: {error}") from error
     return torch.from_numpy(samples.T.copy()), rate

@@ -10,7 +10,7 @@ from torch import Tensor
 from zonos2_triton.model.backend import resolve_device
 from zonos2_triton.model.checkpoint import Checkpoint, check_layout, check_values, one_file
 from zonos2_triton.reference import speaker_encoder as reference
-from zonos2_triton.reference.mel import MELS, N_FFT, SAMPLE_RATE, log_mel, resample
+from zonos2_triton.reference.mel import HOP, MELS, N_FFT, SAMPLE_RATE, log_mel, resample
 from zonos2_triton.reference.numeric import ieee_fp32
 from zonos2_triton.reference.speaker_encoder import SpeakerEncoderConfig
 
@@ -46,10 +46,13 @@ class SpeakerEncoder:
         settings = checkpoint.path.with_name("config.json")
         try:
             params = json.loads(settings.read_text(encoding="utf-8"))
-            own = {name: params[name] for name in SpeakerEncoderConfig.__dataclass_fields__}
+            config = SpeakerEncoderConfig(**{name: params[name] for name in SpeakerEncoderConfig.__dataclass_fields__})
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{settings} is not the configuration of a speaker encoder: {error!r}") from error
-        encoder = cls.from_state(SpeakerEncoderConfig(**own), checkpoint.tensors(checkpoint.shapes), device)
+        try:
+            encoder = cls.from_state(config, checkpoint.tensors(checkpoint.shapes), device)
+        except ValueError as error:
+            raise ValueError(f"{checkpoint.path}: {error}") from error
         encoder.metadata = checkpoint.metadata
         return encoder
 
@@ -57,7 +60,7 @@ class SpeakerEncoder:
     def embed(self, waveform: Tensor, sample_rate: int) -> Tensor:
         """waveform [N] or [channels, N], floats in -1..1, at any whole rate -> [enc_dim]; channels are averaged.
 
-        ValueError: silent, not finite, or shorter than one analysis window of 43 ms.
+        ValueError: silent, not finite, or shorter than one analysis window (43 ms) or what the encoder needs (53 ms).
         """
         mono = self._checked(waveform, sample_rate)
         return self.embed_mel(self.log_mel(resample(mono, sample_rate)))
@@ -77,10 +80,8 @@ class SpeakerEncoder:
     def embed_mel(self, log_mel: Tensor) -> Tensor:
         """[frames, 128] -> [enc_dim]."""
         mel = self._checked_samples("log_mel", log_mel)
-        kernels = zip(self.config.enc_dilations, self.config.enc_kernel_sizes, strict=True)
-        reach = max(dilation * (kernel - 1) // 2 for dilation, kernel in kernels)  # what reflection can fill
-        if mel.ndim != 2 or mel.shape[1] != MELS or len(mel) <= reach:
-            raise ValueError(f"log_mel must be [frames > {reach}, {MELS}], got {list(mel.shape)}")
+        if mel.ndim != 2 or mel.shape[1] != MELS or len(mel) < self.config.least_frames:
+            raise ValueError(f"log_mel must be [frames >= {self.config.least_frames}, {MELS}], got {list(mel.shape)}")
         with ieee_fp32():
             return reference.embed(self.config, self.state, mel)
 
@@ -94,10 +95,11 @@ class SpeakerEncoder:
         if waveform.ndim == 2 and waveform.shape[0] > waveform.shape[1]:
             raise ValueError(f"waveform must be [channels, N], got {list(waveform.shape)}, which looks transposed")
         mono = waveform if waveform.ndim == 1 else waveform.mean(0)
-        if len(mono) * SAMPLE_RATE < N_FFT * sample_rate:
+        least = max(N_FFT, self.config.least_frames * HOP)  # samples at 24 kHz, a frame per HOP of them
+        if len(mono) * SAMPLE_RATE <= (least - 1) * sample_rate:
             raise ValueError(
-                f"waveform lasts {len(mono) / sample_rate * 1000:.1f} ms, shorter than one analysis window of "
-                f"{N_FFT / SAMPLE_RATE * 1000:.1f} ms"
+                f"waveform lasts {len(mono) / sample_rate * 1000:.1f} ms, shorter than one analysis window and than the "
+                f"{least / SAMPLE_RATE * 1000:.1f} ms that the encoder needs"
             )
         if mono.abs().max() < SILENCE:
             raise ValueError(f"waveform is silent: its largest sample is {mono.abs().max():.2g}")

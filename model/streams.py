@@ -64,14 +64,14 @@ class _Stream:
         return self.vocoder.checked_codes("frames", frames)
 
     def _check_end(self, eos_frame: int | None, total: int, last: bool) -> None:
-        if eos_frame is None:
-            return
-        if isinstance(eos_frame, bool) or not isinstance(eos_frame, int) or eos_frame < self._decoded():
-            raise ValueError(f"eos_frame must be at least {self._decoded()}, which are decoded, got {eos_frame!r}")
-        if self.eos_frame not in (None, eos_frame):
-            raise ValueError(f"eos_frame was {self.eos_frame} in an earlier message, got {eos_frame}")
-        if last and eos_frame > total:
-            raise ValueError(f"eos_frame must be at most the {total} frames that were pushed, got {eos_frame}")
+        if eos_frame is not None:
+            if isinstance(eos_frame, bool) or not isinstance(eos_frame, int) or eos_frame < self._decoded():
+                raise ValueError(f"eos_frame must be at least {self._decoded()}, which are decoded, got {eos_frame!r}")
+            if self.eos_frame not in (None, eos_frame):
+                raise ValueError(f"eos_frame was {self.eos_frame} in an earlier message, got {eos_frame}")
+        end = self.eos_frame if eos_frame is None else eos_frame
+        if last and end is not None and end > total:
+            raise ValueError(f"eos_frame must be at most the {total} frames that were pushed, got {end}")
 
 
 class ExactStream(_Stream):

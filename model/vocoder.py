@@ -53,6 +53,7 @@ class Vocoder:
         check_values("the vocoder", tensors)
         folded = _fold_weight_norms(tensors)
         check_layout("the vocoder", {name: list(t.shape) for name, t in folded.items()}, reference.layout(config))
+        check_values("the vocoder, weight norm folded,", folded)  # 0 / |0| is NaN
         return cls(config, {name: t.to(device, dtype) for name, t in folded.items()}, backend)
 
     @classmethod
@@ -135,9 +136,10 @@ class Vocoder:
         top = self.config.codebook_size + 1
         if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
             raise TypeError(f"{name} must be integers, got {codes.dtype}")
+        codes = codes.to(torch.int64)
         if wrong := ((codes < 0) | (codes > top)).nonzero()[:1].tolist():
             raise ValueError(f"{name}{wrong[0]} must be in 0..{top}, got {codes[tuple(wrong[0])]}")
-        return codes.to(torch.int64)
+        return codes
 
     def _checked_clips(self, codes: Tensor) -> Tensor:
         C = self.config.n_codebooks
@@ -161,32 +163,28 @@ def _encode_side(name: str) -> bool:
 
 
 def _fold_weight_norms(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Each pair of g and v, in either spelling of torch, becomes the weight it stands for."""
-    folded: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        for g, v, weight in (
-            (".weight_g", ".weight_v", ".weight"),
-            (".weight.original0", ".weight.original1", ".weight"),
-            (".parametrizations.weight.original0", ".parametrizations.weight.original1", ".weight"),
-        ):
-            base = name.removesuffix(g)
-            if base != name and base + v in state:
-                folded[base + weight] = reference.fold(tensor, state[base + v])
-                break
-            if name.endswith(v) and name.removesuffix(v) + g in state:
-                break
-        else:
-            folded[name] = tensor
+    """Each pair of g and v, in either spelling of torch, becomes the weight it stands for; half a pair stays."""
+    folded = {name.replace(".parametrizations.", "."): tensor for name, tensor in state.items()}
+    for g_end, v_end in ((".weight_g", ".weight_v"), (".weight.original0", ".weight.original1")):
+        for base in [name.removesuffix(g_end) for name in folded if name.endswith(g_end)]:
+            g, v = folded[base + g_end], folded.get(base + v_end)
+            if v is None or v.ndim != 3 or g.shape != (len(v), 1, 1) or f"{base}.weight" in folded:
+                continue  # the layout has no g or v: what does not fit together is listed there
+            folded[f"{base}.weight"] = reference.fold(g, v)
+            del folded[base + g_end], folded[base + v_end]
     return folded
 
 
 def _official_config(checkpoint: Checkpoint) -> VocoderConfig:
     """From the constructor arguments that the official file keeps under metadata.kwargs."""
     kwargs = json.loads(checkpoint.metadata.get("kwargs", "{}"))
-    own = {name: kwargs[name] for name in VocoderConfig.__dataclass_fields__ if kwargs.get(name) is not None}
-    if kwargs and "latent_dim" not in own and {"encoder_dim", "encoder_rates"} <= kwargs.keys():
-        own["latent_dim"] = kwargs["encoder_dim"] * 2 ** len(kwargs["encoder_rates"])
-    return VocoderConfig(**own)
+    try:
+        own = {name: kwargs[name] for name in VocoderConfig.__dataclass_fields__ if kwargs.get(name) is not None}
+        if kwargs and "latent_dim" not in own and {"encoder_dim", "encoder_rates"} <= kwargs.keys():
+            own["latent_dim"] = kwargs["encoder_dim"] * 2 ** len(kwargs["encoder_rates"])
+        return VocoderConfig(**own)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{checkpoint.path}: metadata.kwargs is no configuration of a codec: {error}") from error
 
 
 def _transformers_config(path: Path) -> VocoderConfig:
@@ -202,7 +200,7 @@ def _transformers_config(path: Path) -> VocoderConfig:
             codebook_dim=c["codebook_dim"],
             sample_rate=c["sampling_rate"],
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (AttributeError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not the configuration of a transformers DAC model: {error!r}") from error
 
 

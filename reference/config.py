@@ -214,6 +214,24 @@ def _special_topk_layers(value: dict[str, int] | None) -> tuple[tuple[int, int],
         raise ValueError(f"special_topk_layers must map layer numbers to counts, got {value!r}") from error
 
 
+def check_sizes(config: Any) -> None:
+    """ValueError: a field of this frozen dataclass that is no positive integer, or, where it is many, none or a wrong one.
+
+    Lists become tuples.
+    """
+    for field in fields(config):
+        value = getattr(config, field.name)
+        many = field.type == tuple[int, ...]
+        if many and isinstance(value, list | tuple):
+            object.__setattr__(config, field.name, tuple(value))
+            numbers = tuple(value)
+        else:
+            numbers = () if many else (value,)
+        if not numbers or not all(type(n) is int and n > 0 for n in numbers):
+            kind = "a list of positive integers" if many else "a positive integer"
+            raise ValueError(f"{type(config).__name__}: {field.name} must be {kind}, got {value!r}")
+
+
 MAY_BE_ZERO = {"moe_start_from_layer", "moe_end_from_layer", "speaking_rate_num_buckets", "quality_bucket_counts"}
 
 

@@ -4,12 +4,13 @@ Source: B. Desplanques, J. Thienpondt, K. Demuynck, "ECAPA-TDNN", Interspeech 20
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zonos2_triton.reference.config import check_sizes
 from zonos2_triton.reference.mel import MELS
 
 
@@ -31,12 +32,9 @@ class SpeakerEncoderConfig:
     enc_se_channels: int = 128
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, list | tuple):
-                object.__setattr__(self, field.name, value := tuple(value))
-            if not all(type(n) is int and n > 0 for n in (value if isinstance(value, tuple) else (value,))):
-                raise ValueError(f"SpeakerEncoderConfig: {field.name} must be positive integers, got {value!r}")
+        check_sizes(self)
+        if even := [n for n in self.enc_kernel_sizes if n % 2 == 0]:
+            raise ValueError(f"SpeakerEncoderConfig: enc_kernel_sizes must be odd, got {even[0]}")
         n = len(self.enc_channels)
         if n < 3 or not n == len(self.enc_kernel_sizes) == len(self.enc_dilations):
             raise ValueError(
@@ -56,6 +54,12 @@ class SpeakerEncoderConfig:
                 f"SpeakerEncoderConfig: the last of enc_channels must be the sum of the blocks it joins, "
                 f"{sum(inner[1:])}, got {self.enc_channels[-1]}"
             )
+
+    @property
+    def least_frames(self) -> int:
+        """Spectrogram frames that a reflected border needs: more than it adds on either side."""
+        sizes = zip(self.enc_dilations, self.enc_kernel_sizes, strict=True)
+        return 1 + max(dilation * (kernel - 1) // 2 for dilation, kernel in sizes)
 
 
 def layout(config: SpeakerEncoderConfig) -> dict[str, list[int]]:

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zonos2_triton.reference.config import check_sizes
 from zonos2_triton.reference.numeric import wide
 
 DILATIONS = (1, 3, 9)  # of the three residual units of a block
@@ -27,12 +28,7 @@ class VocoderConfig:
     sample_rate: int = 44100
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "decoder_rates", tuple(self.decoder_rates))
-        for field in fields(self):
-            value = getattr(self, field.name)
-            ok = all(type(n) is int and n > 0 for n in (value if isinstance(value, tuple) else (value,)))
-            if not ok or value == ():
-                raise ValueError(f"VocoderConfig: {field.name} must be positive integers, got {value!r}")
+        check_sizes(self)
         if self.decoder_dim % 2 ** len(self.decoder_rates):
             raise ValueError(
                 f"VocoderConfig: decoder_dim {self.decoder_dim} must halve evenly for each of decoder_rates "

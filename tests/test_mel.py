@@ -1,0 +1,172 @@
+"""The speaker encoder's front end: resampling at any rate, and the log-mel spectrogram."""
+
+import math
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from zonos2_triton.reference.mel import FLOOR, MELS, N_FFT, SAMPLE_RATE, TOP_HZ, log_mel, mel_filterbank, resample
+
+MONO_ATOL, LOG_MEL_ATOL = 1e-5, 2e-3  # of the golden vectors
+WAVES = ["wav24k_mono", "wav44k_stereo", "wav16k_mono_1d", "wav48k_mono"]
+BIN_HZ = SAMPLE_RATE / N_FFT
+EDGE = 300  # samples at 24 kHz: near the ends the filter sees the silence outside
+
+
+def sine(rate, hz, seconds=0.5, dtype=torch.float64):
+    return torch.sin(2 * math.pi * hz * torch.arange(round(rate * seconds), dtype=torch.float64) / rate).to(dtype)
+
+
+def decibels(power):
+    return 10 * math.log10(power)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Keeps the size of the largest tensor that any operation makes."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        made = [t for t in (out if isinstance(out, list | tuple) else [out]) if isinstance(t, torch.Tensor)]
+        self.elements = max(self.elements, *(t.untyped_storage().nbytes() // t.itemsize for t in made), 0)
+        return out
+
+
+class TestGolden:
+    @pytest.fixture(params=WAVES)
+    def wave(self, golden, request):
+        return golden.tensors("speaker_encoder_tiny", f"front_end.{request.param}.")
+
+    @pytest.fixture
+    def rate(self, golden, request):
+        rates = {w["name"]: w["sample_rate"] for w in golden.json("speaker_encoder_tiny")["front_end"]}
+        assert sorted(rates) == sorted(WAVES)
+        return rates[request.node.callspec.params["wave"]]
+
+    def test_resample(self, wave, rate):
+        waveform = wave["waveform"] if wave["waveform"].ndim == 1 else wave["waveform"].mean(0)
+        torch.testing.assert_close(resample(waveform, rate), wave["mono_24k"], atol=MONO_ATOL, rtol=0)
+
+    def test_log_mel(self, wave):
+        torch.testing.assert_close(log_mel(wave["mono_24k"]), wave["log_mel"], atol=LOG_MEL_ATOL, rtol=0)
+
+
+class TestResample:
+    @pytest.mark.parametrize(("rate", "new_rate"), [(24_000, 24_000), (44_101, 44_101), (1, 1)])
+    def test_same_rate_changes_nothing(self, seeded, rate, new_rate):
+        x = seeded(50)
+        assert torch.equal(resample(x, rate, new_rate), x)
+
+    @pytest.mark.parametrize("rate", [400, 7919, 8000, 22_050, 24_001, 44_100, 44_101, 96_000, 192_000])
+    @pytest.mark.parametrize("n", [1, 2, 147, 999])
+    def test_length(self, seeded, n, rate):
+        assert len(resample(seeded(n), rate)) == math.ceil(n * 24_000 / rate)
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+    @pytest.mark.parametrize(
+        ("rate", "floor_db"),  # measured 89.1, 76.4, 89.5, 78.2, 89.1, 82.2
+        [(44_101, 83), (8000, 70), (96_000, 83), (22_050, 72), (44_100, 83), (24_001, 76)],
+    )
+    def test_sine_stays_a_sine(self, rate, floor_db, dtype):
+        """In pitch, level and phase: the error is against the sine sampled at 24 kHz."""
+        got = resample(sine(rate, 1000, dtype=dtype), rate)
+        assert got.dtype == dtype
+        want = sine(SAMPLE_RATE, 1000, seconds=0.51)[: len(got)]
+        error = (got.double() - want)[EDGE:-EDGE]
+        assert decibels(want[EDGE:-EDGE].square().mean() / error.square().mean()) > floor_db
+
+    @pytest.mark.parametrize(
+        ("rate", "hz", "ceiling_db"),  # measured -44.3, -62.7, -45.3, -45.3
+        [(48_000, 16_000, -40), (96_000, 20_000, -56), (44_100, 15_000, -40), (44_101, 15_000, -40)],
+    )
+    def test_what_24_khz_cannot_hold_is_removed(self, rate, hz, ceiling_db):
+        """A tone above 12 kHz would come back as another one below."""
+        got = resample(sine(rate, hz), rate)[EDGE:-EDGE]
+        assert decibels(got.square().mean() / 0.5) < ceiling_db
+
+    def test_sound_stays_where_it_was(self):
+        """A click in the middle of a second stays there, and its height is the share of the rate that is left."""
+        x = torch.zeros(48_000, dtype=torch.float64)
+        x[24_000] = 1
+        got = resample(x, 48_000)
+        assert got.argmax() == 12_000
+        assert got[12_000] == pytest.approx(0.99 / 2, abs=1e-12)
+        torch.testing.assert_close(got[12_001:12_030], got[11_971:12_000].flip(0), atol=1e-12, rtol=0)
+
+    def test_a_rate_without_common_divisor_is_cheap(self, seeded):
+        """A filter for each of its 24,000 phases would alone be 30 times as large as the output's weights."""
+        x = seeded(1500)
+        with LargestTensor() as largest:
+            n = len(resample(x, 44_101))
+        assert largest.elements <= n * 32
+
+    def test_long_recordings_are_bounded(self, seeded):
+        """22 seconds are no larger at a time than the 11 that one round of outputs covers."""
+        sizes = []
+        for seconds in (11, 22):
+            x = seeded(44_100 * seconds)
+            with LargestTensor() as largest:
+                resample(x, 44_100)
+            sizes.append(largest.elements)
+        assert sizes[1] <= 1.01 * sizes[0]
+
+
+class TestFilterbank:
+    @staticmethod
+    def edges():
+        """The 130 corners of the triangles in Hz: 200 / 3 Hz per mel up to 1 kHz, then 27 mels per factor of 6.4."""
+        top = 15 + 27 * math.log(TOP_HZ / 1000, 6.4)
+        mels = [top * i / (MELS + 1) for i in range(MELS + 2)]
+        return torch.tensor([m * 200 / 3 if m < 15 else 1000 * 6.4 ** ((m - 15) / 27) for m in mels]).double()
+
+    def test_oracle(self):
+        """As the transformers library makes it."""
+        audio_utils = pytest.importorskip("transformers.audio_utils")
+        want = audio_utils.mel_filter_bank(
+            N_FFT // 2 + 1, MELS, 0.0, TOP_HZ, SAMPLE_RATE, norm="slaney", mel_scale="slaney"
+        )
+        torch.testing.assert_close(mel_filterbank(), torch.from_numpy(want), atol=1e-12, rtol=0)
+
+    def test_areas(self):
+        """Each triangle has area 1; sampled at the bins the narrow ones miss it by up to 8 %, measured."""
+        areas = mel_filterbank().sum(0) * BIN_HZ
+        edges = self.edges()
+        wide = edges[2:] - edges[:-2] > 8 * BIN_HZ
+        assert wide.sum() > 40
+        torch.testing.assert_close(areas, torch.ones_like(areas), atol=0.1, rtol=0)
+        torch.testing.assert_close(areas[wide], torch.ones_like(areas[wide]), atol=0.02, rtol=0)
+
+    def test_triangles_are_a_partition(self):
+        """Undo the scaling: between the first and the last peak each frequency is shared out in full."""
+        edges = self.edges()
+        shares = mel_filterbank() * (edges[2:] - edges[:-2]) / 2
+        bins = torch.arange(N_FFT // 2 + 1) * BIN_HZ
+        between = (bins >= edges[1]) & (bins <= edges[-2])
+        assert between.sum() > 480
+        assert shares.min() == 0
+        torch.testing.assert_close(
+            shares[between].sum(1), torch.ones(int(between.sum()), dtype=torch.float64), atol=2e-4, rtol=0
+        )
+
+    @pytest.mark.parametrize("hz", [150, 440, 1000, 3000, 8000, 11_000])
+    def test_a_tone_lands_in_its_band(self, hz):
+        peaks = self.edges()[1:-1]
+        assert log_mel(sine(SAMPLE_RATE, hz))[20].argmax() == (peaks - hz).abs().argmin()
+
+
+class TestLogMel:
+    @pytest.mark.parametrize(("samples", "frames"), [(1024, 4), (1279, 4), (1280, 5), (24_000, 93)])
+    def test_one_frame_for_256_samples(self, seeded, samples, frames):
+        assert log_mel(seeded(samples)).shape == (frames, MELS)
+
+    def test_silence_is_the_floor(self):
+        torch.testing.assert_close(log_mel(torch.zeros(2048)), torch.full((8, MELS), math.log(FLOOR)))
+
+    def test_magnitude_not_power(self, seeded):
+        """Ten times as loud is log(10) more, not twice that."""
+        x = seeded(4096)
+        torch.testing.assert_close(
+            log_mel(10 * x) - log_mel(x), torch.full((16, MELS), math.log(10)), atol=1e-4, rtol=0
+        )

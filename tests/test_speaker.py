@@ -1,0 +1,301 @@
+"""The speaker encoder: golden embeddings, its layout, and what it makes of bad recordings and files."""
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from zonos2_triton.model import SpeakerEncoder, SpeakerEncoderConfig
+from zonos2_triton.reference.speaker_encoder import layout
+
+EMBED_ATOL, LOG_MEL_ATOL = 5e-4, 2e-3  # of the golden vectors
+WAVES = ["wav24k_mono", "wav44k_stereo", "wav16k_mono_1d", "wav48k_mono"]
+TINY = {
+    "enc_dim": 64,
+    "enc_channels": (16, 16, 16, 16, 48),
+    "enc_attention_channels": 12,
+    "enc_res2net_scale": 4,
+    "enc_se_channels": 8,
+}
+
+
+@pytest.fixture(scope="module")
+def stored(golden):
+    return golden.tensors("speaker_encoder_tiny")
+
+
+@pytest.fixture
+def weights(golden):
+    return golden.tensors("speaker_encoder_tiny", "weights.")
+
+
+@pytest.fixture(scope="module")
+def encoder(golden):
+    config = SpeakerEncoderConfig(**golden.json("speaker_encoder_tiny")["config"])
+    return SpeakerEncoder.from_state(config, golden.tensors("speaker_encoder_tiny", "weights."))
+
+
+@pytest.fixture
+def voice(seeded):
+    return 0.1 * seeded(6000)
+
+
+class TestGolden:
+    @pytest.mark.parametrize("name", ["short", "mid"])
+    def test_embed_mel(self, encoder, stored, name):
+        for mel, want in zip(stored[f"{name}.mel"], stored[f"{name}.embedding"], strict=True):
+            torch.testing.assert_close(encoder.embed_mel(mel), want, atol=EMBED_ATOL, rtol=0)
+
+    @pytest.mark.parametrize("name", WAVES)
+    def test_log_mel(self, encoder, stored, name):
+        mel = encoder.log_mel(stored[f"front_end.{name}.mono_24k"])
+        torch.testing.assert_close(mel, stored[f"front_end.{name}.log_mel"], atol=LOG_MEL_ATOL, rtol=0)
+
+    @pytest.mark.parametrize("name", WAVES)
+    def test_embed(self, golden, encoder, stored, name):
+        rates = {wave["name"]: wave["sample_rate"] for wave in golden.json("speaker_encoder_tiny")["front_end"]}
+        embedding = encoder.embed(stored[f"front_end.{name}.waveform"], rates[name])
+        torch.testing.assert_close(embedding, stored[f"front_end.{name}.embedding"], atol=EMBED_ATOL, rtol=0)
+
+
+class TestLayout:
+    def test_released_encoder(self, golden):
+        known = golden.json("speaker_encoder_tiny")
+        config = SpeakerEncoderConfig()
+        assert config == SpeakerEncoderConfig(**known["real_config"])
+        names = layout(config)
+        assert names == known["real_weights"]
+        assert len(names) == known["real_n_tensors"] == 76
+        assert sum(map(math.prod, names.values())) == known["real_parameter_count"] == 12_001_088
+
+    def test_tiny_encoder(self, golden):
+        known = golden.json("speaker_encoder_tiny")
+        assert layout(SpeakerEncoderConfig(**known["config"])) == known["weights"]
+
+
+class TestEmbed:
+    def test_channels_are_averaged(self, encoder, seeded):
+        left, right = 0.1 * seeded(6000), 0.1 * seeded(6000)
+        stereo = encoder.embed(torch.stack([left, right]), 24_000)
+        torch.testing.assert_close(stereo, encoder.embed((left + right) / 2, 24_000), atol=1e-5, rtol=0)
+        assert not torch.allclose(stereo, encoder.embed(left, 24_000), atol=0.01)
+
+    @pytest.mark.parametrize("rate", [24_000, 16_000])
+    def test_one_channel_with_and_without_its_axis(self, encoder, voice, rate):
+        assert torch.equal(encoder.embed(voice[None], rate), encoder.embed(voice, rate))
+
+    def test_is_log_mel_then_embed_mel(self, encoder, voice):
+        assert torch.equal(encoder.embed(voice, 24_000), encoder.embed_mel(encoder.log_mel(voice)))
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+    def test_any_floats_are_computed_in_fp32(self, encoder, voice, dtype):
+        embedding = encoder.embed(voice.to(dtype), 24_000)
+        assert embedding.dtype == torch.float32
+        assert torch.equal(embedding, encoder.embed(voice.to(dtype).float(), 24_000))
+
+    @pytest.mark.parametrize(("samples", "rate"), [(1280, 24_000), (2352, 44_100), (854, 16_000)])
+    def test_shortest_recording(self, encoder, voice, samples, rate):
+        """Five mel frames, 53.3 ms: what the widest convolution's reflected border needs."""
+        assert encoder.embed(voice[:samples], rate).isfinite().all()
+
+    @pytest.mark.parametrize(
+        ("samples", "rate"),
+        [
+            pytest.param(1, 24_000, id="one-sample"),
+            pytest.param(1023, 24_000, id="below-a-window"),
+            pytest.param(1024, 24_000, id="a-window"),
+            pytest.param(1279, 24_000, id="below-five-frames"),
+            pytest.param(1881, 44_100, id="below-a-window-44100"),
+            pytest.param(1882, 44_100, id="a-window-44100"),
+            pytest.param(2350, 44_100, id="below-five-frames-44100"),
+        ],
+    )
+    def test_too_short(self, encoder, voice, samples, rate):
+        """The message speaks of the recording that the caller gave."""
+        with pytest.raises(ValueError, match=r"waveform lasts \d+\.\d ms"):
+            encoder.embed(voice[:samples], rate)
+
+    @pytest.mark.parametrize("rate", [0, -24_000, 24_000.0, True, None, "24000"], ids=repr)
+    def test_sample_rate(self, encoder, voice, rate):
+        with pytest.raises(ValueError, match="sample_rate must be a whole number of Hz, got"):
+            encoder.embed(voice[:20], rate)
+
+    @pytest.mark.parametrize(
+        ("change", "error", "message"),
+        [
+            pytest.param(
+                lambda x: (x * 32767).short(), TypeError, "floating-point tensor, got torch.int16", id="int16"
+            ),
+            pytest.param(lambda x: x > 0, TypeError, "floating-point tensor, got torch.bool", id="bool"),
+            pytest.param(lambda x: x.tolist(), TypeError, "floating-point tensor, got list", id="list"),
+            pytest.param(lambda x: x.numpy(), TypeError, "floating-point tensor, got ndarray", id="numpy"),
+            pytest.param(lambda x: x.index_fill(0, torch.tensor(7), torch.nan), ValueError, "finite", id="nan"),
+            pytest.param(lambda x: x.index_fill(0, torch.tensor(7), -torch.inf), ValueError, "finite", id="inf"),
+            pytest.param(torch.zeros_like, ValueError, "waveform is silent: its largest sample is 0", id="silent"),
+            pytest.param(lambda x: x / x.abs().max() * 2**-15.1, ValueError, "silent", id="below-a-16-bit-step"),
+            pytest.param(lambda x: torch.stack([x, -x]), ValueError, "silent", id="channels-cancel"),
+            pytest.param(lambda x: x.reshape(-1, 2), ValueError, r"got \[3000, 2\], which looks transposed", id="T"),
+            pytest.param(lambda x: x[:, None], ValueError, r"got \[6000, 1\], which looks transposed", id="T-mono"),
+            pytest.param(lambda x: x[None, None], ValueError, r"\[channels, N\], got \[1, 1, 6000\]", id="3-D"),
+            pytest.param(lambda x: x[0], ValueError, r"\[channels, N\], got \[\]", id="0-D"),
+            pytest.param(lambda x: x[:0], ValueError, r"\[channels, N\], got \[0\]", id="empty"),
+        ],
+    )
+    def test_waveform(self, encoder, voice, change, error, message):
+        with pytest.raises(error, match=message):
+            encoder.embed(change(voice), 24_000)
+
+    def test_a_quiet_recording_is_not_silent(self, encoder, voice):
+        assert encoder.embed(voice / voice.abs().max() * 2**-14.9, 24_000).isfinite().all()
+
+    @pytest.mark.parametrize(
+        ("mel", "error", "message"),
+        [
+            pytest.param(torch.zeros(9, 80), ValueError, r"\[frames >= 5, 128\], got \[9, 80\]", id="80-bands"),
+            pytest.param(torch.zeros(4, 128), ValueError, r"\[frames >= 5, 128\], got \[4, 128\]", id="4-frames"),
+            pytest.param(torch.zeros(1, 9, 128), ValueError, r"got \[1, 9, 128\]", id="3-D"),
+            pytest.param(torch.zeros(9, 128).long(), TypeError, "log_mel must be a floating-point tensor", id="int"),
+            pytest.param(torch.full((9, 128), torch.nan), ValueError, "log_mel must be finite", id="nan"),
+        ],
+    )
+    def test_mel(self, encoder, mel, error, message):
+        with pytest.raises(error, match=message):
+            encoder.embed_mel(mel)
+
+    @pytest.mark.parametrize("shape", [(1023,), (1, 2048), (2048, 2), (0,)], ids=str)
+    def test_log_mel_input(self, encoder, shape):
+        with pytest.raises(ValueError, match=r"waveform_24k must be \[N\] with at least one analysis window of 1024"):
+            encoder.log_mel(torch.ones(shape))
+
+
+class TestWeights:
+    def test_prefix_of_a_joint_checkpoint(self, encoder, weights, voice):
+        prefixed = {f"speaker_encoder.{name}": value for name, value in weights.items()}
+        other = SpeakerEncoder.from_state(encoder.config, prefixed)
+        assert torch.equal(other.embed(voice, 24_000), encoder.embed(voice, 24_000))
+
+    def test_every_wrong_tensor_is_listed(self, encoder, weights):
+        del weights["fc.bias"], weights["blocks.2.tdnn1.conv.weight"]
+        weights["mfa.conv.bias"] = torch.zeros(3)
+        weights["blocks.4.conv.weight"] = torch.zeros(2)
+        with pytest.raises(ValueError, match="the speaker encoder do not fit") as error:
+            SpeakerEncoder.from_state(encoder.config, weights)
+        text = str(error.value)
+        assert "missing (2)" in text
+        assert "fc.bias [64]" in text
+        assert "blocks.2.tdnn1.conv.weight [16, 16, 1]" in text
+        assert "surplus (1): blocks.4.conv.weight [2]" in text
+        assert "wrong shape (1): mfa.conv.bias is [3], expected [48]" in text
+
+    @pytest.mark.parametrize(
+        ("value", "message"),
+        [
+            (torch.full((64,), torch.nan), "fc.bias holds NaN or Inf"),
+            (torch.full((64,), torch.inf), "fc.bias holds NaN or Inf"),
+            (torch.zeros(64, dtype=torch.int64), r"fc.bias must be a dense floating-point tensor, got torch.int64"),
+        ],
+        ids=["nan", "inf", "int"],
+    )
+    def test_values(self, encoder, weights, value, message):
+        weights["fc.bias"] = value
+        with pytest.raises(ValueError, match=message):
+            SpeakerEncoder.from_state(encoder.config, weights)
+
+    def test_16_bit_weights_are_computed_in_fp32(self, encoder, weights, voice):
+        halves = {name: value.bfloat16() for name, value in weights.items()}
+        other = SpeakerEncoder.from_state(encoder.config, halves)
+        assert {value.dtype for value in other.state.values()} == {torch.float32}
+        assert other.embed(voice, 24_000).dtype == torch.float32
+
+
+class TestConfig:
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"enc_dim": 0}, "enc_dim must be a positive integer, got 0"),
+            ({"enc_dim": [64]}, "enc_dim must be"),
+            ({"enc_se_channels": 8.0}, "enc_se_channels must be a positive integer, got 8.0"),
+            ({"enc_attention_channels": True}, "enc_attention_channels must be a positive integer, got True"),
+            (
+                {"enc_dilations": [1, 2, 3, -4, 1]},
+                r"enc_dilations must be a list of positive integers, got \[1, 2, 3, -4, 1\]",
+            ),
+            ({"enc_channels": 16}, "enc_channels must be"),
+            (
+                {"enc_channels": [16, 16], "enc_kernel_sizes": [5, 1], "enc_dilations": [1, 1]},
+                r"one length, 3 or more, got \(16, 16\), \(5, 1\), \(1, 1\)",
+            ),
+            ({"enc_kernel_sizes": [5, 3, 3, 3]}, "one length, 3 or more"),
+            ({"enc_kernel_sizes": [5, 3, 4, 3, 1]}, "enc_kernel_sizes must be"),
+            ({"mel_dim": 80}, "mel_dim must be 128, got 80"),
+            ({"enc_res2net_scale": 3}, "a multiple of enc_res2net_scale 3"),
+            ({"enc_channels": [16, 16, 16, 8, 40]}, r"must be equal .*got \(16, 16, 16, 8, 40\)"),
+            ({"enc_channels": [16, 16, 16, 16, 64]}, "the sum of the blocks it joins, 48, got 64"),
+        ],
+        ids=lambda value: json.dumps(value) if isinstance(value, dict) else "",
+    )
+    def test_rejects(self, change, message):
+        with pytest.raises(ValueError, match=f"SpeakerEncoderConfig: .*{message}"):
+            SpeakerEncoderConfig(**{**TINY, **change})
+
+    def test_lists_become_tuples(self):
+        assert SpeakerEncoderConfig(**{**TINY, "enc_channels": [*TINY["enc_channels"]]}) == SpeakerEncoderConfig(**TINY)
+
+
+class TestLoad:
+    @pytest.fixture
+    def settings(self, golden):
+        return golden.json("speaker_encoder_tiny")["config"]
+
+    @pytest.fixture
+    def folder(self, tmp_path, weights, settings):
+        save_file(weights, tmp_path / "model.safetensors", {"notice": "for tests"})
+        (tmp_path / "config.json").write_text(json.dumps({**settings, "model_type": "other keys are left aside"}))
+        return tmp_path
+
+    def test_folder(self, folder, encoder, voice):
+        for path in (folder, str(folder)):
+            loaded = SpeakerEncoder.load(path)
+            assert loaded.config == encoder.config
+            assert loaded.metadata["notice"] == "for tests"
+            torch.testing.assert_close(loaded.embed(voice, 24_000), encoder.embed(voice, 24_000), atol=1e-5, rtol=0)
+
+    def test_prefixed_names_in_another_file_name(self, folder, weights, encoder, voice):
+        (folder / "model.safetensors").unlink()
+        save_file({f"speaker_encoder.{name}": t for name, t in weights.items()}, folder / "encoder.safetensors")
+        embedding = SpeakerEncoder.load(folder).embed(voice, 24_000)
+        torch.testing.assert_close(embedding, encoder.embed(voice, 24_000), atol=1e-5, rtol=0)
+
+    def test_missing_config(self, folder):
+        (folder / "config.json").unlink()
+        with pytest.raises(FileNotFoundError, match=r"config\.json"):
+            SpeakerEncoder.load(folder)
+
+    def test_missing_weights(self, folder):
+        (folder / "model.safetensors").unlink()
+        with pytest.raises(FileNotFoundError, match=r"holds no speaker encoder weights; looked for model\.safetensors"):
+            SpeakerEncoder.load(folder)
+
+    def test_missing_folder(self, folder):
+        with pytest.raises(FileNotFoundError, match="absent"):
+            SpeakerEncoder.load(folder / "absent")
+
+    @pytest.mark.parametrize("text", ["", "[]", "{}", '"x"'], ids=["empty", "list", "no-keys", "text"])
+    def test_config_of_something_else(self, folder, text):
+        (folder / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=r"config\.json is not the configuration of a speaker encoder"):
+            SpeakerEncoder.load(folder)
+
+    @pytest.mark.parametrize("change", [{"enc_dim": 0}, {"enc_dim": 65}, {"enc_channels": 16}], ids=json.dumps)
+    def test_a_wrong_size_names_the_folder(self, folder, settings, change):
+        (folder / "config.json").write_text(json.dumps({**settings, **change}))
+        with pytest.raises(ValueError, match=folder.name):
+            SpeakerEncoder.load(folder)
+
+    def test_truncated_weights(self, folder):
+        content = (folder / "model.safetensors").read_bytes()
+        (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+        with pytest.raises(ValueError, match=r"model\.safetensors is truncated"):
+            SpeakerEncoder.load(folder)

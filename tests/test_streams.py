@@ -1,0 +1,260 @@
+"""Streams: the official cross-fade sample for sample, and exact streams that equal whole clips bit for bit."""
+
+import json
+from itertools import pairwise, zip_longest
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from zonos2_triton.reference.delay import shear_up
+from zonos2_triton.reference.stopping import EndDetector
+
+ATOL = 1e-4  # of the golden vectors
+END, PAD = 1024, 1025
+LONGEST = 90  # frames: three windows
+
+
+def stream_cases():
+    """The golden cases by name; the one that interleaves two streams becomes two."""
+    path = Path(__file__).parent / "golden" / "vocoder_stream.json"
+    cases = {case["name"]: case for case in json.loads(path.read_text(encoding="utf-8"))["cases"]}
+    pair = cases.pop("interleaved_1/2")
+    rounds = pair["chunk_samples_per_message_pair"]  # the first stream ends first
+    cases["interleaved_1"] = {**pair, "chunk_samples_per_message": [both[0] for both in rounds if len(both) == 2]}
+    cases["interleaved_2"] = {**pair, "chunk_samples_per_message": [both[-1] for both in rounds]}
+    return cases
+
+
+CASES = stream_cases()
+
+
+@pytest.fixture(scope="module")
+def codecs(golden):
+    return {name: golden.vocoder(name) for name in ("even", "odd")}
+
+
+@pytest.fixture(scope="module")
+def stored(golden):
+    return golden.tensors("vocoder_stream")
+
+
+def random_frames(n, seed=0):
+    return torch.randint(1024, (n, 9), generator=torch.Generator().manual_seed(seed))
+
+
+def clip(vocoder, frames, eos_frame=None):
+    """The whole clip at once."""
+    return vocoder.decode(shear_up(frames, PAD)[:eos_frame].T[None])[0]
+
+
+def open_stream(vocoder, mode, case):
+    official = {"overlap": case["overlap_frames"], "chunk": case["min_decode_chunk"]} if mode == "overlap" else {}
+    return vocoder.stream(mode, **official)
+
+
+def push_each(stream, codes, case):
+    """One message per frame; eos_frame goes with every message from the one that first reports it."""
+    known_from = case.get("eos_first_reported_at_message")
+    for i, frame in enumerate(codes):
+        eos_frame = None if known_from is None or i < known_from else case["eos_frame"]
+        yield stream.push(frame[None], eos_frame=eos_frame, last=i == len(codes) - 1)
+
+
+class TestGolden:
+    @pytest.mark.parametrize("name", CASES)
+    def test_overlap(self, codecs, stored, name):
+        chunks = [*push_each(open_stream(codecs["even"], "overlap", CASES[name]), stored[f"{name}.codes"], CASES[name])]
+        assert [len(chunk) for chunk in chunks] == CASES[name]["chunk_samples_per_message"]
+        torch.testing.assert_close(torch.cat(chunks), stored[f"{name}.stream"], atol=ATOL, rtol=0)
+
+    @pytest.mark.parametrize("name", CASES)
+    def test_exact(self, codecs, stored, name):
+        chunks = push_each(codecs["even"].stream(), stored[f"{name}.codes"], CASES[name])
+        whole = clip(codecs["even"], stored[f"{name}.codes"], CASES[name].get("eos_frame"))
+        assert torch.equal(torch.cat([*chunks]), whole)
+        if f"{name}.nonstream" in stored:
+            torch.testing.assert_close(whole, stored[f"{name}.nonstream"], atol=ATOL, rtol=0)
+
+    @pytest.mark.parametrize("mode", ["exact", "overlap"])
+    def test_all_at_once(self, codecs, stored, mode):
+        """Streams of one vocoder, pushed in turn, do not touch each other."""
+
+        def feeds():
+            return [
+                push_each(open_stream(codecs["odd"], mode, case), stored[f"{name}.codes"], case)
+                for name, case in CASES.items()
+            ]
+
+        in_turn = [
+            [chunk for chunk in chunks if chunk is not None] for chunks in zip(*zip_longest(*feeds()), strict=True)
+        ]
+        for name, together, feed in zip(CASES, in_turn, feeds(), strict=True):
+            assert all(map(torch.equal, together, feed)), name
+            assert len(together) == len(stored[f"{name}.codes"])
+
+
+@st.composite
+def messages(draw):
+    """(frames, the cuts between messages, eos_frame or None, the message that first knows it) of a generated clip."""
+    frames = random_frames(draw(st.integers(0, LONGEST)), seed=draw(st.integers(0, 3)))
+    if len(frames) and draw(st.booleans()):
+        frames[draw(st.integers(0, len(frames) - 1)), draw(st.integers(0, 8))] = END
+    detector, known_at = EndDetector(END, max_frames=LONGEST), None
+    for frame in frames.tolist():
+        over = detector.push(frame)
+        if known_at is None and detector.eos_frame is not None:
+            known_at = detector.step  # frames that must have come
+        if over:
+            break
+    frames = frames[: detector.step]
+    inner = draw(st.lists(st.integers(0, len(frames)), max_size=12))
+    return frames, [0, *sorted(inner), len(frames)], detector.eos_frame, known_at
+
+
+ONE_BY_ONE = [*range(LONGEST + 1)]
+
+
+class TestExact:
+    @settings(deadline=None, max_examples=150, derandomize=True)
+    @given(clip_messages=messages())
+    @example(clip_messages=(random_frames(0), [0, 0], None, None))
+    @example(clip_messages=(random_frames(LONGEST), [0, LONGEST], None, None))
+    @example(clip_messages=(random_frames(LONGEST), ONE_BY_ONE, None, None))
+    def test_odd(self, codecs, clip_messages):
+        self.check(codecs["odd"], *clip_messages)
+
+    @settings(deadline=None, max_examples=15, derandomize=True)
+    @given(clip_messages=messages())
+    @example(clip_messages=(random_frames(LONGEST), ONE_BY_ONE, None, None))
+    def test_even(self, codecs, clip_messages):
+        self.check(codecs["even"], *clip_messages)
+
+    @staticmethod
+    def check(vocoder, frames, cuts, eos_frame, known_at):
+        """Joined it is the clip; and no window comes later than the frames that it needs."""
+        stream, emitted = vocoder.stream(), [torch.zeros(0)]
+        windows = [vocoder.window(i) for i in range(LONGEST // 32 + 1)]
+        for i, (start, end) in enumerate(pairwise(cuts)):
+            known = eos_frame if known_at is not None and end >= known_at else None
+            last = i == len(cuts) - 2
+            chunk = stream.push(frames[start:end], known, last)
+            assert chunk.ndim == 1
+            assert chunk.dtype == torch.float32
+            emitted.append(chunk)
+            complete = min(end - 8, LONGEST if known is None else known)
+            due = sum(vocoder.config.hop * (w.stop - w.start) for w in windows if w.end <= complete)
+            assert sum(map(len, emitted)) >= due, f"after {end} frames"
+        assert torch.equal(torch.cat(emitted), clip(vocoder, frames, eos_frame))
+
+    @pytest.mark.parametrize(("name", "needed"), [("even", 50), ("odd", 59)])
+    def test_the_first_sound(self, codecs, name, needed):
+        """32 frames, the 10 or 19 that their last samples depend on, and 8 for the delay."""
+        stream = codecs[name].stream()
+        assert len(stream.push(random_frames(needed - 1))) == 0
+        assert len(stream.push(random_frames(1))) == 32 * codecs[name].config.hop
+
+    def test_work_is_linear(self, codecs, monkeypatch):
+        """2,000 frames, one by one: each window is decoded once, with the frames around it."""
+        vocoder, frames, decoded = codecs["odd"], random_frames(2000), []
+        decode_window = vocoder.decode_window
+
+        def counting(window, aligned, total):
+            decoded.append((window.start, len(aligned)))
+            return decode_window(window, aligned, total)
+
+        monkeypatch.setattr(vocoder, "decode_window", counting)
+        stream = vocoder.stream()
+        chunks = [stream.push(frame[None], last=i == 1999) for i, frame in enumerate(frames)]
+        assert [start for start, _ in decoded] == [*range(0, 2000, 32)]
+        window = vocoder.window(1)
+        assert max(n for _, n in decoded) <= window.end - window.first
+        monkeypatch.undo()
+        assert torch.equal(torch.cat(chunks), clip(vocoder, frames))
+
+    def test_frames_are_copied(self, codecs):
+        """A caller may reuse its buffer."""
+        frames, stream, buffer = random_frames(20), codecs["odd"].stream(), torch.zeros(1, 9, dtype=torch.int64)
+        chunks = []
+        for i, frame in enumerate(frames):
+            buffer[0] = frame
+            chunks.append(stream.push(buffer, last=i == 19))
+        assert torch.equal(torch.cat(chunks), clip(codecs["odd"], frames))
+
+
+class TestOverlap:
+    def test_one_message_has_no_borders(self, codecs):
+        frames = random_frames(50)
+        assert torch.equal(codecs["odd"].stream("overlap").push(frames, last=True), clip(codecs["odd"], frames))
+
+    def test_an_overlap_longer_than_all_withholds_all(self, codecs):
+        frames, stream = random_frames(40), codecs["odd"].stream("overlap", overlap=40, chunk=3)
+        chunks = [stream.push(frame[None], last=i == 39) for i, frame in enumerate(frames)]
+        assert [*map(len, chunks)] == [0] * 39 + [codecs["odd"].config.samples(40)]
+
+    def test_settings_reach_the_stream(self, codecs):
+        """Sixteen complete frames, four of them withheld."""
+        stream = codecs["even"].stream("overlap")
+        assert len(stream.push(random_frames(23))) == 0
+        assert len(stream.push(random_frames(1))) == 12 * 512
+
+
+FRAME = torch.zeros(1, 9, dtype=torch.int64)
+REFUSED = {  # after 60 frames without an end: the last argument of a push, what it raises and says
+    "too-narrow": ({"frames": FRAME[:, :8]}, ValueError, r"frames must be a tensor \[n, 9\], got \[1, 8\]"),
+    "rank-1": ({"frames": FRAME[0]}, ValueError, r"frames must be a tensor \[n, 9\], got \[9\]"),
+    "no-tensor": ({"frames": FRAME.tolist()}, ValueError, "got list"),
+    "float": ({"frames": FRAME.float()}, TypeError, "frames must be integers, got torch.float32"),
+    "bool": ({"frames": FRAME.bool()}, TypeError, "frames must be integers, got torch.bool"),
+    "negative": ({"frames": FRAME - 1}, ValueError, r"frames\[0, 0\] must be in 0..1025, got -1"),
+    "too-large": ({"frames": FRAME + 1026}, ValueError, r"frames\[0, 0\] must be in 0..1025, got 1026"),
+    "end-negative": ({"eos_frame": -1}, ValueError, "eos_frame must be at least"),
+    "end-decoded": ({"eos_frame": 31}, ValueError, r"eos_frame must be at least \d+, which are decoded, got 31"),
+    "end-float": ({"eos_frame": 60.0}, ValueError, "eos_frame must be .*got 60.0"),
+    "end-not-pushed": ({"eos_frame": 62, "last": True}, ValueError, "at most the 61 frames that were pushed, got 62"),
+}
+
+
+@pytest.mark.parametrize("mode", ["exact", "overlap"])
+class TestRejects:
+    @pytest.mark.parametrize("case", REFUSED)
+    def test_a_refused_push_changes_nothing(self, codecs, mode, case):
+        message, error, text = REFUSED[case]
+        frames = random_frames(80)
+        stream, untouched = (codecs["odd"].stream(mode) for _ in range(2))
+        chunks, wanted = ([s.push(frames[:60])] for s in (stream, untouched))
+        assert len(chunks[0]), "60 frames decode something"
+        with pytest.raises(error, match=text):
+            stream.push(**{"frames": FRAME, **message})
+        for s, parts in ((stream, chunks), (untouched, wanted)):
+            parts += [s.push(frames[60:70]), s.push(frames[70:], eos_frame=72, last=True)]
+        assert all(map(torch.equal, chunks, wanted))
+
+    @pytest.mark.parametrize("end", [True, 1.0, "1", -1], ids=repr)
+    def test_the_end_is_a_number_of_frames(self, codecs, mode, end):
+        with pytest.raises(ValueError, match=f"eos_frame must be .*got {end!r}"):
+            codecs["odd"].stream(mode).push(FRAME, eos_frame=end)
+
+    def test_after_the_last(self, codecs, mode):
+        stream = codecs["odd"].stream(mode)
+        stream.push(random_frames(12), last=True)
+        for last in (False, True):
+            with pytest.raises(ValueError, match="closed by last=True; open another"):
+                stream.push(FRAME, last=last)
+
+    @pytest.mark.parametrize("moved", [11, 13])
+    def test_the_end_moves(self, codecs, mode, moved):
+        stream, frames = codecs["odd"].stream(mode), random_frames(22)
+        chunks = [stream.push(frames[:20], eos_frame=12)]
+        with pytest.raises(ValueError, match=f"eos_frame was 12 in an earlier message, got {moved}"):
+            stream.push(frames[20:], eos_frame=moved, last=True)
+        chunks.append(stream.push(frames[20:], last=True))  # it need not be said again
+        assert torch.equal(torch.cat(chunks), clip(codecs["odd"], frames, 12))
+
+    def test_an_end_said_earlier_is_not_pushed(self, codecs, mode):
+        stream, frames = codecs["odd"].stream(mode), random_frames(20)
+        stream.push(frames[:10], eos_frame=19)
+        with pytest.raises(ValueError, match="at most the 15 frames that were pushed, got 19"):
+            stream.push(frames[10:15], last=True)
