@@ -62,7 +62,7 @@ def write_chunks(part: Path, kind: str, chunks: Iterable[Tensor], sample_rate: i
 
 
 def to_int16(samples: Tensor) -> Tensor:
-    """fp32 [m] -> int16, clipped, rounded to nearest. TypeError: not floats; ValueError: several channels, NaN or Inf."""
+    """fp32 [m] -> int16, clipped, rounded to nearest. TypeError: no floats; ValueError: no vector, NaN or Inf."""
     if not samples.is_floating_point():
         raise TypeError(f"samples must be floating-point, nominally in -1..1, got {samples.dtype}")
     if samples.ndim != 1:

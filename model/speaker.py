@@ -98,7 +98,7 @@ class SpeakerEncoder:
         least = max(N_FFT, self.config.least_frames * HOP)  # samples at 24 kHz, a frame per HOP of them
         if len(mono) * SAMPLE_RATE <= (least - 1) * sample_rate:
             raise ValueError(
-                f"waveform lasts {len(mono) / sample_rate * 1000:.1f} ms, shorter than one analysis window and than the "
+                f"waveform lasts {len(mono) / sample_rate * 1000:.1f} ms, shorter than one analysis window and the "
                 f"{least / SAMPLE_RATE * 1000:.1f} ms that the encoder needs"
             )
         if mono.abs().max() < SILENCE:

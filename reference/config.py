@@ -215,10 +215,7 @@ def _special_topk_layers(value: dict[str, int] | None) -> tuple[tuple[int, int],
 
 
 def check_sizes(config: Any) -> None:
-    """ValueError: a field of this frozen dataclass that is no positive integer, or, where it is many, none or a wrong one.
-
-    Lists become tuples.
-    """
+    """ValueError: a field of this frozen dataclass is no positive integer, or no list of them. Lists become tuples."""
     for field in fields(config):
         value = getattr(config, field.name)
         many = field.type == tuple[int, ...]
