@@ -15,6 +15,7 @@ from zonos2_triton.reference.numeric import ieee_fp32
 from zonos2_triton.reference.speaker_encoder import SpeakerEncoderConfig
 
 SILENCE = 2**-15  # a peak below one step of a 16-bit recording
+LOWEST_RATE = 1000  # Hz; below it the number is kHz, and a minute would become a billion samples
 PREFIX = "speaker_encoder."  # of the names in a checkpoint that holds other parts too
 
 
@@ -33,7 +34,8 @@ class SpeakerEncoder:
     ) -> "SpeakerEncoder":
         """Tensors by official name. ValueError: lists every one that is missing, surplus, misshapen or not finite."""
         device = resolve_device(device)
-        tensors = {name.removeprefix(PREFIX): t for name, t in state.items()}
+        own = {name.removeprefix(PREFIX): t for name, t in state.items() if name.startswith(PREFIX)}
+        tensors = own or dict(state)
         check_layout("the speaker encoder", {n: list(t.shape) for n, t in tensors.items()}, reference.layout(config))
         check_values("the speaker encoder", tensors)
         return cls(config, {name: t.to(device, torch.float32) for name, t in tensors.items()})
@@ -58,7 +60,7 @@ class SpeakerEncoder:
 
     @torch.inference_mode()
     def embed(self, waveform: Tensor, sample_rate: int) -> Tensor:
-        """waveform [N] or [channels, N], floats in -1..1, at any whole rate -> [enc_dim]; channels are averaged.
+        """waveform [N] or [channels, N], floats in -1..1, at a whole rate from 1 kHz -> [enc_dim]; channels are averaged.
 
         ValueError: silent, not finite, or shorter than one analysis window (43 ms) or what the encoder needs (53 ms).
         """
@@ -87,8 +89,8 @@ class SpeakerEncoder:
 
     def _checked(self, waveform: Tensor, sample_rate: int) -> Tensor:
         """fp32 [N], the mean of the channels."""
-        if isinstance(sample_rate, bool) or not isinstance(sample_rate, int) or sample_rate < 1:
-            raise ValueError(f"sample_rate must be a whole number of Hz, got {sample_rate!r}")
+        if isinstance(sample_rate, bool) or not isinstance(sample_rate, int) or sample_rate < LOWEST_RATE:
+            raise ValueError(f"sample_rate must be a whole number of Hz, at least {LOWEST_RATE}, got {sample_rate!r}")
         waveform = self._checked_samples("waveform", waveform)
         if waveform.ndim not in (1, 2) or waveform.numel() == 0:
             raise ValueError(f"waveform must be [N] or [channels, N], got {list(waveform.shape)}")

@@ -65,10 +65,10 @@ class _Stream:
 
     def _check_end(self, eos_frame: int | None, total: int, last: bool) -> None:
         if eos_frame is not None:
+            if self.eos_frame not in (None, eos_frame):
+                raise ValueError(f"eos_frame was {self.eos_frame} in an earlier message, got {eos_frame!r}")
             if isinstance(eos_frame, bool) or not isinstance(eos_frame, int) or eos_frame < self._decoded():
                 raise ValueError(f"eos_frame must be at least {self._decoded()}, which are decoded, got {eos_frame!r}")
-            if self.eos_frame not in (None, eos_frame):
-                raise ValueError(f"eos_frame was {self.eos_frame} in an earlier message, got {eos_frame}")
         end = self.eos_frame if eos_frame is None else eos_frame
         if last and end is not None and end > total:
             raise ValueError(f"eos_frame must be at most the {total} frames that were pushed, got {end}")
@@ -82,6 +82,8 @@ class ExactStream(_Stream):
         self.windows = 0  # emitted
 
     def _advance(self, complete: int, end: int | None) -> Tensor:
+        if complete == self.eos_frame:
+            end = complete  # the frames that are still to come are no part of the audio
         total = complete if end is None else end
         ready = [torch.zeros(0, device=self.vocoder.device)]
         while True:
@@ -93,7 +95,8 @@ class ExactStream(_Stream):
             self.windows += 1
 
     def _decoded(self) -> int:
-        return self.vocoder.window(self.windows).start
+        frames = self.vocoder.window(self.windows).start
+        return frames if self.eos_frame is None else min(frames, self.eos_frame)
 
 
 class OverlapStream(_Stream):

@@ -1,6 +1,7 @@
 """The vocoder on its files: whole clips, and streams that equal them bit for bit."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -51,10 +52,10 @@ class Vocoder:
         resolve_backend(backend, device)
         tensors = {name: t for name, t in state.items() if not _encode_side(name)}
         check_values("the vocoder", tensors)
-        folded = _fold_weight_norms(tensors)
+        folded = {name: t.to(dtype) for name, t in _fold_weight_norms(tensors, dtype).items()}
         check_layout("the vocoder", {name: list(t.shape) for name, t in folded.items()}, reference.layout(config))
-        check_values("the vocoder, weight norm folded,", folded)  # 0 / |0| is NaN
-        return cls(config, {name: t.to(device, dtype) for name, t in folded.items()}, backend)
+        check_values(f"the vocoder, folded to {dtype},", folded)  # 0 / |0| is NaN, and fp16 may overflow
+        return cls(config, {name: t.to(device) for name, t in folded.items()}, backend)
 
     @classmethod
     def load(
@@ -99,8 +100,11 @@ class Vocoder:
     def trace(self, codes: Tensor) -> dict[str, Tensor]:
         """Every stage of one pass over whole clips [B, C, T], C up to 9: z, conv_in, block_i [B, channels, length],
         pre_tanh [B, 1, samples], audio [B, samples]."""
+        codes = self._checked_clips(codes)
+        if codes.shape[2] == 0:
+            raise ValueError("codes must hold at least one frame to be traced, got none")
         with ieee_fp32():
-            return reference.decode(self.config, self.state, self._checked_clips(codes))
+            return reference.decode(self.config, self.state, codes)
 
     def stream(self, mode: str = "exact", overlap: int = 4, chunk: int = 16) -> ExactStream | OverlapStream:
         """A stream for the delayed frames of one clip, as they are generated.
@@ -162,7 +166,7 @@ def _encode_side(name: str) -> bool:
     return name.startswith("encoder.") or ".in_proj." in name
 
 
-def _fold_weight_norms(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _fold_weight_norms(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     """Each pair of g and v, in either spelling of torch, becomes the weight it stands for; half a pair stays."""
     folded = {name.replace(".parametrizations.", "."): tensor for name, tensor in state.items()}
     for g_end, v_end in ((".weight_g", ".weight_v"), (".weight.original0", ".weight.original1")):
@@ -170,7 +174,7 @@ def _fold_weight_norms(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             g, v = folded[base + g_end], folded.get(base + v_end)
             if v is None or v.ndim != 3 or g.shape != (len(v), 1, 1) or f"{base}.weight" in folded:
                 continue  # the layout has no g or v: what does not fit together is listed there
-            folded[f"{base}.weight"] = reference.fold(g, v)
+            folded[f"{base}.weight"] = reference.fold(g, v, dtype)
             del folded[base + g_end], folded[base + v_end]
     return folded
 
@@ -212,14 +216,14 @@ UNIT_PARTS = {name: str(i) for i, name in enumerate(("snake1", "conv1", "snake2"
 
 def official_name(name: str, config: VocoderConfig) -> str:
     """The official name of a tensor of transformers' DacModel; what it does not know stays as it is."""
-    if not name.startswith("decoder."):
-        return name
     last = len(config.decoder_rates) + 1
-    part, _, rest = name.removeprefix("decoder.").partition(".")
-    if part == "block":
-        i, module, *more = rest.split(".")
-        if module in RESIDUAL_UNITS and more:
-            more = ["block", UNIT_PARTS.get(more[0], more[0]), *more[1:]]
-        return ".".join([f"decoder.model.{int(i) + 1}.block.{BLOCK_PARTS.get(module, module)}", *more])
-    index = {"conv1": 0, "snake1": last, "conv2": last + 1}.get(part)
-    return name if index is None else f"decoder.model.{index}.{rest}"
+    if block := re.fullmatch(r"decoder\.block\.(\d+)\.([^.]+)\.(.+)", name):
+        i, module, rest = block.groups()
+        if module in RESIDUAL_UNITS:
+            part, _, leaf = rest.partition(".")
+            rest = f"block.{UNIT_PARTS.get(part, part)}.{leaf}"
+        return f"decoder.model.{int(i) + 1}.block.{BLOCK_PARTS.get(module, module)}.{rest}"
+    for part, index in (("conv1", 0), ("snake1", last), ("conv2", last + 1)):
+        if name.startswith(f"decoder.{part}."):
+            return f"decoder.model.{index}.{name.removeprefix(f'decoder.{part}.')}"
+    return name

@@ -86,9 +86,13 @@ def layout(config: VocoderConfig) -> dict[str, list[int]]:
     return names
 
 
-def fold(g: Tensor, v: Tensor) -> Tensor:
-    """Weight norm: g * v / |v|, the norm over every dimension but the first. g [N, 1, 1], v [N, ., .]."""
-    return (wide(g) * wide(v) / wide(v).norm(dim=(1, 2), keepdim=True)).to(v.dtype)
+def fold(g: Tensor, v: Tensor, dtype: torch.dtype) -> Tensor:
+    """Weight norm: g * v / |v|, the norm over every dimension but the first, in fp64, rounded once.
+
+    g [N, 1, 1], v [N, ., .].
+    """
+    v = v.double()
+    return (g * v / v.norm(dim=(1, 2), keepdim=True)).to(dtype)
 
 
 def snake(x: Tensor, alpha: Tensor) -> Tensor:

@@ -13,6 +13,9 @@ from torch import Tensor
 from zonos2_triton.model import Backbone, Vocoder, VocoderConfig, Zonos2, Zonos2Config
 from zonos2_triton.model.tiny import write_tiny
 
+# The models here are so small that a second thread gains nothing, and on a busy machine it makes them wait.
+torch.set_num_threads(1)
+
 
 class Golden:
     """The vectors by file name."""

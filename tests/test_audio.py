@@ -180,6 +180,15 @@ class TestWholeFile:
         assert path.read_bytes() == b"new"
         assert [path.name for path in tmp_path.iterdir()] == ["x.wav"]
 
+    def test_a_reader_keeps_the_old_file(self, tmp_path):
+        """The new file takes the old one's name; it is not written over its content."""
+        path = tmp_path / "x.wav"
+        path.write_bytes(b"old")
+        with path.open("rb") as reader:
+            Audio(tone(), 44_100).save(path)
+            assert reader.read() == b"old"
+        assert len(stored_integers(path)) == 4410
+
     def test_a_folder_as_target(self, tmp_path):
         (tmp_path / "x.wav").mkdir()
         with pytest.raises(IsADirectoryError, match=r"cannot write .*x\.wav: Is a directory"):

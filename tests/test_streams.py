@@ -183,6 +183,15 @@ class TestExact:
             chunks.append(stream.push(buffer, last=i == 19))
         assert torch.equal(torch.cat(chunks), clip(codecs["odd"], frames))
 
+    def test_what_is_final_does_not_wait_for_the_last_message(self, codecs):
+        """The countdown of nine more frames is no part of the audio."""
+        vocoder, frames = codecs["odd"], random_frames(60)
+        stream = vocoder.stream()
+        chunks = [stream.push(frames[:48]), stream.push(frames[48:50], eos_frame=42)]
+        assert torch.equal(torch.cat(chunks), clip(vocoder, frames, 42))
+        assert len(stream.push(frames[50:55], eos_frame=42)) == 0
+        assert len(stream.push(frames[55:], eos_frame=42, last=True)) == 0
+
 
 class TestOverlap:
     def test_one_message_has_no_borders(self, codecs):

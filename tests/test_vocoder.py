@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from zonos2_triton.model import Vocoder, VocoderConfig
 from zonos2_triton.model.tiny import codec_weights, save_official_codec
+from zonos2_triton.model.vocoder import official_name
 from zonos2_triton.reference.vocoder import layout, snake
 
 STAGE_ATOL, AUDIO_ATOL = 3e-4, 1e-4  # of the golden vectors
@@ -327,6 +328,17 @@ class TestWeights:
         with pytest.raises(ValueError, match=CONV):
             Vocoder.from_state(config, weights)
 
+    def test_fp64_is_folded_in_fp64(self, config, weights):
+        g, v = weights[f"{CONV}.weight_g"].double(), weights[f"{CONV}.weight_v"].double()
+        got = Vocoder.from_state(config, weights, dtype=torch.float64).state[f"{CONV}.weight"]
+        torch.testing.assert_close(got, torch._weight_norm(v, g, 0), atol=1e-15, rtol=1e-14)
+
+    def test_what_only_overflows_in_the_wanted_precision(self, config, weights):
+        weights[f"{CONV}.weight_g"] *= 1e7
+        Vocoder.from_state(config, weights)
+        with pytest.raises(ValueError, match=rf"{CONV}\.weight holds NaN or Inf"):
+            Vocoder.from_state(config, weights, dtype=torch.float16)
+
     def test_a_weight_both_folded_and_not(self, config, weights):
         weights[f"{CONV}.weight"] = torch.ones(32, 20, 7)
         with pytest.raises(ValueError, match=CONV):
@@ -477,6 +489,11 @@ class TestTransformers:
 CODES = torch.zeros(1, 9, 2, dtype=torch.int64)
 
 
+@pytest.mark.parametrize("name", ["decoder.block.x.snake1.alpha", "decoder.block.0", "decoder.norm.weight", "encoder"])
+def test_names_that_transformers_does_not_have_stay(name):
+    assert official_name(name, VocoderConfig()) == name
+
+
 class TestRejects:
     @pytest.mark.parametrize("method", ["decode", "trace"])
     @pytest.mark.parametrize(
@@ -537,3 +554,7 @@ class TestRejects:
     def test_config(self, sizes, message):
         with pytest.raises(ValueError, match=f"VocoderConfig: {message}"):
             VocoderConfig(**sizes)
+
+    def test_a_trace_of_nothing(self, codecs):
+        with pytest.raises(ValueError, match="codes must hold at least one frame to be traced"):
+            codecs["odd"].trace(torch.zeros(1, 9, 0, dtype=torch.int64))
