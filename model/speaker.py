@@ -60,7 +60,7 @@ class SpeakerEncoder:
 
     @torch.inference_mode()
     def embed(self, waveform: Tensor, sample_rate: int) -> Tensor:
-        """waveform [N] or [channels, N], floats in -1..1, at a whole rate from 1 kHz -> [enc_dim]; channels are averaged.
+        """waveform [N] or [channels, N], floats in -1..1, at a whole rate from 1 kHz -> [enc_dim]; channels averaged.
 
         ValueError: silent, not finite, or shorter than one analysis window (43 ms) or what the encoder needs (53 ms).
         """
