@@ -291,6 +291,7 @@ def test_integers_do_not_hide_a_nan(load, weights):
     assert TEMP in str(raised.value)
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # torch 2.11 says so on making one
 @pytest.mark.parametrize(
     "strange",
     [
@@ -533,7 +534,7 @@ from zonos2_triton.model import Backbone
 def kib(field):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(field + ":"))
 
-measured = {"private_before": kib("RssAnon")}
+measured = {"private_before": kib("RssAnon"), "imported": kib("VmHWM")}
 backbone = Backbone.load(sys.argv[1])
 measured |= {"own_peak": kib("VmHWM"), "own_private": kib("RssAnon")}
 assert str(backbone.dtype) == "torch.bfloat16"
@@ -591,11 +592,12 @@ def test_memory(golden, tmp_path, name, save):
     measured = {field: value / 1024 for field, value in json.loads(result.stdout).items()}  # MiB
     print(f"file {size:.0f}, layer {layer / MIB:.0f}, {measured}")
     # Measured 2026-11-22 on a 2-core CPU, torch 2.13.0: both formats 378 MiB, peaks 604 and 1,000, private growth 0.3;
-    # the interpreter with torch takes about 225 of each.
+    # the interpreter with torch takes about 225 of each, and 490 where torch is a CUDA build.
+    rest = max(300, measured["imported"] + 75)
     assert 350 < size < 450
-    assert measured["own_peak"] < 1.1 * size + 300
+    assert measured["own_peak"] < 1.1 * size + rest
     assert measured["own_private"] - measured["private_before"] < 50
-    assert measured["converted_peak"] < 2 * size + layer / MIB + 350
+    assert measured["converted_peak"] < 2 * size + layer / MIB + rest + 50
 
 
 def test_what_only_overflows_in_the_wanted_precision(load, weights):

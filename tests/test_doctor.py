@@ -9,7 +9,7 @@ from zonos2_triton.model.cli import main
 def test_says_what_will_run_where(capsys):
     assert main(["doctor", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["packages"]["torch"] == torch.__version__
+    assert report["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert report["devices"][0]["device"] == "cpu"
     assert report["devices"][0]["runs"] == "reference"
     assert report["backends"] == {
