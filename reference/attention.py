@@ -25,25 +25,30 @@ class AttentionCache:
         return cls(*(like.new_zeros(capacity, kv_heads, head_dim) for _ in range(2)))
 
 
-def attention(
-    x: Tensor, wq: Tensor, wkv: Tensor, gater: Tensor, temp: Tensor, wo: Tensor,
-    cache: AttentionCache, start: int, theta: float,
-) -> Tensor:  # fmt: skip
-    """x [T, D], the normed input at positions start .. start + T - 1 -> [T, D]; writes those rows of the cache.
+def project(x: Tensor, wq: Tensor, wkv: Tensor, gater: Tensor, head_dim: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x [T, D], normed -> q [T, HQ, DH], k and v [T, HKV, DH], gate [T, HQ].
 
-    wq [HQ * DH, D], wkv [2, HKV * DH, D] (keys, values), gater [HQ, D], temp [1, HQ, 1], wo [D, HQ * DH].
-    q and k are normed per head without a weight, q is scaled by |temp|, both are turned by position; query head h
-    reads key/value head h // (HQ / HKV); sigmoid(gater x) scales each head before wo.
+    wq [HQ * DH, D], wkv [2, HKV * DH, D] (keys, values), gater [HQ, D].
     """
-    end = start + len(x)
-    positions = torch.arange(start, end, device=x.device)
-    q, k, v = (rearrange(x @ w.T, "t (h d) -> t h d", d=cache.k.shape[-1]) for w in (wq, *wkv))
-    q = rotary(rms_norm(wide(q), None, QK_EPS) * wide(temp).abs(), positions, theta).to(x.dtype)
-    k = rotary(rms_norm(wide(k), None, QK_EPS), positions, theta).to(x.dtype)
-    cache.k[start:end], cache.v[start:end] = k, v
-    y = causal_attention(q, cache.k[:end], cache.v[:end])
-    gate = torch.sigmoid(wide(x @ gater.T))  # [T, HQ]
-    return rearrange(y * gate[..., None], "t h d -> t (h d)").to(x.dtype) @ wo.T
+    q, k, v = (rearrange(x @ w.T, "t (h d) -> t h d", d=head_dim) for w in (wq, *wkv))
+    return q, k, v, x @ gater.T
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, gate: Tensor, temp: Tensor, cache: AttentionCache, start: int, theta: float
+) -> Tensor:
+    """What `project` made of positions start .. start + T - 1 -> [T, HQ * DH]; writes those rows of the cache.
+
+    q and k are normed per head without a weight, q is scaled by |temp| (temp [1, HQ, 1]), both are turned by position;
+    query head h reads key/value head h // (HQ / HKV) at its own and earlier positions; sigmoid(gate) scales each head.
+    """
+    end = start + len(q)
+    positions = torch.arange(start, end, device=q.device)
+    cache.k[start:end] = rotary(rms_norm(wide(k), None, QK_EPS), positions, theta)
+    cache.v[start:end] = v
+    q = rotary(rms_norm(wide(q), None, QK_EPS) * wide(temp).abs(), positions, theta).to(q.dtype)
+    y = causal_attention(q, cache.k[:end], cache.v[:end]) * torch.sigmoid(wide(gate))[..., None]
+    return rearrange(y, "t h d -> t (h d)").to(q.dtype)
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zonos2_triton.reference.attention import AttentionCache, attention
+from zonos2_triton.reference.attention import AttentionCache, attention, project
 from zonos2_triton.reference.config import BALANCING_SIGN, Zonos2Config
 from zonos2_triton.reference.embedding import frame_embedding, speaker_row
 from zonos2_triton.reference.experts import experts, swiglu
@@ -129,17 +129,15 @@ def embed(config: Zonos2Config, weights: Weights, ids: Tensor, speaker: Tensor |
 
 def _attention(config: Zonos2Config, weights: Weights, i: int, x: Tensor, cache: Cache) -> Tensor:
     part = f"layers.{i}.attention"
-    return attention(
+    projected = project(
         rms_norm(x, weights[f"{part}_norm.weight"], config.norm_eps),
         wq=weights[f"{part}.wq.weight"],
         wkv=weights[f"{part}.wkv.weight"],
         gater=weights[f"{part}.gater.weight"],
-        temp=weights[f"{part}.temp"],
-        wo=weights[f"{part}.wo.weight"],
-        cache=cache.layers[i],
-        start=cache.length,
-        theta=config.rope_theta,
+        head_dim=config.head_dim,
     )
+    y = attention(*projected, weights[f"{part}.temp"], cache.layers[i], start=cache.length, theta=config.rope_theta)
+    return y @ weights[f"{part}.wo.weight"].T
 
 
 def _route(config: Zonos2Config, weights: Weights, i: int, h: Tensor, state: Tensor | None) -> Routing:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from zonos2_triton.reference.attention import AttentionCache, attention, causal_attention
+from zonos2_triton.reference.attention import AttentionCache, attention, causal_attention, project
 from zonos2_triton.reference.embedding import frame_embedding, speaker_row
 from zonos2_triton.reference.experts import experts, swiglu
 from zonos2_triton.reference.head import head
@@ -83,7 +83,7 @@ def test_attention_is_its_formula(randn):
         want[t] = wo @ torch.cat(parts)
     cache = AttentionCache.empty(T + 3, HKV, DH, x)
     pieces = [(0, 3), (3, 4), (4, 5)]
-    got = [attention(x[a:b], wq, wkv, gater, temp, wo, cache, a, theta) for a, b in pieces]
+    got = [attention(*project(x[a:b], wq, wkv, gater, DH), temp, cache, a, theta) @ wo.T for a, b in pieces]
     torch.testing.assert_close(torch.cat(got), want)
     assert (cache.k[T:] == 0).all()
 
