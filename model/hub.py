@@ -17,7 +17,7 @@ def resolve_path(name: str | Path) -> Path:
 
     HF_HUB_OFFLINE=1 keeps it from the network. FileNotFoundError: neither; ImportError: the hub extra is missing.
     """
-    path = Path(name)
+    path = Path(name).expanduser()
     if path.exists():
         return path
     if not isinstance(name, str) or not REPO_ID.fullmatch(name):

@@ -42,7 +42,7 @@ class Zonos2Config:
     eoa_id: int
     audio_pad_id: int
     text_vocab: int
-    loss_softcap: float
+    loss_softcap: float  # 0: none
     speaker_enabled: bool
     speaker_embedding_dim: int
     speaker_background_token_enabled: bool
@@ -229,7 +229,8 @@ def check_sizes(config: Any) -> None:
             raise ValueError(f"{type(config).__name__}: {field.name} must be {kind}, got {value!r}")
 
 
-MAY_BE_ZERO = {"moe_start_from_layer", "moe_end_from_layer", "speaking_rate_num_buckets", "quality_bucket_counts"}
+MAY_BE_ZERO = {"moe_start_from_layer", "moe_end_from_layer", "speaking_rate_num_buckets", "quality_bucket_counts",
+               "loss_softcap"}  # fmt: skip
 
 
 def _check_types(config: Zonos2Config) -> None:
@@ -245,7 +246,8 @@ def _check_types(config: Zonos2Config) -> None:
         if kind in (int, int | None):
             ok, wanted = counts(value), f"an integer from {low}"
         elif kind is float:
-            ok, wanted = type(value) in (int, float) and 0 < value < math.inf, "a positive number"
+            ok = type(value) in (int, float) and 0 <= value < math.inf and (value > 0 or low == 0)
+            wanted = "a number from 0" if low == 0 else "a positive number"
         elif kind is bool:
             ok, wanted = isinstance(value, bool), "true or false"
         elif kind is str:

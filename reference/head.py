@@ -8,6 +8,7 @@ from zonos2_triton.reference.numeric import wide
 
 
 def head(x: Tensor, weight: Tensor, n_codebooks: int, softcap: float) -> Tensor:
-    """x [T, D], weight [C * V, D] -> wide logits [T, C, V] = softcap * tanh(weight x / softcap)."""
+    """x [T, D], weight [C * V, D] -> wide logits [T, C, V] = softcap * tanh(weight x / softcap); softcap 0: no cap."""
     logits = wide(x @ weight.T)
-    return rearrange(softcap * torch.tanh(logits / softcap), "t (c v) -> t c v", c=n_codebooks)
+    capped = softcap * torch.tanh(logits / softcap) if softcap else logits
+    return rearrange(capped, "t (c v) -> t c v", c=n_codebooks)

@@ -142,6 +142,7 @@ def test_head_is_capped_and_codebook_major(randn):
     want = 15 * torch.tanh(torch.einsum("td,cvd->tcv", x, weight.reshape(2, 5, 4)) / 15)
     torch.testing.assert_close(got, want)
     assert got.abs().max() <= 15
+    torch.testing.assert_close(head(x, weight, 2, 0.0), torch.einsum("td,cvd->tcv", x, weight.reshape(2, 5, 4)))
 
 
 def test_frame_embedding_counts_every_row_and_replaces_the_first(randn):
