@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ class Audio:
 
     @property
     def seconds(self) -> float:
+        """How long it lasts."""
         return len(self.samples) / self.sample_rate
 
     def save(self, path: str | Path) -> None:
@@ -33,7 +34,7 @@ class Audio:
         """
         kind = sound_format(path)
         with whole_file(path) as part:
-            write_chunks(part, kind, [self.samples], self.sample_rate, self.comment)
+            write_audio(part, kind, self)
 
 
 def sound_format(path: str | Path) -> str:
@@ -44,21 +45,19 @@ def sound_format(path: str | Path) -> str:
     return kind
 
 
-def write_chunks(part: Path, kind: str, chunks: Iterable[Tensor], sample_rate: int, comment: str = "") -> None:
-    """Write chunks fp32 [m] as they come."""
+def write_audio(part: Path, kind: str, audio: Audio) -> None:
+    """Write to a path whose name does not tell the format."""
     import soundfile  # loads a shared library: not at import
 
-    if isinstance(sample_rate, bool) or not isinstance(sample_rate, int) or sample_rate < 1:
-        raise ValueError(f"sample_rate must be a positive number of Hz, got {sample_rate!r}")
-    with soundfile.SoundFile(part, "w", sample_rate, 1, format=kind) as file:
-        if comment:
-            file.comment = comment
-        count = 0
-        for chunk in chunks:
-            file.write(to_int16(chunk).numpy())
-            count += len(chunk)
-        if kind == "FLAC" and count == 0:
-            raise ValueError("a .flac file cannot hold an empty sound; save it as .wav")
+    samples, rate = to_int16(audio.samples), audio.sample_rate
+    if isinstance(rate, bool) or not isinstance(rate, int) or rate < 1:
+        raise ValueError(f"sample_rate must be a positive number of Hz, got {rate!r}")
+    if kind == "FLAC" and len(samples) == 0:
+        raise ValueError("a .flac file cannot hold an empty sound; save it as .wav")
+    with soundfile.SoundFile(part, "w", rate, 1, format=kind) as file:
+        if audio.comment:
+            file.comment = audio.comment
+        file.write(samples.numpy())
 
 
 def to_int16(samples: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from zonos2_triton.model.backend import resolve_backend, resolve_device, resolve
 from zonos2_triton.model.checkpoint import Checkpoint, load_weights
 from zonos2_triton.reference import backbone as reference
 from zonos2_triton.reference.config import Zonos2Config
-from zonos2_triton.reference.numeric import ieee_fp32
+from zonos2_triton.reference.numeric import exact_numerics
 from zonos2_triton.reference.sampling import Sampling, draw, probabilities
 from zonos2_triton.reference.stopping import EndDetector
 
@@ -83,18 +83,18 @@ class Backbone:
         backbone.metadata = checkpoint.metadata
         return backbone
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def trace(self, ids: Tensor, speaker: Tensor | None = None) -> dict[str, Tensor]:
         """One full forward of ids [T, 10], every stage kept.
 
         logits [T, 9, 1026]; hidden_states [n_layers + 1, T, dim]; final_norm [T, dim]; expert_ids and expert_weights
         [n_moe_layers, T, k_max], by descending score, unused slots -1 and 0; router_probs [n_moe_layers, T, n_experts];
-        router_states [n_moe_layers, T, moe_router_dim].
+        router_states [n_moe_layers, T, moe_router_dim]. ValueError, TypeError: an argument is wrong.
         """
         ids, speaker = self._checked_ids("ids", ids), self.checked_speaker("speaker", speaker)
         if len(ids) > self.config.max_seqlen:
             raise ValueError(f"ids has {len(ids)} rows, but max_seqlen is {self.config.max_seqlen}")
-        with ieee_fp32():
+        with exact_numerics():
             return reference.trace(self.config, self.weights, ids, speaker)
 
     def generate(
@@ -107,7 +107,9 @@ class Backbone:
         """Continue each prompt [T, 10] to its end; what becomes of one does not depend on the others.
 
         sampling: one for all or one each; speakers: per prompt an embedding [speaker_embedding_dim] or None;
-        progress(i, frame) is called after each frame of prompt i. ValueError, TypeError: before any work.
+        progress(i, frame) is called after each frame of prompt i.
+
+        ValueError, TypeError: an argument is wrong, found before any work. FloatingPointError: logits are NaN or Inf.
         """
         n = len(prompts)
         samplings = [sampling] * n if isinstance(sampling, Sampling) else list(sampling)
@@ -132,7 +134,10 @@ class Backbone:
     def frames(
         self, prompt: Tensor, sampling: Sampling, speaker: Tensor | None = None, seed: int | None = None
     ) -> Iterator[Frame]:
-        """The frames of one prompt as they come: up to sampling.max_frames, or what max_seqlen leaves room for."""
+        """The frames of one prompt as they come: up to sampling.max_frames, or max_seqlen less the rows of the prompt.
+
+        Raises as `generate` does, when the first frame is asked for.
+        """
         prompt = self._checked_prompt("prompt", prompt)
         speaker = self.checked_speaker("speaker", speaker)
         settings = sampling.clamped()
@@ -141,7 +146,7 @@ class Backbone:
         limit = min(settings.max_frames, room)
         end = EndDetector(config.eoa_id, limit, settings.ignore_eos)
         history = torch.zeros(limit, config.n_codebooks, dtype=torch.int64)
-        cache = reference.Cache(config, len(prompt) + limit, next(iter(self.weights.values())))
+        cache = reference.Cache(config, len(prompt) + limit - 1, next(iter(self.weights.values())))
         rows = prompt
         for step in range(limit):
             logits = self._next_logits(rows, cache, speaker)
@@ -159,7 +164,7 @@ class Backbone:
     @torch.inference_mode()
     def _next_logits(self, rows: Tensor, cache: reference.Cache, speaker: Tensor | None) -> Tensor:
         """[9, 1026] fp32 on the CPU."""
-        with ieee_fp32():
+        with exact_numerics():
             normed = reference.forward(self.config, self.weights, rows, cache, speaker)
             return reference.logits(self.config, self.weights, normed[-1:])[0].float().cpu()
 
@@ -188,6 +193,7 @@ class Backbone:
         return ids.to(self.device)
 
     def checked_speaker(self, name: str, speaker: Tensor | None) -> Tensor | None:
+        """A speaker embedding as the weights need it. ValueError: of another size, not finite, or not known here."""
         if speaker is None:
             return None
         size = self.config.speaker_embedding_dim

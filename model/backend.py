@@ -15,13 +15,15 @@ def resolve_backend(backend: str, device: torch.device) -> str:
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """ValueError: not a device, or one that this machine lacks."""
+    """ValueError: neither a CPU nor a CUDA or ROCm device that this machine has."""
     try:
         resolved = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"device must be a torch device such as 'cpu' or 'cuda', got {device!r}") from error
-    if resolved.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device is {device!r}, but torch {torch.__version__} finds no GPU; use 'cpu'")
+    if resolved.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be a CPU or a CUDA or ROCm device, got {str(device)!r}")
+    if resolved.type == "cuda" and (resolved.index or 0) >= (found := torch.cuda.device_count()):
+        raise ValueError(f"device is {str(device)!r}, but torch {torch.__version__} finds {found} GPUs; use 'cpu'")
     return resolved
 
 

@@ -103,7 +103,7 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _load_pickle(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a file that torch.save wrote, mapped; its 'metadata' entry as JSON text under its own keys."""
+    """The tensors of a file that torch.save wrote, mapped; its 'metadata' entry by its own keys, as text or JSON."""
     try:
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged pickle can raise nearly anything
@@ -125,7 +125,8 @@ def _load_pickle(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if others := [str(name) for name in state if name not in named]:
         raise ValueError(f"{file} must hold tensors by name only; these entries are none: {', '.join(others)}")
     pairs = metadata.items() if isinstance(metadata, Mapping) else ()
-    return state, {str(key): json.dumps(value, default=str) for key, value in pairs}
+    texts = {str(key): value if isinstance(value, str) else json.dumps(value, default=str) for key, value in pairs}
+    return state, texts
 
 
 def check_layout(source: object, shapes: Mapping[str, list[int]], layout: Mapping[str, list[int]]) -> None:
@@ -158,7 +159,11 @@ def value_faults(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None
 
 def check_values(source: object, tensors: Mapping[str, Tensor]) -> None:
     """ValueError that lists every fault of `value_faults`."""
-    if faults := value_faults(tensors):
+    _raise_faults(source, value_faults(tensors))
+
+
+def _raise_faults(source: object, faults: list[str]) -> None:
+    if faults:
         raise ValueError("\n  ".join([f"the tensors of {source} cannot be used", *faults]))
 
 
@@ -180,8 +185,7 @@ def load_weights(
         faults += value_faults(tensors, dtype)
         if not faults:
             weights |= {name: tensor.to(device, dtype) for name, tensor in tensors.items()}
-    if faults:
-        raise ValueError("\n  ".join([f"the tensors of {checkpoint.path} cannot be used", *faults]))
+    _raise_faults(checkpoint.path, faults)
     return weights
 
 

@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from zonos2_triton.model.audio import Audio, sound_format, whole_file, write_chunks
-from zonos2_triton.model.backbone import Frame, fresh_seed
+from zonos2_triton.model.audio import Audio, sound_format, whole_file, write_audio
+from zonos2_triton.model.backbone import Frame, Progress, fresh_seed
 from zonos2_triton.model.backend import BACKENDS, DTYPES
 from zonos2_triton.model.doctor import as_text, diagnose
 from zonos2_triton.model.pipeline import Zonos2
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("zonos2-triton: interrupted; nothing was written", file=sys.stderr)
         return INTERRUPTED
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError, ArithmeticError, torch.OutOfMemoryError, MemoryError) as error:
         print(f"zonos2-triton: error: {error}", file=sys.stderr)
         return 2
 
@@ -106,26 +106,6 @@ class _Help(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=32)
 
 
-@dataclass
-class _Clock:
-    """Counts what `say` reports, and shows it while it runs."""
-
-    bar: Any  # tqdm
-    started: float
-    frames: int = 0
-    first_audio: float | None = None
-
-    def frame(self, _: int, __: Frame) -> None:
-        self.frames += 1
-        self.bar.update()
-
-    def watch(self, chunks: Iterator[Tensor]) -> Iterator[Tensor]:
-        for chunk in chunks:
-            if self.first_audio is None:
-                self.first_audio = time.perf_counter() - self.started
-            yield chunk
-
-
 def _say(options: argparse.Namespace) -> int:
     sampling = Sampling(**{field.name: getattr(options, field.name) for field in fields(Sampling)})
     sampling = Sampling(**{**vars(sampling), "seed": fresh_seed(sampling)})  # to be reported
@@ -145,22 +125,32 @@ def _say(options: argparse.Namespace) -> int:
         )
         if tts.notice:
             print(f"zonos2-triton: note: {tts.notice}", file=sys.stderr)
+        started, first_audio, frames = time.perf_counter(), None, 0
         # disable=None: silent when standard error is no terminal
         with tqdm(total=sampling.clamped().max_frames, unit="frame", disable=None, leave=False) as bar:
-            clock = _Clock(bar, time.perf_counter())
-            chunks = _chunks(tts, clock, options, text, sampling, prompt)
-            audio = _write(part, kind, chunks, tts)
-        seconds = time.perf_counter() - clock.started
+
+            def progress(_: int, __: Frame) -> None:
+                nonlocal frames
+                frames += 1
+                bar.update()
+
+            chunks = []
+            for chunk in _chunks(tts, options, text, sampling, progress, prompt):
+                first_audio = first_audio or time.perf_counter() - started
+                chunks.append(chunk)
+        audio = Audio(torch.cat([torch.zeros(0), *chunks]), tts.vocoder.config.sample_rate, tts.comment)
+        write_audio(part, kind, audio)
+        seconds = time.perf_counter() - started
         if picture:
             save_spectrogram(audio, picture, f"{Path(options.out).name}: {tts.comment}")
     rate = seconds / audio.seconds if audio.seconds else None
     report = {
         "out": str(options.out),
-        "frames": clock.frames,
+        "frames": frames,
         "audio_s": round(audio.seconds, 3),
         "wall_s": round(seconds, 3),
         "rtf": rate and round(rate, 4),
-        "first_audio_s": clock.first_audio and round(clock.first_audio, 3),
+        "first_audio_s": first_audio and round(first_audio, 3),
         "seed": sampling.seed,
         "device": str(tts.backbone.device),
         "dtype": str(tts.backbone.dtype).removeprefix("torch."),
@@ -172,25 +162,12 @@ def _say(options: argparse.Namespace) -> int:
 
 
 def _chunks(
-    tts: Zonos2, clock: _Clock, options: argparse.Namespace, text: str, sampling: Sampling, prompt: PromptOptions
+    tts: Zonos2, options: argparse.Namespace, text: str, sampling: Sampling, progress: Progress, prompt: PromptOptions
 ) -> Iterator[Tensor]:
     if options.stream:
-        return clock.watch(tts.stream(text, options.speaker, sampling, clock.frame, **prompt))
-    return clock.watch(iter([tts.speak(text, options.speaker, sampling, clock.frame, **prompt).samples]))
-
-
-def _write(part: Path, kind: str, chunks: Iterator[Tensor], tts: Zonos2) -> Audio:
-    """Write the chunks as they come; what they joined are."""
-    kept: list[Tensor] = []
-
-    def keeping() -> Iterator[Tensor]:
-        for chunk in chunks:
-            kept.append(chunk)
-            yield chunk
-
-    rate = tts.vocoder.config.sample_rate
-    write_chunks(part, kind, keeping(), rate, tts.comment)
-    return Audio(torch.cat([torch.zeros(0), *kept]), rate, tts.comment)
+        yield from tts.stream(text, options.speaker, sampling, progress, **prompt)
+    else:
+        yield tts.speak(text, options.speaker, sampling, progress, **prompt).samples
 
 
 def _closing_line(report: dict[str, Any]) -> str:

@@ -40,6 +40,7 @@ def diagnose() -> dict[str, Any]:
 
 
 def as_text(report: dict[str, Any]) -> str:
+    """The report for a person to read."""
     lines = [f"zonos2-triton {report['zonos2-triton']}, Python {report['python']}, {report['platform']}", "packages"]
     lines += [f"  {name:18} {found or 'MISSING'}" for name, found in report["packages"].items()]
     lines.append("extras")

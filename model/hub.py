@@ -13,7 +13,7 @@ FILES = ["*.json", "*.safetensors", "*.pth", "*.pt"]
 
 
 def resolve_path(name: str | Path) -> Path:
-    """A local file or folder as it is; else the snapshot of a hub repository "owner/name", from the cache if it can be.
+    """A local file or folder as it is; else the snapshot of a hub repository "owner/name", kept in its cache.
 
     HF_HUB_OFFLINE=1 keeps it from the network. FileNotFoundError: neither; ImportError: the hub extra is missing.
     """
@@ -24,19 +24,16 @@ def resolve_path(name: str | Path) -> Path:
         raise FileNotFoundError(f"{name} is neither a file or folder here nor a hub id of the form owner/name")
     try:
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+        from huggingface_hub.errors import HFValidationError
     except ImportError as error:
         raise ImportError(
             f"{name} is no local folder; to fetch it from the hub: pip install 'zonos2-triton[hub]'"
         ) from error
     try:
-        return Path(snapshot_download(name, allow_patterns=FILES, local_files_only=True))
+        return Path(snapshot_download(name, allow_patterns=FILES))  # completes what is cached; offline, takes that
     except HFValidationError as error:
         raise FileNotFoundError(f"{name} is neither a file or folder here nor a valid hub id: {error}") from error
-    except LocalEntryNotFoundError:
-        try:
-            return Path(snapshot_download(name, allow_patterns=FILES))
-        except Exception as error:
-            raise FileNotFoundError(
-                f"{name} is no local folder, not in the hub's cache, and cannot be fetched: {error}"
-            ) from error
+    except Exception as error:
+        raise FileNotFoundError(
+            f"{name} is no local folder, not in the hub's cache, and cannot be fetched: {error}"
+        ) from error

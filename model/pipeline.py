@@ -1,6 +1,7 @@
 """Text to sound."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Unpack, overload
 
@@ -87,7 +88,7 @@ class Zonos2:
     def notice(self) -> str:
         """What the checkpoint's own metadata wants users to know; empty for most."""
         parts = (self.backbone, self.vocoder, self.speaker_encoder)
-        notices = [part.metadata.get("notice", "").strip('"') for part in parts if part is not None]
+        notices = [part.metadata.get("notice", "") for part in parts if part is not None]
         return "; ".join(dict.fromkeys(filter(None, notices)))
 
     @property
@@ -202,7 +203,6 @@ def _find(folder: Path, folders: Sequence[str], files: Sequence[str]) -> Path | 
     for name in folders:
         if (folder / name).is_dir():
             return folder / name
-    for pattern in files:
-        if found := sorted(folder.glob(pattern)):
-            return found[0]
+    with suppress(FileNotFoundError):
+        return one_file(folder, "vocoder", files) if files else None
     return None

@@ -53,8 +53,13 @@ def build_prompt(
                       what is left out has no row
 
     The text is used as its raw UTF-8 bytes and may be empty. ValueError: a bucket out of range, a lone surrogate in the
-    text, a speaker where the model knows none.
+    text, a speaker where the model knows none, codebooks that cannot say the silence at the end.
     """
+    if config.n_codebooks > len(SILENCE[0]) or config.codebook_size <= max(map(max, SILENCE)):
+        raise ValueError(
+            f"build_prompt: the silence that ends a prompt takes up to {len(SILENCE[0])} codebooks of 1024, this model "
+            f"has {config.n_codebooks} of {config.codebook_size}"
+        )
     column: list[int] = []
     if speaker:
         if not config.speaker_enabled:
@@ -77,7 +82,7 @@ def build_prompt(
 def _markers(config: Zonos2Config, clean_background: bool, accurate: bool) -> list[int]:
     base = config.conditioning_base + config.speaking_rate_num_buckets + sum(config.quality_bucket_counts)
     if not config.background_ids:
-        return []  # the accuracy marker needs the background's
+        return []
     background = base if clean_background else base + 1
     return [background, base + config.background_ids] if accurate and config.accurate_ids else [background]
 

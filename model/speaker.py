@@ -11,7 +11,7 @@ from zonos2_triton.model.backend import resolve_device
 from zonos2_triton.model.checkpoint import Checkpoint, check_layout, check_values, one_file
 from zonos2_triton.reference import speaker_encoder as reference
 from zonos2_triton.reference.mel import HOP, MELS, N_FFT, SAMPLE_RATE, log_mel, resample
-from zonos2_triton.reference.numeric import ieee_fp32
+from zonos2_triton.reference.numeric import exact_numerics
 from zonos2_triton.reference.speaker_encoder import SpeakerEncoderConfig
 
 SILENCE = 2**-15  # a peak below one step of a 16-bit recording
@@ -58,16 +58,17 @@ class SpeakerEncoder:
         encoder.metadata = checkpoint.metadata
         return encoder
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def embed(self, waveform: Tensor, sample_rate: int) -> Tensor:
         """waveform [N] or [channels, N], floats in -1..1, at a whole rate from 1 kHz -> [enc_dim]; channels averaged.
 
         ValueError: silent, not finite, or shorter than one analysis window (43 ms) or what the encoder needs (53 ms).
         """
         mono = self._checked(waveform, sample_rate)
-        return self.embed_mel(self.log_mel(resample(mono, sample_rate)))
+        with exact_numerics():
+            return self.embed_mel(self.log_mel(resample(mono, sample_rate)))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def log_mel(self, waveform_24k: Tensor) -> Tensor:
         """[N] at 24 kHz -> [frames, 128]."""
         waveform = self._checked_samples("waveform_24k", waveform_24k)
@@ -76,15 +77,16 @@ class SpeakerEncoder:
                 f"waveform_24k must be [N] with at least one analysis window of {N_FFT} samples at 24 kHz, got "
                 f"{list(waveform.shape)}"
             )
-        return log_mel(waveform)
+        with exact_numerics():
+            return log_mel(waveform)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def embed_mel(self, log_mel: Tensor) -> Tensor:
         """[frames, 128] -> [enc_dim]."""
         mel = self._checked_samples("log_mel", log_mel)
         if mel.ndim != 2 or mel.shape[1] != MELS or len(mel) < self.config.least_frames:
             raise ValueError(f"log_mel must be [frames >= {self.config.least_frames}, {MELS}], got {list(mel.shape)}")
-        with ieee_fp32():
+        with exact_numerics():
             return reference.embed(self.config, self.state, mel)
 
     def _checked(self, waveform: Tensor, sample_rate: int) -> Tensor:

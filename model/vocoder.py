@@ -13,7 +13,7 @@ from zonos2_triton.model.backend import resolve_backend, resolve_device, resolve
 from zonos2_triton.model.checkpoint import Checkpoint, check_layout, check_values, one_file
 from zonos2_triton.model.streams import ExactStream, OverlapStream
 from zonos2_triton.reference import vocoder as reference
-from zonos2_triton.reference.numeric import ieee_fp32
+from zonos2_triton.reference.numeric import exact_numerics
 from zonos2_triton.reference.vocoder import VocoderConfig
 
 WINDOW = 32  # frames decoded together
@@ -84,9 +84,12 @@ class Vocoder:
         vocoder.metadata = checkpoint.metadata
         return vocoder
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
-        """Aligned codes [B, 9, T] -> fp32 [B, samples]; ids above 1023 decode as 1023. No frames make no samples."""
+        """Aligned codes [B, 9, T] -> fp32 [B, samples]; ids above 1023 decode as 1023. No frames make no samples.
+
+        ValueError, TypeError: no [B, 9, T] of integers in 0..1025.
+        """
         codes = self._checked_clips(codes)
         total = codes.shape[2]
         clips = []
@@ -96,14 +99,14 @@ class Vocoder:
             clips.append(torch.cat([torch.zeros(0, device=self.device), *parts]))
         return torch.stack(clips)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def trace(self, codes: Tensor) -> dict[str, Tensor]:
         """Every stage of one pass over whole clips [B, C, T], C up to 9: z, conv_in, block_i [B, channels, length],
         pre_tanh [B, 1, samples], audio [B, samples]."""
         codes = self._checked_clips(codes)
         if codes.shape[2] == 0:
             raise ValueError("codes must hold at least one frame to be traced, got none")
-        with ieee_fp32():
+        with exact_numerics():
             return reference.decode(self.config, self.state, codes)
 
     def stream(self, mode: str = "exact", overlap: int = 4, chunk: int = 16) -> ExactStream | OverlapStream:
@@ -125,12 +128,12 @@ class Vocoder:
         first, end = self.config.frames_behind(start * self.config.hop, stop * self.config.hop)
         return Window(start, stop, max(first, 0), end)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode_window(self, window: "Window", frames: Tensor, total: int) -> Tensor:
         """Samples of a window of a clip of `total` frames; frames [n, 9] are first .. min(end, total) - 1 of it."""
         hop = self.config.hop
         stop = window.stop * hop if window.stop < total else self.config.samples(total)
-        with ieee_fp32():
+        with exact_numerics():
             codes = frames.T[None].to(self.device)
             audio = reference.decode(self.config, self.state, codes)["audio"][0]
         return audio[(window.start - window.first) * hop : stop - window.first * hop].float()

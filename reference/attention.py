@@ -22,6 +22,7 @@ class AttentionCache:
 
     @classmethod
     def empty(cls, capacity: int, kv_heads: int, head_dim: int, like: Tensor) -> "AttentionCache":
+        """Room for `capacity` positions, of the dtype and on the device of `like`."""
         return cls(*(like.new_zeros(capacity, kv_heads, head_dim) for _ in range(2)))
 
 

@@ -88,23 +88,25 @@ def forward(
     speaker: the raw embedding, for the first rows of a sequence only. Feeding a prompt at once, in pieces or row by row
     is the same computation; each row costs O(cache length).
     """
-    kept = stages or Stages()
     x = embed(config, weights, ids, speaker)
-    kept.hidden_states.append(x)
+    if stages is not None:
+        stages.hidden_states.append(x)
     state = None
     for i in range(config.n_layers):
         x = x + _attention(config, weights, i, x, cache)
         h = rms_norm(x, weights[f"layers.{i}.ffn_norm.weight"], config.norm_eps)
         if i in config.moe_layers:
             routing = _route(config, weights, i, h, state)
-            kept.routings.append(routing)
+            if stages is not None:
+                stages.routings.append(routing)
             state, part = routing.state, f"layers.{i}.feed_forward.experts"
             x = x + experts(h, *routing[:2], weights[f"{part}.w13"], weights[f"{part}.w2"])
         else:
             state, part = None, f"layers.{i}.feed_forward"
             up, gate = weights[f"{part}.w_in.weight"]
             x = x + swiglu(h, gate, up, weights[f"{part}.w_out.weight"])
-        kept.hidden_states.append(x)
+        if stages is not None:
+            stages.hidden_states.append(x)
     cache.length += len(ids)
     return rms_norm(x, weights["out_norm.weight"], config.norm_eps)
 
@@ -115,15 +117,16 @@ def logits(config: Zonos2Config, weights: Weights, normed: Tensor) -> Tensor:
 
 
 def embed(config: Zonos2Config, weights: Weights, ids: Tensor, speaker: Tensor | None) -> Tensor:
+    """ids [T, 10], speaker the raw embedding or None -> [T, D], the input of the first layer."""
     tables = [weights[f"multi_embedder.embedders.{i}.weight"] for i in range(config.n_codebooks + 1)]
     row = None
     if speaker is not None:
-        lda, projection = (
-            (weights[f"{name}.weight"], weights[f"{name}.bias"]) if f"{name}.weight" in weights else None
-            for name in ("speaker_lda_projection", "speaker_projection")
+        steps = (
+            ["speaker_projection"]
+            if config.speaker_lda_dim is None
+            else ["speaker_lda_projection", "speaker_projection"]
         )
-        assert projection is not None, "the configuration has no speakers"
-        row = speaker_row(speaker, lda, projection)
+        row = speaker_row(speaker, [(weights[f"{step}.weight"], weights[f"{step}.bias"]) for step in steps])
     return frame_embedding(ids, tables, config.norm_eps, row)
 
 
@@ -165,7 +168,8 @@ def trace(config: Zonos2Config, weights: Weights, ids: Tensor, speaker: Tensor |
     def stacked(name: str, slots: int, fill: float) -> Tensor:
         rows = [getattr(routing, name) for routing in stages.routings]
         padded = [F.pad(row, (0, slots - row.shape[1]), value=fill) for row in rows]
-        return torch.stack(padded) if padded else normed.new_zeros(0, len(ids), slots)
+        dtype = torch.int64 if name == "expert_ids" else normed.dtype
+        return torch.stack(padded) if padded else normed.new_zeros(0, len(ids), slots, dtype=dtype)
 
     k = config.max_experts_per_token
     return {

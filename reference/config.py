@@ -15,9 +15,9 @@ BALANCING_SIGN = {
     **dict.fromkeys(("quantile", "current", "qbalancing"), -1),
 }
 
-# Keys of the released params.json that change nothing at inference, and keys that restate others.
-UNUSED_KEYS = frozenset({"model_type", "moe_impl", "quality_dropout"})
-RESTATED_KEYS = frozenset({"speaking_rate_buckets", "quality_num_buckets", "quality_buckets"})
+# Keys of the released params.json that change nothing at inference, and keys that only restate others.
+UNUSED_KEYS = frozenset({"moe_impl", "quality_dropout"})
+RESTATED_KEYS = frozenset({"speaking_rate_buckets", "quality_num_buckets", "quality_buckets"})  # null: derived
 
 
 @dataclass(frozen=True)
@@ -77,19 +77,24 @@ class Zonos2Config:
 
     @classmethod
     def from_params(cls, params: dict[str, Any]) -> "Zonos2Config":
-        """The same from the parsed object."""
+        """The same from the parsed object, or from one that holds it under "model"."""
+        params = params["model"] if isinstance(params.get("model"), dict) else params
         own = {field.name: field for field in fields(cls)}
         required = {name for name, field in own.items() if field.default is MISSING}
         required = required - {"quality_bucket_counts"} | RESTATED_KEYS
         if missing := sorted(required - params.keys()):
             raise ValueError(f"missing keys: {', '.join(missing)}")
-        if unknown := sorted(params.keys() - own.keys() - UNUSED_KEYS - RESTATED_KEYS):
+        if unknown := sorted(params.keys() - own.keys() - UNUSED_KEYS - RESTATED_KEYS - {"model_type"}):
             warnings.warn(f"params.json: unknown keys are ignored: {', '.join(unknown)}", stacklevel=3)
+        if params.get("model_type", "zonos2") != "zonos2":
+            raise ValueError(f"model_type must be 'zonos2', got {params['model_type']!r}")
         values = {name: params[name] for name in own if name in params}
         values["quality_features"], values["quality_bucket_counts"] = _quality(params)
         values["special_topk_layers"] = _special_topk_layers(params.get("special_topk_layers"))
-        rates = _list_of_names("speaking_rate_buckets", params["speaking_rate_buckets"])
-        if len(rates) != params["speaking_rate_num_buckets"]:
+        if isinstance(strategy := values.get("moe_balancing_strategy"), str):
+            values["moe_balancing_strategy"] = strategy.strip().lower().replace("-", "_")
+        rates = _list("speaking_rate_buckets", params.get("speaking_rate_buckets"))
+        if rates and len(rates) != params["speaking_rate_num_buckets"]:
             raise ValueError(
                 f"speaking_rate_num_buckets is {params['speaking_rate_num_buckets']!r}, "
                 f"but speaking_rate_buckets lists {len(rates)}"
@@ -98,6 +103,8 @@ class Zonos2Config:
 
     def __post_init__(self) -> None:
         _check_types(self)
+        if self.n_heads is None and self.dim < self.head_dim:
+            raise ValueError(f"n_heads is null, but dim {self.dim} is below head_dim {self.head_dim}")
         for wrong, what in self._contradictions():
             if wrong:
                 raise ValueError(what)
@@ -163,19 +170,23 @@ class Zonos2Config:
         return range(self.moe_start_from_layer, self.n_layers - self.moe_end_from_layer)
 
     def experts_per_token(self, layer: int) -> int:
+        """k of a mixture layer, by its absolute number."""
         return dict(self.special_topk_layers).get(layer, self.moe_router_topk)
 
     @property
     def max_experts_per_token(self) -> int:
+        """The largest k; 0 without mixtures."""
         return max((self.experts_per_token(layer) for layer in self.moe_layers), default=0)
 
     @property
     def background_ids(self) -> int:
+        """Text ids of the clean and the noisy background marker."""
         return 2 if self.speaker_background_token_enabled else 0
 
     @property
     def accurate_ids(self) -> int:
-        return 1 if self.accurate_mode_token_enabled else 0
+        """Text ids of the accuracy marker, which exists beside the background's only."""
+        return 1 if self.accurate_mode_token_enabled and self.background_ids else 0
 
     @property
     def conditioning_base(self) -> int:
@@ -184,27 +195,30 @@ class Zonos2Config:
         return self.text_vocab - conditioning - self.background_ids - self.accurate_ids
 
 
-def _list_of_names(key: str, value: object) -> tuple[str, ...]:
+def _list(key: str, value: object) -> list[Any]:
     if value is None:
-        return ()
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise ValueError(f"{key} must be a list of names, got {value!r}")
-    return tuple(value)
+        return []
+    if not isinstance(value, list):
+        raise ValueError(f"{key} must be a list, got {value!r}")
+    return value
 
 
 def _quality(params: dict[str, Any]) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """(features, how many buckets each has)."""
-    features, buckets = _list_of_names("quality_features", params["quality_features"]), params["quality_buckets"] or {}
+    """(features, how many buckets each has); no list of features: as the buckets are listed."""
+    buckets = params["quality_buckets"] or {}
     if not isinstance(buckets, dict):
         raise ValueError(f"quality_buckets must map features to lists of buckets, got {buckets!r}")
+    features = _list("quality_features", params["quality_features"]) or list(buckets)
+    if not all(isinstance(feature, str) for feature in features):
+        raise ValueError(f"quality_features must be a list of names, got {features!r}")
     if sorted(features) != sorted(buckets):
-        raise ValueError(f"quality_features {list(features)} and the keys of quality_buckets {list(buckets)} differ")
-    counts = tuple(len(_list_of_names(f"quality_buckets.{feature}", buckets[feature])) for feature in features)
-    if sum(counts) != params["quality_num_buckets"]:
+        raise ValueError(f"quality_features {features} and the keys of quality_buckets {list(buckets)} differ")
+    counts = tuple(len(_list(f"quality_buckets.{feature}", buckets[feature])) for feature in features)
+    if params.get("quality_num_buckets") not in (None, 0, sum(counts)):
         raise ValueError(
             f"quality_num_buckets is {params['quality_num_buckets']!r}, but quality_buckets lists {sum(counts)}"
         )
-    return features, counts
+    return tuple(features), counts
 
 
 def _special_topk_layers(value: dict[str, int] | None) -> tuple[tuple[int, int], ...]:
@@ -229,8 +243,14 @@ def check_sizes(config: Any) -> None:
             raise ValueError(f"{type(config).__name__}: {field.name} must be {kind}, got {value!r}")
 
 
-MAY_BE_ZERO = {"moe_start_from_layer", "moe_end_from_layer", "speaking_rate_num_buckets", "quality_bucket_counts",
-               "loss_softcap"}  # fmt: skip
+MAY_BE_ZERO = {
+    "loss_softcap",
+    "moe_end_from_layer",
+    "moe_n_experts",
+    "moe_start_from_layer",
+    "quality_bucket_counts",
+    "speaking_rate_num_buckets",
+}
 
 
 def _check_types(config: Zonos2Config) -> None:

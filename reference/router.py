@@ -25,6 +25,7 @@ def route(
 ) -> Routing:  # fmt: skip
     """x [T, D], state [T, R] or None -> Routing.
 
+    scale [R]; down ([R, D], [R]); norm [R]; mlp three of (weight, bias or None), [R, R] twice and [E, R]; biases [E].
     s = down(x) (+ state * scale) is the next state as it stands; the probabilities are
     softmax(mlp(rms_norm(s))) with an exact (erf) GELU between the layers. The choice is the top k of
     probabilities + biases, the lower expert first where they tie; the weights are the probabilities themselves.

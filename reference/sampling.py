@@ -73,7 +73,11 @@ class Sampling:
 
 
 def probabilities(logits: Tensor, sampling: Sampling, history: Tensor) -> Tensor:
-    """logits [9, V] fp32, history [H, 9], oldest first -> fp32 [9, V], what one draw per codebook is taken from."""
+    """logits [9, V] fp32, history [H, 9], oldest first -> fp32 [9, V], what one draw per codebook is taken from.
+
+    In this order: repetition penalty (history ids from V - 2 on, end and padding, are ignored), temperature, top-k with
+    ties, softmax, top-p, renormalise, min-p, renormalise; a row left empty is one-hot at its largest logit.
+    """
     s = sampling.clamped()
     x = _penalised(logits.float(), s, history)
     x = x / x.new_tensor(s.temperature)  # a tensor: on CUDA, a number would be turned into a product

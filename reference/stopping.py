@@ -4,26 +4,25 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
-COUNTDOWN = 10  # frames from the one that shows the end on: the other codebooks, delayed, finish theirs
-
 
 class EndDetector:
-    """Serial rule. The first frame with a code equal to eoa_id sets eos_frame = step - the highest such codebook, at
-    least 0, and the sequence ends with COUNTDOWN frames, that one included; later ends change nothing."""
+    """Serial rule: the first frame with a code equal to eoa_id sets eos_frame = step - the highest such codebook, at
+    least 0. From that frame on the sequence lasts one frame more than it has codebooks: the delayed ones finish theirs.
+    Later ends change nothing."""
 
     def __init__(self, eoa_id: int, max_frames: int, ignore_eos: bool = False) -> None:
         self.eoa_id, self.max_frames, self.ignore_eos = eoa_id, max_frames, ignore_eos
         self.step = 0
         self.eos_frame: int | None = None
-        self.left = COUNTDOWN
+        self.left: int | None = None  # frames to come once the end is seen
 
     def push(self, frame: Sequence[int]) -> bool:
         """Count one frame of codes; True when it is the last."""
         if self.eos_frame is None and not self.ignore_eos and self.eoa_id in frame:
             highest = max(c for c, code in enumerate(frame) if code == self.eoa_id)
-            self.eos_frame = max(0, self.step - highest)
+            self.eos_frame, self.left = max(0, self.step - highest), len(frame) + 1
         self.step += 1
-        if self.eos_frame is not None:
+        if self.left is not None:
             self.left -= 1
         return self.left == 0 or self.step >= self.max_frames
 

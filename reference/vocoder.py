@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -104,13 +105,12 @@ def snake(x: Tensor, alpha: Tensor) -> Tensor:
 def codebook_sum(config: VocoderConfig, state: Mapping[str, Tensor], codes: Tensor) -> Tensor:
     """codes [B, C, T], ids above the codebook read its last row -> latent [B, latent_dim, T]: the sum of C projected
     code vectors; C may be below n_codebooks."""
-    z = torch.zeros(1, 1, 1)
+    projected = []
     for i, ids in enumerate(codes.clamp(max=config.codebook_size - 1).unbind(1)):
         part = f"quantizer.quantizers.{i}"
         vectors = state[f"{part}.codebook.weight"][ids].mT  # [B, codebook_dim, T]
-        projected = F.conv1d(vectors, state[f"{part}.out_proj.weight"], state[f"{part}.out_proj.bias"])
-        z = projected if i == 0 else z + projected
-    return z
+        projected.append(F.conv1d(vectors, state[f"{part}.out_proj.weight"], state[f"{part}.out_proj.bias"]))
+    return reduce(torch.add, projected)
 
 
 def decode(config: VocoderConfig, state: Mapping[str, Tensor], codes: Tensor) -> dict[str, Tensor]:

@@ -95,7 +95,7 @@ def test_without_a_seed_each_call_differs_and_says_how_to_repeat_it(tts):
 
 # Relative error of the final norm against fp64, teacher-forced, over tokens whose experts agree (bf16: 95 % of them):
 # fp32 1.6e-6, fp16 3.7e-3, bf16 4.4e-2 on a 2-core CPU, 2026-11-22. The bounds are twice that.
-PRECISIONS = {torch.float64: 1e-15, torch.float32: 3.2e-6, torch.float16: 7.4e-3, torch.bfloat16: 8.8e-2}
+PRECISIONS = {torch.float32: 3.2e-6, torch.float16: 7.4e-3, torch.bfloat16: 8.8e-2}
 
 
 @pytest.mark.parametrize(("dtype", "bound"), PRECISIONS.items(), ids=str)
@@ -188,6 +188,7 @@ def test_rejects_a_voice_where_the_model_knows_none(golden_backbone):
     [
         ({"backend": "cuda"}, "backend must be one of reference, triton, auto, got 'cuda'"),
         ({"backend": "triton"}, "has no kernels in this version"),
+        ({"device": "meta"}, "device must be a CPU or a CUDA or ROCm device, got 'meta'"),
         ({"device": "abacus"}, "device must be a torch device such as 'cpu' or 'cuda', got 'abacus'"),
         ({"dtype": "int8"}, "dtype must be one of float64, float32, bfloat16, float16, got 'int8'"),
         ({"dtype": torch.int8}, r"dtype must be one of .* got torch\.int8"),
@@ -201,7 +202,7 @@ def test_rejects_a_placement(golden, placement, message):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_rejects_a_gpu_that_is_not_there(golden):
-    with pytest.raises(ValueError, match=r"device is 'cuda', but torch .* finds no GPU"):
+    with pytest.raises(ValueError, match=r"device is 'cuda', but torch .* finds 0 GPUs"):
         golden.backbone(device="cuda")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from zonos2_triton.model import Backbone, Zonos2Config
+from zonos2_triton.model import Backbone, Zonos2Config, build_prompt
 from zonos2_triton.reference import backbone as reference
 from zonos2_triton.reference.config import BALANCING_SIGN
 
@@ -286,3 +286,28 @@ def test_balancing_sign_reaches_the_router(golden, strategy):
     assert torch.equal(Backbone(config, ours.weights | signed).trace(ids)["expert_ids"], legacy)
     same = torch.equal(Backbone(config, ours.weights).trace(ids)["expert_ids"], legacy)
     assert same == (BALANCING_SIGN[strategy] == 1)
+
+
+def test_what_restates_other_keys_may_be_null():
+    derived = {"speaking_rate_buckets": None, "quality_num_buckets": None, "quality_features": None}
+    config = Zonos2Config.from_params(REAL | derived)
+    assert config.quality_bucket_counts == (12, 12, 12, 8, 8, 8)
+    assert config == Zonos2Config.from_params({"model": REAL})
+
+
+def test_the_accuracy_marker_needs_the_background_markers():
+    """As the official loader counts: without them it has no id, and the ids before it move up."""
+    config = Zonos2Config.from_params(REAL | {"speaker_background_token_enabled": False})
+    assert config.conditioning_base == 519 - 8 - 60
+    ids = build_prompt(config, "", speaker=True, accurate=True, speaking_rate=0)
+    assert ids[:3, 9].tolist() == [519, 451, 2]
+
+
+def test_another_kind_of_model():
+    with pytest.raises(ValueError, match="model_type must be 'zonos2', got 'llama'"):
+        Zonos2Config.from_params(REAL | {"model_type": "llama"})
+
+
+def test_heads_that_fit_no_dimension():
+    with pytest.raises(ValueError, match="dim 8 is below head_dim 128"):
+        Zonos2Config.from_params(REAL | {"dim": 8, "n_kv_heads": None})

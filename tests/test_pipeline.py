@@ -158,3 +158,20 @@ def test_rejects_before_any_work(tts, way, arguments, error, message):
     """A stream too: not at the first chunk, but when it is asked for."""
     with pytest.raises(error, match=message):
         getattr(tts, way)(**{"text": "x", "sampling": SHORT, **arguments})
+
+
+def test_results_are_ordinary_tensors(tts):
+    """They may be changed in place and differentiated through, whole or streamed."""
+    samples = [tts.speak("a", sampling=SHORT).samples, *tts.stream("a", sampling=SHORT)]
+    trace = tts.backbone.trace(build_prompt(tts.backbone.config, "a"))
+    embedding = tts.speaker_encoder.embed(torch.ones(3000), 24000)
+    assert not any(t.is_inference() for t in [*samples, *trace.values(), embedding])
+
+
+def test_a_model_whose_logits_are_not_finite_is_one_line(tiny_folder, tmp_path, capsys, monkeypatch):
+    from zonos2_triton.model.cli import main
+
+    monkeypatch.setattr("zonos2_triton.reference.backbone.head", lambda *_: torch.full((1, 9, 1026), torch.nan))
+    assert main(["say", "a", "--model", str(tiny_folder), "--out", str(tmp_path / "a.wav")]) == 2
+    assert "error: the logits of frame 0 are not finite" in capsys.readouterr().err
+    assert list(tmp_path.glob("*a.wav*")) == []

@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zonos2_triton.reference.stopping import COUNTDOWN, find_end
+from zonos2_triton.reference.stopping import find_end
 
 
 def test_golden(golden):
@@ -27,7 +27,7 @@ def test_the_first_end_decides(frames, max_frames):
         return
     first = ends[0]
     assert eos_frame == max(0, first - max(c for c in range(9) if frames[first][c] == 1024))
-    assert consumed == min(len(frames), max_frames, first + COUNTDOWN)
+    assert consumed == min(len(frames), max_frames, first + 10)
 
 
 def test_no_frames():
