@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from zonos2_triton.model import Sampling, SpeakerEncoder, Vocoder, Zonos2, build_prompt
+from zonos2_triton.model import Sampling, SpeakerEncoder, SpeakerEncoderConfig, Vocoder, Zonos2, build_prompt
 
 pytestmark = [
     pytest.mark.gpu,
@@ -37,6 +37,16 @@ def test_vocoder(golden):
     codes = golden.tensors("dac_tiny")["even.codes"]
     audio = golden.vocoder("even", device="cuda").decode(codes)
     torch.testing.assert_close(audio.cpu(), golden.tensors("dac_tiny")["even.out.audio"], rtol=0, atol=1e-4)
+
+
+@pytest.mark.usefixtures("tf32")
+def test_speaker_encoder(golden):
+    """The front end too: its mel bands are a matrix product."""
+    vectors, stored = golden.json("speaker_encoder_tiny"), golden.tensors("speaker_encoder_tiny", "front_end.")
+    weights = golden.tensors("speaker_encoder_tiny", "weights.")
+    encoder = SpeakerEncoder.from_state(SpeakerEncoderConfig(**vectors["config"]), weights, device="cuda")
+    embedding = encoder.embed(stored["wav44k_stereo.waveform"], 44100)
+    torch.testing.assert_close(embedding.cpu(), stored["wav44k_stereo.embedding"], rtol=0, atol=5e-4)
 
 
 def test_a_stream_is_its_clip(golden):
