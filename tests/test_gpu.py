@@ -12,11 +12,16 @@ pytestmark = [
 
 
 @pytest.fixture(params=["as-it-comes", "tf32-allowed"])
-def tf32(request, monkeypatch):
+def tf32(request):
     """A user may have allowed TF32; fp32 is IEEE fp32 here all the same."""
+    switches = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = [switch.fp32_precision for switch in switches]
     if request.param == "tf32-allowed":
-        monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32")
-        monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "tf32")
+        for switch in switches:
+            switch.fp32_precision = "tf32"
+    yield
+    for switch, value in zip(switches, before, strict=True):
+        switch.fp32_precision = value
 
 
 @pytest.mark.usefixtures("tf32")
