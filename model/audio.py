@@ -2,6 +2,7 @@
 
 import errno
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+HIGHEST_RATE = 192_000  # Hz; libsndfile's encoders fail beyond it
+BLOCK = 1 << 16  # samples; libsndfile crashes on some millions of them at once in .ogg
 FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG"}
 
 
@@ -50,14 +53,21 @@ def write_audio(part: Path, kind: str, audio: Audio) -> None:
     import soundfile  # loads a shared library: not at import
 
     samples, rate = to_int16(audio.samples), audio.sample_rate
-    if isinstance(rate, bool) or not isinstance(rate, int) or rate < 1:
-        raise ValueError(f"sample_rate must be a positive number of Hz, got {rate!r}")
+    if isinstance(rate, bool) or not isinstance(rate, int) or not 1 <= rate <= HIGHEST_RATE:
+        raise ValueError(f"sample_rate must be a whole number of Hz in 1..{HIGHEST_RATE}, got {rate!r}")
     if kind == "FLAC" and len(samples) == 0:
         raise ValueError("a .flac file cannot hold an empty sound; save it as .wav")
-    with soundfile.SoundFile(part, "w", rate, 1, format=kind) as file:
-        if audio.comment:
-            file.comment = audio.comment
-        file.write(samples.numpy())
+    try:
+        with soundfile.SoundFile(part, "w", rate, 1, format=kind) as file:
+            if audio.comment:
+                file.comment = audio.comment
+            for block in samples.split(BLOCK):
+                file.write(block.numpy())
+        written = soundfile.info(part).frames
+    except soundfile.LibsndfileError as error:
+        raise OSError(f"cannot write the sound: {error}") from error
+    if written != len(samples):  # libsndfile does not always say that the disk is full
+        raise OSError(f"cannot write the sound: only {written} of {len(samples)} samples were kept; is the disk full?")
 
 
 def to_int16(samples: Tensor) -> Tensor:
@@ -78,16 +88,19 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     OSError: `path` cannot be written; known before the block begins.
     """
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    target = path.resolve() if path.is_symlink() else path
+    part = target.with_name(f".{secrets.token_hex(4)}.part")
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if target.exists() and not target.is_file():
+            raise OSError(errno.EINVAL, "it exists and is no regular file")
         part.touch(exist_ok=False)
     except OSError as error:
         raise type(error)(f"cannot write {path}: {error.strerror}") from error
     try:
         yield part
-        part.replace(path)
+        part.replace(target)
     finally:
         part.unlink(missing_ok=True)
 

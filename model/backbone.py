@@ -100,7 +100,7 @@ class Backbone:
     def generate(
         self,
         prompts: Sequence[Tensor],
-        sampling: Sampling | Sequence[Sampling] = Sampling(),  # noqa: B008  frozen
+        sampling: Sampling | list[Sampling] | tuple[Sampling, ...] = Sampling(),  # noqa: B008  frozen
         speakers: Sequence[Tensor | None] | None = None,
         progress: Progress | None = None,
     ) -> list[Generation]:
@@ -112,11 +112,13 @@ class Backbone:
         ValueError, TypeError: an argument is wrong, found before any work. FloatingPointError: logits are NaN or Inf.
         """
         n = len(prompts)
-        samplings = [sampling] * n if isinstance(sampling, Sampling) else list(sampling)
+        samplings = list(sampling) if isinstance(sampling, list | tuple) else [sampling] * n
         voices = [None] * n if speakers is None else list(speakers)
         for name, values in (("sampling", samplings), ("speakers", voices)):
             if len(values) != n:
                 raise ValueError(f"{name} must be one for all or one for each of {n} prompts, got {len(values)}")
+        if wrong := [s for s in samplings if not isinstance(s, Sampling)]:
+            raise TypeError(f"sampling must be Sampling objects, got {wrong[0]!r}")
         for i, (prompt, voice) in enumerate(zip(prompts, voices, strict=True)):  # before any work
             self._checked_prompt(f"prompts[{i}]", prompt)
             self.checked_speaker(f"speakers[{i}]", voice)
@@ -208,5 +210,7 @@ class Backbone:
 
 
 def fresh_seed(sampling: Sampling) -> int:
-    """The request's own seed, or one that no other request has."""
+    """The request's own seed, or one that no other request has. TypeError: no Sampling."""
+    if not isinstance(sampling, Sampling):
+        raise TypeError(f"sampling must be a Sampling object, got {sampling!r}")
     return secrets.randbits(63) if sampling.seed is None else int(sampling.seed)

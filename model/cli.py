@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import signal
 import sys
 import time
@@ -22,7 +23,7 @@ from zonos2_triton.model.backbone import Frame, Progress, fresh_seed
 from zonos2_triton.model.backend import BACKENDS, DTYPES
 from zonos2_triton.model.doctor import as_text, diagnose
 from zonos2_triton.model.pipeline import Zonos2
-from zonos2_triton.model.plot import save_spectrogram
+from zonos2_triton.model.plot import check_plotting, save_spectrogram
 from zonos2_triton.model.prompt import PromptOptions
 from zonos2_triton.model.tiny import NOTICE, write_tiny
 from zonos2_triton.reference.sampling import Sampling
@@ -34,11 +35,18 @@ def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 1 doctor found something missing, 2 bad input, 130 interrupted."""
     options = _parser().parse_args(argv)
     signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+        signal.signal(signal.SIGHUP, _interrupt)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("default")
             warnings.showwarning = _show_warning
-            return int(options.run(options))
+            status = int(options.run(options))
+            sys.stdout.flush()
+            return status
+    except BrokenPipeError:  # nobody reads the closing line; the work is done
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("zonos2-triton: interrupted; nothing was written", file=sys.stderr)
         return INTERRUPTED
@@ -109,7 +117,11 @@ class _Help(argparse.HelpFormatter):
 def _say(options: argparse.Namespace) -> int:
     sampling = Sampling(**{field.name: getattr(options, field.name) for field in fields(Sampling)})
     sampling = Sampling(**{**vars(sampling), "seed": fresh_seed(sampling)})  # to be reported
-    text = sys.stdin.read() if options.text == "-" else options.text
+    text = _stdin() if options.text == "-" else options.text
+    if options.spectrogram:
+        check_plotting()
+        if Path(options.spectrogram) == Path(options.out):
+            raise ValueError(f"--spectrogram and --out must be two files, got {options.out!r} for both")
     prompt: PromptOptions = {
         "speaking_rate": options.rate,
         "quality": _quality(options.quality),
@@ -138,7 +150,9 @@ def _say(options: argparse.Namespace) -> int:
             for chunk in _chunks(tts, options, text, sampling, progress, prompt):
                 first_audio = first_audio or time.perf_counter() - started
                 chunks.append(chunk)
-        audio = Audio(torch.cat([torch.zeros(0), *chunks]), tts.vocoder.config.sample_rate, tts.comment)
+        audio = Audio(
+            torch.cat([torch.zeros(0, dtype=torch.float32), *chunks]), tts.vocoder.config.sample_rate, tts.comment
+        )
         write_audio(part, kind, audio)
         seconds = time.perf_counter() - started
         if picture:
@@ -159,6 +173,13 @@ def _say(options: argparse.Namespace) -> int:
     }
     print(json.dumps(report) if options.json else _closing_line(report))
     return 0
+
+
+def _stdin() -> str:
+    """Standard input without the newline that ends it."""
+    if sys.stdin is None:
+        raise ValueError("text is -, but standard input is closed")
+    return sys.stdin.read().removesuffix("\n")
 
 
 def _chunks(

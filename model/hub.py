@@ -1,6 +1,7 @@
 """Where a model lies: a folder first, the Hugging Face hub second."""
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 REPO_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -17,7 +18,9 @@ def resolve_path(name: str | Path) -> Path:
 
     HF_HUB_OFFLINE=1 keeps it from the network. FileNotFoundError: neither; ImportError: the hub extra is missing.
     """
-    path = Path(name).expanduser()
+    path = Path(name)
+    with suppress(RuntimeError):  # a ~ of nobody
+        path = path.expanduser()
     if path.exists():
         return path
     if not isinstance(name, str) or not REPO_ID.fullmatch(name):

@@ -110,7 +110,7 @@ class Zonos2:
         self,
         text: list[str],
         speaker: Voice = None,
-        sampling: Sampling | Sequence[Sampling] = ...,
+        sampling: Sampling | list[Sampling] = ...,
         progress: Progress | None = None,
         **prompt: Unpack[PromptOptions],
     ) -> list[Audio]: ...
@@ -118,7 +118,7 @@ class Zonos2:
         self,
         text: str | list[str],
         speaker: Voice = None,
-        sampling: Sampling | Sequence[Sampling] = Sampling(),  # noqa: B008  frozen
+        sampling: Sampling | list[Sampling] = Sampling(),  # noqa: B008  frozen
         progress: Progress | None = None,
         **prompt: Unpack[PromptOptions],
     ) -> Audio | list[Audio]:
@@ -150,13 +150,13 @@ class Zonos2:
         """The same, fp32 chunks [m] as soon as they are final; joined, they are speak()'s samples bit for bit."""
         embedding = self._embedding(speaker)
         ids = self._prompt(text, embedding, **prompt)
-        return self._chunks(ids, embedding, sampling, progress)
+        return self._chunks(ids, embedding, sampling, fresh_seed(sampling), progress)
 
     def _chunks(
-        self, ids: Tensor, embedding: Tensor | None, sampling: Sampling, progress: Progress | None
+        self, ids: Tensor, embedding: Tensor | None, sampling: Sampling, seed: int, progress: Progress | None
     ) -> Iterator[Tensor]:
         vocoder = self.vocoder.stream()
-        for frame in self.backbone.frames(ids, sampling, embedding, fresh_seed(sampling)):
+        for frame in self.backbone.frames(ids, sampling, embedding, seed):
             if progress is not None:
                 progress(0, frame)
             chunk = vocoder.push(frame.codes[None], frame.eos_frame, frame.last)

@@ -1,5 +1,6 @@
 """A picture of a sound."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -10,13 +11,18 @@ N_FFT, HOP = 1024, 256
 RANGE_DB = 80
 
 
+def check_plotting() -> None:
+    """ImportError: a spectrogram cannot be drawn, and how it could."""
+    if find_spec("matplotlib") is None:
+        raise ImportError("a spectrogram needs matplotlib: pip install 'zonos2-triton[plot]'")
+
+
 def save_spectrogram(audio: Audio, path: str | Path, title: str) -> None:
     """Write a PNG: time in s, frequency in kHz, level in dB below the loudest point. ImportError: no matplotlib."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("a spectrogram needs matplotlib: pip install 'zonos2-triton[plot]'") from error
+    check_plotting()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     samples = torch.nn.functional.pad(audio.samples, (0, max(N_FFT - len(audio.samples), 0)))
     power = torch.stft(samples, N_FFT, HOP, window=torch.hann_window(N_FFT), return_complex=True).abs().square()
     decibels = 10 * torch.log10(power / power.max().clamp(min=1e-20) + 10 ** (-RANGE_DB / 10))

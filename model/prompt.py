@@ -89,8 +89,10 @@ def _markers(config: Zonos2Config, clean_background: bool, accurate: bool) -> li
 
 def _quality(config: Zonos2Config, quality: Quality) -> list[int]:
     counts, features = config.quality_bucket_counts, config.quality_features
+    if quality is not None and (isinstance(quality, str) or not isinstance(quality, Sequence | Mapping)):
+        raise TypeError(f"quality must be a list of buckets, a mapping of features to buckets or None, got {quality!r}")
     if isinstance(quality, Mapping):
-        if unknown := sorted(quality.keys() - set(features)):
+        if unknown := sorted(str(feature) for feature in quality.keys() - set(features)):
             raise ValueError(f"quality must name features of {', '.join(features)}, got {', '.join(unknown)}")
         quality = [quality.get(feature) for feature in features]
     quality = list(quality or ())

@@ -49,7 +49,7 @@ class SpeakerEncoder:
         try:
             params = json.loads(settings.read_text(encoding="utf-8"))
             config = SpeakerEncoderConfig(**{name: params[name] for name in SpeakerEncoderConfig.__dataclass_fields__})
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{settings} is not the configuration of a speaker encoder: {error!r}") from error
         try:
             encoder = cls.from_state(config, checkpoint.tensors(checkpoint.shapes), device)

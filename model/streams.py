@@ -85,7 +85,7 @@ class ExactStream(_Stream):
         if complete == self.eos_frame:
             end = complete  # the frames that are still to come are no part of the audio
         total = complete if end is None else end
-        ready = [torch.zeros(0, device=self.vocoder.device)]
+        ready = [torch.zeros(0, dtype=torch.float32, device=self.vocoder.device)]
         while True:
             window = self.vocoder.window(self.windows)
             if window.start >= total or (end is None and window.end > total):
@@ -109,7 +109,9 @@ class OverlapStream(_Stream):
                 raise ValueError(f"{name} must be an integer from {least}, got {value!r}")
         self.overlap, self.chunk = overlap, chunk
         self.decoded = 0
-        self.tail = torch.zeros(0, device=vocoder.device)  # withheld, to be faded into the next chunk
+        self.tail = torch.zeros(
+            0, dtype=torch.float32, device=vocoder.device
+        )  # withheld, to be faded into the next chunk
 
     def _decoded(self) -> int:
         return self.decoded
@@ -127,7 +129,7 @@ class OverlapStream(_Stream):
         first = max(self.decoded - self.overlap, 0)
         audio = self.vocoder.decode(self._aligned(first, total).T[None])[0]
         n = min(len(self.tail), (self.decoded - first) * self.vocoder.config.hop)
-        fade = 0.5 * (1 - torch.cos(torch.linspace(0, torch.pi, n, device=audio.device)))
+        fade = 0.5 * (1 - torch.cos(torch.linspace(0, torch.pi, n, dtype=torch.float32, device=audio.device)))
         audio = torch.cat([(1 - fade) * self.tail[:n] + fade * audio[:n], audio[n:]])
         self.decoded = total
         kept = min(self.overlap * self.vocoder.config.hop, len(audio)) if end is None else 0

@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -75,10 +77,24 @@ def write_tiny(folder: str | Path, seed: int = 0) -> Path:
 
     The same seed gives the same bytes. FileExistsError: the folder holds files already.
     """
-    folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} is not empty; name a new folder for the tiny model")
-    (folder / "dac").mkdir(parents=True)
+    final = Path(folder)
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be an integer in 0..2**63 - 1, got {seed!r}")
+    if final.exists() and (not final.is_dir() or any(final.iterdir())):
+        raise FileExistsError(f"{final} is not empty; name a new folder for the tiny model")
+    final.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=".tiny-", dir=final.parent))  # gets its name when it is whole
+    try:
+        folder.chmod(0o755)
+        _fill(folder, seed)
+        folder.replace(final)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return final
+
+
+def _fill(folder: Path, seed: int) -> None:
+    (folder / "dac").mkdir()
     (folder / "speaker_encoder").mkdir()
     generator = torch.Generator().manual_seed(seed)
     metadata = {"notice": NOTICE}  # one entry: the library writes several in random order
@@ -92,7 +108,6 @@ def write_tiny(folder: str | Path, seed: int = 0) -> Path:
     voices = random_weights(speaker_encoder.layout(SPEAKER), generator, convolutions=True, gain=math.sqrt(2))
     save_file(voices, folder / "speaker_encoder" / "model.safetensors", metadata)
     (folder / "README.txt").write_text(f"{NOTICE}.\nWritten by zonos2-triton, seed {seed}.\n", encoding="utf-8")
-    return folder
 
 
 def random_weights(

@@ -16,6 +16,7 @@ from zonos2_triton.reference import vocoder as reference
 from zonos2_triton.reference.numeric import exact_numerics
 from zonos2_triton.reference.vocoder import VocoderConfig
 
+CODEC_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "*.safetensors", "*.pth")  # in a folder
 WINDOW = 32  # frames decoded together
 
 
@@ -67,10 +68,7 @@ class Vocoder:
     ) -> "Vocoder":
         """The official DAC file (.pth), or a folder in the transformers layout (config.json, model.safetensors)."""
         path = Path(path)
-        if path.is_dir():
-            checkpoint = Checkpoint(one_file(path, "vocoder weights", ["model.safetensors", "*.safetensors", "*.pth"]))
-        else:
-            checkpoint = Checkpoint(path)
+        checkpoint = Checkpoint(one_file(path, "vocoder weights", CODEC_WEIGHTS) if path.is_dir() else path)
         tensors = checkpoint.tensors(checkpoint.shapes)
         if (settings := checkpoint.path.with_name("config.json")).is_file() and "kwargs" not in checkpoint.metadata:
             config = _transformers_config(settings)
@@ -96,7 +94,7 @@ class Vocoder:
         for clip in codes.mT:  # [T, 9]
             windows = [self.window(i) for i in range(-(-total // WINDOW))]
             parts = [self.decode_window(w, clip[w.first : min(w.end, total)], total) for w in windows]
-            clips.append(torch.cat([torch.zeros(0, device=self.device), *parts]))
+            clips.append(torch.cat([torch.zeros(0, dtype=torch.float32, device=self.device), *parts]))
         return torch.stack(clips)
 
     @torch.no_grad()
@@ -207,7 +205,7 @@ def _transformers_config(path: Path) -> VocoderConfig:
             codebook_dim=c["codebook_dim"],
             sample_rate=c["sampling_rate"],
         )
-    except (AttributeError, ValueError, KeyError, TypeError) as error:
+    except (AttributeError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is not the configuration of a transformers DAC model: {error!r}") from error
 
 

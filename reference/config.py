@@ -65,8 +65,8 @@ class Zonos2Config:
     def from_json(cls, path: str | Path) -> "Zonos2Config":
         """Read params.json. ValueError: no JSON; a missing, mistyped or contradictory key. Unknown ones warn once."""
         try:
-            params = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            params = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_without_doubles)
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not valid JSON: {error}") from error
         if not isinstance(params, dict):
             raise ValueError(f"{path} must hold one JSON object, got {type(params).__name__}")
@@ -111,7 +111,7 @@ class Zonos2Config:
 
     def _contradictions(self) -> list[tuple[bool, str]]:
         special = ", ".join(f"{layer}: {k}" for layer, k in self.special_topk_layers)
-        moe = set(self.moe_layers)
+        moe = self.moe_layers
         ks = [self.moe_router_topk, *(k for _, k in self.special_topk_layers)]
         strategies = ", ".join(BALANCING_SIGN)
         return [
@@ -135,7 +135,8 @@ class Zonos2Config:
              f"moe_router_topk {self.moe_router_topk} and special_topk_layers {{{special}}} must be in "
              f"1..moe_n_experts = {self.moe_n_experts}"),
             (any(layer not in moe for layer, _ in self.special_topk_layers),
-             f"special_topk_layers {{{special}}} names a layer that is no mixture of experts; those are {sorted(moe)}"),
+             f"special_topk_layers {{{special}}} names a layer that is no mixture of experts; those are "
+             f"{moe.start} to {moe.stop - 1}"),
             (self.moe_balancing_strategy not in BALANCING_SIGN,
              f"moe_balancing_strategy must be one of {strategies}, got {self.moe_balancing_strategy!r}"),
             (self.dtype not in ("bfloat16", "float16", "float32", "float64"),
@@ -195,6 +196,15 @@ class Zonos2Config:
         return self.text_vocab - conditioning - self.background_ids - self.accurate_ids
 
 
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """JSON lets a key stand twice; which one was meant nobody knows."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"keys stand twice: {', '.join(sorted({key for key in keys if keys.count(key) > 1}))}")
+    return found
+
+
 def _list(key: str, value: object) -> list[Any]:
     if value is None:
         return []
@@ -214,7 +224,7 @@ def _quality(params: dict[str, Any]) -> tuple[tuple[str, ...], tuple[int, ...]]:
     if sorted(features) != sorted(buckets):
         raise ValueError(f"quality_features {features} and the keys of quality_buckets {list(buckets)} differ")
     counts = tuple(len(_list(f"quality_buckets.{feature}", buckets[feature])) for feature in features)
-    if params.get("quality_num_buckets") not in (None, 0, sum(counts)):
+    if params.get("quality_num_buckets") not in (None, sum(counts)):
         raise ValueError(
             f"quality_num_buckets is {params['quality_num_buckets']!r}, but quality_buckets lists {sum(counts)}"
         )
@@ -223,9 +233,12 @@ def _quality(params: dict[str, Any]) -> tuple[tuple[str, ...], tuple[int, ...]]:
 
 def _special_topk_layers(value: dict[str, int] | None) -> tuple[tuple[int, int], ...]:
     try:
-        return tuple(sorted((int(layer), k) for layer, k in (value or {}).items()))
+        pairs = tuple(sorted((int(layer), k) for layer, k in (value or {}).items()))
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"special_topk_layers must map layer numbers to counts, got {value!r}") from error
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError(f"special_topk_layers names a layer twice, got {value!r}")
+    return pairs
 
 
 def check_sizes(config: Any) -> None:

@@ -48,7 +48,7 @@ class Sampling:
                 continue
             elif isinstance(value, bool) or not isinstance(value, int | float):
                 raise TypeError(f"sampling: {name} must be a number, got {value!r}")
-            elif not math.isfinite(value):
+            elif not _is_finite(value):
                 raise ValueError(f"sampling: {name} must be finite, got {value!r}")
         if self.max_frames < 1:
             raise ValueError(f"sampling: max_frames must be at least 1, got {self.max_frames!r}")
@@ -60,16 +60,23 @@ class Sampling:
         top_k, codebooks = int(self.top_k), int(self.repetition_codebooks)
         return replace(
             self,
-            temperature=max(self.temperature, 1e-6),
+            temperature=float(max(self.temperature, 1e-6)),
             top_k=top_k if top_k >= 1 else 1024,
             top_p=min(max(self.top_p, 0.0), 1.0),
-            min_p=max(self.min_p, 0.0),
+            min_p=float(max(self.min_p, 0.0)),
             repetition_window=max(int(self.repetition_window), 0),
-            repetition_penalty=max(self.repetition_penalty, 1.0),
+            repetition_penalty=float(max(self.repetition_penalty, 1.0)),
             repetition_codebooks=9 if codebooks < 0 else min(codebooks, 9),
             max_frames=int(self.max_frames),
             seed=None if self.seed is None else int(self.seed),
         )
+
+
+def _is_finite(number: float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # an integer beyond every float
+        return False
 
 
 def probabilities(logits: Tensor, sampling: Sampling, history: Tensor) -> Tensor:

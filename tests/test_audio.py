@@ -1,6 +1,7 @@
 """Sound files: what is written, what is read back, and that a file appears whole or not at all."""
 
 import math
+import os
 
 import numpy as np
 import pytest
@@ -224,3 +225,37 @@ class TestRead:
     def test_folder(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="is not a file"):
             read_audio(tmp_path)
+
+
+class TestPlaces:
+    def test_a_long_ogg(self, tmp_path):
+        """libsndfile crashes where it is given 50 s at once."""
+        Audio(0.1 * torch.randn(2_300_000, generator=torch.Generator().manual_seed(0)), 44_100).save(tmp_path / "x.ogg")
+        assert read_audio(tmp_path / "x.ogg")[0].shape == (1, 2_300_000)
+
+    def test_a_full_disk_that_is_not_reported(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(soundfile, "info", lambda path: type("Info", (), {"frames": 99}))
+        with pytest.raises(OSError, match="only 99 of 4410 samples were kept"):
+            Audio(tone(), 44_100).save(tmp_path / "x.wav")
+        assert [*tmp_path.iterdir()] == []
+
+    def test_a_full_disk(self, tmp_path, monkeypatch):
+        def fail(*_):
+            raise soundfile.LibsndfileError(2)
+
+        monkeypatch.setattr(soundfile.SoundFile, "write", fail)
+        with pytest.raises(OSError, match="cannot write the sound"):
+            Audio(tone(), 44_100).save(tmp_path / "x.wav")
+        assert [*tmp_path.iterdir()] == []
+
+    def test_what_is_no_file_stays(self, tmp_path):
+        os.mkfifo(tmp_path / "pipe.wav")
+        with pytest.raises(OSError, match=r"cannot write .*pipe\.wav: it exists and is no regular file"):
+            Audio(tone(), 44_100).save(tmp_path / "pipe.wav")
+        assert (tmp_path / "pipe.wav").is_fifo()
+
+    def test_a_link_is_followed(self, tmp_path):
+        (tmp_path / "link.wav").symlink_to(tmp_path / "real.wav")
+        Audio(tone(), 44_100).save(tmp_path / "link.wav")
+        assert (tmp_path / "link.wav").is_symlink()
+        assert read_audio(tmp_path / "real.wav")[0].shape == (1, 4410)

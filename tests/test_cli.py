@@ -208,3 +208,35 @@ def test_tiny_refuses_a_folder_with_files(tmp_path, capsys):
     assert main(["tiny", str(tmp_path)]) == 2
     assert "is not empty" in capsys.readouterr().err
     assert files(tmp_path) == ["mine"]
+
+
+def test_what_a_picture_needs_is_known_before_the_model_is_read(say, tmp_path, monkeypatch):
+    monkeypatch.setattr("zonos2_triton.model.plot.find_spec", lambda name: None)
+    status, _, err = say("--spectrogram", tmp_path / "x.png", model="nowhere")
+    assert status == 2
+    assert "a spectrogram needs matplotlib: pip install 'zonos2-triton[plot]'" in err
+
+
+def test_picture_and_sound_are_two_files(say, tmp_path):
+    assert "must be two files" in say("--spectrogram", tmp_path / "out.wav")[2]
+
+
+def test_nobody_reads_the_closing_line(tiny_folder, tmp_path):
+    command = [*COMMAND, "say", "a", "--model", str(tiny_folder), "--out", str(tmp_path / "a.wav"), "--max-frames", "9"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert process.wait(timeout=60) == 0
+    assert "Broken" not in process.stderr.read()
+    process.stderr.close()
+    assert (tmp_path / "a.wav").exists()
+
+
+def test_an_interrupted_tiny_leaves_nothing(tmp_path, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("zonos2_triton.model.tiny.save_official_codec", interrupted)
+    assert main(["tiny", str(tmp_path / "new")]) == 130
+    assert files(tmp_path) == []
+    assert main(["tiny", str(tmp_path / "new"), "--seed", str(2**70)]) == 2
+    assert "seed must be an integer in 0..2**63 - 1" in capsys.readouterr().err

@@ -311,3 +311,19 @@ def test_another_kind_of_model():
 def test_heads_that_fit_no_dimension():
     with pytest.raises(ValueError, match="dim 8 is below head_dim 128"):
         Zonos2Config.from_params(REAL | {"dim": 8, "n_kv_heads": None})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"dim": 1, "dim": 2}', "keys stand twice: dim"),
+        ("[" * 100_000, "is not valid JSON"),
+        (json.dumps(REAL | {"special_topk_layers": {"04": 1, "4": 2}}), "names a layer twice"),
+        (json.dumps(REAL | {"quality_num_buckets": 0}), "quality_num_buckets is 0, but quality_buckets lists 60"),
+    ],
+    ids=["double", "deep", "layer", "count"],
+)
+def test_what_contradicts_itself(tmp_path, text, message):
+    (tmp_path / "params.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        Zonos2Config.from_json(tmp_path / "params.json")

@@ -175,3 +175,24 @@ def test_a_model_whose_logits_are_not_finite_is_one_line(tiny_folder, tmp_path, 
     assert main(["say", "a", "--model", str(tiny_folder), "--out", str(tmp_path / "a.wav")]) == 2
     assert "error: the logits of frame 0 are not finite" in capsys.readouterr().err
     assert list(tmp_path.glob("*a.wav*")) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_the_default_dtype_of_the_process_changes_nothing(tts, dtype):
+    want = tts.speak("a", sampling=SHORT).samples
+    frames = torch.randint(0, 1024, (40, 9), generator=torch.Generator().manual_seed(0))
+    faded = [tts.vocoder.stream("overlap").push(frames[:30])]
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(dtype)
+        assert torch.equal(tts.speak("a", sampling=SHORT).samples, want)
+        assert torch.equal(torch.cat(list(tts.stream("a", sampling=SHORT))), want)
+        assert torch.equal(tts.vocoder.stream("overlap").push(frames[:30]), faded[0])
+    finally:
+        torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("way", ["speak", "stream"])
+def test_sampling_must_be_one(tts, way):
+    with pytest.raises(TypeError, match="sampling"):
+        getattr(tts, way)("a", sampling=None)
