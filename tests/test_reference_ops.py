@@ -168,8 +168,8 @@ def test_speaker_row_is_affine(randn, lda):
 
 
 def test_experts_round_once(seeded):
-    """bf16 against fp64 of the same bf16 numbers: relative RMS error 3.3e-3 of the output, a rounding of the product in
-    between and one at the end."""
+    """bf16 against fp64 of the same bf16 numbers: a rounding of the product in between and one at the end. Relative RMS
+    error 3.4e-3, measured on a CPU, 2026-11-23."""
     x, w13, w2 = (seeded(*shape).bfloat16() for shape in ((64, 32), (4, 64, 32), (4, 32, 32)))
     ids, weights = torch.arange(128).reshape(64, 2) % 4, seeded(64, 2).softmax(-1)
     exact = experts(x.double(), ids, weights.double(), w13.double(), w2.double())
