@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,8 +12,10 @@ from torch import Tensor
 
 from zonos2_triton.model.backend import resolve_backend, resolve_device, resolve_dtype
 from zonos2_triton.model.checkpoint import Checkpoint, load_weights
+from zonos2_triton.model.ops import PAGE_SIZE, ROWS_AT_ONCE, SEQUENCES_AT_ONCE, ops_of
 from zonos2_triton.reference import backbone as reference
 from zonos2_triton.reference.config import Zonos2Config
+from zonos2_triton.reference.embedding import speaker_row
 from zonos2_triton.reference.numeric import exact_numerics
 from zonos2_triton.reference.sampling import Sampling, draw, probabilities
 from zonos2_triton.reference.stopping import EndDetector
@@ -39,14 +42,19 @@ class Generation:
 
 
 class Backbone:
-    """The 28-layer decoder. Sequences never meet: each is computed alone, so its frames do not depend on a batch."""
+    """The 28-layer decoder. What becomes of a sequence does not depend on a batch: the reference computes each alone,
+    the kernels all together, and their results for one do not depend on the others by a bit."""
 
     def __init__(self, config: Zonos2Config, weights: dict[str, Tensor], backend: str = "auto") -> None:
         """weights: the tensors of `layout(config)`, of one dtype, on one device."""
-        self.config, self.weights = config, weights
         first = next(iter(weights.values()))
         self.device, self.dtype = first.device, first.dtype
-        self.backend = resolve_backend(backend, self.device)
+        self.backend = resolve_backend(backend, self.device, self.dtype)
+        if self.backend == "triton":  # a mapped file aligns tensors as it likes, kernels load 16 bytes at a time
+            weights = {name: t.clone() if t.data_ptr() % 16 else t for name, t in weights.items()}
+        self.config, self.weights = config, weights
+        self.model = reference.bind(config, weights)
+        self.ops = ops_of(self.backend, config, self.device)
         self.metadata: dict[str, str] = {}
 
     @staticmethod
@@ -70,10 +78,10 @@ class Backbone:
         lists every tensor that is missing, surplus, misshapen or not finite.
         """
         device = resolve_device(device)
-        resolve_backend(backend, device)
         if config is None:
             config = Zonos2Config.from_json(Path(path).parent / "params.json")
         dtype = resolve_dtype(dtype or config.dtype)
+        resolve_backend(backend, device, dtype)
         checkpoint = Checkpoint(path)
         weights = load_weights(checkpoint, cls.layout(config), device, dtype)
         for name, tensor in weights.items():
@@ -95,7 +103,7 @@ class Backbone:
         if len(ids) > self.config.max_seqlen:
             raise ValueError(f"ids has {len(ids)} rows, but max_seqlen is {self.config.max_seqlen}")
         with exact_numerics():
-            return reference.trace(self.config, self.weights, ids, speaker)
+            return reference.trace(self.model, ids, speaker, self.ops)
 
     def generate(
         self,
@@ -122,16 +130,14 @@ class Backbone:
         for i, (prompt, voice) in enumerate(zip(prompts, voices, strict=True)):  # before any work
             self._checked_prompt(f"prompts[{i}]", prompt)
             self.checked_speaker(f"speakers[{i}]", voice)
-        results = []
-        for i, (prompt, settings, voice) in enumerate(zip(prompts, samplings, voices, strict=True)):
-            seed = fresh_seed(settings)
-            frames = []
-            for frame in self.frames(prompt, settings, voice, seed):
-                frames.append(frame)
+        requests = [_Request(*one, fresh_seed(one[1]), self) for one in zip(prompts, samplings, voices, strict=True)]
+        together = SEQUENCES_AT_ONCE if self.backend == "triton" else 1
+        for first in range(0, n, together):
+            for i, frame in self._run(requests[first : first + together]):
+                requests[first + i].frames.append(frame)
                 if progress is not None:
-                    progress(i, frame)
-            results.append(Generation(torch.stack([f.codes for f in frames]), frames[-1].eos_frame, seed))
-        return results
+                    progress(first + i, frame)
+        return [Generation(torch.stack([f.codes for f in r.frames]), r.frames[-1].eos_frame, r.seed) for r in requests]
 
     def frames(
         self, prompt: Tensor, sampling: Sampling, speaker: Tensor | None = None, seed: int | None = None
@@ -141,34 +147,73 @@ class Backbone:
         Raises as `generate` does, when the first frame is asked for.
         """
         prompt = self._checked_prompt("prompt", prompt)
-        speaker = self.checked_speaker("speaker", speaker)
-        settings = sampling.clamped()
-        seed = fresh_seed(settings) if seed is None else seed
-        config, room = self.config, self.config.max_seqlen - len(prompt)
-        limit = min(settings.max_frames, room)
-        end = EndDetector(config.eoa_id, limit, settings.ignore_eos)
-        history = torch.zeros(limit, config.n_codebooks, dtype=torch.int64)
-        cache = reference.Cache(config, len(prompt) + limit - 1, next(iter(self.weights.values())))
-        rows = prompt
-        for step in range(limit):
-            logits = self._next_logits(rows, cache, speaker)
-            if not bool(logits.isfinite().all()):
-                raise FloatingPointError(f"the logits of frame {step} are not finite; another dtype may help")
-            codes = draw(probabilities(logits, settings, history[:step]), seed, step)
-            history[step] = codes
-            last = end.push(codes.tolist())
-            yield Frame(codes, end.eos_frame, last)
-            if last:
+        self.checked_speaker("speaker", speaker)
+        seed = fresh_seed(sampling) if seed is None else seed
+        for _, frame in self._run([_Request(prompt, sampling, speaker, seed, self)]):
+            yield frame
+
+    def _run(self, requests: list["_Request"]) -> Iterator[tuple[int, Frame]]:
+        """(number of the request, its next frame), frame after frame, until all have ended."""
+        size = PAGE_SIZE if self.backend == "triton" else max(request.room for request in requests)
+        counts = [-(-request.room // size) for request in requests]
+        first = list(accumulate(counts, initial=0))
+        pages = [range(a, a + max(counts)) for a in first[:-1]]  # those beyond a sequence's own are never read
+        block_table = torch.tensor([list(row) for row in pages], dtype=torch.int32).clamp(max=first[-1] - 1)
+        block_table = block_table.to(self.device)
+        cache = reference.Cache(self.config, first[-1], size, self.model.table)
+        rows = self._prefill(requests, block_table, cache)
+        live = list(enumerate(requests))
+        for step in range(max(request.limit for request in requests)):
+            for n, (i, request) in enumerate(live):
+                yield i, request.next_frame(step, rows[n])
+            live = [(i, request) for i, request in live if not request.frame.last]
+            if not live:
                 return
-            rows = torch.cat([codes, codes.new_tensor([config.text_vocab])])[None].to(self.device)
-            speaker = None
+            rows = self._decode(live, block_table, cache)
 
     @torch.inference_mode()
-    def _next_logits(self, rows: Tensor, cache: reference.Cache, speaker: Tensor | None) -> Tensor:
-        """[9, 1026] fp32 on the CPU."""
+    def _prefill(self, requests: list["_Request"], block_table: Tensor, cache: reference.Cache) -> Tensor:
+        """The prompts, in pieces of so many rows at once -> logits after each, fp32 [B, C, V] on the CPU."""
+        config, last = self.config, []
+        ids = torch.cat([request.prompt for request in requests])
+        voiced = [request.speaker for request in requests if request.speaker is not None]
+        speakers = torch.stack([speaker_row(voice, self.model.speaker) for voice in voiced]) if voiced else None
+        ends = list(accumulate((len(request.prompt) for request in requests), initial=0))
+        numbers = iter(range(len(voiced)))
+        index = torch.full((len(ids),), -1, dtype=torch.int32, device=self.device)
+        for request, row in zip(requests, ends, strict=False):
+            if request.speaker is not None:
+                index[row] = next(numbers)
+        for a in range(0, len(ids), ROWS_AT_ONCE):
+            b = min(a + ROWS_AT_ONCE, len(ids))
+            here = [i for i, (first, end) in enumerate(pairwise(ends)) if first < b and end > a]
+            starts = [max(a - ends[i], 0) for i in here]
+            cuts = [max(ends[i], a) - a for i in here] + [b - a]
+            batch = reference.Batch(
+                ids[a:b], block_table[here], self._int32(starts), self._int32(cuts),
+                max(end - first for first, end in pairwise(cuts)), speakers, None if speakers is None else index[a:b],
+            )  # fmt: skip
+            with exact_numerics():
+                x = reference.forward(self.model, batch, cache, self.ops)
+            last += [x[ends[i + 1] - 1 - a] for i in here if ends[i + 1] <= b]
         with exact_numerics():
-            normed = reference.forward(self.config, self.weights, rows, cache, speaker)
-            return reference.logits(self.config, self.weights, normed[-1:])[0].float().cpu()
+            return reference.logits(self.model, torch.stack(last), self.ops).float().cpu()
+
+    @torch.inference_mode()
+    def _decode(
+        self, live: list[tuple[int, "_Request"]], block_table: Tensor, cache: reference.Cache
+    ) -> Tensor:  # fmt: skip
+        """The frames that were just made -> logits after each, fp32 [len(live), C, V] on the CPU."""
+        text = torch.full((len(live), 1), self.config.text_vocab)
+        ids = torch.cat([torch.stack([request.frame.codes for _, request in live]), text], 1).to(self.device)
+        starts = self._int32([len(request.prompt) + request.step for _, request in live])
+        batch = reference.Batch(ids, block_table[[i for i, _ in live]], starts)
+        with exact_numerics():
+            x = reference.forward(self.model, batch, cache, self.ops)
+            return reference.logits(self.model, x, self.ops).float().cpu()
+
+    def _int32(self, numbers: list[int]) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.int32, device=self.device)
 
     def _checked_prompt(self, name: str, ids: Tensor) -> Tensor:
         ids = self._checked_ids(name, ids)
@@ -207,6 +252,35 @@ class Backbone:
         if not speaker.is_floating_point() or not bool(speaker.isfinite().all()):
             raise ValueError(f"{name} must hold finite floating-point numbers")
         return speaker.to(self.device, self.dtype)
+
+
+class _Request:
+    """One prompt on its way: what was asked for, what has come of it."""
+
+    def __init__(
+        self, prompt: Tensor, sampling: Sampling, speaker: Tensor | None, seed: int, backbone: Backbone
+    ) -> None:  # fmt: skip
+        config = backbone.config
+        self.prompt = prompt.to(backbone.device)
+        self.speaker = None if speaker is None else speaker.to(backbone.device, backbone.dtype)
+        self.settings, self.seed = sampling.clamped(), seed
+        self.limit = min(self.settings.max_frames, config.max_seqlen - len(prompt))
+        self.room = len(prompt) + self.limit - 1  # rows of the cache: the last frame is not fed back
+        self.end = EndDetector(config.eoa_id, self.limit, self.settings.ignore_eos)
+        self.history = torch.zeros(self.limit, config.n_codebooks, dtype=torch.int64)
+        self.frames: list[Frame] = []
+        self.step = -1  # of the newest frame
+        self.frame: Frame
+
+    def next_frame(self, step: int, logits: Tensor) -> Frame:
+        """Draw it from logits [C, V]. FloatingPointError: they are not finite."""
+        if not bool(logits.isfinite().all()):
+            raise FloatingPointError(f"the logits of frame {step} are not finite; another dtype may help")
+        codes = draw(probabilities(logits, self.settings, self.history[:step]), self.seed, step)
+        self.history[step], self.step = codes, step
+        last = self.end.push(codes.tolist())
+        self.frame = Frame(codes, self.end.eos_frame, last)
+        return self.frame
 
 
 def fresh_seed(sampling: Sampling) -> int:

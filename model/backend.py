@@ -1,17 +1,55 @@
 """Which code runs where."""
 
+import os
+import sys
+
 import torch
 
 BACKENDS = ("reference", "triton", "auto")
+INTERPRET = "TRITON_INTERPRET"
 
 
-def resolve_backend(backend: str, device: torch.device) -> str:
-    """The backend that will run on `device`. ValueError: an unknown one, or one that has no kernels yet."""
+def check_backend(backend: str) -> None:
+    """ValueError: no name of a backend."""
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+
+
+def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str:
+    """ "reference" or "triton": what will run on `device` in `dtype`. ValueError: an unknown one, or one that cannot.
+
+    "auto" is the kernels on a GPU and the reference on a CPU, where kernels run in Triton's interpreter and are slow.
+    """
+    check_backend(backend)
+    if backend == "auto":
+        able = device.type == "cuda" and dtype != torch.float64 and triton_fault(device) is None
+        return "triton" if able else "reference"
     if backend == "triton":
-        raise ValueError("backend 'triton' has no kernels in this version; use 'reference', or 'auto'")
-    return "reference"  # also what "auto" means as long as there are no kernels
+        if dtype == torch.float64:
+            raise ValueError("backend 'triton' runs in float32, bfloat16 and float16; use 'reference' for float64")
+        if fault := triton_fault(device):
+            raise ValueError(fault)
+    return backend
+
+
+def triton_fault(device: torch.device) -> str | None:
+    """Why kernels cannot run on `device`; None: they can.
+
+    Whether Triton compiles or interprets is settled when it is imported. On a CPU it has to interpret, so a process
+    that has not imported it yet is set to that: TRITON_INTERPRET=1.
+    """
+    if device.type == "cpu" and "triton" not in sys.modules:
+        os.environ[INTERPRET] = "1"
+    try:
+        import triton
+    except ImportError as error:
+        return f"backend 'triton' needs the package triton, which cannot be imported: {error}"
+    if device.type == "cpu" and not triton.knobs.runtime.interpret:
+        return (
+            f"backend 'triton' on a CPU needs Triton's interpreter, but this process has imported Triton as a compiler; "
+            f"set {INTERPRET}=1 before it starts, or use 'reference'"
+        )
+    return None
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from zonos2_triton.model.backend import resolve_backend, resolve_device, resolve_dtype
+from zonos2_triton.model.backend import check_backend, resolve_device, resolve_dtype
 from zonos2_triton.model.checkpoint import Checkpoint, check_layout, check_values, one_file
 from zonos2_triton.model.streams import ExactStream, OverlapStream
 from zonos2_triton.reference import vocoder as reference
@@ -33,7 +33,8 @@ class Vocoder:
         self.config, self.state = config, state
         first = next(iter(state.values()))
         self.device, self.dtype = first.device, first.dtype
-        self.backend = resolve_backend(backend, self.device)
+        check_backend(backend)
+        self.backend = "reference"  # under every name: the vocoder has no kernels yet
         self.metadata: dict[str, str] = {}
 
     @classmethod
@@ -50,7 +51,7 @@ class Vocoder:
         ValueError: every tensor that is missing, surplus, misshapen or not finite is listed.
         """
         device, dtype = resolve_device(device), resolve_dtype(dtype)
-        resolve_backend(backend, device)
+        check_backend(backend)
         tensors = {name: t for name, t in state.items() if not _encode_side(name)}
         check_values("the vocoder", tensors)
         folded = {name: t.to(dtype) for name, t in _fold_weight_norms(tensors, dtype).items()}

@@ -1,6 +1,8 @@
-"""Gated attention with normed queries and keys over a key/value cache."""
+"""Gated attention with normed queries and keys over a paged key/value cache.
 
-from dataclasses import dataclass
+The cache of a layer is k_cache and v_cache [pages, page_size, HKV, DH]; position p of sequence b lies in page
+block_table[b, p // page_size], at p % page_size. One page per sequence is the contiguous cache.
+"""
 
 import torch
 from einops import rearrange
@@ -13,43 +15,55 @@ from zonos2_triton.reference.rotary import rotary
 QK_EPS = 1e-6  # of the head norms; not norm_eps
 
 
-@dataclass
-class AttentionCache:
-    """Keys and values of one layer and one sequence, [capacity, HKV, DH] each, filled from row 0."""
+def prefill_attention(
+    qkvg: Tensor, temp: Tensor, table: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor, starts: Tensor,
+    cu_seqlens: Tensor, longest: int,
+) -> Tensor:  # fmt: skip
+    """qkvg [T, ...] of `qkv_projection`, the new rows of B sequences one after the other -> [T, HQ * DH].
 
-    k: Tensor
-    v: Tensor
-
-    @classmethod
-    def empty(cls, capacity: int, kv_heads: int, head_dim: int, like: Tensor) -> "AttentionCache":
-        """Room for `capacity` positions, of the dtype and on the device of `like`."""
-        return cls(*(like.new_zeros(capacity, kv_heads, head_dim) for _ in range(2)))
-
-
-def project(x: Tensor, wq: Tensor, wkv: Tensor, gater: Tensor, head_dim: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x [T, D], normed -> q [T, HQ, DH], k and v [T, HKV, DH], gate [T, HQ].
-
-    wq [HQ * DH, D], wkv [2, HKV * DH, D] (keys, values), gater [HQ, D].
+    Rows cu_seqlens[b] to cu_seqlens[b + 1] - 1 belong to sequence b, at positions from starts[b] on; longest is the
+    largest number of them (a bound for kernels). q and k are normed per head without a weight, q is scaled by |temp|
+    (temp [HQ]), both are turned by position (table of `rotary_table`). The keys and values are written to the cache.
+    Query head h reads key/value head h // (HQ / HKV) at its own and earlier positions; sigmoid(gate) scales each head.
     """
-    q, k, v = (rearrange(x @ w.T, "t (h d) -> t h d", d=head_dim) for w in (wq, *wkv))
-    return q, k, v, x @ gater.T
+    cuts = cu_seqlens.tolist()
+    sequences = zip(block_table, starts.tolist(), cuts[:-1], cuts[1:], strict=True)
+    return torch.cat(
+        [_attend(qkvg[a:b], temp, table, k_cache, v_cache, pages, start) for pages, start, a, b in sequences]
+    )
 
 
-def attention(
-    q: Tensor, k: Tensor, v: Tensor, gate: Tensor, temp: Tensor, cache: AttentionCache, start: int, theta: float
+def decode_attention(
+    qkvg: Tensor, temp: Tensor, table: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor, positions: Tensor
 ) -> Tensor:
-    """What `project` made of positions start .. start + T - 1 -> [T, HQ * DH]; writes those rows of the cache.
+    """`prefill_attention` for one new row of each sequence, at positions [B]."""
+    rows = zip(qkvg[:, None], block_table, positions.tolist(), strict=True)
+    return torch.cat([_attend(row, temp, table, k_cache, v_cache, pages, at) for row, pages, at in rows])
 
-    q and k are normed per head without a weight, q is scaled by |temp| (temp [1, HQ, 1]), both are turned by position;
-    query head h reads key/value head h // (HQ / HKV) at its own and earlier positions; sigmoid(gate) scales each head.
-    """
-    end = start + len(q)
-    positions = torch.arange(start, end, device=q.device)
-    cache.k[start:end] = rotary(rms_norm(wide(k), None, QK_EPS), positions, theta)
-    cache.v[start:end] = v
-    q = rotary(rms_norm(wide(q), None, QK_EPS) * wide(temp).abs(), positions, theta).to(q.dtype)
-    y = causal_attention(q, cache.k[:end], cache.v[:end]) * torch.sigmoid(wide(gate))[..., None]
+
+def _attend(
+    qkvg: Tensor, temp: Tensor, table: Tensor, k_cache: Tensor, v_cache: Tensor, pages: Tensor, start: int
+) -> Tensor:
+    """The new rows of one sequence, at positions from `start` on."""
+    (page_size, kv_heads, head_dim), heads = k_cache.shape[1:], len(temp)
+    end = start + len(qkvg)
+    widths = [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim, heads]
+    q, k, v = (rearrange(part, "t (h d) -> t h d", d=head_dim) for part in qkvg.split(widths, 1)[:3])
+    gate = qkvg[:, -heads:]
+    positions = torch.arange(start, end, device=qkvg.device)
+    at = pages.long()[positions // page_size], positions % page_size
+    k_cache[at] = rotary(rms_norm(wide(k), None, QK_EPS), positions, table).to(k_cache.dtype)
+    v_cache[at] = v
+    q = rotary(rms_norm(wide(q), None, QK_EPS) * wide(temp)[:, None].abs(), positions, table).to(q.dtype)
+    keys, values = (_cached(cache, pages, end) for cache in (k_cache, v_cache))
+    y = causal_attention(q, keys, values) * torch.sigmoid(wide(gate))[..., None]
     return rearrange(y, "t h d -> t (h d)").to(q.dtype)
+
+
+def _cached(cache: Tensor, pages: Tensor, end: int) -> Tensor:
+    """Positions 0 .. end - 1 of one sequence, [end, HKV, DH]; a view where they lie in one page."""
+    parts = [cache[page] for page in pages[: -(-end // cache.shape[1])].tolist()]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts))[:end]
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -1,19 +1,21 @@
-"""The 28-layer backbone: ids in, logits out, every stage on the way kept if asked."""
+"""The 28-layer backbone: ids in, logits out, every stage on the way kept if asked.
+
+Written once, over a table of operations: `REFERENCE` here, that of the kernels from outside.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zonos2_triton.reference.attention import AttentionCache, attention, project
 from zonos2_triton.reference.config import BALANCING_SIGN, Zonos2Config
-from zonos2_triton.reference.embedding import frame_embedding, speaker_row
-from zonos2_triton.reference.experts import experts, swiglu
-from zonos2_triton.reference.head import head
-from zonos2_triton.reference.norm import rms_norm
-from zonos2_triton.reference.router import Routing, route
+from zonos2_triton.reference.embedding import speaker_row
+from zonos2_triton.reference.ops import REFERENCE, Ops
+from zonos2_triton.reference.rotary import rotary_table
+from zonos2_triton.reference.router import Routing
 
 Weights = Mapping[str, Tensor]  # by official name, all of one dtype on one device
 
@@ -62,121 +64,189 @@ def layout(config: Zonos2Config) -> dict[str, list[int]]:
     return names
 
 
-class Cache:
-    """Keys and values of one sequence in every layer, and how many rows they hold."""
+@dataclass(frozen=True)
+class Layer:
+    """The weights of one layer as the operations take them: keyword arguments by operation."""
 
-    def __init__(self, config: Zonos2Config, capacity: int, like: Tensor) -> None:
-        sizes = capacity, config.kv_heads, config.head_dim
-        self.capacity, self.length = capacity, 0
-        self.layers = [AttentionCache.empty(*sizes, like) for _ in range(config.n_layers)]
+    projection: dict[str, Tensor]
+    temp: Tensor
+    output: Tensor
+    router: dict[str, Any] | None  # None: dense
+    experts: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A configuration with its weights bound to the places where they are used; views, but for the embedding table."""
+
+    config: Zonos2Config
+    table: Tensor  # of the embedding: codebooks, then text
+    speaker: list[tuple[Tensor, Tensor]]
+    rotary: Tensor
+    layers: list[Layer]
+    out_norm: Tensor
+    head: Tensor
+
+
+def bind(config: Zonos2Config, weights: Weights) -> Model:
+    """The tensors of `layout(config)` -> Model."""
+    tables = [weights[f"multi_embedder.embedders.{i}.weight"] for i in range(config.n_codebooks + 1)]
+    names = ["speaker_lda_projection"] * (config.speaker_lda_dim is not None) + ["speaker_projection"]
+    return Model(
+        config,
+        table=torch.cat(tables),
+        speaker=[(weights[f"{name}.weight"], weights[f"{name}.bias"]) for name in names if config.speaker_enabled],
+        rotary=rotary_table(config.max_seqlen, config.head_dim, config.rope_theta, tables[0]),
+        layers=[_bind_layer(config, weights, i) for i in range(config.n_layers)],
+        out_norm=weights["out_norm.weight"],
+        head=weights["multi_output.weight"],
+    )
+
+
+def _bind_layer(config: Zonos2Config, weights: Weights, i: int) -> Layer:
+    at, ff = f"layers.{i}.attention", f"layers.{i}.feed_forward"
+    norm = weights[f"layers.{i}.ffn_norm.weight"]
+    if i in config.moe_layers:
+        w13 = weights[f"{ff}.experts.w13"]  # its rows take turns: the even ones gate, the odd ones are multiplied
+        gate, up, down = w13[:, 0::2], w13[:, 1::2], weights[f"{ff}.experts.w2"]
+    else:
+        up, gate = weights[f"{ff}.w_in.weight"].unsqueeze(1)
+        down = weights[f"{ff}.w_out.weight"][None]
+    return Layer(
+        projection={
+            "norm_weight": weights[f"layers.{i}.attention_norm.weight"],
+            "wq": weights[f"{at}.wq.weight"],
+            "wkv": weights[f"{at}.wkv.weight"],
+            "gater": weights[f"{at}.gater.weight"],
+        },
+        temp=weights[f"{at}.temp"].flatten(),
+        output=weights[f"{at}.wo.weight"],
+        router=_bind_router(config, weights, i, norm) if i in config.moe_layers else None,
+        experts={"norm_weight": norm, "gate": gate, "up": up, "down": down},
+    )
+
+
+def _bind_router(config: Zonos2Config, weights: Weights, i: int, norm: Tensor) -> dict[str, Any]:
+    part = f"layers.{i}.feed_forward.router"
+    return {
+        "norm_weight": norm,
+        "scale": weights.get(f"{part}.router_states_scale"),
+        "down_weight": weights[f"{part}.down_proj.weight"],
+        "down_bias": weights[f"{part}.down_proj.bias"],
+        "state_norm": weights[f"{part}.rmsnorm_eda.weight"],
+        "w1": weights[f"{part}.router_mlp.0.weight"],
+        "b1": weights[f"{part}.router_mlp.0.bias"],
+        "w2": weights[f"{part}.router_mlp.2.weight"],
+        "b2": weights[f"{part}.router_mlp.2.bias"],
+        "w3": weights[f"{part}.router_mlp.4.weight"],
+        "biases": BALANCING_SIGN[config.moe_balancing_strategy] * weights[f"{part}.balancing_biases"],
+        "k": config.experts_per_token(i),
+    }
+
+
+class Cache:
+    """The keys and values of every layer, [pages, page_size, HKV, DH] each."""
+
+    def __init__(self, config: Zonos2Config, pages: int, page_size: int, like: Tensor) -> None:
+        shape = pages, page_size, config.kv_heads, config.head_dim
+        self.page_size = page_size
+        self.k, self.v = ([like.new_zeros(shape) for _ in range(config.n_layers)] for _ in range(2))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The new rows of some sequences, one sequence after the other, and where the cache holds what came before."""
+
+    ids: Tensor  # [M, C + 1]
+    block_table: Tensor  # [B, pages] int32
+    starts: Tensor  # [B] int32: rows of each sequence that the cache holds already
+    cu_seqlens: Tensor | None = None  # [B + 1] int32: where each sequence's rows begin; None: decoding, one row each
+    longest: int = 1  # rows of the sequence with most
+    speakers: Tensor | None = None  # [S, D] of `speaker_row`
+    speaker_index: Tensor | None = None  # [M] int32: which one replaces the row's embedding; negative: none
+
+    @classmethod
+    def single(cls, ids: Tensor, start: int, pages: Tensor, speaker: Tensor | None = None) -> "Batch":
+        """Rows of one sequence, of which the cache holds `start`; a speaker [D] replaces the first row."""
+        T, device = len(ids), ids.device
+        numbers = torch.tensor([start, 0, T], dtype=torch.int32, device=device)
+        index = torch.full((T,), -1, dtype=torch.int32, device=device)
+        index[:1] = 0
+        voice = (None, None) if speaker is None else (speaker[None], index)
+        return cls(ids, pages[None], numbers[:1], numbers[1:], T, *voice)
 
 
 @dataclass
 class Stages:
     """What `forward` saw on its way, in order."""
 
-    hidden_states: list[Tensor] = field(default_factory=list)  # n_layers + 1 of [T, D]
+    hidden_states: list[Tensor] = field(default_factory=list)  # n_layers + 1 of [M, D]
     routings: list[Routing] = field(default_factory=list)  # one per mixture layer
 
 
-def forward(
-    config: Zonos2Config, weights: Weights, ids: Tensor, cache: Cache, speaker: Tensor | None = None,
-    stages: Stages | None = None,
-) -> Tensor:  # fmt: skip
-    """The next rows of one sequence: ids [T, 10] -> [T, D], the input of the head; the cache grows by T rows.
+def forward(model: Model, batch: Batch, cache: Cache, ops: Ops = REFERENCE, stages: Stages | None = None) -> Tensor:
+    """The next rows of some sequences -> [M, D], the residual stream after the last layer; the cache grows by them.
 
-    speaker: the raw embedding, for the first rows of a sequence only. Feeding a prompt at once, in pieces or row by row
-    is the same computation; each row costs O(cache length).
+    Feeding a prompt at once, in pieces or row by row is the same computation; each row costs O(cache length).
     """
-    x = embed(config, weights, ids, speaker)
+    config, eps, prefill = model.config, model.config.norm_eps, batch.cu_seqlens is not None
+    x = ops.frame_embedding(
+        batch.ids, model.table, config.codebook_vocab, eps, batch.speakers, batch.speaker_index
+    )  # fmt: skip
+    state = None
     if stages is not None:
         stages.hidden_states.append(x)
-    state = None
-    for i in range(config.n_layers):
-        x = x + _attention(config, weights, i, x, cache)
-        h = rms_norm(x, weights[f"layers.{i}.ffn_norm.weight"], config.norm_eps)
-        if i in config.moe_layers:
-            routing = _route(config, weights, i, h, state)
+    for i, layer in enumerate(model.layers):
+        qkvg = ops.qkv_projection(x, **layer.projection, eps=eps, prefill=prefill)
+        places = layer.temp, model.rotary, cache.k[i], cache.v[i], batch.block_table, batch.starts
+        if batch.cu_seqlens is not None:
+            y = ops.prefill_attention(qkvg, *places, batch.cu_seqlens, batch.longest)
+        else:
+            y = ops.decode_attention(qkvg, *places)
+        x = ops.output_projection(y, layer.output, x, prefill)
+        if layer.router is None:
+            state = None
+            x = ops.experts(x, **layer.experts, eps=eps, prefill=prefill)
+        else:
+            routing = Routing(*ops.router(x, state=state, **layer.router, eps=eps))
+            state, chosen = routing.state, (routing.order, routing.offsets, routing.expert_weights)
+            x = ops.experts(x, **layer.experts, eps=eps, order=chosen[0], offsets=chosen[1],
+                            expert_weights=chosen[2], prefill=prefill)  # fmt: skip
             if stages is not None:
                 stages.routings.append(routing)
-            state, part = routing.state, f"layers.{i}.feed_forward.experts"
-            x = x + experts(h, *routing[:2], weights[f"{part}.w13"], weights[f"{part}.w2"])
-        else:
-            state, part = None, f"layers.{i}.feed_forward"
-            up, gate = weights[f"{part}.w_in.weight"]
-            x = x + swiglu(h, gate, up, weights[f"{part}.w_out.weight"])
         if stages is not None:
             stages.hidden_states.append(x)
-    cache.length += len(ids)
-    return rms_norm(x, weights["out_norm.weight"], config.norm_eps)
+    return x
 
 
-def logits(config: Zonos2Config, weights: Weights, normed: Tensor) -> Tensor:
-    """[T, D] of `forward` -> [T, C, V]."""
-    return head(normed, weights["multi_output.weight"], config.n_codebooks, config.loss_softcap)
+def logits(model: Model, x: Tensor, ops: Ops = REFERENCE) -> Tensor:
+    """[M, D] of `forward`, any rows of it -> wide [M, C, V]."""
+    config = model.config
+    return ops.head(x, model.out_norm, model.head, config.n_codebooks, config.norm_eps, config.loss_softcap)
 
 
-def embed(config: Zonos2Config, weights: Weights, ids: Tensor, speaker: Tensor | None) -> Tensor:
-    """ids [T, 10], speaker the raw embedding or None -> [T, D], the input of the first layer."""
-    tables = [weights[f"multi_embedder.embedders.{i}.weight"] for i in range(config.n_codebooks + 1)]
-    row = None
-    if speaker is not None:
-        steps = (
-            ["speaker_projection"]
-            if config.speaker_lda_dim is None
-            else ["speaker_lda_projection", "speaker_projection"]
-        )
-        row = speaker_row(speaker, [(weights[f"{step}.weight"], weights[f"{step}.bias"]) for step in steps])
-    return frame_embedding(ids, tables, config.norm_eps, row)
+def trace(model: Model, ids: Tensor, speaker: Tensor | None = None, ops: Ops = REFERENCE) -> dict[str, Tensor]:
+    """One full forward of ids [T, C + 1], every stage kept; the keys and shapes are those of `Backbone.trace`.
 
-
-def _attention(config: Zonos2Config, weights: Weights, i: int, x: Tensor, cache: Cache) -> Tensor:
-    part = f"layers.{i}.attention"
-    projected = project(
-        rms_norm(x, weights[f"{part}_norm.weight"], config.norm_eps),
-        wq=weights[f"{part}.wq.weight"],
-        wkv=weights[f"{part}.wkv.weight"],
-        gater=weights[f"{part}.gater.weight"],
-        head_dim=config.head_dim,
-    )
-    y = attention(*projected, weights[f"{part}.temp"], cache.layers[i], start=cache.length, theta=config.rope_theta)
-    return y @ weights[f"{part}.wo.weight"].T
-
-
-def _route(config: Zonos2Config, weights: Weights, i: int, h: Tensor, state: Tensor | None) -> Routing:
-    part = f"layers.{i}.feed_forward.router"
-    mlp = (f"{part}.router_mlp.{j}" for j in (0, 2, 4))
-    return route(
-        h,
-        state,
-        scale=weights.get(f"{part}.router_states_scale"),
-        down=(weights[f"{part}.down_proj.weight"], weights[f"{part}.down_proj.bias"]),
-        norm=weights[f"{part}.rmsnorm_eda.weight"],
-        mlp=[(weights[f"{name}.weight"], weights.get(f"{name}.bias")) for name in mlp],
-        biases=BALANCING_SIGN[config.moe_balancing_strategy] * weights[f"{part}.balancing_biases"],
-        k=config.experts_per_token(i),
-        eps=config.norm_eps,
-    )
-
-
-def trace(config: Zonos2Config, weights: Weights, ids: Tensor, speaker: Tensor | None = None) -> dict[str, Tensor]:
-    """One full forward of ids [T, 10], every stage kept; the keys and shapes are those of `Backbone.trace`."""
-    stages = Stages()
-    cache = Cache(config, len(ids), next(iter(weights.values())))
-    normed = forward(config, weights, ids, cache, speaker, stages)
+    speaker: the raw embedding.
+    """
+    config, stages = model.config, Stages()
+    row = None if speaker is None else speaker_row(speaker, model.speaker)
+    page = torch.zeros(1, dtype=torch.int32, device=ids.device)
+    x = forward(model, Batch.single(ids, 0, page, row), Cache(config, 1, len(ids), model.table), ops, stages)
+    _, normed = ops.add_rms_norm(x, None, model.out_norm, config.norm_eps)
 
     def stacked(name: str, slots: int, fill: float) -> Tensor:
         rows = [getattr(routing, name) for routing in stages.routings]
         padded = [F.pad(row, (0, slots - row.shape[1]), value=fill) for row in rows]
-        dtype = torch.int64 if name == "expert_ids" else normed.dtype
-        return torch.stack(padded) if padded else normed.new_zeros(0, len(ids), slots, dtype=dtype)
+        return torch.stack(padded) if padded else normed.new_zeros(0, len(ids), slots)
 
     k = config.max_experts_per_token
     return {
-        "logits": logits(config, weights, normed),
+        "logits": ops.head(normed, None, model.head, config.n_codebooks, config.norm_eps, config.loss_softcap, True),
         "hidden_states": torch.stack(stages.hidden_states),
         "final_norm": normed,
-        "expert_ids": stacked("expert_ids", k, -1),
+        "expert_ids": stacked("expert_ids", k, -1).long(),
         "expert_weights": stacked("expert_weights", k, 0),
         "router_probs": stacked("probs", config.moe_n_experts, 0),
         "router_states": stacked("state", config.moe_router_dim, 0),

@@ -5,18 +5,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zonos2_triton.reference.norm import rms_norm
+from zonos2_triton.reference.numeric import wide
 
 
-def frame_embedding(ids: Tensor, tables: list[Tensor], eps: float, speaker: Tensor | None = None) -> Tensor:
-    """ids [T, 10], tables ten of [ids, D], speaker [D] or None -> [T, D], normed without a weight.
+def frame_embedding(
+    ids: Tensor, table: Tensor, codebook_vocab: int, eps: float, speakers: Tensor | None = None,
+    speaker_index: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """ids [M, C + 1] -> [M, D], normed without a weight.
 
-    Row t is the sum of tables[c][ids[t, c]], rounded once; padding ids have rows of their own and are not masked. A
-    speaker replaces row 0 of that sum.
+    table [C * codebook_vocab + text ids, D] holds the tables of the C codebooks and then that of the text; row m is the
+    sum of one row of each, and padding ids have rows of their own that are not masked. Where speaker_index [M] is not
+    negative, that row of speakers [S, D] replaces the sum.
     """
-    x = torch.stack([table[ids[:, c].long()] for c, table in enumerate(tables)]).sum(0)  # [T, D]
-    if speaker is not None:
-        x = torch.cat([speaker[None], x[1:]])
-    return rms_norm(x, None, eps)
+    offsets = torch.arange(ids.shape[1], device=ids.device) * codebook_vocab
+    x = wide(table[ids.long() + offsets]).sum(1)  # [M, D]
+    if speakers is not None and speaker_index is not None:
+        voiced = (speaker_index >= 0)[:, None]
+        x = torch.where(voiced, wide(speakers[speaker_index.long().clamp(min=0)]), x)
+    return rms_norm(x, None, eps).to(table.dtype)
 
 
 def speaker_row(embedding: Tensor, steps: list[tuple[Tensor, Tensor]]) -> Tensor:

@@ -1,27 +1,37 @@
-"""SwiGLU feed-forward: dense, and as a mixture of experts."""
+"""SwiGLU feed-forward: a mixture of experts, of which the dense layer is the one-expert case."""
 
-import torch
+from itertools import pairwise
+
 import torch.nn.functional as F
 from torch import Tensor
 
+from zonos2_triton.reference.norm import rms_norm
 from zonos2_triton.reference.numeric import wide
 
 
-def swiglu(x: Tensor, gate: Tensor, up: Tensor, out: Tensor) -> Tensor:
-    """x [T, D]; gate, up [I, D]; out [D, I] -> out(silu(gate x) * up x), [T, D]; the product is rounded once."""
-    return (F.silu(wide(x @ gate.T)) * wide(x @ up.T)).to(x.dtype) @ out.T
+def swiglu(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """x [T, D]; gate, up [I, D]; down [D, I] -> down(silu(gate x) * up x), [T, D]; the product is rounded once."""
+    return (F.silu(wide(x @ gate.T)) * wide(x @ up.T)).to(x.dtype) @ down.T
 
 
-def experts(x: Tensor, expert_ids: Tensor, expert_weights: Tensor, w13: Tensor, w2: Tensor) -> Tensor:
-    """x [T, D], expert_ids and expert_weights [T, K] -> sum over k of weight * swiglu by that expert, [T, D].
+def experts(
+    x: Tensor, norm_weight: Tensor, gate: Tensor, up: Tensor, down: Tensor, eps: float, order: Tensor | None = None,
+    offsets: Tensor | None = None, expert_weights: Tensor | None = None, prefill: bool = False,
+) -> Tensor:  # fmt: skip
+    """x [M, D] -> x + the weighted sum of `swiglu` of rms_norm(x) by each row's experts, [M, D], rounded once.
 
-    The sum is wide and rounded once. w13 [E, 2 * I, D] interleaves its rows: the even ones gate, the odd ones are
-    multiplied; w2 [E, D, I].
+    gate, up [E, I, D] and down [E, D, I]; order [M * K] and offsets [E + 1] as `router` makes them: expert e has the
+    slots order[offsets[e] : offsets[e + 1]], slot m * K + k being choice k of row m, with expert_weights [M, K].
+    Without them every row goes through the one expert, unweighted. `prefill` is for kernels.
     """
-    y = wide(torch.zeros_like(x))
-    for k in range(expert_ids.shape[1]):  # in the order of choice, whatever the other tokens chose
-        for e in expert_ids[:, k].unique().tolist():
-            rows = (expert_ids[:, k] == e).nonzero()[:, 0]
-            chosen = swiglu(x[rows], w13[e, 0::2], w13[e, 1::2], w2[e])
-            y[rows] += expert_weights[rows, k, None] * chosen
-    return y.to(x.dtype)
+    h = rms_norm(x, norm_weight, eps)
+    if order is None or offsets is None or expert_weights is None:
+        return (wide(x) + wide(swiglu(h, gate[0], up[0], down[0]))).to(x.dtype)
+    cuts, k = offsets.tolist(), expert_weights.shape[1]
+    y = wide(x.new_zeros(len(order), x.shape[1]))
+    for e, (first, end) in enumerate(pairwise(cuts)):
+        if end > first:
+            slots = order[first:end].long()
+            y[slots] = wide(swiglu(h[slots // k], gate[e], up[e], down[e]))
+    y = (y.unflatten(0, (len(x), k)) * expert_weights[..., None]).sum(1)
+    return (wide(x) + y).to(x.dtype)

@@ -4,14 +4,20 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from zonos2_triton.reference.norm import rms_norm
 from zonos2_triton.reference.numeric import wide
 
 
-def head(x: Tensor, weight: Tensor, n_codebooks: int, softcap: float) -> Tensor:
-    """x [T, D], weight [C * V, D] -> wide logits [T, C, V] = softcap * tanh(weight x / softcap); softcap 0: no cap.
+def head(
+    x: Tensor, norm_weight: Tensor | None, weight: Tensor, n_codebooks: int, eps: float, softcap: float,
+    prefill: bool = False,
+) -> Tensor:  # fmt: skip
+    """x [M, D], weight [C * V, D] -> wide logits [M, C, V] = softcap * tanh(weight h / softcap); softcap 0: no cap.
 
-    The product is rounded to x's dtype before the cap, as the official head does.
+    h = rms_norm(x), or x itself where norm_weight is None: it is normed already. The product is rounded to x's dtype
+    before the cap, as the official head does. `prefill` is for kernels.
     """
-    logits = wide(x @ weight.T)
+    h = x if norm_weight is None else rms_norm(x, norm_weight, eps)
+    logits = wide(h @ weight.T)
     capped = softcap * torch.tanh(logits / softcap) if softcap else logits
-    return rearrange(capped, "t (c v) -> t c v", c=n_codebooks)
+    return rearrange(capped, "m (c v) -> m c v", c=n_codebooks)

@@ -7,13 +7,17 @@ from torch import Tensor
 from zonos2_triton.reference.numeric import wide
 
 
-def rotary(x: Tensor, positions: Tensor, theta: float) -> Tensor:
-    """x [T, H, DH], positions [T] -> x with each pair (2i, 2i+1) turned by position * theta^(-2i / DH)."""
-    head_dim = x.shape[-1]
+def rotary_table(positions: int, head_dim: int, theta: float, like: Tensor) -> Tensor:
+    """Cosines and sines of position * theta^(-2i / DH), [positions, 2, DH / 2], fp32, or fp64 where `like` is fp64."""
     # Angles in fp64: a position of 6,143 times a frequency costs fp32 four digits before the cosine is taken.
-    exponents = torch.arange(0, head_dim, 2, device=x.device, dtype=torch.float64) / head_dim
-    angles = positions.double()[:, None, None] * theta**-exponents  # [T, 1, DH / 2]
-    even, odd = rearrange(wide(x), "t h (i two) -> two t h i", two=2)
-    cos, sin = angles.cos().to(even.dtype), angles.sin().to(even.dtype)
+    exponents = torch.arange(0, head_dim, 2, device=like.device, dtype=torch.float64) / head_dim
+    angles = torch.arange(positions, device=like.device, dtype=torch.float64)[:, None] * theta**-exponents
+    return torch.stack([angles.cos(), angles.sin()], 1).to(wide(like[:0]).dtype)
+
+
+def rotary(x: Tensor, positions: Tensor, table: Tensor) -> Tensor:
+    """x [M, H, DH], positions [M], table of `rotary_table` -> x with each pair (2i, 2i + 1) turned by its angle."""
+    cos, sin = table[positions.long()].unsqueeze(2).unbind(1)  # [M, 1, DH / 2]
+    even, odd = rearrange(wide(x), "m h (i two) -> two m h i", two=2)
     turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos])
-    return rearrange(turned, "two t h i -> t h (i two)").to(x.dtype)
+    return rearrange(turned, "two m h i -> m h (i two)").to(x.dtype)

@@ -11,31 +11,39 @@ from zonos2_triton.reference.numeric import wide
 
 
 class Routing(NamedTuple):
-    """Of T tokens: the K chosen experts by descending score, their weights, all probabilities, the next state."""
+    """Of M rows: the K chosen experts by descending score and their weights, and the same sorted by expert."""
 
-    expert_ids: Tensor  # [T, K] int64
-    expert_weights: Tensor  # [T, K]
-    probs: Tensor  # [T, E]
-    state: Tensor  # [T, R]
+    expert_ids: Tensor  # [M, K] int32
+    expert_weights: Tensor  # [M, K] wide
+    probs: Tensor  # [M, E] wide
+    state: Tensor  # [M, R], for the router of the next layer
+    order: Tensor  # [M * K] int32: slots m * K + k sorted by expert, then by slot
+    offsets: Tensor  # [E + 1] int32: where each expert's slots begin in order
 
 
-def route(
-    x: Tensor, state: Tensor | None, scale: Tensor | None, down: tuple[Tensor, Tensor], norm: Tensor,
-    mlp: list[tuple[Tensor, Tensor | None]], biases: Tensor, k: int, eps: float,
+def router(
+    x: Tensor, norm_weight: Tensor, state: Tensor | None, scale: Tensor | None, down_weight: Tensor, down_bias: Tensor,
+    state_norm: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, biases: Tensor, k: int, eps: float,
 ) -> Routing:  # fmt: skip
-    """x [T, D], state [T, R] or None -> Routing.
+    """x [M, D], state [M, R] or None -> Routing.
 
-    scale [R]; down ([R, D], [R]); norm [R]; mlp three of (weight, bias or None), [R, R] twice and [E, R]; biases [E].
-    s = down(x) (+ state * scale) is the next state as it stands; the probabilities are
-    softmax(mlp(rms_norm(s))) with an exact (erf) GELU between the layers. The choice is the top k of
+    norm_weight [D], scale and state_norm [R], down_weight [R, D], w1 and w2 [R, R] with b1 and b2, w3 [E, R],
+    biases [E]. s = down(rms_norm(x)) (+ state * scale) is the next state as it stands; the probabilities are
+    softmax(mlp(rms_norm(s))) with an exact (erf) GELU between the three layers. The choice is the top k of
     probabilities + biases, the lower expert first where they tie; the weights are the probabilities themselves.
     """
-    s = F.linear(x, *down)
+    s = F.linear(rms_norm(x, norm_weight, eps), down_weight, down_bias)
     if state is not None and scale is not None:
         s = s + state * scale
-    h = rms_norm(s, norm, eps)
-    for i, (weight, bias) in enumerate(mlp):
-        h = F.linear(h if i == 0 else F.gelu(h), weight, bias)
-    probs = wide(h).softmax(-1)
+    h = F.gelu(F.linear(rms_norm(s, state_norm, eps), w1, b1))
+    probs = wide(F.linear(F.gelu(F.linear(h, w2, b2)), w3)).softmax(-1)
     ids = torch.sort(probs + wide(biases), descending=True, stable=True).indices[:, :k]
-    return Routing(ids, probs.gather(1, ids), probs, s)
+    return Routing(ids.int(), probs.gather(1, ids), probs, s, *by_expert(ids, len(w3)))
+
+
+def by_expert(expert_ids: Tensor, n_experts: int) -> tuple[Tensor, Tensor]:
+    """expert_ids [M, K] -> (order [M * K], offsets [E + 1]) of a Routing."""
+    slots = expert_ids.flatten().long()
+    counts = torch.zeros(n_experts + 1, dtype=torch.int64, device=slots.device)
+    counts.scatter_add_(0, slots + 1, torch.ones_like(slots))
+    return slots.argsort(stable=True).int(), counts.cumsum(0).int()

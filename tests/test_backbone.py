@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from zonos2_triton.model import Sampling, build_prompt
 from zonos2_triton.reference import backbone as reference
+from zonos2_triton.reference.embedding import speaker_row
 
 GREEDY = {"temperature": 0, "repetition_window": 0}
 
@@ -55,14 +56,15 @@ def test_cached_in_any_pieces_is_the_full_forward(golden, cuts):
     io = golden.tensors("backbone_b_io")
     ids, speaker = io["spk.prompt_ids"].long(), io["speaker_embedding"].double()
     whole = backbone.trace(ids, speaker)
-    cache = reference.Cache(backbone.config, len(ids), whole["logits"])
+    cache, page = reference.Cache(backbone.config, 1, len(ids), whole["logits"]), torch.zeros(1, dtype=torch.int32)
+    row = speaker_row(speaker, backbone.model.speaker)
     edges = [0, *sorted(cuts), len(ids)]
     with torch.inference_mode():
         parts = [
-            reference.forward(backbone.config, backbone.weights, ids[a:b], cache, speaker if a == 0 else None)
+            reference.forward(backbone.model, reference.Batch.single(ids[a:b], a, page, row if a == 0 else None), cache)
             for a, b in pairwise(edges)
         ]
-    torch.testing.assert_close(torch.cat(parts), whole["final_norm"], rtol=0, atol=1e-11)
+    torch.testing.assert_close(torch.cat(parts), whole["hidden_states"][-1], rtol=0, atol=1e-11)
 
 
 @settings(deadline=None, max_examples=6, derandomize=True)
@@ -187,7 +189,7 @@ def test_rejects_a_voice_where_the_model_knows_none(golden_backbone):
     ("placement", "message"),
     [
         ({"backend": "cuda"}, "backend must be one of reference, triton, auto, got 'cuda'"),
-        ({"backend": "triton"}, "has no kernels in this version"),
+        ({"backend": "triton", "dtype": "float64"}, "backend 'triton' runs in float32, bfloat16 and float16"),
         ({"device": "meta"}, "device must be a CPU or a CUDA or ROCm device, got 'meta'"),
         ({"device": "abacus"}, "device must be a torch device such as 'cpu' or 'cuda', got 'abacus'"),
         ({"dtype": "int8"}, "dtype must be one of float64, float32, bfloat16, float16, got 'int8'"),

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from zonos2_triton.model import Backbone, Zonos2Config
 from zonos2_triton.model.checkpoint import Checkpoint, check_layout, one_file
 from zonos2_triton.model.tiny import backbone_weights
 from zonos2_triton.reference import backbone as reference
+from zonos2_triton.reference.embedding import speaker_row
 from zonos2_triton.reference.experts import swiglu
+from zonos2_triton.reference.ops import REFERENCE
 
 Weights = dict[str, Tensor]
 
@@ -97,29 +100,35 @@ class Recording(dict[str, Tensor]):
         return super().get(name, default)
 
 
-def test_forward_reads_every_real_tensor(real, monkeypatch):
+def test_forward_reads_every_real_tensor(real):
     """On the meta device, where shapes are checked and nothing is computed."""
 
     config = Zonos2Config.from_params(real["params_json"])
 
-    def first_expert(x: Tensor, expert_ids: Tensor, expert_weights: Tensor, w13: Tensor, w2: Tensor) -> Tensor:
-        assert len(w13) == len(w2) == config.moe_n_experts  # a meta tensor cannot tell which ones were chosen
-        return swiglu(x, w13[0, 0::2], w13[0, 1::2], w2[0])
+    def first_expert(x: Tensor, norm_weight: Tensor, gate: Tensor, up: Tensor, down: Tensor, **_: object) -> Tensor:
+        assert len(gate) == len(up) == len(down)  # a meta tensor cannot tell which ones were chosen
+        return swiglu(x * norm_weight, gate[0], up[0], down[0])
 
-    monkeypatch.setattr(reference, "experts", first_expert)
+    def queries(qkvg: Tensor, temp: Tensor, *_: object) -> Tensor:
+        return qkvg[:, : config.heads * config.head_dim] * temp.repeat_interleave(config.head_dim)
+
+    ops = replace(REFERENCE, experts=first_expert, prefill_attention=queries)
     tensors = {name: torch.empty(tensor["shape"], device="meta") for name, tensor in real["tensors"].items()}
     recording = Recording(tensors)
     ids = torch.zeros(2, config.n_codebooks + 1, dtype=torch.int64, device="meta")
     speaker = torch.empty(config.speaker_embedding_dim, device="meta")
-    cache = reference.Cache(config, len(ids), speaker)
-    normed = reference.forward(config, recording, ids, cache, speaker)
-    assert reference.logits(config, recording, normed).shape == (2, 9, 1026)
+    model = reference.bind(config, recording)
+    row = speaker_row(speaker, model.speaker)
+    batch = reference.Batch.single(ids, 0, torch.zeros(1, dtype=torch.int32, device="meta"), row)
+    x = reference.forward(model, batch, reference.Cache(config, 1, len(ids), speaker), ops)
+    assert reference.logits(model, x, ops).shape == (2, 9, 1026)
     assert recording.read == real["tensors"].keys()
 
 
 def test_forward_reads_every_tensor(config, weights):
     recording = Recording(weights)
-    reference.trace(config, recording, torch.zeros(2, 10, dtype=torch.int64), torch.ones(config.speaker_embedding_dim))
+    model = reference.bind(config, recording)
+    reference.trace(model, torch.zeros(2, 10, dtype=torch.int64), torch.ones(config.speaker_embedding_dim))
     assert recording.read == weights.keys() == Backbone.layout(config).keys()
 
 

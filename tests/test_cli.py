@@ -131,7 +131,7 @@ def test_the_file_says_what_made_it(say, tmp_path):
         (["--speaker", "nowhere.wav"], "nowhere.wav is not a file"),
         (["--model", "nowhere"], "nowhere is neither a file or folder here nor a hub id"),
         (["--device", "abacus"], "device must be a torch device"),
-        (["--backend", "triton"], "backend 'triton' has no kernels in this version"),
+        (["--backend", "triton", "--dtype", "float64"], "backend 'triton' runs in float32, bfloat16 and float16"),
         (["--out", "out.mp4"], "a sound file must end in .wav, .flac, .ogg, got 'out.mp4'"),
         (["--out", "no/such/folder/out.wav"], "cannot write no/such/folder/out.wav: No such file or directory"),
         (["--spectrogram", "no/such/folder/out.png"], "cannot write no/such/folder/out.png: No such file"),

@@ -85,7 +85,7 @@ def test_n_heads_may_widen_the_attention_beyond_dim(golden, dim, head_dim):
     assert shapes["layers.0.attention.temp"] == [1, 4, 1]
     weights = {name: torch.full(shape, 0.01) for name, shape in shapes.items()}
     ids = torch.zeros(2, 10, dtype=torch.int64)
-    assert reference.trace(config, weights, ids)["logits"].shape == (2, 9, 1026)
+    assert reference.trace(reference.bind(config, weights), ids)["logits"].shape == (2, 9, 1026)
 
 
 @pytest.mark.parametrize(

@@ -171,7 +171,7 @@ def test_results_are_ordinary_tensors(tts):
 def test_a_model_whose_logits_are_not_finite_is_one_line(tiny_folder, tmp_path, capsys, monkeypatch):
     from zonos2_triton.model.cli import main
 
-    monkeypatch.setattr("zonos2_triton.reference.backbone.head", lambda *_: torch.full((1, 9, 1026), torch.nan))
+    monkeypatch.setattr("zonos2_triton.reference.backbone.logits", lambda *_: torch.full((1, 9, 1026), torch.nan))
     assert main(["say", "a", "--model", str(tiny_folder), "--out", str(tmp_path / "a.wav")]) == 2
     assert "error: the logits of frame 0 are not finite" in capsys.readouterr().err
     assert list(tmp_path.glob("*a.wav*")) == []

@@ -20,7 +20,7 @@ MAY_IMPORT = {
 LIBRARIES = {
     "reference": {"torch", "einops"},
     "kernels": {"torch", "triton"},
-    "model": {"torch", "numpy", "nvtx", "safetensors", "soundfile", "tqdm", "huggingface_hub", "matplotlib"},
+    "model": {"torch", "triton", "numpy", "nvtx", "safetensors", "soundfile", "tqdm", "huggingface_hub", "matplotlib"},
     "bench": {"torch", "triton", "numpy", "pytest"},
 }
 FILES = [

@@ -1,0 +1,147 @@
+"""What every kernel module shares on the host: argument checks, the cost record, and the size of a launch."""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+ALIGNMENT = 16  # bytes: what one load instruction takes at most
+MAX_BATCH = 256  # sequences that decode together
+
+
+class Cost(NamedTuple):
+    """Least work of one call: DRAM bytes that must move, and floating-point operations."""
+
+    bytes: int
+    flops: int
+
+
+class Arg(NamedTuple):
+    """What an argument must be: "M D" names its axes; the same name is the same size everywhere, a number that size."""
+
+    tensor: Tensor | None
+    axes: str
+    dtype: torch.dtype | None = None  # None: a float like the first argument's
+    strided: bool = False  # only the last axis must be dense
+
+
+def check(op: str, /, **arguments: Arg) -> dict[str, int]:
+    """The sizes that the axes of `arguments` are bound to. Arguments whose tensor is None are left out.
+
+    Raises before any launch: ValueError for a wrong shape, device, stride or alignment, TypeError for a wrong dtype;
+    the message names op, argument, what came and what is accepted.
+    """
+    sizes: dict[str, int] = {}
+    present = {name: arg for name, arg in arguments.items() if arg.tensor is not None}
+    like = next(name for name, arg in present.items() if arg.dtype is None)
+    first = present[like].tensor
+    assert first is not None
+    for name, (tensor, axes, dtype, strided) in present.items():
+        assert tensor is not None
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}")
+        _check_shape(op, name, tensor, axes.split(), sizes)
+        _check_dtype(op, name, tensor, dtype, first, like)
+        _check_memory(op, name, tensor, strided, first, like)
+    return sizes
+
+
+def _check_shape(op: str, name: str, tensor: Tensor, axes: list[str], sizes: dict[str, int]) -> None:
+    known = {axis: int(axis) if axis.isdecimal() else sizes.get(axis) for axis in axes}
+    got = dict(zip(axes, tensor.shape, strict=False))
+    if tensor.ndim != len(axes) or any(known[axis] not in (None, n) for axis, n in got.items()):
+        want = ", ".join(axis if known[axis] is None or axis.isdecimal() else f"{axis}={known[axis]}" for axis in axes)
+        raise ValueError(f"{op}: {name} must have shape [{want}], got {list(tensor.shape)}")
+    if empty := [axis for axis, n in got.items() if n == 0]:
+        raise ValueError(f"{op}: {name} is empty: {empty[0]} must be at least 1, got shape {list(tensor.shape)}")
+    sizes.update(got)
+
+
+def _check_dtype(op: str, name: str, tensor: Tensor, dtype: torch.dtype | None, first: Tensor, like: str) -> None:
+    if dtype is not None:
+        if tensor.dtype != dtype:
+            raise TypeError(f"{op}: {name} must be {dtype}, got {tensor.dtype}")
+    elif tensor.dtype not in FLOATS:
+        raise TypeError(f"{op}: {name} must be torch.float32, torch.float16 or torch.bfloat16, got {tensor.dtype}")
+    elif tensor.dtype != first.dtype:
+        raise TypeError(f"{op}: {name} must be {first.dtype} like {like}, got {tensor.dtype}")
+
+
+def _check_memory(op: str, name: str, tensor: Tensor, strided: bool, first: Tensor, like: str) -> None:
+    if tensor.device != first.device:
+        raise ValueError(f"{op}: {name} must be on {first.device} like {like}, got {tensor.device}")
+    if tensor.device.type == "cpu" and not interpreted():
+        raise ValueError(
+            f"{op}: {name} is on cpu; move it to cuda, or set TRITON_INTERPRET=1 before triton is imported, to run the "
+            "kernel in Triton's interpreter"
+        )
+    if tensor.stride(-1) != 1 or not (strided or tensor.is_contiguous()):
+        raise ValueError(f"{op}: {name} must be contiguous, got strides {tensor.stride()}")
+    # FakeTensors have no address.
+    if not isinstance(tensor, FakeTensor) and tensor.is_floating_point() and tensor.data_ptr() % ALIGNMENT:
+        raise ValueError(
+            f"{op}: {name} must start at a multiple of {ALIGNMENT} bytes, got an address {tensor.data_ptr() % ALIGNMENT}"
+            " beyond one; clone it"
+        )
+
+
+def check_rows(op: str, dtype: torch.dtype, **widths: int) -> None:
+    """ValueError: rows of this many elements do not begin at multiples of 16 bytes, as 16-byte loads need them."""
+    step = ALIGNMENT // dtype.itemsize
+    for name, width in widths.items():
+        if width % step:
+            raise ValueError(f"{op}: {name} must be a multiple of {step} for {dtype}, got {width}")
+
+
+def check_range(op: str, name: str, values: Tensor, low: int, high: int, what: str) -> None:
+    """ValueError: a value outside of low .. high, where looking costs nothing: on a CPU, or under TRITON_DEBUG=1.
+
+    On a GPU, reading a value would stop the host until the device is done.
+    """
+    if isinstance(values, FakeTensor) or not (values.device.type == "cpu" or triton.knobs.runtime.debug):
+        return
+    if bool(((values < low) | (values > high)).any()):
+        wrong = values[(values < low) | (values > high)][0].item()
+        raise ValueError(f"{op}: {name} must be in {low}..{high}, {what}; got {wrong}")
+
+
+def check_batch(op: str, rows: int) -> None:
+    """ValueError: more rows than decode together."""
+    if rows > MAX_BATCH:
+        raise ValueError(f"{op}: at most {MAX_BATCH} rows decode together, got {rows}; prefill=True takes any number")
+
+
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter, which is settled when triton is imported."""
+    return bool(triton.knobs.runtime.interpret)
+
+
+def fresh_counters(like: Tensor, n: int, counters: Tensor | None, op: str) -> Tensor:
+    """n int32 zeros, from `counters` where the caller keeps some (a launch less than making them)."""
+    if counters is None:
+        return torch.zeros(n, dtype=torch.int32, device=like.device)
+    if counters.dtype != torch.int32 or counters.ndim != 1 or counters.device != like.device:
+        raise ValueError(f"{op}: counters must be one axis of int32 on {like.device}, got {_describe(counters)}")
+    if len(counters) < n:
+        raise ValueError(f"{op}: counters must hold at least {n} numbers, got {len(counters)}")
+    return counters
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{list(tensor.shape)} of {tensor.dtype} on {tensor.device}"
+
+
+def cdiv(a: int, b: int) -> int:
+    """a / b, rounded up."""
+    return -(-a // b)
+
+
+def block(n: int, least: int = 1) -> int:
+    """The smallest power of two that holds n, and at least `least`: an axis of a tile."""
+    return max(least, 1 << (n - 1).bit_length())
+
+
+Launch = dict[str, Any]  # keyword arguments of a launch: tile sizes, num_warps, num_stages

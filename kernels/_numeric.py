@@ -1,0 +1,84 @@
+"""On-chip functions that mean the same on a GPU and in Triton's interpreter."""
+
+import triton
+import triton.language as tl
+
+INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+
+
+@triton.jit
+def mma(a, b, acc):
+    """acc + a @ b, accumulated in fp32; fp32 operands are multiplied as IEEE fp32."""
+    if INTERPRETED:  # it holds bf16 as integers, and tl.dot would multiply those
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, acc, input_precision="ieee")
+
+
+@triton.jit
+def cast(x, dtype: tl.constexpr):
+    """fp32 x rounded to nearest even."""
+    if INTERPRETED and dtype == tl.bfloat16:  # whose own cast cuts the low bits off
+        bits = x.to(tl.uint32, bitcast=True)
+        even = ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).to(tl.float32, bitcast=True)
+        x = tl.where(x == x, even, x)
+    return x.to(dtype)
+
+
+@triton.jit
+def silu(x):
+    """x * sigmoid(x)."""
+    return x / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def gelu(x):
+    """The exact one: x * (1 + erf(x / sqrt(2))) / 2."""
+    return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+
+
+@triton.jit
+def tanh(x):
+    """Relative error below 4e-7: near zero a rational approximation, elsewhere 1 - 2 / (exp(2 |x|) + 1)."""
+    a = tl.abs(x)
+    large = 1.0 - 2.0 / (tl.exp(2.0 * a) + 1.0)
+    # The continued fraction of tanh, cut after x^2 / 11: 2e-9 off at 0.625. Both terms are positive: nothing cancels.
+    s = x * x
+    num = a * (10395.0 + s * (1260.0 + s * 21.0))
+    den = 10395.0 + s * (4725.0 + s * (210.0 + s))
+    t = tl.where(a < 0.625, num / den, large)
+    return tl.where(x < 0, -t, t)
+
+
+@triton.jit
+def finite(x):
+    """Neither NaN nor infinite."""
+    return tl.abs(x) < float("inf")
+
+
+@triton.jit
+def turn(x, cos, sin, ROWS: tl.constexpr, DH: tl.constexpr):
+    """x [ROWS, DH] with each pair (2i, 2i + 1) turned; cos and sin [ROWS or 1, DH / 2]."""
+    even, odd = tl.split(x.reshape(ROWS, DH // 2, 2))
+    return tl.join(even * cos - odd * sin, even * sin + odd * cos).reshape(ROWS, DH)
+
+
+@triton.jit
+def unit(x, DH: tl.constexpr, EPS: tl.constexpr):
+    """Each row of fp32 x [ROWS, DH] divided by its root mean square."""
+    return x * tl.rsqrt(tl.sum(x * x, axis=1) / DH + EPS)[:, None]
+
+
+@triton.jit
+def last_to_arrive(counter_ptr, n):
+    """Called by n programs: true in the last of them, which then sees whatever the others stored before.
+
+    The counter is zero before, and is set back by the last, which nobody else touches any more.
+    """
+    tl.debug_barrier()  # what every thread stored comes before the count
+    seen = tl.atomic_add(counter_ptr, 1, sem="acq_rel", scope="gpu")
+    tl.debug_barrier()  # and what every thread loads comes after it
+    last = seen == n - 1
+    if last:
+        tl.store(counter_ptr, 0)
+    return last

@@ -1,0 +1,132 @@
+"""Which tiles a launch is made of: data by operation, role, dtype and architecture.
+
+A row's bits depend on its role (decoding or prefill), never on how many rows come with it: BLOCK_M alone follows the
+number of rows, and no sum runs over it. The compile gate checks what that rests on: within a role, every BLOCK_M gets
+the same matrix instruction and the same order of every reduction.
+"""
+
+import logging
+from functools import cache
+
+import torch
+import triton
+
+from zonos2_triton.kernels._common import Launch, block, interpreted
+
+LOG = logging.getLogger("zonos2_triton")
+
+ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
+
+
+def _tile(num_warps: int, num_stages: int, **blocks: int) -> Launch:
+    return {**blocks, "num_warps": num_warps, "num_stages": num_stages}
+
+
+def _product(n: int, k: int, m: int, num_warps: int, num_stages: int) -> Launch:
+    """BLOCK_M is the largest: a launch of fewer rows takes a smaller one."""
+    return _tile(num_warps, num_stages, BLOCK_N=n, BLOCK_K=k, BLOCK_M=m)
+
+
+# (operation, role): {architecture: tiles}. "*": any card that is not named. "fp32": every card in fp32, which is there for
+# tests and asks for small tiles. "interpreter": few programs, yet several of each kind at the sizes that tests use.
+# Products in decoding: BLOCK_N so small that the weights of one row spread over every multiprocessor of a large card.
+_ROW = {"*": _tile(4, 1), "interpreter": _tile(1, 1)}
+_PREFILL = {
+    "*": _product(64, 64, 64, 4, 3),
+    "fp32": _product(32, 32, 32, 4, 2),
+    "interpreter": _product(64, 64, 32, 1, 1),
+}
+_DECODE_FP32 = _product(16, 64, 16, 4, 2)
+_DECODE_INTERPRETER = _product(32, 64, 32, 1, 1)
+TABLE: dict[tuple[str, str], dict[str, Launch]] = {
+    ("add_rms_norm", "row"): _ROW,
+    ("frame_embedding", "row"): _ROW,
+    ("rotary", "row"): _ROW,
+    ("qkv_projection", "decode"): {
+        "*": _product(16, 128, 64, 4, 4),
+        "fp32": _DECODE_FP32,
+        "interpreter": _DECODE_INTERPRETER,
+    },
+    ("qkv_projection", "prefill"): _PREFILL,
+    ("output_projection", "decode"): {
+        "*": _product(16, 128, 64, 4, 4),
+        "fp32": _DECODE_FP32,
+        "interpreter": _DECODE_INTERPRETER,
+    },
+    ("output_projection", "prefill"): _PREFILL,
+    ("head", "decode"): {
+        "*": _product(32, 128, 64, 4, 4),
+        "fp32": _DECODE_FP32,
+        "interpreter": _product(512, 64, 32, 1, 1),
+    },
+    ("head", "prefill"): {**_PREFILL, "interpreter": _product(512, 64, 64, 1, 1)},
+    ("router", "down"): {
+        "*": _tile(4, 3, BLOCK_R=16, BLOCK_K=128),
+        "fp32": _tile(4, 2, BLOCK_R=16, BLOCK_K=64),
+        "interpreter": _tile(1, 1, BLOCK_R=16, BLOCK_K=64),
+    },
+    ("experts_up", "decode"): {
+        "*": _product(16, 128, 32, 4, 3),
+        "fp32": _DECODE_FP32,
+        "interpreter": _DECODE_INTERPRETER,
+    },
+    ("experts_up", "prefill"): _PREFILL,
+    ("experts_down", "decode"): {
+        "*": _product(16, 128, 32, 4, 4),
+        "fp32": _DECODE_FP32,
+        "interpreter": _DECODE_INTERPRETER,
+    },
+    ("experts_down", "prefill"): _PREFILL,
+    ("decode_attention", "split"): {
+        "*": _tile(4, 3, SPLIT=128, BLOCK_S=64),
+        "fp32": _tile(4, 2, SPLIT=128, BLOCK_S=32),
+        "interpreter": _tile(1, 1, SPLIT=16, BLOCK_S=8),
+    },
+    ("prefill_attention", "write"): {"*": _tile(4, 1, BLOCK_Q=16), "interpreter": _tile(1, 1, BLOCK_Q=16)},
+    ("prefill_attention", "attend"): {
+        "*": _tile(4, 2, BLOCK_M=64, BLOCK_S=64),
+        "fp32": _tile(4, 1, BLOCK_M=32, BLOCK_S=32),
+        "interpreter": _tile(1, 1, BLOCK_M=32, BLOCK_S=16),
+    },
+}
+
+
+def tiles(op: str, role: str, dtype: torch.dtype) -> Launch:
+    """Keyword arguments of a launch: blocks, num_warps, num_stages."""
+    rows, card = TABLE[op, role], architecture()
+    if card != "interpreter" and dtype == torch.float32:
+        card = "fp32"
+    return rows.get(card, rows["*"])
+
+
+def product_tiles(op: str, prefill: bool, dtype: torch.dtype, rows: int, K: int) -> Launch:
+    """`tiles` of a matrix product over K of so many rows: the smallest BLOCK_M that holds them, up to the table's."""
+    launch = tiles(op, "prefill" if prefill else "decode", dtype)
+    return {
+        **launch,
+        "BLOCK_M": min(block(rows, 16), launch["BLOCK_M"]),
+        "EVEN_K": K % launch["BLOCK_K"] == 0,
+    }
+
+
+def architecture() -> str:
+    """The row of the table that fits the current device: of ARCHITECTURES, or "interpreter"."""
+    if interpreted():
+        return "interpreter"
+    target = triton.runtime.driver.active.get_current_target()
+    return _nearest(f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch))
+
+
+@cache  # so that the log says it once
+def _nearest(card: str) -> str:
+    """An unknown NVIDIA card is served as the newest known one of its generation that is not newer, else as sm_86,
+    which asks for least; another AMD card as gfx942."""
+    if card in ARCHITECTURES:
+        return card
+    nearest = "gfx942"
+    if card.startswith("sm_"):
+        number = int(card.removeprefix("sm_"))
+        known = [int(name.removeprefix("sm_")) for name in ARCHITECTURES if name.startswith("sm_")]
+        nearest = f"sm_{max((n for n in known if n // 10 == number // 10 and n <= number), default=86)}"
+    LOG.warning("no tiles were chosen for %s; it runs with those of %s", card, nearest)
+    return nearest

@@ -1,0 +1,215 @@
+"""Attention of one new row per sequence over a paged cache: y[b, h] = sigmoid(gate[b, h]) * softmax(q k / sqrt(DH)) v.
+
+Shapes     qkvg [B, (HQ + 2 * HKV) * DH + HQ] as `qkv_projection` makes it; temp [HQ]; table [P, 2, DH / 2] of cosines
+           and sines; k_cache, v_cache [pages, page_size, HKV, DH]; block_table [B, W]: position p of sequence b lies in
+           page block_table[b, p // page_size]; positions [B]; y [B, HQ * DH]. B <= 256.
+Dtypes     qkvg, temp, caches and y one of fp32, fp16, bf16; table fp32; block_table, positions, counters int32. fp32
+           inside; keys are rounded as the cache holds them, queries and softmax weights to the same dtype; y once.
+Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; a position beyond the pages
+           or the table, a page out of range where looking costs nothing (CPU tensors, TRITON_DEBUG=1).
+Reference  zonos2_triton.reference.attention.decode_attention
+Source     Dao et al. 2022, arXiv:2205.14135; splits of the cache as in Flash-Decoding (T. Dao, D. Haziza, F. Massa,
+           G. Sizov 2023). Norms, temperature, gate: Zyphra/ZONOS2, models/zonos2.py, Attention.
+
+q and k are normed per head, q is scaled by |temp|, both are turned; k and v are written to the cache; all in the one
+launch. The cache is cut into splits of a fixed number of positions, each a program's; the last of a sequence's programs
+to be done joins them, in order. So a result depends on its own sequence only, bit for bit.
+
+counters   [B * HKV] or more, zero before and after; None: made by the call, which is a launch more.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from zonos2_triton.kernels._common import (
+    Arg,
+    Cost,
+    block,
+    cdiv,
+    check,
+    check_batch,
+    check_range,
+    check_rows,
+    fresh_counters,
+)
+from zonos2_triton.kernels._numeric import cast, last_to_arrive, mma, turn, unit
+from zonos2_triton.kernels._tiles import tiles
+from zonos2_triton.kernels.rotary import check_head_dim
+
+QK_EPS = 1e-6  # of the head norms
+JOIN = 8  # splits that are joined at a time
+LOG2E = 1.4426950408889634
+
+
+@triton.jit(do_not_specialize=["W"])
+def _decode_attention_kernel(
+    qkvg_ptr, temp_ptr, table_ptr, k_ptr, v_ptr, block_table_ptr, positions_ptr, y_ptr, sums_ptr, stats_ptr,
+    counters_ptr, W, page_size, scale, HQ: tl.constexpr, HKV: tl.constexpr, DH: tl.constexpr, ROWS: tl.constexpr,
+    QK_EPS: tl.constexpr, SPLIT: tl.constexpr, BLOCK_S: tl.constexpr, JOIN: tl.constexpr,
+):  # fmt: skip
+    """Grid (splits that the pages could hold, HKV, B): a program owns a split of one key/value head's cache.
+
+    sums [B, HKV, splits, ROWS, DH] and stats [B, HKV, splits, 2, ROWS] hold each split's unnormalised sum, its maximum
+    and its sum of weights until the last program joins them. Programs beyond the sequence's end leave at once.
+    """
+    split, hk, b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    position = tl.load(positions_ptr + b)
+    first = split * SPLIT
+    if first > position:
+        return
+    GROUP: tl.constexpr = HQ // HKV
+    WIDTH: tl.constexpr = (HQ + 2 * HKV) * DH + HQ
+    offs_g, offs_d, offs_i = tl.arange(0, ROWS), tl.arange(0, DH), tl.arange(0, DH // 2)
+    offs_s = tl.arange(0, BLOCK_S)
+    mask_g = offs_g < GROUP
+    heads = hk * GROUP + offs_g
+    angle_ptr = table_ptr + position.to(tl.int64) * DH
+    cos = tl.load(angle_ptr + offs_i)[None, :]
+    sin = tl.load(angle_ptr + DH // 2 + offs_i)[None, :]
+    row_ptr = qkvg_ptr + b * WIDTH
+    q = tl.load(row_ptr + heads[:, None] * DH + offs_d[None, :], mask=mask_g[:, None], other=0.0).to(tl.float32)
+    temp = tl.abs(tl.load(temp_ptr + heads, mask=mask_g, other=0.0).to(tl.float32)) * scale
+    dtype: tl.constexpr = y_ptr.dtype.element_ty
+    q = cast(turn(unit(q, DH, QK_EPS) * temp[:, None], cos, sin, ROWS, DH), dtype)  # [ROWS, DH]
+
+    m = tl.full((ROWS,), float("-inf"), tl.float32)
+    l = tl.zeros((ROWS,), tl.float32)
+    acc = tl.zeros((ROWS, DH), tl.float32)
+    end = tl.minimum(first + SPLIT, position)  # the new row is not in the cache yet
+    for start in range(first, end, BLOCK_S):
+        at = start + offs_s
+        seen = at < end
+        page = tl.load(block_table_ptr + b * W + at // page_size, mask=seen, other=0).to(tl.int64)
+        place = ((page * page_size + at % page_size) * HKV + hk) * DH
+        k = tl.load(k_ptr + place[None, :] + offs_d[:, None], mask=seen[None, :], other=0.0)  # [DH, BLOCK_S]
+        s = mma(q, k, tl.zeros((ROWS, BLOCK_S), tl.float32))
+        s = tl.where(seen[None, :], s, float("-inf"))
+        highest = tl.maximum(m, tl.max(s, axis=1))
+        fade = tl.exp2(m - highest)
+        p = cast(tl.exp2(s - highest[:, None]), dtype)
+        l = l * fade + tl.sum(p.to(tl.float32), axis=1)  # of the rounded weights: they sum to one
+        v = tl.load(v_ptr + place[:, None] + offs_d[None, :], mask=seen[:, None], other=0.0)  # [BLOCK_S, DH]
+        acc = mma(p, v, acc * fade[:, None])
+        m = highest
+
+    if position < first + SPLIT:  # this split owns the new row
+        offs_one = tl.arange(0, 1)
+        key_ptr = row_ptr + (HQ + hk) * DH + offs_one[:, None] + offs_d[None, :]
+        k_new = cast(turn(unit(tl.load(key_ptr).to(tl.float32), DH, QK_EPS), cos, sin, 1, DH), dtype)  # [1, DH]
+        v_new = tl.load(key_ptr + HKV * DH)
+        page = tl.load(block_table_ptr + b * W + position // page_size).to(tl.int64)
+        place = ((page * page_size + position % page_size) * HKV + hk) * DH + offs_one[:, None] + offs_d[None, :]
+        tl.store(k_ptr + place, k_new)
+        tl.store(v_ptr + place, v_new)
+        s_new = tl.sum(q.to(tl.float32) * k_new.to(tl.float32), axis=1)
+        highest = tl.maximum(m, s_new)
+        fade = tl.exp2(m - highest)
+        p_new = cast(tl.exp2(s_new - highest), dtype).to(tl.float32)
+        l = l * fade + p_new
+        acc = acc * fade[:, None] + p_new[:, None] * v_new.to(tl.float32)
+        m = highest
+
+    gate = tl.load(row_ptr + (HQ + 2 * HKV) * DH + heads, mask=mask_g, other=0.0).to(tl.float32)
+    y_at = b * (HQ * DH) + heads[:, None] * DH + offs_d[None, :]
+    splits = position // SPLIT + 1
+    if splits == 1:
+        y = acc / l[:, None] * tl.sigmoid(gate)[:, None]
+        tl.store(y_ptr + y_at, cast(y, dtype), mask=mask_g[:, None])
+        return
+    pair = b * HKV + hk
+    slot = pair * tl.num_programs(0)
+    tl.store(sums_ptr + ((slot + split) * ROWS + offs_g[:, None]) * DH + offs_d[None, :], acc)
+    tl.store(stats_ptr + (slot + split) * (2 * ROWS) + offs_g, m)
+    tl.store(stats_ptr + (slot + split) * (2 * ROWS) + ROWS + offs_g, l)
+    if last_to_arrive(counters_ptr + pair, splits):
+        offs_j = tl.arange(0, JOIN)
+        m = tl.full((ROWS,), float("-inf"), tl.float32)
+        l = tl.zeros((ROWS,), tl.float32)
+        acc = tl.zeros((ROWS, DH), tl.float32)
+        for start in range(0, splits, JOIN):
+            part = start + offs_j
+            there = part < splits
+            stat_at = (slot + part)[:, None] * (2 * ROWS) + offs_g[None, :]  # [JOIN, ROWS]
+            m_part = tl.load(stats_ptr + stat_at, mask=there[:, None], other=float("-inf"))
+            l_part = tl.load(stats_ptr + stat_at + ROWS, mask=there[:, None], other=0.0)
+            sum_at = ((slot + part)[:, None, None] * ROWS + offs_g[None, :, None]) * DH + offs_d[None, None, :]
+            sums = tl.load(sums_ptr + sum_at, mask=there[:, None, None], other=0.0)  # [JOIN, ROWS, DH]
+            highest = tl.maximum(m, tl.max(m_part, axis=0))
+            fade = tl.exp2(m - highest)
+            weight = tl.exp2(m_part - highest[None, :])
+            l = l * fade + tl.sum(l_part * weight, axis=0)
+            acc = acc * fade[:, None] + tl.sum(sums * weight[:, :, None], axis=0)
+            m = highest
+        y = acc / l[:, None] * tl.sigmoid(gate)[:, None]
+        tl.store(y_ptr + y_at, cast(y, dtype), mask=mask_g[:, None])
+
+
+@torch.library.custom_op("zonos2_triton::decode_attention", mutates_args=("k_cache", "v_cache", "counters"))
+def decode_attention(
+    qkvg: Tensor, temp: Tensor, table: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor, positions: Tensor,
+    counters: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    sizes = check_attention(
+        "decode_attention", qkvg, temp, table, k_cache, v_cache, block_table, positions=Arg(positions, "B", torch.int32),
+        rows="B",
+    )  # fmt: skip
+    B, HQ, HKV, DH, W, page_size = (sizes[axis] for axis in ("B", "HQ", "HKV", "DH", "W", "page_size"))
+    check_batch("decode_attention", B)
+    most = min(W * page_size, sizes["P"]) - 1
+    check_range("decode_attention", "positions", positions, 0, most, "what the pages and the rotary table hold")
+    launch = tiles("decode_attention", "split", qkvg.dtype)
+    splits, rows = cdiv(W * page_size, launch["SPLIT"]), block(HQ // HKV, 16)
+    y = qkvg.new_empty(B, HQ * DH)
+    sums = qkvg.new_empty((B, HKV, splits, rows, DH), dtype=torch.float32)
+    stats = qkvg.new_empty((B, HKV, splits, 2, rows), dtype=torch.float32)
+    _decode_attention_kernel[(splits, HKV, B)](
+        qkvg, temp, table, k_cache, v_cache, block_table, positions, y, sums, stats,
+        fresh_counters(qkvg, B * HKV, counters, "decode_attention"), W, page_size, DH**-0.5 * LOG2E,
+        HQ=HQ, HKV=HKV, DH=DH, ROWS=rows, QK_EPS=QK_EPS, JOIN=JOIN, **launch,
+    )  # fmt: skip
+    return y
+
+
+@decode_attention.register_fake
+def _(
+    qkvg: Tensor, temp: Tensor, table: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor, positions: Tensor,
+    counters: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    return qkvg.new_empty(qkvg.shape[0], temp.shape[0] * k_cache.shape[3])
+
+
+def check_attention(
+    op: str, qkvg: Tensor, temp: Tensor, table: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor, rows: str,
+    **more: Arg,
+) -> dict[str, int]:  # fmt: skip
+    """`check` of what both attentions take."""
+    sizes = check(
+        op,
+        qkvg=Arg(qkvg, f"{rows} width"),
+        temp=Arg(temp, "HQ"),
+        k_cache=Arg(k_cache, "pages page_size HKV DH"),
+        v_cache=Arg(v_cache, "pages page_size HKV DH"),
+        table=Arg(table, f"P 2 {k_cache.shape[-1] // 2}", torch.float32),
+        block_table=Arg(block_table, "B W", torch.int32),
+        **more,
+    )
+    HQ, HKV, DH = sizes["HQ"], sizes["HKV"], sizes["DH"]
+    check_head_dim(op, DH)
+    check_rows(op, qkvg.dtype, DH=DH)
+    if HQ % HKV:
+        raise ValueError(f"{op}: temp must have a multiple of the cache's HKV={HKV} heads, got {HQ}")
+    if sizes["width"] != (HQ + 2 * HKV) * DH + HQ:
+        raise ValueError(
+            f"{op}: qkvg must have (HQ + 2 * HKV) * DH + HQ = {(HQ + 2 * HKV) * DH + HQ} columns, got {sizes['width']}"
+        )
+    check_range(op, "block_table", block_table, 0, sizes["pages"] - 1, "the cache's pages")
+    return sizes
+
+
+def cost(B: int, context: int, HQ: int, HKV: int, DH: int, itemsize: int) -> Cost:
+    """context: positions in the cache before the new row, of each sequence."""
+    cache = 2 * B * HKV * DH * (context + 1)
+    rows = B * ((HQ + 2 * HKV) * DH + HQ + HQ * DH)
+    return Cost(bytes=(cache + rows) * itemsize + 4 * B * DH, flops=4 * B * HQ * DH * (context + 1))

@@ -1,0 +1,227 @@
+"""SwiGLU by the chosen experts: x + sum over k of weight[m, k] * down_e(silu(gate_e h[m]) * up_e h[m]), h = rms_norm(x).
+
+Shapes     x [M, D]; norm_weight [D]; gate, up [E, I, D], rows D apart by any one stride (the official w13 is read where it
+           lies: gate = w13[:, 0::2], up = w13[:, 1::2]); down [E, D, I]; order [M * K], offsets [E + 1] and
+           expert_weights [M, K] as `router` makes them. Without those three every row goes through the one expert,
+           unweighted: that is the dense layer.
+Dtypes     x and weights one of fp32, fp16, bf16; order, offsets, counters int32; expert_weights fp32; fp32 accumulation;
+           the product of gate and up rounded once, then the sum once. Decoding multiplies norm_weight * x, rounded, and
+           scales by 1 / rms(x): in fp16, |norm_weight * x| must stay below 65,504.
+Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; more than 256 rows but in
+           prefill; an order that is none where looking costs nothing (CPU tensors, TRITON_DEBUG=1).
+Reference  zonos2_triton.reference.experts.experts
+Source     Shazeer 2020, arXiv:2002.05202; rows grouped by expert as in MegaBlocks, arXiv:2211.15841.
+
+Two launches. Each expert that was chosen is streamed once by decoding, but for experts with more rows than a tile has.
+The terms of a row with several experts are added in the order of choice by whoever finishes last. prefill=True norms by
+a launch of its own and multiplies in tiles that suit many rows. A row's result depends on itself and on `prefill` alone.
+
+counters   [tiles of D] or more, zero before and after; None: made by the call, which is a launch more for K > 1.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from zonos2_triton.kernels._common import (
+    Arg,
+    Cost,
+    block,
+    cdiv,
+    check,
+    check_batch,
+    check_range,
+    check_rows,
+    fresh_counters,
+)
+from zonos2_triton.kernels._numeric import cast, last_to_arrive, silu
+from zonos2_triton.kernels._product import product
+from zonos2_triton.kernels._tiles import product_tiles
+from zonos2_triton.kernels.add_rms_norm import normed
+
+
+@triton.jit
+def _slots(order_ptr, offsets_ptr, M, E: tl.constexpr, EP: tl.constexpr, BLOCK_M: tl.constexpr):
+    """Of this program's tile of rows: its expert, its slots, which of them exist, and how many tiles there are.
+
+    Each expert has as many tiles as its slots fill, one expert's after the other's; programs beyond the last get none.
+    """
+    tile = tl.program_id(0)
+    offs_m = tl.arange(0, BLOCK_M)
+    offs_e = tl.arange(0, EP)
+    begins = tl.load(offsets_ptr + offs_e, mask=offs_e < E, other=0)
+    ends = tl.load(offsets_ptr + 1 + offs_e, mask=offs_e < E, other=0)
+    counts = (ends - begins + BLOCK_M - 1) // BLOCK_M
+    before = tl.cumsum(counts, axis=0)  # tiles of the experts up to each
+    expert = tl.sum((before <= tile).to(tl.int32), axis=0)
+    mine = offs_e == expert
+    first = tl.sum(tl.where(mine, begins + (tile - before + counts) * BLOCK_M, 0), axis=0) + offs_m
+    mask = first < tl.sum(tl.where(mine, ends, 0), axis=0)
+    slots = tl.load(order_ptr + first, mask=mask, other=0)
+    return expert.to(tl.int64), slots.to(tl.int64), mask, tl.sum(counts, axis=0)
+
+
+@triton.jit(do_not_specialize=["M"])  # one binary for every batch
+def _experts_up_kernel(
+    x_ptr, norm_ptr, gate_ptr, up_ptr, order_ptr, offsets_ptr, h_ptr, M, D, I, stride_expert, stride_row, eps,
+    ROUTED: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, K: tl.constexpr, NORM: tl.constexpr, EVEN_K: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Grid (tiles of slots, tiles of I): a program owns a tile of h = silu(gate x) * up x, [M * K, I] by slot."""
+    offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    mask_n = offs_n < I
+    if ROUTED:
+        expert, slots, mask_m, tiles_m = _slots(order_ptr, offsets_ptr, M, E, EP, BLOCK_M)
+        if tl.program_id(0) >= tiles_m:
+            return
+    else:
+        slots = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
+        mask_m = slots < M
+        expert = tl.zeros((), tl.int64)
+    w_at = expert * stride_expert + offs_n.to(tl.int64) * stride_row
+    gate, up, squares = product(
+        gate_ptr + w_at, up_ptr + w_at, mask_n, x_ptr + slots // K * D, mask_m, norm_ptr, D,
+        True, NORM, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K,
+    )  # fmt: skip
+    if NORM:
+        scale = tl.rsqrt(squares / D + eps)[None, :]
+        gate = gate * scale
+        up = up * scale
+    h = cast(silu(gate) * up, h_ptr.dtype.element_ty)
+    tl.store(h_ptr + slots[None, :] * I + offs_n[:, None], h, mask=mask_n[:, None] & mask_m[None, :])
+
+
+@triton.jit(do_not_specialize=["M"])
+def _experts_down_kernel(
+    x_ptr, h_ptr, down_ptr, order_ptr, offsets_ptr, weights_ptr, terms_ptr, y_ptr, counters_ptr, M, D, I,
+    ROUTED: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, K: tl.constexpr, EVEN_K: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Grid (tiles of slots, tiles of D): a program owns a tile of the weighted terms, [M * K, D] by slot.
+
+    With one expert a row the term is added to x right away; with several, the last program of a tile of D adds all.
+    """
+    offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    mask_n = offs_n < D
+    if ROUTED:
+        expert, slots, mask_m, tiles_m = _slots(order_ptr, offsets_ptr, M, E, EP, BLOCK_M)
+        if tl.program_id(0) >= tiles_m:
+            return
+    else:
+        slots = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
+        mask_m = slots < M
+        expert = tl.zeros((), tl.int64)
+        tiles_m = tl.num_programs(0)
+    w_rows = down_ptr + (expert * D + offs_n) * I
+    term, _, _ = product(
+        w_rows, w_rows, mask_n, h_ptr + slots * I, mask_m, h_ptr, I, False, False, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K
+    )
+    if ROUTED:
+        term = term * tl.load(weights_ptr + slots, mask=mask_m, other=0.0)[None, :]
+    dtype: tl.constexpr = y_ptr.dtype.element_ty
+    at = slots[None, :] * D + offs_n[:, None]
+    mask = mask_n[:, None] & mask_m[None, :]
+    if K == 1:
+        x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        tl.store(y_ptr + at, cast(x + term, dtype), mask=mask)
+    else:
+        tl.store(terms_ptr + at, term, mask=mask)
+        if last_to_arrive(counters_ptr + tl.program_id(1), tiles_m):
+            for start in range(0, M, BLOCK_M):
+                rows = start + tl.arange(0, BLOCK_M)
+                at = rows.to(tl.int64)[None, :] * D + offs_n[:, None]
+                mask = mask_n[:, None] & (rows < M)[None, :]
+                y = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+                for j in tl.static_range(K):
+                    term_at = (rows.to(tl.int64)[None, :] * K + j) * D + offs_n[:, None]
+                    y += tl.load(terms_ptr + term_at, mask=mask, other=0.0)
+                y += tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
+                tl.store(y_ptr + at, cast(y, dtype), mask=mask)
+
+
+@torch.library.custom_op("zonos2_triton::experts", mutates_args=("counters",))
+def experts(
+    x: Tensor, norm_weight: Tensor, gate: Tensor, up: Tensor, down: Tensor, eps: float, order: Tensor | None = None,
+    offsets: Tensor | None = None, expert_weights: Tensor | None = None, prefill: bool = False,
+    counters: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    M, D, I, E, K = _checked_sizes(x, norm_weight, gate, up, down, order, offsets, expert_weights)
+    if prefill:
+        rows = normed(x, norm_weight, eps)
+    else:
+        check_batch("experts", M)
+        rows = x
+    routed, slots = order is not None, M * K
+    one = {"E": E, "EP": block(E), "K": K, "ROUTED": routed}
+    lists = (order, offsets) if routed else (x, x)
+    h = x.new_empty(slots, I)
+    launch = product_tiles("experts_up", prefill, x.dtype, slots, D)
+    _experts_up_kernel[(_tiles_m(slots, E, launch["BLOCK_M"]), cdiv(I, launch["BLOCK_N"]))](
+        rows, norm_weight, gate, up, *lists, h, M, D, I, gate.stride(0), gate.stride(1), eps,
+        **one, NORM=not prefill, **launch,
+    )  # fmt: skip
+    y = torch.empty_like(x)
+    launch = product_tiles("experts_down", prefill, x.dtype, slots, I)
+    tiles_n = cdiv(D, launch["BLOCK_N"])
+    terms = x.new_empty((slots, D), dtype=torch.float32) if K > 1 else y
+    count = fresh_counters(x, tiles_n, counters, "experts") if K > 1 else y
+    _experts_down_kernel[(_tiles_m(slots, E, launch["BLOCK_M"]), tiles_n)](
+        x, h, down, *lists, expert_weights if routed else x, terms, y, count, M, D, I, **one, **launch
+    )
+    return y
+
+
+@experts.register_fake
+def _(
+    x: Tensor, norm_weight: Tensor, gate: Tensor, up: Tensor, down: Tensor, eps: float, order: Tensor | None = None,
+    offsets: Tensor | None = None, expert_weights: Tensor | None = None, prefill: bool = False,
+    counters: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    return torch.empty_like(x)
+
+
+def _tiles_m(slots: int, E: int, block_m: int) -> int:
+    """The most tiles that so many slots fill, however they are spread over the experts."""
+    return (slots + min(E, slots) * (block_m - 1)) // block_m
+
+
+def _checked_sizes(
+    x: Tensor, norm_weight: Tensor, gate: Tensor, up: Tensor, down: Tensor, order: Tensor | None,
+    offsets: Tensor | None, expert_weights: Tensor | None,
+) -> tuple[int, int, int, int, int]:  # fmt: skip
+    sizes = check(
+        "experts",
+        x=Arg(x, "M D"),
+        norm_weight=Arg(norm_weight, "D"),
+        gate=Arg(gate, "E I D", strided=True),
+        up=Arg(up, "E I D", strided=True),
+        down=Arg(down, "E D I"),
+        expert_weights=Arg(expert_weights, "M K", torch.float32),
+    )
+    M, D, I, E, K = (sizes.get(axis, 1) for axis in ("M", "D", "I", "E", "K"))
+    check("experts", x=Arg(x, "M D"), order=Arg(order, f"{M * K}", torch.int32),
+          offsets=Arg(offsets, f"{E + 1}", torch.int32))  # fmt: skip
+    check_rows("experts", x.dtype, D=D, I=I)
+    check_rows("experts", x.dtype, **{f"stride {axis} of gate": gate.stride(axis) for axis in (0, 1)})
+    if gate.stride() != up.stride():
+        raise ValueError(f"experts: up must have the strides of gate, {gate.stride()}, got {up.stride()}")
+    given = [name for name, value in (("order", order), ("offsets", offsets), ("expert_weights", expert_weights))
+             if value is not None]  # fmt: skip
+    if len(given) not in (0, 3):
+        raise ValueError(f"experts: order, offsets and expert_weights must be given together, got {given} alone")
+    if not given and E != 1:
+        raise ValueError(f"experts: without order, gate must hold one expert, got E={E}")
+    if order is not None and offsets is not None:
+        check_range("experts", "order", order, 0, M * K - 1, "the slots")
+        check_range("experts", "offsets", offsets, 0, M * K, "places in order")
+        check_range("experts", "steps of offsets", offsets[1:] - offsets[:-1], 0, M * K, "slots of an expert")
+        check_range("experts", "the last of offsets", offsets[-1:], M * K, M * K, "all slots")
+    return M, D, I, E, K
+
+
+def cost(M: int, D: int, I: int, active: float, k: int, itemsize: int, routed: bool = True) -> Cost:
+    """active: how many experts are read; h between the launches is counted as written and read once."""
+    weights = round(active * 3 * I * D)
+    rows = 2 * M * D + D + 2 * M * k * I
+    return Cost(bytes=(weights + rows) * itemsize + (8 * M * k if routed else 0), flops=6 * M * k * I * D)

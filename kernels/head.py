@@ -1,0 +1,81 @@
+"""The output head: logits[m, n] = softcap * tanh(weight[n] . h[m] / softcap), h = rms_norm(x); softcap 0: no cap.
+
+Shapes     x [M, D]; norm_weight [D], or None: x is normed already; weight [C * V, D]; logits [M, C, V]. C codebooks,
+           V codes.
+Dtypes     x and weights one of fp32, fp16, bf16; fp32 accumulation, cap and logits: nothing is rounded on the way.
+Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; more than 256 rows but in
+           prefill.
+Reference  zonos2_triton.reference.head.head
+Source     Zyphra/ZONOS2, models/zonos2.py; the soft-cap as in Gemma 2, arXiv:2408.00118.
+
+prefill=True norms by a launch of its own and multiplies in tiles that suit many rows. A row's result depends on itself
+and on `prefill` alone.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from zonos2_triton.kernels._common import Arg, Cost, cdiv, check, check_batch, check_rows
+from zonos2_triton.kernels._numeric import tanh
+from zonos2_triton.kernels._product import product
+from zonos2_triton.kernels._tiles import product_tiles
+from zonos2_triton.kernels.add_rms_norm import normed
+
+
+@triton.jit(do_not_specialize=["M"])  # one binary for every batch
+def _head_kernel(
+    x_ptr, norm_ptr, w_ptr, logits_ptr, M, D, N, eps, softcap, NORM: tl.constexpr, CAP: tl.constexpr,
+    EVEN_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Grid (tiles of M, tiles of N): a program owns a tile of logits."""
+    offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    mask_m, mask_n = offs_m < M, offs_n < N
+    w_rows = w_ptr + offs_n.to(tl.int64) * D
+    acc, _, squares = product(
+        w_rows, w_rows, mask_n, x_ptr + offs_m.to(tl.int64) * D, mask_m, norm_ptr, D,
+        False, NORM, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K,
+    )  # fmt: skip
+    if NORM:
+        acc = acc * tl.rsqrt(squares / D + eps)[None, :]
+    if CAP:
+        acc = softcap * tanh(acc / softcap)
+    at = offs_m.to(tl.int64)[None, :] * N + offs_n[:, None]
+    tl.store(logits_ptr + at, acc, mask=mask_n[:, None] & mask_m[None, :])
+
+
+@torch.library.custom_op("zonos2_triton::head", mutates_args=())
+def head(
+    x: Tensor, norm_weight: Tensor | None, weight: Tensor, n_codebooks: int, eps: float, softcap: float,
+    prefill: bool = False,
+) -> Tensor:  # fmt: skip
+    sizes = check("head", x=Arg(x, "M D"), norm_weight=Arg(norm_weight, "D"), weight=Arg(weight, "N D"))
+    M, D, N = sizes["M"], sizes["D"], sizes["N"]
+    check_rows("head", x.dtype, D=D)
+    if n_codebooks < 1 or N % n_codebooks:
+        raise ValueError(f"head: weight must have a multiple of n_codebooks={n_codebooks} rows, got {N}")
+    if not prefill:
+        check_batch("head", M)
+    elif norm_weight is not None:
+        x, norm_weight = normed(x, norm_weight, eps), None
+    logits = x.new_empty((M, n_codebooks, N // n_codebooks), dtype=torch.float32)
+    launch = product_tiles("head", prefill, x.dtype, M, D)
+    _head_kernel[(cdiv(M, launch["BLOCK_M"]), cdiv(N, launch["BLOCK_N"]))](
+        x, x if norm_weight is None else norm_weight, weight, logits, M, D, N, eps, softcap,
+        NORM=norm_weight is not None, CAP=softcap != 0, **launch,
+    )  # fmt: skip
+    return logits
+
+
+@head.register_fake
+def _(
+    x: Tensor, norm_weight: Tensor | None, weight: Tensor, n_codebooks: int, eps: float, softcap: float,
+    prefill: bool = False,
+) -> Tensor:  # fmt: skip
+    return x.new_empty((x.shape[0], n_codebooks, weight.shape[0] // n_codebooks), dtype=torch.float32)
+
+
+def cost(M: int, D: int, N: int, itemsize: int) -> Cost:
+    return Cost(bytes=(N * D + D + M * D) * itemsize + 4 * M * N, flops=2 * M * N * D)

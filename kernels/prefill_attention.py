@@ -1,0 +1,187 @@
+"""Causal attention of many new rows: y[t, h] = sigmoid(gate[t, h]) * softmax over s <= t of (q[t] k[s] / sqrt(DH)) v[s].
+
+Shapes     as in `decode_attention`, but qkvg [T, ...] and y [T, HQ * DH] hold the new rows of B sequences one sequence
+           after the other: rows cu_seqlens[b] to cu_seqlens[b + 1] - 1, cu_seqlens [B + 1], at positions from
+           starts[b] on, starts [B]. longest: the most rows that a sequence has.
+Dtypes     as in `decode_attention`; starts and cu_seqlens int32.
+Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; a sequence without rows, one
+           longer than `longest`, a position beyond the pages or the table, a page out of range where looking costs
+           nothing (CPU tensors, TRITON_DEBUG=1).
+Reference  zonos2_triton.reference.attention.prefill_attention
+Source     Dao et al. 2022, arXiv:2205.14135. Norms, temperature, gate: Zyphra/ZONOS2, models/zonos2.py, Attention.
+
+Two launches: keys and values into the cache, then attention from it. A row meets the cache in blocks that lie at fixed
+positions, so its bits depend neither on the rows beside it nor on the pieces that the prompt comes in. Later rows never
+reach it: where a value is not finite, only the rows that may see it become NaN.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from zonos2_triton.kernels._common import Arg, Cost, cdiv, check_range
+from zonos2_triton.kernels._numeric import cast, finite, mma, turn, unit
+from zonos2_triton.kernels._tiles import tiles
+from zonos2_triton.kernels.decode_attention import LOG2E, QK_EPS, check_attention
+
+
+@triton.jit(do_not_specialize=["W"])
+def _write_cache_kernel(
+    qkvg_ptr, table_ptr, k_ptr, v_ptr, block_table_ptr, starts_ptr, cu_seqlens_ptr, W, page_size,
+    HQ: tl.constexpr, HKV: tl.constexpr, DH: tl.constexpr, QK_EPS: tl.constexpr, BLOCK_Q: tl.constexpr,
+):  # fmt: skip
+    """Grid (tiles of rows of the longest sequence, HKV, B): a program owns a tile of one head's keys and values."""
+    hk, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    begin, start = tl.load(cu_seqlens_ptr + b).to(tl.int64), tl.load(starts_ptr + b)
+    length = tl.load(cu_seqlens_ptr + b + 1) - begin
+    WIDTH: tl.constexpr = (HQ + 2 * HKV) * DH + HQ
+    offs_t = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    offs_d, offs_i = tl.arange(0, DH), tl.arange(0, DH // 2)
+    there = offs_t < length
+    mask = there[:, None]
+    at = start + offs_t
+    angle_at = at.to(tl.int64)[:, None] * DH + offs_i[None, :]
+    cos = tl.load(table_ptr + angle_at, mask=mask, other=0.0)
+    sin = tl.load(table_ptr + angle_at + DH // 2, mask=mask, other=0.0)
+    key_at = (begin + offs_t)[:, None] * WIDTH + (HQ + hk) * DH + offs_d[None, :]
+    k = tl.load(qkvg_ptr + key_at, mask=mask, other=0.0).to(tl.float32)
+    k = turn(unit(k, DH, QK_EPS), cos, sin, BLOCK_Q, DH)
+    v = tl.load(qkvg_ptr + key_at + HKV * DH, mask=mask, other=0.0)
+    page = tl.load(block_table_ptr + b * W + at // page_size, mask=there, other=0).to(tl.int64)
+    place = ((page * page_size + at % page_size) * HKV + hk)[:, None] * DH + offs_d[None, :]
+    tl.store(k_ptr + place, cast(k, k_ptr.dtype.element_ty), mask=mask)
+    tl.store(v_ptr + place, v, mask=mask)
+
+
+@triton.jit(do_not_specialize=["W"])
+def _prefill_attention_kernel(
+    qkvg_ptr, temp_ptr, table_ptr, k_ptr, v_ptr, block_table_ptr, starts_ptr, cu_seqlens_ptr, y_ptr, W, page_size, scale,
+    HQ: tl.constexpr, HKV: tl.constexpr, DH: tl.constexpr, QK_EPS: tl.constexpr, BLOCK_Q: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_S: tl.constexpr,
+):  # fmt: skip
+    """Grid (tiles of rows of the longest sequence, HKV, B): a program owns BLOCK_Q rows of a key/value head's queries.
+
+    A tile's rows are (row of the sequence, query head of the group), BLOCK_M of them. Later tiles, which see more, come
+    first.
+    """
+    hk, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    begin, start = tl.load(cu_seqlens_ptr + b).to(tl.int64), tl.load(starts_ptr + b)
+    length = (tl.load(cu_seqlens_ptr + b + 1) - begin).to(tl.int32)
+    row = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_Q
+    if row >= length:
+        return
+    GROUP: tl.constexpr = HQ // HKV
+    WIDTH: tl.constexpr = (HQ + 2 * HKV) * DH + HQ
+    offs_m, offs_s = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_S)
+    offs_d, offs_i = tl.arange(0, DH), tl.arange(0, DH // 2)
+    offs_t = row + offs_m // GROUP
+    heads = hk * GROUP + offs_m % GROUP
+    there = (offs_m < BLOCK_Q * GROUP) & (offs_t < length)
+    mask = there[:, None]
+    at = start + offs_t
+    angle_at = at.to(tl.int64)[:, None] * DH + offs_i[None, :]
+    cos = tl.load(table_ptr + angle_at, mask=mask, other=0.0)
+    sin = tl.load(table_ptr + angle_at + DH // 2, mask=mask, other=0.0)
+    row_at = (begin + offs_t) * WIDTH
+    q = tl.load(qkvg_ptr + row_at[:, None] + heads[:, None] * DH + offs_d[None, :], mask=mask, other=0.0).to(tl.float32)
+    temp = tl.abs(tl.load(temp_ptr + heads, mask=there, other=0.0).to(tl.float32)) * scale
+    dtype: tl.constexpr = y_ptr.dtype.element_ty
+    q = cast(turn(unit(q, DH, QK_EPS) * temp[:, None], cos, sin, BLOCK_M, DH), dtype)  # [BLOCK_M, DH]
+
+    m = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    l = tl.zeros((BLOCK_M,), tl.float32)
+    acc = tl.zeros((BLOCK_M, DH), tl.float32)
+    end = start + tl.minimum(row + BLOCK_Q, length)  # what the tile's last row sees
+    common = (start + row + 1) // BLOCK_S * BLOCK_S  # blocks before it are seen whole, by every row
+    pages_ptr = block_table_ptr + b * W
+    for first in range(0, common, BLOCK_S):
+        s_at = first + offs_s
+        page = tl.load(pages_ptr + s_at // page_size).to(tl.int64)
+        place = ((page * page_size + s_at % page_size) * HKV + hk) * DH
+        k = tl.load(k_ptr + place[None, :] + offs_d[:, None])  # [DH, BLOCK_S]
+        s = mma(q, k, tl.zeros((BLOCK_M, BLOCK_S), tl.float32))
+        highest = tl.maximum(m, tl.max(s, axis=1))
+        fade = tl.exp2(m - highest)
+        p = cast(tl.exp2(s - highest[:, None]), dtype)
+        l = l * fade + tl.sum(p.to(tl.float32), axis=1)  # of the rounded weights: they sum to one
+        v = tl.load(v_ptr + place[:, None] + offs_d[None, :])  # [BLOCK_S, DH]
+        acc = mma(p, v, acc * fade[:, None])
+        m = highest
+    for first in range(common, end, BLOCK_S):
+        s_at = first + offs_s
+        written = s_at < end
+        page = tl.load(pages_ptr + s_at // page_size, mask=written, other=0).to(tl.int64)
+        place = ((page * page_size + s_at % page_size) * HKV + hk) * DH
+        k = tl.load(k_ptr + place[None, :] + offs_d[:, None], mask=written[None, :], other=0.0)
+        s = mma(q, k, tl.zeros((BLOCK_M, BLOCK_S), tl.float32))
+        seen = written[None, :] & (s_at[None, :] <= at[:, None])
+        s = tl.where(seen, s, float("-inf"))
+        highest = tl.maximum(m, tl.max(s, axis=1))
+        fade = tl.exp2(m - highest)
+        p = cast(tl.exp2(s - highest[:, None]), dtype)
+        l = l * fade + tl.sum(p.to(tl.float32), axis=1)
+        v = tl.load(v_ptr + place[:, None] + offs_d[None, :], mask=written[:, None], other=0.0)
+        # A weight of zero times a NaN of a later row would be NaN: such values count as zero, and their rows are noted.
+        sound = finite(v.to(tl.float32))
+        unsound = tl.min(sound.to(tl.int32), axis=1) == 0
+        acc = mma(p, tl.where(sound, v, tl.zeros_like(v)), acc * fade[:, None])
+        reached = tl.max((seen & unsound[None, :]).to(tl.int32), axis=1) > 0
+        acc = tl.where(reached[:, None], float("nan"), acc)
+        m = highest
+    gate = tl.load(qkvg_ptr + row_at + (HQ + 2 * HKV) * DH + heads, mask=there, other=0.0).to(tl.float32)
+    y = acc / l[:, None] * tl.sigmoid(gate)[:, None]
+    y_at = (begin + offs_t)[:, None] * (HQ * DH) + heads[:, None] * DH + offs_d[None, :]
+    tl.store(y_ptr + y_at, cast(y, dtype), mask=mask)
+
+
+@torch.library.custom_op("zonos2_triton::prefill_attention", mutates_args=("k_cache", "v_cache"))
+def prefill_attention(
+    qkvg: Tensor, temp: Tensor, table: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor, starts: Tensor,
+    cu_seqlens: Tensor, longest: int,
+) -> Tensor:  # fmt: skip
+    sizes = check_attention(
+        "prefill_attention", qkvg, temp, table, k_cache, v_cache, block_table, starts=Arg(starts, "B", torch.int32),
+        cu_seqlens=Arg(cu_seqlens, f"{block_table.shape[0] + 1}", torch.int32), rows="T",
+    )  # fmt: skip
+    T, B, HQ, HKV, DH, W, page_size = (sizes[axis] for axis in ("T", "B", "HQ", "HKV", "DH", "W", "page_size"))
+    if not 1 <= longest <= T:
+        raise ValueError(f"prefill_attention: longest must be in 1..{T}, the rows that there are, got {longest}")
+    rows = cu_seqlens[1:] - cu_seqlens[:-1]
+    check_range("prefill_attention", "rows of a sequence", rows, 1, longest, "longest being the most")
+    check_range("prefill_attention", "cu_seqlens", cu_seqlens[::B], 0, T, "the rows of qkvg")
+    most = min(W * page_size, sizes["P"])
+    check_range("prefill_attention", "starts", starts, 0, most - 1, "what the pages and the rotary table hold")
+    check_range(
+        "prefill_attention", "starts + rows", starts + rows, 1, most, "what the pages and the rotary table hold"
+    )
+    y = qkvg.new_empty(T, HQ * DH)
+    write = tiles("prefill_attention", "write", qkvg.dtype)
+    _write_cache_kernel[(cdiv(longest, write["BLOCK_Q"]), HKV, B)](
+        qkvg, table, k_cache, v_cache, block_table, starts, cu_seqlens, W, page_size,
+        HQ=HQ, HKV=HKV, DH=DH, QK_EPS=QK_EPS, **write,
+    )  # fmt: skip
+    attend = tiles("prefill_attention", "attend", qkvg.dtype)
+    block_q = attend["BLOCK_M"] // (HQ // HKV)
+    _prefill_attention_kernel[(cdiv(longest, block_q), HKV, B)](
+        qkvg, temp, table, k_cache, v_cache, block_table, starts, cu_seqlens, y, W, page_size, DH**-0.5 * LOG2E,
+        HQ=HQ, HKV=HKV, DH=DH, QK_EPS=QK_EPS, BLOCK_Q=block_q, **attend,
+    )  # fmt: skip
+    return y
+
+
+@prefill_attention.register_fake
+def _(
+    qkvg: Tensor, temp: Tensor, table: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor, starts: Tensor,
+    cu_seqlens: Tensor, longest: int,
+) -> Tensor:  # fmt: skip
+    return qkvg.new_empty(qkvg.shape[0], temp.shape[0] * k_cache.shape[3])
+
+
+def cost(T: int, context: int, B: int, HQ: int, HKV: int, DH: int, itemsize: int) -> Cost:
+    """B sequences of T / B new rows each, after `context` rows in the cache of each."""
+    rows = T // B
+    seen = rows * context + rows * (rows + 1) // 2  # pairs of query and key in one sequence
+    cache = 2 * HKV * DH * B * (context + rows)
+    moved = T * ((HQ + 2 * HKV) * DH + HQ + HQ * DH)
+    return Cost(bytes=(cache + moved) * itemsize + 4 * T * DH, flops=4 * B * HQ * DH * seen)

@@ -1,0 +1,67 @@
+"""Interleaved rotary embedding: y[2i], y[2i + 1] = x[2i], x[2i + 1] turned by the angle of its position and i.
+
+Shapes     x, y [M, H, DH]; positions [M]; table [P, 2, DH / 2], cosines and sines by position.
+Dtypes     x, y one of fp32, fp16, bf16; positions int32; table fp32; fp32 inside, y rounded once.
+Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; a position beyond the table
+           where looking costs nothing (CPU tensors, TRITON_DEBUG=1).
+Reference  zonos2_triton.reference.rotary.rotary
+Source     Su et al. 2021, arXiv:2104.09864; the pairs are neighbours, as in the paper.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from zonos2_triton.kernels._common import Arg, Cost, block, check, check_range, check_rows
+from zonos2_triton.kernels._numeric import cast, turn
+from zonos2_triton.kernels._tiles import tiles
+
+
+@triton.jit
+def _rotary_kernel(x_ptr, positions_ptr, table_ptr, y_ptr, H, DH: tl.constexpr, BLOCK_H: tl.constexpr):
+    """Grid (M,): a program owns the heads of a row."""
+    m = tl.program_id(0).to(tl.int64)
+    offs_h = tl.arange(0, BLOCK_H)
+    offs_d = tl.arange(0, DH)
+    offs_i = tl.arange(0, DH // 2)
+    angle_ptr = table_ptr + tl.load(positions_ptr + m).to(tl.int64) * DH
+    cos = tl.load(angle_ptr + offs_i)[None, :]
+    sin = tl.load(angle_ptr + DH // 2 + offs_i)[None, :]
+    at = (m * H + offs_h)[:, None] * DH + offs_d[None, :]
+    mask = (offs_h < H)[:, None]
+    x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)  # [BLOCK_H, DH]
+    tl.store(y_ptr + at, cast(turn(x, cos, sin, BLOCK_H, DH), y_ptr.dtype.element_ty), mask=mask)
+
+
+@torch.library.custom_op("zonos2_triton::rotary", mutates_args=())
+def rotary(x: Tensor, positions: Tensor, table: Tensor) -> Tensor:
+    sizes = check(
+        "rotary",
+        x=Arg(x, "M H DH"),
+        positions=Arg(positions, "M", torch.int32),
+        table=Arg(table, f"P 2 {x.shape[-1] // 2}", torch.float32),
+    )
+    M, H, DH = sizes["M"], sizes["H"], sizes["DH"]
+    check_head_dim("rotary", DH)
+    check_rows("rotary", x.dtype, DH=DH)
+    check_range("rotary", "positions", positions, 0, sizes["P"] - 1, "the table's rows")
+    y = torch.empty_like(x)
+    _rotary_kernel[(M,)](x, positions, table, y, H, DH=DH, BLOCK_H=block(H), **tiles("rotary", "row", x.dtype))
+    return y
+
+
+@rotary.register_fake
+def _(x: Tensor, positions: Tensor, table: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+def check_head_dim(op: str, head_dim: int) -> None:
+    """ValueError: heads are an axis of a tile, which is a power of two, and matrix instructions take no fewer than 16."""
+    if head_dim < 16 or head_dim & (head_dim - 1):
+        raise ValueError(f"{op}: the head dimension must be a power of two from 16, got {head_dim}")
+
+
+def cost(M: int, H: int, DH: int, itemsize: int) -> Cost:
+    """The table's rows are counted once each."""
+    return Cost(bytes=2 * M * H * DH * itemsize + 4 * M * (DH + 1), flops=3 * M * H * DH)

@@ -1,0 +1,193 @@
+"""The router: which experts each row goes to, with what weight, and the rows sorted by expert.
+
+s = down rms_norm(x) + bias (+ state * scale) is the state for the next router; probs = softmax(w3 gelu(w2 gelu(w1
+rms_norm(s) + b1) + b2)); the experts are the top k of probs + biases, the lower one first where they tie; their weights
+are the probs.
+
+Shapes     x [M, D]; norm_weight [D]; state, s [M, R] (state and scale may be None); scale, down_bias, state_norm, b1, b2
+           [R]; down_weight [R, D]; w1, w2 [R, R]; w3 [E, R]; biases [E]; expert_ids, expert_weights [M, k]; probs [M, E];
+           order [M * k]: slots m * k + j sorted by expert, then by slot; offsets [E + 1]: where each expert's slots
+           begin in it. E <= 256.
+Dtypes     x, state and weights one of fp32, fp16, bf16; expert_ids, order, offsets, counters int32; expert_weights, probs
+           fp32; fp32 accumulation, norms, GELU (erf) and softmax; s and what enters a product rounded to x's dtype.
+Raises     ValueError, TypeError naming operation, argument, what came and what is accepted.
+Reference  zonos2_triton.reference.router.router
+Source     Zyphra/ZONOS2, models/zonos2.py, the router with a state across depth.
+
+One launch: programs make slices of s; the last one of a tile of rows carries that tile through the network; the last
+tile sorts. A row's result depends on itself only; where its scores are NaN it goes to expert 0.
+
+counters   [tiles of 16 rows + 1] or more, zero before and after; None: made by the call, which is a launch more.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from zonos2_triton.kernels._common import Arg, Cost, block, cdiv, check, check_rows, fresh_counters
+from zonos2_triton.kernels._numeric import cast, gelu, last_to_arrive, mma
+from zonos2_triton.kernels._product import product
+from zonos2_triton.kernels._tiles import tiles
+
+ROWS = 16  # of a tile: the least that matrix instructions take; more would share no weights, which are few
+SORTED = 128  # slots that are sorted at a time
+
+
+@triton.jit(do_not_specialize=["M"])  # one binary for every batch
+def _router_kernel(
+    x_ptr, norm_ptr, state_ptr, scale_ptr, down_ptr, down_bias_ptr, state_norm_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr,
+    w3_ptr, biases_ptr, ids_ptr, weights_ptr, probs_ptr, s_ptr, order_ptr, offsets_ptr, counters_ptr, M, D, eps,
+    R: tl.constexpr, E: tl.constexpr, K: tl.constexpr, CARRY: tl.constexpr, EVEN_K: tl.constexpr, ROWS: tl.constexpr,
+    SORTED: tl.constexpr, RP: tl.constexpr, EP: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Grid (tiles of R, tiles of M): a program owns a tile of s. RP and EP are R and E as axes of a tile."""
+    tile, tiles_m = tl.program_id(1), tl.num_programs(1)
+    offs_m = tile * ROWS + tl.arange(0, ROWS)
+    offs_n = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    mask_m, mask_n = offs_m < M, offs_n < R
+    dtype: tl.constexpr = x_ptr.dtype.element_ty
+    w_rows = down_ptr + offs_n.to(tl.int64) * D
+    acc, _, squares = product(
+        w_rows, w_rows, mask_n, x_ptr + offs_m.to(tl.int64) * D, mask_m, norm_ptr, D,
+        False, True, EVEN_K, BLOCK_R, ROWS, BLOCK_K,
+    )  # fmt: skip
+    s = acc * tl.rsqrt(squares / D + eps)[None, :]
+    s += tl.load(down_bias_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)[:, None]
+    at = offs_m.to(tl.int64)[None, :] * R + offs_n[:, None]
+    mask = mask_n[:, None] & mask_m[None, :]
+    if CARRY:
+        scale = tl.load(scale_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)
+        s += tl.load(state_ptr + at, mask=mask, other=0.0).to(tl.float32) * scale[:, None]
+    tl.store(s_ptr + at, cast(s, dtype), mask=mask)
+    if last_to_arrive(counters_ptr + 1 + tile, tl.num_programs(0)):
+        _choose(
+            s_ptr, state_norm_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, w3_ptr, biases_ptr, ids_ptr, weights_ptr, probs_ptr,
+            offs_m, mask_m, eps, R, E, K, ROWS, RP, EP,
+        )  # fmt: skip
+        if last_to_arrive(counters_ptr, tiles_m):
+            _sort(ids_ptr, order_ptr, offsets_ptr, M * K, E, SORTED, EP)
+
+
+@triton.jit
+def _choose(
+    s_ptr, state_norm_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, w3_ptr, biases_ptr, ids_ptr, weights_ptr, probs_ptr,
+    offs_m, mask_m, eps, R: tl.constexpr, E: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, RP: tl.constexpr,
+    EP: tl.constexpr,
+):  # fmt: skip
+    """The network and the choice for a tile of rows. Columns are rows of s, as in `product`."""
+    offs_r, offs_e = tl.arange(0, RP), tl.arange(0, EP)
+    mask_r, mask_e = offs_r < R, offs_e < E
+    dtype: tl.constexpr = s_ptr.dtype.element_ty
+    s_at = offs_m.to(tl.int64)[None, :] * R + offs_r[:, None]
+    s = tl.load(s_ptr + s_at, mask=mask_r[:, None] & mask_m[None, :], other=0.0).to(tl.float32)  # [RP, ROWS]
+    h = s * tl.rsqrt(tl.sum(s * s, axis=0) / R + eps)[None, :]
+    h = cast(h * tl.load(state_norm_ptr + offs_r, mask=mask_r, other=0.0).to(tl.float32)[:, None], dtype)
+    w_at = offs_r[:, None] * R + offs_r[None, :]
+    mask_w = mask_r[:, None] & mask_r[None, :]
+    h = mma(tl.load(w1_ptr + w_at, mask=mask_w, other=0.0), h, tl.zeros((RP, ROWS), tl.float32))
+    h = cast(gelu(h + tl.load(b1_ptr + offs_r, mask=mask_r, other=0.0).to(tl.float32)[:, None]), dtype)
+    h = mma(tl.load(w2_ptr + w_at, mask=mask_w, other=0.0), h, tl.zeros((RP, ROWS), tl.float32))
+    h = cast(gelu(h + tl.load(b2_ptr + offs_r, mask=mask_r, other=0.0).to(tl.float32)[:, None]), dtype)
+    w3 = tl.load(w3_ptr + offs_e[:, None] * R + offs_r[None, :], mask=mask_e[:, None] & mask_r[None, :], other=0.0)
+    z = mma(w3, h, tl.zeros((EP, ROWS), tl.float32))
+    z = tl.where(mask_e[:, None], z, float("-inf"))
+    z = tl.exp(z - tl.max(z, axis=0)[None, :])
+    p = z / tl.sum(z, axis=0)[None, :]  # [EP, ROWS]
+    tl.store(probs_ptr + offs_m.to(tl.int64)[None, :] * E + offs_e[:, None], p, mask=mask_e[:, None] & mask_m[None, :])
+    score = p + tl.load(biases_ptr + offs_e, mask=mask_e, other=0.0).to(tl.float32)[:, None]
+    # NaN is below every number and an expert that was taken, or is none, below NaN: ids stay in range.
+    score = tl.where(mask_e[:, None], tl.where(score == score, score, -1e30), float("-inf"))
+    for j in tl.static_range(K):
+        best = tl.max(score, axis=0)
+        chosen = tl.min(tl.where(score == best[None, :], offs_e[:, None], EP), axis=0)
+        taken = offs_e[:, None] == chosen[None, :]
+        at = offs_m.to(tl.int64) * K + j
+        tl.store(ids_ptr + at, chosen, mask=mask_m)
+        tl.store(weights_ptr + at, tl.sum(tl.where(taken, p, 0.0), axis=0), mask=mask_m)
+        score = tl.where(taken, float("-inf"), score)
+
+
+@triton.jit
+def _sort(ids_ptr, order_ptr, offsets_ptr, N, E: tl.constexpr, SORTED: tl.constexpr, EP: tl.constexpr):
+    """The stable counting sort of N slots by expert."""
+    offs_e = tl.arange(0, EP)
+    counts = tl.zeros((EP,), tl.int32)
+    for start in range(0, N, SORTED):
+        slots = start + tl.arange(0, SORTED)
+        ids = tl.load(ids_ptr + slots, mask=slots < N, other=EP)
+        counts += tl.sum((ids[:, None] == offs_e[None, :]).to(tl.int32), axis=0)
+    ends = tl.cumsum(counts, axis=0)
+    tl.store(offsets_ptr + 1 + offs_e, ends, mask=offs_e < E)
+    tl.store(offsets_ptr, 0)
+    free = ends - counts  # the next place of each expert
+    for start in range(0, N, SORTED):
+        slots = start + tl.arange(0, SORTED)
+        ids = tl.load(ids_ptr + slots, mask=slots < N, other=EP)
+        mine = (ids[:, None] == offs_e[None, :]).to(tl.int32)
+        place = tl.sum(mine * (free[None, :] + tl.cumsum(mine, axis=0) - 1), axis=1)
+        tl.store(order_ptr + place, slots, mask=slots < N)
+        free += tl.sum(mine, axis=0)
+
+
+@torch.library.custom_op("zonos2_triton::router", mutates_args=("counters",))
+def router(
+    x: Tensor, norm_weight: Tensor, state: Tensor | None, scale: Tensor | None, down_weight: Tensor, down_bias: Tensor,
+    state_norm: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, biases: Tensor, k: int, eps: float,
+    counters: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    sizes = check(
+        "router",
+        x=Arg(x, "M D"),
+        norm_weight=Arg(norm_weight, "D"),
+        down_weight=Arg(down_weight, "R D"),
+        down_bias=Arg(down_bias, "R"),
+        state=Arg(state, "M R"),
+        scale=Arg(scale, "R"),
+        state_norm=Arg(state_norm, "R"),
+        w1=Arg(w1, "R R"),
+        b1=Arg(b1, "R"),
+        w2=Arg(w2, "R R"),
+        b2=Arg(b2, "R"),
+        w3=Arg(w3, "E R"),
+        biases=Arg(biases, "E"),
+    )
+    M, D, R, E = sizes["M"], sizes["D"], sizes["R"], sizes["E"]
+    check_rows("router", x.dtype, D=D, R=R)
+    if not 1 <= k <= E:
+        raise ValueError(f"router: k must be in 1..E={E}, got {k}")
+    outputs = _outputs(x, R, E, k)
+    launch = tiles("router", "down", x.dtype)
+    tiles_m, carry = cdiv(M, ROWS), state is not None and scale is not None
+    _router_kernel[(cdiv(R, launch["BLOCK_R"]), tiles_m)](
+        x, norm_weight, state if carry else x, scale if carry else x, down_weight, down_bias, state_norm, w1, b1, w2, b2,
+        w3, biases, *outputs, fresh_counters(x, tiles_m + 1, counters, "router"), M, D, eps, R=R, E=E, K=k, CARRY=carry,
+        EVEN_K=D % launch["BLOCK_K"] == 0, ROWS=ROWS, SORTED=SORTED, RP=block(R, 16), EP=block(E, 16), **launch,
+    )  # fmt: skip
+    return outputs
+
+
+@router.register_fake
+def _(
+    x: Tensor, norm_weight: Tensor, state: Tensor | None, scale: Tensor | None, down_weight: Tensor, down_bias: Tensor,
+    state_norm: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, biases: Tensor, k: int, eps: float,
+    counters: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    return _outputs(x, down_weight.shape[0], w3.shape[0], k)
+
+
+def _outputs(x: Tensor, R: int, E: int, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """expert_ids, expert_weights, probs, s, order, offsets: room for them."""
+    M = x.shape[0]
+    ids, weights = x.new_empty((M, k), dtype=torch.int32), x.new_empty((M, k), dtype=torch.float32)
+    probs, s = x.new_empty((M, E), dtype=torch.float32), x.new_empty((M, R))
+    return ids, weights, probs, s, x.new_empty(M * k, dtype=torch.int32), x.new_empty(E + 1, dtype=torch.int32)
+
+
+def cost(M: int, D: int, R: int, E: int, k: int, itemsize: int) -> Cost:
+    weights = R * D + 2 * R * R + E * R
+    vectors = D + 5 * R + E
+    rows = M * (D + 2 * R)
+    return Cost(
+        bytes=(weights + vectors + rows) * itemsize + 4 * (M * (E + 3 * k) + E + 1), flops=2 * M * weights
+    )  # fmt: skip

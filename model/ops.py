@@ -1,0 +1,47 @@
+"""The tables of operations by backend."""
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from zonos2_triton.reference.ops import REFERENCE, Ops
+
+if TYPE_CHECKING:
+    from zonos2_triton.reference.config import Zonos2Config
+
+SEQUENCES_AT_ONCE = 256  # that decode together
+ROWS_AT_ONCE = 4096  # of a prefill; more come in pieces
+PAGE_SIZE = 64  # positions of a page of the cache
+
+
+def ops_of(backend: str, config: "Zonos2Config", device: torch.device) -> Ops:
+    """The table of "reference" or "triton". The latter holds the counters of one stream of launches: one at a time."""
+    if backend == "reference":
+        return REFERENCE
+    # Imported here: Triton is heavy, and whoever runs the reference does without it.
+    from zonos2_triton.kernels import (
+        add_rms_norm,
+        decode_attention,
+        experts,
+        frame_embedding,
+        head,
+        output_projection,
+        prefill_attention,
+        qkv_projection,
+        router,
+    )
+
+    most = max(SEQUENCES_AT_ONCE * config.kv_heads, ROWS_AT_ONCE // 16 + 1, config.dim)
+    counters = torch.zeros(most, dtype=torch.int32, device=device)
+    return Ops(
+        frame_embedding=frame_embedding.frame_embedding,
+        add_rms_norm=add_rms_norm.add_rms_norm,
+        qkv_projection=qkv_projection.qkv_projection,
+        decode_attention=partial(decode_attention.decode_attention, counters=counters),
+        prefill_attention=prefill_attention.prefill_attention,
+        output_projection=output_projection.output_projection,
+        router=partial(router.router, counters=counters),
+        experts=partial(experts.experts, counters=counters),
+        head=head.head,
+    )

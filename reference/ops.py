@@ -1,0 +1,45 @@
+"""The operations that a backbone is made of, as a table: the model is written once, a backend is one such table."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from zonos2_triton.reference.attention import decode_attention, prefill_attention
+from zonos2_triton.reference.embedding import frame_embedding
+from zonos2_triton.reference.experts import experts
+from zonos2_triton.reference.head import head
+from zonos2_triton.reference.norm import add_rms_norm
+from zonos2_triton.reference.projection import output_projection, qkv_projection
+from zonos2_triton.reference.router import router
+
+
+@dataclass(frozen=True)
+class Ops:
+    """Arguments and results are those of the functions in `REFERENCE`.
+
+    `dataclasses.replace(ops, router=REFERENCE.router)` swaps one: a wrong operation is found by bisection.
+    """
+
+    frame_embedding: Callable[..., Tensor]
+    add_rms_norm: Callable[..., tuple[Tensor, Tensor]]
+    qkv_projection: Callable[..., Tensor]
+    decode_attention: Callable[..., Tensor]
+    prefill_attention: Callable[..., Tensor]
+    output_projection: Callable[..., Tensor]
+    router: Callable[..., tuple[Tensor, ...]]
+    experts: Callable[..., Tensor]
+    head: Callable[..., Tensor]
+
+
+REFERENCE = Ops(
+    frame_embedding,
+    add_rms_norm,
+    qkv_projection,
+    decode_attention,
+    prefill_attention,
+    output_projection,
+    router,
+    experts,
+    head,
+)
