@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,7 @@ class Stats:
     matrix: Mapping[str, int] = field(default_factory=dict)  # by family: HMMA, HGMMA, UTCHMMA, mfma
     barriers: int = 0
     traps: int = 0
+    sums: tuple[str, ...] = ()  # in which order floats are added: see `sums`
 
     @property
     def wide(self) -> int:
@@ -74,7 +75,36 @@ class Stats:
 
 def statistics(kernel: Any, target: Target) -> Stats:
     """Of a kernel that Triton compiled for `target`."""
-    return _nvidia(kernel, target) if target.backend == "cuda" else _amd(kernel, target)
+    counted = _nvidia(kernel, target) if target.backend == "cuda" else _amd(kernel, target)
+    return replace(counted, sums=sums(kernel.asm["ttgir"]))
+
+
+def sums(ttgir: str) -> tuple[str, ...]:
+    """What decides the order in which a kernel adds floats: two kernels that agree here round the same sums alike.
+
+    Of a reduction, how its axis lies over registers, lanes and warps; of a matrix product, the instruction and how much
+    of the summed axis a step takes. How wide a tile is across that axis decides nothing, and is left out.
+    """
+    layouts = dict(re.findall(r"^(#\w+) = #ttg\.(.*)$", ttgir, re.MULTILINE))
+    found = []
+    for axis, shape, layout in re.findall(
+        r'"tt\.reduce"\(.*?<\{axis = (\d+).*?\) : \(tensor<([\dx]+)xf32, (.*?)>\) ->', ttgir, re.DOTALL
+    ):
+        text, i = layouts.get(layout, layout), int(axis)
+        parts = re.findall(r"(sizePerThread|threadsPerWarp|warpsPerCTA) = \[([\d, ]+)\]", text)
+        along = " ".join(f"{name} {sizes.split(', ')[i]}" for name, sizes in parts) if "blocked" in text else text
+        found.append(f"reduce {shape.split('x')[i]}: {along}")
+    for steps, layout in re.findall(
+        r"(?:tt\.dot|ttng\.warp_group_dot) .*tensor<(\d+)x\d+x\w+, .*-> tensor<.*?, (#\w+)>", ttgir
+    ):
+        text = layouts.get(layout, layout)
+        shape = re.search(r"instrShape = \[([\d, ]+)\]", text)
+        sizes = shape[1].split(", ") if shape else []
+        version = re.search(r"(version\w* = \d+)", text)
+        depth = "x".join(sizes) if "mfma" in text else sizes[2] if len(sizes) > 2 else "all"
+        found.append(f"product by {steps}: {text.split('<')[0]} {version and version[1]} of {depth}")
+    found += [f"product by {steps}: tcgen5" for steps in re.findall(r"ttng\.tc_gen5_mma .*memdesc<(\d+)x", ttgir)]
+    return tuple(sorted(set(found)))
 
 
 def _nvidia(kernel: Any, target: Target) -> Stats:

@@ -9,13 +9,14 @@ import argparse
 import importlib
 import json
 import os
+import re
 import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import partial
@@ -41,6 +42,7 @@ class Expected:
     warpgroup: bool = False  # and where the target has them, those of a whole warpgroup: HGMMA, UTC*MMA
     stream16: bool = False  # the weight stream is read 16 bytes at a time
     max_narrow: int | None = None  # with stream16: loads that are narrower; None: no more than those of 16 bytes
+    invariant: bool = False  # adds in one order at every number of rows of a role: bits do not depend on the batch
 
 
 Expectations = Mapping[str, Expected]
@@ -166,13 +168,35 @@ def _alone(task: tuple[str, str, str]) -> list[Row]:
 def _compiled(catalogue: str, name: str, target: str) -> list[Row]:
     """The rows of one kernel on one target."""
     record = importlib.import_module(catalogue).KERNELS[name]
-    return [
+    rows = [
         row
         for workload in record.workloads
         if workload.real
         for dtype in getattr(record, "dtypes", (torch.bfloat16,))
         for row in _rows(name, record, workload, dtype, target)
     ]
+    return _same_sums(rows, record.expects)
+
+
+def _same_sums(rows: list[Row], expects: Expectations) -> list[Row]:
+    """The rows; those of an invariant function that adds in another order than its role's first have failed."""
+    first: dict[tuple[str, str], Row] = {}
+    judged = []
+    for row in rows:
+        expected = _expected(row.function, expects)
+        if expected and expected.invariant and row.stats:
+            like = first.setdefault((row.function, role(row.config)), row)
+            if like.stats and like.stats.sums != row.stats.sums:
+                here = ", ".join(sorted(set(row.stats.sums) ^ set(like.stats.sums)))
+                failure = f"adds in another order than {like.config} ({here})"
+                row = replace(row, failures=(*row.failures, failure))
+        judged.append(row)
+    return judged
+
+
+def role(config: str) -> str:
+    """Of a workload: its name without numbers and what follows them; "dense-prefill" of "dense-prefill-2048-bfloat16"."""
+    return re.sub(r"-B?\d.*|-(bfloat16|float16|float32).*", "", config)
 
 
 def _rows(name: str, record: Any, workload: Any, dtype: Any, target: str) -> Iterator[Row]:
@@ -202,10 +226,14 @@ def _judged(launch: Launch, target: str, expects: Expectations) -> tuple[Stats |
         stats = statistics(launch.kernel, TARGETS[target])
     except Exception as problem:
         return None, [f"its binary cannot be read: {in_short(problem)}"]
-    for pattern, expected in expects.items():
-        if fnmatchcase(launch.function, pattern):
-            return stats, judge(stats, target, expected)
-    return stats, [f"the catalogue states no expectation for {launch.function}"]
+    expected = _expected(launch.function, expects)
+    if expected is None:
+        return stats, [f"the catalogue states no expectation for {launch.function}"]
+    return stats, judge(stats, target, expected)
+
+
+def _expected(function: str, expects: Expectations) -> Expected | None:
+    return next((expected for pattern, expected in expects.items() if fnmatchcase(function, pattern)), None)
 
 
 def _measured(rows: Iterable[Row]) -> dict[str, dict[str, int]]:

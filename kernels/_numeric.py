@@ -52,8 +52,13 @@ def tanh(x):
 
 @triton.jit
 def finite(x):
-    """Neither NaN nor infinite."""
-    return tl.abs(x) < float("inf")
+    """Neither NaN nor infinite: the exponent is not all ones."""
+    if x.dtype == tl.float32:
+        return (x.to(tl.uint32, bitcast=True) & 0x7F800000) != 0x7F800000
+    elif x.dtype == tl.bfloat16:
+        return (x.to(tl.uint16, bitcast=True) & 0x7F80) != 0x7F80
+    else:
+        return (x.to(tl.uint16, bitcast=True) & 0x7C00) != 0x7C00
 
 
 @triton.jit

@@ -11,7 +11,7 @@ from functools import cache
 import torch
 import triton
 
-from zonos2_triton.kernels._common import Launch, block, interpreted
+from zonos2_triton.kernels._common import Launch, interpreted
 
 LOG = logging.getLogger("zonos2_triton")
 
@@ -24,90 +24,109 @@ def _tile(num_warps: int, num_stages: int, **blocks: int) -> Launch:
 
 
 def _product(n: int, k: int, m: int, num_warps: int, num_stages: int) -> Launch:
-    """BLOCK_M is the largest: a launch of fewer rows takes a smaller one."""
     return _tile(num_warps, num_stages, BLOCK_N=n, BLOCK_K=k, BLOCK_M=m)
 
 
-# (operation, role): {architecture: tiles}. "*": any card that is not named. "fp32": every card in fp32, which is there for
-# tests and asks for small tiles. "interpreter": few programs, yet several of each kind at the sizes that tests use.
-# Products in decoding: BLOCK_N so small that the weights of one row spread over every multiprocessor of a large card.
-_ROW = {"*": _tile(4, 1), "interpreter": _tile(1, 1)}
-_PREFILL = {
-    "*": _product(64, 64, 64, 4, 3),
-    "fp32": _product(32, 32, 32, 4, 2),
-    "interpreter": _product(64, 64, 32, 1, 1),
+def _amd(launch: Launch) -> Launch:
+    """The 16 x 16 instruction at every width: the 32 x 32 one, which wide tiles would get, adds in another order."""
+    return {**launch, "num_stages": 2, "matrix_instr_nonkdim": 16}
+
+
+# (operation, role): {architecture: tiles}. "*": any card that is not named. "fp32": every card in fp32, which is there
+# for tests and asks for small tiles. "interpreter": few programs, yet several of each kind at the sizes tests use.
+# Of several tiles a launch takes the first whose BLOCK_M holds its rows, else the last. In decoding, BLOCK_N is so
+# small that the weights of one row spread over every multiprocessor of a large card, and the stages are so many that
+# each has about 28 KB of them under way.
+Tiles = dict[str, tuple[Launch, ...]]
+_ROW: Tiles = {"*": (_tile(4, 1),), "interpreter": (_tile(1, 1),)}
+_FP32 = (_product(16, 64, 16, 4, 2),)
+_INTERPRETER = (_product(32, 64, 16, 1, 1), _product(32, 64, 32, 1, 1))
+_NORMED: Tiles = {  # the norm folded in: sums of squares are registers by BLOCK_K and BLOCK_M
+    "*": (_product(16, 128, 16, 4, 8), _product(16, 128, 32, 4, 6), _product(32, 128, 64, 8, 3)),
+    "fp32": _FP32,
+    "interpreter": _INTERPRETER,
 }
-_DECODE_FP32 = _product(16, 64, 16, 4, 2)
-_DECODE_INTERPRETER = _product(32, 64, 32, 1, 1)
-TABLE: dict[tuple[str, str], dict[str, Launch]] = {
+_NORMED["gfx942"] = tuple(_amd(launch) for launch in _NORMED["*"])
+_PLAIN: Tiles = {
+    "*": (_product(16, 128, 16, 4, 8), _product(16, 128, 32, 4, 6), _product(32, 128, 64, 4, 3)),
+    "fp32": _FP32,
+    "interpreter": _INTERPRETER,
+}
+_PLAIN["gfx942"] = tuple(_amd(launch) for launch in _PLAIN["*"])
+_HEAD: Tiles = {
+    "*": (_product(32, 128, 16, 4, 6), _product(32, 128, 32, 4, 4), _product(32, 128, 64, 8, 3)),
+    "fp32": _FP32,
+    "interpreter": (_product(512, 64, 16, 1, 1), _product(512, 64, 32, 1, 1)),
+}
+_HEAD["gfx942"] = tuple(_amd(launch) for launch in _HEAD["*"])
+_PREFILL: Tiles = {
+    "*": (_product(64, 64, 64, 4, 3),),
+    "sm_90": (_product(64, 64, 32, 4, 4), _product(128, 64, 128, 8, 4)),
+    "sm_100": (_product(128, 64, 32, 4, 4), _product(128, 64, 128, 8, 4)),
+    "fp32": (_product(32, 32, 32, 4, 2),),
+    "interpreter": (_product(64, 64, 32, 1, 1),),
+}
+TABLE: dict[tuple[str, str], Tiles] = {
     ("add_rms_norm", "row"): _ROW,
     ("frame_embedding", "row"): _ROW,
     ("rotary", "row"): _ROW,
-    ("qkv_projection", "decode"): {
-        "*": _product(16, 128, 64, 4, 4),
-        "fp32": _DECODE_FP32,
-        "interpreter": _DECODE_INTERPRETER,
-    },
+    ("qkv_projection", "decode"): _NORMED,
     ("qkv_projection", "prefill"): _PREFILL,
-    ("output_projection", "decode"): {
-        "*": _product(16, 128, 64, 4, 4),
-        "fp32": _DECODE_FP32,
-        "interpreter": _DECODE_INTERPRETER,
-    },
+    ("output_projection", "decode"): _PLAIN,
     ("output_projection", "prefill"): _PREFILL,
-    ("head", "decode"): {
-        "*": _product(32, 128, 64, 4, 4),
-        "fp32": _DECODE_FP32,
-        "interpreter": _product(512, 64, 32, 1, 1),
+    ("head", "decode"): _HEAD,
+    ("head", "prefill"): {
+        **_PREFILL,
+        "*": (_product(64, 64, 64, 8, 3),),
+        "interpreter": (_product(512, 64, 64, 1, 1),),
     },
-    ("head", "prefill"): {**_PREFILL, "interpreter": _product(512, 64, 64, 1, 1)},
     ("router", "down"): {
-        "*": _tile(4, 3, BLOCK_R=16, BLOCK_K=128),
-        "fp32": _tile(4, 2, BLOCK_R=16, BLOCK_K=64),
-        "interpreter": _tile(1, 1, BLOCK_R=16, BLOCK_K=64),
+        "*": (_tile(4, 6, BLOCK_R=16, BLOCK_K=128),),
+        "gfx942": (_tile(4, 2, BLOCK_R=16, BLOCK_K=128),),
+        "fp32": (_tile(4, 2, BLOCK_R=16, BLOCK_K=64),),
+        "interpreter": (_tile(1, 1, BLOCK_R=16, BLOCK_K=64),),
     },
     ("experts_up", "decode"): {
-        "*": _product(16, 128, 32, 4, 3),
-        "fp32": _DECODE_FP32,
-        "interpreter": _DECODE_INTERPRETER,
+        **_NORMED,
+        "*": (_product(16, 128, 16, 4, 6), _product(16, 128, 32, 4, 4), _product(32, 128, 64, 8, 2)),
+        "gfx942": _NORMED["gfx942"][:2],
     },
-    ("experts_up", "prefill"): _PREFILL,
-    ("experts_down", "decode"): {
-        "*": _product(16, 128, 32, 4, 4),
-        "fp32": _DECODE_FP32,
-        "interpreter": _DECODE_INTERPRETER,
+    ("experts_up", "prefill"): {
+        **_PREFILL,
+        "sm_90": (_product(64, 64, 32, 4, 4), _product(64, 64, 128, 8, 3)),
+        "sm_100": (_product(128, 64, 32, 4, 3), _product(128, 64, 128, 8, 3)),
     },
+    ("experts_down", "decode"): _PLAIN,
     ("experts_down", "prefill"): _PREFILL,
     ("decode_attention", "split"): {
-        "*": _tile(4, 3, SPLIT=128, BLOCK_S=64),
-        "fp32": _tile(4, 2, SPLIT=128, BLOCK_S=32),
-        "interpreter": _tile(1, 1, SPLIT=16, BLOCK_S=8),
+        "*": (_tile(4, 3, SPLIT=128, BLOCK_S=64),),
+        "gfx942": (_tile(4, 2, SPLIT=128, BLOCK_S=64),),
+        "fp32": (_tile(4, 2, SPLIT=128, BLOCK_S=32),),
+        "interpreter": (_tile(1, 1, SPLIT=16, BLOCK_S=8),),
     },
-    ("prefill_attention", "write"): {"*": _tile(4, 1, BLOCK_Q=16), "interpreter": _tile(1, 1, BLOCK_Q=16)},
+    ("prefill_attention", "write"): {"*": (_tile(4, 1, BLOCK_Q=16),), "interpreter": (_tile(1, 1, BLOCK_Q=16),)},
     ("prefill_attention", "attend"): {
-        "*": _tile(4, 2, BLOCK_M=64, BLOCK_S=64),
-        "fp32": _tile(4, 1, BLOCK_M=32, BLOCK_S=32),
-        "interpreter": _tile(1, 1, BLOCK_M=32, BLOCK_S=16),
+        "*": (_tile(8, 2, BLOCK_M=128, BLOCK_S=32),),
+        "sm_90": (_tile(8, 2, BLOCK_M=128, BLOCK_S=64),),
+        "fp32": (_tile(4, 1, BLOCK_M=16, BLOCK_S=32),),
+        "interpreter": (_tile(1, 1, BLOCK_M=32, BLOCK_S=16),),
     },
 }
 
 
-def tiles(op: str, role: str, dtype: torch.dtype) -> Launch:
-    """Keyword arguments of a launch: blocks, num_warps, num_stages."""
-    rows, card = TABLE[op, role], architecture()
+def tiles(op: str, role: str, dtype: torch.dtype, rows: int = 1) -> Launch:
+    """Keyword arguments of a launch for so many rows: blocks, num_warps, num_stages."""
+    by_architecture, card = TABLE[op, role], architecture()
     if card != "interpreter" and dtype == torch.float32:
         card = "fp32"
-    return rows.get(card, rows["*"])
+    choice = by_architecture.get(card, by_architecture["*"])
+    return next((launch for launch in choice if launch.get("BLOCK_M", rows) >= rows), choice[-1])
 
 
 def product_tiles(op: str, prefill: bool, dtype: torch.dtype, rows: int, K: int) -> Launch:
-    """`tiles` of a matrix product over K of so many rows: the smallest BLOCK_M that holds them, up to the table's."""
-    launch = tiles(op, "prefill" if prefill else "decode", dtype)
-    return {
-        **launch,
-        "BLOCK_M": min(block(rows, 16), launch["BLOCK_M"]),
-        "EVEN_K": K % launch["BLOCK_K"] == 0,
-    }
+    """`tiles` of a matrix product over K."""
+    launch = tiles(op, "prefill" if prefill else "decode", dtype, rows)
+    return {**launch, "EVEN_K": K % launch["BLOCK_K"] == 0}
 
 
 def architecture() -> str:

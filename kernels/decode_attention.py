@@ -39,7 +39,7 @@ from zonos2_triton.kernels._tiles import tiles
 from zonos2_triton.kernels.rotary import check_head_dim
 
 QK_EPS = 1e-6  # of the head norms
-JOIN = 8  # splits that are joined at a time
+JOIN = 4  # splits that are joined at a time
 LOG2E = 1.4426950408889634
 
 

@@ -156,13 +156,15 @@ def experts(
     one = {"E": E, "EP": block(E), "K": K, "ROUTED": routed}
     lists = (order, offsets) if routed else (x, x)
     h = x.new_empty(slots, I)
-    launch = product_tiles("experts_up", prefill, x.dtype, slots, D)
+    # Rows of a tile: those of an expert that gets twice its share.
+    busy = min(slots, 2 * cdiv(slots, E)) if routed else slots
+    launch = product_tiles("experts_up", prefill, x.dtype, busy, D)
     _experts_up_kernel[(_tiles_m(slots, E, launch["BLOCK_M"]), cdiv(I, launch["BLOCK_N"]))](
         rows, norm_weight, gate, up, *lists, h, M, D, I, gate.stride(0), gate.stride(1), eps,
         **one, NORM=not prefill, **launch,
     )  # fmt: skip
     y = torch.empty_like(x)
-    launch = product_tiles("experts_down", prefill, x.dtype, slots, I)
+    launch = product_tiles("experts_down", prefill, x.dtype, busy, I)
     tiles_n = cdiv(D, launch["BLOCK_N"])
     terms = x.new_empty((slots, D), dtype=torch.float32) if K > 1 else y
     count = fresh_counters(x, tiles_n, counters, "experts") if K > 1 else y

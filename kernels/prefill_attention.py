@@ -123,7 +123,7 @@ def _prefill_attention_kernel(
         l = l * fade + tl.sum(p.to(tl.float32), axis=1)
         v = tl.load(v_ptr + place[:, None] + offs_d[None, :], mask=written[:, None], other=0.0)
         # A weight of zero times a NaN of a later row would be NaN: such values count as zero, and their rows are noted.
-        sound = finite(v.to(tl.float32))
+        sound = finite(v)
         unsound = tl.min(sound.to(tl.int32), axis=1) == 0
         acc = mma(p, tl.where(sound, v, tl.zeros_like(v)), acc * fade[:, None])
         reached = tl.max((seen & unsound[None, :]).to(tl.int32), axis=1) > 0
