@@ -195,7 +195,7 @@ def _same_sums(rows: list[Row], expects: Expectations) -> list[Row]:
 
 
 def role(config: str) -> str:
-    """Of a workload: its name without numbers and what follows them; "dense-prefill" of "dense-prefill-2048-bfloat16"."""
+    """Of a workload: its name up to the first number; "dense-prefill" of "dense-prefill-2048-bfloat16"."""
     return re.sub(r"-B?\d.*|-(bfloat16|float16|float32).*", "", config)
 
 

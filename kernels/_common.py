@@ -1,11 +1,15 @@
 """What every kernel module shares on the host: argument checks, the cost record, and the size of a launch."""
 
+import inspect
+from collections.abc import Callable
+from functools import wraps
 from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.library import CustomOpDef  # type: ignore[attr-defined]
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 ALIGNMENT = 16  # bytes: what one load instruction takes at most
@@ -20,7 +24,10 @@ class Cost(NamedTuple):
 
 
 class Arg(NamedTuple):
-    """What an argument must be: "M D" names its axes; the same name is the same size everywhere, a number that size."""
+    """What an argument must be: "M D" names its axes; the same name is the same size everywhere, a number that size.
+
+    "D/2", "B+1" and a name that stands twice, "R R", follow from a size that an argument before has settled.
+    """
 
     tensor: Tensor | None
     axes: str
@@ -50,14 +57,23 @@ def check(op: str, /, **arguments: Arg) -> dict[str, int]:
 
 
 def _check_shape(op: str, name: str, tensor: Tensor, axes: list[str], sizes: dict[str, int]) -> None:
-    known = {axis: int(axis) if axis.isdecimal() else sizes.get(axis) for axis in axes}
     got = dict(zip(axes, tensor.shape, strict=False))
-    if tensor.ndim != len(axes) or any(known[axis] not in (None, n) for axis, n in got.items()):
+    known = {axis: _known(axis, sizes) for axis in axes}
+    fits = all(known[axis] in (None, n) for axis, n in zip(axes, tensor.shape, strict=False))
+    if tensor.ndim != len(axes) or not fits:
         want = ", ".join(axis if known[axis] is None or axis.isdecimal() else f"{axis}={known[axis]}" for axis in axes)
         raise ValueError(f"{op}: {name} must have shape [{want}], got {list(tensor.shape)}")
     if empty := [axis for axis, n in got.items() if n == 0]:
         raise ValueError(f"{op}: {name} is empty: {empty[0]} must be at least 1, got shape {list(tensor.shape)}")
     sizes.update(got)
+
+
+def _known(axis: str, sizes: dict[str, int]) -> int | None:
+    if axis.isdecimal():
+        return int(axis)
+    if axis.endswith("/2"):
+        return sizes[axis[:-2]] // 2
+    return sizes[axis[:-2]] + 1 if axis.endswith("+1") else sizes.get(axis)
 
 
 def _check_dtype(op: str, name: str, tensor: Tensor, dtype: torch.dtype | None, first: Tensor, like: str) -> None:
@@ -83,8 +99,8 @@ def _check_memory(op: str, name: str, tensor: Tensor, strided: bool, first: Tens
     # FakeTensors have no address.
     if not isinstance(tensor, FakeTensor) and tensor.is_floating_point() and tensor.data_ptr() % ALIGNMENT:
         raise ValueError(
-            f"{op}: {name} must start at a multiple of {ALIGNMENT} bytes, got an address {tensor.data_ptr() % ALIGNMENT}"
-            " beyond one; clone it"
+            f"{op}: {name} must start at a multiple of {ALIGNMENT} bytes, got an address that is "
+            f"{tensor.data_ptr() % ALIGNMENT} beyond one; clone it"
         )
 
 
@@ -96,14 +112,17 @@ def check_rows(op: str, dtype: torch.dtype, **widths: int) -> None:
             raise ValueError(f"{op}: {name} must be a multiple of {step} for {dtype}, got {width}")
 
 
+def readable(values: Tensor) -> bool:
+    """Whether looking at values is meant: on a CPU, or under TRITON_DEBUG=1."""
+    return not isinstance(values, FakeTensor) and (values.device.type == "cpu" or bool(triton.knobs.runtime.debug))
+
+
 def check_range(op: str, name: str, values: Tensor, low: int, high: int, what: str) -> None:
     """ValueError: a value outside of low .. high, where looking costs nothing: on a CPU, or under TRITON_DEBUG=1.
 
     On a GPU, reading a value would stop the host until the device is done.
     """
-    if isinstance(values, FakeTensor) or not (values.device.type == "cpu" or triton.knobs.runtime.debug):
-        return
-    if bool(((values < low) | (values > high)).any()):
+    if readable(values) and bool(((values < low) | (values > high)).any()):
         wrong = values[(values < low) | (values > high)][0].item()
         raise ValueError(f"{op}: {name} must be in {low}..{high}, {what}; got {wrong}")
 
@@ -112,6 +131,31 @@ def check_batch(op: str, rows: int) -> None:
     """ValueError: more rows than decode together."""
     if rows > MAX_BATCH:
         raise ValueError(f"{op}: at most {MAX_BATCH} rows decode together, got {rows}; prefill=True takes any number")
+
+
+def fake(op: CustomOpDef) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """`op.register_fake`; ValueError where only some of the tensors are on the meta device.
+
+    One of them is enough for the dispatcher to take the fake for the kernel: its result is memory that nobody wrote.
+    """
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        signature, name = inspect.signature(function), op._init_fn.__name__
+
+        @wraps(function)
+        def on_one_device(*args: Any, **kwargs: Any) -> Any:
+            arguments = signature.bind(*args, **kwargs).arguments
+            devices = {argument: value.device for argument, value in arguments.items() if isinstance(value, Tensor)}
+            like, first = next(iter(devices.items()))
+            for argument, device in devices.items():
+                if device != first:
+                    raise ValueError(f"{name}: {argument} must be on {first} like {like}, got {device}")
+            return function(*args, **kwargs)
+
+        op.register_fake(on_one_device)
+        return on_one_device
+
+    return register
 
 
 def interpreted() -> bool:
@@ -125,6 +169,8 @@ def fresh_counters(like: Tensor, n: int, counters: Tensor | None, op: str) -> Te
         return torch.zeros(n, dtype=torch.int32, device=like.device)
     if counters.dtype != torch.int32 or counters.ndim != 1 or counters.device != like.device:
         raise ValueError(f"{op}: counters must be one axis of int32 on {like.device}, got {_describe(counters)}")
+    if not counters.is_contiguous():
+        raise ValueError(f"{op}: counters must be contiguous, got strides {counters.stride()}")
     if len(counters) < n:
         raise ValueError(f"{op}: counters must hold at least {n} numbers, got {len(counters)}")
     return counters

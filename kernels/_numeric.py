@@ -9,9 +9,11 @@ INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 @triton.jit
 def mma(a, b, acc):
     """acc + a @ b, accumulated in fp32; fp32 operands are multiplied as IEEE fp32."""
-    if INTERPRETED:  # it holds bf16 as integers, and tl.dot would multiply those
-        a = a.to(tl.float32)
-        b = b.to(tl.float32)
+    if INTERPRETED:
+        # The interpreter holds bf16 as integers, and tl.dot would multiply those. And it leaves the sum to a library
+        # whose order depends on the shape of a tile and on the CPU; in fp64 that does not reach the fp32 result.
+        exact = tl.dot(a.to(tl.float64), b.to(tl.float64), out_dtype=tl.float64)
+        return acc + exact.to(tl.float32)
     return tl.dot(a, b, acc, input_precision="ieee")
 
 

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zonos2_triton.kernels._common import Arg, Cost, block, check, check_rows
+from zonos2_triton.kernels._common import Arg, Cost, block, check, check_rows, fake
 from zonos2_triton.kernels._numeric import cast
 from zonos2_triton.kernels._tiles import tiles
 
@@ -48,7 +48,7 @@ def add_rms_norm(x: Tensor, residual: Tensor | None, weight: Tensor | None, eps:
     return s, h
 
 
-@add_rms_norm.register_fake
+@fake(add_rms_norm)
 def _(x: Tensor, residual: Tensor | None, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), torch.empty_like(x)
 

@@ -32,6 +32,7 @@ from zonos2_triton.kernels._common import (
     check_batch,
     check_range,
     check_rows,
+    fake,
     fresh_counters,
 )
 from zonos2_triton.kernels._numeric import cast, last_to_arrive, mma, turn, unit
@@ -152,8 +153,8 @@ def decode_attention(
     counters: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     sizes = check_attention(
-        "decode_attention", qkvg, temp, table, k_cache, v_cache, block_table, positions=Arg(positions, "B", torch.int32),
-        rows="B",
+        "decode_attention", qkvg, temp, table, k_cache, v_cache, block_table, rows="B",
+        positions=Arg(positions, "B", torch.int32),
     )  # fmt: skip
     B, HQ, HKV, DH, W, page_size = (sizes[axis] for axis in ("B", "HQ", "HKV", "DH", "W", "page_size"))
     check_batch("decode_attention", B)
@@ -172,7 +173,7 @@ def decode_attention(
     return y
 
 
-@decode_attention.register_fake
+@fake(decode_attention)
 def _(
     qkvg: Tensor, temp: Tensor, table: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor, positions: Tensor,
     counters: Tensor | None = None,
@@ -181,8 +182,8 @@ def _(
 
 
 def check_attention(
-    op: str, qkvg: Tensor, temp: Tensor, table: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor, rows: str,
-    **more: Arg,
+    op: str, qkvg: Tensor, temp: Tensor, table: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor,
+    rows: str, **more: Arg,
 ) -> dict[str, int]:  # fmt: skip
     """`check` of what both attentions take."""
     sizes = check(
@@ -191,7 +192,7 @@ def check_attention(
         temp=Arg(temp, "HQ"),
         k_cache=Arg(k_cache, "pages page_size HKV DH"),
         v_cache=Arg(v_cache, "pages page_size HKV DH"),
-        table=Arg(table, f"P 2 {k_cache.shape[-1] // 2}", torch.float32),
+        table=Arg(table, "P 2 DH/2", torch.float32),
         block_table=Arg(block_table, "B W", torch.int32),
         **more,
     )

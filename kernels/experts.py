@@ -1,20 +1,21 @@
-"""SwiGLU by the chosen experts: x + sum over k of weight[m, k] * down_e(silu(gate_e h[m]) * up_e h[m]), h = rms_norm(x).
+"""SwiGLU by the chosen experts: y = x + sum over k of weight[m, k] * down_e(silu(gate_e h) * up_e h), h = rms_norm(x).
 
-Shapes     x [M, D]; norm_weight [D]; gate, up [E, I, D], rows D apart by any one stride (the official w13 is read where it
-           lies: gate = w13[:, 0::2], up = w13[:, 1::2]); down [E, D, I]; order [M * K], offsets [E + 1] and
-           expert_weights [M, K] as `router` makes them. Without those three every row goes through the one expert,
-           unweighted: that is the dense layer.
-Dtypes     x and weights one of fp32, fp16, bf16; order, offsets, counters int32; expert_weights fp32; fp32 accumulation;
-           the product of gate and up rounded once, then the sum once. Decoding multiplies norm_weight * x, rounded, and
-           scales by 1 / rms(x): in fp16, |norm_weight * x| must stay below 65,504.
+Shapes     x, y [M, D]; norm_weight [D]; gate, up [E, I, D], their rows apart by one stride of any size (the official
+           w13 is read where it lies: gate = w13[:, 0::2], up = w13[:, 1::2]); down [E, D, I]; order [M * K], offsets
+           [E + 1] and expert_weights [M, K] as `router` makes them. Without those three every row goes through the one
+           expert, unweighted: that is the dense layer.
+Dtypes     x and weights one of fp32, fp16, bf16; order, offsets, counters int32; expert_weights fp32; fp32
+           accumulation; the product of gate and up rounded once, then the sum once. Decoding multiplies norm_weight *
+           x, rounded, and scales by 1 / rms(x): in fp16, |norm_weight * x| must stay below 65,504.
 Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; more than 256 rows but in
            prefill; an order that is none where looking costs nothing (CPU tensors, TRITON_DEBUG=1).
 Reference  zonos2_triton.reference.experts.experts
 Source     Shazeer 2020, arXiv:2002.05202; rows grouped by expert as in MegaBlocks, arXiv:2211.15841.
 
 Two launches. Each expert that was chosen is streamed once by decoding, but for experts with more rows than a tile has.
-The terms of a row with several experts are added in the order of choice by whoever finishes last. prefill=True norms by
-a launch of its own and multiplies in tiles that suit many rows. A row's result depends on itself and on `prefill` alone.
+The terms of a row with several experts are added in the order of choice by whoever finishes last. prefill=True norms
+by a launch of its own and multiplies in tiles that suit many rows. A row's result depends on itself and on `prefill`
+alone.
 
 counters   [tiles of D] or more, zero before and after; None: made by the call, which is a launch more for K > 1.
 """
@@ -33,7 +34,9 @@ from zonos2_triton.kernels._common import (
     check_batch,
     check_range,
     check_rows,
+    fake,
     fresh_counters,
+    readable,
 )
 from zonos2_triton.kernels._numeric import cast, last_to_arrive, silu
 from zonos2_triton.kernels._product import product
@@ -147,34 +150,31 @@ def experts(
     counters: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     M, D, I, E, K = _checked_sizes(x, norm_weight, gate, up, down, order, offsets, expert_weights)
-    if prefill:
-        rows = normed(x, norm_weight, eps)
-    else:
+    if not prefill:
         check_batch("experts", M)
-        rows = x
     routed, slots = order is not None, M * K
     one = {"E": E, "EP": block(E), "K": K, "ROUTED": routed}
     lists = (order, offsets) if routed else (x, x)
-    h = x.new_empty(slots, I)
     # Rows of a tile: those of an expert that gets twice its share.
     busy = min(slots, 2 * cdiv(slots, E)) if routed else slots
     launch = product_tiles("experts_up", prefill, x.dtype, busy, D)
+    launch_down = product_tiles("experts_down", prefill, x.dtype, busy, I)
+    tiles_n = cdiv(D, launch_down["BLOCK_N"])
+    h, y = x.new_empty(slots, I), torch.empty_like(x)
+    terms = x.new_empty((slots, D), dtype=torch.float32) if K > 1 else y
+    count = fresh_counters(x, tiles_n, counters, "experts") if K > 1 else y
+    rows = normed(x, norm_weight, eps) if prefill else x
     _experts_up_kernel[(_tiles_m(slots, E, launch["BLOCK_M"]), cdiv(I, launch["BLOCK_N"]))](
         rows, norm_weight, gate, up, *lists, h, M, D, I, gate.stride(0), gate.stride(1), eps,
         **one, NORM=not prefill, **launch,
     )  # fmt: skip
-    y = torch.empty_like(x)
-    launch = product_tiles("experts_down", prefill, x.dtype, busy, I)
-    tiles_n = cdiv(D, launch["BLOCK_N"])
-    terms = x.new_empty((slots, D), dtype=torch.float32) if K > 1 else y
-    count = fresh_counters(x, tiles_n, counters, "experts") if K > 1 else y
-    _experts_down_kernel[(_tiles_m(slots, E, launch["BLOCK_M"]), tiles_n)](
-        x, h, down, *lists, expert_weights if routed else x, terms, y, count, M, D, I, **one, **launch
+    _experts_down_kernel[(_tiles_m(slots, E, launch_down["BLOCK_M"]), tiles_n)](
+        x, h, down, *lists, expert_weights if routed else x, terms, y, count, M, D, I, **one, **launch_down
     )
     return y
 
 
-@experts.register_fake
+@fake(experts)
 def _(
     x: Tensor, norm_weight: Tensor, gate: Tensor, up: Tensor, down: Tensor, eps: float, order: Tensor | None = None,
     offsets: Tensor | None = None, expert_weights: Tensor | None = None, prefill: bool = False,
@@ -214,10 +214,10 @@ def _checked_sizes(
         raise ValueError(f"experts: order, offsets and expert_weights must be given together, got {given} alone")
     if not given and E != 1:
         raise ValueError(f"experts: without order, gate must hold one expert, got E={E}")
-    if order is not None and offsets is not None:
+    if order is not None and offsets is not None and readable(order):
         check_range("experts", "order", order, 0, M * K - 1, "the slots")
         check_range("experts", "offsets", offsets, 0, M * K, "places in order")
-        check_range("experts", "steps of offsets", offsets[1:] - offsets[:-1], 0, M * K, "slots of an expert")
+        check_range("experts", "steps of offsets", offsets.diff(), 0, M * K, "slots of an expert")
         check_range("experts", "the last of offsets", offsets[-1:], M * K, M * K, "all slots")
     return M, D, I, E, K
 

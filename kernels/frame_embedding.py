@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zonos2_triton.kernels._common import Arg, Cost, block, check, check_range, check_rows
+from zonos2_triton.kernels._common import Arg, Cost, block, check, check_range, check_rows, fake
 from zonos2_triton.kernels._numeric import cast
 from zonos2_triton.kernels._tiles import tiles
 
@@ -75,7 +75,7 @@ def frame_embedding(
     return h
 
 
-@frame_embedding.register_fake
+@fake(frame_embedding)
 def _(
     ids: Tensor, table: Tensor, codebook_vocab: int, eps: float, speakers: Tensor | None = None,
     speaker_index: Tensor | None = None,

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zonos2_triton.kernels._common import Arg, Cost, cdiv, check, check_batch, check_rows
+from zonos2_triton.kernels._common import Arg, Cost, cdiv, check, check_batch, check_rows, fake
 from zonos2_triton.kernels._numeric import tanh
 from zonos2_triton.kernels._product import product
 from zonos2_triton.kernels._tiles import product_tiles
@@ -69,7 +69,7 @@ def head(
     return logits
 
 
-@head.register_fake
+@fake(head)
 def _(
     x: Tensor, norm_weight: Tensor | None, weight: Tensor, n_codebooks: int, eps: float, softcap: float,
     prefill: bool = False,

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zonos2_triton.kernels._common import Arg, Cost, cdiv, check, check_batch, check_rows
+from zonos2_triton.kernels._common import Arg, Cost, cdiv, check, check_batch, check_rows, fake
 from zonos2_triton.kernels._numeric import cast
 from zonos2_triton.kernels._product import product
 from zonos2_triton.kernels._tiles import product_tiles
@@ -57,7 +57,7 @@ def output_projection(y: Tensor, weight: Tensor, residual: Tensor, prefill: bool
     return x
 
 
-@output_projection.register_fake
+@fake(output_projection)
 def _(y: Tensor, weight: Tensor, residual: Tensor, prefill: bool = False) -> Tensor:
     return torch.empty_like(residual)
 

@@ -1,11 +1,11 @@
-"""Causal attention of many new rows: y[t, h] = sigmoid(gate[t, h]) * softmax over s <= t of (q[t] k[s] / sqrt(DH)) v[s].
+"""Causal attention of many new rows: y[t, h] = sigmoid(gate[t, h]) * softmax over s <= t of (q k / sqrt(DH)) v.
 
 Shapes     as in `decode_attention`, but qkvg [T, ...] and y [T, HQ * DH] hold the new rows of B sequences one sequence
            after the other: rows cu_seqlens[b] to cu_seqlens[b + 1] - 1, cu_seqlens [B + 1], at positions from
            starts[b] on, starts [B]. longest: the most rows that a sequence has.
 Dtypes     as in `decode_attention`; starts and cu_seqlens int32.
-Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; a sequence without rows, one
-           longer than `longest`, a position beyond the pages or the table, a page out of range where looking costs
+Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; a sequence without rows,
+           one longer than `longest`, a position beyond the pages or the table, a page out of range where looking costs
            nothing (CPU tensors, TRITON_DEBUG=1).
 Reference  zonos2_triton.reference.attention.prefill_attention
 Source     Dao et al. 2022, arXiv:2205.14135. Norms, temperature, gate: Zyphra/ZONOS2, models/zonos2.py, Attention.
@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zonos2_triton.kernels._common import Arg, Cost, cdiv, check_range
+from zonos2_triton.kernels._common import Arg, Cost, cdiv, check_range, fake, readable
 from zonos2_triton.kernels._numeric import cast, finite, mma, turn, unit
 from zonos2_triton.kernels._tiles import tiles
 from zonos2_triton.kernels.decode_attention import LOG2E, QK_EPS, check_attention
@@ -56,8 +56,8 @@ def _write_cache_kernel(
 
 @triton.jit(do_not_specialize=["W"])
 def _prefill_attention_kernel(
-    qkvg_ptr, temp_ptr, table_ptr, k_ptr, v_ptr, block_table_ptr, starts_ptr, cu_seqlens_ptr, y_ptr, W, page_size, scale,
-    HQ: tl.constexpr, HKV: tl.constexpr, DH: tl.constexpr, QK_EPS: tl.constexpr, BLOCK_Q: tl.constexpr,
+    qkvg_ptr, temp_ptr, table_ptr, k_ptr, v_ptr, block_table_ptr, starts_ptr, cu_seqlens_ptr, y_ptr, W, page_size,
+    scale, HQ: tl.constexpr, HKV: tl.constexpr, DH: tl.constexpr, QK_EPS: tl.constexpr, BLOCK_Q: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """Grid (tiles of rows of the longest sequence, HKV, B): a program owns BLOCK_Q rows of a key/value head's queries.
@@ -142,27 +142,26 @@ def prefill_attention(
 ) -> Tensor:  # fmt: skip
     sizes = check_attention(
         "prefill_attention", qkvg, temp, table, k_cache, v_cache, block_table, starts=Arg(starts, "B", torch.int32),
-        cu_seqlens=Arg(cu_seqlens, f"{block_table.shape[0] + 1}", torch.int32), rows="T",
+        cu_seqlens=Arg(cu_seqlens, "B+1", torch.int32), rows="T",
     )  # fmt: skip
     T, B, HQ, HKV, DH, W, page_size = (sizes[axis] for axis in ("T", "B", "HQ", "HKV", "DH", "W", "page_size"))
     if not 1 <= longest <= T:
         raise ValueError(f"prefill_attention: longest must be in 1..{T}, the rows that there are, got {longest}")
-    rows = cu_seqlens[1:] - cu_seqlens[:-1]
-    check_range("prefill_attention", "rows of a sequence", rows, 1, longest, "longest being the most")
-    check_range("prefill_attention", "cu_seqlens", cu_seqlens[::B], 0, T, "the rows of qkvg")
-    most = min(W * page_size, sizes["P"])
-    check_range("prefill_attention", "starts", starts, 0, most - 1, "what the pages and the rotary table hold")
-    check_range(
-        "prefill_attention", "starts + rows", starts + rows, 1, most, "what the pages and the rotary table hold"
-    )
+    if readable(starts):
+        _check_sequences(starts, cu_seqlens, longest, T, min(W * page_size, sizes["P"]))
+    attend = tiles("prefill_attention", "attend", qkvg.dtype)
+    block_q = attend["BLOCK_M"] // (HQ // HKV)
+    if block_q == 0:
+        raise ValueError(
+            f"prefill_attention: temp must have at most {attend['BLOCK_M']} heads for each of the cache's HKV={HKV}, "
+            f"got {HQ}"
+        )
     y = qkvg.new_empty(T, HQ * DH)
     write = tiles("prefill_attention", "write", qkvg.dtype)
     _write_cache_kernel[(cdiv(longest, write["BLOCK_Q"]), HKV, B)](
         qkvg, table, k_cache, v_cache, block_table, starts, cu_seqlens, W, page_size,
         HQ=HQ, HKV=HKV, DH=DH, QK_EPS=QK_EPS, **write,
     )  # fmt: skip
-    attend = tiles("prefill_attention", "attend", qkvg.dtype)
-    block_q = attend["BLOCK_M"] // (HQ // HKV)
     _prefill_attention_kernel[(cdiv(longest, block_q), HKV, B)](
         qkvg, temp, table, k_cache, v_cache, block_table, starts, cu_seqlens, y, W, page_size, DH**-0.5 * LOG2E,
         HQ=HQ, HKV=HKV, DH=DH, QK_EPS=QK_EPS, BLOCK_Q=block_q, **attend,
@@ -170,7 +169,19 @@ def prefill_attention(
     return y
 
 
-@prefill_attention.register_fake
+def _check_sequences(starts: Tensor, cu_seqlens: Tensor, longest: int, T: int, most: int) -> None:
+    rows, room = cu_seqlens.diff(), "what the pages and the rotary table hold"
+    for name, values, low, high, what in (
+        ("rows of a sequence", rows, 1, longest, "longest being the most"),
+        ("the first of cu_seqlens", cu_seqlens[:1], 0, 0, "the first row of qkvg"),
+        ("the last of cu_seqlens", cu_seqlens[-1:], T, T, "the rows of qkvg"),
+        ("starts", starts, 0, most - 1, room),
+        ("starts + rows", starts + rows, 1, most, room),
+    ):
+        check_range("prefill_attention", name, values, low, high, what)
+
+
+@fake(prefill_attention)
 def _(
     qkvg: Tensor, temp: Tensor, table: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor, starts: Tensor,
     cu_seqlens: Tensor, longest: int,

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zonos2_triton.kernels._common import Arg, Cost, cdiv, check, check_batch, check_rows
+from zonos2_triton.kernels._common import Arg, Cost, cdiv, check, check_batch, check_rows, fake
 from zonos2_triton.kernels._numeric import cast
 from zonos2_triton.kernels._product import product
 from zonos2_triton.kernels._tiles import product_tiles
@@ -81,7 +81,7 @@ def qkv_projection(
     return y
 
 
-@qkv_projection.register_fake
+@fake(qkv_projection)
 def _(
     x: Tensor, norm_weight: Tensor, wq: Tensor, wkv: Tensor, gater: Tensor, eps: float, prefill: bool = False
 ) -> Tensor:

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zonos2_triton.kernels._common import Arg, Cost, block, check, check_range, check_rows
+from zonos2_triton.kernels._common import Arg, Cost, block, check, check_range, check_rows, fake
 from zonos2_triton.kernels._numeric import cast, turn
 from zonos2_triton.kernels._tiles import tiles
 
@@ -40,7 +40,7 @@ def rotary(x: Tensor, positions: Tensor, table: Tensor) -> Tensor:
         "rotary",
         x=Arg(x, "M H DH"),
         positions=Arg(positions, "M", torch.int32),
-        table=Arg(table, f"P 2 {x.shape[-1] // 2}", torch.float32),
+        table=Arg(table, "P 2 DH/2", torch.float32),
     )
     M, H, DH = sizes["M"], sizes["H"], sizes["DH"]
     check_head_dim("rotary", DH)
@@ -51,13 +51,13 @@ def rotary(x: Tensor, positions: Tensor, table: Tensor) -> Tensor:
     return y
 
 
-@rotary.register_fake
+@fake(rotary)
 def _(x: Tensor, positions: Tensor, table: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
 def check_head_dim(op: str, head_dim: int) -> None:
-    """ValueError: heads are an axis of a tile, which is a power of two, and matrix instructions take no fewer than 16."""
+    """ValueError: heads are an axis of a tile, a power of two, and matrix instructions take no fewer than 16."""
     if head_dim < 16 or head_dim & (head_dim - 1):
         raise ValueError(f"{op}: the head dimension must be a power of two from 16, got {head_dim}")
 

@@ -4,12 +4,13 @@ s = down rms_norm(x) + bias (+ state * scale) is the state for the next router; 
 rms_norm(s) + b1) + b2)); the experts are the top k of probs + biases, the lower one first where they tie; their weights
 are the probs.
 
-Shapes     x [M, D]; norm_weight [D]; state, s [M, R] (state and scale may be None); scale, down_bias, state_norm, b1, b2
-           [R]; down_weight [R, D]; w1, w2 [R, R]; w3 [E, R]; biases [E]; expert_ids, expert_weights [M, k]; probs [M, E];
-           order [M * k]: slots m * k + j sorted by expert, then by slot; offsets [E + 1]: where each expert's slots
-           begin in it. E <= 256.
-Dtypes     x, state and weights one of fp32, fp16, bf16; expert_ids, order, offsets, counters int32; expert_weights, probs
-           fp32; fp32 accumulation, norms, GELU (erf) and softmax; s and what enters a product rounded to x's dtype.
+Shapes     x [M, D]; norm_weight [D]; state, s [M, R] (state and scale may be None); scale, down_bias, state_norm, b1,
+           b2 [R]; down_weight [R, D]; w1, w2 [R, R]; w3 [E, R]; biases [E]; expert_ids, expert_weights [M, k]; probs
+           [M, E]; order [M * k]: slots m * k + j sorted by expert, then by slot; offsets [E + 1]: where each expert's
+           slots begin in it. E <= 256.
+Dtypes     x, state and weights one of fp32, fp16, bf16; expert_ids, order, offsets, counters int32; expert_weights,
+           probs fp32; fp32 accumulation, norms, GELU (erf) and softmax; s and what enters a product rounded to x's
+           dtype.
 Raises     ValueError, TypeError naming operation, argument, what came and what is accepted.
 Reference  zonos2_triton.reference.router.router
 Source     Zyphra/ZONOS2, models/zonos2.py, the router with a state across depth.
@@ -25,13 +26,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zonos2_triton.kernels._common import Arg, Cost, block, cdiv, check, check_rows, fresh_counters
+from zonos2_triton.kernels._common import Arg, Cost, block, cdiv, check, check_rows, fake, fresh_counters
 from zonos2_triton.kernels._numeric import cast, gelu, last_to_arrive, mma
 from zonos2_triton.kernels._product import product
 from zonos2_triton.kernels._tiles import tiles
 
 ROWS = 16  # of a tile: the least that matrix instructions take; more would share no weights, which are few
 SORTED = 128  # slots that are sorted at a time
+MOST_EXPERTS = 256  # an axis of a tile of SORTED slots
 
 
 @triton.jit(do_not_specialize=["M"])  # one binary for every batch
@@ -154,20 +156,24 @@ def router(
     )
     M, D, R, E = sizes["M"], sizes["D"], sizes["R"], sizes["E"]
     check_rows("router", x.dtype, D=D, R=R)
+    if (state is None) != (scale is None):
+        raise ValueError("router: state and scale must be given together")
+    if E > MOST_EXPERTS:
+        raise ValueError(f"router: w3 must have at most {MOST_EXPERTS} rows, one for each expert, got {E}")
     if not 1 <= k <= E:
         raise ValueError(f"router: k must be in 1..E={E}, got {k}")
     outputs = _outputs(x, R, E, k)
     launch = tiles("router", "down", x.dtype)
     tiles_m, carry = cdiv(M, ROWS), state is not None and scale is not None
     _router_kernel[(cdiv(R, launch["BLOCK_R"]), tiles_m)](
-        x, norm_weight, state if carry else x, scale if carry else x, down_weight, down_bias, state_norm, w1, b1, w2, b2,
-        w3, biases, *outputs, fresh_counters(x, tiles_m + 1, counters, "router"), M, D, eps, R=R, E=E, K=k, CARRY=carry,
+        x, norm_weight, state if carry else x, scale if carry else x, down_weight, down_bias, state_norm, w1, b1, w2,
+        b2, w3, biases, *outputs, fresh_counters(x, tiles_m + 1, counters, "router"), M, D, eps, R=R, E=E, K=k, CARRY=carry,
         EVEN_K=D % launch["BLOCK_K"] == 0, ROWS=ROWS, SORTED=SORTED, RP=block(R, 16), EP=block(E, 16), **launch,
     )  # fmt: skip
     return outputs
 
 
-@router.register_fake
+@fake(router)
 def _(
     x: Tensor, norm_weight: Tensor, state: Tensor | None, scale: Tensor | None, down_weight: Tensor, down_bias: Tensor,
     state_norm: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, biases: Tensor, k: int, eps: float,

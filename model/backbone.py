@@ -174,7 +174,7 @@ class Backbone:
     @torch.inference_mode()
     def _prefill(self, requests: list["_Request"], block_table: Tensor, cache: reference.Cache) -> Tensor:
         """The prompts, in pieces of so many rows at once -> logits after each, fp32 [B, C, V] on the CPU."""
-        config, last = self.config, []
+        last: list[Tensor] = []
         ids = torch.cat([request.prompt for request in requests])
         voiced = [request.speaker for request in requests if request.speaker is not None]
         speakers = torch.stack([speaker_row(voice, self.model.speaker) for voice in voiced]) if voiced else None

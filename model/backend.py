@@ -46,7 +46,7 @@ def triton_fault(device: torch.device) -> str | None:
         return f"backend 'triton' needs the package triton, which cannot be imported: {error}"
     if device.type == "cpu" and not triton.knobs.runtime.interpret:
         return (
-            f"backend 'triton' on a CPU needs Triton's interpreter, but this process has imported Triton as a compiler; "
+            f"backend 'triton' on a CPU needs Triton's interpreter, but this process imported Triton as a compiler; "
             f"set {INTERPRET}=1 before it starts, or use 'reference'"
         )
     return None

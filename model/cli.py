@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import fields
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -28,12 +29,18 @@ from zonos2_triton.model.prompt import PromptOptions
 from zonos2_triton.model.tiny import NOTICE, write_tiny
 from zonos2_triton.reference.sampling import Sampling
 
+# Commands of rooms that this one may not import: declared as entry points, loaded when asked for.
+TOOLS = {
+    "compile": "compile every kernel for GPUs that need not be there, and judge the result",
+    "gpu": "on a GPU: correctness, then a timing of every kernel",
+}
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
 
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 1 doctor found something missing, 2 bad input, 130 interrupted."""
-    options = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    options = _parser(argv[0] if argv else "").parse_args(argv)
     signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
         signal.signal(signal.SIGHUP, _interrupt)
@@ -63,7 +70,7 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(chosen: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="zonos2-triton", description="ZONOS2 text-to-speech.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -106,6 +113,11 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="versions, devices, and what will run where")
     doctor.set_defaults(run=_doctor)
     doctor.add_argument("--json", action="store_true", help="print the report as JSON")
+
+    for tool in sorted(entry_points(group="zonos2_triton.commands")):
+        command = commands.add_parser(tool.name, help=TOOLS.get(tool.name))
+        if tool.name == chosen:
+            command.set_defaults(run=tool.load()(command))
     return parser
 
 

@@ -14,6 +14,6 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
 
 
 def add_rms_norm(x: Tensor, residual: Tensor | None, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
-    """x, residual [M, D], weight [D] -> (x + residual, its rms_norm), each rounded once; a residual of None adds none."""
+    """x, residual [M, D], weight [D] -> (x + residual, its rms_norm), each rounded once; None adds nothing."""
     total = wide(x) if residual is None else wide(x) + wide(residual)
     return total.to(x.dtype), rms_norm(total, weight, eps).to(x.dtype)

@@ -225,14 +225,13 @@ def test_speaker_row_is_affine(randn, lda):
 
 
 def test_experts_round_once(seeded):
-    """bf16 against fp64 of the same bf16 numbers: the norm, the product in between and the sum are rounded. Relative RMS
-    error 4.0e-3, measured on a CPU, 2026-11-25."""
+    """bf16 against fp64 of the same bf16 numbers: the norm, the product in between and the sum are rounded.
+
+    Relative RMS error 5.0e-3, measured on a CPU, 2026-11-25."""
     x, w13, w2 = (seeded(*shape).bfloat16() for shape in ((64, 32), (4, 64, 32), (4, 32, 32)))
-    ids, weights, norm_weight = torch.arange(128).reshape(64, 2) % 4, seeded(64, 2).softmax(-1), seeded(32).bfloat16()
-    sizes = [t[:, 0::2] for t in (w13,)] + [t[:, 1::2] for t in (w13,)] + [w2]
-    rest = EPS, *by_expert(ids, 4)
-    exact = experts(*(t.double() for t in (x, norm_weight, *sizes)), *rest, weights.double())
-    error = (
-        experts(x, norm_weight, *sizes, *rest, weights) - exact
-    ).square().mean().sqrt() / exact.square().mean().sqrt()
-    assert error < 8e-3
+    weights, norm_weight = seeded(64, 2).softmax(-1), seeded(32).bfloat16()
+    tensors = x, norm_weight, w13[:, 0::2], w13[:, 1::2], w2
+    rest = EPS, *by_expert(torch.arange(128).reshape(64, 2) % 4, 4)
+    exact = experts(*(t.double() for t in tensors), *rest, weights.double())
+    error = experts(*tensors, *rest, weights) - exact
+    assert error.square().mean().sqrt() < 6.5e-3 * exact.square().mean().sqrt()

@@ -1,0 +1,153 @@
+"""What was run and what came of it, in one JSON file that grows item by item: a run cut short loses one item."""
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# What must be the same for a result to count as this run's.
+IDENTITY = ("card", "commit", "sources", "torch", "triton")
+
+
+class Withheld(Exception):
+    """An item that must not be run, because of what came of another."""
+
+
+class NotRun(Exception):
+    """An item that could not be run, which says nothing of the code."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """The least that has a result of its own."""
+
+    part: str
+    name: str
+    seconds: float  # not begun with less left
+    run: Callable[[float], dict[str, Any]]  # takes the seconds left; returns what is to be kept
+
+
+class Budget:
+    """Seconds from now on."""
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._end, self._clock = clock() + seconds, clock
+
+    def left(self) -> float:
+        return self._end - self._clock()
+
+
+class Record:
+    """{"schema", "environment", "parts": {part: {"items": {name: {"status", ...}}, "not_run": {name: why}}}}
+
+    Status of an item: passed, failed (with the error's text), withheld (with the reason).
+    """
+
+    SCHEMA = 1
+
+    def __init__(self, path: Path, content: dict[str, Any]) -> None:
+        self.path, self.content = path, content
+
+    @classmethod
+    def open(cls, folder: Path, environment: dict[str, Any], today: date | None = None) -> "Record":
+        """The newest record of the same card, commit, sources and versions, to go on with; else a new one."""
+        names = [_word(str(environment[name])) for name in ("card", "commit")]
+        same = [environment.get(name) for name in IDENTITY]
+        for path in sorted(folder.glob(f"{names[0]}-*-{names[1]}*.json"), reverse=True):
+            try:
+                content = json.loads(path.read_text(encoding="utf-8"))
+                if content["schema"] == cls.SCHEMA and [content["environment"].get(n) for n in IDENTITY] == same:
+                    return cls(path, content)
+            except (ValueError, KeyError, TypeError, AttributeError):
+                continue  # no record; it keeps its name
+        stem = f"{names[0]}-{(today or date.today()).isoformat()}-{names[1]}"
+        path, number = folder / f"{stem}.json", 1
+        while path.exists():
+            number += 1
+            path = folder / f"{stem}-{number}.json"
+        record = cls(path, {"schema": cls.SCHEMA, "environment": environment, "parts": {}})
+        record.write()
+        return record
+
+    def items(self, part: str) -> dict[str, dict[str, Any]]:
+        """The results of a part, by item."""
+        return self.content["parts"].get(part, {}).get("items", {})
+
+    def left_out(self, part: str) -> dict[str, str]:
+        """Why items of a part have no result."""
+        return self.content["parts"].get(part, {}).get("not_run", {})
+
+    def keep(self, part: str, name: str, result: dict[str, Any]) -> None:
+        mine = self._part(part)
+        mine["items"][name] = result
+        mine["not_run"].pop(name, None)
+        self.write()
+
+    def leave_out(self, part: str, name: str, why: str) -> None:
+        """An earlier result stays."""
+        self._part(part)["not_run"][name] = why
+        self.write()
+
+    def _part(self, part: str) -> dict[str, Any]:
+        return self.content["parts"].setdefault(part, {"items": {}, "not_run": {}})
+
+    def lose(self, part: str, name: str) -> None:
+        """The device failed during this item, if only after it had seemed to pass."""
+        if self.items(part).get(name, {}).get("status") == "passed":
+            self.keep(part, name, {"status": "failed", "error": "the device failed after it"})
+
+    def write(self) -> None:
+        """The whole file or the one before it, whenever the machine stops."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{self.path.name}-", dir=self.path.parent)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump(self.content, file, indent=1, allow_nan=False)
+                file.write("\n")
+            os.chmod(name, 0o644)  # mkstemp lets nobody else read it
+            os.replace(name, self.path)
+        except BaseException:
+            os.unlink(name)
+            raise
+
+    def summary(self, part: str) -> str:
+        """For a person: counts, then what went wrong and what was left out."""
+        found, left_out = self.items(part), self.left_out(part)
+        counts = {status: [n for n, r in found.items() if r["status"] == status]
+                  for status in ("passed", "failed", "withheld")}  # fmt: skip
+        total = ", ".join(f"{len(names)} {status}" for status, names in counts.items() if names)
+        lines = [f"{part}: {total or 'nothing run'}"]
+        lines += [f"  FAILED {name}: {found[name]['error']}" for name in counts["failed"]]
+        lines += [f"  withheld {name}: {found[name]['reason']}" for name in counts["withheld"]]
+        for why in dict.fromkeys(left_out.values()):
+            names = [name for name, reason in left_out.items() if reason == why]
+            lines.append(f"  not run, {why} ({len(names)}): {', '.join(names)}")
+        return "\n".join(lines)
+
+
+def perform(item: Item, record: Record, left: float) -> str:
+    """Run it and keep its result. Its status, or "not run", which is not kept: a later run tries again."""
+    started = time.monotonic()
+    try:
+        result = {"status": "passed"} | item.run(left)
+    except Withheld as reason:
+        result = {"status": "withheld", "reason": str(reason)}
+    except (NotRun, torch.OutOfMemoryError) as reason:
+        record.leave_out(item.part, item.name, str(reason).splitlines()[0])
+        return "not run"
+    except Exception as error:
+        result = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+    record.keep(item.part, item.name, result | {"seconds": round(time.monotonic() - started, 2)})
+    return str(result["status"])
+
+
+def _word(text: str) -> str:
+    """As a file's name has it."""
+    return "-".join("".join(c if c.isalnum() else " " for c in text).split()).lower()

@@ -1,0 +1,89 @@
+"""The checks of each operation pass on it, and fail on every copy of it with a fault."""
+
+import sys
+
+import pytest
+import torch
+import triton
+
+from zonos2_triton.bench.catalogue import KERNELS
+from zonos2_triton.bench.faults import FAULTS, Fault, checks, killed, mutant, small
+from zonos2_triton.bench.interpreter import repair
+from zonos2_triton.bench.invariants import INVARIANTS, exact
+from zonos2_triton.bench.verify import Case, Mismatch
+
+pytestmark = pytest.mark.skipif(
+    not triton.knobs.runtime.interpret, reason="kernels are compiled here; set TRITON_INTERPRET=1 to interpret them"
+)
+repair()
+
+CASES = [
+    pytest.param(KERNELS[kernel], fault, id=f"{kernel}-{fault.name}") for kernel in FAULTS for fault in FAULTS[kernel]
+]
+FIRST_POSITION = next(fault for fault in FAULTS["rotary"] if fault.name == "position-of-the-first-row")
+
+
+@pytest.mark.parametrize("kernel", KERNELS.values(), ids=list(KERNELS))
+def test_the_operation_passes(kernel):
+    for _, check in checks(kernel):
+        check(None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kernel", KERNELS.values(), ids=list(KERNELS))
+def test_the_operation_passes_everything_everywhere(kernel, dtype):
+    for workload in small(kernel):
+        case = Case(kernel, workload, dtype=dtype)
+        for check in (exact, *INVARIANTS.values()):
+            check(case, None)
+
+
+@pytest.mark.parametrize(("kernel", "fault"), CASES)
+def test_a_fault_is_found(kernel, fault):
+    assert killed(kernel, fault)
+
+
+def test_every_operation_has_faults():
+    assert FAULTS.keys() == KERNELS.keys()
+    assert all(len({fault.name for fault in faults}) == len(faults) >= 4 for faults in FAULTS.values())
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "times"),
+    [("rotary", "offs_hh", "0"), ("rotary", "offs_h", "[2-9]"), ("router", "offs_n", "0")],
+    ids=["not there", "more than once", "in a module that is not imported"],
+)
+def test_a_fault_that_does_not_fit_is_refused(file, old, times):
+    with pytest.raises(ValueError, match=f"rotary, misfit: '{old}' is {times} times in {file}.py, not once"):
+        mutant(KERNELS["rotary"], Fault("misfit", file, old, ""))
+
+
+def test_a_copy_without_a_fault_passes():
+    """Its own errors are not what kills a copy."""
+    for kernel, file in [("rotary", "rotary"), ("rotary", "_numeric"), ("output_projection", "_product")]:
+        assert killed(KERNELS[kernel], Fault("none", file, "import triton\n", "import triton\n")) is None
+
+
+def test_an_error_of_the_copy_is_no_finding():
+    with pytest.raises(Exception, match="no_such_name"):
+        killed(KERNELS["rotary"], Fault("broken", "rotary", "offs_h < H", "offs_h < no_such_name"))
+
+
+def test_copies_leave_no_trace():
+    kernel = KERNELS["rotary"]
+    modules, path, registered = set(sys.modules), list(sys.path), set(dir(torch.ops.zonos2_triton))
+    first, second = mutant(kernel, FIRST_POSITION), mutant(kernel, FIRST_POSITION)
+    assert (set(sys.modules), list(sys.path), set(dir(torch.ops.zonos2_triton))) == (modules, path, registered)
+    assert len({first._qualname, second._qualname, kernel.op._qualname}) == 3
+    case = Case(kernel, small(kernel)[0])
+    with pytest.raises(Mismatch):
+        exact(case, first)
+    exact(case)
+
+
+def test_checks_can_be_limited_to_some_workloads():
+    kernel = KERNELS["rotary"]
+    tiny, one_row = small(kernel)[:2]
+    assert killed(kernel, FIRST_POSITION, [one_row]) is None
+    assert killed(kernel, FIRST_POSITION, [tiny]).startswith("exact tiny float32: Mismatch: ")

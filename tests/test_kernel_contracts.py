@@ -1,0 +1,123 @@
+"""What every kernel module promises: its docstring, its place in the catalogue, its arguments, its cost."""
+
+import importlib
+import inspect
+import pkgutil
+import re
+
+import pytest
+import torch
+from torch.library import CustomOpDef
+
+from zonos2_triton import kernels
+from zonos2_triton.bench.catalogue import KERNELS
+from zonos2_triton.kernels._common import Cost
+
+MODULES = [info.name for info in pkgutil.iter_modules(kernels.__path__) if not info.name.startswith("_")]
+HEADS = ("Shapes", "Dtypes", "Raises", "Reference", "Source")
+
+
+def module(name):
+    return importlib.import_module(f"zonos2_triton.kernels.{name}")
+
+
+def test_modules_and_catalogue_agree():
+    assert sorted(KERNELS) == sorted(MODULES)
+    assert all(name == kernel.name for name, kernel in KERNELS.items())
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring(name):
+    lines = module(name).__doc__.splitlines()
+    assert ": " in lines[0], "the first line is the maths or the effect"
+    headed = dict(re.findall(rf"^({'|'.join(HEADS)}) +(\S.*)$", module(name).__doc__, re.MULTILINE))
+    assert tuple(headed) == HEADS
+    where, _, function = headed["Reference"].rpartition(".")
+    assert getattr(importlib.import_module(where), function) is KERNELS[name].reference
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_operation(name):
+    """A registered operator, named as its file, that takes what its reference takes."""
+    op, kernel = getattr(module(name), name), KERNELS[name]
+    assert isinstance(op, CustomOpDef)
+    assert op is kernel.op
+    schema = getattr(torch.ops.zonos2_triton, name).default._schema
+    assert schema.name == f"zonos2_triton::{name}"
+    ours = [argument.name for argument in schema.arguments]
+    assert [argument for argument in ours if argument != "counters"] == [
+        *inspect.signature(kernel.reference).parameters
+    ]
+    assert "counters" not in ours[:-1], "counters come last"
+    changed = {argument.name for argument in schema.arguments if argument.alias_info and argument.alias_info.is_write}
+    assert changed - {"counters"} == set(kernel.mutates)
+    for mine, theirs in zip(schema.arguments, inspect.signature(kernel.reference).parameters.values(), strict=False):
+        assert mine.has_default_value() == (theirs.default is not inspect.Parameter.empty)
+        if mine.has_default_value():
+            assert mine.default_value == theirs.default
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_workloads(name):
+    kernel = KERNELS[name]
+    names = [workload.name for workload in kernel.workloads]
+    assert len({*names}) == len(names)
+    assert all(re.fullmatch(r"[a-zA-Z0-9]+(-[a-zA-Z0-9]+)*", one) for one in names)
+    assert any(workload.real for workload in kernel.workloads)
+    assert "tiny" in {workload.name for workload in kernel.workloads if not workload.real}
+    taken = {*inspect.signature(kernel.make).parameters} - {"device", "dtype", "seed"}
+    for workload in kernel.workloads:
+        assert workload.sizes.keys() <= taken
+        cost = kernel.cost_of(workload, 2)
+        assert isinstance(cost, Cost)
+        assert cost.bytes > 0
+        assert cost.flops > 0
+
+
+# By hand, in bf16, at the 8B model's sizes: bytes, then floating-point operations.
+COSTS = {
+    # ten rows of 2048 read and one written, each twice; ten ids
+    ("frame_embedding", "decode-B1"): (11 * 2048 * 2 + 10 * 4, 13 * 2048),
+    # x, residual, sum and result, each 64 rows; the weight
+    ("add_rms_norm", "decode-B64"): (4 * 64 * 2048 * 2 + 2048 * 2, 5 * 64 * 2048),
+    # 20 heads of 128 in and out; 64 cosines, 64 sines, a position
+    ("rotary", "decode-B1"): (2 * 20 * 128 * 2 + (128 + 1) * 4, 3 * 20 * 128),
+    # 2048 + 2 * 512 + 16 rows of weights; the norm's; a row in and one out
+    ("qkv_projection", "decode-B1"): ((3088 * 2048 + 2048 + 2048 + 3088) * 2, 2 * 3088 * 2048),
+    # keys and values of 4 heads at 1001 positions; the row in (3088) and out (2048); 64 cosines, 64 sines
+    ("decode_attention", "decode-B1"): (
+        (2 * 4 * 128 * 1001 + 3088 + 2048) * 2 + 128 * 4,
+        2 * 2 * 16 * 128 * 1001,
+    ),
+    # 32 * 33 / 2 pairs of positions; keys and values of 32; 32 rows in and out; 32 angles of 128
+    ("prefill_attention", "prefill-32"): (
+        (2 * 4 * 128 * 32 + 32 * (3088 + 2048)) * 2 + 32 * 128 * 4,
+        2 * 2 * 16 * 128 * 528,
+    ),
+    # the square matrix; a row in, its residual, a row out
+    ("output_projection", "decode-B1"): ((2048 * 2048 + 3 * 2048) * 2, 2 * 2048 * 2048),
+    # 128 x 2048, twice 128 x 128, 16 x 128 weights; norm, three biases, the state's scale and norm, the balance; x, old
+    # and new state; 16 probabilities, id, weight and slot in 4 bytes each, 17 offsets
+    ("router", "decode-B1"): (
+        (262144 + 2 * 16384 + 2048 + 2048 + 5 * 128 + 16 + 2048 + 2 * 128) * 2 + 4 * (16 + 3 + 17),
+        2 * (262144 + 2 * 16384 + 2048),
+    ),
+    # one expert's three matrices of 3072 x 2048; x in and out, the norm; h written and read; slot and weight
+    ("experts", "decode-B1"): (
+        (3 * 3072 * 2048 + 2 * 2048 + 2048 + 2 * 3072) * 2 + 2 * 4,
+        2 * 3 * 3072 * 2048,
+    ),
+    # 9234 rows of weights, the norm's, a row; fp32 logits
+    ("head", "decode-B1"): ((9234 * 2048 + 2048 + 2048) * 2 + 9234 * 4, 2 * 9234 * 2048),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "workload"), COSTS, ids=["-".join(pair) for pair in COSTS])
+def test_cost_by_hand(name, workload):
+    found = next(entry for entry in KERNELS[name].workloads if entry.name == workload)
+    assert found.real
+    assert KERNELS[name].cost_of(found, 2) == COSTS[name, workload]
+
+
+def test_every_cost_is_checked_by_hand():
+    assert {name for name, _ in COSTS} == {*KERNELS}
