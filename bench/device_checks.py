@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zonos2_triton.bench.catalogue import KERNELS, Sizes
+from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.invariants import ROWS
 from zonos2_triton.bench.verify import Mismatch
+from zonos2_triton.bench.workloads import Sizes
 from zonos2_triton.model.ops import ops_of
 from zonos2_triton.model.tiny import PARAMS
 from zonos2_triton.reference import backbone as reference

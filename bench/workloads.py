@@ -1,0 +1,216 @@
+"""Inputs for every operation, by size: the same for the same seed.
+
+One function per operation, with its name; what it returns are the keyword arguments of the kernel and of the reference.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zonos2_triton.reference.rotary import rotary_table
+from zonos2_triton.reference.router import by_expert
+
+Sizes = dict[str, Any]
+EPS = 1e-5
+
+
+class Inputs:
+    """Random tensors that are the same for the same seed, small ones on every device."""
+
+    def __init__(self, device: str | torch.device, dtype: torch.dtype, seed: int) -> None:
+        self.device, self.dtype = torch.device(device), dtype
+        self.generator = torch.Generator().manual_seed(seed)
+        self.dry = self.device.type == "cuda" and not torch.cuda.is_available()  # tensors without storage
+
+    def randn(self, *shape: int, scale: float = 1.0, dtype: torch.dtype | None = None) -> Tensor:
+        dtype = dtype or self.dtype
+        if self.dry:
+            return torch.empty(shape, device=self.device, dtype=dtype)
+        if self.device.type == "cuda" and torch.cuda.is_available() and torch.Size(shape).numel() > 1 << 22:
+            seed = int(torch.randint(1 << 30, (1,), generator=self.generator))
+            generator = torch.Generator(self.device).manual_seed(seed)
+            return torch.randn(shape, generator=generator, device=self.device, dtype=dtype).mul_(scale)
+        return (torch.randn(shape, generator=self.generator) * scale).to(self.device, dtype)
+
+    def weight(self, *shape: int) -> Tensor:
+        """Of a linear map: keeps the size of what it is applied to."""
+        return self.randn(*shape, scale=shape[-1] ** -0.5)
+
+    def gain(self, n: int) -> Tensor:
+        """Of a norm."""
+        return (1 + 0.2 * self.randn(n, dtype=torch.float32)).to(self.dtype)
+
+    def randint(self, low: int, high: int, *shape: int) -> Tensor:
+        if self.dry:
+            return torch.empty(shape, device=self.device, dtype=torch.int32)
+        return torch.randint(low, high, shape, generator=self.generator, dtype=torch.int32).to(self.device)
+
+    def int32(self, numbers: list[int]) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.int32, device=self.device)
+
+    def pages(self, sequences: int, each: int) -> Tensor:
+        """A block table [sequences, each] of pages that lie in no order."""
+        if self.dry:
+            return torch.empty(sequences, each, device=self.device, dtype=torch.int32)
+        order = torch.randperm(sequences * each, generator=self.generator).int()
+        return order.reshape(sequences, each).to(self.device)
+
+    def choices(self, rows: int, k: int, experts: int, skew: bool) -> Tensor:
+        """k different experts a row, [rows, k]; skew: expert 1 is every row's first."""
+        if self.dry:
+            return torch.empty(rows, k, device=self.device, dtype=torch.int64)
+        ids = torch.rand(rows, experts, generator=self.generator).argsort(1)
+        if skew:
+            ids = torch.where(ids == 1, ids[:, :1], ids)
+            ids[:, 0] = 1
+        return ids[:, :k].to(self.device)
+
+
+def frame_embedding(
+    device: str, dtype: torch.dtype, M: int, D: int, columns: int, V: int, text: int, voices: int = 0, seed: int = 0
+) -> dict[str, Any]:
+    new = Inputs(device, dtype, seed)
+    ids = torch.cat([new.randint(0, V, M, columns - 1), new.randint(0, text, M, 1)], 1)
+    voiced: dict[str, Any] = {"speakers": None, "speaker_index": None}
+    if voices:
+        index = [row % (voices + 1) - 1 for row in range(M)]
+        voiced = {"speakers": new.randn(voices, D), "speaker_index": new.int32(index)}
+    return {"ids": ids, "table": new.randn((columns - 1) * V + text, D), "codebook_vocab": V, "eps": EPS, **voiced}
+
+
+def add_rms_norm(
+    device: str, dtype: torch.dtype, M: int, D: int, residual: bool = True, seed: int = 0
+) -> dict[str, Any]:
+    new = Inputs(device, dtype, seed)
+    return {
+        "x": new.randn(M, D),
+        "residual": new.randn(M, D) if residual else None,
+        "weight": new.gain(D),
+        "eps": EPS,
+    }  # fmt: skip
+
+
+def rotary(device: str, dtype: torch.dtype, M: int, H: int, DH: int, P: int, seed: int = 0) -> dict[str, Any]:
+    new = Inputs(device, dtype, seed)
+    positions = new.randint(0, P, M)
+    positions.narrow(0, M - 1, 1).fill_(P - 1)
+    table = rotary_table(P, DH, 1e4, new.randn(1))
+    return {"x": new.randn(M, H, DH), "positions": positions, "table": table}
+
+
+def qkv_projection(
+    device: str, dtype: torch.dtype, M: int, D: int, NQ: int, NKV: int, G: int, prefill: bool = False, seed: int = 0
+) -> dict[str, Any]:
+    new = Inputs(device, dtype, seed)
+    return {
+        "x": new.randn(M, D),
+        "norm_weight": new.gain(D),
+        "wq": new.weight(NQ, D),
+        "wkv": new.weight(2, NKV, D),
+        "gater": new.weight(G, D),
+        "eps": EPS,
+        "prefill": prefill,
+    }
+
+
+def output_projection(
+    device: str, dtype: torch.dtype, M: int, K: int, D: int, prefill: bool = False, seed: int = 0
+) -> dict[str, Any]:
+    new = Inputs(device, dtype, seed)
+    return {"y": new.randn(M, K), "weight": new.weight(D, K), "residual": new.randn(M, D), "prefill": prefill}
+
+
+def _attention(new: Inputs, rows: int, B: int, context: int, HQ: int, HKV: int, DH: int, page_size: int) -> Sizes:
+    """What both attentions take; room for `context` positions a sequence."""
+    each = -(-context // page_size)
+    cache = B * each, page_size, HKV, DH
+    return {
+        "qkvg": new.randn(rows, (HQ + 2 * HKV) * DH + HQ),
+        "temp": 1 + 0.2 * new.randn(HQ),
+        "table": rotary_table(each * page_size, DH, 1e4, new.randn(1)),
+        "k_cache": new.randn(*cache),
+        "v_cache": new.randn(*cache),
+        "block_table": new.pages(B, each),
+    }
+
+
+def decode_attention(
+    device: str, dtype: torch.dtype, B: int, context: int, HQ: int, HKV: int, DH: int, page_size: int = 64,
+    contexts: tuple[int, ...] = (), seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    """contexts: positions in each sequence's cache, where they are not all `context`, which is then the largest."""
+    new = Inputs(device, dtype, seed)
+    numbers = [contexts[b % len(contexts)] for b in range(B)] if contexts else [context] * B
+    return {**_attention(new, B, B, context + 1, HQ, HKV, DH, page_size), "positions": new.int32(numbers)}
+
+
+def prefill_attention(
+    device: str, dtype: torch.dtype, T: int, context: int, B: int, HQ: int, HKV: int, DH: int, page_size: int = 64,
+    rows: tuple[int, ...] = (), contexts: tuple[int, ...] = (), seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    """rows and contexts: new and cached positions of each sequence, where they are not T / B and `context`."""
+    new = Inputs(device, dtype, seed)
+    rows, contexts = rows or (T // B,) * B, contexts or (context,) * B
+    cuts = [sum(rows[:b]) for b in range(B + 1)]
+    most = max(row + start for row, start in zip(rows, contexts, strict=True))
+    return {
+        **_attention(new, T, B, most, HQ, HKV, DH, page_size),
+        "starts": new.int32(list(contexts)),
+        "cu_seqlens": new.int32(cuts),
+        "longest": max(rows),
+    }
+
+
+def router(
+    device: str, dtype: torch.dtype, M: int, D: int, R: int, E: int, k: int, carry: bool = True, seed: int = 0
+) -> dict[str, Any]:
+    new = Inputs(device, dtype, seed)
+    return {
+        "x": new.randn(M, D),
+        "norm_weight": new.gain(D),
+        "state": new.randn(M, R) if carry else None,
+        "scale": new.gain(R) if carry else None,
+        "down_weight": new.weight(R, D),
+        "down_bias": 0.1 * new.randn(R),
+        "state_norm": new.gain(R),
+        "w1": 2 * new.weight(R, R),
+        "b1": 0.1 * new.randn(R),
+        "w2": 2 * new.weight(R, R),
+        "b2": 0.1 * new.randn(R),
+        "w3": 3 * new.weight(E, R),
+        "biases": 0.1 * new.randn(E),
+        "k": k,
+        "eps": EPS,
+    }
+
+
+def experts(
+    device: str, dtype: torch.dtype, M: int, D: int, I: int, E: int, k: int, active: float = 0, prefill: bool = False,
+    routed: bool = True, skew: bool = False, seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    """skew as in `Inputs.choices`; `active` is for `cost`."""
+    new = Inputs(device, dtype, seed)
+    w13 = new.weight(E, 2 * I, D)
+    gate, up = (w13[:, 0::2], w13[:, 1::2]) if routed else (w13[:, I:], w13[:, :I])
+    chosen: dict[str, Any] = {}
+    if routed:
+        order, offsets = by_expert(new.choices(M, k, E, skew), E)
+        weights = new.randn(M, k, dtype=torch.float32).sigmoid()
+        chosen = {"order": order, "offsets": offsets, "expert_weights": weights}
+    norm_weight, down = new.gain(D), new.weight(E, D, I)
+    return {
+        "x": new.randn(M, D), "norm_weight": norm_weight, "gate": gate, "up": up, "down": down, "eps": EPS, **chosen,
+        "prefill": prefill,
+    }  # fmt: skip
+
+
+def head(
+    device: str, dtype: torch.dtype, M: int, D: int, N: int, codebooks: int, prefill: bool = False,
+    softcap: float = 15.0, normed: bool = False, seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    new = Inputs(device, dtype, seed)
+    return {
+        "x": new.randn(M, D), "norm_weight": None if normed else new.gain(D), "weight": 4 * new.weight(N, D),
+        "n_codebooks": codebooks, "eps": EPS, "softcap": softcap, "prefill": prefill,
+    }  # fmt: skip
