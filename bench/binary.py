@@ -76,7 +76,7 @@ class Stats:
 def statistics(kernel: Any, target: Target) -> Stats:
     """Of a kernel that Triton compiled for `target`."""
     counted = _nvidia(kernel, target) if target.backend == "cuda" else _amd(kernel, target)
-    return replace(counted, sums=sums(kernel.asm["ttgir"]))
+    return replace(counted, sums=sums(kernel.asm.get("ttgir", "")))
 
 
 def sums(ttgir: str) -> tuple[str, ...]:
@@ -94,16 +94,14 @@ def sums(ttgir: str) -> tuple[str, ...]:
         parts = re.findall(r"(sizePerThread|threadsPerWarp|warpsPerCTA) = \[([\d, ]+)\]", text)
         along = " ".join(f"{name} {sizes.split(', ')[i]}" for name, sizes in parts) if "blocked" in text else text
         found.append(f"reduce {shape.split('x')[i]}: {along}")
-    for steps, layout in re.findall(
-        r"(?:tt\.dot|ttng\.warp_group_dot) .*tensor<(\d+)x\d+x\w+, .*-> tensor<.*?, (#\w+)>", ttgir
-    ):
+    product = r"(tt\.dot|ttng\.warp_group_dot|ttng\.tc_gen5_mma) .*?(?:tensor|memdesc)<\d+x(\d+)x"
+    for op, steps, layout in re.findall(product + r"(?:.*-> tensor<.*, (#\w+)>)?", ttgir):
         text = layouts.get(layout, layout)
         shape = re.search(r"instrShape = \[([\d, ]+)\]", text)
         sizes = shape[1].split(", ") if shape else []
         version = re.search(r"(version\w* = \d+)", text)
         depth = "x".join(sizes) if "mfma" in text else sizes[2] if len(sizes) > 2 else "all"
-        found.append(f"product by {steps}: {text.split('<')[0]} {version and version[1]} of {depth}")
-    found += [f"product by {steps}: tcgen5" for steps in re.findall(r"ttng\.tc_gen5_mma .*memdesc<(\d+)x", ttgir)]
+        found.append(f"product by {steps}: {op} {text.split('<')[0]} {version[1] if version else ''} of {depth}")
     return tuple(sorted(set(found)))
 
 

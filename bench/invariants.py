@@ -168,7 +168,7 @@ def pieces(case: Case, op: Op = None) -> None:
 
 INVARIANTS: Mapping[str, Callable[[Case, Op], None]] = {
     check.__name__: check
-    for check in (counters_return, any_order, parts_alone, nan_stays, later_stays_later, stale_cache, pieces)
+    for check in (counters_return, later_stays_later, nan_stays, stale_cache, pieces, parts_alone, any_order)
 }
 
 ROUNDED_ONCE = ("frame_embedding", "add_rms_norm", "rotary", "output_projection")

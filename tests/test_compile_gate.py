@@ -13,8 +13,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from zonos2_triton.bench.binary import TARGETS, Stats, statistics
-from zonos2_triton.bench.compile_gate import Expected, Row, compare, judge, main, read_baseline, write_baseline
+from zonos2_triton.bench.binary import TARGETS, Stats, statistics, sums
+from zonos2_triton.bench.catalogue import KERNELS
+from zonos2_triton.bench.compile_gate import Expected, Row, compare, judge, main, read_baseline, role, write_baseline
 from zonos2_triton.bench.dry_run import fake_tensors
 
 CLEAN = Stats(registers=64, stack=0, spills=0, shared=32768, warps=4, blocks=4, occupancy=0.25, instructions=500,
@@ -53,6 +54,12 @@ def _dot_kernel(x_ptr, y_ptr, K, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr):
     tl.store(y_ptr + i[:, None] * BLOCK + i[None, :], acc.to(tl.bfloat16))
 
 @triton.jit
+def _columns_kernel(x_ptr, y_ptr, K: tl.constexpr, BLOCK: tl.constexpr):
+    k, i = tl.arange(0, K), tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + k[:, None] * BLOCK + i[None, :]).to(tl.float32)
+    tl.store(y_ptr + i, tl.sum(x, axis=0).to(tl.bfloat16))
+
+@triton.jit
 def _broken_kernel(x_ptr):
     tl.store(x_ptr + tl.arange(0, 48), 0.0)
 
@@ -84,6 +91,7 @@ def broken(x):
 def refused(x): _refused_kernel[(1,)](x, torch.empty_like(x), BLOCK=2048)
 def host(x): raise ValueError("x must have two axes")
 def silent(x): pass
+def batch_dependent(x): _columns_kernel[(1,)](x, torch.empty_like(x), K=64, BLOCK=x.shape[0] // 1024)
 def unstated(x): _scaled(x, x.shape[0], 2048)
 def crash(x): os._exit(3)
 
@@ -106,6 +114,9 @@ EXPECTS = {clean: scale, spills: center, odd_length: scale, odd_view: scale,
            unstated: {"_other_kernel": Expected(400)}, crash: center}
 KERNELS = {f.__name__: Kernel(SimpleNamespace(_init_fn=f), expects) for f, expects in EXPECTS.items()}
 KERNELS["clean"] = Kernel(KERNELS["clean"].op, scale, (torch.bfloat16, torch.float16))
+batches = tuple(SimpleNamespace(name=f"decode-B{M}", sizes={"M": M * 1024}, real=True) for M in (16, 128))
+KERNELS["batch_dependent"] = Kernel(
+    SimpleNamespace(_init_fn=batch_dependent), {"*": Expected(10_000, invariant=True)}, workloads=batches)
 """
 
 CHILD = """
@@ -173,6 +184,7 @@ DEFECTS = [
     ("large_tiles", "sm_120", "bytes of shared memory, sm_120 has 101376"),
     ("no_matrix", "sm_90", "no matrix instructions"),
     ("long", "sm_90", "at most 100 meant"),
+    ("batch_dependent", "sm_90", "adds in another order than decode-B16-bfloat16"),
     ("broken", "sm_90", "does not compile: ValueError: line 2 of the function: arange's range must be a power of 2"),
     ("refused", "sm_90", "Modifier '.evict_first' cannot be combined with modifier '.cg'"),
     ("host", "sm_90", "the host code failed: ValueError: x must have two axes"),
@@ -413,3 +425,58 @@ def test_statistics_of_an_amd_kernel():
     assert stats == Stats(registers=60, stack=8, spills=3, shared=32768, warps=4, blocks=2, occupancy=0.25,
                           instructions=8, accumulators=4, scalar_registers=16, loads={"16": 1, "8": 1, "2": 1},
                           matrix={"mfma": 1}, barriers=1)  # fmt: skip
+
+
+TTGIR = """
+#blocked = #ttg.blocked<{sizePerThread = [8, 1], threadsPerWarp = [16, 2], warpsPerCTA = [1, WARPS], order = [0, 1]}>
+#mma = #ttg.nvidia_mma<{versionMajor = VERSION, versionMinor = 0, warpsPerCTA = [1, 4], instrShape = [16, 8]}>
+  %9 = tt.dot %w, %x, %acc : tensor<16xSTEPxbf16, #ttg.dot_op<{opIdx = 0, parent = #mma}>> * tensor<STEPxROWSxbf16, \
+#ttg.dot_op<{opIdx = 1, parent = #mma}>> -> tensor<16xROWSxf32, #mma> loc(#loc1)
+  %10 = "tt.reduce"(%9) <{axis = 0 : i32}> ({
+  }) : (tensor<STEPxROWSxf32, #blocked>) -> tensor<ROWSxf32, #ttg.slice<{dim = 0, parent = #blocked}>> loc(#loc2)
+""".replace("\\\n", "")
+
+
+def ttgir(**values):
+    text = TTGIR
+    for name, value in ({"WARPS": 4, "VERSION": 2, "STEP": 128, "ROWS": 16} | values).items():
+        text = text.replace(name, str(value))
+    return text
+
+
+def test_sums_are_what_a_batch_must_not_change():
+    """More rows, and warps that share the rows out, add as before; another step or instruction does not."""
+    assert len(sums(ttgir())) == 2
+    assert sums(ttgir()) == sums(ttgir(ROWS=64, WARPS=8))
+    assert sums(ttgir()) != sums(ttgir(STEP=64))
+    assert sums(ttgir()) != sums(ttgir(VERSION=3))
+    assert sums(ttgir()) != sums(ttgir().replace("threadsPerWarp = [16, 2]", "threadsPerWarp = [8, 4]"))
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ("decode-B1-bfloat16", "decode"),
+        ("decode-B64-top2-bfloat16", "decode"),
+        ("decode-B64-bfloat16#2", "decode"),
+        ("prefill-2048-float16", "prefill"),
+        ("dense-prefill-2048-bfloat16", "dense-prefill"),
+        ("decode-top2-bfloat16", "decode-top2"),
+    ],
+)
+def test_role_of_a_workload(config, expected):
+    assert role(config) == expected
+
+
+def test_the_catalogue_passes_on_sm_90():
+    """Every kernel at the real shapes, against the baseline of this version of Triton; `make gate` has all targets."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "zonos2_triton.bench.compile_gate", "--target", "sm_90", "--json"]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    report = json.loads(run.stdout)
+    assert [row for row in report["rows"] if row["failures"]] == []
+    assert [change for change in report["changes"] if change["worse"]] == []
+    assert run.returncode == 0
+    assert {row["kernel"] for row in report["rows"]} == KERNELS.keys()
+    for row in report["rows"]:
+        assert row["stats"]["sums"] or row["function"] in ("_rotary_kernel",), row["function"]
