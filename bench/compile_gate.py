@@ -30,6 +30,7 @@ from zonos2_triton.bench.binary import TARGETS, TENSOR_MEMORY, Stats, statistics
 from zonos2_triton.bench.dry_run import Launch, check_compiler, dry_run, fake_tensors, in_short
 
 CATALOGUE = "zonos2_triton.bench.catalogue"
+DTYPES = "bfloat16", "float16"  # of weights that models come in; fp32 is for tests, and spills
 BASELINES = Path(__file__).parent / "baselines"
 
 
@@ -115,14 +116,16 @@ def run(
     kernels: Collection[str] | None = None,
     jobs: int | None = None,
     catalogue: str = CATALOGUE,
+    dtypes: Collection[str] | None = None,
 ) -> list[Row]:
     """Compile and judge; None means all. ValueError: an unknown name, jobs below 1, an interpreter process."""
+    dtypes = _chosen("dtype", dtypes, DTYPES)
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
     targets = _chosen("target", targets, TARGETS)
     check_compiler()
     names = _chosen("kernel", kernels, importlib.import_module(catalogue).KERNELS)
-    tasks = [(catalogue, name, target) for name in names for target in targets]
+    tasks = [(catalogue, name, target, tuple(dtypes)) for name in names for target in targets]
     if not tasks:
         return []
     rows: list[Row] = []
@@ -156,23 +159,23 @@ def _pool(workers: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN))
 
 
-def _alone(task: tuple[str, str, str]) -> list[Row]:
+def _alone(task: tuple[str, str, str, tuple[str, ...]]) -> list[Row]:
     with _pool(1) as pool:
         try:
             return pool.submit(_compiled, *task).result()
         except BrokenProcessPool:  # LLVM ends its process on what it cannot select
-            _, kernel, target = task
+            _, kernel, target, _ = task
             return [Row(kernel, "", "all workloads", target, ("the compiler ended its process",))]
 
 
-def _compiled(catalogue: str, name: str, target: str) -> list[Row]:
+def _compiled(catalogue: str, name: str, target: str, dtypes: Collection[str]) -> list[Row]:
     """The rows of one kernel on one target."""
     record = importlib.import_module(catalogue).KERNELS[name]
     rows = [
         row
         for workload in record.workloads
         if workload.real
-        for dtype in getattr(record, "dtypes", (torch.bfloat16,))
+        for dtype in dtypes
         for row in _rows(name, record, workload, dtype, target)
     ]
     return _same_sums(rows, record.expects)
@@ -199,12 +202,12 @@ def role(config: str) -> str:
     return re.sub(r"-B?\d.*|-(bfloat16|float16|float32).*", "", config)
 
 
-def _rows(name: str, record: Any, workload: Any, dtype: Any, target: str) -> Iterator[Row]:
-    config = f"{workload.name}-{str(dtype).removeprefix('torch.')}"
+def _rows(name: str, record: Any, workload: Any, dtype: str, target: str) -> Iterator[Row]:
+    config = f"{workload.name}-{dtype}"
     failure = ""
     with dry_run(target) as launches, fake_tensors():
         try:
-            record.op._init_fn(**record.make(torch.device("cuda"), dtype, **workload.sizes))
+            record.op._init_fn(**record.make(torch.device("cuda"), getattr(torch, dtype), **workload.sizes))
         except Exception as problem:
             failure = f"the host code failed: {in_short(problem)}"
     if not launches and not failure:
@@ -255,11 +258,11 @@ def _measured(rows: Iterable[Row]) -> dict[str, dict[str, int]]:
 
 
 def compare(rows: Iterable[Row], baseline: Mapping[str, Mapping[str, int]]) -> list[Change]:
-    """How rows differ from their baseline. Kernels and targets that the rows leave out are not missed."""
+    """How rows differ from their baseline. Kernels, dtypes and targets that the rows leave out are not missed."""
     now = _measured(rows)
-    covered = {_kernel_and_target(key) for key in now}
+    covered = {_subject(key) for key in now}
     changes = [Change(key, "new", False) for key in now if key not in baseline]
-    changes += [Change(key, "gone", False) for key in baseline if key not in now and _kernel_and_target(key) in covered]
+    changes += [Change(key, "gone", False) for key in baseline if key not in now and _subject(key) in covered]
     for key, values in now.items():
         for name, new in values.items():
             old = baseline[key].get(name, 0) if key in baseline else new
@@ -282,9 +285,10 @@ def _is_worse(name: str, old: int, new: int) -> bool:
     return name == "spills" and new > old
 
 
-def _kernel_and_target(key: str) -> tuple[str, str]:
-    kernel, _, _, target = key.split("/")
-    return kernel, target
+def _subject(key: str) -> tuple[str, str, str]:
+    """Kernel, dtype and target: what a run covers whole or not at all."""
+    kernel, _, config, target = key.split("/")
+    return kernel, config.split("#")[0].rsplit("-", 1)[-1], target
 
 
 def _place(key: str) -> str:
@@ -306,12 +310,12 @@ def read_baseline(path: Path) -> dict[str, dict[str, int]] | None:
 
 
 def write_baseline(path: Path, rows: Sequence[Row], known: Collection[str]) -> None:
-    """Rows replace those of the same kernel and target; rows of kernels that are no longer known go."""
-    done = {(row.kernel, row.target) for row in rows}
+    """Rows replace those of the same kernel, dtype and target; rows of kernels that are no longer known go."""
+    done = {_subject(row.key) for row in rows}
     kept: dict[str, dict[str, int]] = {}
     for key, values in (read_baseline(path) or {}).items():
-        place = _kernel_and_target(key)
-        if place[0] in known and place not in done:
+        subject = _subject(key)
+        if subject[0] in known and subject not in done:
             kept[key] = values
     kept |= _measured(rows)
     lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(kept[key])}" for key in sorted(kept))
@@ -348,6 +352,7 @@ def command(
     parser.description = "Compile every kernel for GPUs that need not be there, and judge what the compiler made."
     parser.add_argument("--target", nargs="+", action="extend", metavar="ARCH", help=f"of {', '.join(TARGETS)}")
     parser.add_argument("--kernel", nargs="+", action="extend", metavar="NAME", help="kernels of the catalogue")
+    parser.add_argument("--dtype", nargs="+", action="extend", metavar="NAME", help=f"of {', '.join(DTYPES)}")
     parser.add_argument("--jobs", type=int, metavar="N", help="processes; default: one per core")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     parser.add_argument(
@@ -358,7 +363,7 @@ def command(
 
 def _command(catalogue: str, baselines: Path, options: argparse.Namespace) -> int:
     """Exit status: 0 all as meant, 1 failures or changes for the worse."""
-    rows = run(options.target, options.kernel, options.jobs, catalogue)
+    rows = run(options.target, options.kernel, options.jobs, catalogue, options.dtype)
     import triton
 
     version = ".".join(triton.__version__.split(".")[:2])
