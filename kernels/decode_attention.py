@@ -52,8 +52,9 @@ def _decode_attention_kernel(
 ):  # fmt: skip
     """Grid (splits that the pages could hold, HKV, B): a program owns a split of one key/value head's cache.
 
-    sums [B, HKV, splits, ROWS, DH] and stats [B, HKV, splits, 2, ROWS] hold each split's unnormalised sum, its maximum
-    and its sum of weights until the last program joins them. Programs beyond the sequence's end leave at once.
+    sums [B, HKV, splits, GROUP, DH] and stats [B, HKV, splits, 2, GROUP] hold each split's unnormalised sum, its
+    maximum and its sum of weights until the last program joins them. Programs beyond the sequence's end leave at once.
+    ROWS is GROUP, the query heads of a key/value head, as an axis of a tile.
     """
     split, hk, b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     position = tl.load(positions_ptr + b)
@@ -121,21 +122,22 @@ def _decode_attention_kernel(
         return
     pair = b * HKV + hk
     slot = pair * tl.num_programs(0)
-    tl.store(sums_ptr + ((slot + split) * ROWS + offs_g[:, None]) * DH + offs_d[None, :], acc)
-    tl.store(stats_ptr + (slot + split) * (2 * ROWS) + offs_g, m)
-    tl.store(stats_ptr + (slot + split) * (2 * ROWS) + ROWS + offs_g, l)
+    tl.store(sums_ptr + ((slot + split) * GROUP + offs_g[:, None]) * DH + offs_d[None, :], acc, mask=mask_g[:, None])
+    tl.store(stats_ptr + (slot + split) * (2 * GROUP) + offs_g, m, mask=mask_g)
+    tl.store(stats_ptr + (slot + split) * (2 * GROUP) + GROUP + offs_g, l, mask=mask_g)
     if last_to_arrive(counters_ptr + pair, splits):
         offs_j = tl.arange(0, JOIN)
+        stored = tl.minimum(offs_g, GROUP - 1)  # rows beyond the group repeat its last head: they are numbers too
         m = tl.full((ROWS,), float("-inf"), tl.float32)
         l = tl.zeros((ROWS,), tl.float32)
         acc = tl.zeros((ROWS, DH), tl.float32)
         for start in range(0, splits, JOIN):
             part = start + offs_j
             there = part < splits
-            stat_at = (slot + part)[:, None] * (2 * ROWS) + offs_g[None, :]  # [JOIN, ROWS]
+            stat_at = (slot + part)[:, None] * (2 * GROUP) + stored[None, :]  # [JOIN, ROWS]
             m_part = tl.load(stats_ptr + stat_at, mask=there[:, None], other=float("-inf"))
-            l_part = tl.load(stats_ptr + stat_at + ROWS, mask=there[:, None], other=0.0)
-            sum_at = ((slot + part)[:, None, None] * ROWS + offs_g[None, :, None]) * DH + offs_d[None, None, :]
+            l_part = tl.load(stats_ptr + stat_at + GROUP, mask=there[:, None], other=0.0)
+            sum_at = ((slot + part)[:, None, None] * GROUP + stored[None, :, None]) * DH + offs_d[None, None, :]
             sums = tl.load(sums_ptr + sum_at, mask=there[:, None, None], other=0.0)  # [JOIN, ROWS, DH]
             highest = tl.maximum(m, tl.max(m_part, axis=0))
             fade = tl.exp2(m - highest)
@@ -163,8 +165,8 @@ def decode_attention(
     launch = tiles("decode_attention", "split", qkvg.dtype)
     splits, rows = cdiv(W * page_size, launch["SPLIT"]), block(HQ // HKV, 16)
     y = qkvg.new_empty(B, HQ * DH)
-    sums = qkvg.new_empty((B, HKV, splits, rows, DH), dtype=torch.float32)
-    stats = qkvg.new_empty((B, HKV, splits, 2, rows), dtype=torch.float32)
+    sums = qkvg.new_empty((B, HKV, splits, HQ // HKV, DH), dtype=torch.float32)
+    stats = qkvg.new_empty((B, HKV, splits, 2, HQ // HKV), dtype=torch.float32)
     _decode_attention_kernel[(splits, HKV, B)](
         qkvg, temp, table, k_cache, v_cache, block_table, positions, y, sums, stats,
         fresh_counters(qkvg, B * HKV, counters, "decode_attention"), W, page_size, DH**-0.5 * LOG2E,

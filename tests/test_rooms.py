@@ -21,7 +21,7 @@ LIBRARIES = {
     "reference": {"torch", "einops"},
     "kernels": {"torch", "triton"},
     "model": {"torch", "triton", "numpy", "nvtx", "safetensors", "soundfile", "tqdm", "huggingface_hub", "matplotlib"},
-    "bench": {"torch", "triton", "numpy", "pytest", "flash_attn"},
+    "bench": {"torch", "triton", "numpy", "einops", "pytest", "flash_attn"},
 }
 FILES = [
     pytest.param(room, path, id=str(path.relative_to(ROOT)))
