@@ -119,7 +119,10 @@ def graph_capture(
 
     capture: what makes a replay of a call; by default a CUDA graph.
     """
-    model, ops = reference.bind(config, _weights(config, device, dtype)), ops_of("triton", config, torch.device(device))
+    model, ops = (
+        reference.bind(config, _weights(config, device, dtype)),
+        ops_of("triton", config, torch.device(device), dtype),
+    )
     generator = torch.Generator().manual_seed(1)
     pages = -(-(context + 1) // 64)
     table = torch.arange(batch * pages, dtype=torch.int32, device=device).view(batch, pages)

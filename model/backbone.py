@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from zonos2_triton.model.backend import resolve_backend, resolve_device, resolve_dtype
+from zonos2_triton.model.backend import current, resolve_backend, resolve_device, resolve_dtype
 from zonos2_triton.model.checkpoint import Checkpoint, load_weights
 from zonos2_triton.model.ops import PAGE_SIZE, ROWS_AT_ONCE, SEQUENCES_AT_ONCE, ops_of
 from zonos2_triton.reference import backbone as reference
@@ -54,7 +54,7 @@ class Backbone:
             weights = {name: t.clone() if t.data_ptr() % 16 else t for name, t in weights.items()}
         self.config, self.weights = config, weights
         self.model = reference.bind(config, weights)
-        self.ops = ops_of(self.backend, config, self.device)
+        self.ops = ops_of(self.backend, config, self.device, self.dtype)
         self.metadata: dict[str, str] = {}
 
     @staticmethod
@@ -102,7 +102,7 @@ class Backbone:
         ids, speaker = self._checked_ids("ids", ids), self.checked_speaker("speaker", speaker)
         if len(ids) > self.config.max_seqlen:
             raise ValueError(f"ids has {len(ids)} rows, but max_seqlen is {self.config.max_seqlen}")
-        with exact_numerics():
+        with exact_numerics(), current(self.device):
             return reference.trace(self.model, ids, speaker, self.ops)
 
     def generate(
@@ -177,7 +177,8 @@ class Backbone:
         last: list[Tensor] = []
         ids = torch.cat([request.prompt for request in requests])
         voiced = [request.speaker for request in requests if request.speaker is not None]
-        speakers = torch.stack([speaker_row(voice, self.model.speaker) for voice in voiced]) if voiced else None
+        with exact_numerics():
+            speakers = torch.stack([speaker_row(voice, self.model.speaker) for voice in voiced]) if voiced else None
         ends = list(accumulate((len(request.prompt) for request in requests), initial=0))
         numbers = iter(range(len(voiced)))
         index = torch.full((len(ids),), -1, dtype=torch.int32, device=self.device)
@@ -193,22 +194,20 @@ class Backbone:
                 ids[a:b], block_table[here], self._int32(starts), self._int32(cuts),
                 max(end - first for first, end in pairwise(cuts)), speakers, None if speakers is None else index[a:b],
             )  # fmt: skip
-            with exact_numerics():
+            with exact_numerics(), current(self.device):
                 x = reference.forward(self.model, batch, cache, self.ops)
             last += [x[ends[i + 1] - 1 - a] for i in here if ends[i + 1] <= b]
-        with exact_numerics():
+        with exact_numerics(), current(self.device):
             return reference.logits(self.model, torch.stack(last), self.ops).float().cpu()
 
     @torch.inference_mode()
-    def _decode(
-        self, live: list[tuple[int, "_Request"]], block_table: Tensor, cache: reference.Cache
-    ) -> Tensor:  # fmt: skip
+    def _decode(self, live: list[tuple[int, "_Request"]], block_table: Tensor, cache: reference.Cache) -> Tensor:
         """The frames that were just made -> logits after each, fp32 [len(live), C, V] on the CPU."""
         text = torch.full((len(live), 1), self.config.text_vocab)
         ids = torch.cat([torch.stack([request.frame.codes for _, request in live]), text], 1).to(self.device)
         starts = self._int32([len(request.prompt) + request.step for _, request in live])
         batch = reference.Batch(ids, block_table[[i for i, _ in live]], starts)
-        with exact_numerics():
+        with exact_numerics(), current(self.device):
             x = reference.forward(self.model, batch, cache, self.ops)
             return reference.logits(self.model, x, self.ops).float().cpu()
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -63,6 +64,11 @@ def resolve_device(device: str | torch.device) -> torch.device:
     if resolved.type == "cuda" and (resolved.index or 0) >= (found := torch.cuda.device_count()):
         raise ValueError(f"device is {str(device)!r}, but torch {torch.__version__} finds {found} GPUs; use 'cpu'")
     return resolved
+
+
+def current(device: torch.device) -> AbstractContextManager[object]:
+    """Inside, kernels are launched on `device`."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}

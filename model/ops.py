@@ -15,8 +15,11 @@ ROWS_AT_ONCE = 4096  # of a prefill; more come in pieces
 PAGE_SIZE = 64  # positions of a page of the cache
 
 
-def ops_of(backend: str, config: "Zonos2Config", device: torch.device) -> Ops:
-    """The table of "reference" or "triton". The latter holds the counters of one stream of launches: one at a time."""
+def ops_of(backend: str, config: "Zonos2Config", device: torch.device, dtype: torch.dtype) -> Ops:
+    """The table of "reference" or "triton". The latter holds the counters of one stream of launches: one at a time.
+
+    ValueError: sizes that the kernels do not take.
+    """
     if backend == "reference":
         return REFERENCE
     # Imported here: Triton is heavy, and whoever runs the reference does without it.
@@ -31,7 +34,11 @@ def ops_of(backend: str, config: "Zonos2Config", device: torch.device) -> Ops:
         qkv_projection,
         router,
     )
+    from zonos2_triton.kernels._common import check_rows
+    from zonos2_triton.kernels.rotary import check_head_dim
 
+    check_head_dim("backend 'triton'", config.head_dim)
+    check_rows("backend 'triton'", dtype, dim=config.dim, ffn_dim=config.ffn_dim, moe_router_dim=config.moe_router_dim)
     most = max(SEQUENCES_AT_ONCE * config.kv_heads, ROWS_AT_ONCE // 16 + 1, config.dim)
     counters = torch.zeros(most, dtype=torch.int32, device=device)
     return Ops(

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zonos2_triton.model import Sampling, build_prompt
+from zonos2_triton.model import Backbone, Sampling, Zonos2Config, build_prompt
 from zonos2_triton.reference import backbone as reference
 from zonos2_triton.reference.embedding import speaker_row
 
@@ -214,3 +214,20 @@ def test_reports_logits_that_are_not_finite(golden_backbone):
     broken = type(golden_backbone)(golden_backbone.config, weights)
     with pytest.raises(FloatingPointError, match="logits of frame 0 are not finite"):
         broken.generate([PROMPT], Sampling(max_frames=1))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"head_dim": 24, "n_heads": 4}, "head dimension must be a power of two from 16, got 24"),
+        ({"moe_router_dim": 30}, "moe_router_dim must be a multiple of 4 for torch.float32, got 30"),
+    ],
+    ids=["head_dim", "moe_router_dim"],
+)
+def test_sizes_that_kernels_do_not_take_are_refused_at_once(golden, changed, message):
+    """The reference takes them."""
+    config = Zonos2Config.from_params(golden.json("params_b") | changed)
+    weights = {name: torch.zeros(shape) for name, shape in Backbone.layout(config).items()}
+    assert Backbone(config, weights, "reference").backend == "reference"
+    with pytest.raises(ValueError, match=f"backend 'triton': the {message}|backend 'triton': {message}"):
+        Backbone(config, weights, "triton")
