@@ -94,16 +94,15 @@ def _check_memory(op: str, name: str, tensor: Tensor, strided: bool, first: Tens
             f"{op}: {name} is on cpu; move it to cuda, or set TRITON_INTERPRET=1 before triton is imported, to run the "
             "kernel in Triton's interpreter"
         )
-    if tensor is first and tensor.is_cuda and not isinstance(tensor, FakeTensor):
-        if tensor.device.index != (current := torch.cuda.current_device()):
-            raise ValueError(
-                f"{op}: {name} is on {tensor.device}, but kernels are launched on the current device, cuda:{current}; "
-                f"call within torch.cuda.device({tensor.device.index})"
-            )
+    real = not isinstance(tensor, FakeTensor)  # those have no address, and their device need not be there
+    if tensor is first and real and tensor.is_cuda and tensor.device.index != torch.cuda.current_device():
+        raise ValueError(
+            f"{op}: {name} is on {tensor.device}, but kernels are launched on the current device, "
+            f"cuda:{torch.cuda.current_device()}; call within torch.cuda.device({tensor.device.index})"
+        )
     if tensor.stride(-1) != 1 or not (strided or tensor.is_contiguous()):
         raise ValueError(f"{op}: {name} must be contiguous, got strides {tensor.stride()}")
-    # FakeTensors have no address.
-    if not isinstance(tensor, FakeTensor) and tensor.is_floating_point() and tensor.data_ptr() % ALIGNMENT:
+    if real and tensor.is_floating_point() and tensor.data_ptr() % ALIGNMENT:
         raise ValueError(
             f"{op}: {name} must start at a multiple of {ALIGNMENT} bytes, got an address that is "
             f"{tensor.data_ptr() % ALIGNMENT} beyond one; clone it"

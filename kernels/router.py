@@ -168,7 +168,8 @@ def router(
     _router_kernel[(cdiv(R, launch["BLOCK_R"]), tiles_m)](
         x, norm_weight, state if carry else x, scale if carry else x, down_weight, down_bias, state_norm, w1, b1, w2,
         b2, w3, biases, *outputs, fresh_counters(x, tiles_m + 1, counters, "router"), M, D, eps, R=R, E=E, K=k,
-        CARRY=carry, EVEN_K=D % launch["BLOCK_K"] == 0, ROWS=ROWS, SORTED=SORTED, RP=block(R, 16), EP=block(E, 16), **launch,
+        CARRY=carry, EVEN_K=D % launch["BLOCK_K"] == 0, ROWS=ROWS, SORTED=SORTED, RP=block(R, 16), EP=block(E, 16),
+        **launch,
     )  # fmt: skip
     return outputs
 
