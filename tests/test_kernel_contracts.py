@@ -1,9 +1,11 @@
 """What every kernel module promises: its docstring, its place in the catalogue, its arguments, its cost."""
 
+import ast
 import importlib
 import inspect
 import pkgutil
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -121,3 +123,14 @@ def test_cost_by_hand(name, workload):
 
 def test_every_cost_is_checked_by_hand():
     assert {name for name, _ in COSTS} == {*KERNELS}
+
+
+def test_the_only_atomic_counts():
+    """An integer, in the one function that waits for nobody: sums of floats have a fixed order."""
+    calls = {
+        (path.name, node.func.attr)
+        for path in Path(kernels.__file__).parent.glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and "atomic" in node.func.attr
+    }
+    assert calls == {("_numeric.py", "atomic_add")}
