@@ -4,6 +4,10 @@ import triton
 import triton.language as tl
 
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+if INTERPRETED:
+    from zonos2_triton.kernels._interpreter import repair
+
+    repair()
 
 
 @triton.jit

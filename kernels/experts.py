@@ -45,24 +45,30 @@ from zonos2_triton.kernels.add_rms_norm import normed
 
 
 @triton.jit
-def _slots(order_ptr, offsets_ptr, M, E: tl.constexpr, EP: tl.constexpr, BLOCK_M: tl.constexpr):
+def _slots(
+    order_ptr, offsets_ptr, M, ROUTED: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, BLOCK_M: tl.constexpr
+):  # fmt: skip
     """Of this program's tile of rows: its expert, its slots, which of them exist, and how many tiles there are.
 
     Each expert has as many tiles as its slots fill, one expert's after the other's; programs beyond the last get none.
     """
     tile = tl.program_id(0)
     offs_m = tl.arange(0, BLOCK_M)
-    offs_e = tl.arange(0, EP)
-    begins = tl.load(offsets_ptr + offs_e, mask=offs_e < E, other=0)
-    ends = tl.load(offsets_ptr + 1 + offs_e, mask=offs_e < E, other=0)
-    counts = (ends - begins + BLOCK_M - 1) // BLOCK_M
-    before = tl.cumsum(counts, axis=0)  # tiles of the experts up to each
-    expert = tl.sum((before <= tile).to(tl.int32), axis=0)
-    mine = offs_e == expert
-    first = tl.sum(tl.where(mine, begins + (tile - before + counts) * BLOCK_M, 0), axis=0) + offs_m
-    mask = first < tl.sum(tl.where(mine, ends, 0), axis=0)
-    slots = tl.load(order_ptr + first, mask=mask, other=0)
-    return expert.to(tl.int64), slots.to(tl.int64), mask, tl.sum(counts, axis=0)
+    if ROUTED:
+        offs_e = tl.arange(0, EP)
+        begins = tl.load(offsets_ptr + offs_e, mask=offs_e < E, other=0)
+        ends = tl.load(offsets_ptr + 1 + offs_e, mask=offs_e < E, other=0)
+        counts = (ends - begins + BLOCK_M - 1) // BLOCK_M
+        before = tl.cumsum(counts, axis=0)  # tiles of the experts up to each
+        expert = tl.sum((before <= tile).to(tl.int32), axis=0)
+        mine = offs_e == expert
+        first = tl.sum(tl.where(mine, begins + (tile - before + counts) * BLOCK_M, 0), axis=0) + offs_m
+        mask = first < tl.sum(tl.where(mine, ends, 0), axis=0)
+        slots = tl.load(order_ptr + first, mask=mask, other=0).to(tl.int64)
+        return expert.to(tl.int64), slots, mask, tl.sum(counts, axis=0)
+    else:  # one expert, whose slots are the rows
+        slots = (tile * BLOCK_M + offs_m).to(tl.int64)
+        return tl.zeros((), tl.int64), slots, slots < M, tl.num_programs(0)
 
 
 @triton.jit(do_not_specialize=["M"])  # one binary for every batch
@@ -74,14 +80,10 @@ def _experts_up_kernel(
     """Grid (tiles of slots, tiles of I): a program owns a tile of h = silu(gate x) * up x, [M * K, I] by slot."""
     offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_n = offs_n < I
-    if ROUTED:
-        expert, slots, mask_m, tiles_m = _slots(order_ptr, offsets_ptr, M, E, EP, BLOCK_M)
+    expert, slots, mask_m, tiles_m = _slots(order_ptr, offsets_ptr, M, ROUTED, E, EP, BLOCK_M)
+    if ROUTED:  # noqa: SIM102  which the compiler settles
         if tl.program_id(0) >= tiles_m:
             return
-    else:
-        slots = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
-        mask_m = slots < M
-        expert = tl.zeros((), tl.int64)
     w_at = expert * stride_expert + offs_n.to(tl.int64) * stride_row
     gate, up, squares = product(
         gate_ptr + w_at, up_ptr + w_at, mask_n, x_ptr + slots // K * D, mask_m, norm_ptr, D,
@@ -107,15 +109,10 @@ def _experts_down_kernel(
     """
     offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_n = offs_n < D
-    if ROUTED:
-        expert, slots, mask_m, tiles_m = _slots(order_ptr, offsets_ptr, M, E, EP, BLOCK_M)
+    expert, slots, mask_m, tiles_m = _slots(order_ptr, offsets_ptr, M, ROUTED, E, EP, BLOCK_M)
+    if ROUTED:  # noqa: SIM102
         if tl.program_id(0) >= tiles_m:
             return
-    else:
-        slots = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
-        mask_m = slots < M
-        expert = tl.zeros((), tl.int64)
-        tiles_m = tl.num_programs(0)
     w_rows = down_ptr + (expert * D + offs_n) * I
     term, _, _ = product(
         w_rows, w_rows, mask_n, h_ptr + slots * I, mask_m, h_ptr, I, False, False, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K

@@ -14,12 +14,8 @@ from torch import Tensor
 if not torch.cuda.is_available():  # settled when Triton is imported: kernels are interpreted
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from zonos2_triton.bench.interpreter import repair
 from zonos2_triton.model import Backbone, Vocoder, VocoderConfig, Zonos2, Zonos2Config
 from zonos2_triton.model.tiny import write_tiny
-
-if os.environ.get("TRITON_INTERPRET") == "1":
-    repair()  # Triton 3.6 beside numpy 2.4
 
 # The models here are so small that a second thread gains nothing, and on a busy machine it makes them wait.
 torch.set_num_threads(1)

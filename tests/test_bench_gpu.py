@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from zonos2_triton.bench import device_checks, environment, gpu, interpreter, timing
+from zonos2_triton.bench import device_checks, environment, gpu, timing
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.record import Budget, Item, NotRun, Record, Withheld
 from zonos2_triton.bench.timing import Device, Rotation, measure, quantiles, rates, rotation, time_kernel
@@ -19,7 +19,6 @@ from zonos2_triton.bench.verify import Mismatch
 
 HERE = {"card": "NVIDIA H100 80GB HBM3", "commit": "0123456789ab", "sources": "s", "torch": "2.11", "triton": "3.6",
         "arch": "sm_90", "driver": "1"}  # fmt: skip
-interpreter.repair()
 CPU = Device("cpu", 0, lambda: None, lambda run: 0.4, None)
 
 

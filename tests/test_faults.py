@@ -8,14 +8,12 @@ import triton
 
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.faults import FAULTS, Fault, checks, killed, mutant, small
-from zonos2_triton.bench.interpreter import repair
 from zonos2_triton.bench.invariants import INVARIANTS, exact
 from zonos2_triton.bench.verify import Case, Mismatch
 
 pytestmark = pytest.mark.skipif(
     not triton.knobs.runtime.interpret, reason="kernels are compiled here; set TRITON_INTERPRET=1 to interpret them"
 )
-repair()
 
 CASES = [
     pytest.param(KERNELS[kernel], fault, id=f"{kernel}-{fault.name}") for kernel in FAULTS for fault in FAULTS[kernel]

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from triton.runtime import interpreter
 
-from zonos2_triton.bench.interpreter import DataRace, GuardBandTouched, OutOfBounds, checked, poisoned, repair
+from zonos2_triton.bench.interpreter import DataRace, GuardBandTouched, OutOfBounds, checked, poisoned
+from zonos2_triton.kernels._interpreter import repair
 
 pytestmark = pytest.mark.skipif(
     not triton.knobs.runtime.interpret, reason="kernels are compiled here; set TRITON_INTERPRET=1 to interpret them"
