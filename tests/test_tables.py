@@ -1,5 +1,6 @@
 import pytest
 
+from zonos2_triton.bench.faults import FAULTS
 from zonos2_triton.bench.tables import README, kernel_table, with_tables
 
 
@@ -18,3 +19,8 @@ def test_every_kernel_has_a_line_with_its_binary():
 def test_a_readme_without_the_marks_is_refused():
     with pytest.raises(ValueError, match="must hold"):
         with_tables("# title")
+
+
+def test_the_readme_counts_the_faults():
+    count = sum(len(faults) for faults in FAULTS.values())
+    assert f"{count} realistic faults" in README.read_text(encoding="utf-8")
