@@ -5,12 +5,13 @@ Tests, benches, the compile gate and the README's table iterate over KERNELS; on
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch.library import CustomOpDef  # type: ignore[attr-defined]
 
 from zonos2_triton.bench import workloads
+from zonos2_triton.bench.binary import TARGETS
 from zonos2_triton.bench.compile_gate import Expectations, Expected
 from zonos2_triton.bench.workloads import Sizes
 from zonos2_triton.kernels import (
@@ -57,7 +58,8 @@ class Kernel:
     workloads: tuple[Workload, ...]
     expects: Expectations
     replaces: str  # in words, for the README
-    mutates: tuple[str, ...] = field(default=())  # arguments that a call changes
+    mutates: tuple[str, ...] = ()  # arguments that a call changes
+    targets: tuple[str, ...] = tuple(TARGETS)  # architectures that it is compiled for
 
     def cost_of(self, workload: Workload, itemsize: int) -> Cost:
         """`cost` at the workload's sizes."""

@@ -124,8 +124,9 @@ def run(
         raise ValueError(f"jobs must be at least 1, got {jobs}")
     targets = _chosen("target", targets, TARGETS)
     check_compiler()
-    names = _chosen("kernel", kernels, importlib.import_module(catalogue).KERNELS)
-    tasks = [(catalogue, name, target, tuple(dtypes)) for name in names for target in targets]
+    records = importlib.import_module(catalogue).KERNELS
+    pairs = [(name, target) for name in _chosen("kernel", kernels, records) for target in targets]
+    tasks = [(catalogue, name, target, tuple(dtypes)) for name, target in pairs if target in records[name].targets]
     if not tasks:
         return []
     rows: list[Row] = []

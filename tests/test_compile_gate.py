@@ -99,6 +99,7 @@ def crash(x): os._exit(3)
 class Kernel:
     op: object
     expects: dict
+    targets: tuple = ("sm_90", "sm_120", "gfx942")
     workloads: tuple = (SimpleNamespace(name="M64", sizes={"M": 65536}, real=True),
                         SimpleNamespace(name="toy", sizes={}, real=False))
 

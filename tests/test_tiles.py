@@ -59,8 +59,13 @@ def test_tiles_are_as_wide_as_the_rows_need(on_card, rows, width):
     assert product_tiles("qkv_projection", False, torch.bfloat16, rows, 2048)["BLOCK_M"] == width
 
 
-def test_fp32_and_the_interpreter_have_tiles_of_their_own(on_card):
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compiled here, not interpreted")
+def test_the_interpreter_has_tiles_of_its_own():
+    assert architecture() == "interpreter"
     assert tiles("decode_attention", "split", torch.float32)["SPLIT"] == 16
+
+
+def test_fp32_has_tiles_of_its_own(on_card):
     on_card("cuda", 90)
     half, single = (tiles("decode_attention", "split", dtype) for dtype in (torch.bfloat16, torch.float32))
     assert half["BLOCK_S"] > single["BLOCK_S"]

@@ -12,7 +12,10 @@ from zonos2_triton.model.ops import PAGE_SIZE
 from zonos2_triton.reference import backbone as reference
 from zonos2_triton.reference.backbone import Batch, Cache, Stages
 
-pytestmark = pytest.mark.usefixtures("interpreter")
+pytestmark = [
+    pytest.mark.usefixtures("interpreter"),
+    pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compiled here; test_gpu_kernels.py has them"),
+]
 
 
 @pytest.fixture
