@@ -1,8 +1,8 @@
-"""Checks on kernels while Triton's CPU interpreter runs them: bounds, undefined lanes, data races, order, guard bands.
+"""Checks on kernels while Triton's CPU interpreter runs them: bounds, undefined lanes, data races, order.
 
 The interpreter runs one program after another, reads and writes whatever address it is given, and fills lanes that a
 load masks off with zeros. A GPU does none of that, so a kernel may pass here and fail there. `checked()` closes the
-gap for every launch inside it, `poisoned()` for every allocation.
+gap for every launch inside it; `poison.poisoned()` for every allocation.
 
 What orders two programs of one launch. An atomic with release semantics publishes what its program did before its last
 `tl.debug_barrier()` (what came later may be the work of threads that have not got there), and all that the program
@@ -23,13 +23,15 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
+from unittest.mock import patch
 
 import numpy as np
-import torch
 import triton
 from numpy.typing import NDArray
 from torch import Tensor
 from triton.runtime import interpreter
+
+from zonos2_triton.bench.poison import extent_bytes
 
 Ints = NDArray[np.int64]
 Addresses = NDArray[np.uint64]
@@ -41,10 +43,6 @@ class OutOfBounds(IndexError):
 
 class DataRace(RuntimeError):
     """What a kernel computes depends on which of its programs or threads comes first."""
-
-
-class GuardBandTouched(RuntimeError):
-    """Something wrote before or after an allocation."""
 
 
 # Accesses by what they conflict with. A scalar atomic is made by one thread, a block of them by all threads of a
@@ -106,18 +104,12 @@ def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
         yield from _tensors(name, value.base)
 
 
-def _extent_bytes(tensor: Tensor) -> int:
-    """From the first element to the end of the last one, gaps included."""
-    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return (last + 1) * tensor.element_size() if tensor.numel() else 0
-
-
 class Arguments:
     """The memory of one launch, in order of address."""
 
     def __init__(self, arguments: Iterable[tuple[str, Any]]) -> None:
         found = sorted(
-            (tensor.data_ptr(), tensor.data_ptr() + _extent_bytes(tensor), tensor.element_size(), name)
+            (tensor.data_ptr(), tensor.data_ptr() + extent_bytes(tensor), tensor.element_size(), name)
             for argument in arguments
             for name, tensor in _tensors(*argument)
             if tensor.numel()
@@ -400,25 +392,6 @@ def _lanes_on(mask: Any, pointers: Any) -> NDArray[np.bool_] | None:
     return on if on.shape == pointers.data.shape else np.broadcast_to(on, pointers.data.shape)
 
 
-_ABSENT = object()
-
-
-@contextmanager
-def _replaced(owner: Any, members: dict[str, Any]) -> Iterator[None]:
-    """Attributes of an object, class or module, for the block; one that was inherited is so again afterwards."""
-    before = {name: vars(owner).get(name, _ABSENT) for name in members}
-    try:
-        for name, value in members.items():
-            setattr(owner, name, value)
-        yield
-    finally:
-        for name, value in before.items():
-            if value is not _ABSENT:
-                setattr(owner, name, value)
-            elif name in vars(owner):
-                delattr(owner, name)
-
-
 _checking = False
 
 
@@ -452,79 +425,10 @@ def checked(
     with ExitStack() as patches:
         _checking = True
         try:
-            patches.enter_context(_replaced(interpreter.interpreter_builder, checks.builder_members(asserts)))
-            patches.enter_context(_replaced(interpreter.GridExecutor, checks.executor_members()))
+            patches.enter_context(patch.multiple(interpreter.interpreter_builder, **checks.builder_members(asserts)))
+            patches.enter_context(patch.multiple(interpreter.GridExecutor, **checks.executor_members()))
             if fast:
-                patches.enter_context(_replaced(interpreter.InterpretedFunction, checks.function_members()))
+                patches.enter_context(patch.multiple(interpreter.InterpretedFunction, **checks.function_members()))
             yield checks
         finally:
             _checking = False
-
-
-GUARD_BYTE = 0xA5  # as a float of any width a small negative number, as an integer a negative one: easy to recognise
-
-
-class Poison:
-    """The allocations of one `poisoned` block."""
-
-    def __init__(self, guard: int) -> None:
-        self.guard = -(-guard // 16) * 16  # the extent starts as aligned as the buffer, to 16 bytes
-        self.allocations: list[tuple[str, Tensor]] = []  # what, and its buffer: guard band, extent, guard band
-        self.empty = torch.empty
-
-    def verify(self) -> None:
-        """Raises GuardBandTouched, naming each allocation that was written outside its extent."""
-        touched = []
-        for what, buffer in self.allocations:
-            after = buffer.numel() - self.guard
-            for side, band in (("before", buffer[: self.guard]), ("after", buffer[after:])):
-                if count := int((band != GUARD_BYTE).sum()):
-                    touched.append(f"{count} bytes {side} the extent of {what}")
-        if touched:
-            raise GuardBandTouched("written: " + "; ".join(touched))
-
-    def around(self, name: str, allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """`allocate`, whose result serves as the pattern for a poisoned one."""
-
-        def allocate_poisoned(*args: Any, **kwargs: Any) -> Tensor:
-            plain = allocate(*args, **kwargs)
-            ordinary = type(plain) is Tensor and plain.layout == torch.strided and not plain.is_quantized
-            elsewhere = kwargs.get("out") is not None or kwargs.get("pin_memory")
-            if not ordinary or elsewhere or plain.is_meta or plain.numel() == 0:
-                return plain
-            return self.allocate(name, plain)
-
-        return allocate_poisoned
-
-    def allocate(self, name: str, like: Tensor) -> Tensor:
-        size = _extent_bytes(like)
-        buffer = self.empty(size + 2 * self.guard, dtype=torch.uint8, device=like.device).fill_(GUARD_BYTE)
-        extent = buffer[self.guard : self.guard + size].view(like.dtype)
-        if like.dtype.is_floating_point or like.dtype.is_complex:
-            extent.fill_(math.nan)
-        else:
-            extent.fill_(True if like.dtype == torch.bool else torch.iinfo(like.dtype).min)
-        self.allocations.append((f"{name}({list(like.shape)}, {like.dtype})", buffer))
-        # Not a view: autograd and torch.library treat it as they treat what torch.empty returns.
-        start = self.guard // like.element_size()
-        tensor = self.empty(0, dtype=like.dtype, device=like.device)
-        tensor.set_(buffer.untyped_storage(), start, like.shape, like.stride())
-        return tensor.requires_grad_(like.requires_grad)
-
-
-@contextmanager
-def poisoned(guard: int = 64) -> Iterator[Poison]:
-    """Uninitialised tensors are full of NaN, the minimum of their integer type or True, and lie between guard bands.
-
-    That holds for torch.empty, empty_like, empty_strided and Tensor.new_empty, on any device. Each band has `guard`
-    bytes, rounded up to a multiple of 16. Left alone: fake, meta, sparse, quantised, pinned and empty tensors, and
-    what is written to `out=`. Buffers live until the block ends, which verifies them; `verify()` does so earlier.
-    """
-    poison = Poison(guard)
-    owners = {torch: ("empty", "empty_like", "empty_strided"), Tensor: ("new_empty",)}
-    with ExitStack() as patches:
-        for owner, names in owners.items():
-            members = {name: poison.around(name, getattr(owner, name)) for name in names}
-            patches.enter_context(_replaced(owner, members))
-        yield poison
-    poison.verify()

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from triton.runtime import interpreter
 
-from zonos2_triton.bench.interpreter import DataRace, GuardBandTouched, OutOfBounds, checked, poisoned
+from zonos2_triton.bench.interpreter import DataRace, OutOfBounds, checked
+from zonos2_triton.bench.poison import GuardBandTouched, poisoned
 from zonos2_triton.kernels._interpreter import repair
 
 pytestmark = pytest.mark.skipif(

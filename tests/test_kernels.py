@@ -11,7 +11,8 @@ import torch
 from torch.utils import _pytree as pytree
 
 from zonos2_triton.bench.catalogue import KERNELS, Workload
-from zonos2_triton.bench.interpreter import checked, poisoned
+from zonos2_triton.bench.interpreter import checked
+from zonos2_triton.bench.poison import poisoned
 from zonos2_triton.bench.verify import RATIO, Case, Mismatch, verify
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
