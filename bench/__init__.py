@@ -1,1 +1,1 @@
-"""Benchmarks: how long what this project computes takes, never before it was shown to be right."""
+"""The proof: what kernels are checked against, compiled for and timed with; nothing is timed before it was right."""

@@ -38,7 +38,7 @@ INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0 done, 1 doctor found something missing, 2 bad input, 130 interrupted."""
+    """Exit status: 0 done, 1 doctor found something missing, 2 bad input, 130 interrupted; of a tool, its own."""
     argv = sys.argv[1:] if argv is None else argv
     options = _parser(argv[0] if argv else "").parse_args(argv)
     signal.signal(signal.SIGTERM, _interrupt)
