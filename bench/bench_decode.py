@@ -27,7 +27,7 @@ def bench_decode(benchmark, tts, streams, context):
 
     def prefilled():
         sampling = Sampling(seed=0, max_frames=FRAMES + 1, ignore_eos=True)
-        frames = [tts.backbone.frames(prompt, sampling) for _ in range(streams)]
+        frames = [tts.backbone.stream(prompt, sampling) for _ in range(streams)]
         return (frames, [[next(f).codes] for f in frames]), {}
 
     def decode(frames, codes):

@@ -16,6 +16,7 @@ from zonos2_triton.bench.compile_gate import Expectations, Expected
 from zonos2_triton.bench.workloads import Sizes
 from zonos2_triton.kernels import (
     add_rms_norm,
+    advance,
     decode_attention,
     experts,
     frame_embedding,
@@ -25,9 +26,11 @@ from zonos2_triton.kernels import (
     qkv_projection,
     rotary,
     router,
+    sample,
 )
 from zonos2_triton.kernels._common import Cost
-from zonos2_triton.reference import attention, embedding, norm, projection
+from zonos2_triton.reference import advance as reference_advance
+from zonos2_triton.reference import attention, embedding, norm, projection, sampling
 from zonos2_triton.reference import experts as reference_experts
 from zonos2_triton.reference import head as reference_head
 from zonos2_triton.reference import rotary as reference_rotary
@@ -97,6 +100,46 @@ _PIECES: dict[str, Sizes] = {
     "prefill": {"M": 33, "prefill": True},
     "prefill-row": {"M": 1, "prefill": True},
 }
+# Requests that differ in what their settings switch on; of `sample`.
+_SETTINGS: tuple[dict[str, float], ...] = (
+    {"top_k": 5},
+    {"top_k": 0, "min_p": 0.0},
+    {"top_p": 0.6, "min_p": 0.0},
+    {"top_p": 0.7, "top_k": 20, "min_p": 0.25},
+    {"temperature": 0},
+    {"min_p": 1.5},
+    {"min_p": 0.3, "repetition_penalty": 2.5, "repetition_codebooks": 1},
+    {"repetition_window": 3, "repetition_penalty": 5, "min_p": 0.0},
+    {"repetition_window": 0, "temperature": 2.0, "top_k": 25, "min_p": 0.0},
+    {"repetition_codebooks": -1, "repetition_penalty": 1e30, "temperature": 0.3, "min_p": 0.0},
+    {"top_p": 1.0, "min_p": 1.0, "repetition_codebooks": 2},
+    {"top_p": 0.05},
+    {"temperature": 1e6, "top_k": 22, "min_p": 0.0},
+)
+_SOFTMAX: dict[str, float] = {"temperature": 1, "top_k": 0, "min_p": 0.0, "repetition_window": 0}  # of the logits
+# A half lies exactly before the fourth code, and before the third: half as likely as the first two.
+_HALVES = ((0.0,), (0.0, 0.0, *(-0.69314718,) * 4))
+# And 5/6 in fp32, of six that tie, is less than five of them by less than fp32 holds.
+_HALF = tuple({**_SOFTMAX, "top_p": top_p} for top_p in (1 / 2, 1 / 2, 5 / 6, 1 / 2))
+# Found by search, for the keys of `make`: the target is the weight of code 0, twice, or one less.
+_AT_THE_TARGET = (
+    (2.89957666, 0.0, -1.60822368), (2.89957666, 0.0, -1.60822368),
+    (2.67657876, 0.0, -1.86647892), (0.986862123, 0.0, -1.47215581),
+)  # fmt: skip
+_PENALISED = ({"temperature": 0, "repetition_window": 5, "repetition_penalty": 30, "repetition_codebooks": 2},)
+# Requests at every place of the rule for the end; of `advance`.
+_ENDS: tuple[dict[str, Any], ...] = (
+    {"ends": (1,)},
+    {"ends": (0, 2)},
+    {"ends": (2,), "eos_frame": 17, "limit": 24},
+    {"ends": (1,), "eoa_id": -1},
+    {"ends": (0,), "limit": 22},
+    {"limit": 21},
+    {"limit": 22},
+    {"eos_frame": 9, "limit": 21},
+    {"ends": (2,), "limit": 21},
+    {"eoa_id": 0},  # what lies in lanes beyond the codebooks, too
+)
 _NORM = Expected(max_instructions=600, stream16=True)  # the first launch of a prefill
 # Narrow loads of products: the norm's weight, and in `experts` the slots, once for each layout that needs them.
 _PRODUCT = {"invariant": True, "matrix": True, "stream16": True}
@@ -172,6 +215,7 @@ _ALL = [
         small={"HQ": 4, "HKV": 2, "DH": 16, "page_size": 8},
         edges={
             "tiny": {"B": 2, "context": 20, "contexts": (20, 3)},
+            "idle": {"B": 3, "context": 20, "contexts": (20, -1, 3)},
             "first": {"B": 1, "context": 0},
             "split-edges": {"B": 5, "context": 33, "contexts": (15, 16, 17, 31, 33)},
             "joins": {"B": 2, "context": 150, "contexts": (150, 127)},
@@ -228,6 +272,7 @@ _ALL = [
         at={
             **{f"decode-B{B}": {"M": B} for B in (1, 16, 64, 256)},
             "decode-top2": {"M": 16, "k": 2},
+            "decode-B16-idle": {"M": 16, "idle": (15,)},
             "first-layer": {"M": 1, "carry": False},
             "prefill-2048": {"M": 2048},
         },
@@ -240,6 +285,7 @@ _ALL = [
             "all-experts": {"M": 2, "k": 4},
             "many-experts": {"M": 5, "E": 20, "k": 2},
             "sorted-in-parts": {"M": 70, "k": 2},
+            "idle": {"M": 70, "k": 2, "idle": (1, 5, 68)},
         },
     ),
     _kernel(
@@ -269,6 +315,8 @@ _ALL = [
             "one-row": {"M": 1, "active": 1},
             "top2": {"M": 5, "k": 2},
             "skewed": {"M": 35, "k": 2, "skew": True},
+            "idle": {"M": 5, "E": 2, "active": 2, "idle": (1, 3)},
+            "idle-top2": {"M": 41, "k": 2, "skew": True, "idle": (*range(1, 36, 2),)},
             "empty-experts": {"M": 2, "E": 6, "active": 2},
             "even-K": {"M": 3, "D": 64, "I": 64, "active": 3},
             "dense": {"M": 5, "E": 1, "active": 1, "routed": False},
@@ -301,6 +349,50 @@ _ALL = [
             "prefill": {"M": 33, "prefill": True},
             "wide": {"M": 2, "N": 1026, "codebooks": 1},
         },
+    ),
+    _kernel(
+        sample,
+        sampling.sample,
+        "repetition penalty, temperature, top-k, softmax, top-p, min-p, draw",
+        {"_sample_kernel": Expected(max_instructions=3700)},
+        real={"C": C, "V": V},
+        at={
+            **{f"decode-B{B}": {"B": B} for B in (1, 4, 16, 64, 256)},
+            "decode-B16-top-p": {"B": 16, "settings": ({"top_p": 0.9},)},
+        },
+        small={"C": 3, "V": 30},
+        edges={
+            "tiny": {"B": 2, "settings": ({"top_k": 12, "min_p": 0.05},)},
+            "one-row": {"B": 1, "C": 1},
+            "settings": {"B": 13, "settings": _SETTINGS},
+            "ties": {"B": 13, "settings": _SETTINGS, "whole": True, "spread": 0.8},
+            "end-of-the-window": {"B": 2, "settings": _PENALISED, "recent": 5},
+            "before-the-window": {"B": 2, "settings": _PENALISED, "recent": 6},
+            "first-frame": {"B": 4, "settings": _SETTINGS, "step": 1},
+            "flat": {"B": 13, "settings": _SETTINGS, "spread": 0.3},
+            "half": {"B": 8, "V": 6, "settings": _HALF, "levels": _HALVES},
+            "at-the-target": {"B": 4, "C": 1, "V": 3, "settings": (_SOFTMAX,), "levels": _AT_THE_TARGET},
+            "last-bits": workloads.last_bits(48),
+            "wide": {"B": 1, "C": 1, "V": 1026},
+        },
+    ),
+    _kernel(
+        advance,
+        reference_advance.advance,
+        "history, end of audio, countdown, row that is fed back",
+        {"_advance_kernel": Expected(max_instructions=230)},
+        real={"C": C, "V": V, "N": 16},
+        at={f"decode-B{B}": {"B": B} for B in (1, 64, 256)},
+        small={"C": 5, "V": 11, "N": 4},
+        edges={
+            "tiny": {"B": 2},
+            "one-row": {"B": 1},
+            "ends": {"B": 10, "rows": _ENDS},
+            "ends-first": {"B": 10, "rows": tuple({**row, "step": 1, "limit": 60} for row in _ENDS)},
+            "idle": {"B": 4, "rows": ({}, {"position": -1}, {"fault": 2}, {"position": -2, "ends": (0,)})},
+            "no-ring": {"B": 3, "N": 1},
+        },
+        mutates=("positions", "steps", "limits", "eos_frames", "ids", "last_seen", "frames"),
     ),
 ]
 

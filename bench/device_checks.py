@@ -22,7 +22,7 @@ from zonos2_triton.reference.router import by_expert
 
 # Both sides of every size at which a launch takes other tiles.
 BATCHES = (1, 16, 17, 32, 33, 64, 65, 256)
-BATCHED = ("qkv_projection", "decode_attention", "output_projection", "router", "experts", "head")
+BATCHED = ("qkv_projection", "decode_attention", "output_projection", "router", "experts", "head", "sample")
 RAGGED = {"router": 4}  # results from this one on are lists of the whole batch's slots
 
 
@@ -100,6 +100,16 @@ def prefill_in_chunks(
     _check("prefill_attention beside another prompt", [both[:T], *three], [whole, *one])
 
 
+def whole_model() -> Zonos2Config:
+    """The 8B model's sizes."""
+    sizes = {
+        "dim": 2048, "head_dim": 128, "n_kv_heads": 4, "multiple_of": 256, "max_seqlen": 6144, "n_layers": 28,
+        "moe_n_experts": 16, "moe_router_dim": 128, "moe_start_from_layer": 3, "moe_end_from_layer": 1,
+        "special_topk_layers": {"26": 2}, "speaker_embedding_dim": 2048, "speaker_lda_dim": 1024,
+    }  # fmt: skip
+    return Zonos2Config.from_params(PARAMS | sizes)
+
+
 def layer_chain(small: bool = False) -> Zonos2Config:
     """Two dense layers and two mixtures, of which one takes two experts a row: at the 8B model's sizes, or tiny."""
     real: dict[str, Any] = {
@@ -120,7 +130,7 @@ def graph_capture(
     capture: what makes a replay of a call; by default a CUDA graph.
     """
     model, ops = (
-        reference.bind(config, _weights(config, device, dtype)),
+        reference.bind(config, random_weights(config, device, dtype)),
         ops_of("triton", config, torch.device(device), dtype),
     )
     generator = torch.Generator().manual_seed(1)
@@ -158,7 +168,7 @@ def _cuda_graph(run: Callable[[], object]) -> Callable[[], object]:
     return graph.replay
 
 
-def _weights(config: Zonos2Config, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
+def random_weights(config: Zonos2Config, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
     """Random, made where they are used: copies from the host would take longer than the check."""
     generator = torch.Generator(device).manual_seed(0)
     weights = {}

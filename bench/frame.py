@@ -36,6 +36,8 @@ def frame_cost(config: Zonos2Config, sequences: int, context: int, itemsize: int
             c.n_layers - len(ks), one("experts", D=c.dim, I=c.ffn_dim, active=1, k=1, routed=False)
         ),
         "head": one("head", D=c.dim, N=c.n_codebooks * c.codebook_vocab),
+        "sample": KERNELS["sample"].cost(B=sequences, C=c.n_codebooks, V=c.codebook_vocab, itemsize=itemsize),
+        "advance": KERNELS["advance"].cost(B=sequences, C=c.n_codebooks, itemsize=itemsize),
     }
 
 

@@ -8,6 +8,8 @@ kernels      every workload of the catalogue against plain PyTorch, as `verify` 
 invariance   a row's bits do not depend on its batch, nor a prompt's on its pieces
 graph        a captured decode step replays to the bits of the host's launches
 calibration  this card's copy bandwidth and matrix rate
+frames       a whole frame of the 8B model with random weights in one graph, at 1 to 64 streams; withheld where a check
+             failed
 timings      every kernel at the 8B model's shapes; withheld where a check of that kernel failed
 
 Items that have a result for the same card, commit, sources and versions are not run again. Nothing is installed,
@@ -19,7 +21,7 @@ import json
 import sys
 from collections.abc import Callable, Collection, Iterator
 from difflib import get_close_matches
-from functools import partial
+from functools import cache, partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from zonos2_triton.bench import device_checks as checks
 from zonos2_triton.bench import timing
 from zonos2_triton.bench.catalogue import KERNELS, Kernel, Workload
 from zonos2_triton.bench.environment import environment, run_tests
+from zonos2_triton.bench.frame_timing import FrameTimer
 from zonos2_triton.bench.record import Budget, Item, NotRun, Record, Withheld, perform
 from zonos2_triton.bench.verify import verify
 from zonos2_triton.kernels._common import interpreted
@@ -39,11 +42,12 @@ BUDGET = 530.0  # seconds: under nine minutes, start and end included
 # In this order; seconds that earlier parts leave for each.
 PARTS = {
     "environment": 0.0, "tests": 0.0, "kernels": 0.0, "invariance": 40.0, "graph": 10.0, "calibration": 10.0,
-    "timings": 100.0,
+    "frames": 60.0, "timings": 100.0,
 }  # fmt: skip
 SHOWN = ("card", "arch", "driver", "torch", "triton", "commit")
 SEED = 0  # of the inputs
 TESTS_LIMIT = 170.0  # seconds
+STREAMS, CONTEXT = (1, 4, 16, 64), 1000  # of whole frames
 # Most valuable first; then other prefills, then the rest.
 FIRST = ("decode-B1", "dense-B1", "decode-B16", "decode-B64", "dense-B64", "prefill-2048", "dense-prefill-2048")
 # The reference is timed beside these: one of decoding, and the first of the others that a kernel has.
@@ -65,7 +69,7 @@ def plan(record: Record | None, parts: Collection[str], device: timing.Device | 
     """Everything there is to run in `parts`, in order. record and device None: only to be listed."""
     makers = {
         "tests": _test_items, "kernels": _kernel_items, "invariance": _invariance_items, "graph": _graph_items,
-        "calibration": _calibration_items, "timings": _timing_items,
+        "calibration": _calibration_items, "frames": _frame_items, "timings": _timing_items,
     }  # fmt: skip
     return [item for part in parts if part in makers for item in makers[part](record, device)]
 
@@ -138,6 +142,22 @@ def _graph_items(record: Record | None, device: timing.Device | None) -> Iterato
 def _calibration_items(record: Record | None, device: timing.Device | None) -> Iterator[Item]:
     yield Item("calibration", "copy", 3, lambda left: timing.copy_bandwidth(device))  # type: ignore[arg-type]
     yield Item("calibration", "matmul", 3, lambda left: timing.matmul_rate(device))  # type: ignore[arg-type]
+
+
+def _frame_items(record: Record | None, device: timing.Device | None) -> Iterator[Item]:
+    """The model is made once, when the first of them runs."""
+    timer = cache(lambda: FrameTimer(checks.whole_model(), "cuda"))
+
+    def run(streams: int, left: float) -> dict[str, Any]:
+        assert record is not None
+        assert device is not None
+        checked = [item for part in ("kernels", "invariance", "graph") for item in record.items(part).items()]
+        if failed := [name for name, found in checked if found["status"] == "failed"]:
+            raise Withheld(f"{', '.join(failed)} failed")
+        return timer().time(streams, CONTEXT, device)
+
+    for streams in STREAMS:
+        yield Item("frames", f"B{streams}", 12, partial(run, streams))
 
 
 def _timing_items(record: Record | None, device: timing.Device | None) -> Iterator[Item]:

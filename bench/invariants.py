@@ -84,7 +84,7 @@ def parts_alone(case: Case, op: Op = None) -> None:
     """A row, or sequence, has the same bits alone as in the batch."""
     units = _units(case)
     together = run(case, op)
-    for unit in sorted({0, units // 2, units - 1}):
+    for unit in sorted({0, units // 2, units - 1, *_idle(case)[:1]}):
         alone = _alone(case, unit)
         single = _share(case, {**case.inputs, **alone}, run(case, op, **alone), 0)
         _require_same(case, f"{unit} of {units} alone", _share(case, case.inputs, together, unit), single)
@@ -92,16 +92,19 @@ def parts_alone(case: Case, op: Op = None) -> None:
 
 def nan_stays(case: Case, op: Op = None) -> None:
     """What is not finite in one row, or sequence, changes no bit of another; nor is it hidden in its own."""
-    units = _units(case)
+    if not any(x.is_floating_point() for x in case.inputs.values() if isinstance(x, Tensor)):
+        return
+    units, idle = _units(case), _idle(case)
+    unread = idle if case.kernel.name == "decode_attention" else []
     clean = run(case, op)
-    for unit in sorted({0, units - 1}):
+    for unit in sorted({0, units - 1, *idle[:1]}):
         changed = _spoilt(case, unit)
         spoilt = run(case, op, **changed)
         for other in range(units):
             mine, before = (_share(case, case.inputs, outputs, other) for outputs in (spoilt, clean))
-            if other != unit:
+            if other != unit or unit in unread:
                 _require_same(case, f"{other} beside NaN in {unit}", before, mine)
-            elif all(x.isfinite().all() for x in mine.values() if x.is_floating_point()):
+            elif all(x.isfinite().all() for x in mine.values()) and not mine.get("faults", torch.zeros(1)).any():
                 raise Broken(f"{_name(case)}: NaN in {unit} cannot be seen in its results")
         if case.kernel.name == "router":
             _require_sorted(case, spoilt)
@@ -136,7 +139,7 @@ def stale_cache(case: Case, op: Op = None) -> None:
     known = case.inputs["starts" if "starts" in case.inputs else "positions"].tolist()
     stale = torch.ones(case.inputs["k_cache"].shape[:2], dtype=torch.bool)
     for pages, count in zip(block_table, known, strict=True):
-        at = torch.arange(count)
+        at = torch.arange(max(count, 0))
         stale[pages[at // size], at % size] = False
     caches = {name: case.inputs[name].masked_fill(stale[..., None, None], float("nan")) for name in MUTABLE}
     _require_same(
@@ -184,10 +187,14 @@ ROWS: Mapping[str, tuple[str, ...]] = {
     "decode_attention": ("qkvg", "positions", "block_table"),
     "prefill_attention": ("qkvg",),
     "output_projection": ("y", "residual"),
-    "router": ("x", "state"),
+    "router": ("x", "state", "positions"),
     "experts": ("x", "expert_weights"),
     "head": ("x",),
-}
+    "sample": ("logits", "settings", "seeds", "steps", "last_seen"),
+    "advance": (
+        "codes", "faults", "positions", "steps", "limits", "eoa_ids", "eos_frames", "ids", "last_seen", "frames",
+    ),
+}  # fmt: skip
 
 
 def variants(kernel: Kernel) -> Iterator[tuple[str, Kernel]]:
@@ -221,7 +228,7 @@ def _require_sorted(case: Case, outputs: Tensors) -> None:
     ids, experts = outputs["expert_ids"], outputs["probs"].shape[1]
     if ((ids < 0) | (ids >= experts)).any():
         raise Broken(f"{_name(case)}: an expert out of range, of a row of NaN")
-    for name, want in zip(("order", "offsets"), by_expert(ids, experts), strict=True):
+    for name, want in zip(("order", "offsets"), by_expert(ids, experts, case.inputs["positions"]), strict=True):
         if not torch.equal(outputs[name], want):
             raise Broken(f"{_name(case)}: {name} does not sort the chosen experts")
 
@@ -239,6 +246,15 @@ def _units(case: Case) -> int:
     if case.kernel.name == "prefill_attention":
         return len(case.inputs["starts"])
     return len(case.inputs[ROWS[case.kernel.name][0]])
+
+
+def _idle(case: Case) -> list[int]:
+    """Rows that sit the step out."""
+    if case.inputs.get("offsets") is not None:
+        nobodys = case.inputs["order"][case.inputs["offsets"][-1] :]
+        return sorted({*(nobodys // case.inputs["expert_weights"].shape[1]).tolist()})
+    positions = case.inputs.get("positions")
+    return [] if positions is None else (positions < 0).nonzero().flatten().tolist()
 
 
 def _rows(case: Case, unit: int) -> slice:
@@ -259,8 +275,8 @@ def _alone(case: Case, unit: int) -> Inputs:
     if case.inputs.get("offsets") is not None:
         order, offsets = case.inputs["order"].long(), case.inputs["offsets"].long()
         experts = len(offsets) - 1
-        ids = torch.empty_like(order)
-        ids[order] = torch.arange(experts).repeat_interleave(offsets.diff())
+        ids = torch.full_like(order, experts)  # of no expert
+        ids[order[: offsets[-1]]] = torch.arange(experts).repeat_interleave(offsets.diff())
         alone["order"], alone["offsets"] = by_expert(ids.view(_units(case), -1)[rows], experts)
     return alone
 
@@ -303,10 +319,34 @@ _HEADS: Mapping[str, Callable[[Inputs], Inputs]] = {
     "epsilon": lambda inputs: {"qkvg": inputs["qkvg"] * 1e-3},
     "negative-temp": lambda inputs: {"temp": -inputs["temp"]},
 }
+
+
+def _not_finite(inputs: Inputs) -> Inputs:
+    """Of `sample`: one such logit among others in every row but the last, which is nothing but -inf."""
+    logits = inputs["logits"].clone()
+    rows = logits.view(-1, logits.shape[-1])
+    for row, value in enumerate((float("nan"), float("inf"), float("-inf"))):
+        rows[row::4, 5 + row] = value
+    rows[-1] = float("-inf")
+    return {"logits": logits}
+
+
+def _beyond_fp32(inputs: Inputs) -> Inputs:
+    """Of `sample`: logits that the least temperature takes to infinity, several in a row."""
+    settings = inputs["settings"].clone()
+    settings[:, 0] = 1e-6
+    return {"logits": inputs["logits"] * 1e34, "settings": settings}
+
+
 _VARIANTS: Mapping[str, Mapping[str, Callable[[Inputs], Inputs]]] = {
     **dict.fromkeys(("frame_embedding", "add_rms_norm", "qkv_projection", "experts"), _EPSILON),
     **dict.fromkeys(("decode_attention", "prefill_attention"), _HEADS),
     "head": {**_EPSILON, "loud": lambda inputs: {"weight": 16 * inputs["weight"]}},
+    "sample": {
+        "not-finite": _not_finite,
+        "far": lambda inputs: {"logits": inputs["logits"] * 1e3},
+        "beyond-fp32": _beyond_fp32,
+    },
     "router": {
         **_EPSILON,
         "ties": lambda inputs: {"w3": torch.zeros_like(inputs["w3"]), "biases": torch.zeros_like(inputs["biases"])},

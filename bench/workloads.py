@@ -3,16 +3,20 @@
 One function per operation, with its name; what it returns are the keyword arguments of the kernel and of the reference.
 """
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from zonos2_triton.reference.numeric import decaying
 from zonos2_triton.reference.rotary import rotary_table
 from zonos2_triton.reference.router import by_expert
+from zonos2_triton.reference.sampling import NEVER, Sampling
 
 Sizes = dict[str, Any]
 EPS = 1e-5
+Settings = dict[str, float]  # keyword arguments of `Sampling`
 
 
 class Inputs:
@@ -163,9 +167,12 @@ def prefill_attention(
 
 
 def router(
-    device: str, dtype: torch.dtype, M: int, D: int, R: int, E: int, k: int, carry: bool = True, seed: int = 0
-) -> dict[str, Any]:
+    device: str, dtype: torch.dtype, M: int, D: int, R: int, E: int, k: int, carry: bool = True,
+    idle: tuple[int, ...] = (), seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    """idle: rows with a negative position; none: positions are not given."""
     new = Inputs(device, dtype, seed)
+    positions = new.int32([-1 if row in idle else row for row in range(M)]) if idle else None
     return {
         "x": new.randn(M, D),
         "norm_weight": new.gain(D),
@@ -182,21 +189,23 @@ def router(
         "biases": 0.1 * new.randn(E),
         "k": k,
         "eps": EPS,
+        "positions": positions,
     }
 
 
 def experts(
     device: str, dtype: torch.dtype, M: int, D: int, I: int, E: int, k: int, active: float = 0, prefill: bool = False,
-    routed: bool = True, skew: bool = False, seed: int = 0,
+    routed: bool = True, skew: bool = False, idle: tuple[int, ...] = (), seed: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
-    """skew as in `Inputs.choices`; `active` is for `cost`."""
+    """skew as in `Inputs.choices`; `active` is for `cost`; idle: rows that go to no expert, with weights of NaN."""
     new = Inputs(device, dtype, seed)
     w13 = new.weight(E, 2 * I, D)
     gate, up = (w13[:, 0::2], w13[:, 1::2]) if routed else (w13[:, I:], w13[:, :I])
     chosen: dict[str, Any] = {}
     if routed:
-        order, offsets = by_expert(new.choices(M, k, E, skew), E)
-        weights = new.randn(M, k, dtype=torch.float32).sigmoid()
+        ids, weights = new.choices(M, k, E, skew), new.randn(M, k, dtype=torch.float32).sigmoid()
+        ids[list(idle)], weights[list(idle)] = E, float("nan")
+        order, offsets = by_expert(ids, E)
         chosen = {"order": order, "offsets": offsets, "expert_weights": weights}
     norm_weight, down = new.gain(D), new.weight(E, D, I)
     return {
@@ -213,4 +222,72 @@ def head(
     return {
         "x": new.randn(M, D), "norm_weight": None if normed else new.gain(D), "weight": 4 * new.weight(N, D),
         "n_codebooks": codebooks, "eps": EPS, "softcap": softcap, "prefill": prefill,
+    }  # fmt: skip
+
+
+def sample(
+    device: str, dtype: torch.dtype, B: int, C: int, V: int, settings: tuple[Settings, ...] = ({},), step: int = 40,
+    spread: float = 3.0, whole: bool = False, levels: tuple[tuple[float, ...], ...] = (), recent: int = 0,
+    seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    """Of fixed dtypes. settings: each request's, in turn; step: the least number of frames so far; spread: of the
+    logits; whole: they are rounded to whole numbers, so that many tie; levels: each request's, in turn, which its rows
+    take in turn, instead of random ones; recent: so many frames ago the likeliest code of each row came last."""
+    new = Inputs(device, dtype, seed)
+    logits = new.randn(B, C, V, scale=spread, dtype=torch.float32)
+    if levels:
+        numbers = [[kind[v % len(kind)] for v in range(V)] for kind in (levels * B)[:B]]
+        logits = torch.tensor(numbers, dtype=torch.float32, device=device)[:, None].repeat(1, C, 1)
+    came = new.randint(0, step, B, C, V)
+    last_seen = torch.where(new.randint(0, 3, B, C, V) == 0, came, NEVER)  # a third of the codes came before
+    steps = new.int32([step + b for b in range(B)])
+    if recent:
+        last_seen.scatter_(2, logits.argmax(2, keepdim=True), (steps - recent)[:, None, None].expand(B, C, 1))
+    rows = [Sampling(**settings[b % len(settings)]).row() for b in range(B)]  # type: ignore[arg-type]
+    seeds = [(b + 1) * 0x9E3779B97F4A7C15 % 2**64 - 2**63 for b in range(B)]  # all 64 bits
+    return {
+        "logits": logits.round() if whole else logits,
+        "settings": torch.tensor(rows, dtype=torch.float32, device=device),
+        "seeds": torch.tensor(seeds, dtype=torch.int64, device=device),
+        "steps": steps,
+        "last_seen": last_seen,
+    }
+
+
+def last_bits(requests: int) -> Sizes:
+    """Of `sample`: where an operation that rounds otherwise is another code. The min_p of each second request is the
+    weight of its codes that came before, that of the others the number after it; the rest are the defaults."""
+    temperature, penalty = (torch.tensor(value) for value in (1.15, 1.2))
+    top = torch.tensor([0.0, 4.0]).repeat_interleave(2).repeat(requests)[:requests]
+    x = top - torch.linspace(0.03, 1.5, requests)
+    seen = torch.where(x > 0, x / penalty, x * penalty) / temperature
+    weights = decaying(seen - top / temperature)
+    weights[1::2] = weights[1::2].nextafter(torch.tensor(1.0))
+    levels = [(number,) * 28 + (high, -math.inf) for number, high in zip(x.tolist(), top.tolist(), strict=True)]
+    settings = tuple({"min_p": weight} for weight in weights.tolist())
+    return {"B": requests, "V": 30, "levels": tuple(levels), "settings": settings}
+
+
+def advance(
+    device: str, dtype: torch.dtype, B: int, C: int, V: int, N: int, rows: tuple[dict[str, Any], ...] = ({},),
+    seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    """Of fixed dtypes. rows: what is special about a request, in turn: its step, limit, eoa_id, eos_frame or position;
+    ends: codebooks whose code is the end; fault: a codebook that has one. The end is code V - 2."""
+    new = Inputs(device, dtype, seed)
+    codes, faults = new.randint(0, V - 2, B, C), torch.zeros(B, C, dtype=torch.int32, device=device)
+    kinds = [rows[b % len(rows)] for b in range(B)]
+    for b, kind in enumerate(kinds):
+        codes[b, list(kind.get("ends", ()))] = V - 2
+        if "fault" in kind:
+            faults[b, kind["fault"]] = 1
+
+    def numbers(name: str, usual: int) -> Tensor:
+        return new.int32([kind.get(name, usual) for kind in kinds])
+
+    return {
+        "codes": codes, "faults": faults, "positions": numbers("position", 70), "steps": numbers("step", 20),
+        "limits": numbers("limit", 60), "eoa_ids": numbers("eoa_id", V - 2), "eos_frames": numbers("eos_frame", -1),
+        "ids": new.randint(0, V, B, C + 1), "last_seen": new.randint(-5, 20, B, C, V),
+        "frames": new.randint(0, V, B, N, C + 1), "text_id": 2 * V,
     }  # fmt: skip

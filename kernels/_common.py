@@ -43,7 +43,7 @@ def check(op: str, /, **arguments: Arg) -> dict[str, int]:
     """
     sizes: dict[str, int] = {}
     present = {name: arg for name, arg in arguments.items() if arg.tensor is not None}
-    like = next(name for name, arg in present.items() if arg.dtype is None)
+    like = next((name for name, arg in present.items() if arg.dtype is None), next(iter(present)))
     first = present[like].tensor
     assert first is not None
     for name, (tensor, axes, dtype, strided) in present.items():

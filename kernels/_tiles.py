@@ -70,6 +70,8 @@ TABLE: dict[tuple[str, str], Tiles] = {
     ("add_rms_norm", "row"): _ROW,
     ("frame_embedding", "row"): _ROW,
     ("rotary", "row"): _ROW,
+    ("sample", "row"): {"*": (_tile(8, 1),), "interpreter": (_tile(1, 1),)},
+    ("advance", "row"): {"*": (_tile(1, 1),)},
     ("qkv_projection", "decode"): _NORMED,
     ("qkv_projection", "prefill"): _PREFILL,
     ("output_projection", "decode"): _PLAIN,

@@ -2,7 +2,7 @@
 
 Shapes     qkvg [B, (HQ + 2 * HKV) * DH + HQ] as `qkv_projection` makes it; temp [HQ]; table [P, 2, DH / 2] of cosines
            and sines; k_cache, v_cache [pages, page_size, HKV, DH]; block_table [B, W]: position p of sequence b lies in
-           page block_table[b, p // page_size]; positions [B]; y [B, HQ * DH]. B <= 256.
+           page block_table[b, p // page_size]; positions [B], negative: the row is idle; y [B, HQ * DH]. B <= 256.
 Dtypes     qkvg, temp, caches and y one of fp32, fp16, bf16; table fp32; block_table, positions, counters int32. fp32
            inside; keys are rounded as the cache holds them, queries and softmax weights to the same dtype; y once.
 Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; a position beyond the pages
@@ -13,7 +13,8 @@ Source     Dao et al. 2022, arXiv:2205.14135; splits of the cache as in Flash-De
 
 q and k are normed per head, q is scaled by |temp|, both are turned; k and v are written to the cache; all in the one
 launch. The cache is cut into splits of a fixed number of positions, each a program's; the last of a sequence's programs
-to be done joins them, in order. So a result depends on its own sequence only, bit for bit.
+to be done joins them, in order. So a result depends on its own sequence only, bit for bit. An idle row's result is
+zeros, and its pages are not touched.
 
 counters   [B * HKV] or more, zero before and after; None: made by the call, which is a launch more.
 """
@@ -59,21 +60,24 @@ def _decode_attention_kernel(
     split, hk, b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     position = tl.load(positions_ptr + b)
     first = split * SPLIT
-    if first > position:
-        return
     GROUP: tl.constexpr = HQ // HKV
     WIDTH: tl.constexpr = (HQ + 2 * HKV) * DH + HQ
     offs_g, offs_d, offs_i = tl.arange(0, ROWS), tl.arange(0, DH), tl.arange(0, DH // 2)
     offs_s = tl.arange(0, BLOCK_S)
     mask_g = offs_g < GROUP
     heads = hk * GROUP + offs_g
+    y_at = b * (HQ * DH) + heads[:, None] * DH + offs_d[None, :]
+    dtype: tl.constexpr = y_ptr.dtype.element_ty
+    if first > position:
+        if split == 0:  # the row is idle
+            tl.store(y_ptr + y_at, tl.zeros((ROWS, DH), dtype), mask=mask_g[:, None])
+        return
     angle_ptr = table_ptr + position.to(tl.int64) * DH
     cos = tl.load(angle_ptr + offs_i)[None, :]
     sin = tl.load(angle_ptr + DH // 2 + offs_i)[None, :]
     row_ptr = qkvg_ptr + b * WIDTH
     q = tl.load(row_ptr + heads[:, None] * DH + offs_d[None, :], mask=mask_g[:, None], other=0.0).to(tl.float32)
     temp = tl.abs(tl.load(temp_ptr + heads, mask=mask_g, other=0.0).to(tl.float32)) * scale
-    dtype: tl.constexpr = y_ptr.dtype.element_ty
     q = cast(turn(unit(q, DH, QK_EPS) * temp[:, None], cos, sin, ROWS, DH), dtype)  # [ROWS, DH]
 
     m = tl.full((ROWS,), float("-inf"), tl.float32)
@@ -114,7 +118,6 @@ def _decode_attention_kernel(
         m = highest
 
     gate = tl.load(row_ptr + (HQ + 2 * HKV) * DH + heads, mask=mask_g, other=0.0).to(tl.float32)
-    y_at = b * (HQ * DH) + heads[:, None] * DH + offs_d[None, :]
     splits = position // SPLIT + 1
     if splits == 1:
         y = acc / l[:, None] * tl.sigmoid(gate)[:, None]
@@ -161,7 +164,8 @@ def decode_attention(
     B, HQ, HKV, DH, W, page_size = (sizes[axis] for axis in ("B", "HQ", "HKV", "DH", "W", "page_size"))
     check_batch("decode_attention", B)
     most = min(W * page_size, sizes["P"]) - 1
-    check_range("decode_attention", "positions", positions, 0, most, "what the pages and the rotary table hold")
+    what = "what the pages and the rotary table hold, or negative: idle"
+    check_range("decode_attention", "positions", positions, -(2**31), most, what)
     launch = tiles("decode_attention", "split", qkvg.dtype)
     splits, rows = cdiv(W * page_size, launch["SPLIT"]), block(HQ // HKV, 16)
     y = qkvg.new_empty(B, HQ * DH)

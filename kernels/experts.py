@@ -2,8 +2,8 @@
 
 Shapes     x, y [M, D]; norm_weight [D]; gate, up [E, I, D], their rows apart by one stride of any size (the official
            w13 is read where it lies: gate = w13[:, 0::2], up = w13[:, 1::2]); down [E, D, I]; order [M * K], offsets
-           [E + 1] and expert_weights [M, K] as `router` makes them. Without those three every row goes through the one
-           expert, unweighted: that is the dense layer.
+           [E + 1] and expert_weights [M, K] as `router` makes them: slots behind offsets[E] are of rows that go to no
+           expert, y = x. Without those three every row goes through the one expert, unweighted: the dense layer.
 Dtypes     x and weights one of fp32, fp16, bf16; order, offsets, counters int32; expert_weights fp32; fp32
            accumulation; the product of gate and up rounded once, then the sum once. Decoding multiplies norm_weight *
            x, rounded, and scales by 1 / rms(x): in fp16, |norm_weight * x| must stay below 65,504.
@@ -46,18 +46,20 @@ from zonos2_triton.kernels.add_rms_norm import normed
 
 @triton.jit
 def _slots(
-    order_ptr, offsets_ptr, M, ROUTED: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, BLOCK_M: tl.constexpr
+    order_ptr, offsets_ptr, M, ROUTED: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     """Of this program's tile of rows: its expert, its slots, which of them exist, and how many tiles there are.
 
-    Each expert has as many tiles as its slots fill, one expert's after the other's; programs beyond the last get none.
+    Each expert has as many tiles as its slots fill, one expert's after the other's; the slots that go to no expert come
+    last, as those of an expert E. Programs beyond the last tile get none.
     """
     tile = tl.program_id(0)
     offs_m = tl.arange(0, BLOCK_M)
     if ROUTED:
         offs_e = tl.arange(0, EP)
-        begins = tl.load(offsets_ptr + offs_e, mask=offs_e < E, other=0)
-        ends = tl.load(offsets_ptr + 1 + offs_e, mask=offs_e < E, other=0)
+        begins = tl.load(offsets_ptr + offs_e, mask=offs_e <= E, other=M * K)
+        ends = tl.load(offsets_ptr + 1 + offs_e, mask=offs_e < E, other=M * K)
         counts = (ends - begins + BLOCK_M - 1) // BLOCK_M
         before = tl.cumsum(counts, axis=0)  # tiles of the experts up to each
         expert = tl.sum((before <= tile).to(tl.int32), axis=0)
@@ -80,9 +82,9 @@ def _experts_up_kernel(
     """Grid (tiles of slots, tiles of I): a program owns a tile of h = silu(gate x) * up x, [M * K, I] by slot."""
     offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_n = offs_n < I
-    expert, slots, mask_m, tiles_m = _slots(order_ptr, offsets_ptr, M, ROUTED, E, EP, BLOCK_M)
+    expert, slots, mask_m, _ = _slots(order_ptr, offsets_ptr, M, ROUTED, E, EP, K, BLOCK_M)
     if ROUTED:  # noqa: SIM102  which the compiler settles
-        if tl.program_id(0) >= tiles_m:
+        if expert >= E:
             return
     w_at = expert * stride_expert + offs_n.to(tl.int64) * stride_row
     gate, up, squares = product(
@@ -109,16 +111,21 @@ def _experts_down_kernel(
     """
     offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_n = offs_n < D
-    expert, slots, mask_m, tiles_m = _slots(order_ptr, offsets_ptr, M, ROUTED, E, EP, BLOCK_M)
+    expert, slots, mask_m, tiles_m = _slots(order_ptr, offsets_ptr, M, ROUTED, E, EP, K, BLOCK_M)
     if ROUTED:  # noqa: SIM102
         if tl.program_id(0) >= tiles_m:
             return
-    w_rows = down_ptr + (expert * D + offs_n) * I
-    term, _, _ = product(
-        w_rows, w_rows, mask_n, h_ptr + slots * I, mask_m, h_ptr, I, False, False, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K
-    )
+    w_rows = down_ptr + (tl.minimum(expert, E - 1) * D + offs_n) * I
+    length = I
     if ROUTED:
-        term = term * tl.load(weights_ptr + slots, mask=mask_m, other=0.0)[None, :]
+        length = tl.where(expert < E, I, 0)  # without an expert, the sum is over nothing
+    term, _, _ = product(
+        w_rows, w_rows, mask_n, h_ptr + slots * I, mask_m, h_ptr, length, False, False, EVEN_K, BLOCK_N, BLOCK_M,
+        BLOCK_K,
+    )  # fmt: skip
+    if ROUTED:
+        known = mask_m & (expert + 0 * slots < E)  # of a block's shape; the weight of nobody may be NaN
+        term = term * tl.load(weights_ptr + slots, mask=known, other=0.0)[None, :]
     dtype: tl.constexpr = y_ptr.dtype.element_ty
     at = slots[None, :] * D + offs_n[:, None]
     mask = mask_n[:, None] & mask_m[None, :]
@@ -150,7 +157,7 @@ def experts(
     if not prefill:
         check_batch("experts", M)
     routed, slots = order is not None, M * K
-    one = {"E": E, "EP": block(E), "K": K, "ROUTED": routed}
+    one = {"E": E, "EP": block(E + 1), "K": K, "ROUTED": routed}
     lists = (order, offsets) if routed else (x, x)
     # Rows of a tile: those of an expert that gets twice its share.
     busy = min(slots, 2 * cdiv(slots, E)) if routed else slots
@@ -165,7 +172,7 @@ def experts(
         rows, norm_weight, gate, up, *lists, h, M, D, I, gate.stride(0), gate.stride(1), eps,
         **one, NORM=not prefill, **launch,
     )  # fmt: skip
-    _experts_down_kernel[(_tiles_m(slots, E, launch_down["BLOCK_M"]), tiles_n)](
+    _experts_down_kernel[(_tiles_m(slots, E + routed, launch_down["BLOCK_M"]), tiles_n)](
         x, h, down, *lists, expert_weights if routed else x, terms, y, count, M, D, I, **one, **launch_down
     )
     return y
@@ -180,9 +187,9 @@ def _(
     return torch.empty_like(x)
 
 
-def _tiles_m(slots: int, E: int, block_m: int) -> int:
-    """The most tiles that so many slots fill, however they are spread over the experts."""
-    return (slots + min(E, slots) * (block_m - 1)) // block_m
+def _tiles_m(slots: int, groups: int, block_m: int) -> int:
+    """The most tiles that so many slots fill, however they are spread over the groups."""
+    return (slots + min(groups, slots) * (block_m - 1)) // block_m
 
 
 def _checked_sizes(
@@ -215,7 +222,6 @@ def _checked_sizes(
         check_range("experts", "order", order, 0, M * K - 1, "the slots")
         check_range("experts", "offsets", offsets, 0, M * K, "places in order")
         check_range("experts", "steps of offsets", offsets.diff(), 0, M * K, "slots of an expert")
-        check_range("experts", "the last of offsets", offsets[-1:], M * K, M * K, "all slots")
     return M, D, I, E, K
 
 

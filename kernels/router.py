@@ -7,16 +7,17 @@ are the probs.
 Shapes     x [M, D]; norm_weight [D]; state, s [M, R] (state and scale may be None); scale, down_bias, state_norm, b1,
            b2 [R]; down_weight [R, D]; w1, w2 [R, R]; w3 [E, R]; biases [E]; expert_ids, expert_weights [M, k]; probs
            [M, E]; order [M * k]: slots m * k + j sorted by expert, then by slot; offsets [E + 1]: where each expert's
-           slots begin in it. E <= 256.
-Dtypes     x, state and weights one of fp32, fp16, bf16; expert_ids, order, offsets, counters int32; expert_weights,
-           probs fp32; fp32 accumulation, norms, GELU (erf) and softmax; s and what enters a product rounded to x's
-           dtype.
+           slots begin in it; positions [M] or None: a row with a negative one is idle. E <= 256.
+Dtypes     x, state and weights one of fp32, fp16, bf16; expert_ids, order, offsets, positions, counters int32;
+           expert_weights, probs fp32; fp32 accumulation, norms, GELU (erf) and softmax; s and what enters a product
+           rounded to x's dtype.
 Raises     ValueError, TypeError naming operation, argument, what came and what is accepted.
 Reference  zonos2_triton.reference.router.router
 Source     Zyphra/ZONOS2, models/zonos2.py, the router with a state across depth.
 
 One launch: programs make slices of s; the last one of a tile of rows carries that tile through the network; the last
-tile sorts. A row's result depends on itself only; where its scores are NaN it goes to expert 0.
+tile sorts. A row's result depends on itself only; where its scores are NaN it goes to expert 0. An idle row goes to no
+expert: its slots come last in order, behind offsets[E].
 
 counters   [tiles of 16 rows + 1] or more, zero before and after; None: made by the call, which is a launch more.
 """
@@ -39,9 +40,10 @@ MOST_EXPERTS = 256  # an axis of a tile of SORTED slots
 @triton.jit(do_not_specialize=["M"])  # one binary for every batch
 def _router_kernel(
     x_ptr, norm_ptr, state_ptr, scale_ptr, down_ptr, down_bias_ptr, state_norm_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr,
-    w3_ptr, biases_ptr, ids_ptr, weights_ptr, probs_ptr, s_ptr, order_ptr, offsets_ptr, counters_ptr, M, D, eps,
-    R: tl.constexpr, E: tl.constexpr, K: tl.constexpr, CARRY: tl.constexpr, EVEN_K: tl.constexpr, ROWS: tl.constexpr,
-    SORTED: tl.constexpr, RP: tl.constexpr, EP: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
+    w3_ptr, biases_ptr, ids_ptr, weights_ptr, probs_ptr, s_ptr, order_ptr, offsets_ptr, positions_ptr, counters_ptr,
+    M, D, eps, R: tl.constexpr, E: tl.constexpr, K: tl.constexpr, CARRY: tl.constexpr, IDLE: tl.constexpr,
+    EVEN_K: tl.constexpr, ROWS: tl.constexpr, SORTED: tl.constexpr, RP: tl.constexpr, EP: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Grid (tiles of R, tiles of M): a program owns a tile of s. RP and EP are R and E as axes of a tile."""
     tile, tiles_m = tl.program_id(1), tl.num_programs(1)
@@ -68,7 +70,7 @@ def _router_kernel(
             offs_m, mask_m, eps, R, E, K, ROWS, RP, EP,
         )  # fmt: skip
         if last_to_arrive(counters_ptr, tiles_m):
-            _sort(ids_ptr, order_ptr, offsets_ptr, M * K, E, SORTED, EP)
+            _sort(ids_ptr, order_ptr, offsets_ptr, positions_ptr, M * K, E, K, IDLE, SORTED, EP)
 
 
 @triton.jit
@@ -111,32 +113,50 @@ def _choose(
 
 
 @triton.jit
-def _sort(ids_ptr, order_ptr, offsets_ptr, N, E: tl.constexpr, SORTED: tl.constexpr, EP: tl.constexpr):
-    """The stable counting sort of N slots by expert."""
+def _sort(
+    ids_ptr, order_ptr, offsets_ptr, positions_ptr, N, E: tl.constexpr, K: tl.constexpr, IDLE: tl.constexpr,
+    SORTED: tl.constexpr, EP: tl.constexpr,
+):  # fmt: skip
+    """The stable counting sort of N slots by expert; those of idle rows come last."""
     offs_e = tl.arange(0, EP)
     counts = tl.zeros((EP,), tl.int32)
     for start in range(0, N, SORTED):
         slots = start + tl.arange(0, SORTED)
-        ids = tl.load(ids_ptr + slots, mask=slots < N, other=EP)
+        ids, _ = _owners(ids_ptr, positions_ptr, slots, N, K, IDLE, EP)
         counts += tl.sum((ids[:, None] == offs_e[None, :]).to(tl.int32), axis=0)
     ends = tl.cumsum(counts, axis=0)
     tl.store(offsets_ptr + 1 + offs_e, ends, mask=offs_e < E)
     tl.store(offsets_ptr, 0)
     free = ends - counts  # the next place of each expert
+    last = tl.sum(counts, axis=0)  # the next of the idle
     for start in range(0, N, SORTED):
         slots = start + tl.arange(0, SORTED)
-        ids = tl.load(ids_ptr + slots, mask=slots < N, other=EP)
+        ids, idle = _owners(ids_ptr, positions_ptr, slots, N, K, IDLE, EP)
         mine = (ids[:, None] == offs_e[None, :]).to(tl.int32)
         place = tl.sum(mine * (free[None, :] + tl.cumsum(mine, axis=0) - 1), axis=1)
+        if IDLE:
+            place += idle * (last + tl.cumsum(idle, axis=0) - 1)
+            last += tl.sum(idle, axis=0)
         tl.store(order_ptr + place, slots, mask=slots < N)
         free += tl.sum(mine, axis=0)
+
+
+@triton.jit
+def _owners(ids_ptr, positions_ptr, slots, N, K: tl.constexpr, IDLE: tl.constexpr, EP: tl.constexpr):
+    """Of each slot: its expert, or EP where it has none; and 1 where its row is idle."""
+    ids = tl.load(ids_ptr + slots, mask=slots < N, other=EP)
+    idle = tl.zeros_like(slots)
+    if IDLE:
+        idle = (tl.load(positions_ptr + slots // K, mask=slots < N, other=0) < 0).to(tl.int32)
+        ids = tl.where(idle == 1, EP, ids)
+    return ids, idle
 
 
 @torch.library.custom_op("zonos2_triton::router", mutates_args=("counters",))
 def router(
     x: Tensor, norm_weight: Tensor, state: Tensor | None, scale: Tensor | None, down_weight: Tensor, down_bias: Tensor,
     state_norm: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, biases: Tensor, k: int, eps: float,
-    counters: Tensor | None = None,
+    positions: Tensor | None = None, counters: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     sizes = check(
         "router",
@@ -153,6 +173,7 @@ def router(
         b2=Arg(b2, "R"),
         w3=Arg(w3, "E R"),
         biases=Arg(biases, "E"),
+        positions=Arg(positions, "M", torch.int32),
     )
     M, D, R, E = sizes["M"], sizes["D"], sizes["R"], sizes["E"]
     check_rows("router", x.dtype, D=D, R=R)
@@ -167,9 +188,10 @@ def router(
     tiles_m, carry = cdiv(M, ROWS), state is not None and scale is not None
     _router_kernel[(cdiv(R, launch["BLOCK_R"]), tiles_m)](
         x, norm_weight, state if carry else x, scale if carry else x, down_weight, down_bias, state_norm, w1, b1, w2,
-        b2, w3, biases, *outputs, fresh_counters(x, tiles_m + 1, counters, "router"), M, D, eps, R=R, E=E, K=k,
-        CARRY=carry, EVEN_K=D % launch["BLOCK_K"] == 0, ROWS=ROWS, SORTED=SORTED, RP=block(R, 16), EP=block(E, 16),
-        **launch,
+        b2, w3, biases, *outputs, x if positions is None else positions,
+        fresh_counters(x, tiles_m + 1, counters, "router"), M, D, eps, R=R, E=E, K=k,
+        CARRY=carry, IDLE=positions is not None, EVEN_K=D % launch["BLOCK_K"] == 0, ROWS=ROWS, SORTED=SORTED,
+        RP=block(R, 16), EP=block(E, 16), **launch,
     )  # fmt: skip
     return outputs
 
@@ -178,7 +200,7 @@ def router(
 def _(
     x: Tensor, norm_weight: Tensor, state: Tensor | None, scale: Tensor | None, down_weight: Tensor, down_bias: Tensor,
     state_norm: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, biases: Tensor, k: int, eps: float,
-    counters: Tensor | None = None,
+    positions: Tensor | None = None, counters: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     return _outputs(x, down_weight.shape[0], w3.shape[0], k)
 

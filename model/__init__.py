@@ -1,9 +1,11 @@
 """What a user imports: the model on its checkpoints, from text to a file of sound."""
 
 from zonos2_triton.model.audio import Audio
-from zonos2_triton.model.backbone import Backbone, Generation
+from zonos2_triton.model.backbone import Backbone
+from zonos2_triton.model.loop import LoopOptions
 from zonos2_triton.model.pipeline import Zonos2
 from zonos2_triton.model.prompt import build_prompt
+from zonos2_triton.model.requests import Generation
 from zonos2_triton.model.speaker import SpeakerEncoder
 from zonos2_triton.model.vocoder import Vocoder
 from zonos2_triton.reference.config import Zonos2Config
@@ -15,6 +17,7 @@ __all__ = [
     "Audio",
     "Backbone",
     "Generation",
+    "LoopOptions",
     "Sampling",
     "SpeakerEncoder",
     "SpeakerEncoderConfig",

@@ -20,12 +20,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from zonos2_triton.model.audio import Audio, sound_format, whole_file, write_audio
-from zonos2_triton.model.backbone import Frame, Progress, fresh_seed
+from zonos2_triton.model.backbone import Progress
 from zonos2_triton.model.backend import BACKENDS, DTYPES
 from zonos2_triton.model.doctor import as_text, diagnose
+from zonos2_triton.model.loop import LoopOptions
 from zonos2_triton.model.pipeline import Zonos2
 from zonos2_triton.model.plot import check_plotting, save_spectrogram
 from zonos2_triton.model.prompt import PromptOptions
+from zonos2_triton.model.requests import Frame, fresh_seed
 from zonos2_triton.model.tiny import NOTICE, write_tiny
 from zonos2_triton.reference.sampling import Sampling
 
@@ -145,8 +147,9 @@ def _say(options: argparse.Namespace) -> int:
         part = files.enter_context(whole_file(options.out))
         picture = files.enter_context(whole_file(options.spectrogram)) if options.spectrogram else None
         tts = Zonos2.load(
-            options.model, options.device, options.dtype, options.backend, options.vocoder, options.speaker_encoder
-        )
+            options.model, options.device, options.dtype, options.backend, options.vocoder, options.speaker_encoder,
+            LoopOptions(streams=1),
+        )  # fmt: skip
         if tts.notice:
             print(f"zonos2-triton: note: {tts.notice}", file=sys.stderr)
         started, first_audio, frames = time.perf_counter(), None, 0

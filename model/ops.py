@@ -25,6 +25,7 @@ def ops_of(backend: str, config: "Zonos2Config", device: torch.device, dtype: to
     # Imported here: Triton is heavy, and whoever runs the reference does without it.
     from zonos2_triton.kernels import (
         add_rms_norm,
+        advance,
         decode_attention,
         experts,
         frame_embedding,
@@ -33,6 +34,7 @@ def ops_of(backend: str, config: "Zonos2Config", device: torch.device, dtype: to
         prefill_attention,
         qkv_projection,
         router,
+        sample,
     )
     from zonos2_triton.kernels._common import check_rows
     from zonos2_triton.kernels.rotary import check_head_dim
@@ -51,4 +53,6 @@ def ops_of(backend: str, config: "Zonos2Config", device: torch.device, dtype: to
         router=partial(router.router, counters=counters),
         experts=partial(experts.experts, counters=counters),
         head=head.head,
+        sample=sample.sample,
+        advance=advance.advance,
     )

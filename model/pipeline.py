@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from zonos2_triton.model.audio import Audio, read_audio
-from zonos2_triton.model.backbone import Backbone, Progress, fresh_seed
+from zonos2_triton.model.backbone import Backbone, Progress
 from zonos2_triton.model.backend import resolve_device
 from zonos2_triton.model.checkpoint import one_file
 from zonos2_triton.model.hub import CODEC_REPO, SPEAKER_REPO, resolve_path
+from zonos2_triton.model.loop import LoopOptions
 from zonos2_triton.model.prompt import PromptOptions, build_prompt
 from zonos2_triton.model.ranges import annotate
+from zonos2_triton.model.requests import Stream
 from zonos2_triton.model.speaker import SpeakerEncoder
 from zonos2_triton.model.vocoder import Vocoder
 from zonos2_triton.reference.delay import shear_up
@@ -58,11 +60,13 @@ class Zonos2:
         backend: str = "auto",
         vocoder: str | Path | None = None,
         speaker_encoder: str | Path | None = None,
+        options: LoopOptions = LoopOptions(),  # noqa: B008  frozen
     ) -> "Zonos2":
         """A folder with params.json and weights, and in it, or named apart, a vocoder and a speaker encoder.
 
         Each may also be a hub id, "owner/name". device None: a GPU if there is one; dtype None: the stored one (of the
-        backbone; vocoder and speaker encoder run in fp32). FileNotFoundError, ValueError: what is missing or wrong.
+        backbone; vocoder and speaker encoder run in fp32). options: of the frame loop. FileNotFoundError, ValueError:
+        what is missing or wrong.
         """
         folder = resolve_path(model)
         if not folder.is_dir():
@@ -79,7 +83,7 @@ class Zonos2:
             )
         voices = resolve_path(speaker_encoder) if speaker_encoder else _find(folder, SPEAKER_FOLDERS, ())
         return cls(
-            Backbone.load(weights, device=device, dtype=dtype, backend=backend),
+            Backbone.load(weights, device=device, dtype=dtype, backend=backend, options=options),
             Vocoder.load(codec, device=device, backend=backend),
             SpeakerEncoder.load(voices, device=device) if voices else None,
         )
@@ -150,18 +154,17 @@ class Zonos2:
         """The same, fp32 chunks [m] as soon as they are final; joined, they are speak()'s samples bit for bit."""
         embedding = self._embedding(speaker)
         ids = self._prompt(text, embedding, **prompt)
-        return self._chunks(ids, embedding, sampling, fresh_seed(sampling), progress)
+        return self._chunks(self.backbone.stream(ids, sampling, embedding), progress)
 
-    def _chunks(
-        self, ids: Tensor, embedding: Tensor | None, sampling: Sampling, seed: int, progress: Progress | None
-    ) -> Iterator[Tensor]:
+    def _chunks(self, frames: Stream, progress: Progress | None) -> Iterator[Tensor]:
         vocoder = self.vocoder.stream()
-        for frame in self.backbone.frames(ids, sampling, embedding, seed):
-            if progress is not None:
-                progress(0, frame)
-            chunk = vocoder.push(frame.codes[None], frame.eos_frame, frame.last)
-            if len(chunk):
-                yield chunk.cpu()
+        with frames:
+            for frame in frames:
+                if progress is not None:
+                    progress(0, frame)
+                chunk = vocoder.push(frame.codes[None], frame.eos_frame, frame.last)
+                if len(chunk):
+                    yield chunk.cpu()
 
     def _decode(self, frames: Tensor, eos_frame: int | None) -> Audio:
         aligned = shear_up(frames, self.backbone.config.audio_pad_id)[:eos_frame]

@@ -36,9 +36,15 @@ def prefill_attention(
 def decode_attention(
     qkvg: Tensor, temp: Tensor, table: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor, positions: Tensor
 ) -> Tensor:
-    """`prefill_attention` for one new row of each sequence, at positions [B]."""
+    """`prefill_attention` for one new row of each sequence, at positions [B].
+
+    A row with a negative position is idle: its result is zeros, and its pages are not touched.
+    """
     rows = zip(qkvg[:, None], block_table, positions.tolist(), strict=True)
-    return torch.cat([_attend(row, temp, table, k_cache, v_cache, pages, at) for row, pages, at in rows])
+    idle = qkvg.new_zeros(1, len(temp) * k_cache.shape[3])
+    return torch.cat(
+        [_attend(row, temp, table, k_cache, v_cache, pages, at) if at >= 0 else idle for row, pages, at in rows]
+    )
 
 
 def _attend(

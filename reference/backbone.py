@@ -159,7 +159,7 @@ class Batch:
 
     ids: Tensor  # [M, C + 1]
     block_table: Tensor  # [B, pages] int32
-    starts: Tensor  # [B] int32: rows of each sequence that the cache holds already
+    starts: Tensor  # [B] int32: rows of each sequence that the cache holds already; negative, in decoding: idle
     cu_seqlens: Tensor | None = None  # [B + 1] int32: where each sequence's rows begin; None: decoding, one row each
     longest: int = 1  # rows of the sequence with most
     speakers: Tensor | None = None  # [S, D] of `speaker_row`
@@ -208,7 +208,8 @@ def forward(model: Model, batch: Batch, cache: Cache, ops: Ops = REFERENCE, stag
             state = None
             x = ops.experts(x, **layer.experts, eps=eps, prefill=prefill)
         else:
-            routing = Routing(*ops.router(x, state=state, **layer.router, eps=eps))
+            positions = None if prefill else batch.starts
+            routing = Routing(*ops.router(x, state=state, **layer.router, eps=eps, positions=positions))
             state, chosen = routing.state, (routing.order, routing.offsets, routing.expert_weights)
             x = ops.experts(x, **layer.experts, eps=eps, order=chosen[0], offsets=chosen[1],
                             expert_weights=chosen[2], prefill=prefill)  # fmt: skip

@@ -22,7 +22,8 @@ def experts(
 
     gate, up [E, I, D] and down [E, D, I]; order [M * K] and offsets [E + 1] as `router` makes them: expert e has the
     slots order[offsets[e] : offsets[e + 1]], slot m * K + k being choice k of row m, with expert_weights [M, K].
-    Without them every row goes through the one expert, unweighted. `prefill` is for kernels.
+    Slots behind offsets[E] go to no expert: y = x. Without those three every row goes through the one expert,
+    unweighted. `prefill` is for kernels.
     """
     h = rms_norm(x, norm_weight, eps)
     if order is None or offsets is None or expert_weights is None:
@@ -33,5 +34,6 @@ def experts(
         if end > first:
             slots = order[first:end].long()
             y[slots] = wide(swiglu(h[slots // k], gate[e], up[e], down[e]))
-    y = (y.unflatten(0, (len(x), k)) * expert_weights[..., None]).sum(1)
+    weights = expert_weights.flatten().index_fill(0, order[cuts[-1] :].long(), 0)
+    y = (y * weights[:, None]).unflatten(0, (len(x), k)).sum(1)
     return (wide(x) + y).to(x.dtype)

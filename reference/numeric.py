@@ -14,6 +14,32 @@ def wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+LOG2E, LN2_HIGH, LN2_LOW = 1.4426950408889634, 0.693359375, -2.12194440e-4  # the high part has 9 bits: n * it is exact
+# exp(r) = 1 + r + r^2 p(r) for |r| <= ln(2) / 2: coefficients of expf in the Cephes library (S. Moshier).
+EXP_TERMS = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+
+
+def decaying(x: Tensor) -> Tensor:
+    """exp(x) of fp32 x <= 0, within 0.71 of a last place; 0 below -104.
+
+    Sums, products and powers of two alone, each rounded once: any machine that does not fuse them gets the same bits.
+    """
+    n = torch.floor(x.clamp(min=-104) * LOG2E + 0.5)
+    high, low = x.clamp(min=-104) - n * LN2_HIGH, n * -LN2_LOW
+    r = high + low
+    p = torch.full_like(r, EXP_TERMS[0])
+    for term in EXP_TERMS[1:]:
+        p = p * r + term
+    one = 1 + high
+    y = one + ((high - (one - 1)) + (low + r * r * p))  # what 1 + high lost is added back
+    half = n.int() >> 1  # in two steps: 2^n alone may be no normal number
+    return torch.where(x < -104, 0.0, y * _power_of_two(half) * _power_of_two(n.int() - half))
+
+
+def _power_of_two(n: Tensor) -> Tensor:
+    return ((n + 127) << 23).view(torch.float32)
+
+
 _backends: Any = torch.backends  # not all of it is annotated
 SWITCHES = (
     *((_backends.cudnn.conv, "fp32_precision", "ieee"), (_backends.cuda.matmul, "fp32_precision", "ieee")),

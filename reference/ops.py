@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from zonos2_triton.reference.advance import advance
 from zonos2_triton.reference.attention import decode_attention, prefill_attention
 from zonos2_triton.reference.embedding import frame_embedding
 from zonos2_triton.reference.experts import experts
@@ -12,6 +13,7 @@ from zonos2_triton.reference.head import head
 from zonos2_triton.reference.norm import add_rms_norm
 from zonos2_triton.reference.projection import output_projection, qkv_projection
 from zonos2_triton.reference.router import router
+from zonos2_triton.reference.sampling import sample
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Ops:
     router: Callable[..., tuple[Tensor, ...]]
     experts: Callable[..., Tensor]
     head: Callable[..., Tensor]
+    sample: Callable[..., tuple[Tensor, Tensor]]
+    advance: Callable[..., None]
 
 
 REFERENCE = Ops(
@@ -42,4 +46,6 @@ REFERENCE = Ops(
     router,
     experts,
     head,
+    sample,
+    advance,
 )

@@ -12,11 +12,15 @@ MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
 
 
-def philox(key: int, counter: tuple[Tensor | int, Tensor | int, Tensor | int, Tensor | int]) -> Tensor:
-    """key 0 .. 2^64 - 1, counter four 32-bit words (broadcast int64) -> [..., 4] words, int64 in 0 .. 2^32 - 1."""
-    words = torch.broadcast_tensors(*(torch.as_tensor(word) & WORD for word in counter))
-    c0, c1, c2, c3 = (word.to(torch.int64) for word in words)
-    k0, k1 = key & WORD, key >> 32 & WORD
+def philox(key: Tensor | int, counter: tuple[Tensor | int, Tensor | int, Tensor | int, Tensor | int]) -> Tensor:
+    """Four words of 32 bits, int64 [..., 4].
+
+    key 0 .. 2^64 - 1, or an int64 tensor of their bits; counter: four 32-bit words; all are broadcast.
+    """
+    device = next((word.device for word in (key, *counter) if isinstance(word, Tensor)), None)
+    given = (*counter, key, key >> 32)
+    words = torch.broadcast_tensors(*(torch.as_tensor(word & WORD, dtype=torch.int64, device=device) for word in given))
+    c0, c1, c2, c3, k0, k1 = words
     for _ in range(10):
         # int64 products wrap, which leaves the low 64 bits right; the mask undoes the sign of the shift.
         a, b = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]

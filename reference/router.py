@@ -17,13 +17,14 @@ class Routing(NamedTuple):
     expert_weights: Tensor  # [M, K] wide
     probs: Tensor  # [M, E] wide
     state: Tensor  # [M, R], for the router of the next layer
-    order: Tensor  # [M * K] int32: slots m * K + k sorted by expert, then by slot
+    order: Tensor  # [M * K] int32: slots m * K + k sorted by expert, then by slot; idle ones last
     offsets: Tensor  # [E + 1] int32: where each expert's slots begin in order
 
 
 def router(
     x: Tensor, norm_weight: Tensor, state: Tensor | None, scale: Tensor | None, down_weight: Tensor, down_bias: Tensor,
     state_norm: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, biases: Tensor, k: int, eps: float,
+    positions: Tensor | None = None,
 ) -> Routing:  # fmt: skip
     """x [M, D], state [M, R] or None -> Routing.
 
@@ -31,6 +32,7 @@ def router(
     biases [E]. s = down(rms_norm(x)) (+ state * scale) is the next state as it stands; the probabilities are
     softmax(mlp(rms_norm(s))) with an exact (erf) GELU between the three layers. The choice is the top k of
     probabilities + biases, the lower expert first where they tie; the weights are the probabilities themselves.
+    A row with a negative position (positions [M]) is idle: it goes to no expert.
     """
     s = F.linear(rms_norm(x, norm_weight, eps), down_weight, down_bias)
     if state is not None and scale is not None:
@@ -38,12 +40,15 @@ def router(
     h = F.gelu(F.linear(rms_norm(s, state_norm, eps), w1, b1))
     probs = wide(F.linear(F.gelu(F.linear(h, w2, b2)), w3)).softmax(-1)
     ids = torch.sort(probs + wide(biases), descending=True, stable=True).indices[:, :k]
-    return Routing(ids.int(), probs.gather(1, ids), probs, s, *by_expert(ids, len(w3)))
+    return Routing(ids.int(), probs.gather(1, ids), probs, s, *by_expert(ids, len(w3), positions))
 
 
-def by_expert(expert_ids: Tensor, n_experts: int) -> tuple[Tensor, Tensor]:
-    """expert_ids [M, K] -> (order [M * K], offsets [E + 1]) of a Routing."""
-    slots = expert_ids.flatten().long()
-    counts = torch.zeros(n_experts + 1, dtype=torch.int64, device=slots.device)
+def by_expert(expert_ids: Tensor, n_experts: int, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """expert_ids [M, K] -> (order [M * K], offsets [E + 1]) of a Routing; rows with a negative position are idle."""
+    ids = expert_ids.long()
+    if positions is not None:
+        ids = torch.where((positions < 0)[:, None], n_experts, ids)
+    slots = ids.flatten()
+    counts = torch.zeros(n_experts + 2, dtype=torch.int64, device=slots.device)
     counts.scatter_add_(0, slots + 1, torch.ones_like(slots))
-    return slots.argsort(stable=True).int(), counts.cumsum(0).int()
+    return slots.argsort(stable=True).int(), counts.cumsum(0)[:-1].int()

@@ -6,9 +6,14 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from zonos2_triton.reference.numeric import decaying
 from zonos2_triton.reference.philox import philox
 
 WEIGHT_BITS = 30  # of the integer weights that a draw is made with
+MASS_BITS = 40  # of the integers that are summed where weights are compared or normalised
+NEVER = -(2**30)  # the last frame of a code that has not come: before every window
+LARGEST = torch.finfo(torch.float32).max
+LONGEST = 2**24  # up to here, fp32 holds every whole number; no clip has as many frames
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,15 @@ class Sampling:
             seed=None if self.seed is None else int(self.seed),
         )
 
+    def row(self) -> list[float]:
+        """What `sample` takes of it; the last number is not used. Larger ones than these mean the same."""
+        s = self.clamped()
+        return [
+            min(s.temperature, LARGEST), float(min(s.top_k, LONGEST)), s.top_p, min(s.min_p, LARGEST),
+            float(min(s.repetition_window, LONGEST)), min(s.repetition_penalty, LARGEST),
+            float(s.repetition_codebooks), 0.0,
+        ]  # fmt: skip
+
 
 def _is_finite(number: float) -> bool:
     try:
@@ -85,49 +99,82 @@ def probabilities(logits: Tensor, sampling: Sampling, history: Tensor) -> Tensor
     In this order: repetition penalty (history ids from V - 2 on, end and padding, are ignored), temperature, top-k with
     ties, softmax, top-p, renormalise, min-p, renormalise; a row left empty is one-hot at its largest logit.
     """
-    s = sampling.clamped()
-    x = _penalised(logits.float(), s, history)
-    x = x / x.new_tensor(s.temperature)  # a tensor: on CUDA, a number would be turned into a product
-    if s.top_k < x.shape[-1]:
-        least = x.topk(s.top_k).values[:, -1:]
-        x = x.masked_fill(x < least, float("-inf"))
-    p = x.softmax(-1)
-    if 0 < s.top_p < 1:
-        descending, order = p.sort(dim=-1, descending=True, stable=True)
-        before = descending.cumsum(-1) - descending
-        kept = descending.masked_fill(before > s.top_p, 0)
-        p = _renormalised(p.scatter(-1, order, kept))
-    if s.min_p > 0:
-        p = _renormalised(p.masked_fill(p < s.min_p * p.amax(-1, keepdim=True), 0))
-    greedy = torch.zeros_like(p).scatter(-1, x.argmax(-1, keepdim=True), 1)
-    return torch.where(p.sum(-1, keepdim=True) > 0, p, greedy)
+    C, V = logits.shape
+    last_seen = torch.full((C, V + 1), NEVER, dtype=torch.int32, device=logits.device)
+    ids = history.to(logits.device, torch.int64)
+    frames = torch.arange(len(ids), dtype=torch.int32, device=ids.device)[:, None].expand(ids.shape)
+    ids = torch.where((ids >= 0) & (ids < V), ids, V)  # V: a spare column
+    last_seen.scatter_reduce_(1, ids.T, frames.T, "amax")
+    settings = torch.tensor([sampling.row()], dtype=torch.float32, device=logits.device)
+    step = torch.tensor([len(history)], dtype=torch.int32, device=logits.device)
+    return distributions(logits[None], settings, step, last_seen[None, :, :-1])[0]
 
 
-def _penalised(x: Tensor, s: Sampling, history: Tensor) -> Tensor:
-    """Each code below 1024 seen in its codebook during the last frames is penalised once."""
-    recent = history[max(len(history) - s.repetition_window, 0) :].to(x.device, torch.int64)
-    seen = torch.zeros(x.shape[0], x.shape[1] + 1, dtype=torch.bool, device=x.device)
-    end_and_padding = x.shape[1] - 2
-    ids = torch.where((recent >= 0) & (recent < end_and_padding), recent, x.shape[1])  # the spare column
-    seen.scatter_(1, ids.T, True)
-    seen[s.repetition_codebooks :] = False
-    penalty = x.new_tensor(s.repetition_penalty)
-    return torch.where(seen[:, :-1], torch.where(x > 0, x / penalty, x * penalty), x)
+def sample(
+    logits: Tensor, settings: Tensor, seeds: Tensor, steps: Tensor, last_seen: Tensor
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The next frame of B requests: logits [B, C, V] -> codes [B, C] int32, faults [B, C] int32.
+
+    settings [B, 8] fp32: rows of `Sampling.row`; seeds [B] int64, the bits of a seed; steps [B] int32: frames that came
+    before; last_seen [B, C, V] int32: the frame in which a code came last in its codebook, or NEVER. A code is a
+    function of its own row of logits and last_seen, its request's settings and seed, frame and codebook: nothing else.
+
+    A row with NaN or +inf in it, or with nothing above -inf, has the fault 1 and the code V - 1 (padding); others 0.
+    """
+    wide = logits.float()
+    faults = ~wide.amax(-1).isfinite()  # NaN is the largest number here
+    sound = torch.where(faults[..., None], 0.0, wide)
+    codes = draw(distributions(sound, settings, steps, last_seen), seeds[:, None], steps[:, None])
+    return torch.where(faults, logits.shape[-1] - 1, codes).int(), faults.int()
 
 
-def _renormalised(p: Tensor) -> Tensor:
-    return p / p.sum(-1, keepdim=True).clamp(min=1e-8)
+def distributions(logits: Tensor, settings: Tensor, steps: Tensor, last_seen: Tensor) -> Tensor:
+    """`probabilities` of B requests, [B, C, V]; arguments as `sample` takes them.
+
+    Whatever is rounded is rounded once, by one operation, and sums are sums of integers: machines that agree on the
+    logits agree on every bit.
+    """
+    temperature, top_k, top_p, min_p, window, penalty, codebooks, _ = settings.float()[:, :, None, None].unbind(1)
+    V = logits.shape[-1]
+    code = torch.arange(V, device=logits.device)
+    codebook = torch.arange(logits.shape[1], device=logits.device)[:, None]
+    recent = (last_seen >= steps[:, None, None] - window.int()) & (codebook < codebooks) & (code < V - 2)
+    x = logits.float()
+    x = torch.where(recent, torch.where(x > 0, x / penalty, x * penalty), x) / temperature
+    x = x.clamp(-LARGEST, LARGEST)
+    descending = x.sort(dim=-1, descending=True).values
+    least = descending.gather(-1, (top_k.long().clamp(max=V) - 1).expand(*x.shape[:-1], 1))
+    weights = torch.where(x >= least, decaying(x - descending[..., :1]), 0.0)  # the largest is 1
+    weights = torch.where((top_p > 0) & (top_p < 1), _nucleus(weights, top_p), weights)
+    weights = torch.where(weights >= min_p, weights, 0.0)
+    total = _mass(weights).sum(-1, keepdim=True)
+    greedy = (x == descending[..., :1]).int().cumsum(-1).cumsum(-1) == 1  # the first of the largest
+    return torch.where(total > 0, weights / (total.float() * 2.0**-MASS_BITS), greedy.float())
 
 
-def draw(probs: Tensor, seed: int, frame: int) -> Tensor:
-    """probs [C, V] fp32 -> [C] int64 codes: the same for the same probs, seed and frame, whatever else is drawn.
+def _mass(weights: Tensor) -> Tensor:
+    return (weights * 2.0**MASS_BITS).long()
+
+
+def _nucleus(weights: Tensor, top_p: Tensor) -> Tensor:
+    """Those before which, in descending order, lies no more than top_p of all; the lower code first where they tie."""
+    order = weights.sort(dim=-1, descending=True, stable=True).indices
+    mass = _mass(weights).gather(-1, order)
+    limit = (mass.sum(-1, keepdim=True).double() * top_p.double()).long()
+    kept = mass.cumsum(-1) - mass <= limit
+    return torch.where(torch.zeros_like(kept).scatter(-1, order, kept), weights, 0.0)
+
+
+def draw(probs: Tensor, seed: Tensor | int, frame: Tensor | int) -> Tensor:
+    """probs [..., C, V] fp32 -> [..., C] int64 codes: the same for the same probs, seed and frame, whatever else is
+    drawn. seed and frame: a number, or [..., 1].
 
     Codebook c inverts its distribution at the first word of philox(seed, (frame, c, 0, 0)). Probabilities become
     integer weights floor(p * 2^30), so that running sums are exact in any order of summation: a code is drawn with its
-    probability to 1e-9, and two machines that agree on probs agree on the code.
+    probability to 1e-6 (each weight loses up to 2^-30).
     """
     weights = (probs * 2**WEIGHT_BITS).to(torch.int64)
-    codebooks = torch.arange(len(probs))
-    word = philox(seed, (frame, codebooks, 0, 0))[:, :1].to(probs.device)
+    codebooks = torch.arange(probs.shape[-2], device=probs.device)
+    word = philox(seed, (frame, codebooks, 0, 0))[..., :1].to(probs.device)
     target = word * weights.sum(-1, keepdim=True) >> 32
     return (weights.cumsum(-1) <= target).sum(-1)

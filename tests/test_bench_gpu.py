@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -13,9 +14,12 @@ import torch
 
 from zonos2_triton.bench import device_checks, environment, gpu, timing
 from zonos2_triton.bench.catalogue import KERNELS
+from zonos2_triton.bench.frame import frame_cost
+from zonos2_triton.bench.frame_timing import FrameTimer
 from zonos2_triton.bench.record import Budget, Item, NotRun, Record, Withheld
 from zonos2_triton.bench.timing import Device, Rotation, measure, quantiles, rates, rotation, time_kernel
 from zonos2_triton.bench.verify import Mismatch
+from zonos2_triton.reference import backbone as reference
 
 HERE = {"card": "NVIDIA H100 80GB HBM3", "commit": "0123456789ab", "sources": "s", "torch": "2.11", "triton": "3.6",
         "arch": "sm_90", "driver": "1"}  # fmt: skip
@@ -113,7 +117,7 @@ def test_the_listing_is_for_people_too(monkeypatch, capsys, tmp_path):
     ("arguments", "said"),
     [
         (["--only", "kernels,timing"], "--only takes parts of environment, tests, kernels, invariance, graph, "
-         "calibration, timings, got 'timing'; did you mean 'timings'?"),
+         "calibration, frames, timings, got 'timing'; did you mean 'timings'?"),
         (["--only", ""], "got ''"),
         (["--budget", "0"], "--budget must be a number of seconds above 0, got 0"),
         (["--budget", "nan"], "above 0, got nan"),
@@ -351,7 +355,7 @@ def test_calibration():
 
 
 SMALL = {"qkv_projection": "tiny", "output_projection": "tiny", "router": "tiny", "experts": "top2", "head": "tiny",
-         "decode_attention": "tiny"}  # fmt: skip
+         "decode_attention": "tiny", "sample": "tiny"}  # fmt: skip
 
 
 def small(kernel, workload, **sizes):
@@ -362,7 +366,7 @@ def small(kernel, workload, **sizes):
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of the row of NaN
 @pytest.mark.parametrize("kernel", device_checks.BATCHED)
 def test_batch_invariance_in_the_interpreter(kernel):
-    rows = {"B" if kernel == "decode_attention" else "M": 3}
+    rows = {"B" if kernel in ("decode_attention", "sample") else "M": 3}
     device_checks.batch_invariance(kernel, small(kernel, SMALL[kernel], **rows), "cpu", torch.float32, (1, 2, 3))
 
 
@@ -434,3 +438,29 @@ def test_compiled():
         environment.run_tests(60, tmp_path)
     with pytest.raises(NotRun, match="not done after 0 s"):
         environment.run_tests(0.01, tmp_path)
+
+
+def test_a_frame_is_timed_with_its_draw_and_without():
+    """On a small model, interpreted: what is measured runs, from the same context before each sample."""
+    config = device_checks.layer_chain(small=True)
+    timer = FrameTimer(config, "cpu", torch.float32)
+    found = timer.time(2, 5, CPU, 0.0, graph=False, least=1)
+    assert (found["streams"], found["context"]) == (2, 5)
+    assert found["bytes"] == sum(cost.bytes for cost in frame_cost(config, 2, 5, 4).values())
+    assert {"median_us", "forward_us", "draw_us", "draw_share", "gb_per_s"} <= found.keys()
+    timer.model = dataclasses.replace(timer.model, out_norm=timer.model.out_norm * float("nan"))
+    running = dataclasses.replace(CPU, elapsed=lambda run: (run(), 0.4)[1])
+    with pytest.raises(FloatingPointError, match="a stream ended while it was timed"):
+        timer.time(1, 5, running, 0.0, graph=False, least=1)
+
+
+def test_whole_frames_are_the_8b_model_s():
+    shapes = reference.layout(device_checks.whole_model()).values()
+    assert sum(math.prod(shape) for shape in shapes) == pytest.approx(7.668e9, rel=1e-3)
+
+
+def test_frames_are_withheld_where_a_check_failed(record):
+    record.keep("invariance", "router/batches", {"status": "failed"})
+    item = next(item for item in gpu.plan(record, ["frames"], CPU) if item.name == "B1")
+    with pytest.raises(Withheld, match="router/batches failed"):
+        item.run(10.0)

@@ -109,6 +109,10 @@ COSTS = {
         (3 * 3072 * 2048 + 2 * 2048 + 2048 + 2 * 3072) * 2 + 2 * 4,
         2 * 3 * 3072 * 2048,
     ),
+    # 9 x 1026 logits and as many frames of history in; 8 settings, seed and step; a code and a fault of 9 codebooks
+    ("sample", "decode-B1"): (2 * 4 * 9 * 1026 + 8 * 4 + 8 + 4 + 2 * 4 * 9, 60 * 9 * 1026),
+    # 9 codes and faults and 5 numbers in; 4 numbers, 9 entries of the history, and two rows of 10 out
+    ("advance", "decode-B1"): (4 * (18 + 5 + 4 + 9 + 20), 18),
     # 9234 rows of weights, the norm's, a row; fp32 logits
     ("head", "decode-B1"): ((9234 * 2048 + 2048 + 2048) * 2 + 9234 * 4, 2 * 9234 * 2048),
 }  # fmt: skip

@@ -9,7 +9,8 @@ from zonos2_triton.kernels._common import fresh_counters
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU nothing is looked at that costs time")
 
-FULLEST = {"frame_embedding": "speakers", "experts": "top2"}  # small workloads with every argument; elsewhere: tiny
+# Small workloads with every argument; elsewhere: tiny.
+FULLEST = {"frame_embedding": "speakers", "router": "idle", "experts": "top2"}
 
 
 def inputs_of(name, workload=None, dtype=torch.float32, **sizes):
@@ -122,12 +123,14 @@ EMPTY = {
     "router": less("router", x=0, state=0),
     "experts": less("experts", x=0, order=0, expert_weights=0),
     "head": less("head", x=0),
+    "sample": less("sample", logits=0),
+    "advance": less("advance", codes=0),
 }
 
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_empty_batch(name):
-    refuses(ValueError, name, EMPTY[name], r"(ids|x|y|qkvg) is empty: (M|B|T) must be at least 1, got shape \[0, ")
+    refuses(ValueError, name, EMPTY[name], r"\w+ is empty: (M|B|T) must be at least 1, got shape \[0, ")
 
 
 # Rows of so many elements do not begin at multiples of 16 bytes.
@@ -189,6 +192,13 @@ def to(value):
 
 
 NONE = to(None)
+# Columns of settings: the name, the range in the message, and numbers on both sides of it.
+SETTINGS = (
+    ("temperature", r"1e-07\.\.3\.4\d*e\+38", 0, float("inf")), ("top_k", r"1\.\.16777216", 0.5, 2**24 + 2),
+    ("top_p", r"0\.\.1", -0.1, 1.5), ("min_p", r"0\.\.3\.4\d*e\+38", -1, float("inf")),
+    ("window", r"0\.\.16777216", -1, 2**24 + 2), ("penalty", r"1\.\.3\.4\d*e\+38", 0.5, float("inf")),
+    ("penalised codebooks", r"0\.\.16777216", -1, 2**24 + 2),
+)  # fmt: skip
 PACKED = inputs_of("prefill_attention", "packed")
 WRONG = [
     # Sizes that do not fit each other.
@@ -203,6 +213,7 @@ WRONG = [
           residual=lambda x: x[:, :4].clone()),
     wrong("router", r"w2 must have shape \[R=24, R=24\], got \[16, 24\]", w2=lambda w: w[:16]),
     wrong("router", r"biases must have shape \[E=4\], got \[3\]", biases=lambda b: b[:3]),
+    wrong("router", r"positions must have shape \[M=70\], got \[69\]", positions=lambda p: p[1:]),
     wrong("experts", r"up must have shape \[E=4, I=40, D=48\], got \[2, ", up=lambda w: w[:2]),
     wrong("experts", r"down must have shape \[E=4, D=48, I=40\], got", down=lambda w: w.mT.contiguous()),
     wrong("experts", r"order must have shape \[10\], got \[9\]", order=lambda o: o[:9]),
@@ -221,6 +232,19 @@ WRONG = [
     sized("prefill_attention", "temp must have at most 32 heads for each of the cache's HKV=2, got 66", HQ=66),
     wrong("prefill_attention", r"cu_seqlens must have shape \[B\+1=2\], got \[3\]",
           cu_seqlens=lambda c: torch.cat([c, c[-1:]])),
+    wrong("sample", r"settings must have shape \[B=2, 8\], got \[2, 7\]", settings=lambda s: s[:, :7].clone()),
+    wrong("sample", r"seeds must have shape \[B=2\], got \[1\]", seeds=lambda s: s[:1]),
+    wrong("sample", r"last_seen must have shape \[B=2, C=3, V=30\], got \[2, 3, 29\]",
+          last_seen=lambda x: x[..., 1:].clone()),
+    wrong("sample", r"logits must have 3\.\.8192 codes a row, two of them end and padding, got 2",
+          **dict.fromkeys(("logits", "last_seen"), lambda x: x[..., :2].clone())),
+    wrong("sample", r"logits must have 3\.\.8192 codes a row, .*, got 8193",
+          **dict.fromkeys(("logits", "last_seen"), lambda x: x[..., :1].repeat(1, 1, 8193))),
+    wrong("advance", r"faults must have shape \[B=2, C=5\], got \[2, 4\]", faults=lambda f: f[:, :4].clone()),
+    wrong("advance", r"eos_frames must have shape \[B=2\], got \[1\]", eos_frames=lambda e: e[:1]),
+    wrong("advance", r"ids must have shape \[B=2, C\+1=6\], got \[2, 5\]", ids=lambda i: i[:, :5].clone()),
+    wrong("advance", r"frames must have shape \[B=2, N, C\+1=6\], got", frames=lambda f: f[..., :5].clone()),
+    sized("advance", "codes must have fewer than 32 codebooks, got 32", C=32),
     # Heads that no tile takes.
     sized("rotary", "the head dimension must be a power of two from 16, got 24", DH=24),
     sized("rotary", "the head dimension must be a power of two from 16, got 8", DH=8),
@@ -236,10 +260,9 @@ WRONG = [
     wrong("frame_embedding", "table must hold more than 9 codebooks of codebook_vocab=12 rows, got 106",
           codebook_vocab=to(12)),
     wrong("frame_embedding", "table must hold more than 9 codebooks", codebook_vocab=to(0)),
-    wrong("decode_attention", r"positions must be in 0\.\.23, what the pages and the rotary table hold; got 24",
+    wrong("decode_attention", r"positions must be in -2147483648\.\.23, what .* hold, or negative: idle; got 24",
           positions=at(0, 24)),
-    wrong("decode_attention", r"positions must be in 0\.\.23, .*; got -1", positions=at(0, -1)),
-    wrong("decode_attention", r"positions must be in 0\.\.19, .*got 20", table=lambda t: t[:20].clone()),
+    wrong("decode_attention", r"positions must be in -2147483648\.\.19, .*got 20", table=lambda t: t[:20].clone()),
     wrong("decode_attention", r"block_table must be in 0\.\.5, the cache's pages; got 6", block_table=at((1, 0), 6)),
     wrong("prefill_attention", r"block_table must be in 0\.\.2, .*got -1", block_table=at((0, 0), -1)),
     wrong("prefill_attention", r"starts must be in 0\.\.23, .*; got 24", starts=at(0, 24)),
@@ -261,7 +284,13 @@ WRONG = [
     wrong("experts", r"order must be in 0\.\.9, the slots; got -1", order=at(3, -1)),
     wrong("experts", r"offsets must be in 0\.\.10, places in order; got 11", offsets=at(1, 11)),
     wrong("experts", r"steps of offsets must be in 0\.\.10, slots of an expert; got -", offsets=at(2, 0)),
-    wrong("experts", r"the last of offsets must be in 10\.\.10, all slots; got 9", offsets=at(-1, 9)),
+    *(
+        wrong("sample", rf"settings\[1\], {name}, must be in {accepted}, got {value}", settings=at((1, column), value))
+        for column, (name, accepted, *beyond) in enumerate(SETTINGS)
+        for value in (*beyond, float("nan"))
+    ),
+    wrong("advance", r"codes must be in 0\.\.10, the codes that last_seen has room for; got 11", codes=at((1, 1), 11)),
+    wrong("advance", r"codes must be in 0\.\.10, .*; got -1", codes=at((1, 0), -1)),
     # Arguments that only make sense together.
     wrong("frame_embedding", "speakers and speaker_index must be given together", speakers=NONE),
     wrong("frame_embedding", "speakers and speaker_index must be given together", speaker_index=NONE),

@@ -135,7 +135,8 @@ def test_verification_reports():
 
 
 # Workloads where programs do wait for one another.
-COUNTED = [("decode_attention", "split-edges"), ("router", "two-tiles"), ("experts", "top2"), ("experts", "prefill")]
+COUNTED = [("decode_attention", "split-edges"), ("router", "two-tiles"), ("experts", "top2"), ("experts", "prefill"),
+           ("decode_attention", "idle"), ("router", "idle"), ("experts", "idle-top2")]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "workload"), COUNTED, ids=["-".join(pair) for pair in COUNTED])
@@ -145,6 +146,17 @@ def test_counters_are_left_at_zero(name, workload):
     for order in (None, "reversed"):  # the second finds the counters as the first left them
         assert_same_bits(run(of, order, counters=counters), run(of, order))
         assert not counters.any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("k", [1, 2])
+def test_no_weight_is_read_where_all_rows_are_idle(k, dtype):
+    """A product with a weight of NaN would be NaN, whatever else it is multiplied by."""
+    kernel = KERNELS["experts"]
+    inputs = kernel.make("cpu", DTYPES[dtype], M=17, D=64, I=48, E=4, k=k, idle=tuple(range(17)))
+    weights = {name: inputs[name].fill_(torch.nan) for name in ("norm_weight", "gate", "up", "down")}
+    with checked(), poisoned():
+        assert torch.equal(kernel.op(**{**inputs, **weights}), inputs["x"])
 
 
 # The share of plain PyTorch's error that is a kernel's own, on samples so large that luck has no part in it.
@@ -224,7 +236,7 @@ def test_meta_results_look_like_real_ones(name, dtype):
     of = case(name, "tiny", dtype)
     meta = {key: value.to("meta") if isinstance(value, torch.Tensor) else value for key, value in of.inputs.items()}
     fake = of.kernel.op(**meta)
-    fake = fake if isinstance(fake, tuple) else (fake,)
+    fake = fake if isinstance(fake, tuple) else (fake,) if fake is not None else ()
     real = [value for key, value in run(of).items() if key not in of.kernel.mutates]
     assert [(x.shape, x.dtype, x.stride()) for x in fake] == [(x.shape, x.dtype, x.stride()) for x in real]
 

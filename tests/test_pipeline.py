@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -74,7 +75,11 @@ def test_a_voice_is_the_same_from_file_waveform_and_embedding(tts, tmp_path, rec
 
 def test_no_frames_of_audio_are_an_empty_sound(tts, monkeypatch):
     """eos_frame 0 can happen: the first frame shows an end."""
-    monkeypatch.setattr("zonos2_triton.model.backbone.draw", lambda *_: torch.full((9,), 1024))
+
+    def ends(logits, *_):
+        return torch.full(logits.shape[:2], 1024, dtype=torch.int32), torch.zeros(logits.shape[:2], dtype=torch.int32)
+
+    monkeypatch.setattr(tts.backbone, "ops", replace(tts.backbone.ops, sample=ends))
     audio = tts.speak("a", sampling=Sampling(seed=0))
     assert audio.samples.shape == (0,)
     assert list(tts.stream("a", sampling=Sampling(seed=0))) == []
@@ -173,7 +178,7 @@ def test_a_model_whose_logits_are_not_finite_is_one_line(tiny_folder, tmp_path, 
 
     monkeypatch.setattr("zonos2_triton.reference.backbone.logits", lambda *_: torch.full((1, 9, 1026), torch.nan))
     assert main(["say", "a", "--model", str(tiny_folder), "--out", str(tmp_path / "a.wav")]) == 2
-    assert "error: the logits of frame 0 are not finite" in capsys.readouterr().err
+    assert "error: prompts[0]: the logits of frame 0 are not finite" in capsys.readouterr().err
     assert list(tmp_path.glob("*a.wav*")) == []
 
 

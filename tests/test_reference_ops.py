@@ -128,6 +128,21 @@ def test_packed_sequences_are_each_alone(randn):
     assert torch.equal(got, torch.cat(alone))
 
 
+def test_idle_rows_of_a_decode_step_leave_the_cache_alone(randn):
+    HQ, HKV, DH = 2, 1, 4
+    qkvg, temp, table = randn(4, (HQ + 2 * HKV) * DH + HQ), randn(HQ), rotary_table(8, DH, 100.0, randn(1))
+    caches = randn(12, 2, HKV, DH), randn(12, 2, HKV, DH)
+    block_table = torch.randperm(12, generator=torch.Generator().manual_seed(0)).int().reshape(4, 3)
+    block_table[1] = block_table[2]  # an idle row's pages may be anybody's
+    positions, live = torch.tensor([-1, -(2**31), 4, 0], dtype=torch.int32), [2, 3]
+    others = [cache.clone() for cache in caches]
+    want = decode_attention(qkvg[live], temp, table, *others, block_table[live], positions[live])
+    got = decode_attention(qkvg, temp, table, *caches, block_table, positions)
+    assert torch.equal(got[live], want)
+    assert (got[:2] == 0).all()
+    assert all(torch.equal(*pair) for pair in zip(caches, others, strict=True))
+
+
 def test_add_rms_norm_returns_the_sum_and_its_norm(randn):
     x, residual, weight = randn(3, 8), randn(3, 8), randn(8)
     total, normed = add_rms_norm(x, residual, weight, EPS)
@@ -162,6 +177,9 @@ def test_slots_are_sorted_by_expert_and_keep_their_order():
     order, offsets = by_expert(ids, 5)
     assert order.tolist() == [1, 2, 5, 0, 3, 4]
     assert offsets.tolist() == [0, 2, 3, 3, 6, 6]
+    order, offsets = by_expert(ids, 5, torch.tensor([0, -1, 2]))
+    assert order.tolist() == [1, 5, 0, 4, 2, 3]
+    assert offsets.tolist() == [0, 1, 2, 2, 4, 4]
 
 
 def test_router_chooses_by_biased_and_weighs_by_plain_probabilities(randn):
@@ -185,6 +203,28 @@ def test_router_chooses_by_biased_and_weighs_by_plain_probabilities(randn):
     assert torch.equal(got.expert_ids, best.int())
     torch.testing.assert_close(got.expert_weights, probs.gather(1, best))
     assert torch.equal(got.order, best.flatten().argsort(stable=True).int())
+
+
+def test_idle_rows_go_to_no_expert(randn):
+    """Whatever is said of them elsewhere, NaN too: their slots come last, and they pass through."""
+    T, D, I, R, E, k = 5, 8, 4, 4, 3, 2
+    x, mlp = randn(T, D), (randn(R, R), randn(R), randn(R, R), randn(R), randn(E, R))
+    rest = randn(D), None, None, randn(R, D), randn(R), randn(R), *mlp, randn(E), k, EPS
+    live, positions = [0, 2, 4], torch.tensor([3, -1, 0, -(2**31), 7], dtype=torch.int32)
+    got, every = router(x, *rest, positions), router(x, *rest)
+    for ours, others in zip(got[:4], every[:4], strict=True):
+        assert torch.equal(ours, others)
+    counts = every.expert_ids[live].flatten().long().bincount(minlength=E)
+    assert got.offsets.tolist() == [0, *counts.cumsum(0).tolist()]
+    assert got.order[-4:].tolist() == [2, 3, 6, 7]
+    experts_of = got.expert_ids.flatten()[got.order[:-4].long()]
+    assert torch.equal(experts_of, experts_of.sort().values)
+    weights, tensors = got.expert_weights.clone(), (randn(D), randn(E, I, D), randn(E, I, D), randn(E, D, I))
+    weights[[1, 3]] = torch.nan
+    y = experts(x, *tensors, EPS, got.order, got.offsets, weights)
+    want = experts(x, *tensors, EPS, every.order, every.offsets, every.expert_weights)
+    torch.testing.assert_close(y[live], want[live])
+    assert torch.equal(y[[1, 3]], x[[1, 3]])
 
 
 def test_router_prefers_the_lower_expert_in_a_tie():

@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zonos2_triton.model import Sampling
-from zonos2_triton.reference.philox import philox
 from zonos2_triton.reference.sampling import draw, probabilities
 
 NO_HISTORY = torch.zeros(0, 9, dtype=torch.int64)
@@ -57,22 +56,6 @@ def test_the_penalty_spares_end_padding_and_later_codebooks(seeded, count):
     ratio = ratio - ratio[:, :1]  # the change of each logit, but for what normalisation adds to all
     changed = (ratio.abs() > 1e-3).nonzero().tolist()
     assert changed == [[c, 7] for c in range(count)]
-
-
-def test_draws_follow_the_distribution():
-    """Chi-square over 200,000 draws of each of four codebooks, 24 codes; the limit is the
-    1 - 1e-6 quantile of 23 degrees of freedom, and the seeds are fixed."""
-    n, codes = 200_000, 24
-    p = torch.randn(4, codes, generator=torch.Generator().manual_seed(1)).mul(2).softmax(-1)
-    weights = (p * 2**30).long()
-    words = philox(99, (torch.arange(n)[:, None], torch.arange(4), 0, 0))[..., 0]
-    for c in range(4):
-        target = words[:, c] * weights[c].sum() >> 32
-        drawn = torch.searchsorted(weights[c].cumsum(0), target, right=True)
-        assert torch.equal(drawn[:50], torch.stack([draw(p, 99, frame)[c] for frame in range(50)]))
-        counts = torch.bincount(drawn, minlength=codes).double()
-        expected = p[c].double() * n
-        assert ((counts - expected).square() / expected).sum() < 70.5
 
 
 def test_a_draw_needs_its_seed_frame_and_codebook(seeded):

@@ -221,6 +221,38 @@ def test_a_mate_that_is_not_finite_changes_no_bit(short_backbone):
 
 
 @pytest.mark.filterwarnings("ignore:All-NaN slice")  # of numpy, in the interpreter
+def test_idle_rows_change_no_bit(short_backbone):
+    """Between live ones, two on the same pages as a live one, one NaN: they go to no expert and write no page."""
+    model, config, ops = short_backbone.model, short_backbone.config, short_backbone.ops
+    a, b, c = prompts(4)[1:]
+    pages = torch.arange(12, dtype=torch.int32).reshape(3, 4)
+    cuts = torch.tensor([0, len(a), len(a) + len(b), len(a) + len(b) + len(c)], dtype=torch.int32)
+    ids = torch.randint(0, 500, (3, 10), generator=torch.Generator().manual_seed(11))
+    voice = torch.full((1, config.dim), torch.nan)
+
+    def run(rows, idle):
+        cache, stages = Cache(config, 16, 8, model.table), Stages()
+        batch = Batch(torch.cat([a, b, c]), pages, torch.zeros(3, dtype=torch.int32), cuts, max(map(len, (a, b, c))))
+        reference.forward(model, batch, cache, ops)
+        table = torch.stack([pages[i] if i is not None else torch.tensor(at, dtype=torch.int32) for i, at in rows])
+        starts = torch.tensor([int(cuts.diff()[i]) if i is not None else idle for i, _ in rows], dtype=torch.int32)
+        index = torch.full((len(rows),), -1, dtype=torch.int32)
+        index[0] = 0 if rows[0][0] is None else -1
+        step = Batch(ids[[i or 0 for i, _ in rows]], table, starts, speakers=voice, speaker_index=index)
+        x = reference.forward(model, step, cache, ops, stages)
+        live = [row for row, (i, _) in enumerate(rows) if i is not None]
+        counts = [int(routing.offsets[-1]) // routing.expert_ids.shape[1] for routing in stages.routings]
+        assert counts == [len(live)] * 2
+        return x[live], reference.logits(model, x, ops)[live], torch.stack([*cache.k, *cache.v])
+
+    alone = run([(0, None), (1, None), (2, None)], 0)
+    for idle in (-1, -(2**31)):
+        mixed = run([(None, [0, 1, 2, 3]), (0, None), (None, [12, 13, 14, 15]), (1, None), (None, [8, 9, 10, 11]),
+                     (2, None)], idle)  # fmt: skip
+        assert_same_bits(mixed, alone)
+
+
+@pytest.mark.filterwarnings("ignore:All-NaN slice")  # of numpy, in the interpreter
 def test_a_later_row_that_is_not_finite_leaves_earlier_ones_alone(short_backbone):
     """Of one sequence: causality holds for NaN too."""
     model, config = short_backbone.model, short_backbone.config

@@ -1,0 +1,170 @@
+"""The draw of a frame: codes[b, c] = a code of the distribution that request b's settings make of logits[b, c].
+
+In the official order: repetition penalty, temperature, top-k with ties, softmax, top-p, min-p; a row left empty is
+one-hot at its largest logit; the distribution is inverted at a counter-based random number.
+
+Shapes     logits, last_seen [B, C, V]; settings [B, 8]; seeds, steps [B]; codes, faults [B, C]. V <= 8192.
+Dtypes     logits, settings fp32: temperature, top_k, top_p, min_p, window, penalty, penalised codebooks, unused; seeds
+           int64 (the bits of a seed); steps (frames so far), last_seen (the frame in which a code came last, or
+           -2^30), codes, faults int32.
+Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; settings out of range, by
+           request, where looking costs nothing (CPU tensors, TRITON_DEBUG=1).
+Reference  zonos2_triton.reference.sampling.sample
+Source     Zyphra/ZONOS2, tts/sampler.py, engine/sample.py. Random numbers: Salmon et al., SC 2011 (Philox 4x32-10).
+
+One launch. The key of a random number is (seed, frame, codebook), so a code is a function of its own row, of its
+request's settings and of that key. Nothing is rounded but by one IEEE operation at a time, and sums are sums of
+integers: the codes are the reference's, bit for bit, on any machine and in any order of summation.
+
+A row with NaN or +inf in it, or with nothing above -inf, has the fault 1 and the code V - 1 (padding).
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from zonos2_triton.kernels._common import Arg, Cost, block, check, fake, readable
+from zonos2_triton.kernels._numeric import decaying
+from zonos2_triton.kernels._tiles import tiles
+
+LARGEST = 3.4028234663852886e38  # of the finite fp32 numbers
+MASS = 2.0**40  # of the largest weight, in the integers that weights are compared and normalised by
+WEIGHT = 2.0**30  # of a probability of one, in the integers that are drawn from
+SETTINGS = 8  # numbers of a row
+MOST_CODES = 8192  # a row is one tile
+
+
+@triton.jit(do_not_specialize_on_alignment=["seeds_ptr", "steps_ptr", "last_seen_ptr"])  # begin at any row
+def _sample_kernel(
+    logits_ptr, settings_ptr, seeds_ptr, steps_ptr, last_seen_ptr, codes_ptr, faults_ptr, V,
+    SETTINGS: tl.constexpr, LARGEST: tl.constexpr, MASS: tl.constexpr, WEIGHT: tl.constexpr, BLOCK_V: tl.constexpr,
+):  # fmt: skip
+    """Grid (C, B): a program owns a row of logits."""
+    c, b, C = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
+    row = (b * C + c).to(tl.int64)
+    offs = tl.arange(0, BLOCK_V)
+    mask = offs < V
+    temperature = tl.load(settings_ptr + b * SETTINGS)
+    top_k = tl.minimum(tl.load(settings_ptr + b * SETTINGS + 1).to(tl.int32), V)
+    top_p = tl.load(settings_ptr + b * SETTINGS + 2)
+    min_p = tl.load(settings_ptr + b * SETTINGS + 3)
+    window = tl.load(settings_ptr + b * SETTINGS + 4).to(tl.int32)
+    penalty = tl.load(settings_ptr + b * SETTINGS + 5)
+    penalised = tl.load(settings_ptr + b * SETTINGS + 6).to(tl.int32)
+    step = tl.load(steps_ptr + b)
+    seed = tl.load(seeds_ptr + b)
+    x = tl.load(logits_ptr + row * V + offs, mask=mask, other=float("-inf"))
+    last_seen = tl.load(last_seen_ptr + row * V + offs, mask=mask, other=0)
+
+    unsound = tl.sum(((x != x) | (x == float("inf"))).to(tl.int32), axis=0) > 0
+    fault = unsound | (tl.sum((x > float("-inf")).to(tl.int32), axis=0) == 0)
+    x = tl.where(fault, 0.0, x)
+    recent = (last_seen >= step - window) & (offs < tl.where(c < penalised, V - 2, 0))  # end and padding are spared
+    x = tl.where(recent, tl.where(x > 0, tl.div_rn(x, penalty), x * penalty), x)
+    x = tl.div_rn(x, temperature)
+    x = tl.minimum(tl.maximum(x, -LARGEST), LARGEST)
+    x = tl.where(mask, x, float("-inf"))
+    highest = tl.max(x, axis=0)
+    weights = tl.where(x >= _kth_largest(x, top_k), decaying(x - highest), 0.0)  # the largest is 1
+    if (top_p > 0) & (top_p < 1):
+        weights = _nucleus(weights, top_p, MASS)
+    weights = tl.where(weights >= min_p, weights, 0.0)
+
+    total = tl.sum((weights * MASS).to(tl.int64), axis=0)
+    share = tl.where(total > 0, total, 1).to(tl.float32) * (1.0 / MASS)
+    drawn = (tl.div_rn(weights, share) * WEIGHT).to(tl.int32)
+    word, _, _, _ = tl.philox(seed, step, c, 0, 0)
+    all_drawn = tl.sum(drawn, axis=0).to(tl.int64)
+    target = (word.to(tl.int64) * all_drawn) >> 32
+    code = tl.sum((mask & (tl.cumsum(drawn, axis=0) <= target)).to(tl.int32), axis=0)
+    code = tl.where(total > 0, code, tl.min(tl.where(x == highest, offs, V), axis=0))
+    tl.store(codes_ptr + row, tl.where(fault, V - 1, code))
+    tl.store(faults_ptr + row, fault.to(tl.int32))
+
+
+@triton.jit
+def _kth_largest(x, k):
+    """Of fp32 x, with multiplicity: the largest number that at least k are not below. Bit by bit, until just k are."""
+    bits = x.to(tl.int32, bitcast=True)
+    keys = (bits ^ ((bits >> 31) | -2147483648)).to(tl.uint32, bitcast=True)  # in the order of the numbers
+    least = tl.zeros((), tl.uint32)
+    bit = tl.full((), 0x80000000, tl.uint32)
+    count = tl.full((), 0, tl.int32)
+    while (bit != 0) & (count != k):
+        more = least | bit
+        reached = tl.sum((keys >= more).to(tl.int32), axis=0)
+        least = tl.where(reached >= k, more, least)
+        count = tl.where(reached >= k, reached, count)
+        bit = bit >> 1
+    return tl.min(tl.where(keys >= least, x, float("inf")), axis=0)
+
+
+@triton.jit
+def _nucleus(weights, top_p, MASS: tl.constexpr):
+    """Those before which, in descending order, lies no more than top_p of all; the first come first where they tie."""
+    mass = (weights * MASS).to(tl.int64)
+    limit = (tl.sum(mass, axis=0).to(tl.float64) * top_p.to(tl.float64)).to(tl.int64)
+    keys = weights.to(tl.int32, bitcast=True)  # in the order of the numbers, which are not negative
+    border = tl.zeros((), tl.int32)  # the largest weight that more than the limit is not below
+    for i in range(30):  # the bits of 1.0 and less
+        more = border | (tl.full((), 1, tl.int32) << (29 - i))
+        border = tl.where(tl.sum(tl.where(keys >= more, mass, 0), axis=0) > limit, more, border)
+    tied = keys == border
+    above = tl.sum(tl.where(keys > border, mass, 0), axis=0)
+    before = above + tl.cumsum(tl.where(tied, mass, 0), axis=0) - mass  # of those that tie
+    return tl.where((keys > border) | (tied & (before <= limit)), weights, 0.0)
+
+
+@torch.library.custom_op("zonos2_triton::sample", mutates_args=())
+def sample(
+    logits: Tensor, settings: Tensor, seeds: Tensor, steps: Tensor, last_seen: Tensor
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    sizes = check(
+        "sample",
+        logits=Arg(logits, "B C V", torch.float32),
+        settings=Arg(settings, f"B {SETTINGS}", torch.float32),
+        seeds=Arg(seeds, "B", torch.int64),
+        steps=Arg(steps, "B", torch.int32),
+        last_seen=Arg(last_seen, "B C V", torch.int32),
+    )
+    B, C, V = sizes["B"], sizes["C"], sizes["V"]
+    if not 3 <= V <= MOST_CODES:
+        raise ValueError(f"sample: logits must have 3..{MOST_CODES} codes a row, two of them end and padding, got {V}")
+    _check_settings(settings)
+    codes, faults = (logits.new_empty((B, C), dtype=torch.int32) for _ in range(2))
+    _sample_kernel[(C, B)](
+        logits, settings, seeds, steps, last_seen, codes, faults, V, SETTINGS=SETTINGS, LARGEST=LARGEST, MASS=MASS,
+        WEIGHT=WEIGHT, BLOCK_V=block(V), **tiles("sample", "row", torch.float32),
+    )  # fmt: skip
+    return codes, faults
+
+
+# Of the columns of settings that are used: the name, the least and the largest number.
+_RANGES = (
+    ("temperature", 1e-7, LARGEST), ("top_k", 1, 2**24), ("top_p", 0, 1), ("min_p", 0, LARGEST), ("window", 0, 2**24),
+    ("penalty", 1, LARGEST), ("penalised codebooks", 0, 2**24),
+)  # fmt: skip
+
+
+def _check_settings(settings: Tensor) -> None:
+    if not readable(settings):
+        return
+    for b, row in enumerate(settings.tolist()):
+        for (name, low, high), value in zip(_RANGES, row, strict=False):
+            if not low <= value <= high:
+                raise ValueError(f"sample: settings[{b}], {name}, must be in {low}..{high}, got {value}")
+
+
+@fake(sample)
+def _(
+    logits: Tensor, settings: Tensor, seeds: Tensor, steps: Tensor, last_seen: Tensor
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    codes = logits.new_empty(logits.shape[:2], dtype=torch.int32)
+    return codes, torch.empty_like(codes)
+
+
+def cost(B: int, C: int, V: int, itemsize: int) -> Cost:
+    """itemsize has no part in it. Per logit: penalty, temperature and share (a division each), 20 for the exponential,
+    the comparisons of the search for the k-th largest, and the sums."""
+    return Cost(bytes=8 * B * C * V + B * (4 * SETTINGS + 12) + 8 * B * C, flops=B * C * V * (3 + 20 + 32 + 5))

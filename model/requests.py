@@ -1,0 +1,122 @@
+"""A request on its way through the frame loop, and the stream of frames that its caller reads."""
+
+import secrets
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from zonos2_triton.reference.config import Zonos2Config
+from zonos2_triton.reference.sampling import Sampling
+
+
+class Frame(NamedTuple):
+    """One generated frame."""
+
+    codes: Tensor  # [9] int64, still delayed
+    eos_frame: int | None  # where the audio ends, from the frame on that shows it
+    last: bool
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What one prompt became."""
+
+    frames: Tensor  # [F, 9] int64 as sampled, still delayed, without the prompt
+    eos_frame: int | None  # audio is made of aligned frames 0 .. eos_frame - 1; None: it did not end by itself
+    seed: int  # that makes the same frames again
+
+
+class Request:
+    """One prompt: what was asked for, and what has come of it so far."""
+
+    def __init__(self, name: str, prompt: Tensor, sampling: Sampling, speaker: Tensor | None, config: Zonos2Config):
+        """name: of the prompt, in errors. ValueError: more frames than the context holds."""
+        settings, room = sampling.clamped(), config.max_seqlen - len(prompt)
+        if settings.max_frames > room and settings.max_frames != Sampling.max_frames:
+            raise ValueError(
+                f"{name}: max_frames is {settings.max_frames}, but behind a prompt of {len(prompt)} rows the context "
+                f"(max_seqlen {config.max_seqlen}) holds {room} frames; only the default is cut to that"
+            )
+        self.name, self.prompt, self.speaker = name, prompt, speaker
+        self.settings = settings.row()
+        self.seed = fresh_seed(settings)
+        self.limit = min(settings.max_frames, room)
+        self.eoa_id = -1 if settings.ignore_eos else config.eoa_id
+        self.room = len(prompt) + self.limit - 1  # rows of the cache: the last frame is not fed back
+        self.pages: list[int] = []
+        self.filled = 0  # rows of the prompt that lie in the cache
+        self.hidden: Tensor  # [D], what the newest of them left
+        self.issued = 0  # frames that were asked for; the device may have made fewer
+        self.frames: deque[Frame] = deque()  # that nobody has read yet
+        self.error: BaseException | None = None
+        self.over = False  # nothing will come any more
+        self.cancelled = False
+
+    def end(self, error: BaseException | None = None) -> None:
+        self.over, self.error = True, error
+
+
+class Stream(Iterator[Frame]):
+    """The frames of one prompt, as they come. Whoever waits for one drives the loop, for the others too.
+
+    close(), the end of a `with` block and the disappearance of the object cancel the request. Frames that nobody reads
+    are kept; they are few, and hold no place of the loop.
+    """
+
+    def __init__(self, request: Request, turn: Callable[[Request], None], sweep: Callable[[], None]) -> None:
+        self._request, self._turn, self._sweep = request, turn, sweep
+        self.seed = request.seed
+        weakref.finalize(self, setattr, request, "cancelled", True)  # the loop finds it at its next look
+
+    def __next__(self) -> Frame:
+        self.wait()
+        if self._request.frames:
+            return self._request.frames.popleft()
+        raise self._request.error or StopIteration
+
+    def wait(self) -> None:
+        """Until there is a frame to read, or none will come."""
+        while not self._request.frames and not self._request.over:
+            self._turn(self._request)
+
+    def ready(self) -> Iterator[Frame]:
+        """Those that have come already."""
+        while self._request.frames:
+            yield self._request.frames.popleft()
+
+    @property
+    def error(self) -> BaseException | None:
+        """What ended the request before its time."""
+        return self._request.error
+
+    @property
+    def over(self) -> bool:
+        """Whether every frame has been read, and no more will come."""
+        return self._request.over and not self._request.frames
+
+    def close(self) -> None:
+        """No more frames are wanted: the place and the pages are free for others."""
+        self._request.cancelled = True
+        self._request.frames.clear()
+        self._sweep()
+
+    def __enter__(self) -> "Stream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def fresh_seed(sampling: Sampling) -> int:
+    """The request's own seed, or one that no other request has."""
+    return secrets.randbits(63) if sampling.seed is None else int(sampling.seed)
+
+
+def collected(frames: list[Frame], seed: int) -> Generation:
+    """The frames of a request that has ended."""
+    return Generation(torch.stack([frame.codes for frame in frames]), frames[-1].eos_frame, seed)

@@ -1,0 +1,43 @@
+"""What a drawn frame does to the state of its request: history, end of audio, feedback."""
+
+import torch
+from torch import Tensor
+
+OUT, FAULTY = -1, -2  # positions of rows that sit out: ended or empty; logits that were not finite
+
+
+def advance(
+    codes: Tensor, faults: Tensor, positions: Tensor, steps: Tensor, limits: Tensor, eoa_ids: Tensor,
+    eos_frames: Tensor, ids: Tensor, last_seen: Tensor, frames: Tensor, text_id: int,
+) -> None:  # fmt: skip
+    """codes and faults [B, C] of `sample` -> the state of B requests, in place; a row with a negative position is idle.
+
+    positions [B]: of the newest row in the cache, then of the one to come: one more, or OUT after the last frame
+    steps [B]: frames so far; limits [B]: how many there will be at most; eoa_ids [B]: the code that ends, or -1
+    eos_frames [B]: where the audio ends, or -1
+    ids [B, C + 1]: the row that is fed back: the codes and text_id
+    last_seen [B, C, V]: as `sample` takes it
+    frames [B, N, C + 1]: a ring; frame s, and with it eos_frame as known by then, lies at s % N
+
+    The first frame with a code equal to eoa_id sets eos_frame = step - the highest such codebook, at least 0, and lets
+    C more frames follow: the delayed codebooks finish theirs. Later ends change nothing. A row with a fault stops at
+    FAULTY as it was before: the frame is not counted.
+    """
+    C = codes.shape[1]
+    for b in range(len(codes)):
+        if positions[b] < 0:
+            continue
+        if faults[b].any():
+            positions[b] = FAULTY
+            continue
+        step = int(steps[b])
+        ends = (codes[b] == eoa_ids[b]).nonzero()
+        if len(ends) and eos_frames[b] < 0:
+            eos_frames[b] = max(0, step - int(ends.max()))
+            limits[b] = min(int(limits[b]), step + C + 1)
+        last_seen[b, torch.arange(C, device=codes.device), codes[b].long()] = step
+        ids[b, :C], ids[b, C] = codes[b], text_id
+        row = frames[b, step % frames.shape[1]]
+        row[:C], row[C] = codes[b], eos_frames[b]
+        steps[b] = step + 1
+        positions[b] = positions[b] + 1 if step + 1 < limits[b] else OUT
