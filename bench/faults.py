@@ -225,6 +225,7 @@ FAULTS: Mapping[str, tuple[Fault, ...]] = {
     "advance": _faults(
         "advance",
         idle_rows_go_on=("    if position < 0:\n        return\n", "    if position < -9:\n        return\n"),
+        first_position_is_idle=("if position < 0:", "if position <= 0:"),
         faults_ignored=("tl.max(faults, axis=0) != 0", "tl.max(faults, axis=0) > 1"),
         fault_of_the_first_codebook=("tl.max(faults, axis=0)", "tl.sum(tl.where(offs == 0, faults, 0), axis=0)"),
         fault_is_an_end=("tl.store(positions_ptr + b, FAULTY)", "tl.store(positions_ptr + b, OUT)"),
@@ -232,6 +233,7 @@ FAULTS: Mapping[str, tuple[Fault, ...]] = {
                          "highest = tl.max(tl.where(mask & (codes == eoa_id) & (offs == 0), offs, -1), axis=0)"),
         lanes_beyond_the_codebooks=("mask & (codes == eoa_id), offs", "codes == eoa_id, offs"),
         faults_not_masked=("faults_ptr + b * C + offs, mask=mask, other=0)", "faults_ptr + b * C + offs)"),
+        end_at_zero_is_none=("(eos_frame < 0)", "(eos_frame <= 0)"),
         later_end_counts=("(highest >= 0) & (eos_frame < 0)", "highest >= 0"),
         end_at_the_step=("tl.maximum(step - highest, 0)", "step"),
         end_before_the_beginning=("tl.maximum(step - highest, 0)", "step - highest"),

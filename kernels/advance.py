@@ -4,7 +4,7 @@ The first frame with a code equal to eoa_ids[b] sets eos_frames[b] = step - the 
 lets C more frames follow; later ends change nothing. After its last frame a row is idle: its position is -1.
 
 Shapes     codes, faults [B, C]; positions, steps, limits, eoa_ids, eos_frames [B]; ids [B, C + 1]; last_seen [B, C, V];
-           frames [B, N, C + 1], a ring: frame s and eos_frame as known by then lie at s % N. C <= 32.
+           frames [B, N, C + 1], a ring: frame s and eos_frame as known by then lie at s % N. C < 32.
 Dtypes     int32. positions: of the newest row in the cache, negative: idle, nothing of it changes; steps: frames so
            far; limits: how many there will be at most; eoa_ids: the code that ends, -1: none; eos_frames: -1 before
            the end is known.

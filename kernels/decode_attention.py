@@ -66,11 +66,11 @@ def _decode_attention_kernel(
     offs_s = tl.arange(0, BLOCK_S)
     mask_g = offs_g < GROUP
     heads = hk * GROUP + offs_g
-    y_at = b * (HQ * DH) + heads[:, None] * DH + offs_d[None, :]
     dtype: tl.constexpr = y_ptr.dtype.element_ty
     if first > position:
         if split == 0:  # the row is idle
-            tl.store(y_ptr + y_at, tl.zeros((ROWS, DH), dtype), mask=mask_g[:, None])
+            idle_at = b * (HQ * DH) + heads[:, None] * DH + offs_d[None, :]
+            tl.store(y_ptr + idle_at, tl.zeros((ROWS, DH), dtype), mask=mask_g[:, None])
         return
     angle_ptr = table_ptr + position.to(tl.int64) * DH
     cos = tl.load(angle_ptr + offs_i)[None, :]
@@ -118,6 +118,7 @@ def _decode_attention_kernel(
         m = highest
 
     gate = tl.load(row_ptr + (HQ + 2 * HKV) * DH + heads, mask=mask_g, other=0.0).to(tl.float32)
+    y_at = b * (HQ * DH) + heads[:, None] * DH + offs_d[None, :]
     splits = position // SPLIT + 1
     if splits == 1:
         y = acc / l[:, None] * tl.sigmoid(gate)[:, None]

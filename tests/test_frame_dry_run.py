@@ -52,6 +52,7 @@ print(json.dumps({
     "launches": [[launch.function, launch.count] for launch in launches],
     "errors": [launch.error for launch in launches if launch.error],
     "operations": Counter(seen.names),
+    "fused": [launch.function for launch in launches if launch.kernel and "fma." in launch.kernel.asm["ptx"]],
 }))
 """
 
@@ -71,3 +72,4 @@ def test_a_frame_launches_its_kernels_and_asks_the_device_nothing():
     assert ["_sample_kernel", 1] in found["launches"]
     assert ["_advance_kernel", 1] in found["launches"]
     assert {*found["operations"]} <= {*QUIET}
+    assert "_sample_kernel" not in found["fused"]  # a product and a sum rounded as one would draw other codes

@@ -143,6 +143,23 @@ def test_a_code_does_not_depend_on_its_place():
     assert torch.equal(sample(**{**inputs, **fewer})[0], codes[:, :4])
 
 
+def test_rows_of_whole_numbers_may_begin_anywhere():
+    """As those of some requests among others do: behind another, at no multiple of 16 bytes."""
+
+    def behind(values):
+        tensors = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
+        return {name: torch.cat([value[:1], value])[1:] for name, value in tensors.items() if name not in aligned}
+
+    aligned, inputs = ("logits", "settings"), mixed(3, 25)
+    codes, faults = sample(**inputs)
+    assert torch.equal(sample(**{**inputs, **behind(inputs)})[0], codes)
+    state = before([9] * 3, [4] * 3, C=9, V=25)
+    shifted = {**state, **behind(state)}
+    for each in (state, shifted):
+        advance(codes, faults, **each)
+    assert differ(state, shifted) == []
+
+
 def test_another_key_is_another_code():
     """Of seed, frame or codebook, among 1026 codes that are equally likely."""
     keys = [(5, 3), (6, 3), (5 + 2**32, 3), (5 + 2**63, 3), (5, 4), (5, 3 + 2**20)]
