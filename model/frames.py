@@ -74,8 +74,7 @@ class Frames:
             pages[i, : len(request.pages)] = torch.tensor(request.pages, dtype=torch.int32)
             if request.speaker is not None and request.filled == 0:
                 index[cuts[i]] = len(speakers)
-                voice = upload(request.speaker.to(self.model.table.dtype), self.device)
-                speakers.append(speaker_row(voice, self.model.speaker))
+                speakers.append(speaker_row(request.speaker, self.model.speaker))
         starts = [request.filled for request, _ in pieces]
         return reference.Batch(
             upload(ids, self.device), upload(pages, self.device), int32(starts, self.device), int32(cuts, self.device),

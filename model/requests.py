@@ -35,12 +35,16 @@ class Request:
     """One prompt: what was asked for, and what has come of it so far."""
 
     def __init__(self, name: str, prompt: Tensor, sampling: Sampling, speaker: Tensor | None, config: Zonos2Config):
-        """name: of the prompt, in errors. ValueError: more frames than the context holds."""
+        """name: of the prompt, in errors; the prompt lies on the host, the speaker's embedding on the device.
+
+        ValueError: more frames than the context holds.
+        """
         settings, room = sampling.clamped(), config.max_seqlen - len(prompt)
         if settings.max_frames > room and settings.max_frames != Sampling.max_frames:
             raise ValueError(
                 f"{name}: max_frames is {settings.max_frames}, but behind a prompt of {len(prompt)} rows the context "
-                f"(max_seqlen {config.max_seqlen}) holds {room} frames; only the default is cut to that"
+                f"(max_seqlen {config.max_seqlen}) holds {room} frames; only the default, {Sampling.max_frames}, is "
+                "cut to that"
             )
         self.name, self.prompt, self.speaker = name, prompt, speaker
         self.settings = settings.row()

@@ -81,7 +81,7 @@ def int32(numbers: list[int], device: torch.device) -> Tensor:
 
 
 def upload(values: Tensor, device: torch.device) -> Tensor:
-    """A copy on the device. From memory that is not pinned, the host would wait for all that was launched before."""
+    """Host memory, copied to the device. Were it not pinned, the host would wait for all that was launched before."""
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 

@@ -27,7 +27,7 @@ class Sampling:
     repetition_window   generated frames looked back at; 0: no penalty
     repetition_penalty  at least 1, which is off; positive logits of seen codes are divided by it, others multiplied
     repetition_codebooks  the first so many codebooks are penalised; negative or above 9: all
-    max_frames          at least 1
+    max_frames          at least 1; more than the context holds is an error, but for the default, which is cut to it
     ignore_eos          generate max_frames whatever the codes say
     seed                0 .. 2^64 - 1, or None: drawn anew for each request
     """
