@@ -15,9 +15,20 @@ pytestmark = pytest.mark.skipif(
     not triton.knobs.runtime.interpret, reason="kernels are compiled here; set TRITON_INTERPRET=1 to interpret them"
 )
 
-CASES = [
-    pytest.param(KERNELS[kernel], fault, id=f"{kernel}-{fault.name}") for kernel in FAULTS for fault in FAULTS[kernel]
-]
+
+def cases():
+    """Every fault; one that several kernels share by default on the first of them only."""
+    seen = set()
+    for kernel, faults in FAULTS.items():
+        for fault in faults:
+            again = fault.file.startswith("_") and fault in seen
+            seen.add(fault)
+            yield pytest.param(
+                KERNELS[kernel], fault, id=f"{kernel}-{fault.name}", marks=[pytest.mark.slow] if again else []
+            )
+
+
+CASES = list(cases())
 FIRST_POSITION = next(fault for fault in FAULTS["rotary"] if fault.name == "position-of-the-first-row")
 
 
