@@ -7,7 +7,7 @@ of one stream before they are timed.
 import pytest
 import torch
 
-from zonos2_triton.model import Sampling, Zonos2, build_prompt
+from zonos2_triton.model import LoopOptions, Sampling, Zonos2, build_prompt
 from zonos2_triton.model.tiny import write_tiny
 
 FRAMES = 16
@@ -15,7 +15,9 @@ FRAMES = 16
 
 @pytest.fixture(scope="module")
 def tts(tmp_path_factory):
-    return Zonos2.load(write_tiny(tmp_path_factory.mktemp("bench") / "tiny"), device="cpu")
+    """With a cache that holds the longest context of all streams: none has to wait for another's end."""
+    options = LoopOptions(streams=8, positions=8 * 2048)
+    return Zonos2.load(write_tiny(tmp_path_factory.mktemp("bench") / "tiny"), device="cpu", options=options)
 
 
 @pytest.mark.parametrize("context", [20, 500, 1900], ids="context-{}".format)

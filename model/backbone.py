@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, overload
 
@@ -121,9 +121,16 @@ class Backbone:
                 torch.cuda.current_stream().synchronize()
         return trace
 
-    def _alone(self) -> AbstractContextManager[object]:
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
         """Inside, no frame is launched: the counters of the operations are those of one stream of launches."""
-        return self.loop.exclusive() if self._loop else _plain(self.device)
+        with self._loop_lock:  # nor does a loop come to be
+            if self._loop is None:
+                with exact_numerics(), current(self.device):
+                    yield
+                return
+        with self._loop.exclusive():
+            yield
 
     @overload
     def generate(
@@ -254,9 +261,3 @@ class Backbone:
         if not speaker.is_floating_point() or not bool(speaker.isfinite().all()):
             raise ValueError(f"{name} must hold finite floating-point numbers")
         return speaker.to(self.device, self.dtype)
-
-
-@contextmanager
-def _plain(device: torch.device) -> Iterator[None]:
-    with exact_numerics(), current(device):
-        yield

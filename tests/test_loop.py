@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from zonos2_triton.model import Backbone, LoopOptions, Sampling, build_prompt
+from zonos2_triton.model import Backbone, LoopOptions, Sampling, Zonos2Config, build_prompt
 from zonos2_triton.model.graphs import Graphs, buckets
 from zonos2_triton.model.loop import Loop
 from zonos2_triton.model.slots import Slots, pages_of
 from zonos2_triton.reference import backbone as reference
 from zonos2_triton.reference.ops import REFERENCE
+from zonos2_triton.reference.stopping import EndDetector
 
 TEXTS = ("", "a", "hello", "ab" * 20, "xyz")
 
@@ -126,8 +127,6 @@ def test_a_prompt_in_small_pieces_holds_nobody_up_for_long(make, monkeypatch):
 
 def test_eos_ends_a_stream_and_is_told_from_then_on(make):
     """By the loop as by the serial rule."""
-    from zonos2_triton.reference.stopping import EndDetector
-
     backbone = make(look=4)
 
     def ending(logits, settings, seeds, steps, last_seen):
@@ -373,8 +372,6 @@ def test_a_frame_is_one_replay_and_nothing_else(weights):
 
 
 def test_the_state_is_small_and_stays_where_it_is(make, golden):
-    from zonos2_triton.model import Zonos2Config
-
     config = Zonos2Config.from_params(golden.json("checkpoint_layout")["params_json"])
     slots = Slots(config, 256, 1, 9, torch.empty(0, dtype=torch.bfloat16, device="meta"))
     state = [value for value in vars(slots).values() if isinstance(value, torch.Tensor)]

@@ -1,5 +1,7 @@
 """The frame loop on the kernels, interpreted: batches that are padded as graphs are, and requests that come and go."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -22,8 +24,6 @@ def interpreter():
 @pytest.fixture(scope="module")
 def short(golden):
     """The first two layers: dense, and a mixture of two experts a row."""
-    import dataclasses
-
     loaded = golden.backbone(dtype=torch.float32)
     return dataclasses.replace(loaded.config, n_layers=2, moe_end_from_layer=0), loaded.weights
 
