@@ -11,14 +11,28 @@ if INTERPRETED:
 
 
 @triton.jit
-def mma(a, b, acc):
-    """acc + a @ b, accumulated in fp32; fp32 operands are multiplied as IEEE fp32."""
+def mma(a, b, acc, TF32: tl.constexpr = False):
+    """acc + a @ b, accumulated in fp32; fp32 operands are multiplied as IEEE fp32, or as tf32."""
     if INTERPRETED:
+        if TF32:
+            a = _ten_bits(a)
+            b = _ten_bits(b)
         # The interpreter holds bf16 as integers, and tl.dot would multiply those. And it leaves the sum to a library
         # whose order depends on the shape of a tile and on the CPU; in fp64 that does not reach the fp32 result.
         exact = tl.dot(a.to(tl.float64), b.to(tl.float64), out_dtype=tl.float64)
         return acc + exact.to(tl.float32)
-    return tl.dot(a, b, acc, input_precision="ieee")
+    elif TF32:
+        return tl.dot(a, b, acc, input_precision="tf32")
+    else:
+        return tl.dot(a, b, acc, input_precision="ieee")
+
+
+@triton.jit
+def _ten_bits(x):
+    """fp32 x as tf32: ten bits of its fraction, rounded to nearest, ties away from zero."""
+    bits = x.to(tl.uint32, bitcast=True)
+    near = ((bits + 0x1000) & 0xFFFFE000).to(tl.float32, bitcast=True)
+    return tl.where(finite(x), near, x)
 
 
 @triton.jit
@@ -83,6 +97,38 @@ def tanh(x):
     den = 10395.0 + s * (4725.0 + s * (210.0 + s))
     t = tl.where(a < 0.625, num / den, large)
     return tl.where(x < 0, -t, t)
+
+
+TWO_OVER_PI = tl.constexpr(0.6366197723675814)
+# pi / 2 in four parts; the first two are so short that n times them is exact for n < 2^16.
+HALF_PI_1 = tl.constexpr(1.5703125)
+HALF_PI_2 = tl.constexpr(0.00048351287841796875)
+HALF_PI_3 = tl.constexpr(3.1385570764541626e-07)
+HALF_PI_4 = tl.constexpr(6.07710062827671e-11)
+
+
+@triton.jit
+def sine_squared(x):
+    """sin(x)^2 of fp32 x: within 1.3e-7 for |x| <= 2^15; from there the error grows, the result stays in 0..1.
+
+    x is r from the nearest multiple n of pi / 2. For even n it is sin(r)^2, by a polynomial; for odd ones 1 - that.
+    """
+    n = tl.floor(x * TWO_OVER_PI + 0.5)
+    r = ((x - n * HALF_PI_1) - n * HALF_PI_2) - (n * HALF_PI_3 + n * HALF_PI_4)
+    r = tl.minimum(tl.maximum(r, -0.8), 0.8)  # it is, but for an x of no use
+    s = r * r
+    p = s * -0.00019514963787514716 + 0.00833215843886137
+    p = p * s - 0.16666655242443085
+    r = r + r * (s * p)
+    s = r * r
+    half = n * 0.5
+    return tl.where(half == tl.floor(half), s, 1.0 - s)
+
+
+@triton.jit
+def snake(x, alpha):
+    """x + sin(alpha x)^2 / (alpha + 1e-9), alpha [N] of the columns of x [M, N]."""
+    return x + sine_squared(x * alpha[None, :]) * (1.0 / (alpha + 1e-9))[None, :]
 
 
 @triton.jit

@@ -66,6 +66,15 @@ _PREFILL: Tiles = {
     "fp32": (_product(32, 32, 32, 4, 2),),
     "interpreter": (_product(64, 64, 32, 1, 1),),
 }
+# Of a convolution of clips: one tile for all lengths, so that no bit depends on them.
+_TAPS: Tiles = {
+    "*": (_product(64, 64, 64, 4, 3),),
+    "sm_90": (_product(128, 64, 64, 4, 4),),
+    "sm_100": (_product(128, 64, 128, 4, 4),),
+    "tf32": (_product(64, 32, 64, 4, 3),),
+    "fp32": (_product(32, 32, 32, 4, 2),),
+    "interpreter": (_product(64, 64, 256, 1, 1),),
+}
 TABLE: dict[tuple[str, str], Tiles] = {
     ("add_rms_norm", "row"): _ROW,
     ("frame_embedding", "row"): _ROW,
@@ -106,6 +115,22 @@ TABLE: dict[tuple[str, str], Tiles] = {
         "fp32": (_tile(4, 2, SPLIT=128, BLOCK_S=32),),
         "interpreter": (_tile(1, 1, SPLIT=16, BLOCK_S=8),),
     },
+    ("codebook_sum", "frames"): {
+        "*": (_tile(4, 1, BLOCK_M=16, BLOCK_N=64),),
+        "interpreter": (_tile(1, 1, BLOCK_M=16, BLOCK_N=32),),
+    },
+    ("convolution", "first"): {**_TAPS, "*": (_product(64, 64, 32, 4, 4),)},
+    ("convolution", "taps"): _TAPS,
+    ("transposed_convolution", "taps"): _TAPS,
+    ("residual_unit", "taps"): {
+        "*": (_tile(4, 3, BLOCK_K=64, BLOCK_M=64),),
+        "fp32": (_tile(4, 2, BLOCK_K=32, BLOCK_M=16),),
+        "interpreter": (_tile(1, 1, BLOCK_K=64, BLOCK_M=256),),
+    },
+    ("waveform", "taps"): {
+        "*": (_product(16, 32, 64, 4, 3),),
+        "interpreter": (_product(16, 64, 256, 1, 1),),
+    },
     ("prefill_attention", "write"): {"*": (_tile(4, 1, BLOCK_Q=16),), "interpreter": (_tile(1, 1, BLOCK_Q=16),)},
     ("prefill_attention", "attend"): {
         "*": (_tile(8, 2, BLOCK_M=128, BLOCK_S=32),),
@@ -116,11 +141,11 @@ TABLE: dict[tuple[str, str], Tiles] = {
 }
 
 
-def tiles(op: str, role: str, dtype: torch.dtype, rows: int = 1) -> Launch:
+def tiles(op: str, role: str, dtype: torch.dtype, rows: int = 1, tf32: bool = False) -> Launch:
     """Keyword arguments of a launch for so many rows: blocks, num_warps, num_stages."""
     by_architecture, card = TABLE[op, role], architecture()
     if card != "interpreter" and dtype == torch.float32:
-        card = "fp32"
+        card = "tf32" if tf32 else "fp32"
     choice = by_architecture.get(card, by_architecture["*"])
     return next((launch for launch in choice if launch.get("BLOCK_M", rows) >= rows), choice[-1])
 

@@ -1,0 +1,102 @@
+"""The vocoder's way in, a step at a time: z = the sum over codebooks of projection c of code vector c, and its bias.
+
+Shapes     codes [B, N, W], a ring of frames whose first C columns are codes; tables [C, V, K]; weight [D, P]: K columns
+           for each codebook, then one for each bias, then zeros up to P, a power of two; spans [B, 4]: frames before
+           the step, of the step, of the clip (OPEN: not known), of codes that came; z [B, R, D], a ring that holds what
+           the step writes, changed in place. delayed: code c of a frame lies c frames later in the ring.
+Dtypes     tables, weight, z one of fp32, fp16, bf16; codes, spans int32; fp32 accumulation; z rounded once.
+Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; spans or a negative code
+           where looking costs nothing (CPU tensors, TRITON_DEBUG=1).
+Reference  zonos2_triton.reference.rings.codebook_sum
+Source     descript-audio-codec, dac/nn/quantize.py, from_codes; codes above the last as the official engine decodes
+           them.
+
+Codes from V on, which end or pad a clip, read the last row. A code that has not come is such a one if the clip's length
+is known; else it adds nothing, not even its bias, so that what lies ahead sounds by the codebooks that are there.
+One product over the vectors of all codebooks side by side: a codebook alone has too few columns for the matrix units.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from zonos2_triton.kernels._common import Arg, Cost, block, cdiv, check, check_range, fake
+from zonos2_triton.kernels._numeric import cast, mma
+from zonos2_triton.kernels._rings import OPEN, check_ring, check_step, lanes, layer_cost, place, weights
+from zonos2_triton.kernels._tiles import tiles
+
+
+@triton.jit(do_not_specialize=["B", "frames", "N", "W", "V", "ring"])
+def _codebook_sum_kernel(
+    codes_ptr, tables_ptr, w_ptr, spans_ptr, z_ptr, B, frames, N, W, V, D, ring, C: tl.constexpr, K: tl.constexpr,
+    P: tl.constexpr, DELAYED: tl.constexpr, OPEN: tl.constexpr, TF32: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Grid (tiles of frames, tiles of D): a program owns a tile of z."""
+    row, _, frame, length, live = lanes(spans_ptr, B, frames, 1, 0, 0, BLOCK_M)
+    live = live & (frame < length)
+    known = tl.load(spans_ptr + row * 4 + 3, mask=live, other=0)[:, None]
+    p = tl.arange(0, P)
+    c = tl.where(p < C * K, p // K, p - C * K)[None, :]  # codebook of a column
+    came = frame.to(tl.int32)[:, None] + c * DELAYED
+    mask = live[:, None] & (p < C * K + C)[None, :]
+    at = (row[:, None] * N + came % N) * W + c
+    code = tl.load(codes_ptr + at, mask=mask & (came < known), other=OPEN)
+    code = tl.minimum(tl.maximum(code, 0), V - 1)  # one that has not come is the last
+    used = mask & ((came < known) | (length != OPEN)[:, None])
+    vector = tables_ptr + (c * V + code) * K + (p % K)[None, :]
+    x = tl.load(vector, mask=used & (p < C * K)[None, :], other=0.0)
+    x = tl.where((p < C * K)[None, :], x, used.to(tl.float32).to(x.dtype))
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    w = weights(w_ptr, n, p, n < D, p < P, P, True)
+    acc = mma(x, w, tl.zeros((BLOCK_M, BLOCK_N), tl.float32), TF32)
+    rows = (row * ring + place(frame, ring)) * D
+    tl.store(
+        z_ptr + rows[:, None] + n[None, :], cast(acc, z_ptr.dtype.element_ty), mask=live[:, None] & (n < D)[None, :]
+    )
+
+
+@torch.library.custom_op("zonos2_triton::codebook_sum", mutates_args=("z",))
+def codebook_sum(
+    codes: Tensor, tables: Tensor, weight: Tensor, spans: Tensor, frames: int, delayed: bool, z: Tensor,
+    tf32: bool = False,
+) -> None:  # fmt: skip
+    sizes = check(
+        "codebook_sum",
+        codes=Arg(codes, "B N W", torch.int32),
+        tables=Arg(tables, "C V K"),
+        weight=Arg(weight, "D P"),
+        spans=Arg(spans, "B 4", torch.int32),
+        z=Arg(z, "B R D"),
+    )
+    B, N, W, C, V, K, D, P = (sizes[axis] for axis in ("B", "N", "W", "C", "V", "K", "D", "P"))
+    if W < C:
+        raise ValueError(f"codebook_sum: codes must have at least C={C} columns, got {W}")
+    if block(C * (K + 1), 16) != P:
+        raise ValueError(f"codebook_sum: weight must have P={block(C * (K + 1), 16)} columns, got {P}")
+    check_step("codebook_sum", spans, frames, 1, 0, 0)
+    check_ring("codebook_sum", "codes", codes, min(frames + delayed * (C - 1), N), "")
+    check_ring("codebook_sum", "z", z, frames, "those of a step")
+    check_range("codebook_sum", "codes", codes[..., :C], 0, OPEN, "codes")
+    launch = tiles("codebook_sum", "frames", z.dtype, tf32=tf32)
+    grid = cdiv(B * frames, launch["BLOCK_M"]), cdiv(D, launch["BLOCK_N"])
+    _codebook_sum_kernel[grid](
+        codes, tables, weight, spans, z, B, frames, N, W, V, D, z.shape[1], C=C, K=K, P=P, DELAYED=delayed, OPEN=OPEN,
+        TF32=tf32, **launch,
+    )  # fmt: skip
+
+
+@fake(codebook_sum)
+def _(
+    codes: Tensor, tables: Tensor, weight: Tensor, spans: Tensor, frames: int, delayed: bool, z: Tensor,
+    tf32: bool = False,
+) -> None:  # fmt: skip
+    return None
+
+
+def cost(B: int, frames: int, C: int, K: int, D: int, itemsize: int) -> Cost:
+    """The weights without their padding; a vector for each code."""
+    width = C * (K + 1)
+    moved = layer_cost(B * frames, width * D, width * D, C * K + D, itemsize)
+    return Cost(moved.bytes + B * frames * C * 4, moved.flops)

@@ -1,0 +1,158 @@
+"""A residual unit of a vocoder, a step at a time: y = residual + point(snake(conv(x))), act = snake(y).
+
+Shapes     x, residual, y, act [B, R, C], rings of any lengths that hold what the step reads and writes; weight [C, taps
+           * C], channels last, taps odd; inner_weight [C, C]; bias, inner_bias, inner_alpha, alpha [C]; C up to 192.
+           spans [B, 4]: frames before the step, of the step, of the clip (OPEN: not known), of codes that came. x has
+           rate positions a frame, lags by `lag`, and rate * length - short of a clip; y and act lag by taps // 2 *
+           dilation more. x is snake of residual, as whoever made residual left it.
+Dtypes     one of fp32, fp16, bf16; spans int32; fp32 accumulation; what is between the convolutions, y and act rounded
+           once each. tf32=True multiplies fp32 as tf32.
+Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; spans out of range where
+           looking costs nothing (CPU tensors, TRITON_DEBUG=1).
+Reference  zonos2_triton.reference.rings.residual_unit
+Source     Kumar et al. 2023, arXiv:2306.06546.
+
+One launch for two of `convolution`: a program owns all channels of its positions, so what is between the convolutions
+stays on the chip. That saves writing and reading it, 2 of 6 values a position and channel, and a launch. Above 192
+channels it does not pay: a program would do a third of a clip's work at a time, and a short step fills few programs.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from zonos2_triton.kernels._common import Arg, Cost, block, cdiv, check, fake
+from zonos2_triton.kernels._numeric import cast, mma, snake
+from zonos2_triton.kernels._rings import (
+    check_outputs,
+    check_ring,
+    check_step,
+    emit,
+    gathered,
+    lanes,
+    layer_cost,
+    place,
+    positions,
+    span,
+    weights,
+)
+from zonos2_triton.kernels._tiles import tiles
+
+WIDEST = 192
+
+
+@triton.jit
+def _between(acc, bias_ptr, alpha_ptr, n, C: tl.constexpr, dtype: tl.constexpr):
+    """What the second convolution reads of channels n."""
+    acc += tl.load(bias_ptr + n, mask=n < C, other=0.0).to(tl.float32)[None, :]
+    return cast(snake(acc, tl.load(alpha_ptr + n, mask=n < C, other=1.0).to(tl.float32)), dtype)
+
+
+@triton.jit(do_not_specialize=["B", "frames", "lag", "short", "step", "ring_x", "ring_r", "ring_y", "ring_act"])
+def _residual_unit_kernel(
+    x_ptr, residual_ptr, w_ptr, bias_ptr, inner_alpha_ptr, inner_w_ptr, inner_bias_ptr, alpha_ptr, y_ptr, act_ptr,
+    spans_ptr, B, frames, rate, lag, short, step, ring_x, ring_r, ring_y, ring_act, C: tl.constexpr,
+    TAPS: tl.constexpr, PARTS: tl.constexpr, HAS_Y: tl.constexpr, HAS_ACT: tl.constexpr, TF32: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Grid (tiles of lanes,): a program owns all channels of its lanes, in PARTS, 1 or 3, of BLOCK_N."""
+    reach = TAPS // 2 * step
+    row, _, t, size, live = lanes(spans_ptr, B, frames, rate, lag + reach, short, BLOCK_M)
+    live = live & (t >= 0) & (t < size)
+    if tl.max(live.to(tl.int32), axis=0) == 0:
+        return
+    x_rows = x_ptr + row * ring_x * C
+    at = place(t - reach, ring_x)
+    begin, end = span(t - reach, size, live)
+    n0 = tl.arange(0, BLOCK_N)
+    n1, n2 = n0 + BLOCK_N, n0 + 2 * BLOCK_N
+    WIDE: tl.constexpr = TAPS * C
+    EVEN: tl.constexpr = C % BLOCK_K == 0
+    acc0 = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    acc1, acc2 = acc0, acc0
+    for i in range(TAPS * ((C + BLOCK_K - 1) // BLOCK_K)):
+        x, k, mask_k = gathered(x_rows, at, ring_x, begin, end, i, step, C, BLOCK_K)
+        acc0 = mma(x, weights(w_ptr, n0, k, n0 < C, mask_k, WIDE, EVEN), acc0, TF32)
+        if PARTS == 3:
+            acc1 = mma(x, weights(w_ptr, n1, k, n1 < C, mask_k, WIDE, EVEN), acc1, TF32)
+            acc2 = mma(x, weights(w_ptr, n2, k, n2 < C, mask_k, WIDE, EVEN), acc2, TF32)
+    dtype: tl.constexpr = x_ptr.dtype.element_ty
+    h0 = _between(acc0, bias_ptr, inner_alpha_ptr, n0, C, dtype)
+    h1 = _between(acc1, bias_ptr, inner_alpha_ptr, n1, C, dtype)
+    h2 = _between(acc2, bias_ptr, inner_alpha_ptr, n2, C, dtype)
+    r_rows = ((row * ring_r + place(t, ring_r)) * C)[:, None]
+    y_rows = ((row * ring_y + place(t, ring_y)) * C)[:, None]
+    act_rows = ((row * ring_act + place(t, ring_act)) * C)[:, None]
+    for part in tl.static_range(PARTS):
+        n = part * BLOCK_N + n0
+        mask_n = n < C
+        out = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        out = mma(h0, weights(inner_w_ptr, n, n0, mask_n, n0 < C, C, C % BLOCK_N == 0), out, TF32)
+        if PARTS == 3:
+            out = mma(h1, weights(inner_w_ptr, n, n1, mask_n, n1 < C, C, C % BLOCK_N == 0), out, TF32)
+            out = mma(h2, weights(inner_w_ptr, n, n2, mask_n, n2 < C, C, C % BLOCK_N == 0), out, TF32)
+        out += tl.load(inner_bias_ptr + n, mask=mask_n, other=0.0).to(tl.float32)[None, :]
+        mask = live[:, None] & mask_n[None, :]
+        out += tl.load(residual_ptr + r_rows + n[None, :], mask=mask, other=0.0).to(tl.float32)
+        emit(out, y_ptr, act_ptr, alpha_ptr, y_rows, act_rows, mask, n, mask_n, HAS_Y, HAS_ACT)
+
+
+@torch.library.custom_op("zonos2_triton::residual_unit", mutates_args=("y", "act"))
+def residual_unit(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, inner_alpha: Tensor, inner_weight: Tensor,
+    inner_bias: Tensor, spans: Tensor, frames: int, rate: int, lag: int, short: int, dilation: int = 1,
+    alpha: Tensor | None = None, y: Tensor | None = None, act: Tensor | None = None, tf32: bool = False,
+) -> None:  # fmt: skip
+    sizes = check(
+        "residual_unit",
+        x=Arg(x, "B R C"),
+        residual=Arg(residual, "B Rr C"),
+        weight=Arg(weight, "C K"),
+        bias=Arg(bias, "C"),
+        inner_alpha=Arg(inner_alpha, "C"),
+        inner_weight=Arg(inner_weight, "C C"),
+        inner_bias=Arg(inner_bias, "C"),
+        spans=Arg(spans, "B 4", torch.int32),
+        alpha=Arg(alpha, "C"),
+        y=Arg(y, "B Ry C"),
+        act=Arg(act, "B Ra C"),
+    )
+    B, R, C, K = (sizes[axis] for axis in ("B", "R", "C", "K"))
+    if K % C or K // C % 2 == 0:
+        raise ValueError(f"residual_unit: weight must hold an odd number of taps of C={C} channels, got {K} columns")
+    if C > WIDEST:
+        raise ValueError(f"residual_unit: C must be at most {WIDEST}, got {C}; use two of convolution")
+    check_step("residual_unit", spans, frames, rate, lag, short)
+    if dilation < 1:
+        raise ValueError(f"residual_unit: dilation must be at least 1, got {dilation}")
+    check_outputs("residual_unit", y, act, alpha)
+    each, count = frames * rate, K // C
+    check_ring("residual_unit", "x", x, each + (count - 1) * dilation, "those of a step and the taps around them")
+    for name, ring in (("residual", residual), ("y", y), ("act", act)):
+        check_ring("residual_unit", name, ring, each, "those of a step")
+    # Widths are three times a power of two: in three parts of a third, nothing is padded.
+    parts = 1 if C <= 16 else 3
+    launch = {**tiles("residual_unit", "taps", x.dtype, tf32=tf32), "BLOCK_N": block(cdiv(C, parts), 16)}
+    launch["BLOCK_K"] = min(launch["BLOCK_K"], launch["BLOCK_N"])
+    _residual_unit_kernel[(cdiv(B * each, launch["BLOCK_M"]),)](
+        x, residual, weight, bias, inner_alpha, inner_weight, inner_bias, alpha, y, act, spans, B, frames, rate, lag,
+        short, dilation, R, positions(residual), positions(y), positions(act), C=C, TAPS=count, PARTS=parts,
+        HAS_Y=y is not None, HAS_ACT=act is not None, TF32=tf32, **launch,
+    )  # fmt: skip
+
+
+@fake(residual_unit)
+def _(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, inner_alpha: Tensor, inner_weight: Tensor,
+    inner_bias: Tensor, spans: Tensor, frames: int, rate: int, lag: int, short: int, dilation: int = 1,
+    alpha: Tensor | None = None, y: Tensor | None = None, act: Tensor | None = None, tf32: bool = False,
+) -> None:  # fmt: skip
+    return None
+
+
+def cost(
+    B: int, frames: int, rate: int, C: int, taps: int, itemsize: int, y: bool = True, act: bool = True
+) -> Cost:  # fmt: skip
+    """Of rows whose every position of the step lies in the clip; what is between the convolutions does not move."""
+    return layer_cost(B * frames * rate, (taps + 1) * C * C, (taps + 1) * C * C, C * (2 + y + act), itemsize)

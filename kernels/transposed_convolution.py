@@ -1,0 +1,116 @@
+"""The strided transposed convolution of a vocoder's clips, a step at a time: y = conv_t(x), act = snake(y).
+
+Shapes     x [B, R, Ci], y, act [B, R', Co], rings of any lengths that hold what the step reads and writes; weight
+           [stride * Co, 2 * Ci]: row r * Co + o holds what inputs q - 1 and q count for channel o at stride * q -
+           padding + r, padding = ceil(stride / 2); bias, alpha [Co]; spans [B, 4]: frames before the step, of the step,
+           of the clip (OPEN: not known), of codes that came. x has rate positions a frame, lags by `lag`, and rate *
+           length - short of a clip; of y and act they are stride * rate, stride * lag + padding, stride * short +
+           stride % 2. snake(y) = y + sin(alpha y)^2 / (alpha + 1e-9).
+Dtypes     one of fp32, fp16, bf16; spans int32; fp32 accumulation; y and act rounded once each, act from y in fp32.
+           tf32=True multiplies fp32 as tf32.
+Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; spans out of range where
+           looking costs nothing (CPU tensors, TRITON_DEBUG=1).
+Reference  zonos2_triton.reference.rings.transposed_convolution
+Source     Kumar et al. 2023, arXiv:2306.06546; sub-pixel form: Shi et al. 2016, arXiv:1609.05158.
+
+2 * stride taps at a stride are 2 taps of stride * Co channels at none, which lie one after the other in the ring: an
+implicit GEMM whose lanes are the inputs, for even and odd strides alike.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from zonos2_triton.kernels._common import Arg, Cost, cdiv, check, fake
+from zonos2_triton.kernels._rings import (
+    check_outputs,
+    check_ring,
+    check_step,
+    emit,
+    lanes,
+    layer_cost,
+    onward,
+    place,
+    positions,
+    span,
+    taps,
+)
+from zonos2_triton.kernels._tiles import tiles
+
+
+@triton.jit(do_not_specialize=["B", "frames", "lag", "short", "ring_x", "ring_y", "ring_act"])
+def _transposed_convolution_kernel(
+    x_ptr, w_ptr, bias_ptr, alpha_ptr, y_ptr, act_ptr, spans_ptr, B, frames, rate, lag, short, ring_x, ring_y,
+    ring_act, CI: tl.constexpr, CO: tl.constexpr, STRIDE: tl.constexpr, HAS_Y: tl.constexpr, HAS_ACT: tl.constexpr,
+    TF32: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Grid (tiles of lanes, tiles of stride * Co): a program owns a tile of y and act, a lane some of its outputs."""
+    row, _, q, size, live = lanes(spans_ptr, B, frames, rate, lag, short, BLOCK_M)
+    live = live & (q >= 0) & (q <= size)  # the last outputs have their later input beyond the end
+    if tl.max(live.to(tl.int32), axis=0) == 0:
+        return
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    mask_n = n < STRIDE * CO
+    acc = taps(x_ptr, w_ptr, row, q - 1, size, live, n, mask_n, ring_x, 1, CI, 2, TF32, BLOCK_M, BLOCK_N, BLOCK_K)
+    phase, channel = n // CO, n % CO
+    acc += tl.load(bias_ptr + channel, mask=mask_n, other=0.0).to(tl.float32)[None, :]
+    t = q * STRIDE - (STRIDE + 1) // 2
+    begin, end = span(t, size * STRIDE - STRIDE % 2, live)
+    mask = mask_n[None, :] & (phase[None, :] >= begin[:, None]) & (phase[None, :] < end[:, None])
+    y_rows = onward(place(t, ring_y)[:, None], phase[None, :], ring_y) + row[:, None] * ring_y
+    act_rows = onward(place(t, ring_act)[:, None], phase[None, :], ring_act) + row[:, None] * ring_act
+    emit(acc, y_ptr, act_ptr, alpha_ptr, y_rows * CO, act_rows * CO, mask, channel, mask_n, HAS_Y, HAS_ACT)
+
+
+@torch.library.custom_op("zonos2_triton::transposed_convolution", mutates_args=("y", "act"))
+def transposed_convolution(
+    x: Tensor, weight: Tensor, bias: Tensor, spans: Tensor, frames: int, rate: int, lag: int, short: int,
+    stride: int, alpha: Tensor | None = None, y: Tensor | None = None, act: Tensor | None = None, tf32: bool = False,
+) -> None:  # fmt: skip
+    sizes = check(
+        "transposed_convolution",
+        x=Arg(x, "B R Ci"),
+        bias=Arg(bias, "Co"),
+        weight=Arg(weight, "N K"),
+        spans=Arg(spans, "B 4", torch.int32),
+        alpha=Arg(alpha, "Co"),
+        y=Arg(y, "B Ry Co"),
+        act=Arg(act, "B Ra Co"),
+    )
+    B, R, Ci, Co = (sizes[axis] for axis in ("B", "R", "Ci", "Co"))
+    if stride < 1:
+        raise ValueError(f"transposed_convolution: stride must be at least 1, got {stride}")
+    if weight.shape != (stride * Co, 2 * Ci):
+        raise ValueError(
+            f"transposed_convolution: weight must have shape [stride * Co={stride * Co}, 2 * Ci={2 * Ci}], got "
+            f"{list(weight.shape)}"
+        )
+    check_step("transposed_convolution", spans, frames, rate, lag, short, stride)
+    check_outputs("transposed_convolution", y, act, alpha)
+    each = frames * rate
+    check_ring("transposed_convolution", "x", x, each + 1, "those of a step and the one before")
+    for name, ring in (("y", y), ("act", act)):
+        check_ring("transposed_convolution", name, ring, each * stride, "those of a step")
+    launch = tiles("transposed_convolution", "taps", x.dtype, tf32=tf32)
+    grid = cdiv(B * each, launch["BLOCK_M"]), cdiv(stride * Co, launch["BLOCK_N"])
+    _transposed_convolution_kernel[grid](
+        x, weight, bias, alpha, y, act, spans, B, frames, rate, lag, short, R, positions(y), positions(act), CI=Ci,
+        CO=Co, STRIDE=stride, HAS_Y=y is not None, HAS_ACT=act is not None, TF32=tf32, **launch,
+    )  # fmt: skip
+
+
+@fake(transposed_convolution)
+def _(
+    x: Tensor, weight: Tensor, bias: Tensor, spans: Tensor, frames: int, rate: int, lag: int, short: int,
+    stride: int, alpha: Tensor | None = None, y: Tensor | None = None, act: Tensor | None = None, tf32: bool = False,
+) -> None:  # fmt: skip
+    return None
+
+
+def cost(
+    B: int, frames: int, rate: int, Ci: int, Co: int, stride: int, itemsize: int, y: bool = True, act: bool = True
+) -> Cost:
+    """Of rows whose every position of the step lies in the clip; rate is that of x."""
+    macs = 2 * stride * Ci * Co
+    return layer_cost(B * frames * rate, macs, macs, Ci + stride * Co * (y + act), itemsize)

@@ -1,0 +1,89 @@
+"""The end of a vocoder, a step at a time: samples = tanh(conv(x)), one channel.
+
+Shapes     x [B, R, Ci], a ring that holds what the step reads; weight [1, taps * Ci], channels last, taps odd; bias
+           [1]; spans [B, 4]: frames before the step, of the step, of the clip (OPEN: not known), of codes that came. x
+           has rate positions a frame, lags by `lag`, and rate * length - short of a clip. -> samples [B, frames *
+           rate]: column j of a row is its position rate * done - lag - taps // 2 + j; outside of the clip, and behind
+           the row's own frames, it is 0. y [B, R', 1], optional, a ring: the same before the tanh.
+Dtypes     one of fp32, fp16, bf16; spans int32; samples fp32; fp32 accumulation; y rounded once. tf32=True multiplies
+           fp32 as tf32.
+Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; spans out of range where
+           looking costs nothing (CPU tensors, TRITON_DEBUG=1).
+Reference  zonos2_triton.reference.rings.waveform
+Source     Kumar et al. 2023, arXiv:2306.06546.
+
+A product with one column of weights and fifteen of zeros: the matrix units are faster at that than the others at one.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from zonos2_triton.kernels._common import Arg, Cost, cdiv, check, fake
+from zonos2_triton.kernels._numeric import cast, tanh
+from zonos2_triton.kernels._rings import check_ring, check_step, lanes, layer_cost, place, positions, taps
+from zonos2_triton.kernels._tiles import tiles
+
+
+@triton.jit(do_not_specialize=["B", "frames", "lag", "short", "ring_x", "ring_y"])
+def _waveform_kernel(
+    x_ptr, w_ptr, bias_ptr, samples_ptr, y_ptr, spans_ptr, B, frames, rate, lag, short, ring_x, ring_y,
+    CI: tl.constexpr, TAPS: tl.constexpr, HAS_Y: tl.constexpr, TF32: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Grid (tiles of lanes,): a program owns a tile of samples."""
+    row, column, t, size, live = lanes(spans_ptr, B, frames, rate, lag + TAPS // 2, short, BLOCK_M)
+    live = live & (t >= 0) & (t < size)
+    n = tl.arange(0, BLOCK_N)
+    acc = taps(
+        x_ptr, w_ptr, row, t - TAPS // 2, size, live, n, n < 1, ring_x, 1, CI, TAPS, TF32, BLOCK_M, BLOCK_N, BLOCK_K
+    )
+    out = tl.sum(tl.where((n == 0)[None, :], acc, 0.0), axis=1) + tl.load(bias_ptr).to(tl.float32)
+    if HAS_Y:
+        tl.store(y_ptr + row * ring_y + place(t, ring_y), cast(out, y_ptr.dtype.element_ty), mask=live)
+    to = samples_ptr + row * (frames * rate) + column
+    tl.store(to, tl.where(live, tanh(out), 0.0), mask=row < B)
+
+
+@torch.library.custom_op("zonos2_triton::waveform", mutates_args=("y",))
+def waveform(
+    x: Tensor, weight: Tensor, bias: Tensor, spans: Tensor, frames: int, rate: int, lag: int, short: int,
+    y: Tensor | None = None, tf32: bool = False,
+) -> Tensor:  # fmt: skip
+    sizes = check(
+        "waveform",
+        x=Arg(x, "B R Ci"),
+        weight=Arg(weight, "1 K"),
+        bias=Arg(bias, "1"),
+        spans=Arg(spans, "B 4", torch.int32),
+        y=Arg(y, "B Ry 1"),
+    )
+    B, R, Ci, K = (sizes[axis] for axis in ("B", "R", "Ci", "K"))
+    if K % Ci or K // Ci % 2 == 0:
+        raise ValueError(f"waveform: weight must hold an odd number of taps of Ci={Ci} channels, got {K} columns")
+    check_step("waveform", spans, frames, rate, lag, short)
+    each, count = frames * rate, K // Ci
+    check_ring("waveform", "x", x, each + count - 1, "those of a step and the taps around them")
+    check_ring("waveform", "y", y, each, "those of a step")
+    samples = x.new_empty((B, each), dtype=torch.float32)
+    launch = tiles("waveform", "taps", x.dtype, tf32=tf32)
+    _waveform_kernel[(cdiv(B * each, launch["BLOCK_M"]),)](
+        x, weight, bias, samples, y, spans, B, frames, rate, lag, short, R, positions(y), CI=Ci, TAPS=count,
+        HAS_Y=y is not None, TF32=tf32, **launch,
+    )  # fmt: skip
+    return samples
+
+
+@fake(waveform)
+def _(
+    x: Tensor, weight: Tensor, bias: Tensor, spans: Tensor, frames: int, rate: int, lag: int, short: int,
+    y: Tensor | None = None, tf32: bool = False,
+) -> Tensor:  # fmt: skip
+    return x.new_empty((len(x), frames * rate), dtype=torch.float32)
+
+
+def cost(B: int, frames: int, rate: int, Ci: int, taps: int, itemsize: int) -> Cost:
+    """Of rows whose every position of the step lies in the clip."""
+    moved = layer_cost(B * frames * rate, taps * Ci, taps * Ci, Ci, itemsize)
+    return Cost(moved.bytes + 4 * B * frames * rate, moved.flops)

@@ -1,0 +1,177 @@
+"""The vocoder's layers in a row: a step takes some frames of codes of many clips to their samples.
+
+Each layer computes what its input has grown by, so every position of a clip is computed once, however the clip is cut
+into steps; what later steps read again stays in the layer's ring. A step is 25 launches at the real widths: one for a
+residual unit of up to 192 channels, two for a wider one.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from zonos2_triton.reference import rings as reference
+from zonos2_triton.reference.rings import Place, packed, packed_codebooks, packed_transposed
+from zonos2_triton.reference.vocoder import DILATIONS, KERNEL, VocoderConfig
+
+
+class VocoderOps(NamedTuple):
+    """The operations of a step."""
+
+    codebook_sum: Callable[..., None]
+    convolution: Callable[..., None]
+    transposed_convolution: Callable[..., None]
+    residual_unit: Callable[..., None]
+    waveform: Callable[..., Tensor]
+
+
+REFERENCE = VocoderOps(*(getattr(reference, name) for name in VocoderOps._fields))
+
+
+class Ring(NamedTuple):
+    """What a layer left: y, which a later layer adds, and snake(y), which the next one reads."""
+
+    y: Tensor | None
+    act: Tensor
+
+
+@dataclass(frozen=True)
+class Rings:
+    """Of so many rows, for steps of up to `frames` frames."""
+
+    frames: int
+    z: Tensor
+    first: Ring
+    blocks: list[list[Ring]]  # behind the transposed convolution, and behind each residual unit
+    between: list[Tensor | None]  # within the residual units of a block, where they are two launches
+    pre_tanh: Tensor | None
+
+
+class Decoder:
+    """The weights of a vocoder, as its operations read them."""
+
+    def __init__(
+        self, config: VocoderConfig, state: Mapping[str, Tensor], ops: VocoderOps, widest: int, tf32: bool = False
+    ) -> None:
+        """state: tensors of `reference.vocoder.layout(config)`; widest: channels up to which a residual unit is one
+        operation; tf32: fp32 products may be."""
+        self.config, self.ops, self.widest, self.tf32 = config, ops, widest, tf32
+        self.like = state["decoder.model.0.bias"]
+        quantizers = [f"quantizer.quantizers.{i}" for i in range(config.n_codebooks)]
+        self.tables = torch.stack([state[f"{name}.codebook.weight"] for name in quantizers])
+        projections = [state[f"{name}.out_proj.weight"] for name in quantizers]
+        self.projection = packed_codebooks(projections, [state[f"{name}.out_proj.bias"] for name in quantizers])
+        last = len(config.decoder_rates) + 1
+
+        def conv(name: str, pack: Callable[[Tensor], Tensor] = packed) -> tuple[Tensor, Tensor]:
+            return pack(state[f"decoder.model.{name}.weight"]), state[f"decoder.model.{name}.bias"].clone()  # aligned
+
+        def alpha(name: str) -> Tensor:
+            return state[f"decoder.model.{name}.alpha"].flatten().clone()
+
+        self.first, self.last = conv("0"), conv(f"{last + 1}")
+        self.blocks = []
+        for i in range(1, last):
+            units = []
+            for unit, dilation in enumerate(DILATIONS, 2):
+                name = f"{i}.block.{unit}.block"
+                after = (
+                    f"{i}.block.{unit + 1}.block.0" if unit < 4 else f"{i + 1}.block.0" if i + 1 < last else f"{last}"
+                )
+                units.append(_Unit(dilation, *conv(f"{name}.1"), alpha(f"{name}.2"), *conv(f"{name}.3"), alpha(after)))
+            up = conv(f"{i}.block.1", packed_transposed)
+            self.blocks.append(_Block(config.decoder_rates[i - 1], *up, alpha(f"{i}.block.2.block.0"), units))
+        self.first_alpha = alpha("1.block.0" if last > 1 else "1")
+        self.place = self._places()[-1]
+
+    @property
+    def lag(self) -> int:
+        """Samples that are not final yet when a frame has come."""
+        return self.place.lag
+
+    @property
+    def lookahead(self) -> int:
+        """Frames behind one that its samples depend on."""
+        return -(-self.lag // self.config.hop)
+
+    def rings(self, rows: int, frames: int, keep: bool = False) -> Rings:
+        """Room for steps of `rows` clips; keep: also what `trace` shows."""
+
+        def ring(rate: int, channels: int, tail: int) -> Tensor:
+            return self.like.new_empty(rows, frames * rate + tail, channels)
+
+        config = self.config
+        width, rate, blocks, between = config.decoder_dim, 1, [], []
+        first = Ring(ring(1, width, 0) if keep else None, ring(1, width, 1))
+        for block, is_last in zip(self.blocks, [*[False] * (len(self.blocks) - 1), True], strict=True):
+            width, rate = width // 2, rate * block.stride
+            reaches = [KERNEL // 2 * unit.dilation for unit in block.units]
+            made = [Ring(ring(rate, width, reach), ring(rate, width, 2 * reach)) for reach in reaches]
+            tail = KERNEL - 1 if is_last else 1
+            blocks.append([*made, Ring(ring(rate, width, 0) if keep else None, ring(rate, width, tail))])
+            between.append(None if width <= self.widest else ring(rate, width, 0))
+        z = ring(1, config.latent_dim, KERNEL - 1)
+        return Rings(frames, z, first, blocks, between, ring(rate, 1, 0) if keep else None)
+
+    def step(self, rings: Rings, codes: Tensor, spans: Tensor, frames: int, delayed: bool = False) -> Tensor:
+        """Samples [rows, frames * hop] of the frames that spans name, at most `frames` a row: column j of a row is its
+        sample hop * done - lag + j, zero where that lies outside of the clip. codes, spans: of `rings.codebook_sum`."""
+        ops, tf32 = self.ops, {"tf32": self.tf32}
+        ops.codebook_sum(codes, self.tables, self.projection, spans, frames, delayed, rings.z, **tf32)
+        place = Place()
+        at: tuple[Any, ...] = (spans, frames)
+        y, act = rings.first
+        ops.convolution(rings.z, *self.first, *at, *place, alpha=self.first_alpha, y=y, act=act, **tf32)
+        place = place.convolved()
+        for block, (begin, *others), between in zip(self.blocks, rings.blocks, rings.between, strict=True):
+            up = block.weight, block.bias
+            ops.transposed_convolution(
+                act, *up, *at, *place, block.stride, alpha=block.alpha, y=begin.y, act=begin.act, **tf32
+            )
+            place, residual, act = place.upsampled(block.stride), begin.y, begin.act
+            for unit, (y, after) in zip(block.units, others, strict=True):
+                outputs = {"alpha": unit.alpha, "y": y, "act": after, **tf32}
+                inner = unit.inner_weight, unit.inner_bias
+                if between is None:
+                    ops.residual_unit(
+                        act, residual, unit.weight, unit.bias, unit.inner_alpha, *inner, *at, *place, unit.dilation,
+                        **outputs,
+                    )  # fmt: skip
+                else:
+                    ops.convolution(
+                        act, unit.weight, unit.bias, *at, *place, unit.dilation, alpha=unit.inner_alpha, act=between,
+                        **tf32,
+                    )  # fmt: skip
+                    ops.convolution(between, *inner, *at, *place.convolved(unit.dilation), 1, residual, **outputs)
+                place, residual, act = place.convolved(unit.dilation), y, after
+        return ops.waveform(act, *self.last, *at, *place, rings.pre_tanh, **tf32)
+
+    def _places(self) -> list[Place]:
+        """Where the first convolution's results lie, those of each block, and the samples."""
+        places = [Place().convolved()]
+        for block in self.blocks:
+            place = places[-1].upsampled(block.stride)
+            for unit in block.units:
+                place = place.convolved(unit.dilation)
+            places.append(place)
+        return [*places, places[-1].convolved()]
+
+
+class _Unit(NamedTuple):
+    dilation: int
+    weight: Tensor
+    bias: Tensor
+    inner_alpha: Tensor
+    inner_weight: Tensor
+    inner_bias: Tensor
+    alpha: Tensor  # of whatever reads its result
+
+
+class _Block(NamedTuple):
+    stride: int
+    weight: Tensor
+    bias: Tensor
+    alpha: Tensor  # of its first unit
+    units: list[_Unit]
