@@ -104,7 +104,7 @@ class Case:
         return f"{self.kernel.name} {self.workload.name} {str(self.dtype).removeprefix('torch.')}"
 
     def _run(self, op: Callable[..., Any], inputs: Mapping[str, Any]) -> Tensors:
-        changed = {name: inputs[name].clone() for name in self.kernel.mutates}
+        changed = {name: inputs[name].clone() for name in self.kernel.mutates if inputs[name] is not None}
         results = op(**{**inputs, **changed})
         results = (results,) if isinstance(results, Tensor) else results or ()  # some only change their arguments
         # The reference of the router names its results; an operator's are a bare tuple in the same order.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from zonos2_triton.reference.numeric import decaying
+from zonos2_triton.reference.rings import OPEN, packed_codebooks
 from zonos2_triton.reference.rotary import rotary_table
 from zonos2_triton.reference.router import by_expert
 from zonos2_triton.reference.sampling import NEVER, Sampling
@@ -291,3 +292,137 @@ def advance(
         "ids": new.randint(0, V, B, C + 1), "last_seen": new.randint(-5, 20, B, C, V),
         "frames": new.randint(0, V, B, N, C + 1), "text_id": 2 * V,
     }  # fmt: skip
+
+
+Row = tuple[int, ...]  # of `spans`: frames before the step, of the step, of the clip, of codes that came
+
+
+def _spans(new: Inputs, B: int, frames: int, rows: tuple[Row, ...]) -> Tensor:
+    """The rows in turn; without any, every row is in the middle of a clip."""
+    usual = (20, frames, OPEN, 20 + frames + 64)
+    return torch.tensor(
+        [rows[b % len(rows)] if rows else usual for b in range(B)], dtype=torch.int32, device=new.device
+    )
+
+
+def _outputs(
+    new: Inputs, B: int, positions: int, channels: int, y: bool, act: bool, spare: int
+) -> dict[str, Tensor | None]:  # fmt: skip
+    """Rings that are longer than they have to be, and of different lengths; what lies in them is to stay there."""
+    return {
+        "alpha": 1 + 0.3 * new.randn(channels) if act else None,
+        "y": new.randn(B, positions + spare, channels) if y else None,
+        "act": new.randn(B, positions + 2 * spare, channels) if act else None,
+    }
+
+
+def codebook_sum(
+    device: str, dtype: torch.dtype, B: int, frames: int, C: int, V: int, K: int, D: int, N: int = 0, W: int = 0,
+    delayed: bool = False, rows: tuple[Row, ...] = (), spare: int = 6, seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    """N: frames that the ring of codes holds, W: its columns, where they are more than there have to be; codes reach
+    up to V + 1, which end and pad a clip."""
+    new = Inputs(device, dtype, seed)
+    weights, biases = [new.weight(D, K) for _ in range(C)], [0.1 * new.randn(D) for _ in range(C)]
+    return {
+        "codes": new.randint(0, V + 2, B, N or frames + C, W or C),
+        "tables": new.randn(C, V, K),
+        "weight": packed_codebooks([weight[..., None] for weight in weights], biases),
+        "spans": _spans(new, B, frames, rows),
+        "frames": frames,
+        "delayed": delayed,
+        "z": new.randn(B, frames + spare, D),
+    }
+
+
+def convolution(
+    device: str, dtype: torch.dtype, B: int, frames: int, rate: int, Ci: int, Co: int, taps: int, dilation: int = 1,
+    lag: int = 0, short: int = 0, residual: bool = False, y: bool = False, act: bool = True,
+    rows: tuple[Row, ...] = (), spare: int = 0, tf32: bool = False, seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    new = Inputs(device, dtype, seed)
+    each = frames * rate
+    return {
+        "x": new.randn(B, each + (taps - 1) * dilation + spare, Ci),
+        "weight": new.weight(Co, taps * Ci),
+        "bias": 0.1 * new.randn(Co),
+        "spans": _spans(new, B, frames, rows),
+        **{
+            "frames": frames,
+            "rate": rate,
+            "lag": lag,
+            "short": short,
+            "dilation": dilation,
+            "tf32": tf32 and dtype == torch.float32,
+        },
+        "residual": new.randn(B, each + 3 * spare, Co) if residual else None,
+        **_outputs(new, B, each, Co, y, act, spare),
+    }
+
+
+def transposed_convolution(
+    device: str, dtype: torch.dtype, B: int, frames: int, rate: int, Ci: int, Co: int, stride: int, lag: int = 0,
+    short: int = 0, y: bool = True, act: bool = True, rows: tuple[Row, ...] = (), spare: int = 0, tf32: bool = False,
+    seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    new = Inputs(device, dtype, seed)
+    each = frames * rate
+    return {
+        "x": new.randn(B, each + 1 + spare, Ci),
+        "weight": new.weight(stride * Co, 2 * Ci),
+        "bias": 0.1 * new.randn(Co),
+        "spans": _spans(new, B, frames, rows),
+        **{
+            "frames": frames,
+            "rate": rate,
+            "lag": lag,
+            "short": short,
+            "stride": stride,
+            "tf32": tf32 and dtype == torch.float32,
+        },
+        **_outputs(new, B, stride * each, Co, y, act, spare),
+    }
+
+
+def residual_unit(
+    device: str, dtype: torch.dtype, B: int, frames: int, rate: int, C: int, taps: int = 7, dilation: int = 1,
+    lag: int = 0, short: int = 0, y: bool = True, act: bool = True, rows: tuple[Row, ...] = (), spare: int = 0,
+    tf32: bool = False, seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    new = Inputs(device, dtype, seed)
+    each = frames * rate
+    return {
+        "x": new.randn(B, each + (taps - 1) * dilation + spare, C),
+        "residual": new.randn(B, each + 3 * spare, C),
+        "weight": new.weight(C, taps * C),
+        "bias": 0.1 * new.randn(C),
+        "inner_alpha": 1 + 0.3 * new.randn(C),
+        "inner_weight": new.weight(C, C),
+        "inner_bias": 0.1 * new.randn(C),
+        "spans": _spans(new, B, frames, rows),
+        **{
+            "frames": frames,
+            "rate": rate,
+            "lag": lag,
+            "short": short,
+            "dilation": dilation,
+            "tf32": tf32 and dtype == torch.float32,
+        },
+        **_outputs(new, B, each, C, y, act, spare),
+    }
+
+
+def waveform(
+    device: str, dtype: torch.dtype, B: int, frames: int, rate: int, Ci: int, taps: int = 7, lag: int = 0,
+    short: int = 0, y: bool = False, rows: tuple[Row, ...] = (), spare: int = 0, tf32: bool = False, seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    new = Inputs(device, dtype, seed)
+    each = frames * rate
+    return {
+        "x": new.randn(B, each + taps - 1 + spare, Ci),
+        "weight": new.weight(1, taps * Ci),
+        "bias": 0.1 * new.randn(1),
+        "spans": _spans(new, B, frames, rows),
+        **{"frames": frames, "rate": rate, "lag": lag, "short": short, "tf32": tf32 and dtype == torch.float32},
+        "y": new.randn(B, each + spare, 1) if y else None,
+    }

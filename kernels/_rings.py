@@ -9,6 +9,7 @@ A convolution is a product of [positions, taps * channels] with the weights, who
 tap by tap. Positions outside of the clip are not read: they are its zero padding.
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -107,8 +108,12 @@ def emit(
         tl.store(act_ptr + act_rows + channel[None, :], cast(snake(out, alpha), act_ptr.dtype.element_ty), mask=mask)
 
 
-def check_step(op: str, spans: Tensor, frames: int, rate: int, lag: int, short: int, outputs: int = 1) -> None:
+def check_step(
+    op: str, x: Tensor, spans: Tensor, frames: int, rate: int, lag: int, short: int, tf32: bool, outputs: int = 1
+) -> None:  # fmt: skip
     """ValueError: numbers that no step has, or more lanes than there are. outputs: positions that a lane makes."""
+    if tf32 and x.dtype != torch.float32:
+        raise ValueError(f"{op}: tf32 is a way to multiply torch.float32, got {x.dtype}")
     for name, value, least in (("frames", frames, 1), ("rate", rate, 1), ("lag", lag, 0), ("short", short, 0)):
         if value < least:
             raise ValueError(f"{op}: {name} must be at least {least}, got {value}")

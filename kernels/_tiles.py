@@ -119,7 +119,7 @@ TABLE: dict[tuple[str, str], Tiles] = {
         "*": (_tile(4, 1, BLOCK_M=16, BLOCK_N=64),),
         "interpreter": (_tile(1, 1, BLOCK_M=16, BLOCK_N=32),),
     },
-    ("convolution", "first"): {**_TAPS, "*": (_product(64, 64, 32, 4, 4),)},
+    ("convolution", "first"): {**_TAPS, **dict.fromkeys(("*", "sm_90", "sm_100"), (_product(64, 64, 32, 4, 4),))},
     ("convolution", "taps"): _TAPS,
     ("transposed_convolution", "taps"): _TAPS,
     ("residual_unit", "taps"): {

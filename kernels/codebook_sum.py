@@ -75,7 +75,7 @@ def codebook_sum(
         raise ValueError(f"codebook_sum: codes must have at least C={C} columns, got {W}")
     if block(C * (K + 1), 16) != P:
         raise ValueError(f"codebook_sum: weight must have P={block(C * (K + 1), 16)} columns, got {P}")
-    check_step("codebook_sum", spans, frames, 1, 0, 0)
+    check_step("codebook_sum", z, spans, frames, 1, 0, 0, tf32)
     check_ring("codebook_sum", "codes", codes, min(frames + delayed * (C - 1), N), "")
     check_ring("codebook_sum", "z", z, frames, "those of a step")
     check_range("codebook_sum", "codes", codes[..., :C], 0, OPEN, "codes")

@@ -85,7 +85,7 @@ def convolution(
     B, R, Ci, Co, K = (sizes[axis] for axis in ("B", "R", "Ci", "Co", "K"))
     if K % Ci or K // Ci % 2 == 0:
         raise ValueError(f"convolution: weight must hold an odd number of taps of Ci={Ci} channels, got {K} columns")
-    check_step("convolution", spans, frames, rate, lag, short)
+    check_step("convolution", x, spans, frames, rate, lag, short, tf32)
     if dilation < 1:
         raise ValueError(f"convolution: dilation must be at least 1, got {dilation}")
     check_outputs("convolution", y, act, alpha)

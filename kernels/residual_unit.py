@@ -123,7 +123,7 @@ def residual_unit(
         raise ValueError(f"residual_unit: weight must hold an odd number of taps of C={C} channels, got {K} columns")
     if C > WIDEST:
         raise ValueError(f"residual_unit: C must be at most {WIDEST}, got {C}; use two of convolution")
-    check_step("residual_unit", spans, frames, rate, lag, short)
+    check_step("residual_unit", x, spans, frames, rate, lag, short, tf32)
     if dilation < 1:
         raise ValueError(f"residual_unit: dilation must be at least 1, got {dilation}")
     check_outputs("residual_unit", y, act, alpha)

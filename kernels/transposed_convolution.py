@@ -86,7 +86,7 @@ def transposed_convolution(
             f"transposed_convolution: weight must have shape [stride * Co={stride * Co}, 2 * Ci={2 * Ci}], got "
             f"{list(weight.shape)}"
         )
-    check_step("transposed_convolution", spans, frames, rate, lag, short, stride)
+    check_step("transposed_convolution", x, spans, frames, rate, lag, short, tf32, stride)
     check_outputs("transposed_convolution", y, act, alpha)
     each = frames * rate
     check_ring("transposed_convolution", "x", x, each + 1, "those of a step and the one before")

@@ -62,7 +62,7 @@ def waveform(
     B, R, Ci, K = (sizes[axis] for axis in ("B", "R", "Ci", "K"))
     if K % Ci or K // Ci % 2 == 0:
         raise ValueError(f"waveform: weight must hold an odd number of taps of Ci={Ci} channels, got {K} columns")
-    check_step("waveform", spans, frames, rate, lag, short)
+    check_step("waveform", x, spans, frames, rate, lag, short, tf32)
     each, count = frames * rate, K // Ci
     check_ring("waveform", "x", x, each + count - 1, "those of a step and the taps around them")
     check_ring("waveform", "y", y, each, "those of a step")

@@ -6,7 +6,7 @@ has rate * length - short positions. What lies outside of the clip is never read
 holds. So a row starts again by its numbers alone, and what a step has written it may write again.
 
 spans [B, 4] int32 says where each row is: frames before this step, frames of this step (0: the row sits out), frames
-of the clip (OPEN: not known yet), and frames of codes that have come.
+of the clip (OPEN: not known yet), and frames of codes that have come. tf32 is of fp32 alone: products may read it so.
 """
 
 from typing import NamedTuple
@@ -54,8 +54,8 @@ def codebook_sum(
         ids = codes[b, came % N, torch.arange(C, device=codes.device)].clamp(0, V - 1)
         ids, used = ids.where(came < known, V - 1).long(), (came < known) | (length != OPEN)  # [count, C]
         vectors = tables[torch.arange(C, device=codes.device), ids] * used[..., None]
-        operand = torch.cat([vectors.flatten(1), used.to(vectors.dtype)], 1)
-        _store(z[b], done, F.linear(operand, weight[:, : C * (K + 1)]), length)
+        operand = _read(torch.cat([vectors.flatten(1), used.to(vectors.dtype)], 1), tf32)
+        _store(z[b], done, F.linear(operand, _read(weight, tf32)[:, : C * (K + 1)]), length)
 
 
 def convolution(
@@ -68,13 +68,13 @@ def convolution(
     weight [Co, taps * Ci] as `packed` makes it, taps odd: what is computed lags by taps // 2 * dilation more.
     """
     Ci, Co = x.shape[2], len(weight)
-    kernel = weight.view(Co, -1, Ci).mT
+    kernel = _read(weight, tf32).view(Co, -1, Ci).mT
     reach = kernel.shape[2] // 2 * dilation
     for b, (done, count, length, _) in enumerate(spans.tolist()):
         first, last, size = (rate * done - lag - reach), rate * (done + count) - lag - reach, rate * length - short
         if count == 0:
             continue
-        source = _window(x[b], first - reach, last + reach, size)
+        source = _read(_window(x[b], first - reach, last + reach, size), tf32)
         out = F.conv1d(source.mT[None], kernel, bias, dilation=dilation)[0].mT
         if residual is not None:
             out = out + _window(residual[b], first, last, size)
@@ -91,13 +91,13 @@ def transposed_convolution(
     are stride * rate, stride * lag + ceil(stride / 2) and stride * short + stride % 2.
     """
     Ci, Co, padding = x.shape[2], len(weight) // stride, (stride + 1) // 2
-    phases = weight.view(stride, Co, 2, Ci)
+    phases = _read(weight, tf32).view(stride, Co, 2, Ci)
     kernel = torch.cat([phases[:, :, 1], phases[:, :, 0]]).permute(2, 1, 0)  # [Ci, Co, 2 * stride]
     for b, (done, count, length, _) in enumerate(spans.tolist()):
         first, last, size = rate * done - lag, rate * (done + count) - lag, rate * length - short
         if count == 0:
             continue
-        source = _window(x[b], first - 1, last, size)
+        source = _read(_window(x[b], first - 1, last, size), tf32)
         out = F.conv_transpose1d(source.mT[None], kernel, bias, stride=stride)[0].mT
         out = out[stride : stride * (last - first + 1)]
         at, size = stride * first - padding, stride * size - stride % 2
@@ -112,10 +112,10 @@ def residual_unit(
     """y = residual + point(snake(conv(x))): `convolution` by weight [C, 7 * C], and by inner_weight [C, C] after it."""
     inner = torch.zeros_like(x)  # a ring that holds at least as much
     convolution(
-        x, weight, bias, spans, frames, rate, lag, short, dilation, alpha=inner_alpha, act=inner
+        x, weight, bias, spans, frames, rate, lag, short, dilation, alpha=inner_alpha, act=inner, tf32=tf32
     )  # fmt: skip
-    lag += KERNEL // 2 * dilation
-    convolution(inner, inner_weight, inner_bias, spans, frames, rate, lag, short, 1, residual, alpha, y, act)
+    lag += weight.shape[1] // x.shape[2] // 2 * dilation
+    convolution(inner, inner_weight, inner_bias, spans, frames, rate, lag, short, 1, residual, alpha, y, act, tf32)
 
 
 def waveform(
@@ -129,7 +129,7 @@ def waveform(
     """
     B, reach = len(x), weight.shape[1] // x.shape[2] // 2
     inner = x.new_zeros(B, max(x.shape[1], frames * rate), 1) if y is None else y
-    convolution(x, weight, bias, spans, frames, rate, lag, short, y=inner)
+    convolution(x, weight, bias, spans, frames, rate, lag, short, y=inner, tf32=tf32)
     samples = wide(x).new_zeros(B, frames * rate)
     for b, (done, count, length, _) in enumerate(spans.tolist()):
         first, size = rate * done - lag - reach, rate * length - short
@@ -160,6 +160,14 @@ def packed_codebooks(weights: list[Tensor], biases: list[Tensor]) -> Tensor:
     columns = torch.cat([*(w[..., 0] for w in weights), torch.stack(biases, 1)], 1)
     wanted = max(16, 1 << (columns.shape[1] - 1).bit_length())
     return F.pad(columns, (0, wanted - columns.shape[1]))
+
+
+def _read(x: Tensor, tf32: bool) -> Tensor:
+    """As a product reads it: in tf32, fp32 has ten bits of its fraction."""
+    if not tf32 or x.dtype != torch.float32:
+        return x
+    bits = (x.view(torch.int32) + 0x1000) & ~0x1FFF  # to nearest, ties away from zero
+    return torch.where(x.isfinite(), bits.view(torch.float32), x)
 
 
 def _window(ring: Tensor, first: int, last: int, size: int) -> Tensor:
