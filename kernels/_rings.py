@@ -126,7 +126,6 @@ def check_step(
         check_range(op, "frames before the step (spans[:, 0])", spans[:, 0], 0, OPEN - frames, "frames of a clip")
         check_range(op, "frames of the step (spans[:, 1])", spans[:, 1], 0, frames, "at most `frames`")
         check_range(op, "frames of the clip (spans[:, 2])", spans[:, 2], 0, OPEN, "or OPEN")
-        check_range(op, "frames that came (spans[:, 3])", spans[:, 3], 0, OPEN, "frames of codes")
 
 
 def check_ring(op: str, name: str, ring: Tensor | None, least: int, what: str) -> None:

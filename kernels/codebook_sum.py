@@ -2,8 +2,9 @@
 
 Shapes     codes [B, N, W], a ring of frames whose first C columns are codes; tables [C, V, K]; weight [D, P]: K columns
            for each codebook, then one for each bias, then zeros up to P, a power of two; spans [B, 4]: frames before
-           the step, of the step, of the clip (OPEN: not known), of codes that came; z [B, R, D], a ring that holds what
-           the step writes, changed in place. delayed: code c of a frame lies c frames later in the ring.
+           the step, of the step, of the clip (OPEN: not known), of codes that came, as ~n where no more will come; z
+           [B, R, D], a ring that holds what the step writes, changed in place. delayed: code c of a frame lies c
+           frames later in the ring.
 Dtypes     tables, weight, z one of fp32, fp16, bf16; codes, spans int32; fp32 accumulation; z rounded once.
 Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; spans or a negative code
            where looking costs nothing (CPU tensors, TRITON_DEBUG=1).
@@ -11,8 +12,8 @@ Reference  zonos2_triton.reference.rings.codebook_sum
 Source     descript-audio-codec, dac/nn/quantize.py, from_codes; codes above the last as the official engine decodes
            them.
 
-Codes from V on, which end or pad a clip, read the last row. A code that has not come is such a one if the clip's length
-is known; else it adds nothing, not even its bias, so that what lies ahead sounds by the codebooks that are there.
+Codes from V on, which end or pad a clip, read the last row. A code that will not come is such a one; one that has not
+come yet adds nothing, not even its bias, so that what lies ahead sounds by the codebooks that are there.
 One product over the vectors of all codebooks side by side: a codebook alone has too few columns for the matrix units.
 """
 
@@ -37,6 +38,8 @@ def _codebook_sum_kernel(
     row, _, frame, length, live = lanes(spans_ptr, B, frames, 1, 0, 0, BLOCK_M)
     live = live & (frame < length)
     known = tl.load(spans_ptr + row * 4 + 3, mask=live, other=0)[:, None]
+    closed = known < 0
+    known = tl.where(closed, ~known, known)
     p = tl.arange(0, P)
     c = tl.where(p < C * K, p // K, p - C * K)[None, :]  # codebook of a column
     came = frame.to(tl.int32)[:, None] + c * DELAYED
@@ -44,7 +47,7 @@ def _codebook_sum_kernel(
     at = (row[:, None] * N + came % N) * W + c
     code = tl.load(codes_ptr + at, mask=mask & (came < known), other=OPEN)
     code = tl.minimum(tl.maximum(code, 0), V - 1)  # one that has not come is the last
-    used = mask & ((came < known) | (length != OPEN)[:, None])
+    used = mask & ((came < known) | closed)
     vector = tables_ptr + (c * V + code) * K + (p % K)[None, :]
     x = tl.load(vector, mask=used & (p < C * K)[None, :], other=0.0)
     x = tl.where((p < C * K)[None, :], x, used.to(tl.float32).to(x.dtype))

@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from zonos2_triton.reference import rings as reference
-from zonos2_triton.reference.rings import Place, packed, packed_codebooks, packed_transposed
+from zonos2_triton.reference.rings import OPEN, Place, packed, packed_codebooks, packed_transposed, padded
 from zonos2_triton.reference.vocoder import DILATIONS, KERNEL, VocoderConfig
 
 
@@ -25,9 +24,7 @@ class VocoderOps(NamedTuple):
     transposed_convolution: Callable[..., None]
     residual_unit: Callable[..., None]
     waveform: Callable[..., Tensor]
-
-
-REFERENCE = VocoderOps(*(getattr(reference, name) for name in VocoderOps._fields))
+    widest_unit: int = 0  # channels up to which a residual unit is one operation; a wider one is two convolutions
 
 
 class Ring(NamedTuple):
@@ -52,12 +49,9 @@ class Rings:
 class Decoder:
     """The weights of a vocoder, as its operations read them."""
 
-    def __init__(
-        self, config: VocoderConfig, state: Mapping[str, Tensor], ops: VocoderOps, widest: int, tf32: bool = False
-    ) -> None:
-        """state: tensors of `reference.vocoder.layout(config)`; widest: channels up to which a residual unit is one
-        operation; tf32: fp32 products may be."""
-        self.config, self.ops, self.widest, self.tf32 = config, ops, widest, tf32
+    def __init__(self, config: VocoderConfig, state: Mapping[str, Tensor], ops: VocoderOps, tf32: bool = False) -> None:
+        """state: tensors of `reference.vocoder.layout(config)`; tf32: fp32 may be multiplied so."""
+        self.config, self.ops, self.tf32 = config, ops, tf32
         self.like = state["decoder.model.0.bias"]
         quantizers = [f"quantizer.quantizers.{i}" for i in range(config.n_codebooks)]
         self.tables = torch.stack([state[f"{name}.codebook.weight"] for name in quantizers])
@@ -77,13 +71,13 @@ class Decoder:
             units = []
             for unit, dilation in enumerate(DILATIONS, 2):
                 name = f"{i}.block.{unit}.block"
-                after = (
-                    f"{i}.block.{unit + 1}.block.0" if unit < 4 else f"{i + 1}.block.0" if i + 1 < last else f"{last}"
-                )
-                units.append(_Unit(dilation, *conv(f"{name}.1"), alpha(f"{name}.2"), *conv(f"{name}.3"), alpha(after)))
+                reads = f"{i}.block.{unit + 1}.block.0"  # what reads its result
+                if unit == 1 + len(DILATIONS):
+                    reads = f"{last}" if i + 1 == last else f"{i + 1}.block.0"
+                units.append(_Unit(dilation, *conv(f"{name}.1"), alpha(f"{name}.2"), *conv(f"{name}.3"), alpha(reads)))
             up = conv(f"{i}.block.1", packed_transposed)
             self.blocks.append(_Block(config.decoder_rates[i - 1], *up, alpha(f"{i}.block.2.block.0"), units))
-        self.first_alpha = alpha("1.block.0" if last > 1 else "1")
+        self.first_alpha = alpha("1.block.0")
         self.place = self._places()[-1]
 
     @property
@@ -96,11 +90,23 @@ class Decoder:
         """Frames behind one that its samples depend on."""
         return -(-self.lag // self.config.hop)
 
-    def rings(self, rows: int, frames: int, keep: bool = False) -> Rings:
+    def finished(self, done: int, count: int, length: int) -> tuple[slice, slice]:
+        """Of a row's step: which samples of its clip it made, and in which columns they lie."""
+        begin = done * self.config.hop - self.lag
+        end = begin + count * self.config.hop
+        first, last = max(begin, 0), max(end if length == OPEN else min(end, self.config.samples(length)), 0)
+        last = max(first, last)
+        return slice(first, last), slice(first - begin, last - begin)
+
+    def room(self, rows: int, frames: int) -> int:
+        """Bytes of `rings`."""
+        return _bytes(self.rings(rows, frames, device="meta"))
+
+    def rings(self, rows: int, frames: int, keep: bool = False, device: str | None = None) -> Rings:
         """Room for steps of `rows` clips; keep: also what `trace` shows."""
 
         def ring(rate: int, channels: int, tail: int) -> Tensor:
-            return self.like.new_empty(rows, frames * rate + tail, channels)
+            return self.like.new_empty((rows, frames * rate + tail, channels), device=device)
 
         config = self.config
         width, rate, blocks, between = config.decoder_dim, 1, [], []
@@ -111,15 +117,26 @@ class Decoder:
             made = [Ring(ring(rate, width, reach), ring(rate, width, 2 * reach)) for reach in reaches]
             tail = KERNEL - 1 if is_last else 1
             blocks.append([*made, Ring(ring(rate, width, 0) if keep else None, ring(rate, width, tail))])
-            between.append(None if width <= self.widest else ring(rate, width, 0))
+            between.append(None if width <= self.ops.widest_unit else ring(rate, width, 0))
         z = ring(1, config.latent_dim, KERNEL - 1)
         return Rings(frames, z, first, blocks, between, ring(rate, 1, 0) if keep else None)
 
+    def codebooks(self, count: int) -> tuple[Tensor, Tensor]:
+        """Tables and projection of the first so many."""
+        C, _, K = self.tables.shape
+        if count == C:
+            return self.tables, self.projection
+        columns = self.projection[:, : C * (K + 1)]
+        kept = torch.cat([columns[:, : count * K], columns[:, C * K :][:, :count]], 1)
+        return self.tables[:count], padded(kept)
+
     def step(self, rings: Rings, codes: Tensor, spans: Tensor, frames: int, delayed: bool = False) -> Tensor:
         """Samples [rows, frames * hop] of the frames that spans name, at most `frames` a row: column j of a row is its
-        sample hop * done - lag + j, zero where that lies outside of the clip. codes, spans: of `rings.codebook_sum`."""
+        sample hop * done - lag + j, zero where that lies outside of the clip. codes and spans as `codebook_sum` of
+        reference.rings has them; codes may be of the first codebooks alone."""
         ops, tf32 = self.ops, {"tf32": self.tf32}
-        ops.codebook_sum(codes, self.tables, self.projection, spans, frames, delayed, rings.z, **tf32)
+        tables, projection = self.codebooks(min(codes.shape[2], len(self.tables)))
+        ops.codebook_sum(codes, tables, projection, spans, frames, delayed, rings.z, **tf32)
         place = Place()
         at: tuple[Any, ...] = (spans, frames)
         y, act = rings.first
@@ -157,6 +174,12 @@ class Decoder:
                 place = place.convolved(unit.dilation)
             places.append(place)
         return [*places, places[-1].convolved()]
+
+
+def _bytes(rings: Rings) -> int:
+    kept = [rings.z, *rings.first, *rings.between, rings.pre_tanh]
+    kept += [tensor for block in rings.blocks for ring in block for tensor in ring]
+    return sum(tensor.nbytes for tensor in kept if tensor is not None)
 
 
 class _Unit(NamedTuple):

@@ -8,6 +8,7 @@ import torch
 from zonos2_triton.reference.ops import REFERENCE, Ops
 
 if TYPE_CHECKING:
+    from zonos2_triton.model.decoder import VocoderOps
     from zonos2_triton.reference.config import Zonos2Config
 
 SEQUENCES_AT_ONCE = 256  # that decode together
@@ -55,4 +56,19 @@ def ops_of(backend: str, config: "Zonos2Config", device: torch.device, dtype: to
         head=head.head,
         sample=sample.sample,
         advance=advance.advance,
+    )
+
+
+def vocoder_ops() -> "VocoderOps":
+    """The kernels of the vocoder."""
+    from zonos2_triton.kernels import codebook_sum, convolution, residual_unit, transposed_convolution, waveform
+    from zonos2_triton.model.decoder import VocoderOps
+
+    return VocoderOps(
+        codebook_sum=codebook_sum.codebook_sum,
+        convolution=convolution.convolution,
+        transposed_convolution=transposed_convolution.transposed_convolution,
+        residual_unit=residual_unit.residual_unit,
+        waveform=waveform.waveform,
+        widest_unit=residual_unit.WIDEST,
     )

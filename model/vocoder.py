@@ -2,40 +2,63 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import torch
 from torch import Tensor
 
-from zonos2_triton.model.backend import check_backend, resolve_device, resolve_dtype
+from zonos2_triton.model.backend import current, resolve_backend, resolve_device, resolve_dtype
 from zonos2_triton.model.checkpoint import Checkpoint, check_layout, check_values, one_file
-from zonos2_triton.model.streams import ExactStream, OverlapStream
+from zonos2_triton.model.decoder import Decoder, VocoderOps
+from zonos2_triton.model.ops import vocoder_ops
+from zonos2_triton.model.streams import ExactStream, OverlapStream, Streams, WindowStream
+from zonos2_triton.reference import rings
 from zonos2_triton.reference import vocoder as reference
 from zonos2_triton.reference.numeric import exact_numerics
 from zonos2_triton.reference.vocoder import VocoderConfig
 
 CODEC_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "*.safetensors", "*.pth")  # in a folder
-WINDOW = 32  # frames decoded together
+WINDOW = 32  # frames that the reference decodes together
+ROWS_TOGETHER = 64  # clips that the kernels decode together
+ACTIVATIONS = 768 << 20  # bytes that the activations of a step may fill
 
 
 class Vocoder:
     """Codes to samples.
 
-    A clip is decoded in windows of WINDOW frames that lie at fixed multiples of it, each with the frames around it that
-    its samples depend on (10 per side at the 44.1 kHz rates). The windows do not depend on when frames arrive or on
-    what else is decoded, so a stream, a batch and a whole clip compute the same numbers, and memory stays bounded.
+    The kernels take a clip through in steps: each position of each layer is computed once, from the same numbers in the
+    same order wherever a step begins, so that a stream, a batch and a whole clip are equal bit for bit. The reference
+    leaves its sums to libraries, whose order depends on the length; it decodes in windows of WINDOW frames that lie at
+    fixed multiples of it, each with the frames around it that its samples depend on (10 per side at the 44.1 kHz
+    rates). Either way memory is bounded by a step, not by the clip.
     """
 
-    def __init__(self, config: VocoderConfig, state: dict[str, Tensor], backend: str = "auto") -> None:
-        """state: the tensors of the reference's `layout(config)`, of one dtype, on one device."""
+    def __init__(
+        self, config: VocoderConfig, state: dict[str, Tensor], backend: str = "auto", tf32: bool = False
+    ) -> None:
+        """state: the tensors of the reference's `layout(config)`, of one dtype, on one device. tf32: kernels may
+        multiply fp32 so; by default it is IEEE fp32. ValueError: a backend that cannot run there."""
         self.config, self.state = config, state
         first = next(iter(state.values()))
         self.device, self.dtype = first.device, first.dtype
-        check_backend(backend)
-        self.backend = "reference"  # under every name: the vocoder has no kernels yet
+        self.backend = resolve_backend(backend, self.device, self.dtype)
+        if tf32 and (self.backend, self.dtype) != ("triton", torch.float32):
+            raise ValueError(
+                f"tf32 is a way of the kernels to multiply float32, got backend {self.backend!r} in {self.dtype}"
+            )
+        self.tf32 = tf32
         self.metadata: dict[str, str] = {}
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        """The layers as steps take them, by this vocoder's backend."""
+        if self.backend == "triton":
+            return Decoder(self.config, self.state, vocoder_ops(), self.tf32)
+        plain = VocoderOps(*(getattr(rings, name) for name in rings.OPERATIONS))
+        return Decoder(self.config, self.state, plain)
 
     @classmethod
     def from_state(
@@ -45,19 +68,19 @@ class Vocoder:
         device: str | torch.device = "cpu",
         dtype: str | torch.dtype = torch.float32,
         backend: str = "auto",
+        tf32: bool = False,
     ) -> "Vocoder":
         """Tensors by official name, weight norm as g and v or folded; those of the encode side are left aside.
 
         ValueError: every tensor that is missing, surplus, misshapen or not finite is listed.
         """
         device, dtype = resolve_device(device), resolve_dtype(dtype)
-        check_backend(backend)
         tensors = {name: t for name, t in state.items() if not _encode_side(name)}
         check_values("the vocoder", tensors)
         folded = {name: t.to(dtype) for name, t in _fold_weight_norms(tensors, dtype).items()}
         check_layout("the vocoder", {name: list(t.shape) for name, t in folded.items()}, reference.layout(config))
         check_values(f"the vocoder, folded to {dtype},", folded)  # 0 / |0| is NaN, and fp16 may overflow
-        return cls(config, {name: t.to(device) for name, t in folded.items()}, backend)
+        return cls(config, {name: t.to(device) for name, t in folded.items()}, backend, tf32)
 
     @classmethod
     def load(
@@ -66,6 +89,7 @@ class Vocoder:
         device: str | torch.device = "cpu",
         dtype: str | torch.dtype = torch.float32,
         backend: str = "auto",
+        tf32: bool = False,
     ) -> "Vocoder":
         """The official DAC file (.pth), or a folder in the transformers layout (config.json, model.safetensors)."""
         path = Path(path)
@@ -77,49 +101,126 @@ class Vocoder:
         else:
             config = _official_config(checkpoint)
         try:
-            vocoder = cls.from_state(config, tensors, device, dtype, backend)
+            vocoder = cls.from_state(config, tensors, device, dtype, backend, tf32)
         except ValueError as error:
             raise ValueError(f"{checkpoint.path}: {error}") from error
         vocoder.metadata = checkpoint.metadata
         return vocoder
 
+    @overload
+    def decode(self, codes: Tensor) -> Tensor: ...
+    @overload
+    def decode(self, codes: Sequence[Tensor]) -> list[Tensor]: ...
     @torch.no_grad()
-    def decode(self, codes: Tensor) -> Tensor:
-        """Aligned codes [B, 9, T] -> fp32 [B, samples]; ids above 1023 decode as 1023. No frames make no samples.
+    def decode(self, codes: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
+        """Aligned codes [B, 9, T] -> fp32 [B, samples]; several clips, each [9, its T] -> as many fp32 [its samples].
+
+        Ids above 1023 decode as 1023. No frames make no samples. Each clip is the same alone and together.
 
         ValueError, TypeError: no [B, 9, T] of integers in 0..1025.
         """
-        codes = self._checked_clips(codes)
-        total = codes.shape[2]
-        clips = []
-        for clip in codes.mT:  # [T, 9]
-            windows = [self.window(i) for i in range(-(-total // WINDOW))]
-            parts = [self.decode_window(w, clip[w.first : min(w.end, total)], total) for w in windows]
-            clips.append(torch.cat([torch.zeros(0, dtype=torch.float32, device=self.device), *parts]))
-        return torch.stack(clips)
+        if isinstance(codes, Tensor):
+            return torch.stack(self._decode([*self._checked_clips("codes", codes)]))
+        clips = [
+            self._checked_clips(f"codes[{i}]", clip[None] if isinstance(clip, Tensor) else clip, True)[0]
+            for i, clip in enumerate(codes)
+        ]
+        return self._decode(clips)
+
+    def _decode(self, clips: list[Tensor]) -> list[Tensor]:
+        """clips [C, T], checked."""
+        if self.backend == "reference":
+            return [self._in_windows(clip) for clip in clips]
+        samples = []
+        for i in range(0, len(clips), ROWS_TOGETHER):
+            with current(self.device):
+                samples += self._in_steps(clips[i : i + ROWS_TOGETHER])
+        return samples
+
+    def _in_windows(self, clip: Tensor) -> Tensor:
+        total = clip.shape[1]
+        windows = [self.window(i) for i in range(-(-total // WINDOW))]
+        parts = [self.decode_window(w, clip.T[w.first : min(w.end, total)], total) for w in windows]
+        return torch.cat([torch.zeros(0, dtype=torch.float32, device=self.device), *parts])
+
+    def _in_steps(self, clips: list[Tensor]) -> list[Tensor]:
+        decoder, rows = self.decoder, len(clips)
+        lengths = [clip.shape[1] for clip in clips]
+        longest = max(lengths)
+        samples = [torch.empty(self.config.samples(n), dtype=torch.float32, device=self.device) for n in lengths]
+        if longest == 0:
+            return samples
+        codes = torch.zeros(rows, longest, len(clips[0]), dtype=torch.int32, device=self.device)
+        for row, clip in zip(codes, clips, strict=True):
+            row[: clip.shape[1]] = clip.T
+        total = longest + decoder.lookahead  # the last samples come that much later
+        frames = min(self._frames_together(rows), total)
+        made = decoder.rings(rows, frames)
+        for done in range(0, total, frames):
+            counts = [max(min(frames, n + decoder.lookahead - done), 0) if n else 0 for n in lengths]
+            spans = [(done, count, n, n) for count, n in zip(counts, lengths, strict=True)]
+            step = decoder.step(made, codes, torch.tensor(spans, dtype=torch.int32, device=self.device), frames)
+            for b, (_, count, n, _) in enumerate(spans):
+                where, columns = decoder.finished(done, count, n)
+                samples[b][where] = step[b, columns]
+        return samples
+
+    def _frames_together(self, rows: int) -> int:
+        """Of each of so many clips, that a step takes."""
+        one, two = (self.decoder.room(rows, frames) for frames in (1, 2))
+        return max((ACTIVATIONS - one) // (two - one) + 1, 1)
 
     @torch.no_grad()
     def trace(self, codes: Tensor) -> dict[str, Tensor]:
         """Every stage of one pass over whole clips [B, C, T], C up to 9: z, conv_in, block_i [B, channels, length],
         pre_tanh [B, 1, samples], audio [B, samples]."""
-        codes = self._checked_clips(codes)
+        codes = self._checked_clips("codes", codes)
         if codes.shape[2] == 0:
             raise ValueError("codes must hold at least one frame to be traced, got none")
+        if self.backend == "triton":
+            with current(self.device):
+                return self._traced(codes)
         with exact_numerics():
             return reference.decode(self.config, self.state, codes)
 
-    def stream(self, mode: str = "exact", overlap: int = 4, chunk: int = 16) -> ExactStream | OverlapStream:
+    def _traced(self, codes: Tensor) -> dict[str, Tensor]:
+        decoder, (B, _, T) = self.decoder, codes.shape
+        frames = T + decoder.lookahead
+        made = decoder.rings(B, frames, keep=True)  # rings in which every position has a place of its own
+        spans = torch.tensor([(0, frames, T, T)] * B, dtype=torch.int32, device=self.device)
+        audio = decoder.step(made, codes.mT.int().contiguous(), spans, frames)
+        stages, length = {"z": made.z[:, :T].mT, "conv_in": made.first.y[:, :T].mT}, T  # type: ignore[index]
+        for i, (block, rate) in enumerate(zip(made.blocks, self.config.decoder_rates, strict=True)):
+            length = rate * length - rate % 2
+            stages[f"block_{i}"] = block[-1].y[:, :length].mT  # type: ignore[index]
+        stages["pre_tanh"] = made.pre_tanh[:, :length].mT  # type: ignore[index]
+        return {**stages, "audio": audio[:, decoder.finished(0, frames, T)[1]]}
+
+    def stream(
+        self, mode: str = "exact", overlap: int = 4, chunk: int = 16, lookahead: int | None = None,
+        first_chunk: int = 1,
+    ) -> ExactStream | WindowStream | OverlapStream:  # fmt: skip
         """A stream for the delayed frames of one clip, as they are generated.
 
-        exact    what it emits, joined, is decode() of the aligned frames, bit for bit; overlap and chunk do not apply
+        exact    what it emits, joined, is decode() of the aligned frames, bit for bit. It waits for `chunk` new frames,
+                 before its first samples for `first_chunk`; the reference decodes in windows instead.
+                 lookahead: frames that a frame's samples wait for. By default all that they depend on (10 at the
+                 44.1 kHz rates); with fewer, they are emitted as if nothing followed but the codes that have come, an
+                 approximation: `signal_to_error` of the stream says in dB how far it was off.
         overlap  the official cross-fade: `overlap` frames are decoded again and faded at each border, `chunk` new ones
                  are waited for. An approximation.
         """
         if mode == "exact":
-            return ExactStream(self)
+            if self.backend == "reference" and lookahead is None:
+                return WindowStream(self)
+            return ExactStream(self.streams(1, chunk, lookahead, first_chunk))
         if mode == "overlap":
             return OverlapStream(self, overlap, chunk)
         raise ValueError(f"mode must be 'exact' or 'overlap', got {mode!r}")
+
+    def streams(self, rows: int, chunk: int = 16, lookahead: int | None = None, first_chunk: int = 1) -> Streams:
+        """Exact streams of `rows` clips that advance together; options as of `stream`."""
+        return Streams(self.decoder, self, rows, lookahead, chunk, first_chunk)
 
     def window(self, index: int) -> "Window":
         """Where window `index` lies, and what it needs."""
@@ -147,12 +248,17 @@ class Vocoder:
             raise ValueError(f"{name}{wrong[0]} must be in 0..{top}, got {codes[tuple(wrong[0])]}")
         return codes
 
-    def _checked_clips(self, codes: Tensor) -> Tensor:
+    def _checked_clips(self, name: str, codes: Tensor, one: bool = False) -> Tensor:
+        """one: of several clips, with an axis in front."""
         C = self.config.n_codebooks
         if not isinstance(codes, Tensor) or codes.ndim != 3 or not 1 <= codes.shape[1] <= C or len(codes) == 0:
-            got = list(codes.shape) if isinstance(codes, Tensor) else type(codes).__name__
-            raise ValueError(f"codes must be a tensor [B, {C}, T] with B >= 1, got {got}")
-        return self.checked_codes("codes", codes).to(self.device)
+            got = list(codes.shape)[one:] if isinstance(codes, Tensor) else type(codes).__name__
+            raise ValueError(
+                f"{name} must be a tensor [{C}, T], got {got}"
+                if one
+                else f"{name} must be a tensor [B, {C}, T] with B >= 1, got {got}"
+            )
+        return self.checked_codes(name, codes).to(self.device)
 
 
 class Window(NamedTuple):

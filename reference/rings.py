@@ -6,7 +6,8 @@ has rate * length - short positions. What lies outside of the clip is never read
 holds. So a row starts again by its numbers alone, and what a step has written it may write again.
 
 spans [B, 4] int32 says where each row is: frames before this step, frames of this step (0: the row sits out), frames
-of the clip (OPEN: not known yet), and frames of codes that have come. tf32 is of fp32 alone: products may read it so.
+of the clip (OPEN: not known yet), and frames of codes that have come, as ~n where no more will. tf32 is of fp32 alone:
+products may read it so.
 """
 
 from typing import NamedTuple
@@ -44,15 +45,16 @@ def codebook_sum(
     """Into z [B, R, D]: each frame's code vectors through weight [D, P], as `packed_codebooks` makes it.
 
     codes [B, N, W] int32 is a ring of frames, of which the first C columns are codes of tables [C, V, K]; delayed: code
-    c of a frame came c frames later. A code that has not come is the last of its codebook if the clip's length is
-    known, and adds nothing otherwise. Codes above the last count as the last.
+    c of a frame comes c frames later. A code that has not come adds nothing; one that will not come is the last of its
+    codebook, as are those above.
     """
     (C, V, K), N = tables.shape, codes.shape[1]
     for b, (done, count, length, known) in enumerate(spans.tolist()):
         at = torch.arange(done, done + count, device=codes.device)[:, None]
         came = at + torch.arange(C, device=codes.device) * delayed
+        closed, known = known < 0, ~known if known < 0 else known
         ids = codes[b, came % N, torch.arange(C, device=codes.device)].clamp(0, V - 1)
-        ids, used = ids.where(came < known, V - 1).long(), (came < known) | (length != OPEN)  # [count, C]
+        ids, used = ids.where(came < known, V - 1).long(), (came < known) | closed  # [count, C]
         vectors = tables[torch.arange(C, device=codes.device), ids] * used[..., None]
         operand = _read(torch.cat([vectors.flatten(1), used.to(vectors.dtype)], 1), tf32)
         _store(z[b], done, F.linear(operand, _read(weight, tf32)[:, : C * (K + 1)]), length)
@@ -153,11 +155,12 @@ def packed_transposed(weight: Tensor) -> Tensor:
 
 
 def packed_codebooks(weights: list[Tensor], biases: list[Tensor]) -> Tensor:
-    """C projections [D, K, 1] and biases [D] -> [D, P]: K columns each, then a column for each bias, then zeros.
+    """C projections [D, K, 1] and biases [D] -> [D, P]: K columns each, then a column for each bias, then zeros."""
+    return padded(torch.cat([*(w[..., 0] for w in weights), torch.stack(biases, 1)], 1))
 
-    P is a power of two, at least 16.
-    """
-    columns = torch.cat([*(w[..., 0] for w in weights), torch.stack(biases, 1)], 1)
+
+def padded(columns: Tensor) -> Tensor:
+    """With columns of zeros behind them, up to a power of two, at least 16."""
     wanted = max(16, 1 << (columns.shape[1] - 1).bit_length())
     return F.pad(columns, (0, wanted - columns.shape[1]))
 
@@ -188,3 +191,6 @@ def _emit(out: Tensor, first: int, size: int, alpha: Tensor | None, y: Tensor | 
     if act is not None:
         assert alpha is not None
         _store(act, first, snake(out.mT[None], alpha[:, None])[0].mT, size)
+
+
+OPERATIONS = ("codebook_sum", "convolution", "transposed_convolution", "residual_unit", "waveform")
