@@ -311,7 +311,7 @@ def _outputs(
     """Rings that are longer than they have to be, and of different lengths; what lies in them is to stay there."""
     return {
         "alpha": 1 + 0.3 * new.randn(channels) if act else None,
-        "y": new.randn(B, positions + spare, channels) if y else None,
+        "y": new.randn(B, positions + spare, channels, dtype=torch.float32) if y else None,
         "act": new.randn(B, positions + 2 * spare, channels) if act else None,
     }
 
@@ -355,7 +355,7 @@ def convolution(
             "dilation": dilation,
             "tf32": tf32 and dtype == torch.float32,
         },
-        "residual": new.randn(B, each + 3 * spare, Co) if residual else None,
+        "residual": new.randn(B, each + 3 * spare, Co, dtype=torch.float32) if residual else None,
         **_outputs(new, B, each, Co, y, act, spare),
     }
 
@@ -393,7 +393,7 @@ def residual_unit(
     each = frames * rate
     return {
         "x": new.randn(B, each + (taps - 1) * dilation + spare, C),
-        "residual": new.randn(B, each + 3 * spare, C),
+        "residual": new.randn(B, each + 3 * spare, C, dtype=torch.float32),
         "weight": new.weight(C, taps * C),
         "bias": 0.1 * new.randn(C),
         "inner_alpha": 1 + 0.3 * new.randn(C),
@@ -424,5 +424,5 @@ def waveform(
         "bias": 0.1 * new.randn(1),
         "spans": _spans(new, B, frames, rows),
         **{"frames": frames, "rate": rate, "lag": lag, "short": short, "tf32": tf32 and dtype == torch.float32},
-        "y": new.randn(B, each + spare, 1) if y else None,
+        "y": new.randn(B, each + spare, 1, dtype=torch.float32) if y else None,
     }

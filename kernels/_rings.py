@@ -100,9 +100,9 @@ def taps(
 def emit(
     out, y_ptr, act_ptr, alpha_ptr, y_rows, act_rows, mask, channel, mask_n, HAS_Y: tl.constexpr, HAS_ACT: tl.constexpr
 ):  # fmt: skip
-    """out, rounded, into ring y, and snake(out) into ring act; rows are the places [BLOCK_M or more, 1 or BLOCK_N]."""
+    """out into ring y, which is fp32, and snake(out), rounded, into ring act; rows are their places, as offsets."""
     if HAS_Y:
-        tl.store(y_ptr + y_rows + channel[None, :], cast(out, y_ptr.dtype.element_ty), mask=mask)
+        tl.store(y_ptr + y_rows + channel[None, :], out, mask=mask)
     if HAS_ACT:
         alpha = tl.load(alpha_ptr + channel, mask=mask_n, other=1.0).to(tl.float32)
         tl.store(act_ptr + act_rows + channel[None, :], cast(snake(out, alpha), act_ptr.dtype.element_ty), mask=mask)
@@ -148,6 +148,6 @@ def positions(ring: Tensor | None) -> int:
     return 1 if ring is None else ring.shape[1]
 
 
-def layer_cost(positions: int, macs: int, weights: int, moved: float, itemsize: int) -> Cost:
-    """macs and elements `moved` of one position, and the weights, which are read once."""
-    return Cost(bytes=round((weights + positions * moved) * itemsize), flops=2 * positions * macs)
+def layer_cost(positions: int, macs: int, weights: int, moved: int, wide: int, itemsize: int) -> Cost:
+    """macs of one position, elements that it moves, those in fp32 apart; and the weights, which are read once."""
+    return Cost((weights + positions * moved) * itemsize + positions * wide * 4, 2 * positions * macs)

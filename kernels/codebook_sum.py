@@ -101,5 +101,4 @@ def _(
 def cost(B: int, frames: int, C: int, K: int, D: int, itemsize: int) -> Cost:
     """The weights without their padding; a vector for each code."""
     width = C * (K + 1)
-    moved = layer_cost(B * frames, width * D, width * D, C * K + D, itemsize)
-    return Cost(moved.bytes + B * frames * C * 4, moved.flops)
+    return layer_cost(B * frames, width * D, width * D, C * K + D, C, itemsize)

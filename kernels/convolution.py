@@ -5,7 +5,7 @@ Shapes     x [B, R, Ci], y, act, residual [B, R', Co], rings of any lengths that
            the step, of the clip (OPEN: not known), of codes that came. x has rate positions a frame, lags by `lag`, and
            rate * length - short of a clip; y and act lag by taps // 2 * dilation more.
            snake(y) = y + sin(alpha y)^2 / (alpha + 1e-9).
-Dtypes     one of fp32, fp16, bf16; spans int32; fp32 accumulation; y and act rounded once each, act from y in fp32.
+Dtypes     one of fp32, fp16, bf16, but spans int32, and y and residual fp32; fp32 accumulation; act rounded once.
            tf32=True multiplies fp32 as tf32.
 Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; spans out of range where
            looking costs nothing (CPU tensors, TRITON_DEBUG=1).
@@ -14,7 +14,7 @@ Source     Kumar et al. 2023, arXiv:2306.06546; snake: Ziyin et al. 2020, arXiv:
 
 An implicit GEMM. Snake is applied by the layer that makes a value, once, and not by each of the taps and tiles that
 read it: a sine costs as much as a dozen of the products it would stand before. Where a later layer adds the value
-itself, y is kept beside act. Both are optional, and changed in place.
+itself, y is kept beside act: the residual stream, which is never rounded. Both are optional, and changed in place.
 """
 
 import torch
@@ -59,7 +59,7 @@ def _convolution_kernel(
     mask = live[:, None] & mask_n[None, :]
     if RESIDUAL:
         at = (row * ring_r + place(t, ring_r)) * CO
-        acc += tl.load(residual_ptr + at[:, None] + n[None, :], mask=mask, other=0.0).to(tl.float32)
+        acc += tl.load(residual_ptr + at[:, None] + n[None, :], mask=mask, other=0.0)
     y_rows = (row * ring_y + place(t, ring_y)) * CO
     act_rows = (row * ring_act + place(t, ring_act)) * CO
     emit(acc, y_ptr, act_ptr, alpha_ptr, y_rows[:, None], act_rows[:, None], mask, n, mask_n, HAS_Y, HAS_ACT)
@@ -77,9 +77,9 @@ def convolution(
         weight=Arg(weight, "Co K"),
         bias=Arg(bias, "Co"),
         spans=Arg(spans, "B 4", torch.int32),
-        residual=Arg(residual, "B Rr Co"),
+        residual=Arg(residual, "B Rr Co", torch.float32),
         alpha=Arg(alpha, "Co"),
-        y=Arg(y, "B Ry Co"),
+        y=Arg(y, "B Ry Co", torch.float32),
         act=Arg(act, "B Ra Co"),
     )
     B, R, Ci, Co, K = (sizes[axis] for axis in ("B", "R", "Ci", "Co", "K"))
@@ -116,5 +116,5 @@ def cost(
     y: bool = False, act: bool = True,
 ) -> Cost:  # fmt: skip
     """Of rows whose every position of the step lies in the clip; the tails around them are in the caches."""
-    moved = Ci + Co * (residual + y + act)
-    return layer_cost(B * frames * rate, taps * Ci * Co, taps * Ci * Co, moved, itemsize)
+    macs = taps * Ci * Co
+    return layer_cost(B * frames * rate, macs, macs, Ci + Co * act, Co * (residual + y), itemsize)

@@ -5,16 +5,17 @@ Shapes     x, residual, y, act [B, R, C], rings of any lengths that hold what th
            spans [B, 4]: frames before the step, of the step, of the clip (OPEN: not known), of codes that came. x has
            rate positions a frame, lags by `lag`, and rate * length - short of a clip; y and act lag by taps // 2 *
            dilation more. x is snake of residual, as whoever made residual left it.
-Dtypes     one of fp32, fp16, bf16; spans int32; fp32 accumulation; what is between the convolutions, y and act rounded
-           once each. tf32=True multiplies fp32 as tf32.
+Dtypes     one of fp32, fp16, bf16, but spans int32, and y and residual fp32; fp32 accumulation; what is between the
+           convolutions and act rounded once each. tf32=True multiplies fp32 as tf32.
 Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; spans out of range where
            looking costs nothing (CPU tensors, TRITON_DEBUG=1).
 Reference  zonos2_triton.reference.rings.residual_unit
 Source     Kumar et al. 2023, arXiv:2306.06546.
 
 One launch for two of `convolution`: a program owns all channels of its positions, so what is between the convolutions
-stays on the chip. That saves writing and reading it, 2 of 6 values a position and channel, and a launch. Above 192
-channels it does not pay: a program would do a third of a clip's work at a time, and a short step fills few programs.
+stays on the chip. That saves writing and reading it, in half precision 4 of 16 bytes a position and channel, and a
+launch. Above 192 channels it does not pay: the sums of all channels would not fit the registers of a program, and a
+short step has too few positions to fill the card with one program each.
 """
 
 import torch
@@ -94,7 +95,7 @@ def _residual_unit_kernel(
             out = mma(h2, weights(inner_w_ptr, n, n2, mask_n, n2 < C, C, C % BLOCK_N == 0), out, TF32)
         out += tl.load(inner_bias_ptr + n, mask=mask_n, other=0.0).to(tl.float32)[None, :]
         mask = live[:, None] & mask_n[None, :]
-        out += tl.load(residual_ptr + r_rows + n[None, :], mask=mask, other=0.0).to(tl.float32)
+        out += tl.load(residual_ptr + r_rows + n[None, :], mask=mask, other=0.0)
         emit(out, y_ptr, act_ptr, alpha_ptr, y_rows, act_rows, mask, n, mask_n, HAS_Y, HAS_ACT)
 
 
@@ -107,7 +108,7 @@ def residual_unit(
     sizes = check(
         "residual_unit",
         x=Arg(x, "B R C"),
-        residual=Arg(residual, "B Rr C"),
+        residual=Arg(residual, "B Rr C", torch.float32),
         weight=Arg(weight, "C K"),
         bias=Arg(bias, "C"),
         inner_alpha=Arg(inner_alpha, "C"),
@@ -115,7 +116,7 @@ def residual_unit(
         inner_bias=Arg(inner_bias, "C"),
         spans=Arg(spans, "B 4", torch.int32),
         alpha=Arg(alpha, "C"),
-        y=Arg(y, "B Ry C"),
+        y=Arg(y, "B Ry C", torch.float32),
         act=Arg(act, "B Ra C"),
     )
     B, R, C, K = (sizes[axis] for axis in ("B", "R", "C", "K"))
@@ -155,4 +156,5 @@ def cost(
     B: int, frames: int, rate: int, C: int, taps: int, itemsize: int, y: bool = True, act: bool = True
 ) -> Cost:  # fmt: skip
     """Of rows whose every position of the step lies in the clip; what is between the convolutions does not move."""
-    return layer_cost(B * frames * rate, (taps + 1) * C * C, (taps + 1) * C * C, C * (2 + y + act), itemsize)
+    macs = (taps + 1) * C * C
+    return layer_cost(B * frames * rate, macs, macs, C * (1 + act), C * (1 + y), itemsize)

@@ -6,7 +6,7 @@ Shapes     x [B, R, Ci], y, act [B, R', Co], rings of any lengths that hold what
            of the clip (OPEN: not known), of codes that came. x has rate positions a frame, lags by `lag`, and rate *
            length - short of a clip; of y and act they are stride * rate, stride * lag + padding, stride * short +
            stride % 2. snake(y) = y + sin(alpha y)^2 / (alpha + 1e-9).
-Dtypes     one of fp32, fp16, bf16; spans int32; fp32 accumulation; y and act rounded once each, act from y in fp32.
+Dtypes     one of fp32, fp16, bf16, but spans int32, and y and residual fp32; fp32 accumulation; act rounded once.
            tf32=True multiplies fp32 as tf32.
 Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; spans out of range where
            looking costs nothing (CPU tensors, TRITON_DEBUG=1).
@@ -75,7 +75,7 @@ def transposed_convolution(
         weight=Arg(weight, "N K"),
         spans=Arg(spans, "B 4", torch.int32),
         alpha=Arg(alpha, "Co"),
-        y=Arg(y, "B Ry Co"),
+        y=Arg(y, "B Ry Co", torch.float32),
         act=Arg(act, "B Ra Co"),
     )
     B, R, Ci, Co = (sizes[axis] for axis in ("B", "R", "Ci", "Co"))
@@ -113,4 +113,4 @@ def cost(
 ) -> Cost:
     """Of rows whose every position of the step lies in the clip; rate is that of x."""
     macs = 2 * stride * Ci * Co
-    return layer_cost(B * frames * rate, macs, macs, Ci + stride * Co * (y + act), itemsize)
+    return layer_cost(B * frames * rate, macs, macs, Ci + stride * Co * act, stride * Co * y, itemsize)

@@ -5,8 +5,8 @@ Shapes     x [B, R, Ci], a ring that holds what the step reads; weight [1, taps 
            has rate positions a frame, lags by `lag`, and rate * length - short of a clip. -> samples [B, frames *
            rate]: column j of a row is its position rate * done - lag - taps // 2 + j; outside of the clip, and behind
            the row's own frames, it is 0. y [B, R', 1], optional, a ring: the same before the tanh.
-Dtypes     one of fp32, fp16, bf16; spans int32; samples fp32; fp32 accumulation; y rounded once. tf32=True multiplies
-           fp32 as tf32.
+Dtypes     one of fp32, fp16, bf16, but spans int32, samples and y fp32; fp32 accumulation. tf32=True multiplies fp32 as
+           tf32.
 Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; spans out of range where
            looking costs nothing (CPU tensors, TRITON_DEBUG=1).
 Reference  zonos2_triton.reference.rings.waveform
@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from zonos2_triton.kernels._common import Arg, Cost, cdiv, check, fake
-from zonos2_triton.kernels._numeric import cast, tanh
+from zonos2_triton.kernels._numeric import tanh
 from zonos2_triton.kernels._rings import check_ring, check_step, lanes, layer_cost, place, positions, taps
 from zonos2_triton.kernels._tiles import tiles
 
@@ -41,7 +41,7 @@ def _waveform_kernel(
     )
     out = tl.sum(tl.where((n == 0)[None, :], acc, 0.0), axis=1) + tl.load(bias_ptr).to(tl.float32)
     if HAS_Y:
-        tl.store(y_ptr + row * ring_y + place(t, ring_y), cast(out, y_ptr.dtype.element_ty), mask=live)
+        tl.store(y_ptr + row * ring_y + place(t, ring_y), out, mask=live)
     to = samples_ptr + row * (frames * rate) + column
     tl.store(to, tl.where(live, tanh(out), 0.0), mask=row < B)
 
@@ -57,7 +57,7 @@ def waveform(
         weight=Arg(weight, "1 K"),
         bias=Arg(bias, "1"),
         spans=Arg(spans, "B 4", torch.int32),
-        y=Arg(y, "B Ry 1"),
+        y=Arg(y, "B Ry 1", torch.float32),
     )
     B, R, Ci, K = (sizes[axis] for axis in ("B", "R", "Ci", "K"))
     if K % Ci or K // Ci % 2 == 0:
@@ -85,5 +85,4 @@ def _(
 
 def cost(B: int, frames: int, rate: int, Ci: int, taps: int, itemsize: int) -> Cost:
     """Of rows whose every position of the step lies in the clip."""
-    moved = layer_cost(B * frames * rate, taps * Ci, taps * Ci, Ci, itemsize)
-    return Cost(moved.bytes + 4 * B * frames * rate, moved.flops)
+    return layer_cost(B * frames * rate, taps * Ci, taps * Ci, Ci, 1, itemsize)

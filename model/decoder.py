@@ -28,7 +28,7 @@ class VocoderOps(NamedTuple):
 
 
 class Ring(NamedTuple):
-    """What a layer left: y, which a later layer adds, and snake(y), which the next one reads."""
+    """What a layer left: y in fp32, which a later layer adds, and snake(y), which the next one reads."""
 
     y: Tensor | None
     act: Tensor
@@ -105,21 +105,24 @@ class Decoder:
     def rings(self, rows: int, frames: int, keep: bool = False, device: str | None = None) -> Rings:
         """Room for steps of `rows` clips; keep: also what `trace` shows."""
 
-        def ring(rate: int, channels: int, tail: int) -> Tensor:
-            return self.like.new_empty((rows, frames * rate + tail, channels), device=device)
+        def ring(rate: int, channels: int, tail: int, dtype: torch.dtype | None = None) -> Tensor:
+            return self.like.new_empty((rows, frames * rate + tail, channels), device=device, dtype=dtype)
+
+        def stream(rate: int, channels: int, tail: int = 0) -> Tensor:
+            return ring(rate, channels, tail, torch.float32)
 
         config = self.config
         width, rate, blocks, between = config.decoder_dim, 1, [], []
-        first = Ring(ring(1, width, 0) if keep else None, ring(1, width, 1))
+        first = Ring(stream(1, width) if keep else None, ring(1, width, 1))
         for block, is_last in zip(self.blocks, [*[False] * (len(self.blocks) - 1), True], strict=True):
             width, rate = width // 2, rate * block.stride
             reaches = [KERNEL // 2 * unit.dilation for unit in block.units]
-            made = [Ring(ring(rate, width, reach), ring(rate, width, 2 * reach)) for reach in reaches]
+            made = [Ring(stream(rate, width, reach), ring(rate, width, 2 * reach)) for reach in reaches]
             tail = KERNEL - 1 if is_last else 1
-            blocks.append([*made, Ring(ring(rate, width, 0) if keep else None, ring(rate, width, tail))])
+            blocks.append([*made, Ring(stream(rate, width) if keep else None, ring(rate, width, tail))])
             between.append(None if width <= self.ops.widest_unit else ring(rate, width, 0))
         z = ring(1, config.latent_dim, KERNEL - 1)
-        return Rings(frames, z, first, blocks, between, ring(rate, 1, 0) if keep else None)
+        return Rings(frames, z, first, blocks, between, stream(rate, 1) if keep else None)
 
     def codebooks(self, count: int) -> tuple[Tensor, Tensor]:
         """Tables and projection of the first so many."""

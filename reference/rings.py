@@ -65,7 +65,8 @@ def convolution(
     dilation: int = 1, residual: Tensor | None = None, alpha: Tensor | None = None, y: Tensor | None = None,
     act: Tensor | None = None, tf32: bool = False,
 ) -> None:  # fmt: skip
-    """y = conv(x) + residual into ring y, and snake(y) into ring act; rate, lag and short are those of x.
+    """y = conv(x) + residual into ring y, and snake(y) into ring act; rate, lag and short are those of x. In half
+    precision too, y and residual are fp32.
 
     weight [Co, taps * Ci] as `packed` makes it, taps odd: what is computed lags by taps // 2 * dilation more.
     """
@@ -130,7 +131,7 @@ def waveform(
     row does not have, are zero. y [B, R, 1]: the same before the tanh, into a ring.
     """
     B, reach = len(x), weight.shape[1] // x.shape[2] // 2
-    inner = x.new_zeros(B, max(x.shape[1], frames * rate), 1) if y is None else y
+    inner = wide(x).new_zeros(B, max(x.shape[1], frames * rate), 1) if y is None else y
     convolution(x, weight, bias, spans, frames, rate, lag, short, y=inner, tf32=tf32)
     samples = wide(x).new_zeros(B, frames * rate)
     for b, (done, count, length, _) in enumerate(spans.tolist()):
@@ -182,7 +183,7 @@ def _window(ring: Tensor, first: int, last: int, size: int) -> Tensor:
 def _store(ring: Tensor, first: int, values: Tensor, size: int) -> None:
     at = torch.arange(first, first + len(values), device=ring.device)
     inside = (at >= 0) & (at < size)
-    ring[at[inside] % len(ring)] = values[inside]
+    ring[at[inside] % len(ring)] = values[inside].to(ring.dtype)
 
 
 def _emit(out: Tensor, first: int, size: int, alpha: Tensor | None, y: Tensor | None, act: Tensor | None) -> None:
