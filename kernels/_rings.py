@@ -19,6 +19,7 @@ from zonos2_triton.kernels._numeric import cast, mma, snake
 
 OPEN = 2**31 - 1  # the length of a clip that is not known yet
 MOST_LANES = 2**31 - 2**16
+LONG_FROM = 2**31 - 2**20  # elements of a ring; a tile may look a little beyond
 
 
 @triton.jit
@@ -34,13 +35,22 @@ def lanes(spans_ptr, B, frames, rate, lag, short, BLOCK_M: tl.constexpr):
     done = tl.load(spans_ptr + row * 4, mask=mask, other=0).to(tl.int64)
     count = tl.load(spans_ptr + row * 4 + 1, mask=mask, other=0)
     length = tl.load(spans_ptr + row * 4 + 2, mask=mask, other=0).to(tl.int64)
-    return row.to(tl.int64), column, done * rate - lag + column, length * rate - short, mask & (column < count * rate)
+    return row, column, done * rate - lag + column, length * rate - short, mask & (column < count * rate)
 
 
 @triton.jit
 def place(position, ring):
     """Where a position lies in a ring, be it negative."""
     return ((position % ring + ring) % ring).to(tl.int32)
+
+
+@triton.jit
+def offset(row, at, ring, channels, LONG: tl.constexpr):
+    """Where the channels of a place begin; LONG: a ring tensor has 2^31 elements or more."""
+    if LONG:
+        return (row.to(tl.int64) * ring + at) * channels
+    else:
+        return (row * ring + at) * channels
 
 
 @triton.jit
@@ -58,7 +68,9 @@ def span(first, size, live):
 
 
 @triton.jit
-def gathered(x_rows, at, ring, begin, end, i, step, CI: tl.constexpr, BLOCK_K: tl.constexpr):
+def gathered(
+    x_ptr, row, at, ring, begin, end, i, step, CI: tl.constexpr, BLOCK_K: tl.constexpr, LONG: tl.constexpr
+):  # fmt: skip
     """Part i of the left side, [BLOCK_M, BLOCK_K], and which columns of a row of weights go with it."""
     CHUNKS: tl.constexpr = (CI + BLOCK_K - 1) // BLOCK_K
     tap = i // CHUNKS
@@ -67,7 +79,8 @@ def gathered(x_rows, at, ring, begin, end, i, step, CI: tl.constexpr, BLOCK_K: t
     mask = ((ahead >= begin) & (ahead < end))[:, None]
     if CI % BLOCK_K != 0:
         mask = mask & (c < CI)[None, :]
-    x = tl.load(x_rows[:, None] + onward(at, ahead, ring).to(tl.int64)[:, None] * CI + c[None, :], mask=mask, other=0.0)
+    x_rows = offset(row, onward(at, ahead, ring), ring, CI, LONG)
+    x = tl.load(x_ptr + x_rows[:, None] + c[None, :], mask=mask, other=0.0)
     return x, tap * CI + c, c < CI
 
 
@@ -77,21 +90,23 @@ def weights(w_ptr, n, k, mask_n, mask_k, K: tl.constexpr, EVEN: tl.constexpr):
     mask = mask_n[None, :]
     if not EVEN:
         mask = mask & mask_k[:, None]
-    return tl.load(w_ptr + n.to(tl.int64)[None, :] * K + k[:, None], mask=mask, other=0.0)
+    return tl.load(w_ptr + n[None, :] * K + k[:, None], mask=mask, other=0.0)
 
 
 @triton.jit
 def taps(
-    x_ptr, w_ptr, row, first, size, live, n, mask_n, ring, step, CI: tl.constexpr, TAPS: tl.constexpr,
-    TF32: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    x_ptr, w_ptr, row, first, size, live, n, mask_n, ring, step, blocks, CI: tl.constexpr, TAPS: tl.constexpr,
+    TF32: tl.constexpr, LONG: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """fp32 [BLOCK_M, BLOCK_N]: of each lane, the sum over taps j and channels of x[first + j * step] w[n, j]."""
-    x_rows = x_ptr + row * ring * CI
+    """fp32 [BLOCK_M, BLOCK_N]: of each lane, the sum over taps j and channels of x[first + j * step] w[n, j].
+
+    blocks: of the sum, TAPS times those of CI; the compiler is not to know, or it unrolls the loop.
+    """
     at = place(first, ring)
     begin, end = span(first, size, live)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for i in range(TAPS * ((CI + BLOCK_K - 1) // BLOCK_K)):
-        x, k, mask_k = gathered(x_rows, at, ring, begin, end, i, step, CI, BLOCK_K)
+    for i in range(blocks):
+        x, k, mask_k = gathered(x_ptr, row, at, ring, begin, end, i, step, CI, BLOCK_K, LONG)
         acc = mma(x, weights(w_ptr, n, k, mask_n, mask_k, TAPS * CI, CI % BLOCK_K == 0), acc, TF32)
     return acc
 
@@ -141,6 +156,11 @@ def check_outputs(op: str, y: Tensor | None, act: Tensor | None, alpha: Tensor |
     if (act is None) != (alpha is None):
         have, lack = ("alpha", "act") if act is None else ("act", "alpha")
         raise ValueError(f"{op}: act and alpha must be given together, got {have} without {lack}")
+
+
+def long(*rings: Tensor | None) -> bool:
+    """Whether offsets into one of them need 64 bits."""
+    return any(ring is not None and ring.numel() >= LONG_FROM for ring in rings)
 
 
 def positions(ring: Tensor | None) -> int:

@@ -68,9 +68,10 @@ _PREFILL: Tiles = {
 }
 # Of a convolution of clips: one tile for all lengths, so that no bit depends on them.
 _TAPS: Tiles = {
-    "*": (_product(64, 64, 64, 4, 3),),
-    "sm_90": (_product(128, 64, 64, 4, 4),),
-    "sm_100": (_product(128, 64, 128, 4, 4),),
+    "*": (_product(64, 64, 64, 8, 3),),
+    "gfx942": (_product(64, 64, 64, 4, 2),),
+    "sm_90": (_product(128, 64, 64, 8, 4),),
+    "sm_100": (_product(128, 64, 64, 8, 4),),
     "tf32": (_product(64, 32, 64, 4, 3),),
     "fp32": (_product(32, 32, 32, 4, 2),),
     "interpreter": (_product(64, 64, 256, 1, 1),),
@@ -122,8 +123,15 @@ TABLE: dict[tuple[str, str], Tiles] = {
     ("convolution", "first"): {**_TAPS, **dict.fromkeys(("*", "sm_90", "sm_100"), (_product(64, 64, 32, 4, 4),))},
     ("convolution", "taps"): _TAPS,
     ("transposed_convolution", "taps"): _TAPS,
-    ("residual_unit", "taps"): {
-        "*": (_tile(4, 3, BLOCK_K=64, BLOCK_M=64),),
+    ("residual_unit", "wide"): {
+        "*": (_tile(8, 3, BLOCK_K=64, BLOCK_M=32),),
+        **dict.fromkeys(("sm_90", "sm_100", "gfx942"), (_tile(8, 3, BLOCK_K=64, BLOCK_M=64),)),
+        "fp32": (_tile(4, 2, BLOCK_K=32, BLOCK_M=16),),
+        "interpreter": (_tile(1, 1, BLOCK_K=64, BLOCK_M=256),),
+    },
+    ("residual_unit", "narrow"): {
+        "*": (_tile(8, 3, BLOCK_K=32, BLOCK_M=32),),
+        **dict.fromkeys(("sm_90", "sm_100", "gfx942"), (_tile(8, 3, BLOCK_K=32, BLOCK_M=64),)),
         "fp32": (_tile(4, 2, BLOCK_K=32, BLOCK_M=16),),
         "interpreter": (_tile(1, 1, BLOCK_K=64, BLOCK_M=256),),
     },

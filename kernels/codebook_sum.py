@@ -22,17 +22,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zonos2_triton.kernels._common import Arg, Cost, block, cdiv, check, check_range, fake
+from zonos2_triton.kernels._common import Arg, Cost, block, cdiv, check, check_range, fake, readable
 from zonos2_triton.kernels._numeric import cast, mma
-from zonos2_triton.kernels._rings import OPEN, check_ring, check_step, lanes, layer_cost, place, weights
+from zonos2_triton.kernels._rings import OPEN, check_ring, check_step, lanes, layer_cost, long, offset, place, weights
 from zonos2_triton.kernels._tiles import tiles
 
 
 @triton.jit(do_not_specialize=["B", "frames", "N", "W", "V", "ring"])
 def _codebook_sum_kernel(
     codes_ptr, tables_ptr, w_ptr, spans_ptr, z_ptr, B, frames, N, W, V, D, ring, C: tl.constexpr, K: tl.constexpr,
-    P: tl.constexpr, DELAYED: tl.constexpr, OPEN: tl.constexpr, TF32: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    P: tl.constexpr, DELAYED: tl.constexpr, OPEN: tl.constexpr, TF32: tl.constexpr, LONG: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Grid (tiles of frames, tiles of D): a program owns a tile of z."""
     row, _, frame, length, live = lanes(spans_ptr, B, frames, 1, 0, 0, BLOCK_M)
@@ -54,10 +54,18 @@ def _codebook_sum_kernel(
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     w = weights(w_ptr, n, p, n < D, p < P, P, True)
     acc = mma(x, w, tl.zeros((BLOCK_M, BLOCK_N), tl.float32), TF32)
-    rows = (row * ring + place(frame, ring)) * D
+    rows = offset(row, place(frame, ring), ring, D, LONG)
     tl.store(
         z_ptr + rows[:, None] + n[None, :], cast(acc, z_ptr.dtype.element_ty), mask=live[:, None] & (n < D)[None, :]
     )
+
+
+def _needed(spans: Tensor, delay: int) -> int:
+    """How many frames of codes a step reads of a row at most, from its first one on."""
+    done, count, length, known = spans.long().unbind(1)
+    last = torch.minimum(done + count, length)
+    came = torch.minimum(torch.maximum(known, ~known), last + delay) - done
+    return int(torch.where((count > 0) & (done < last), came, 0).max())
 
 
 @torch.library.custom_op("zonos2_triton::codebook_sum", mutates_args=("z",))
@@ -79,14 +87,15 @@ def codebook_sum(
     if block(C * (K + 1), 16) != P:
         raise ValueError(f"codebook_sum: weight must have P={block(C * (K + 1), 16)} columns, got {P}")
     check_step("codebook_sum", z, spans, frames, 1, 0, 0, tf32)
-    check_ring("codebook_sum", "codes", codes, min(frames + delayed * (C - 1), N), "")
     check_ring("codebook_sum", "z", z, frames, "those of a step")
+    if readable(spans):
+        check_ring("codebook_sum", "codes", codes, _needed(spans, delayed * (C - 1)), "those that came of a step")
     check_range("codebook_sum", "codes", codes[..., :C], 0, OPEN, "codes")
     launch = tiles("codebook_sum", "frames", z.dtype, tf32=tf32)
     grid = cdiv(B * frames, launch["BLOCK_M"]), cdiv(D, launch["BLOCK_N"])
     _codebook_sum_kernel[grid](
         codes, tables, weight, spans, z, B, frames, N, W, V, D, z.shape[1], C=C, K=K, P=P, DELAYED=delayed, OPEN=OPEN,
-        TF32=tf32, **launch,
+        TF32=tf32, LONG=long(z), **launch,
     )  # fmt: skip
 
 

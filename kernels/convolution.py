@@ -30,6 +30,8 @@ from zonos2_triton.kernels._rings import (
     emit,
     lanes,
     layer_cost,
+    long,
+    offset,
     place,
     positions,
     taps,
@@ -37,12 +39,14 @@ from zonos2_triton.kernels._rings import (
 from zonos2_triton.kernels._tiles import tiles
 
 
-@triton.jit(do_not_specialize=["B", "frames", "lag", "short", "step", "ring_x", "ring_r", "ring_y", "ring_act"])
+@triton.jit(
+    do_not_specialize=["B", "frames", "blocks", "lag", "short", "step", "ring_x", "ring_r", "ring_y", "ring_act"]
+)
 def _convolution_kernel(
-    x_ptr, w_ptr, bias_ptr, residual_ptr, alpha_ptr, y_ptr, act_ptr, spans_ptr, B, frames, rate, lag, short, step,
-    ring_x, ring_r, ring_y, ring_act, CI: tl.constexpr, CO: tl.constexpr, TAPS: tl.constexpr, RESIDUAL: tl.constexpr,
-    HAS_Y: tl.constexpr, HAS_ACT: tl.constexpr, TF32: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    x_ptr, w_ptr, bias_ptr, residual_ptr, alpha_ptr, y_ptr, act_ptr, spans_ptr, B, frames, blocks, rate, lag, short,
+    step, ring_x, ring_r, ring_y, ring_act, CI: tl.constexpr, CO: tl.constexpr, TAPS: tl.constexpr,
+    RESIDUAL: tl.constexpr, HAS_Y: tl.constexpr, HAS_ACT: tl.constexpr, TF32: tl.constexpr, LONG: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Grid (tiles of lanes, tiles of Co): a program owns a tile of y and act."""
     reach = TAPS // 2 * step
@@ -53,15 +57,16 @@ def _convolution_kernel(
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_n = n < CO
     acc = taps(
-        x_ptr, w_ptr, row, t - reach, size, live, n, mask_n, ring_x, step, CI, TAPS, TF32, BLOCK_M, BLOCK_N, BLOCK_K
-    )
+        x_ptr, w_ptr, row, t - reach, size, live, n, mask_n, ring_x, step, blocks, CI, TAPS, TF32, LONG, BLOCK_M,
+        BLOCK_N, BLOCK_K,
+    )  # fmt: skip
     acc += tl.load(bias_ptr + n, mask=mask_n, other=0.0).to(tl.float32)[None, :]
     mask = live[:, None] & mask_n[None, :]
     if RESIDUAL:
-        at = (row * ring_r + place(t, ring_r)) * CO
+        at = offset(row, place(t, ring_r), ring_r, CO, LONG)
         acc += tl.load(residual_ptr + at[:, None] + n[None, :], mask=mask, other=0.0)
-    y_rows = (row * ring_y + place(t, ring_y)) * CO
-    act_rows = (row * ring_act + place(t, ring_act)) * CO
+    y_rows = offset(row, place(t, ring_y), ring_y, CO, LONG)
+    act_rows = offset(row, place(t, ring_act), ring_act, CO, LONG)
     emit(acc, y_ptr, act_ptr, alpha_ptr, y_rows[:, None], act_rows[:, None], mask, n, mask_n, HAS_Y, HAS_ACT)
 
 
@@ -95,10 +100,11 @@ def convolution(
         check_ring("convolution", name, ring, each, "those of a step")
     launch = tiles("convolution", "first" if rate == 1 else "taps", x.dtype, tf32=tf32)
     grid = cdiv(B * each, launch["BLOCK_M"]), cdiv(Co, launch["BLOCK_N"])
+    blocks = count * cdiv(Ci, launch["BLOCK_K"])
     _convolution_kernel[grid](
-        x, weight, bias, residual, alpha, y, act, spans, B, frames, rate, lag, short, dilation, R,
+        x, weight, bias, residual, alpha, y, act, spans, B, frames, blocks, rate, lag, short, dilation, R,
         positions(residual), positions(y), positions(act), CI=Ci, CO=Co, TAPS=count, RESIDUAL=residual is not None,
-        HAS_Y=y is not None, HAS_ACT=act is not None, TF32=tf32, **launch,
+        HAS_Y=y is not None, HAS_ACT=act is not None, TF32=tf32, LONG=long(x, residual, y, act), **launch,
     )  # fmt: skip
 
 

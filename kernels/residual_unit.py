@@ -33,6 +33,8 @@ from zonos2_triton.kernels._rings import (
     gathered,
     lanes,
     layer_cost,
+    long,
+    offset,
     place,
     positions,
     span,
@@ -50,12 +52,14 @@ def _between(acc, bias_ptr, alpha_ptr, n, C: tl.constexpr, dtype: tl.constexpr):
     return cast(snake(acc, tl.load(alpha_ptr + n, mask=n < C, other=1.0).to(tl.float32)), dtype)
 
 
-@triton.jit(do_not_specialize=["B", "frames", "lag", "short", "step", "ring_x", "ring_r", "ring_y", "ring_act"])
+@triton.jit(
+    do_not_specialize=["B", "frames", "blocks", "lag", "short", "step", "ring_x", "ring_r", "ring_y", "ring_act"]
+)
 def _residual_unit_kernel(
     x_ptr, residual_ptr, w_ptr, bias_ptr, inner_alpha_ptr, inner_w_ptr, inner_bias_ptr, alpha_ptr, y_ptr, act_ptr,
-    spans_ptr, B, frames, rate, lag, short, step, ring_x, ring_r, ring_y, ring_act, C: tl.constexpr,
+    spans_ptr, B, frames, blocks, rate, lag, short, step, ring_x, ring_r, ring_y, ring_act, C: tl.constexpr,
     TAPS: tl.constexpr, PARTS: tl.constexpr, HAS_Y: tl.constexpr, HAS_ACT: tl.constexpr, TF32: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    LONG: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Grid (tiles of lanes,): a program owns all channels of its lanes, in PARTS, 1 or 3, of BLOCK_N."""
     reach = TAPS // 2 * step
@@ -63,7 +67,6 @@ def _residual_unit_kernel(
     live = live & (t >= 0) & (t < size)
     if tl.max(live.to(tl.int32), axis=0) == 0:
         return
-    x_rows = x_ptr + row * ring_x * C
     at = place(t - reach, ring_x)
     begin, end = span(t - reach, size, live)
     n0 = tl.arange(0, BLOCK_N)
@@ -72,8 +75,8 @@ def _residual_unit_kernel(
     EVEN: tl.constexpr = C % BLOCK_K == 0
     acc0 = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     acc1, acc2 = acc0, acc0
-    for i in range(TAPS * ((C + BLOCK_K - 1) // BLOCK_K)):
-        x, k, mask_k = gathered(x_rows, at, ring_x, begin, end, i, step, C, BLOCK_K)
+    for i in range(blocks):
+        x, k, mask_k = gathered(x_ptr, row, at, ring_x, begin, end, i, step, C, BLOCK_K, LONG)
         acc0 = mma(x, weights(w_ptr, n0, k, n0 < C, mask_k, WIDE, EVEN), acc0, TF32)
         if PARTS == 3:
             acc1 = mma(x, weights(w_ptr, n1, k, n1 < C, mask_k, WIDE, EVEN), acc1, TF32)
@@ -82,9 +85,9 @@ def _residual_unit_kernel(
     h0 = _between(acc0, bias_ptr, inner_alpha_ptr, n0, C, dtype)
     h1 = _between(acc1, bias_ptr, inner_alpha_ptr, n1, C, dtype)
     h2 = _between(acc2, bias_ptr, inner_alpha_ptr, n2, C, dtype)
-    r_rows = ((row * ring_r + place(t, ring_r)) * C)[:, None]
-    y_rows = ((row * ring_y + place(t, ring_y)) * C)[:, None]
-    act_rows = ((row * ring_act + place(t, ring_act)) * C)[:, None]
+    r_rows = offset(row, place(t, ring_r), ring_r, C, LONG)[:, None]
+    y_rows = offset(row, place(t, ring_y), ring_y, C, LONG)[:, None]
+    act_rows = offset(row, place(t, ring_act), ring_act, C, LONG)[:, None]
     for part in tl.static_range(PARTS):
         n = part * BLOCK_N + n0
         mask_n = n < C
@@ -132,14 +135,15 @@ def residual_unit(
     check_ring("residual_unit", "x", x, each + (count - 1) * dilation, "those of a step and the taps around them")
     for name, ring in (("residual", residual), ("y", y), ("act", act)):
         check_ring("residual_unit", name, ring, each, "those of a step")
-    # Widths are three times a power of two: in three parts of a third, nothing is padded.
-    parts = 1 if C <= 16 else 3
-    launch = {**tiles("residual_unit", "taps", x.dtype, tf32=tf32), "BLOCK_N": block(cdiv(C, parts), 16)}
-    launch["BLOCK_K"] = min(launch["BLOCK_K"], launch["BLOCK_N"])
+    # 192 is three times 64: in three parts nothing is padded. For 96, parts of 32 would keep the matrix units waiting.
+    parts = 3 if C > 128 else 1
+    launch = tiles("residual_unit", "wide" if parts == 3 else "narrow", x.dtype, tf32=tf32)
+    launch = {**launch, "BLOCK_N": block(cdiv(C, parts), 16)}
+    blocks = count * cdiv(C, launch["BLOCK_K"])
     _residual_unit_kernel[(cdiv(B * each, launch["BLOCK_M"]),)](
-        x, residual, weight, bias, inner_alpha, inner_weight, inner_bias, alpha, y, act, spans, B, frames, rate, lag,
-        short, dilation, R, positions(residual), positions(y), positions(act), C=C, TAPS=count, PARTS=parts,
-        HAS_Y=y is not None, HAS_ACT=act is not None, TF32=tf32, **launch,
+        x, residual, weight, bias, inner_alpha, inner_weight, inner_bias, alpha, y, act, spans, B, frames, blocks, rate,
+        lag, short, dilation, R, positions(residual), positions(y), positions(act), C=C, TAPS=count, PARTS=parts,
+        HAS_Y=y is not None, HAS_ACT=act is not None, TF32=tf32, LONG=long(x, residual, y, act), **launch,
     )  # fmt: skip
 
 

@@ -30,6 +30,8 @@ from zonos2_triton.kernels._rings import (
     emit,
     lanes,
     layer_cost,
+    long,
+    offset,
     onward,
     place,
     positions,
@@ -39,11 +41,11 @@ from zonos2_triton.kernels._rings import (
 from zonos2_triton.kernels._tiles import tiles
 
 
-@triton.jit(do_not_specialize=["B", "frames", "lag", "short", "ring_x", "ring_y", "ring_act"])
+@triton.jit(do_not_specialize=["B", "frames", "blocks", "lag", "short", "ring_x", "ring_y", "ring_act"])
 def _transposed_convolution_kernel(
-    x_ptr, w_ptr, bias_ptr, alpha_ptr, y_ptr, act_ptr, spans_ptr, B, frames, rate, lag, short, ring_x, ring_y,
+    x_ptr, w_ptr, bias_ptr, alpha_ptr, y_ptr, act_ptr, spans_ptr, B, frames, blocks, rate, lag, short, ring_x, ring_y,
     ring_act, CI: tl.constexpr, CO: tl.constexpr, STRIDE: tl.constexpr, HAS_Y: tl.constexpr, HAS_ACT: tl.constexpr,
-    TF32: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    TF32: tl.constexpr, LONG: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Grid (tiles of lanes, tiles of stride * Co): a program owns a tile of y and act, a lane some of its outputs."""
     row, _, q, size, live = lanes(spans_ptr, B, frames, rate, lag, short, BLOCK_M)
@@ -52,15 +54,19 @@ def _transposed_convolution_kernel(
         return
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_n = n < STRIDE * CO
-    acc = taps(x_ptr, w_ptr, row, q - 1, size, live, n, mask_n, ring_x, 1, CI, 2, TF32, BLOCK_M, BLOCK_N, BLOCK_K)
+    acc = taps(
+        x_ptr, w_ptr, row, q - 1, size, live, n, mask_n, ring_x, 1, blocks, CI, 2, TF32, LONG, BLOCK_M, BLOCK_N, BLOCK_K
+    )
     phase, channel = n // CO, n % CO
     acc += tl.load(bias_ptr + channel, mask=mask_n, other=0.0).to(tl.float32)[None, :]
     t = q * STRIDE - (STRIDE + 1) // 2
     begin, end = span(t, size * STRIDE - STRIDE % 2, live)
     mask = mask_n[None, :] & (phase[None, :] >= begin[:, None]) & (phase[None, :] < end[:, None])
-    y_rows = onward(place(t, ring_y)[:, None], phase[None, :], ring_y) + row[:, None] * ring_y
-    act_rows = onward(place(t, ring_act)[:, None], phase[None, :], ring_act) + row[:, None] * ring_act
-    emit(acc, y_ptr, act_ptr, alpha_ptr, y_rows * CO, act_rows * CO, mask, channel, mask_n, HAS_Y, HAS_ACT)
+    y_at = onward(place(t, ring_y)[:, None], phase[None, :], ring_y)
+    y_rows = offset(row[:, None], y_at, ring_y, CO, LONG)
+    act_at = onward(place(t, ring_act)[:, None], phase[None, :], ring_act)
+    act_rows = offset(row[:, None], act_at, ring_act, CO, LONG)
+    emit(acc, y_ptr, act_ptr, alpha_ptr, y_rows, act_rows, mask, channel, mask_n, HAS_Y, HAS_ACT)
 
 
 @torch.library.custom_op("zonos2_triton::transposed_convolution", mutates_args=("y", "act"))
@@ -94,9 +100,11 @@ def transposed_convolution(
         check_ring("transposed_convolution", name, ring, each * stride, "those of a step")
     launch = tiles("transposed_convolution", "taps", x.dtype, tf32=tf32)
     grid = cdiv(B * each, launch["BLOCK_M"]), cdiv(stride * Co, launch["BLOCK_N"])
+    blocks = 2 * cdiv(Ci, launch["BLOCK_K"])
     _transposed_convolution_kernel[grid](
-        x, weight, bias, alpha, y, act, spans, B, frames, rate, lag, short, R, positions(y), positions(act), CI=Ci,
-        CO=Co, STRIDE=stride, HAS_Y=y is not None, HAS_ACT=act is not None, TF32=tf32, **launch,
+        x, weight, bias, alpha, y, act, spans, B, frames, blocks, rate, lag, short, R, positions(y), positions(act),
+        CI=Ci, CO=Co, STRIDE=stride, HAS_Y=y is not None, HAS_ACT=act is not None, TF32=tf32,
+        LONG=long(x, y, act), **launch,
     )  # fmt: skip
 
 

@@ -22,28 +22,28 @@ from torch import Tensor
 
 from zonos2_triton.kernels._common import Arg, Cost, cdiv, check, fake
 from zonos2_triton.kernels._numeric import tanh
-from zonos2_triton.kernels._rings import check_ring, check_step, lanes, layer_cost, place, positions, taps
+from zonos2_triton.kernels._rings import check_ring, check_step, lanes, layer_cost, long, offset, place, positions, taps
 from zonos2_triton.kernels._tiles import tiles
 
 
-@triton.jit(do_not_specialize=["B", "frames", "lag", "short", "ring_x", "ring_y"])
+@triton.jit(do_not_specialize=["B", "frames", "blocks", "lag", "short", "ring_x", "ring_y"])
 def _waveform_kernel(
-    x_ptr, w_ptr, bias_ptr, samples_ptr, y_ptr, spans_ptr, B, frames, rate, lag, short, ring_x, ring_y,
-    CI: tl.constexpr, TAPS: tl.constexpr, HAS_Y: tl.constexpr, TF32: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    x_ptr, w_ptr, bias_ptr, samples_ptr, y_ptr, spans_ptr, B, frames, blocks, rate, lag, short, ring_x, ring_y,
+    CI: tl.constexpr, TAPS: tl.constexpr, HAS_Y: tl.constexpr, TF32: tl.constexpr, LONG: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Grid (tiles of lanes,): a program owns a tile of samples."""
     row, column, t, size, live = lanes(spans_ptr, B, frames, rate, lag + TAPS // 2, short, BLOCK_M)
     live = live & (t >= 0) & (t < size)
     n = tl.arange(0, BLOCK_N)
     acc = taps(
-        x_ptr, w_ptr, row, t - TAPS // 2, size, live, n, n < 1, ring_x, 1, CI, TAPS, TF32, BLOCK_M, BLOCK_N, BLOCK_K
-    )
+        x_ptr, w_ptr, row, t - TAPS // 2, size, live, n, n < 1, ring_x, 1, blocks, CI, TAPS, TF32, LONG, BLOCK_M,
+        BLOCK_N, BLOCK_K,
+    )  # fmt: skip
     out = tl.sum(tl.where((n == 0)[None, :], acc, 0.0), axis=1) + tl.load(bias_ptr).to(tl.float32)
     if HAS_Y:
-        tl.store(y_ptr + row * ring_y + place(t, ring_y), out, mask=live)
-    to = samples_ptr + row * (frames * rate) + column
-    tl.store(to, tl.where(live, tanh(out), 0.0), mask=row < B)
+        tl.store(y_ptr + offset(row, place(t, ring_y), ring_y, 1, LONG), out, mask=live)
+    tl.store(samples_ptr + row * (frames * rate) + column, tl.where(live, tanh(out), 0.0), mask=row < B)
 
 
 @torch.library.custom_op("zonos2_triton::waveform", mutates_args=("y",))
@@ -68,9 +68,10 @@ def waveform(
     check_ring("waveform", "y", y, each, "those of a step")
     samples = x.new_empty((B, each), dtype=torch.float32)
     launch = tiles("waveform", "taps", x.dtype, tf32=tf32)
+    blocks = count * cdiv(Ci, launch["BLOCK_K"])
     _waveform_kernel[(cdiv(B * each, launch["BLOCK_M"]),)](
-        x, weight, bias, samples, y, spans, B, frames, rate, lag, short, R, positions(y), CI=Ci, TAPS=count,
-        HAS_Y=y is not None, TF32=tf32, **launch,
+        x, weight, bias, samples, y, spans, B, frames, blocks, rate, lag, short, R, positions(y), CI=Ci, TAPS=count,
+        HAS_Y=y is not None, TF32=tf32, LONG=long(x), **launch,
     )  # fmt: skip
     return samples
 
