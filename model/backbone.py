@@ -11,6 +11,7 @@ from torch import Tensor
 
 from zonos2_triton.model.backend import current, resolve_backend, resolve_device, resolve_dtype
 from zonos2_triton.model.checkpoint import Checkpoint, load_weights
+from zonos2_triton.model.decoder import Decoder
 from zonos2_triton.model.loop import Loop, LoopOptions
 from zonos2_triton.model.ops import ops_of
 from zonos2_triton.model.requests import Frame, Generation, Request, Stream, collected
@@ -45,6 +46,7 @@ class Backbone:
         self.options, self.metadata = options, dict[str, str]()
         self._ops = ops_of(self.backend, config, self.device, self.dtype)
         self._loop: Loop | None = None
+        self._decoder: Decoder | None = None
         self._loop_lock = threading.Lock()
         if options.graphs == "load":
             self.loop  # noqa: B018  captures
@@ -66,7 +68,22 @@ class Backbone:
         with self._loop_lock:
             if self._loop is None:
                 self._loop = Loop(self.model, self._ops, self.options, alone=self.backend == "reference")
+                if self._decoder is not None:
+                    self._loop.speak(self._decoder)
             return self._loop
+
+    def speak(self, decoder: Decoder) -> None:
+        """From now on frames come with their samples, which `decoder` makes of the codes where they are made.
+
+        RuntimeError: requests that have begun without.
+        """
+        with self._loop_lock:
+            if self._loop is not None:
+                self._loop.speak(decoder)
+            self._decoder = decoder
+
+    def speaks(self, decoder: Decoder) -> bool:
+        return self._decoder is decoder
 
     @staticmethod
     def layout(config: Zonos2Config) -> dict[str, list[int]]:

@@ -45,6 +45,23 @@ class Rings:
     between: list[Tensor | None]  # within the residual units of a block, where they are two launches
     pre_tanh: Tensor | None
 
+    def of(self, rows: int) -> "Rings":
+        """Of the first rows alone."""
+
+        def cut(ring: Tensor | None) -> Any:
+            return None if ring is None else ring[:rows]
+
+        return Rings(
+            self.frames, cut(self.z), Ring(*map(cut, self.first)),
+            [[Ring(*map(cut, ring)) for ring in block] for block in self.blocks], [*map(cut, self.between)],
+            cut(self.pre_tanh),
+        )  # fmt: skip
+
+    def tensors(self) -> list[Tensor]:
+        rings = [self.z, *self.first, *self.between, self.pre_tanh]
+        rings += [tensor for block in self.blocks for ring in block for tensor in ring]
+        return [ring for ring in rings if ring is not None]
+
 
 class Decoder:
     """The weights of a vocoder, as its operations read them."""
@@ -100,7 +117,7 @@ class Decoder:
 
     def room(self, rows: int, frames: int) -> int:
         """Bytes of `rings`."""
-        return _bytes(self.rings(rows, frames, device="meta"))
+        return sum(ring.nbytes for ring in self.rings(rows, frames, device="meta").tensors())
 
     def rings(self, rows: int, frames: int, keep: bool = False, device: str | None = None) -> Rings:
         """Room for steps of `rows` clips; keep: also what `trace` shows."""
@@ -177,12 +194,6 @@ class Decoder:
                 place = place.convolved(unit.dilation)
             places.append(place)
         return [*places, places[-1].convolved()]
-
-
-def _bytes(rings: Rings) -> int:
-    kept = [rings.z, *rings.first, *rings.between, rings.pre_tanh]
-    kept += [tensor for block in rings.blocks for ring in block for tensor in ring]
-    return sum(tensor.nbytes for tensor in kept if tensor is not None)
 
 
 class _Unit(NamedTuple):

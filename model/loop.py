@@ -19,12 +19,14 @@ import torch
 from torch import Tensor
 
 from zonos2_triton.model.backend import current
+from zonos2_triton.model.decoder import Decoder
 from zonos2_triton.model.frames import Frames
 from zonos2_triton.model.graphs import Capture, CudaCapture, Graphs, buckets
 from zonos2_triton.model.ops import PAGE_SIZE, ROWS_AT_ONCE, SEQUENCES_AT_ONCE
 from zonos2_triton.model.ranges import annotate
 from zonos2_triton.model.requests import Frame, Request
 from zonos2_triton.model.slots import Slots, pages_of
+from zonos2_triton.model.speech import Speech, Spoken
 from zonos2_triton.reference import backbone as reference
 from zonos2_triton.reference.advance import FAULTY, OUT
 from zonos2_triton.reference.numeric import exact_numerics
@@ -70,6 +72,7 @@ class _Look:
     requests: list[Request]  # by row
     numbers: Tensor  # [6, rows] of `Slots`
     frames: Tensor  # [rows, most, C + 1]
+    spoken: Spoken | None
     done: torch.cuda.Event | None
 
 
@@ -90,7 +93,9 @@ class Loop:
         rows = buckets(options.streams)[-1]
         positions = options.positions or min(options.streams, 4) * pages_of(config.max_seqlen) * PAGE_SIZE
         self.pages = pages_of(positions)
-        self.slots = Slots(config, rows, self.pages, self.look + 1, model.table)
+        # Frames of a look, the one before it, and those whose last codes were still to come.
+        self.slots = Slots(config, rows, self.pages, self.look + config.n_codebooks, model.table)
+        self.speech: Speech | None = None
         self.waiting: deque[Request] = deque()
         self.filling: list[Request] = []
         self.running: list[Request] = []  # by row
@@ -101,10 +106,22 @@ class Loop:
         if capture is None and on_gpu and options.graphs != "off" and not alone:
             capture = CudaCapture(self._idle)
         self._frames = Frames(model, ops, self.slots, alone)
+        self._capture = capture
         self._graphs = Graphs(self._frames.frame, options.streams, capture)
+        self._voices: Graphs | None = None
         if options.graphs == "load":
             with self.exclusive():
                 self._graphs.capture_all()
+
+    def speak(self, decoder: Decoder) -> None:
+        """From now on frames come with their samples. RuntimeError: requests that have begun without them."""
+        with self.exclusive():
+            if self.running or self.filling:
+                raise RuntimeError(f"{len(self.running) + len(self.filling)} requests are running; wait for their end")
+            self.speech = Speech(decoder, self.slots, self.look + 1)
+            self._voices = Graphs(self.speech.advance, self.options.streams, self._capture)
+            if self.options.graphs == "load":
+                self._voices.capture_all()
 
     def submit(self, requests: Sequence[Request]) -> None:
         """All or none. ValueError: the cache can never hold one of them."""
@@ -209,6 +226,8 @@ class Loop:
         """Those whose prompt is in the cache get the rows behind the others, and their first frame."""
         if ready := [request for request in self.filling if request.filled == len(request.prompt)]:
             self._frames.start(ready, len(self.running))
+            if self.speech is not None:
+                self.speech.enter(len(self.running), len(ready))
             for request in ready:
                 request.issued = 1
             self.filling = [request for request in self.filling if request not in ready]
@@ -227,11 +246,17 @@ class Loop:
                 self._graphs.run(rows)
         for request in self.running:
             request.issued += count
+        spoken = None
+        if self.speech is not None and self._voices is not None:
+            with annotate("codec/step"):
+                self._voices.run(rows)
+            spoken = self.speech.collect(rows)
         numbers, frames = self.slots.collect(rows, self.look + 1)
         if self._stream is None:
-            return _Look([*self.running], numbers, frames, None)
+            return _Look([*self.running], numbers, frames, spoken, None)
         numbers, frames = (t.to("cpu", non_blocking=True) for t in (numbers, frames))
-        return _Look([*self.running], numbers, frames, self._stream.record_event())
+        spoken = spoken and Spoken(*(t.to("cpu", non_blocking=True) for t in spoken))
+        return _Look([*self.running], numbers, frames, spoken, self._stream.record_event())
 
     # What has come.
 
@@ -241,14 +266,19 @@ class Loop:
         positions, steps, _, _, _, collected = look.numbers.tolist()
         with torch.inference_mode(False):  # whoever gets a frame may change it
             codes = look.frames[..., :-1].long()
+            spoken: list[Tensor | None] = [None] * len(look.requests)
+            if self.speech is not None and look.spoken is not None:
+                spoken = [self.speech.samples(look.spoken, row) for row in range(len(look.requests))]
         ends = look.frames[..., -1].tolist()
         for row, request in enumerate(look.requests):
             if request.over:
                 continue
             count = steps[row] - collected[row]
             for j in range(count):
-                last = positions[row] == OUT and j == count - 1
-                request.frames.append(Frame(codes[row, j], ends[row][j] if ends[row][j] >= 0 else None, last))
+                newest = j == count - 1
+                end = ends[row][j] if ends[row][j] >= 0 else None
+                samples = spoken[row] if newest else None
+                request.frames.append(Frame(codes[row, j], end, newest and positions[row] == OUT, samples))
             if positions[row] == FAULTY:
                 error = FloatingPointError(
                     f"{request.name}: the logits of frame {steps[row]} are not finite; another dtype may help"
@@ -262,6 +292,8 @@ class Loop:
         if request in self.running:
             row = self.running.index(request)
             self.slots.leave(row, len(self.running) - 1)
+            if self.speech is not None:
+                self.speech.leave(row, len(self.running) - 1)
             self.running[row] = self.running[-1]
             self.running.pop()
         elif request in self.filling:

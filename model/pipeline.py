@@ -16,7 +16,7 @@ from zonos2_triton.model.hub import CODEC_REPO, SPEAKER_REPO, resolve_path
 from zonos2_triton.model.loop import LoopOptions
 from zonos2_triton.model.prompt import PromptOptions, build_prompt
 from zonos2_triton.model.ranges import annotate
-from zonos2_triton.model.requests import Stream
+from zonos2_triton.model.requests import Generation, Stream
 from zonos2_triton.model.speaker import SpeakerEncoder
 from zonos2_triton.model.vocoder import Vocoder
 from zonos2_triton.reference.delay import shear_up
@@ -50,6 +50,9 @@ class Zonos2:
             if wanted != got:
                 raise ValueError(f"the speaker encoder makes {got} numbers, the backbone takes {wanted}")
         self.backbone, self.vocoder, self.speaker_encoder = backbone, vocoder, speaker_encoder
+        # Kernels on one device pass the codes on there; otherwise they go by the host.
+        if backbone.backend == vocoder.backend == "triton" and backbone.device == vocoder.device:
+            backbone.speak(vocoder.decoder)
 
     @classmethod
     def load(
@@ -140,7 +143,7 @@ class Zonos2:
         prompts = [self._prompt(t, embedding, **prompt) for t in texts]
         with annotate("model/generate"):
             results = self.backbone.generate(prompts, sampling, [embedding] * len(prompts), progress)
-        audios = [self._decode(result.frames, result.eos_frame) for result in results]
+        audios = [self._decode(result) for result in results]
         return audios if isinstance(text, list | tuple) else audios[0]
 
     def stream(
@@ -156,20 +159,29 @@ class Zonos2:
         ids = self._prompt(text, embedding, **prompt)
         return self._chunks(self.backbone.stream(ids, sampling, embedding), progress)
 
+    @property
+    def _spoken(self) -> bool:
+        """Whether frames come with their samples."""
+        return "decoder" in vars(self.vocoder) and self.backbone.speaks(self.vocoder.decoder)
+
     def _chunks(self, frames: Stream, progress: Progress | None) -> Iterator[Tensor]:
-        vocoder = self.vocoder.stream()
+        vocoder = None if self._spoken else self.vocoder.stream()
         with frames:
             for frame in frames:
                 if progress is not None:
                     progress(0, frame)
-                chunk = vocoder.push(frame.codes[None], frame.eos_frame, frame.last)
-                if len(chunk):
+                chunk = frame.samples
+                if vocoder is not None:
+                    chunk = vocoder.push(frame.codes[None], frame.eos_frame, frame.last)
+                if chunk is not None and len(chunk):
                     yield chunk.cpu()
 
-    def _decode(self, frames: Tensor, eos_frame: int | None) -> Audio:
-        aligned = shear_up(frames, self.backbone.config.audio_pad_id)[:eos_frame]
-        with annotate("codec/decode"):
-            samples = self.vocoder.decode(aligned.T[None])[0].cpu()
+    def _decode(self, result: Generation) -> Audio:
+        samples = result.samples if self._spoken else None
+        if samples is None:
+            aligned = shear_up(result.frames, self.backbone.config.audio_pad_id)[: result.eos_frame]
+            with annotate("codec/decode"):
+                samples = self.vocoder.decode(aligned.T[None])[0].cpu()
         return Audio(samples, self.vocoder.config.sample_rate, self.comment)
 
     def _prompt(self, text: str, embedding: Tensor | None, **prompt: Unpack[PromptOptions]) -> Tensor:

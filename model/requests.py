@@ -20,6 +20,7 @@ class Frame(NamedTuple):
     codes: Tensor  # [9] int64, still delayed
     eos_frame: int | None  # where the audio ends, from the frame on that shows it
     last: bool
+    samples: Tensor | None = None  # fp32 [m]: what became final, where the loop speaks; some frames have none
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Generation:
     frames: Tensor  # [F, 9] int64 as sampled, still delayed, without the prompt
     eos_frame: int | None  # audio is made of aligned frames 0 .. eos_frame - 1; None: it did not end by itself
     seed: int  # that makes the same frames again
+    samples: Tensor | None = None  # fp32 [N], where the loop speaks
 
 
 class Request:
@@ -123,4 +125,6 @@ def fresh_seed(sampling: Sampling) -> int:
 
 def collected(frames: list[Frame], seed: int) -> Generation:
     """The frames of a request that has ended."""
-    return Generation(torch.stack([frame.codes for frame in frames]), frames[-1].eos_frame, seed)
+    spoken = [frame.samples for frame in frames if frame.samples is not None]
+    samples = torch.cat(spoken) if spoken else None
+    return Generation(torch.stack([frame.codes for frame in frames]), frames[-1].eos_frame, seed, samples)

@@ -55,7 +55,8 @@ class Slots:
     def leave(self, row: int, last: int) -> None:
         """The row becomes free, and `last`, the last that is taken, moves to its place."""
         if row != last:
-            for state in (self.numbers.T, self.block_table, self.ids, self.settings, self.seeds, self.last_seen):
+            numbers, s = self.numbers.T, self
+            for state in (numbers, s.block_table, s.ids, s.settings, s.seeds, s.last_seen, s.frames):
                 state[row] = state[last]
         self.positions[last] = OUT
 

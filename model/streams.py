@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from zonos2_triton.model.backend import current
 from zonos2_triton.model.decoder import Decoder
 from zonos2_triton.reference.delay import shear_up
 from zonos2_triton.reference.rings import OPEN
@@ -26,6 +27,7 @@ class _Clip:
         self.codebooks = vocoder.config.n_codebooks
         self.name = name
         self.frames = torch.zeros(0, self.codebooks, dtype=torch.int64)
+        self.passed = 0  # frames before those, which nobody needs again
         self.eos_frame: int | None = None
         self.closed = False
 
@@ -37,7 +39,7 @@ class _Clip:
             got = list(frames.shape) if isinstance(frames, Tensor) else type(frames).__name__
             raise ValueError(f"{self.name}frames must be a tensor [n, {self.codebooks}], got {got}")
         frames = self.vocoder.checked_codes(f"{self.name}frames", frames)
-        self._check_end(eos_frame, len(self.frames) + len(frames), last, decoded)
+        self._check_end(eos_frame, self.total + len(frames), last, decoded)
         return frames
 
     def take(self, frames: Tensor, eos_frame: int | None, last: bool) -> Ends:
@@ -45,10 +47,15 @@ class _Clip:
         self.frames = torch.cat([self.frames, frames.cpu()])
         self.eos_frame = self.eos_frame if eos_frame is None else eos_frame
         self.closed = last
-        total = len(self.frames)
+        total = self.total
         end = total if self.eos_frame is None else min(total, self.eos_frame)
         complete = max(min(total - self.codebooks + 1, end), 0)  # frames whose last codebook has arrived
         return complete, end if last else None
+
+    @property
+    def total(self) -> int:
+        """Frames that have come."""
+        return self.passed + len(self.frames)
 
     def aligned(self, first: int, end: int) -> Tensor:
         """Aligned frames first .. end - 1, [n, 9]; codes that never came are padding."""
@@ -161,7 +168,6 @@ class _Row(_Clip):
     def __init__(self, vocoder: "Vocoder", name: str = "") -> None:
         super().__init__(vocoder, name)
         self.done = 0  # frames that went through the decoder, those behind the end included
-        self.written = 0  # frames that lie in the ring of codes
         self.goal = 0  # what `done` is to become
         self.length = OPEN
         self.sent = 0  # samples that the caller has
@@ -263,8 +269,10 @@ class Streams:
         if ahead and any(
             counts := [ahead * (m and row.goal <= row.length) for m, row in zip(moved, self.rows, strict=True)]
         ):
+            config = self.vocoder.config
             for row, out, (at, samples), count in zip(self.rows, ready, self._step(counts), counts, strict=True):
-                end = min((row.done - self.lookahead) * self.vocoder.config.hop, at + len(samples))
+                least = config.samples(row.done)  # that the clip has, should it end here
+                end = min((row.done - self.lookahead) * config.hop, least, at + len(samples))
                 if count and end > row.sent:
                     row.shown.append((row.sent, samples[row.sent - at : end - at]))
                     out.append(row.shown[-1][1])
@@ -277,13 +285,14 @@ class Streams:
         spans = []
         for b, (row, count) in enumerate(zip(self.rows, counts, strict=True)):
             if count:
-                self._write(b, row, min(row.done + count + row.codebooks - 1, len(row.frames)))
-            known = ~row.written if row.closed else row.written
+                self._write(b, row, min(row.done + count + row.codebooks - 1, row.total))
+            known = ~row.passed if row.closed else row.passed
             spans.append((row.done, count, row.length, known))
         device, frames = self.vocoder.device, max(counts)
-        samples = self.decoder.step(
-            self._rings, self._codes.to(device), torch.tensor(spans, dtype=torch.int32, device=device), frames, True
-        )
+        with current(device):
+            samples = self.decoder.step(
+                self._rings, self._codes.to(device), torch.tensor(spans, dtype=torch.int32, device=device), frames, True
+            ).float()
         found = []
         for b, (done, count, length, _) in enumerate(spans):
             where, columns = self.decoder.finished(done, count, length)
@@ -291,10 +300,11 @@ class Streams:
         return found
 
     def _write(self, b: int, row: _Row, end: int) -> None:
-        """Frames up to `end` into the ring of codes."""
-        at = torch.arange(row.written, end)
-        self._codes[b, at % self._codes.shape[1]] = row.frames[row.written : end].int()
-        row.written = max(row.written, end)
+        """Frames up to `end` into the ring of codes; what has passed into it is not kept besides."""
+        count = max(end - row.passed, 0)
+        at = row.passed + torch.arange(count)
+        self._codes[b, at % self._codes.shape[1]] = row.frames[:count].int()
+        row.frames, row.passed = row.frames[count:], row.passed + count
 
 
 class ExactStream:
@@ -337,7 +347,7 @@ def _compared(row: _Row, at: int, samples: Tensor) -> int:
         first = max(at - begin, 0)
         known = shown[first : first + len(final)]
         row.signal += float(final.double().square().sum())
-        row.error += float((known - final).double().square().sum())
+        row.error += float((known.double() - final.double()).square().sum())
         if first + len(final) < len(shown):
             kept.append((begin + first + len(final), shown[first + len(final) :]))
     row.shown = kept

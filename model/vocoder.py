@@ -125,6 +125,9 @@ class Vocoder:
             self._checked_clips(f"codes[{i}]", clip[None] if isinstance(clip, Tensor) else clip, True)[0]
             for i, clip in enumerate(codes)
         ]
+        for i, clip in enumerate(clips):
+            if len(clip) != len(clips[0]):
+                raise ValueError(f"codes[{i}] must have the {len(clips[0])} codebooks of codes[0], got {len(clip)}")
         return self._decode(clips)
 
     def _decode(self, clips: list[Tensor]) -> list[Tensor]:
@@ -175,8 +178,8 @@ class Vocoder:
         """Every stage of one pass over whole clips [B, C, T], C up to 9: z, conv_in, block_i [B, channels, length],
         pre_tanh [B, 1, samples], audio [B, samples]."""
         codes = self._checked_clips("codes", codes)
-        if codes.shape[2] == 0:
-            raise ValueError("codes must hold at least one frame to be traced, got none")
+        if self.config.samples(codes.shape[2]) == 0:
+            raise ValueError(f"codes must hold at least one frame to be traced, and a sample, got {codes.shape[2]}")
         if self.backend == "triton":
             with current(self.device):
                 return self._traced(codes)
@@ -233,6 +236,8 @@ class Vocoder:
         """Samples of a window of a clip of `total` frames; frames [n, 9] are first .. min(end, total) - 1 of it."""
         hop = self.config.hop
         stop = window.stop * hop if window.stop < total else self.config.samples(total)
+        if stop == 0:  # frames of a codec of rate 1, so few that nothing is left of them
+            return torch.zeros(0, dtype=torch.float32, device=self.device)
         with exact_numerics():
             codes = frames.T[None].to(self.device)
             audio = reference.decode(self.config, self.state, codes)["audio"][0]
