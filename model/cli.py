@@ -88,6 +88,8 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     say.add_argument("--dtype", choices=DTYPES, help="default: as the checkpoint states")
     say.add_argument("--backend", choices=BACKENDS, default="auto")
     say.add_argument("--vocoder", metavar="PATH", help="codec file, folder or hub id; default: in the model's folder")
+    say.add_argument("--vocoder-dtype", choices=[*DTYPES, "tf32"], default="float32",
+                     help="tf32: float32 that the kernels may multiply so")  # fmt: skip
     say.add_argument("--speaker-encoder", metavar="PATH", help="folder or hub id; default: in the model's folder")
     say.add_argument("--json", action="store_true", help="print the closing line as JSON")
     prompt = say.add_argument_group("conditioning")
@@ -148,7 +150,7 @@ def _say(options: argparse.Namespace) -> int:
         picture = files.enter_context(whole_file(options.spectrogram)) if options.spectrogram else None
         tts = Zonos2.load(
             options.model, options.device, options.dtype, options.backend, options.vocoder, options.speaker_encoder,
-            LoopOptions(streams=1),
+            LoopOptions(streams=1), options.vocoder_dtype,
         )  # fmt: skip
         if tts.notice:
             print(f"zonos2-triton: note: {tts.notice}", file=sys.stderr)

@@ -64,12 +64,13 @@ class Zonos2:
         vocoder: str | Path | None = None,
         speaker_encoder: str | Path | None = None,
         options: LoopOptions = LoopOptions(),  # noqa: B008  frozen
+        vocoder_dtype: str | torch.dtype = torch.float32,
     ) -> "Zonos2":
         """A folder with params.json and weights, and in it, or named apart, a vocoder and a speaker encoder.
 
         Each may also be a hub id, "owner/name". device None: a GPU if there is one; dtype None: the stored one (of the
-        backbone; vocoder and speaker encoder run in fp32). options: of the frame loop. FileNotFoundError, ValueError:
-        what is missing or wrong.
+        backbone; the speaker encoder runs in fp32). options: of the frame loop. vocoder_dtype: "tf32" is float32 that
+        the kernels may multiply so. FileNotFoundError, ValueError: what is missing or wrong.
         """
         folder = resolve_path(model)
         if not folder.is_dir():
@@ -87,7 +88,13 @@ class Zonos2:
         voices = resolve_path(speaker_encoder) if speaker_encoder else _find(folder, SPEAKER_FOLDERS, ())
         return cls(
             Backbone.load(weights, device=device, dtype=dtype, backend=backend, options=options),
-            Vocoder.load(codec, device=device, backend=backend),
+            Vocoder.load(
+                codec,
+                device,
+                torch.float32 if vocoder_dtype == "tf32" else vocoder_dtype,
+                backend,
+                tf32=vocoder_dtype == "tf32",
+            ),
             SpeakerEncoder.load(voices, device=device) if voices else None,
         )
 
