@@ -160,13 +160,14 @@ def _layers(name: str, at: Mapping[str, Sizes], **sizes: Any) -> dict[str, Sizes
     return {f"{name}-{key}": {**sizes, **more} for key, more in at.items()}
 
 
-# Rows at every place of a clip: begun, in its middle, ended in the step and before it, short of a step, sitting out.
+# Rows at every place of a clip: begun, in its middle, ended in the step and before it, short of a step, sitting out,
+# and where positions have no room in 32 bits. What has come counts for no layer but the first.
 _CLIPS = (
-    (0, 4, OPEN, 40), (11, 4, OPEN, 40), (6, 4, 8, 8), (9, 4, 9, 9), (2, 1, OPEN, 40), (3, 0, OPEN, 40),
-    (2**22, 4, 2**22 + 2, 2**22 + 2),
+    (0, 4, OPEN, 40), (11, 4, OPEN, 13), (6, 4, 8, ~7), (9, 4, 9, 9), (2, 1, OPEN, 40), (3, 0, OPEN, 40),
+    (2**29, 4, 2**29 + 2, 2**29 + 2),
 )  # fmt: skip
 _FRAMES = (
-    (0, 5, OPEN, 3), (11, 5, OPEN, 40), (6, 5, 8, 9), (2, 1, OPEN, 40), (3, 0, OPEN, 40), (7, 5, 12, 10),
+    (0, 5, OPEN, 3), (11, 5, OPEN, 40), (6, 5, 8, ~9), (2, 1, OPEN, 40), (3, 0, OPEN, 40), (7, 5, 12, 10),
 )  # fmt: skip
 _NORM = Expected(max_instructions=600, stream16=True)  # the first launch of a prefill
 # Narrow loads of products: the norm's weight, and in `experts` the slots, once for each layout that needs them.
@@ -462,6 +463,7 @@ _ALL = [
             "rows": {
                 "B": 7,
                 "frames": 4,
+                "rate": 20,
                 "short": 2,
                 "lag": 9,
                 "dilation": 3,
@@ -471,6 +473,7 @@ _ALL = [
             },
             "many-tiles": {"B": 1, "frames": 16, "rate": 33, "Ci": 6, "Co": 70, "taps": 3},
             "even-K": {"Ci": 64, "taps": 3},
+            "long-K": {"Ci": 72, "taps": 3},
             "tf32": {"tf32": True, "taps": 3},
         },
         mutates=("y", "act"),
@@ -495,10 +498,11 @@ _ALL = [
             "wide-stride": {"stride": 8, "lag": 3, "Co": 10},
             "no-act": {"act": False},
             "act-alone": {"y": False},
-            "rows": {"B": 7, "frames": 4, "lag": 9, "short": 2, "rows": _CLIPS},
+            "rows": {"B": 7, "frames": 4, "rate": 20, "lag": 9, "short": 2, "rows": _CLIPS},
             "odd-rows": {"B": 7, "frames": 4, "lag": 9, "short": 1, "stride": 5, "rows": _CLIPS},
             "many-tiles": {"B": 1, "frames": 16, "rate": 33, "Ci": 6, "Co": 40},
             "even-K": {"Ci": 64},
+            "long-K": {"Ci": 72},
             "tf32": {"tf32": True},
         },
         mutates=("y", "act"),
@@ -513,15 +517,15 @@ _ALL = [
             **_layers("192", _CHUNKS, rate=256, C=192, taps=7, dilation=9),
             **_layers("96", _CHUNKS, rate=512, C=96, taps=7, dilation=9),
         },
-        small={"B": 2, "frames": 3, "rate": 4, "C": 20, "spare": 3},
+        small={"B": 2, "frames": 3, "rate": 4, "C": 20, "taps": 7, "spare": 3},
         edges={
             "tiny": {},
             "one-row": {"B": 1, "frames": 1, "rate": 1, "C": 6},
             "dilated": {"dilation": 9, "lag": 5},
-            "three-parts": {"C": 48, "taps": 3, "dilation": 3},
+            "three-parts": {"C": 132, "taps": 3, "dilation": 3},
             "no-act": {"taps": 3, "act": False},
             "act-alone": {"taps": 3, "y": False},
-            "rows": {"B": 7, "frames": 4, "short": 2, "lag": 9, "dilation": 3, "rows": _CLIPS},
+            "rows": {"B": 7, "frames": 4, "rate": 20, "short": 2, "lag": 9, "dilation": 3, "rows": _CLIPS},
             "many-tiles": {"B": 1, "frames": 16, "rate": 33, "C": 10, "taps": 3},
             "tf32": {"tf32": True, "taps": 3},
         },
@@ -534,14 +538,15 @@ _ALL = [
         {"_waveform_kernel": Expected(max_instructions=2500, matrix=True, stream16=True, max_narrow=40)},
         real={"B": 1, "rate": 512, "Ci": 96, "taps": 7},
         at=_CHUNKS,
-        small={"B": 2, "frames": 3, "rate": 4, "Ci": 20, "spare": 3},
+        small={"B": 2, "frames": 3, "rate": 4, "Ci": 20, "taps": 7, "spare": 3},
         edges={
             "tiny": {},
             "one-row": {"B": 1, "frames": 1, "rate": 1},
             "kept": {"lag": 6, "y": True},
-            "rows": {"B": 7, "frames": 4, "short": 2, "lag": 9, "y": True, "rows": _CLIPS},
+            "rows": {"B": 7, "frames": 4, "rate": 20, "short": 2, "lag": 9, "y": True, "rows": _CLIPS},
             "many-tiles": {"B": 1, "frames": 16, "rate": 33, "Ci": 6, "taps": 3},
             "even-K": {"Ci": 64, "taps": 3},
+            "long-K": {"Ci": 72, "taps": 3},
             "tf32": {"tf32": True, "taps": 3},
         },
         mutates=("y",),

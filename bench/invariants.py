@@ -7,13 +7,14 @@ meant for small workloads and the interpreter: what is launched runs inside `che
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zonos2_triton.bench import clips
 from zonos2_triton.bench.catalogue import Kernel
 from zonos2_triton.bench.interpreter import checked
 from zonos2_triton.bench.poison import poisoned
@@ -49,13 +50,13 @@ def exact(case: Case, op: Op = None) -> None:
 
 
 def rounded_once(case: Case, op: Op = None) -> None:
-    """Results that are rounded at the end alone are rounded to nearest: cutting bits off may pass as `exact`."""
+    """Results that are rounded at the end alone, if at all, are the nearest: cutting bits off may pass as `exact`."""
     if case.kernel.name not in ROUNDED_ONCE or case.dtype == torch.float32:
         return
-    single, eps = torch.finfo(torch.float32).eps, torch.finfo(case.dtype).eps
+    single = torch.finfo(torch.float32).eps
     for name, x in run(case, op).items():
         oracle = case.oracle[name]
-        half = eps / 2 * oracle.abs().log2().floor().exp2()
+        half = torch.finfo(x.dtype).eps / 2 * oracle.abs().log2().floor().exp2()
         # What was rounded is a sum in fp32, not the oracle.
         off = (x.double() - oracle).abs() / (half + 8 * single * oracle.abs().max())
         if not (off <= 1.01).all():
@@ -94,12 +95,11 @@ def nan_stays(case: Case, op: Op = None) -> None:
     """What is not finite in one row, or sequence, changes no bit of another; nor is it hidden in its own."""
     if not any(x.is_floating_point() for x in case.inputs.values() if isinstance(x, Tensor)):
         return
-    units, idle = _units(case), _idle(case)
-    unread = idle if case.kernel.name == "decode_attention" else []
+    units, idle, unread = _units(case), _idle(case), _unread(case)
     clean = run(case, op)
-    for unit in sorted({0, units - 1, *idle[:1]}):
-        changed = _spoilt(case, unit)
-        spoilt = run(case, op, **changed)
+    by = [ROWS[case.kernel.name][0], *["residual"] * (_of_clips(case) and case.inputs.get("residual") is not None)]
+    for unit, name in product(sorted({0, units - 1, *idle[:1]}), by):
+        spoilt = run(case, op, **_spoilt(case, unit, name))
         for other in range(units):
             mine, before = (_share(case, case.inputs, outputs, other) for outputs in (spoilt, clean))
             if other != unit or unit in unread:
@@ -170,12 +170,63 @@ def pieces(case: Case, op: Op = None) -> None:
         _require_same(case, f"sequence {unit} in two pieces", whole, {"result": torch.cat(parts), **caches})
 
 
+def outside_is_unread(case: Case, op: Op = None) -> None:
+    """What lies in rings where there is no position that the step needs changes no bit."""
+    if not _of_clips(case):
+        return
+    places = [clips.read(case.inputs, row) for row in range(_units(case))]
+    changed: Inputs = {}
+    for name in places[0]:
+        ring, used = case.inputs[name], torch.stack([of[name] for of in places])
+        if ring.is_floating_point():
+            changed[name] = ring.masked_fill(~used[..., None], float("nan"))
+        else:  # codes, each of which becomes one of another vector
+            changed[name] = torch.where(used, ring, (ring + 1) % case.inputs["tables"].shape[1])
+    _require_same(case, "other things where nothing counts", run(case, op), run(case, op, **changed))
+
+
+def steps(case: Case, op: Op = None) -> None:
+    """A step that is cut into several leaves the same bits as in one."""
+    if not _of_clips(case) or case.inputs["frames"] == 1:
+        return
+    frames, (done, count, *rest) = case.inputs["frames"], case.inputs["spans"].unbind(1)
+    rings: Inputs = {}
+    results = []
+    for begin, end in pairwise(sorted({0, 1, min(3, frames), frames})):
+        past = count.clamp(max=begin)
+        spans = torch.stack([done + past, (count - past).clamp(max=end - begin), *rest], 1)
+        rings = run(case, op, spans=spans, frames=end - begin, **rings)
+        results += [rings.pop(name) for name in [*rings] if name not in case.kernel.mutates]
+    made = {"samples": torch.cat(results, 1)} if results else {}
+    _require_same(case, "a step in several", run(case, op), {**made, **rings})
+
+
+def again(case: Case, op: Op = None) -> None:
+    """A step may be done twice: what lies where it writes changes no bit."""
+    if not _of_clips(case):
+        return
+    first = run(case, op)
+    rings: Inputs = {name: x for name, x in first.items() if name in case.kernel.mutates}
+    _require_same(case, "the same step again", first, run(case, op, **rings))
+    made = [clips.written(case.inputs, row) for row in range(_units(case))]
+    for name, ring in rings.items():
+        places = torch.stack([clips.places_of(ring, positions) for positions in made])
+        rings[name] = ring.masked_fill(places[..., None], float("nan"))
+    _require_same(case, "NaN where it writes", first, run(case, op, **rings))
+
+
 INVARIANTS: Mapping[str, Callable[[Case, Op], None]] = {
     check.__name__: check
-    for check in (counters_return, later_stays_later, nan_stays, stale_cache, pieces, parts_alone, any_order)
-}
+    for check in (
+        counters_return, later_stays_later, nan_stays, stale_cache, pieces, parts_alone, outside_is_unread, steps,
+        again, any_order,
+    )
+}  # fmt: skip
 
-ROUNDED_ONCE = ("frame_embedding", "add_rms_norm", "rotary", "output_projection")
+ROUNDED_ONCE = (
+    "frame_embedding", "add_rms_norm", "rotary", "output_projection", "codebook_sum", "convolution",
+    "transposed_convolution", "waveform",
+)  # fmt: skip
 MUTABLE = ("k_cache", "v_cache")
 COUNTING = ("decode_attention", "router", "experts")
 # Arguments with a row for each row of the result. The first is what spoils a row.
@@ -193,6 +244,10 @@ ROWS: Mapping[str, tuple[str, ...]] = {
     "sample": ("logits", "settings", "seeds", "steps", "last_seen"),
     "advance": (
         "codes", "faults", "positions", "steps", "limits", "eoa_ids", "eos_frames", "ids", "last_seen", "frames",
+    ),
+    "codebook_sum": ("codes", "spans", "z"),
+    **dict.fromkeys(
+        ("convolution", "transposed_convolution", "residual_unit", "waveform"), ("x", "spans", "residual", "y", "act")
     ),
 }  # fmt: skip
 
@@ -248,8 +303,22 @@ def _units(case: Case) -> int:
     return len(case.inputs[ROWS[case.kernel.name][0]])
 
 
+def _of_clips(case: Case) -> bool:
+    """Whether its kernel goes through clips a step at a time, each row through its own."""
+    return "spans" in case.inputs
+
+
+def _unread(case: Case) -> list[int]:
+    """Rows of which nothing is read."""
+    if _of_clips(case):
+        return [row for row in range(_units(case)) if not clips.written(case.inputs, row)]
+    return _idle(case) if case.kernel.name == "decode_attention" else []
+
+
 def _idle(case: Case) -> list[int]:
     """Rows that sit the step out."""
+    if _of_clips(case):
+        return (case.inputs["spans"][:, 1] == 0).nonzero().flatten().tolist()
     if case.inputs.get("offsets") is not None:
         nobodys = case.inputs["order"][case.inputs["offsets"][-1] :]
         return sorted({*(nobodys // case.inputs["expert_weights"].shape[1]).tolist()})
@@ -295,8 +364,8 @@ def _share(case: Case, inputs: Inputs, outputs: Tensors, unit: int) -> Tensors:
     }
 
 
-def _spoilt(case: Case, unit: int) -> Inputs:
-    """The arguments that differ when this row or sequence is NaN."""
+def _spoilt(case: Case, unit: int, name: str) -> Inputs:
+    """The arguments that differ when this row or sequence of one of them is NaN."""
     if case.kernel.name == "frame_embedding":  # by a row of a table that no other frame reads
         ids, table, speakers = case.inputs["ids"], case.inputs["table"].clone(), case.inputs["speakers"]
         own = next(c for c in range(ids.shape[1]) if (ids[:, c] == ids[unit, c]).sum() == 1)
@@ -307,9 +376,13 @@ def _spoilt(case: Case, unit: int) -> Inputs:
         if index[unit] >= 0:
             index[unit] = len(speakers)
         return {"table": table, "speakers": F.pad(speakers, (0, 0, 0, 1), value=float("nan")), "speaker_index": index}
-    x = case.inputs[ROWS[case.kernel.name][0]].clone()
+    if case.kernel.name == "codebook_sum":  # by a vector before the first, to which the row's codes fall
+        codes = case.inputs["codes"] + 1
+        codes[unit] = 0
+        return {"codes": codes, "tables": F.pad(case.inputs["tables"], (0, 0, 1, 0), value=float("nan"))}
+    x = case.inputs[name].clone()
     x[_rows(case, unit)] = float("nan")
-    return {ROWS[case.kernel.name][0]: x}
+    return {name: x}
 
 
 # An epsilon that counts; at its real size a wrong one could not be seen. That of the head norms is a constant: there
@@ -338,9 +411,12 @@ def _beyond_fp32(inputs: Inputs) -> Inputs:
     return {"logits": inputs["logits"] * 1e34, "settings": settings}
 
 
+# What a sine is taken of, so large that its reduction has nothing left.
+_FAR: Mapping[str, Callable[[Inputs], Inputs]] = {"far": lambda inputs: {"bias": inputs["bias"] * 1e30}}
 _VARIANTS: Mapping[str, Mapping[str, Callable[[Inputs], Inputs]]] = {
     **dict.fromkeys(("frame_embedding", "add_rms_norm", "qkv_projection", "experts"), _EPSILON),
     **dict.fromkeys(("decode_attention", "prefill_attention"), _HEADS),
+    **dict.fromkeys(("convolution", "transposed_convolution", "residual_unit"), _FAR),
     "head": {**_EPSILON, "loud": lambda inputs: {"weight": 16 * inputs["weight"]}},
     "sample": {
         "not-finite": _not_finite,

@@ -196,6 +196,7 @@ _NAMES = {
     "add_rms_norm": ["sum", "normed"],
     "sample": ["codes", "faults"],
     "router": ["expert_ids", "expert_weights", "probs", "state", "order", "offsets"],
+    "waveform": ["samples"],
 }
 
 

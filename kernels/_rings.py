@@ -40,8 +40,8 @@ def lanes(spans_ptr, B, frames, rate, lag, short, BLOCK_M: tl.constexpr):
 
 @triton.jit
 def place(position, ring):
-    """Where a position lies in a ring, be it negative."""
-    return ((position % ring + ring) % ring).to(tl.int32)
+    """Where a position lies in a ring. A negative one lies nowhere, but `onward` leads from here to those behind it."""
+    return (position % ring).to(tl.int32)
 
 
 @triton.jit

@@ -301,7 +301,7 @@ class Streams:
 
     def _write(self, b: int, row: _Row, end: int) -> None:
         """Frames up to `end` into the ring of codes; what has passed into it is not kept besides."""
-        count = max(end - row.passed, 0)
+        count = end - row.passed
         at = row.passed + torch.arange(count)
         self._codes[b, at % self._codes.shape[1]] = row.frames[:count].int()
         row.frames, row.passed = row.frames[count:], row.passed + count
@@ -339,16 +339,15 @@ def check_frames(**values: tuple[object, int]) -> None:
 
 
 def _compared(row: _Row, at: int, samples: Tensor) -> int:
-    """How many of these final samples were shown before; by how much those were off is added up."""
-    hidden = max(min(row.sent - at, len(samples)), 0)
+    """How many final samples from `at` on were shown before; by how much those were off is added up."""
+    hidden = max(row.sent - at, 0)
     kept = []
     for begin, shown in row.shown:
-        final = samples[max(begin - at, 0) : max(begin + len(shown) - at, 0)]
-        first = max(at - begin, 0)
-        known = shown[first : first + len(final)]
+        final = samples[begin - at : begin - at + len(shown)]  # what lies before `at` was compared when it was made
+        known, later = shown[: len(final)], shown[len(final) :]
         row.signal += float(final.double().square().sum())
         row.error += float((known.double() - final.double()).square().sum())
-        if first + len(final) < len(shown):
-            kept.append((begin + first + len(final), shown[first + len(final) :]))
+        if len(later):
+            kept.append((begin + len(final), later))
     row.shown = kept
     return hidden

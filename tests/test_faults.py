@@ -7,7 +7,8 @@ import torch
 import triton
 
 from zonos2_triton.bench.catalogue import KERNELS
-from zonos2_triton.bench.faults import FAULTS, Fault, checks, killed, mutant, small
+from zonos2_triton.bench.fault_texts import FAULTS
+from zonos2_triton.bench.faults import Fault, checks, killed, mutant, small
 from zonos2_triton.bench.invariants import INVARIANTS, exact
 from zonos2_triton.bench.verify import Case, Mismatch
 
@@ -51,6 +52,22 @@ def test_the_operation_passes_everything_everywhere(kernel, dtype):
 @pytest.mark.parametrize(("kernel", "fault"), CASES)
 def test_a_fault_is_found(kernel, fault):
     assert killed(kernel, fault)
+
+
+@pytest.mark.parametrize(
+    ("check", "kernel", "fault"),
+    [
+        ("outside_is_unread", "transposed_convolution", "zeros-by-a-product"),
+        ("steps", "waveform", "short-steps-in-other-blocks"),
+        ("again", "transposed_convolution", "old-values-counted-as-none"),
+        ("parts_alone", "waveform", "single-rows-in-other-blocks"),
+        ("nan_stays", "waveform", "nan-hidden"),
+        ("rounded_once", "convolution", "act-of-what-was-rounded"),
+    ],
+)
+def test_what_quicker_checks_do_not_find(check, kernel, fault):
+    found = next(entry for entry in FAULTS[kernel] if entry.name == fault)
+    assert killed(KERNELS[kernel], found).startswith(f"{check} ")
 
 
 def test_every_operation_has_faults():

@@ -13,7 +13,9 @@ from torch.library import CustomOpDef
 
 from zonos2_triton import kernels
 from zonos2_triton.bench.catalogue import KERNELS
+from zonos2_triton.kernels import residual_unit
 from zonos2_triton.kernels._common import Cost
+from zonos2_triton.model import VocoderConfig
 
 MODULES = [info.name for info in pkgutil.iter_modules(kernels.__path__) if not info.name.startswith("_")]
 HEADS = ("Shapes", "Dtypes", "Raises", "Reference", "Source")
@@ -115,6 +117,30 @@ COSTS = {
     ("advance", "decode-B1"): (4 * (18 + 5 + 4 + 9 + 20), 18),
     # 9234 rows of weights, the norm's, a row; fp32 logits
     ("head", "decode-B1"): ((9234 * 2048 + 2048 + 2048) * 2 + 9234 * 4, 2 * 9234 * 2048),
+    # 9 projections of 8 and their biases, to 1024; of 16 frames 9 codes, as many vectors of 8, a row of 1024
+    ("codebook_sum", "chunk-16"): ((81 * 1024 + 16 * (72 + 1024)) * 2 + 16 * 9 * 4, 2 * 16 * 81 * 1024),
+    # 7 x 1024 x 1536 weights; of 16 frames 1024 channels in, 1536 activated out
+    ("convolution", "first-chunk-16"): (
+        (7 * 1024 * 1536 + 16 * (1024 + 1536)) * 2,
+        2 * 16 * 7 * 1024 * 1536,
+    ),
+    # 768 x 768 weights; of 128 positions 768 channels in and activated out, in fp32 what is added and the sum
+    ("convolution", "point-768-chunk-16"): (
+        (768 * 768 + 128 * 2 * 768) * 2 + 128 * 2 * 768 * 4,
+        2 * 128 * 768 * 768,
+    ),
+    # 16 taps; of 16 frames 1536 channels in, of eight times as many positions 768 out, activated and in fp32
+    ("transposed_convolution", "1536-768-chunk-16"): (
+        (16 * 1536 * 768 + 16 * 1536 + 128 * 768) * 2 + 128 * 768 * 4,
+        2 * 16 * 16 * 1536 * 768,
+    ),
+    # 8 squares of weights; of 16 x 512 positions 96 channels in and out, twice: activated, and in fp32
+    ("residual_unit", "96-chunk-16"): (
+        (8 * 96 * 96 + 8192 * 2 * 96) * 2 + 8192 * 2 * 96 * 4,
+        2 * 8192 * 8 * 96 * 96,
+    ),
+    # 7 x 96 weights; of 16 x 512 positions 96 channels in, a sample in fp32 out
+    ("waveform", "chunk-16"): ((7 * 96 + 8192 * 96) * 2 + 8192 * 4, 2 * 8192 * 7 * 96),
 }  # fmt: skip
 
 
@@ -127,6 +153,27 @@ def test_cost_by_hand(name, workload):
 
 def test_every_cost_is_checked_by_hand():
     assert {name for name, _ in COSTS} == {*KERNELS}
+
+
+def test_the_vocoder_multiplies_what_its_layers_have_weights_for():
+    """Millions of products a frame; a block is its transposed convolution and three residual units."""
+
+    def millions(name, workload):
+        found = next(entry for entry in KERNELS[name].workloads if entry.name == f"{workload}-16")
+        return KERNELS[name].cost_of(found, 2).flops / 2 / 16 / 1e6
+
+    config = VocoderConfig()
+    blocks = []
+    for i in range(len(config.decoder_rates)):
+        width = config.decoder_dim // 2 ** (i + 1)
+        fused = width <= residual_unit.WIDEST
+        parts = [("residual_unit", "")] if fused else [("convolution", "unit-"), ("convolution", "point-")]
+        unit = sum(millions(name, f"{part}{width}-chunk") for name, part in parts)
+        blocks.append(millions("transposed_convolution", f"{2 * width}-{width}-chunk") + 3 * unit)
+    first, last = millions("convolution", "first-chunk"), millions("waveform", "chunk")
+    assert blocks == pytest.approx([132, 264, 264, 132], rel=0.01)
+    assert first == pytest.approx(11, rel=0.01)
+    assert millions("codebook_sum", "chunk") + first + sum(blocks) + last == pytest.approx(804.2, rel=0.01)
 
 
 def test_the_only_atomic_counts():

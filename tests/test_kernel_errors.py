@@ -10,7 +10,10 @@ from zonos2_triton.kernels._common import fresh_counters
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU nothing is looked at that costs time")
 
 # Small workloads with every argument; elsewhere: tiny.
-FULLEST = {"frame_embedding": "speakers", "router": "idle", "experts": "top2"}
+FULLEST = {
+    "frame_embedding": "speakers", "router": "idle", "experts": "top2", "codebook_sum": "delayed",
+    "convolution": "rows", "waveform": "rows",
+}  # fmt: skip
 
 
 def inputs_of(name, workload=None, dtype=torch.float32, **sizes):
@@ -125,6 +128,11 @@ EMPTY = {
     "head": less("head", x=0),
     "sample": less("sample", logits=0),
     "advance": less("advance", codes=0),
+    "codebook_sum": less("codebook_sum", codes=0),
+    "convolution": less("convolution", x=0),
+    "transposed_convolution": less("transposed_convolution", x=0),
+    "residual_unit": less("residual_unit", x=0),
+    "waveform": less("waveform", x=0),
 }
 
 
@@ -199,6 +207,14 @@ SETTINGS = (
     ("window", r"0\.\.16777216", -1, 2**24 + 2), ("penalty", r"1\.\.3\.4\d*e\+38", 0.5, float("inf")),
     ("penalised codebooks", r"0\.\.16777216", -1, 2**24 + 2),
 )  # fmt: skip
+# Those that go through clips a step at a time.
+STEPS = ("codebook_sum", "convolution", "transposed_convolution", "residual_unit", "waveform")
+LAYERS = STEPS[1:]
+SPANS = (
+    (0, r"frames before the step \(spans\[:, 0\]\) must be in 0\.\.\d+, frames of a clip; got"),
+    (1, r"frames of the step \(spans\[:, 1\]\) must be in 0\.\.\d, at most `frames`; got"),
+    (2, r"frames of the clip \(spans\[:, 2\]\) must be in 0\.\.2147483647, or OPEN; got"),
+)
 PACKED = inputs_of("prefill_attention", "packed")
 WRONG = [
     # Sizes that do not fit each other.
@@ -245,6 +261,66 @@ WRONG = [
     wrong("advance", r"ids must have shape \[B=2, C\+1=6\], got \[2, 5\]", ids=lambda i: i[:, :5].clone()),
     wrong("advance", r"frames must have shape \[B=2, N, C\+1=6\], got", frames=lambda f: f[..., :5].clone()),
     sized("advance", "codes must have fewer than 32 codebooks, got 32", C=32),
+    *(wrong(name, r"spans must have shape \[B=\d, 4\], got \[1, 4\]", spans=lambda s: s[:1]) for name in STEPS),
+    *(wrong(name, r"spans must have shape \[B=\d, 4\], got \[\d, 3\]", spans=lambda s: s[:, :3].clone())
+      for name in STEPS),
+    wrong("codebook_sum", r"z must have shape \[B=6, R, D=20\], got \[6, 11, 19\]", z=lambda z: z[..., 1:].clone()),
+    wrong("codebook_sum", "weight must have P=16 columns, got 32", weight=lambda w: w.repeat(1, 2)),
+    wrong("codebook_sum", "weight must have P=16 columns, got 15", weight=lambda w: w[:, 1:].clone()),
+    wrong("codebook_sum", "codes must have at least C=3 columns, got 2", codes=lambda c: c[..., :2].clone()),
+    wrong("convolution", r"alpha must have shape \[Co=24\], got \[23\]", alpha=lambda a: a[:23]),
+    wrong("convolution", r"residual must have shape \[B=7, Rr, Co=24\], got \[7, 89, 23\]",
+          residual=lambda x: x[..., 1:].clone()),
+    wrong("transposed_convolution", r"y must have shape \[B=2, Ry, Co=12\], got \[1, 27, 12\]", y=lambda y: y[:1]),
+    wrong("residual_unit", r"act must have shape \[B=2, Ra, C=20\], got", act=lambda a: a[..., 1:].clone()),
+    wrong("residual_unit", r"inner_weight must have shape \[C=20, C=20\], got \[20, 19\]",
+          inner_weight=lambda w: w[:, 1:].clone()),
+    wrong("waveform", r"weight must have shape \[1, K\], got \[2, 140\]", weight=lambda w: w.repeat(2, 1)),
+    wrong("waveform", r"y must have shape \[B=7, Ry, 1\], got \[7, 83, 2\]", y=lambda y: y.repeat(1, 1, 2)),
+    # Taps.
+    *(wrong(name, rf"weight must hold an odd number of taps of \w+=20 channels, got {columns} columns",
+            weight=lambda w, columns=columns: w[:, :columns].clone())
+      for name in ("convolution", "residual_unit", "waveform") for columns in (139, 120, 19)),
+    wrong("transposed_convolution", r"weight must have shape \[stride \* Co=36, 2 \* Ci=40\], got \[24, 40\]",
+          stride=to(3)),
+    wrong("transposed_convolution", r"weight must have shape \[.*=24, 2 \* Ci=40\], got \[24, 39\]",
+          weight=lambda w: w[:, 1:].clone()),
+    sized("residual_unit", "C must be at most 192, got 193; use two of convolution", C=193, taps=1),
+    # Steps.
+    *(wrong(name, "frames must be at least 1, got 0", frames=to(0)) for name in STEPS),
+    *(wrong(name, f"{number} must be at least {least}, got {least - 1}", **{number: to(least - 1)})
+      for name in LAYERS for number, least in (("rate", 1), ("lag", 0), ("short", 0))),
+    *(wrong(name, "dilation must be at least 1, got 0", dilation=to(0)) for name in ("convolution", "residual_unit")),
+    wrong("transposed_convolution", "stride must be at least 1, got 0", stride=to(0)),
+    *(wrong(name, r"a step makes at most 2147418112 positions, got \d rows of \d+ frames of \d+; take fewer frames",
+            frames=to(2**31 - 2**16)) for name in STEPS),
+    # A step of so many inputs is small enough, but not of their outputs.
+    wrong("transposed_convolution", "a step makes at most .*, got 2 rows of 268427265 frames of 8",
+          frames=to(2**28 - 2**13 + 1)),
+    *(wrong(name, rf"{what} {value}", spans=at((1, column), value))
+      for name in STEPS for column, what in SPANS for value in (-1, 6)[: 1 + (column == 1)]),
+    *(wrong(name, rf"{SPANS[0][1]} 2147483647", spans=at((1, 0), 2**31 - 1)) for name in STEPS),
+    *((name, {**inputs_of(name, dtype=torch.bfloat16), "tf32": True},
+       "tf32 is a way to multiply torch.float32, got torch.bfloat16") for name in STEPS),
+    # Rings that a step does not fit.
+    wrong("codebook_sum", "z must hold 5 positions, those of a step, got 4", z=lambda z: z[:, :4].clone()),
+    wrong("codebook_sum", "codes must hold 7 positions, those that came of a step, got 6",
+          codes=lambda c: c[:, :6].clone()),
+    wrong("convolution", "x must hold 98 positions, those of a step and the taps around them, got 97",
+          x=lambda x: x[:, :97].clone()),
+    wrong("transposed_convolution", "x must hold 13 positions, those of a step and the one before, got 12",
+          x=lambda x: x[:, :12].clone()),
+    wrong("residual_unit", "x must hold 18 positions, those of a step and the taps around them, got 17",
+          x=lambda x: x[:, :17].clone()),
+    wrong("waveform", "x must hold 86 positions, those of a step and the taps around them, got 85",
+          x=lambda x: x[:, :85].clone()),
+    *(wrong(name, f"{ring} must hold {each} positions, those of a step, got {each - 1}",
+            **{ring: lambda x, each=each: x[:, : each - 1].clone()})
+      for name, each, *rings in (
+          ("convolution", 80, "residual", "y", "act"), ("residual_unit", 12, "residual", "y", "act"),
+          ("transposed_convolution", 24, "y", "act"), ("waveform", 80, "y"),
+      )
+      for ring in rings),
     # Heads that no tile takes.
     sized("rotary", "the head dimension must be a power of two from 16, got 24", DH=24),
     sized("rotary", "the head dimension must be a power of two from 16, got 8", DH=8),
@@ -291,12 +367,20 @@ WRONG = [
     ),
     wrong("advance", r"codes must be in 0\.\.10, the codes that last_seen has room for; got 11", codes=at((1, 1), 11)),
     wrong("advance", r"codes must be in 0\.\.10, .*; got -1", codes=at((1, 0), -1)),
+    wrong("codebook_sum", r"codes must be in 0\.\.2147483647, codes; got -1", codes=at((1, 2, 2), -1)),
     # Arguments that only make sense together.
     wrong("frame_embedding", "speakers and speaker_index must be given together", speakers=NONE),
     wrong("frame_embedding", "speakers and speaker_index must be given together", speaker_index=NONE),
     wrong("router", "state and scale must be given together", state=NONE),
     wrong("router", "state and scale must be given together", scale=NONE),
     wrong("experts", r"order, offsets .* together, got \['order', 'expert_weights'\] alone", offsets=NONE),
+    *(wrong(name, message, **dict.fromkeys(missing, NONE))
+      for name in ("convolution", "transposed_convolution", "residual_unit")
+      for message, *missing in (
+          ("act and alpha must be given together, got act without alpha", "alpha"),
+          ("act and alpha must be given together, got alpha without act", "act"),
+          ("y or act must be given, got neither", "y", "act", "alpha"),
+      )),
     wrong("experts", r"order, offsets .* together, got \['offsets'\] alone", order=NONE, expert_weights=NONE),
     wrong("experts", "without order, gate must hold one expert, got E=4",
           order=NONE, offsets=NONE, expert_weights=NONE),

@@ -14,6 +14,7 @@ from zonos2_triton.bench.catalogue import KERNELS, Workload
 from zonos2_triton.bench.interpreter import checked
 from zonos2_triton.bench.poison import poisoned
 from zonos2_triton.bench.verify import RATIO, Case, Mismatch, verify
+from zonos2_triton.reference import rings
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # fp32 shows a change of order that half precision would round away, so that is where two orders are compared.
@@ -159,6 +160,31 @@ def test_no_weight_is_read_where_all_rows_are_idle(k, dtype):
         assert torch.equal(kernel.op(**{**inputs, **weights}), inputs["x"])
 
 
+@pytest.mark.parametrize("name", rings.OPERATIONS)
+def test_offsets_of_64_bits_are_the_same(name, monkeypatch):
+    """As if a ring had 2^31 elements."""
+    of = case(name, "delayed" if name == "codebook_sum" else "rows", "float32")
+    want = run(of)
+    monkeypatch.setattr("zonos2_triton.kernels._rings.LONG_FROM", 0)
+    assert_same_bits(want, run(of))
+
+
+def test_a_ring_of_more_than_31_bits():
+    """4 GiB of memory that nobody touches, but for the last places of a ring."""
+    kernel, size = KERNELS["convolution"], {"B": 1, "frames": 2, "rate": 4, "Ci": 16, "Co": 16, "taps": 3}
+    long = 2**27 + 64
+    done = long // 4 - 4
+    inputs = kernel.make("cpu", torch.float16, **size, rows=((done, 2, rings.OPEN, 0),))
+    at = torch.arange(4 * done - 2, 4 * done + 8)
+    ring, count = torch.empty(1, long, 16, dtype=torch.float16), inputs["x"].shape[1]
+    ring[:, at] = inputs["x"][:, at % count]
+    got = {**inputs, "x": ring, "act": inputs["act"].clone()}
+    with checked(races=False):
+        kernel.op(**inputs)
+        kernel.op(**got)
+    assert torch.equal(got["act"], inputs["act"])
+
+
 # The share of plain PyTorch's error that is a kernel's own, on samples so large that luck has no part in it.
 # Sizes: the 8B model's, divided until the interpreter takes about a second.
 D, HEADS = 256, {"HQ": 8, "HKV": 2, "DH": 64, "page_size": 64}
@@ -167,6 +193,8 @@ OUT = {"M": 32, "K": 512, "D": D}
 MIXTURE = {"D": D, "I": 128, "E": 4, "k": 2}
 DENSE = {"D": D, "I": 256, "E": 1, "k": 1, "routed": False}
 LOGITS = {"M": 32, "D": D, "N": 513, "codebooks": 9}
+STEP = {"B": 2, "frames": 8, "rate": 8}
+TAPS = {**STEP, "Ci": 96, "Co": 96, "taps": 7, "dilation": 3, "y": True}
 SAMPLES = {
     "frame_embedding": {"M": 64, "D": 128, "columns": 10, "V": 64, "text": 20, "voices": 2},
     "add_rms_norm": {"M": 64, "D": 512},
@@ -183,6 +211,12 @@ SAMPLES = {
     "experts prefill": {"M": 40, "prefill": True, **MIXTURE},
     "head": LOGITS,
     "head prefill": {**LOGITS, "prefill": True},
+    "codebook_sum": {"B": 2, "frames": 32, "C": 9, "V": 64, "K": 8, "D": 128},
+    "convolution": {**TAPS, "residual": True},
+    "convolution tf32": {**TAPS, "tf32": True},
+    "transposed_convolution": {**STEP, "rate": 4, "Ci": 192, "Co": 48, "stride": 4},
+    "residual_unit": {**STEP, "C": 96, "dilation": 3},
+    "waveform": {**STEP, "rate": 32, "Ci": 96, "y": True},
 }
 # The interpreter sums each block of a product in fp64, which flatters fp32 alone.
 SAME = 1.05  # the sums are plain PyTorch's or better ones; 5 % for what such a sample leaves to chance
@@ -202,6 +236,12 @@ ACCURACY = {  # the bound; then the worst output's ratio in fp32, bf16, fp16 (Tr
     "experts prefill": (SAME, 0.40, 0.85, 0.85),
     "head": (SAME, 0.50, 0.75, 0.75),
     "head prefill": (SAME, 0.44, 0.75, 0.75),
+    "codebook_sum": (SAME, 0.15, 1.00, 1.00),
+    "convolution": (SAME, 0.41, 0.80, 0.78),  # plain PyTorch rounds before the activation
+    "convolution tf32": (SAME, 1.00, 0.68, 0.68),
+    "transposed_convolution": (SAME, 0.29, 0.69, 0.46),
+    "residual_unit": (SAME, 0.41, 0.72, 0.74),
+    "waveform": (SAME, 0.21, 0.00, 0.00),  # in half precision plain PyTorch alone rounds
 }
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from zonos2_triton.bench.faults import FAULTS
+from zonos2_triton.bench.fault_texts import FAULTS
 from zonos2_triton.bench.tables import README, kernel_table, with_tables
 
 
@@ -12,7 +12,7 @@ def test_the_readme_holds_what_the_catalogue_and_the_gate_say():
 
 def test_every_kernel_has_a_line_with_its_binary():
     lines = kernel_table().splitlines()[2:]
-    assert len(lines) == 12
+    assert len(lines) == 17
     assert all("KiB" in line for line in lines)
 
 

@@ -9,6 +9,7 @@ import triton
 
 from zonos2_triton.kernels import _tiles
 from zonos2_triton.kernels._tiles import ARCHITECTURES, TABLE, architecture, product_tiles, tiles
+from zonos2_triton.reference import rings
 
 
 @pytest.fixture
@@ -80,6 +81,18 @@ def test_what_decides_the_order_of_sums_is_the_same_at_every_width(op, role):
         for key in ("BLOCK_K", "SPLIT", "BLOCK_S"):
             assert len({launch.get(key) for launch in choice}) == 1, name
         assert not any(launch["enable_fp_fusion"] for launch in choice), name
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16", "float32", "tf32"])
+@pytest.mark.parametrize(("op", "role"), [pair for pair in TABLE if pair[0] in rings.OPERATIONS])
+def test_a_step_of_clips_has_one_tile_for_every_length(on_card, op, role, kind):
+    """A row may come in steps of any length, beside any others."""
+    dtype = torch.float32 if kind == "tf32" else getattr(torch, kind)
+    for name in ("interpreter", *ARCHITECTURES):
+        if name != "interpreter":
+            on_card(*("cuda", int(name[3:])) if name.startswith("sm_") else ("hip", name))
+        one, *others = [tiles(op, role, dtype, rows, tf32=kind == "tf32") for rows in (1, 16, 17, 256, 10**6)]
+        assert all(other == one for other in others), name
 
 
 def test_products_of_few_rows_keep_one_instruction_on_sm_90():
