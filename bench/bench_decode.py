@@ -44,11 +44,3 @@ def bench_decode(benchmark, tts, streams, context):
     benchmark.pedantic(decode, setup=prefilled, rounds=5)
     benchmark.extra_info["frames_per_second"] = streams * FRAMES / benchmark.stats["median"]
     benchmark.extra_info["machine"] = f"CPU, {torch.get_num_threads()} threads, torch {torch.__version__}"
-
-
-def bench_vocoder(benchmark, tts):
-    """One clip of 256 frames."""
-    codes = torch.randint(0, 1024, (1, 9, 256), generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(tts.vocoder.decode(codes), tts.vocoder.trace(codes)["audio"], rtol=0, atol=1e-5)
-    benchmark.pedantic(tts.vocoder.decode, (codes,), rounds=5)
-    benchmark.extra_info["frames_per_second"] = 256 / benchmark.stats["median"]

@@ -3,6 +3,7 @@
 Every check raises Mismatch, naming what differs. All of them run in Triton's interpreter too, on small sizes.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -14,11 +15,14 @@ from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.invariants import ROWS
 from zonos2_triton.bench.verify import Mismatch
 from zonos2_triton.bench.workloads import Sizes
-from zonos2_triton.model.ops import ops_of
+from zonos2_triton.model.decoder import Decoder, Rings
+from zonos2_triton.model.ops import ops_of, vocoder_ops
 from zonos2_triton.model.tiny import PARAMS
 from zonos2_triton.reference import backbone as reference
+from zonos2_triton.reference import vocoder
 from zonos2_triton.reference.config import Zonos2Config
 from zonos2_triton.reference.router import by_expert
+from zonos2_triton.reference.vocoder import VocoderConfig
 
 # Both sides of every size at which a launch takes other tiles.
 BATCHES = (1, 16, 17, 32, 33, 64, 65, 256)
@@ -160,6 +164,99 @@ def graph_capture(
         _check("a replayed decode step", [results[-1], *captured.k, *captured.v], [want, *eager.k, *eager.v])
 
 
+def vocoder_steps(
+    config: VocoderConfig, device: str, dtype: torch.dtype = torch.bfloat16, frames: int = 40,
+    chunks: Sequence[int] = (1, 7, 16), rows: int = 5,
+) -> None:  # fmt: skip
+    """A clip in one step, in steps of these sizes, and beside other clips, shorter and longer: the same bits.
+
+    What lies in the rings before is NaN, and the steps but the first are so of codes that come delayed.
+    """
+    decoder = Decoder(config, random_codec(config, device, dtype), vocoder_ops())
+    lengths = [max(frames - 3 * row, 0) for row in range(rows)]
+    codes = random_codes(config, rows, frames, device)
+    alone = [clips(decoder, codes[row : row + 1], [n], n + decoder.lookahead)[0] for row, n in enumerate(lengths)]
+    late = as_delayed(codes)
+    for chunk in chunks:
+        got = clips(decoder, late[:1], lengths[:1], chunk, delayed=True)
+        _check(f"vocoder, steps of {chunk} frames", got, alone[:1])
+    for order in (range(rows), range(rows - 1, -1, -1)):
+        got = clips(decoder, late[list(order)], [lengths[row] for row in order], max(chunks), delayed=True)
+        _check(f"vocoder, {rows} rows from {order[0]}", got, [alone[row] for row in order])
+
+
+def vocoder_graph(
+    config: VocoderConfig, device: str, dtype: torch.dtype = torch.bfloat16, frames: int = 40, chunk: int = 16,
+    rows: int = 4, capture: Callable[[Callable[[], object]], Callable[[], object]] | None = None,
+) -> None:  # fmt: skip
+    """A step captured at a clip's begin and replayed to its end: samples and rings as the host's launches leave them.
+
+    capture: as of `graph_capture`.
+    """
+    decoder = Decoder(config, random_codec(config, device, dtype), vocoder_ops())
+    codes = as_delayed(random_codes(config, rows, frames, device))
+    plan = clip_spans(decoder, [frames] * rows, chunk, device, delayed=True)
+    spans, (eager, captured) = plan[0].clone(), (blank_rings(decoder, rows, chunk) for _ in range(2))
+    with torch.inference_mode():
+        decoder.step(captured, codes, spans, chunk, True)  # compiles; a step may be done twice
+        results: list[Tensor] = []
+        replay = (capture or _cuda_graph)(lambda: results.append(decoder.step(captured, codes, spans, chunk, True)))
+        got = []
+        for planned in plan:
+            spans.copy_(planned)
+            replay()
+            got.append(results[-1].clone())
+        want = [decoder.step(eager, codes, planned, chunk, True) for planned in plan]
+        _check("a replayed step of the vocoder", [*got, *captured.tensors()], [*want, *eager.tensors()])
+
+
+def clips(decoder: Decoder, codes: Tensor, lengths: Sequence[int], chunk: int, delayed: bool = False) -> list[Tensor]:
+    """Each row's clip of so many frames of codes [B, T, C], in steps of `chunk`."""
+    rings = blank_rings(decoder, len(lengths), chunk)
+    with torch.inference_mode():
+        plan = clip_spans(decoder, lengths, chunk, str(codes.device), delayed)
+        samples = torch.cat([decoder.step(rings, codes, spans, chunk, delayed) for spans in plan], 1)
+    return [row[decoder.lag :][: decoder.config.samples(n)] for row, n in zip(samples, lengths, strict=True)]
+
+
+def clip_spans(
+    decoder: Decoder, lengths: Sequence[int], chunk: int, device: str, delayed: bool = False
+) -> list[Tensor]:  # fmt: skip
+    """spans [B, 4] of the steps that take clips of so many frames to their end."""
+    known = [n + (decoder.config.n_codebooks - 1) * delayed for n in lengths]
+    steps = range(0, max(lengths) + decoder.lookahead, chunk)
+    counts = [[max(min(chunk, n + decoder.lookahead - done), 0) * (n > 0) for n in lengths] for done in steps]
+    return [
+        torch.tensor(
+            [(done, *row) for row in zip(count, lengths, [~k for k in known], strict=True)], device=device
+        ).int()
+        for done, count in zip(steps, counts, strict=True)
+    ]
+
+
+def blank_rings(decoder: Decoder, rows: int, frames: int) -> Rings:
+    """Of NaN, which nothing may read."""
+    rings = decoder.rings(rows, frames)
+    for ring in rings.tensors():
+        ring.fill_(float("nan"))
+    return rings
+
+
+def random_codes(config: VocoderConfig, rows: int, frames: int, device: str) -> Tensor:
+    """[B, T, C] int32, aligned; a few are of the end and the padding."""
+    shape, generator = (rows, frames, config.n_codebooks), torch.Generator(device).manual_seed(1)
+    return torch.randint(config.codebook_size + 2, shape, generator=generator, device=device, dtype=torch.int32)
+
+
+def as_delayed(codes: Tensor) -> Tensor:
+    """Codebook c of a frame c frames later: [B, T, C] -> [B, T + C - 1, C]."""
+    B, T, C = codes.shape
+    late = codes.new_zeros(B, T + C - 1, C)
+    for c in range(C):
+        late[:, c : c + T, c] = codes[..., c]
+    return late
+
+
 def _cuda_graph(run: Callable[[], object]) -> Callable[[], object]:
     graph = torch.cuda.CUDAGraph()
     torch.cuda.synchronize()
@@ -176,6 +273,22 @@ def random_weights(config: Zonos2Config, device: str, dtype: torch.dtype) -> dic
         x = torch.randn(shape, generator=generator, device=device, dtype=dtype)
         norm = len(shape) == 1 or name.endswith("temp")
         weights[name] = 1 + 0.1 * x if norm else x.mul_(shape[-1] ** -0.5)
+    return weights
+
+
+def random_codec(config: VocoderConfig, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Likewise, of a decoder that is neither silent nor clipped: `codec_weights` of model.tiny."""
+    generator = torch.Generator(device).manual_seed(0)
+    weights = {}
+    for name, shape in vocoder.layout(config).items():
+        x = torch.randn(shape, generator=generator, device=device)
+        if name.endswith(".alpha"):
+            x.uniform_(0.5, 1.5, generator=generator)
+        elif name.endswith(".bias"):
+            x *= 0.02
+        elif ".codebook." not in name:
+            x *= 0.65 / math.sqrt(math.prod(shape[1:]))
+        weights[name] = x.to(dtype)
     return weights
 
 

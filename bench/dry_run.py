@@ -78,6 +78,8 @@ class _Indexing(TorchFunctionMode):
                 return None
             if func is torch.Tensor.data_ptr:
                 return _Pointer(args[0]).data_ptr()
+            if func is torch.Tensor.__invert__:  # the operator has a device guard, the function has none
+                return torch.bitwise_not(*args)
         return func(*args, **(kwargs or {}))
 
 

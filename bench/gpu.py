@@ -5,11 +5,13 @@
 environment  the card, its clocks, the versions
 tests        the tests marked gpu
 kernels      every workload of the catalogue against plain PyTorch, as `verify` judges
-invariance   a row's bits do not depend on its batch, nor a prompt's on its pieces
-graph        a captured decode step replays to the bits of the host's launches
+invariance   a row's bits do not depend on its batch, nor a prompt's on its pieces, nor a clip's on its steps
+graph        a captured step, of decoding or of the vocoder, replays to the bits of the host's launches
 calibration  this card's copy bandwidth and matrix rate
 frames       a whole frame of the 8B model with random weights in one graph, at 1 to 64 streams; withheld where a check
              failed
+vocoder      clips, and steps of streams, of a 44.1 kHz codec with random weights, in one graph, beside PyTorch;
+             withheld where a check of the vocoder's kernels failed
 timings      every kernel at the 8B model's shapes; withheld where a check of that kernel failed
 
 Items that have a result for the same card, commit, sources and versions are not run again. Nothing is installed,
@@ -35,23 +37,28 @@ from zonos2_triton.bench.environment import environment, run_tests
 from zonos2_triton.bench.frame_timing import FrameTimer
 from zonos2_triton.bench.record import Budget, Item, NotRun, Record, Withheld, perform
 from zonos2_triton.bench.verify import verify
+from zonos2_triton.bench.vocoder_timing import WORKS, VocoderTimer
 from zonos2_triton.kernels._common import interpreted
+from zonos2_triton.reference.rings import OPERATIONS
+from zonos2_triton.reference.vocoder import VocoderConfig
 
 RESULTS = Path(__file__).parent / "results"
 BUDGET = 530.0  # seconds: under nine minutes, start and end included
 # In this order; seconds that earlier parts leave for each.
 PARTS = {
     "environment": 0.0, "tests": 0.0, "kernels": 0.0, "invariance": 40.0, "graph": 10.0, "calibration": 10.0,
-    "frames": 60.0, "timings": 100.0,
+    "frames": 60.0, "vocoder": 60.0, "timings": 100.0,
 }  # fmt: skip
 SHOWN = ("card", "arch", "driver", "torch", "triton", "commit")
 SEED = 0  # of the inputs
 TESTS_LIMIT = 170.0  # seconds
 STREAMS, CONTEXT = (1, 4, 16, 64), 1000  # of whole frames
+COMPILING = 40.0  # seconds that torch.compile may take
 # Most valuable first; then other prefills, then the rest.
 FIRST = ("decode-B1", "dense-B1", "decode-B16", "decode-B64", "dense-B64", "prefill-2048", "dense-prefill-2048")
 # The reference is timed beside these: one of decoding, and the first of the others that a kernel has.
 REFERENCE_DECODE, REFERENCE_PREFILL = "decode-B1", ("prefill-2048", "prefill-128")
+VOCODER = ("vocoder", *OPERATIONS)  # the kernels of a clip, and the whole of them
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -69,7 +76,8 @@ def plan(record: Record | None, parts: Collection[str], device: timing.Device | 
     """Everything there is to run in `parts`, in order. record and device None: only to be listed."""
     makers = {
         "tests": _test_items, "kernels": _kernel_items, "invariance": _invariance_items, "graph": _graph_items,
-        "calibration": _calibration_items, "frames": _frame_items, "timings": _timing_items,
+        "calibration": _calibration_items, "frames": _frame_items, "vocoder": _vocoder_items,
+        "timings": _timing_items,
     }  # fmt: skip
     return [item for part in parts if part in makers for item in makers[part](record, device)]
 
@@ -128,15 +136,18 @@ def _invariance_items(record: Record | None, device: timing.Device | None) -> It
     for name in ("qkv_projection", "output_projection", "router", "experts", "head"):
         sizes = checks.workload_sizes(name, "prefill-128" if name == "head" else "prefill-2048")
         yield item(f"{name}/pieces", checks.prefill_rows, name, sizes)
+    for dtype in ("bfloat16", "float16"):
+        yield item(f"vocoder/steps-{dtype}", checks.vocoder_steps, VocoderConfig(), dtype=DTYPES[dtype])
 
 
 def _graph_items(record: Record | None, device: timing.Device | None) -> Iterator[Item]:
-    def run(left: float) -> dict[str, Any]:
+    def run(check: Callable[..., None], config: Any, left: float) -> dict[str, Any]:
         assert device is not None
-        checks.graph_capture(checks.layer_chain(), device.name)
+        check(config, device.name)
         return {}
 
-    yield Item("graph", "decode step", 10, run)
+    yield Item("graph", "decode step", 10, partial(run, checks.graph_capture, checks.layer_chain()))
+    yield Item("graph", "vocoder/step", 10, partial(run, checks.vocoder_graph, VocoderConfig()))
 
 
 def _calibration_items(record: Record | None, device: timing.Device | None) -> Iterator[Item]:
@@ -151,13 +162,34 @@ def _frame_items(record: Record | None, device: timing.Device | None) -> Iterato
     def run(streams: int, left: float) -> dict[str, Any]:
         assert record is not None
         assert device is not None
-        checked = [item for part in ("kernels", "invariance", "graph") for item in record.items(part).items()]
-        if failed := [name for name, found in checked if found["status"] == "failed"]:
-            raise Withheld(f"{', '.join(failed)} failed")
+        _proven(record, lambda kernel: kernel not in VOCODER)
         return timer().time(streams, CONTEXT, device)
 
     for streams in STREAMS:
         yield Item("frames", f"B{streams}", 12, partial(run, streams))
+
+
+def _vocoder_items(record: Record | None, device: timing.Device | None) -> Iterator[Item]:
+    """A codec is made once for each precision, when the first of its items runs."""
+    timer = cache(lambda dtype: VocoderTimer(VocoderConfig(), "cuda", DTYPES[dtype]))
+
+    def run(name: str, dtype: str, left: float) -> dict[str, Any]:
+        assert record is not None
+        assert device is not None
+        _proven(record, lambda kernel: kernel in VOCODER)
+        return timer(dtype).time(WORKS[name], device, mode="default" if left > COMPILING else None)
+
+    for dtype in ("bfloat16", "float16"):
+        for name in WORKS:
+            yield Item("vocoder", f"{name}/{dtype}", 15, partial(run, name, dtype))
+
+
+def _proven(record: Record, counts: Callable[[str], bool]) -> None:
+    """Raises Withheld where a check failed of something that `counts`."""
+    checked = [item for part in ("kernels", "invariance", "graph") for item in record.items(part).items()]
+    failed = [name for name, found in checked if found["status"] == "failed" and counts(name.split("/")[0])]
+    if failed:
+        raise Withheld(f"{', '.join(failed)} failed")
 
 
 def _timing_items(record: Record | None, device: timing.Device | None) -> Iterator[Item]:

@@ -8,6 +8,7 @@ a voice. It runs the reference on a CPU.
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,10 +32,10 @@ def decibels(samples: Tensor, truth: Tensor) -> float:
 def rows(vocoder: Vocoder, frames: Tensor) -> Iterator[tuple[str, int, float]]:
     """(kind, frames pushed at the first sample, dB); frames [n, 9], delayed, are pushed one by one."""
     truth = vocoder.decode(shear_up(frames, vocoder.config.codebook_size + 1).T[None])[0]
-    kinds = [(f"lookahead {n}", {"lookahead": n, "chunk": CHUNK}) for n in LOOKAHEADS]
+    kinds: list[tuple[str, dict[str, Any]]] = [(f"lookahead {n}", {"lookahead": n, "chunk": CHUNK}) for n in LOOKAHEADS]
     kinds += [("official cross-fade", {"mode": "overlap"})]
     for kind, options in kinds:
-        stream = vocoder.stream(**options)  # type: ignore[arg-type]
+        stream = vocoder.stream(**options)
         chunks = [stream.push(frame[None], last=i == len(frames) - 1) for i, frame in enumerate(frames)]
         first = next(i for i, chunk in enumerate(chunks, 1) if len(chunk))
         yield kind, first, decibels(torch.cat(chunks), truth)

@@ -181,9 +181,9 @@ class Loop:
 
     @contextmanager
     def _idle(self) -> Iterator[None]:
-        """Inside, no row is live."""
+        """Inside, no row is live; none is over either, which would be spoken to its end."""
         before = self.slots.positions.clone()
-        self.slots.positions.fill_(OUT)
+        self.slots.positions.fill_(FAULTY)
         try:
             yield
         finally:

@@ -323,6 +323,8 @@ class ExactStream:
         ValueError: a code out of range, a frame after the end, an eos_frame that moves or lies outside of the clip; the
         stream is then as it was before.
         """
+        if frames is None:  # of one stream it is no message
+            raise ValueError(f"frames must be a tensor [n, {self._streams.vocoder.config.n_codebooks}], got NoneType")
         return self._streams.push([frames], [eos_frame], [last])[0]
 
     @property

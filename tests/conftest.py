@@ -1,5 +1,6 @@
 """Fixtures: the golden vectors, and one tiny model on disk for the whole run."""
 
+import copy
 import json
 import os
 from collections.abc import Callable
@@ -14,8 +15,11 @@ from torch import Tensor
 if not torch.cuda.is_available():  # settled when Triton is imported: kernels are interpreted
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from zonos2_triton.bench.poison import poisoned
 from zonos2_triton.model import Backbone, Vocoder, VocoderConfig, Zonos2, Zonos2Config
+from zonos2_triton.model.decoder import Decoder, Rings, VocoderOps
 from zonos2_triton.model.tiny import write_tiny
+from zonos2_triton.reference import rings
 
 # The models here are so small that a second thread gains nothing, and on a busy machine it makes them wait.
 torch.set_num_threads(1)
@@ -57,6 +61,28 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tts(tiny_folder: Path) -> Zonos2:
     return Zonos2.load(tiny_folder, device="cpu")
+
+
+class _Poisoned(Decoder):
+    """Its rings are full of NaN, as whatever lies there may be."""
+
+    def rings(self, *args: Any, **options: Any) -> Rings:
+        with poisoned():
+            return super().rings(*args, **options)
+
+
+@pytest.fixture(scope="session")
+def in_steps() -> Callable[..., Vocoder]:
+    """A vocoder of the reference -> one that takes all clips in steps, as the kernels do, by their reference."""
+
+    def stepping(vocoder: Vocoder, widest_unit: int = 4) -> Vocoder:
+        """widest_unit: of the operations; a residual unit is taken either way."""
+        made, plain = copy.copy(vocoder), (getattr(rings, name) for name in rings.OPERATIONS)
+        made.__dict__["decoder"] = _Poisoned(vocoder.config, vocoder.state, VocoderOps(*plain, widest_unit=widest_unit))
+        made.backend = "triton"
+        return made
+
+    return stepping
 
 
 @pytest.fixture

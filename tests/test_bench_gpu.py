@@ -16,10 +16,15 @@ from zonos2_triton.bench import device_checks, environment, gpu, timing
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.frame import frame_cost
 from zonos2_triton.bench.frame_timing import FrameTimer
+from zonos2_triton.bench.interpreter import checked
 from zonos2_triton.bench.record import Budget, Item, NotRun, Record, Withheld
 from zonos2_triton.bench.timing import Device, Rotation, measure, quantiles, rates, rotation, time_kernel
 from zonos2_triton.bench.verify import Mismatch
+from zonos2_triton.bench.vocoder_timing import WORKS, VocoderTimer, Work, step_costs
+from zonos2_triton.model.ops import vocoder_ops
 from zonos2_triton.reference import backbone as reference
+from zonos2_triton.reference.delay import shear_up
+from zonos2_triton.reference.vocoder import VocoderConfig, layout
 
 HERE = {"card": "NVIDIA H100 80GB HBM3", "commit": "0123456789ab", "sources": "s", "torch": "2.11", "triton": "3.6",
         "arch": "sm_90", "driver": "1"}  # fmt: skip
@@ -117,7 +122,7 @@ def test_the_listing_is_for_people_too(monkeypatch, capsys, tmp_path):
     ("arguments", "said"),
     [
         (["--only", "kernels,timing"], "--only takes parts of environment, tests, kernels, invariance, graph, "
-         "calibration, frames, timings, got 'timing'; did you mean 'timings'?"),
+         "calibration, frames, vocoder, timings, got 'timing'; did you mean 'timings'?"),
         (["--only", ""], "got ''"),
         (["--budget", "0"], "--budget must be a number of seconds above 0, got 0"),
         (["--budget", "nan"], "above 0, got nan"),
@@ -395,6 +400,45 @@ def test_a_captured_step_in_the_interpreter():
         device_checks.graph_capture(chain, "cpu", torch.float32, 1, 5, capture=lambda run: (run(), lambda: None)[1])
 
 
+CODEC = VocoderConfig(latent_dim=8, decoder_dim=6, decoder_rates=(5,), n_codebooks=3, codebook_size=16, codebook_dim=4)
+
+
+@pytest.fixture
+def quick():
+    """The interpreter without its checks of each access."""
+    with checked(bounds=False, undefined=False, races=False):
+        yield
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_vocoder_in_steps_in_the_interpreter():
+    device_checks.vocoder_steps(CODEC, "cpu", torch.float32, frames=9, chunks=(1, 7), rows=3)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_step_whose_bits_know_its_frames(monkeypatch):
+    ops = vocoder_ops()
+
+    def later(*args, **more):
+        return ops.waveform(*args, **more) + 1e-3 * (args[4] == 7)  # `frames`
+
+    monkeypatch.setattr(device_checks, "vocoder_ops", lambda: ops._replace(waveform=later))
+    with pytest.raises(Mismatch, match=r"^vocoder, steps of 7 frames: result 0 differs in \d+ of 44: "):
+        device_checks.vocoder_steps(CODEC, "cpu", torch.float32, frames=9, chunks=(7,), rows=1)
+
+
+@pytest.mark.usefixtures("quick")
+def test_captured_steps_of_the_vocoder_in_the_interpreter():
+    device_checks.vocoder_graph(CODEC, "cpu", torch.float32, 9, 5, 2, capture=lambda run: run)
+    with pytest.raises(Mismatch, match="a replayed step of the vocoder"):
+        device_checks.vocoder_graph(CODEC, "cpu", torch.float32, 9, 5, 2, capture=lambda run: (run(), lambda: None)[1])
+
+
+def test_codes_for_the_checks():
+    codes = device_checks.random_codes(CODEC, 2, 5, "cpu")
+    assert torch.equal(shear_up(device_checks.as_delayed(codes)[1].long(), 17)[:5], codes[1].long())
+
+
 def test_the_chain_has_the_sizes_of_the_8b_model():
     config = device_checks.layer_chain()
     assert (config.dim, config.heads, config.kv_heads, config.ffn_dim) == (2048, 16, 4, 3072)
@@ -464,3 +508,56 @@ def test_frames_are_withheld_where_a_check_failed(record):
     item = next(item for item in gpu.plan(record, ["frames"], CPU) if item.name == "B1")
     with pytest.raises(Withheld, match="router/batches failed"):
         item.run(10.0)
+
+
+def test_a_vocoder_is_timed_beside_pytorch(monkeypatch):
+    """On a small codec, interpreted: clips in several steps, and a step of streams; compiled or not."""
+    timer = VocoderTimer(CODEC, "cpu", torch.float32)
+    monkeypatch.setattr(timer.vocoder, "_frames_together", lambda rows: 12)
+    monkeypatch.setattr(timer, "_compiled", lambda mode: timer._plain)
+    with checked(bounds=False, undefined=False, races=False):
+        found = timer.time(Work(2, 5, True), CPU, 0.0, graph=False, least=1)
+        assert (found["rows"], found["frames"], found["frames_of_a_step"]) == (2, 5, 12)
+        assert found["audio_s_per_s"] == pytest.approx(2 * 5 * 5 / 44100 / 400e-6, abs=0.1)
+        assert found["agreement_db"] > 90
+        assert found["eager"]["speed_up"] == found["compiled"]["speed_up"] == 1
+        assert found["compiled"]["mode"] == "default"
+        assert timer.time(Work(1, 4, False), CPU, 0.0, None, graph=False, least=1)["compiled"] == {
+            "not_timed": "no time left"}  # fmt: skip
+
+        def broken(mode):
+            raise RuntimeError("no C compiler\nand more")
+
+        monkeypatch.setattr(timer, "_compiled", lambda mode: broken)
+        found = timer.time(Work(1, 4, False), CPU, 0.0, graph=False, least=1)
+        assert found["compiled"] == {"not_timed": "RuntimeError: no C compiler", "mode": "default"}
+        monkeypatch.setattr(timer, "_plain", lambda ids: torch.ones(1, 59))
+        with pytest.raises(
+            Withheld, match=r"are .* dB from the plain decoder's, which is less than 90 in torch\.float32"
+        ):
+            timer.time(Work(1, 4, False), CPU, 0.0, graph=False, least=1)
+
+
+def test_the_cost_of_a_step_is_that_of_its_launches():
+    """At the 44.1 kHz sizes: 25 launches, 1.6 GFLOP a frame, weights read once."""
+    config = VocoderConfig()
+    one, two = (step_costs(config, 1, frames, 2) for frames in (16, 32))
+    assert len(one) == 25
+    weights = sum(math.prod(s) for name, s in layout(config).items() if name.endswith("weight") and "book" not in name)
+    assert sum(cost.flops for cost in one) == pytest.approx(16 * 1.6e9, rel=0.02)
+    moved = [sum(cost.bytes for cost in costs) for costs in (one, two)]
+    assert 2 * moved[0] - moved[1] == pytest.approx(2 * weights, rel=1e-3)
+
+
+def test_times_of_the_vocoder_are_withheld_where_a_check_of_its_own_failed(record):
+    record.keep("kernels", "router/tiny/bfloat16", {"status": "failed"})
+    items = gpu.plan(record, ["vocoder"], CPU)
+    assert [item.name for item in items[:5]] == [*(f"{name}/bfloat16" for name in WORKS), "clips-1/float16"]
+    gpu._proven(record, lambda kernel: kernel in gpu.VOCODER)
+    record.keep("graph", "vocoder/step", {"status": "failed"})
+    record.keep("kernels", "waveform/tiny/float16", {"status": "failed"})
+    with pytest.raises(Withheld, match=r"^waveform/tiny/float16, vocoder/step failed$"):
+        items[0].run(10.0)
+    frames = gpu.plan(record, ["frames"], CPU)[0]
+    with pytest.raises(Withheld, match=r"^router/tiny/bfloat16 failed$"):
+        frames.run(10.0)

@@ -1,5 +1,6 @@
 """The frame loop speaks: samples made beside the codes are those of the whole clip, whoever else runs."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from zonos2_triton.bench.interpreter import checked
-from zonos2_triton.model import Backbone, LoopOptions, Sampling, Vocoder, VocoderConfig, build_prompt
+from zonos2_triton.model import Backbone, LoopOptions, Sampling, Vocoder, VocoderConfig, Zonos2, build_prompt
 from zonos2_triton.model import speech as module
 from zonos2_triton.model.loop import Loop
 from zonos2_triton.model.speech import Speech
@@ -43,11 +44,19 @@ def weights(golden):
 
 @pytest.fixture
 def make(weights, vocoder):
-    """A backbone whose loop speaks; padded: its batches are those of graphs, with idle rows."""
+    """A backbone whose loop speaks; padded: its batches are those of graphs, with idle rows, and captured as they are:
+    after two calls that must change nothing, in the middle of whatever runs."""
 
     def made(ahead=False, padded=False, **options):
         backbone = Backbone(*weights, backend="reference", options=LoopOptions(**options))
-        capture = (lambda call: call) if padded else None
+
+        def captured(call):
+            with backbone.loop._idle():
+                call()
+                call()
+            return call
+
+        capture = captured if padded else None
         backbone._loop = Loop(backbone.model, backbone.ops, backbone.options, alone=True, capture=capture)
         backbone.loop._ahead = ahead
         backbone.speak(vocoder.decoder)
@@ -115,6 +124,24 @@ def test_who_runs_already_is_not_left_without_sound(weights, vocoder):
     assert all(frame.samples is None for frame in stream)
     backbone.speak(vocoder.decoder)
     assert backbone.speaks(vocoder.decoder)
+
+
+@pytest.mark.parametrize("same_device", [True, False], ids=["", "by-the-host"])
+def test_the_pipeline(golden, vocoder, same_device, monkeypatch):
+    """Kernels pass the codes on; where they cannot, the host does, to the same samples."""
+    loaded = golden.backbone(dtype=torch.float32)
+    config = replace(loaded.config, n_layers=2, moe_end_from_layer=0)
+    backbone = Backbone(config, loaded.weights, "triton", LoopOptions(streams=1, look=2))
+    if not same_device:
+        monkeypatch.setattr(backbone, "device", torch.device("meta"))
+    tts = Zonos2(backbone, vocoder)
+    monkeypatch.undo()
+    sampling = Sampling(seed=3, max_frames=4, ignore_eos=True)
+    result = backbone.generate([build_prompt(config, "a")], sampling)[0]
+    assert (result.samples is not None) == backbone.speaks(vocoder.decoder) == same_device
+    whole = clip(vocoder, result.frames)
+    assert torch.equal(tts.speak("a", sampling=sampling).samples, whole)
+    assert torch.equal(torch.cat([*tts.stream("a", sampling=sampling)]), whole)
 
 
 # The plan of a step.

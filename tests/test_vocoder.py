@@ -8,8 +8,10 @@ import torch
 from safetensors.torch import save_file
 
 from zonos2_triton.model import Vocoder, VocoderConfig
+from zonos2_triton.model import vocoder as vocoder_module
 from zonos2_triton.model.tiny import codec_weights, save_official_codec
 from zonos2_triton.model.vocoder import official_name
+from zonos2_triton.reference.rings import OPEN
 from zonos2_triton.reference.vocoder import layout, snake
 
 STAGE_ATOL, AUDIO_ATOL = 3e-4, 1e-4  # of the golden vectors
@@ -224,6 +226,67 @@ class TestDecode:
         got = vocoder.decode(codes)
         assert got.dtype == vocoder.trace(codes)["audio"].dtype == torch.float32
         assert 10 * math.log10(want.square().sum() / (got - want).square().sum()) > BF16_DB[name]
+
+
+class TestInSteps:
+    """As the kernels take clips, by their reference; test_triton_vocoder.py has the kernels."""
+
+    @both_codecs
+    def test_golden(self, golden, codecs, in_steps, name):
+        stored, vocoder = golden.tensors("dac_tiny", f"{name}."), in_steps(codecs[name])
+        trace, audio = vocoder.trace(stored["codes"]), vocoder.decode(stored["codes"])
+        assert list(trace) == list(codecs[name].trace(stored["codes"]))
+        for stage, value in trace.items():
+            if f"out.{stage}" in stored:
+                torch.testing.assert_close(value, stored[f"out.{stage}"], atol=STAGE_ATOL, rtol=0)
+        for got in (trace["audio"], audio):
+            torch.testing.assert_close(got, stored["out.audio"], atol=AUDIO_ATOL, rtol=0)
+        few = vocoder.trace(stored["codes"][:, :4])["z"]
+        torch.testing.assert_close(few, stored["first_4_codebooks.z"], atol=STAGE_ATOL, rtol=0)
+
+    @pytest.mark.parametrize("widest_unit", [0, 4, 64])
+    @pytest.mark.parametrize("name", ["odd", "all_odd"])
+    def test_steps_and_batches(self, codecs, in_steps, monkeypatch, name, widest_unit):
+        """In steps of five frames, three clips at a time, whichever units are one operation."""
+        clips = [random_codes(9, n, seed=n) for n in (12, 0, 1, 33, 7)]
+        vocoder = in_steps(codecs[name], widest_unit)
+        monkeypatch.setattr(vocoder_module, "ACTIVATIONS", vocoder.decoder.room(3, 5))
+        monkeypatch.setattr(vocoder_module, "ROWS_TOGETHER", 3)
+        assert vocoder._frames_together(3) == 5
+        got = vocoder.decode(clips)
+        for audio, wanted in zip(got, codecs[name].decode(clips), strict=True):
+            torch.testing.assert_close(audio, wanted, atol=WINDOWED_ATOL, rtol=0)
+
+    def test_a_step_takes_a_frame_at_least(self, codecs, in_steps, monkeypatch):
+        monkeypatch.setattr(vocoder_module, "ACTIVATIONS", 1)
+        assert in_steps(codecs["odd"])._frames_together(2) == 1
+
+    @pytest.mark.parametrize("name", ["even", "odd", "all_odd"])
+    def test_what_a_frame_waits_for(self, codecs, name):
+        """As the reference has it: a sample is final when the last frame that it depends on has come."""
+        config, decoder = codecs[name].config, codecs[name].decoder
+        ready = 50 * config.hop - decoder.lag  # samples that are final after 50 frames
+        assert [config.frames_behind(at, at + 1)[1] for at in (ready - 1, ready)] == [50, 51]
+        assert decoder.lookahead == max(config.frames_behind(50 * config.hop, 51 * config.hop)[1] - 51, 0)
+
+    @pytest.mark.parametrize("name", ["odd", "all_odd"])
+    def test_what_a_step_finished(self, codecs, name):
+        """Of a row by itself: samples from where the step before left off, and columns that hold them."""
+        config, decoder = codecs[name].config, codecs[name].decoder
+        for length in (0, 1, 3, 40, OPEN):
+            total = config.samples(length) if length < OPEN else None
+            begin = 0
+            for done in range(0, min(length, 30) + decoder.lookahead, 7):
+                where, columns = decoder.finished(done, 7, length)
+                assert where.start == begin
+                begin = where.stop
+                assert where.stop - where.start == columns.stop - columns.start
+                assert 0 <= columns.start <= columns.stop <= 7 * config.hop or where.start == where.stop
+                if where.start < where.stop:
+                    assert columns.start - where.start == decoder.lag - done * config.hop
+            assert total is None or length > 30 or begin == total
+            nothing, _ = decoder.finished(7, 0, length)
+            assert nothing.start == nothing.stop
 
 
 def renamed(weights, g, v):
@@ -554,6 +617,22 @@ class TestRejects:
     def test_config(self, sizes, message):
         with pytest.raises(ValueError, match=f"VocoderConfig: {message}"):
             VocoderConfig(**sizes)
+
+    @pytest.mark.parametrize("stepping", [False, True], ids=["windows", "steps"])
+    def test_too_short_to_sound(self, in_steps, stepping):
+        """A rate of 1 takes a position off: of a frame nothing may be left."""
+        config = VocoderConfig(latent_dim=8, decoder_dim=8, decoder_rates=(1, 1), codebook_dim=4)
+        vocoder = Vocoder(config, codec_weights(config, torch.Generator().manual_seed(0)))
+        vocoder = in_steps(vocoder) if stepping else vocoder
+        for frames, samples in ((1, 0), (2, 0), (3, 1)):
+            assert vocoder.decode(random_codes(1, 9, frames)).shape == (1, samples)
+        assert vocoder.trace(random_codes(1, 9, 3))["audio"].shape == (1, 1)
+        with pytest.raises(ValueError, match="at least one frame to be traced, and a sample, got 2"):
+            vocoder.trace(random_codes(1, 9, 2))
+
+    def test_clips_of_other_codebooks(self, codecs):
+        with pytest.raises(ValueError, match=r"codes\[1\] must have the 9 codebooks of codes\[0\], got 1"):
+            codecs["odd"].decode([random_codes(9, 4), random_codes(1, 4)])
 
     def test_a_trace_of_nothing(self, codecs):
         with pytest.raises(ValueError, match="codes must hold at least one frame to be traced"):
