@@ -122,7 +122,7 @@ TABLE: dict[tuple[str, str], Tiles] = {
     },
     ("convolution", "first"): {**_TAPS, **dict.fromkeys(("*", "sm_90", "sm_100"), (_product(64, 64, 32, 4, 4),))},
     ("convolution", "taps"): _TAPS,
-    ("transposed_convolution", "taps"): _TAPS,
+    ("transposed_convolution", "taps"): {**_TAPS, "sm_100": (_product(128, 64, 64, 8, 3),)},
     ("residual_unit", "wide"): {
         "*": (_tile(8, 3, BLOCK_K=64, BLOCK_M=32),),
         **dict.fromkeys(("sm_90", "gfx942"), (_tile(8, 3, BLOCK_K=64, BLOCK_M=64),)),
