@@ -69,7 +69,8 @@ _GATHERED = faults_in(
     rings_of_another_length=("onward(at, ahead, ring), ring, CI,", "onward(at, ahead, ring), ring - 1, CI,"),
     channels_of_another_width=("onward(at, ahead, ring), ring, CI,", "onward(at, ahead, ring), ring, CI - 1,"),
     zeros_by_a_product=("mask=mask, other=0.0)\n    return x,",
-                        "mask=(end > 0)[:, None] & (c < CI)[None, :], other=0.0) * mask\n    return x,"),
+                        "mask=((ahead >= begin) & (end > 0))[:, None] & (c < CI)[None, :], other=0.0) * mask\n"
+                        "    return x,"),
     weights_of_the_first_tap=("return x, tap * CI + c,", "return x, c,"),
     weights_of_whole_blocks=("return x, tap * CI + c,", "return x, tap * CHUNKS * BLOCK_K + c,"),
     weights_one_too_many=("tap * CI + c, c < CI", "tap * CI + c, c <= CI"),
