@@ -120,11 +120,8 @@ class Vocoder:
         ValueError, TypeError: no [B, 9, T] of integers in 0..1025.
         """
         if isinstance(codes, Tensor):
-            return torch.stack(self._decode([*self._checked_clips("codes", codes)]))
-        clips = [
-            self._checked_clips(f"codes[{i}]", clip[None] if isinstance(clip, Tensor) else clip, True)[0]
-            for i, clip in enumerate(codes)
-        ]
+            return torch.stack(self._decode([*self._checked_clips(codes)]))
+        clips = [self._checked_clip(f"codes[{i}]", clip) for i, clip in enumerate(codes)]
         for i, clip in enumerate(clips):
             if len(clip) != len(clips[0]):
                 raise ValueError(f"codes[{i}] must have the {len(clips[0])} codebooks of codes[0], got {len(clip)}")
@@ -177,7 +174,7 @@ class Vocoder:
     def trace(self, codes: Tensor) -> dict[str, Tensor]:
         """Every stage of one pass over whole clips [B, C, T], C up to 9: z, conv_in, block_i [B, channels, length],
         pre_tanh [B, 1, samples], audio [B, samples]."""
-        codes = self._checked_clips("codes", codes)
+        codes = self._checked_clips(codes)
         if self.config.samples(codes.shape[2]) == 0:
             raise ValueError(f"codes must hold at least one frame to be traced, and a sample, got {codes.shape[2]}")
         if self.backend == "triton":
@@ -253,17 +250,22 @@ class Vocoder:
             raise ValueError(f"{name}{wrong[0]} must be in 0..{top}, got {codes[tuple(wrong[0])]}")
         return codes
 
-    def _checked_clips(self, name: str, codes: Tensor, one: bool = False) -> Tensor:
-        """one: of several clips, with an axis in front."""
+    def _checked_clips(self, codes: Tensor) -> Tensor:
         C = self.config.n_codebooks
         if not isinstance(codes, Tensor) or codes.ndim != 3 or not 1 <= codes.shape[1] <= C or len(codes) == 0:
-            got = list(codes.shape)[one:] if isinstance(codes, Tensor) else type(codes).__name__
-            raise ValueError(
-                f"{name} must be a tensor [{C}, T], got {got}"
-                if one
-                else f"{name} must be a tensor [B, {C}, T] with B >= 1, got {got}"
-            )
+            raise ValueError(f"codes must be a tensor [B, {C}, T] with B >= 1, got {_shape(codes)}")
+        return self.checked_codes("codes", codes).to(self.device)
+
+    def _checked_clip(self, name: str, codes: Tensor) -> Tensor:
+        C = self.config.n_codebooks
+        if not isinstance(codes, Tensor) or codes.ndim != 2 or not 1 <= len(codes) <= C:
+            raise ValueError(f"{name} must be a tensor [{C}, T], got {_shape(codes)}")
         return self.checked_codes(name, codes).to(self.device)
+
+
+def _shape(value: object) -> list[int] | str:
+    """For errors."""
+    return list(value.shape) if isinstance(value, Tensor) else type(value).__name__
 
 
 class Window(NamedTuple):
