@@ -172,7 +172,7 @@ def vocoder_steps(
 
     What lies in the rings before is NaN, and the steps but the first are so of codes that come delayed.
     """
-    decoder = Decoder(config, random_codec(config, device, dtype), vocoder_ops())
+    decoder = Decoder(config, random_codec(config, device, dtype), vocoder_ops(dtype))
     lengths = [max(frames - 3 * row, 0) for row in range(rows)]
     codes = random_codes(config, rows, frames, device)
     alone = [clips(decoder, codes[row : row + 1], [n], n + decoder.lookahead)[0] for row, n in enumerate(lengths)]
@@ -193,7 +193,7 @@ def vocoder_graph(
 
     capture: as of `graph_capture`.
     """
-    decoder = Decoder(config, random_codec(config, device, dtype), vocoder_ops())
+    decoder = Decoder(config, random_codec(config, device, dtype), vocoder_ops(dtype))
     codes = as_delayed(random_codes(config, rows, frames, device))
     plan = clip_spans(decoder, [frames] * rows, chunk, device, delayed=True)
     spans, (eager, captured) = plan[0].clone(), (blank_rings(decoder, rows, chunk) for _ in range(2))

@@ -164,7 +164,7 @@ def step_costs(config: VocoderConfig, rows: int, frames: int, itemsize: int) -> 
         width, rate = width // 2, rate * stride
         for unit in range(1, len(DILATIONS) + 1):
             y = unit < len(DILATIONS)  # what a later unit adds
-            if width <= WIDEST:
+            if width <= WIDEST and itemsize < 4:
                 costs += [cost("residual_unit", rate=rate, C=width, taps=KERNEL, y=y)]
             else:
                 costs += [cost("convolution", rate=rate, Ci=width, Co=width, taps=KERNEL)]

@@ -126,13 +126,13 @@ TABLE: dict[tuple[str, str], Tiles] = {
     ("residual_unit", "wide"): {
         "*": (_tile(8, 3, BLOCK_K=64, BLOCK_M=32),),
         **dict.fromkeys(("sm_90", "gfx942"), (_tile(8, 3, BLOCK_K=64, BLOCK_M=64),)),
-        "fp32": (_tile(4, 2, BLOCK_K=32, BLOCK_M=16),),
+        **dict.fromkeys(("fp32", "tf32"), (_tile(4, 2, BLOCK_K=32, BLOCK_M=16),)),
         "interpreter": (_tile(1, 1, BLOCK_K=64, BLOCK_M=256),),
     },
     ("residual_unit", "narrow"): {
         "*": (_tile(8, 3, BLOCK_K=32, BLOCK_M=32),),
         **dict.fromkeys(("sm_90", "gfx942"), (_tile(8, 3, BLOCK_K=32, BLOCK_M=64),)),
-        "fp32": (_tile(4, 2, BLOCK_K=32, BLOCK_M=16),),
+        **dict.fromkeys(("fp32", "tf32"), (_tile(4, 2, BLOCK_K=32, BLOCK_M=16),)),
         "interpreter": (_tile(1, 1, BLOCK_K=64, BLOCK_M=256),),
     },
     ("waveform", "taps"): {

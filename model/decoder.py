@@ -1,8 +1,8 @@
 """The vocoder's layers in a row: a step takes some frames of codes of many clips to their samples.
 
 Each layer computes what its input has grown by, so every position of a clip is computed once, however the clip is cut
-into steps; what later steps read again stays in the layer's ring. A step is 25 launches at the real widths: one for a
-residual unit of up to 192 channels, two for a wider one.
+into steps; what later steps read again stays in the layer's ring. A step is 25 launches at the real widths in half
+precision: one for a residual unit of up to 192 channels, two for a wider one. In fp32 it is 31: two for each.
 """
 
 from collections.abc import Callable, Mapping

@@ -59,8 +59,8 @@ def ops_of(backend: str, config: "Zonos2Config", device: torch.device, dtype: to
     )
 
 
-def vocoder_ops() -> "VocoderOps":
-    """The kernels of the vocoder."""
+def vocoder_ops(dtype: torch.dtype) -> "VocoderOps":
+    """The kernels of the vocoder. In fp32 no residual unit is one launch: its sums do not fit the registers."""
     from zonos2_triton.kernels import codebook_sum, convolution, residual_unit, transposed_convolution, waveform
     from zonos2_triton.model.decoder import VocoderOps
 
@@ -70,5 +70,5 @@ def vocoder_ops() -> "VocoderOps":
         transposed_convolution=transposed_convolution.transposed_convolution,
         residual_unit=residual_unit.residual_unit,
         waveform=waveform.waveform,
-        widest_unit=residual_unit.WIDEST,
+        widest_unit=0 if dtype == torch.float32 else residual_unit.WIDEST,
     )

@@ -56,7 +56,7 @@ class Vocoder:
     def decoder(self) -> Decoder:
         """The layers as steps take them, by this vocoder's backend."""
         if self.backend == "triton":
-            return Decoder(self.config, self.state, vocoder_ops(), self.tf32)
+            return Decoder(self.config, self.state, vocoder_ops(self.dtype), self.tf32)
         plain = VocoderOps(*(getattr(rings, name) for name in rings.OPERATIONS))
         return Decoder(self.config, self.state, plain)
 

@@ -242,7 +242,7 @@ class TestStreams:
         push(None, (1, 26, 33, None), None, rows=(3, 1, 2))
         push((3, 15, 17, None), None, None, rows=(3, 1, 2))
         push(None, None, None, rows=(3, 1, 2))
-        chain = 2 + 4 + 1  # the codes and the first convolution; a block; the last convolution
+        chain = 2 + 7 + 1  # the codes and the first convolution; a block, in fp32; the last convolution
         assert counts == [chain * steps for steps in (2, 1, 1, 2, 2, 2, 0)]
         for clip, eos_frame in enumerate((15, None, None, None)):
             assert same_bits(torch.cat(got[clip]), alone(small, clips[clip], eos_frame)), clip

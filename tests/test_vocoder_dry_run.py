@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from zonos2_triton.bench.binary import TARGETS, statistics
 from zonos2_triton.bench.device_checks import layer_chain
 from zonos2_triton.bench.dry_run import dry_run, fake_tensors
-from zonos2_triton.model.decoder import Decoder
+from zonos2_triton.model.decoder import Decoder, VocoderOps
 from zonos2_triton.model.ops import vocoder_ops
 from zonos2_triton.model.slots import Slots
 from zonos2_triton.model.speech import Speech
@@ -45,9 +45,9 @@ with fake_tensors(), dry_run("sm_90") as launches, torch.no_grad():
     shapes = layout(config).items()
     state = {name: torch.empty(shape, dtype=torch.bfloat16, device=device) for name, shape in shapes}
     # For tensors without storage the dispatcher would take what only tells the results' shapes.
-    ops = vocoder_ops()._asdict()
+    ops = vocoder_ops(torch.bfloat16)._asdict()
     ops = {name: getattr(op, "_init_fn", op) for name, op in ops.items()}
-    decoder = Decoder(config, state, type(vocoder_ops())(**ops))
+    decoder = Decoder(config, state, VocoderOps(**ops))
     rings = decoder.rings(4, 16)
     codes = torch.zeros(4, 32, 9, dtype=torch.int32, device=device)
     spans = torch.zeros(4, 4, dtype=torch.int32, device=device)
