@@ -36,9 +36,8 @@ class Ring(NamedTuple):
 
 @dataclass(frozen=True)
 class Rings:
-    """Of so many rows, for steps of up to `frames` frames."""
+    """Of so many rows, for steps of up to so many frames."""
 
-    frames: int
     z: Tensor
     first: Ring
     blocks: list[list[Ring]]  # behind the transposed convolution, and behind each residual unit
@@ -52,7 +51,7 @@ class Rings:
             return None if ring is None else ring[:rows]
 
         return Rings(
-            self.frames, cut(self.z), Ring(*map(cut, self.first)),
+            cut(self.z), Ring(*map(cut, self.first)),
             [[Ring(*map(cut, ring)) for ring in block] for block in self.blocks], [*map(cut, self.between)],
             cut(self.pre_tanh),
         )  # fmt: skip
@@ -95,12 +94,7 @@ class Decoder:
             up = conv(f"{i}.block.1", packed_transposed)
             self.blocks.append(_Block(config.decoder_rates[i - 1], *up, alpha(f"{i}.block.2.block.0"), units))
         self.first_alpha = alpha("1.block.0")
-        self.place = self._places()[-1]
-
-    @property
-    def lag(self) -> int:
-        """Samples that are not final yet when a frame has come."""
-        return self.place.lag
+        self.lag = self._lag()  # samples that are not final yet when a frame has come
 
     @property
     def lookahead(self) -> int:
@@ -139,7 +133,7 @@ class Decoder:
             blocks.append([*made, Ring(stream(rate, width) if keep else None, ring(rate, width, tail))])
             between.append(None if width <= self.ops.widest_unit else ring(rate, width, 0))
         z = ring(1, config.latent_dim, KERNEL - 1)
-        return Rings(frames, z, first, blocks, between, stream(rate, 1) if keep else None)
+        return Rings(z, first, blocks, between, stream(rate, 1) if keep else None)
 
     def codebooks(self, count: int) -> tuple[Tensor, Tensor]:
         """Tables and projection of the first so many."""
@@ -185,15 +179,13 @@ class Decoder:
                 place, residual, act = place.convolved(unit.dilation), y, after
         return ops.waveform(act, *self.last, *at, *place, rings.pre_tanh, **tf32)
 
-    def _places(self) -> list[Place]:
-        """Where the first convolution's results lie, those of each block, and the samples."""
-        places = [Place().convolved()]
+    def _lag(self) -> int:
+        place = Place().convolved()
         for block in self.blocks:
-            place = places[-1].upsampled(block.stride)
+            place = place.upsampled(block.stride)
             for unit in block.units:
                 place = place.convolved(unit.dilation)
-            places.append(place)
-        return [*places, places[-1].convolved()]
+        return place.convolved().lag
 
 
 class _Unit(NamedTuple):

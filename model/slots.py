@@ -18,7 +18,10 @@ class Slots:
     """The state of the requests, as `sample` and `advance` take it, and of what they have in the cache."""
 
     def __init__(self, config: Zonos2Config, rows: int, pages: int, ring: int, like: Tensor) -> None:
-        """ring: frames that are kept until the host collects them; like: the dtype and device of the cache."""
+        """ring: frames that are kept, for the host to collect and for `Speech`, which waits for their last codes.
+
+        like: the dtype and device of the cache.
+        """
         C, V, device = config.n_codebooks, config.codebook_vocab, like.device
         self.cache = Cache(config, pages, PAGE_SIZE, like)
         self.free = list(range(pages))

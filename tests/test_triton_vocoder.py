@@ -378,6 +378,13 @@ class TestRealSizes:
         assert len(calls.kernels) == 25
         assert [len(samples) for samples in ready] == [16 * 512 - vocoder.decoder.lag] * rows
 
+    def test_launches_in_fp32(self, real):
+        """Two for each residual unit."""
+        with Calls() as calls:
+            real[torch.float32].streams(1).push([torch.zeros(24, 9, dtype=torch.int64)])
+        assert len(calls.kernels) == 31
+        assert "residual_unit" not in calls.kernels
+
     def test_frames_that_a_sample_waits_for(self, real):
         decoder = real[torch.float32].decoder
         assert (decoder.lookahead, decoder.lag) == (10, 4757)
