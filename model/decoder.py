@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from zonos2_triton.model.ranges import annotate, ranged
 from zonos2_triton.reference.rings import OPEN, Place, packed, packed_codebooks, packed_transposed, padded
 from zonos2_triton.reference.vocoder import DILATIONS, KERNEL, VocoderConfig
 
@@ -148,7 +149,11 @@ class Decoder:
         """Samples [rows, frames * hop] of the frames that spans name, at most `frames` a row: column j of a row is its
         sample hop * done - lag + j, zero where that lies outside of the clip. codes and spans as `codebook_sum` of
         reference.rings has them; codes may be of the first codebooks alone."""
-        ops, tf32 = self.ops, {"tf32": self.tf32}
+        with annotate("codec/step", frames):
+            return self._through_layers(rings, codes, spans, frames, delayed)
+
+    def _through_layers(self, rings: Rings, codes: Tensor, spans: Tensor, frames: int, delayed: bool) -> Tensor:
+        ops, tf32 = ranged(self.ops), {"tf32": self.tf32}
         tables, projection = self.codebooks(min(codes.shape[2], len(self.tables)))
         ops.codebook_sum(codes, tables, projection, spans, frames, delayed, rings.z, **tf32)
         place = Place()
@@ -156,27 +161,30 @@ class Decoder:
         y, act = rings.first
         ops.convolution(rings.z, *self.first, *at, *place, alpha=self.first_alpha, y=y, act=act, **tf32)
         place = place.convolved()
-        for block, (begin, *others), between in zip(self.blocks, rings.blocks, rings.between, strict=True):
-            up = block.weight, block.bias
-            ops.transposed_convolution(
-                act, *up, *at, *place, block.stride, alpha=block.alpha, y=begin.y, act=begin.act, **tf32
-            )
-            place, residual, act = place.upsampled(block.stride), begin.y, begin.act
-            for unit, (y, after) in zip(block.units, others, strict=True):
-                outputs = {"alpha": unit.alpha, "y": y, "act": after, **tf32}
-                inner = unit.inner_weight, unit.inner_bias
-                if between is None:
-                    ops.residual_unit(
-                        act, residual, unit.weight, unit.bias, unit.inner_alpha, *inner, *at, *place, unit.dilation,
-                        **outputs,
-                    )  # fmt: skip
-                else:
-                    ops.convolution(
-                        act, unit.weight, unit.bias, *at, *place, unit.dilation, alpha=unit.inner_alpha, act=between,
-                        **tf32,
-                    )  # fmt: skip
-                    ops.convolution(between, *inner, *at, *place.convolved(unit.dilation), 1, residual, **outputs)
-                place, residual, act = place.convolved(unit.dilation), y, after
+        for i, (block, (begin, *others), between) in enumerate(
+            zip(self.blocks, rings.blocks, rings.between, strict=True)
+        ):
+            with annotate("codec/block", i):
+                up = block.weight, block.bias
+                ops.transposed_convolution(
+                    act, *up, *at, *place, block.stride, alpha=block.alpha, y=begin.y, act=begin.act, **tf32
+                )
+                place, residual, act = place.upsampled(block.stride), begin.y, begin.act
+                for unit, (y, after) in zip(block.units, others, strict=True):
+                    outputs = {"alpha": unit.alpha, "y": y, "act": after, **tf32}
+                    inner = unit.inner_weight, unit.inner_bias
+                    if between is None:
+                        ops.residual_unit(
+                            act, residual, unit.weight, unit.bias, unit.inner_alpha, *inner, *at, *place,
+                            unit.dilation, **outputs,
+                        )  # fmt: skip
+                    else:
+                        ops.convolution(
+                            act, unit.weight, unit.bias, *at, *place, unit.dilation, alpha=unit.inner_alpha,
+                            act=between, **tf32,
+                        )  # fmt: skip
+                        ops.convolution(between, *inner, *at, *place.convolved(unit.dilation), 1, residual, **outputs)
+                    place, residual, act = place.convolved(unit.dilation), y, after
         return ops.waveform(act, *self.last, *at, *place, rings.pre_tanh, **tf32)
 
     def _lag(self) -> int:

@@ -1,16 +1,20 @@
 """What the device does for the frame loop: prompts into the cache, and one frame of every row after the other."""
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
+from zonos2_triton.model.ranges import annotate, ranged
 from zonos2_triton.model.requests import Request
 from zonos2_triton.model.slots import Slots, int32, upload
 from zonos2_triton.reference import backbone as reference
 from zonos2_triton.reference.embedding import speaker_row
 from zonos2_triton.reference.ops import Ops
+
+in_layer = partial(annotate, "model/layer")
 
 
 class Frames:
@@ -23,7 +27,7 @@ class Frames:
 
     def fill(self, pieces: Sequence[tuple[Request, int]]) -> None:
         """So many more rows of each prompt into the cache."""
-        x = reference.forward(self.model, self._prompts(pieces), self.slots.cache, self.ops)
+        x = reference.forward(self.model, self._prompts(pieces), self.slots.cache, ranged(self.ops), None, in_layer)
         for (request, rows), end in zip(pieces, accumulate(rows for _, rows in pieces), strict=True):
             request.filled += rows
             request.hidden = x[end - 1]
@@ -37,7 +41,7 @@ class Frames:
             )  # fmt: skip
         groups = [[request] for request in requests] if self.alone else [requests]
         stacked = [torch.stack([request.hidden for request in group]) for group in groups]
-        logits = [reference.logits(self.model, x, self.ops) for x in stacked]
+        logits = [reference.logits(self.model, x, ranged(self.ops)) for x in stacked]
         self.draw(torch.cat(logits), slice(first, first + len(requests)))
 
     def frame(self, rows: int) -> None:
@@ -51,19 +55,21 @@ class Frames:
 
     def logits(self, rows: slice) -> Tensor:
         """Of the newest frame of these rows, which is fed back: [B, C, V]."""
-        x = reference.forward(self.model, self.slots.batch(rows), self.slots.cache, self.ops)
-        return reference.logits(self.model, x, self.ops)
+        ops = ranged(self.ops)
+        x = reference.forward(self.model, self.slots.batch(rows), self.slots.cache, ops, None, in_layer)
+        return reference.logits(self.model, x, ops)
 
     def draw(self, logits: Tensor, rows: slice) -> None:
         """The next frame of these rows, and what follows from it."""
-        s = self.slots
-        codes, faults = self.ops.sample(
-            logits.float(), s.settings[rows], s.seeds[rows], s.steps[rows], s.last_seen[rows]
-        )
-        self.ops.advance(
-            codes, faults, s.positions[rows], s.steps[rows], s.limits[rows], s.eoa_ids[rows], s.eos_frames[rows],
-            s.ids[rows], s.last_seen[rows], s.frames[rows], self.model.config.text_vocab,
-        )  # fmt: skip
+        s, ops = self.slots, ranged(self.ops)
+        with annotate("model/draw", len(logits)):
+            codes, faults = ops.sample(
+                logits.float(), s.settings[rows], s.seeds[rows], s.steps[rows], s.last_seen[rows]
+            )
+            ops.advance(
+                codes, faults, s.positions[rows], s.steps[rows], s.limits[rows], s.eoa_ids[rows], s.eos_frames[rows],
+                s.ids[rows], s.last_seen[rows], s.frames[rows], self.model.config.text_vocab,
+            )  # fmt: skip
 
     def _prompts(self, pieces: Sequence[tuple[Request, int]]) -> reference.Batch:
         cuts = [0, *accumulate(rows for _, rows in pieces)]

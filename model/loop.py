@@ -136,7 +136,7 @@ class Loop:
 
     def turn(self, request: Request) -> None:
         """One look, unless the request has something to read already: what it waits for comes after a few."""
-        with self.exclusive():
+        with self.exclusive(), annotate("model/turn"):
             if request.frames or request.over:
                 return
             try:
@@ -214,7 +214,7 @@ class Loop:
     def _prefill(self, pieces: list[tuple[Request, int]]) -> None:
         """So many rows of each prompt into the cache. Where memory does not do for all, each by itself."""
         try:
-            with annotate("model/prefill"):
+            with annotate("model/prefill", sum(rows for _, rows in pieces)):
                 self._frames.fill(pieces)
         except OUT_OF_MEMORY as error:
             for piece in pieces if len(pieces) > 1 else []:
@@ -225,7 +225,8 @@ class Loop:
     def _start(self) -> None:
         """Those whose prompt is in the cache get the rows behind the others, and their first frame."""
         if ready := [request for request in self.filling if request.filled == len(request.prompt)]:
-            self._frames.start(ready, len(self.running))
+            with annotate("model/start", len(ready)):
+                self._frames.start(ready, len(self.running))
             if self.speech is not None:
                 self.speech.enter(len(self.running), len(ready))
             for request in ready:
@@ -241,14 +242,15 @@ class Loop:
             return None
         rows = len(self.running)
         count = min(self.look, max(request.limit - request.issued for request in self.running))
-        with annotate("model/frames"):
+        with annotate("model/frames", count):
             for _ in range(count):
-                self._graphs.run(rows)
+                with annotate("model/frame", rows):
+                    self._graphs.run(rows)
         for request in self.running:
             request.issued += count
         spoken = None
         if self.speech is not None and self._voices is not None:
-            with annotate("codec/step"):
+            with annotate("codec/speak", rows):
                 self._voices.run(rows)
             spoken = self.speech.collect(rows)
         numbers, frames = self.slots.collect(rows, self.look + 1)
@@ -262,7 +264,8 @@ class Loop:
 
     def _deliver(self, look: _Look) -> None:
         if look.done is not None:
-            look.done.synchronize()
+            with annotate("model/wait"):
+                look.done.synchronize()
         positions, steps, _, _, _, collected = look.numbers.tolist()
         with torch.inference_mode(False):  # whoever gets a frame may change it
             codes = look.frames[..., :-1].long()

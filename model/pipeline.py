@@ -148,7 +148,7 @@ class Zonos2:
         texts = list(text) if isinstance(text, list | tuple) else [text]
         embedding = self._embedding(speaker)
         prompts = [self._prompt(t, embedding, **prompt) for t in texts]
-        with annotate("model/generate"):
+        with annotate("model/generate", len(prompts)):
             results = self.backbone.generate(prompts, sampling, [embedding] * len(prompts), progress)
         audios = [self._decode(result) for result in results]
         return audios if isinstance(text, list | tuple) else audios[0]
@@ -187,7 +187,7 @@ class Zonos2:
         samples = result.samples if self._spoken else None
         if samples is None:
             aligned = shear_up(result.frames, self.backbone.config.audio_pad_id)[: result.eos_frame]
-            with annotate("codec/decode"):
+            with annotate("codec/decode", len(aligned)):
                 samples = self.vocoder.decode(aligned.T[None])[0].cpu()
         return Audio(samples, self.vocoder.config.sample_rate, self.comment)
 

@@ -3,7 +3,8 @@
 Written once, over a table of operations: `REFERENCE` here, that of the kernels from outside.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -184,10 +185,17 @@ class Stages:
     routings: list[Routing] = field(default_factory=list)  # one per mixture layer
 
 
-def forward(model: Model, batch: Batch, cache: Cache, ops: Ops = REFERENCE, stages: Stages | None = None) -> Tensor:
+UNWATCHED = nullcontext()
+
+
+def forward(
+    model: Model, batch: Batch, cache: Cache, ops: Ops = REFERENCE, stages: Stages | None = None,
+    around: Callable[[int], AbstractContextManager[object]] = lambda i: UNWATCHED,
+) -> Tensor:  # fmt: skip
     """The next rows of some sequences -> [M, D], the residual stream after the last layer; the cache grows by them.
 
     Feeding a prompt at once, in pieces or row by row is the same computation; each row costs O(cache length).
+    around(i) is entered for the time of layer i.
     """
     config, eps, prefill = model.config, model.config.norm_eps, batch.cu_seqlens is not None
     x = ops.frame_embedding(
@@ -197,26 +205,27 @@ def forward(model: Model, batch: Batch, cache: Cache, ops: Ops = REFERENCE, stag
     if stages is not None:
         stages.hidden_states.append(x)
     for i, layer in enumerate(model.layers):
-        qkvg = ops.qkv_projection(x, **layer.projection, eps=eps, prefill=prefill)
-        places = layer.temp, model.rotary, cache.k[i], cache.v[i], batch.block_table, batch.starts
-        if batch.cu_seqlens is not None:
-            y = ops.prefill_attention(qkvg, *places, batch.cu_seqlens, batch.longest)
-        else:
-            y = ops.decode_attention(qkvg, *places)
-        x = ops.output_projection(y, layer.output, x, prefill)
-        if layer.router is None:
-            state = None
-            x = ops.experts(x, **layer.experts, eps=eps, prefill=prefill)
-        else:
-            positions = None if prefill else batch.starts
-            routing = Routing(*ops.router(x, state=state, **layer.router, eps=eps, positions=positions))
-            state, chosen = routing.state, (routing.order, routing.offsets, routing.expert_weights)
-            x = ops.experts(x, **layer.experts, eps=eps, order=chosen[0], offsets=chosen[1],
-                            expert_weights=chosen[2], prefill=prefill)  # fmt: skip
+        with around(i):
+            qkvg = ops.qkv_projection(x, **layer.projection, eps=eps, prefill=prefill)
+            places = layer.temp, model.rotary, cache.k[i], cache.v[i], batch.block_table, batch.starts
+            if batch.cu_seqlens is not None:
+                y = ops.prefill_attention(qkvg, *places, batch.cu_seqlens, batch.longest)
+            else:
+                y = ops.decode_attention(qkvg, *places)
+            x = ops.output_projection(y, layer.output, x, prefill)
+            if layer.router is None:
+                state = None
+                x = ops.experts(x, **layer.experts, eps=eps, prefill=prefill)
+            else:
+                positions = None if prefill else batch.starts
+                routing = Routing(*ops.router(x, state=state, **layer.router, eps=eps, positions=positions))
+                state, chosen = routing.state, (routing.order, routing.offsets, routing.expert_weights)
+                x = ops.experts(x, **layer.experts, eps=eps, order=chosen[0], offsets=chosen[1],
+                                expert_weights=chosen[2], prefill=prefill)  # fmt: skip
+                if stages is not None:
+                    stages.routings.append(routing)
             if stages is not None:
-                stages.routings.append(routing)
-        if stages is not None:
-            stages.hidden_states.append(x)
+                stages.hidden_states.append(x)
     return x
 
 
