@@ -1,16 +1,24 @@
-"""What a frame costs: decoding by the reference on a CPU, over streams and over context.
+"""What a frame costs: decoding on a CPU, over streams and over context; by plain PyTorch as it is and traced; a prompt;
+and text to the first samples.
 
-The model is the tiny one, so the figures show how cost grows, not how fast ZONOS2 is. Frames are checked against a run
-of one stream before they are timed.
+The model is the tiny one: a smoke test that shows how cost grows, not how fast ZONOS2 is. `make gpu` times the real
+sizes. Frames are checked before they are timed.
 """
+
+import time
 
 import pytest
 import torch
 
+from zonos2_triton.bench.beside.plain import by_products, library
+from zonos2_triton.bench.beside.plain_frame import PlainFrame, State
 from zonos2_triton.model import LoopOptions, Sampling, Zonos2, build_prompt
 from zonos2_triton.model.tiny import write_tiny
+from zonos2_triton.reference import backbone as reference
 
-FRAMES = 16
+torch.set_num_threads(1)  # so small a model gains nothing by a second one
+FRAMES = 8
+MACHINE = f"CPU, {torch.get_num_threads()} threads, torch {torch.__version__}: a smoke test of a tiny model"
 
 
 @pytest.fixture(scope="module")
@@ -20,8 +28,17 @@ def tts(tmp_path_factory):
     return Zonos2.load(write_tiny(tmp_path_factory.mktemp("bench") / "tiny"), device="cpu", options=options)
 
 
-@pytest.mark.parametrize("context", [20, 500, 1900], ids="context-{}".format)
-@pytest.mark.parametrize("streams", [1, 8], ids="streams-{}".format)
+@pytest.fixture(scope="module")
+def plain(tts):
+    return PlainFrame(reference.bind(tts.backbone.config, tts.backbone.weights))
+
+
+@pytest.fixture(autouse=True)
+def _said(benchmark):
+    benchmark.extra_info["machine"] = MACHINE
+
+
+@pytest.mark.parametrize(("streams", "context"), [(1, 20), (1, 500), (1, 1900), (8, 20), (8, 500)])
 def bench_decode(benchmark, tts, streams, context):
     """Frames a second, prefill not counted."""
     prompt = build_prompt(tts.backbone.config, "x" * (context - 19))
@@ -41,6 +58,61 @@ def bench_decode(benchmark, tts, streams, context):
     (frames, codes), _ = prefilled()
     assert all(torch.equal(torch.stack(kept), alone) for kept in decode(frames, codes))
     benchmark.group = f"decode, {streams} streams"
-    benchmark.pedantic(decode, setup=prefilled, rounds=5)
+    benchmark.pedantic(decode, setup=prefilled, rounds=3)
     benchmark.extra_info["frames_per_second"] = streams * FRAMES / benchmark.stats["median"]
-    benchmark.extra_info["machine"] = f"CPU, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+@pytest.mark.parametrize("how", [False, "eager"], ids=["as-it-is", "traced"])
+@pytest.mark.parametrize("streams", [1, 8], ids="streams-{}".format)
+def bench_plain_frame(benchmark, plain, streams, how):
+    """A whole frame in plain PyTorch; "traced" runs what a compiler would get, which itself takes minutes."""
+    benchmark.group = f"plain frame, {streams} streams"
+    with torch.inference_mode():
+        state = State(plain.model, streams, 100)
+        pieces = plain.pieces(state, by_products, library, how)
+        plain.check(state, pieces)
+        benchmark.pedantic(plain.frame, (state, pieces), rounds=5)
+    torch.compiler.reset()
+    benchmark.extra_info["frames_per_second"] = streams / benchmark.stats["median"]
+
+
+@pytest.mark.parametrize("rows", [20, 100, 500])
+def bench_prefill(benchmark, tts, rows):
+    """A prompt of so many rows, up to its first frame."""
+    prompt = build_prompt(tts.backbone.config, "x" * (rows - 19))
+    assert len(prompt) == rows
+    sampling = Sampling(seed=0, max_frames=1, ignore_eos=True)
+    benchmark.group = "prefill"
+    frames = benchmark.pedantic(lambda: tts.backbone.generate([prompt], sampling)[0].frames, rounds=5, warmup_rounds=1)
+    assert frames.shape == (1, tts.backbone.config.n_codebooks)
+    benchmark.extra_info["rows_per_second"] = rows / benchmark.stats["median"]
+
+
+def bench_plain_prefill(benchmark, plain):
+    benchmark.group = "prefill"
+    with torch.inference_mode():
+        benchmark.pedantic(plain.prefill(100, False), rounds=5)
+
+
+def bench_first_audio(benchmark, tts):
+    """From a text to the first samples of its stream, and the share of the vocoder, which makes the same alone."""
+    sampling = Sampling(seed=7, max_frames=64, ignore_eos=True)
+    whole = tts.speak("Hello.", sampling=sampling).samples
+
+    def first():
+        return next(tts.stream("Hello.", sampling=sampling))
+
+    chunk = first()
+    assert torch.equal(chunk, whole[: len(chunk)])
+    benchmark.group = "text to first samples"
+    benchmark.pedantic(first, rounds=5)
+    frames = tts.backbone.generate([build_prompt(tts.backbone.config, "Hello.")], sampling)[0].frames
+    vocoder, spent, count, made = tts.vocoder.stream(), 0.0, 0, chunk[:0]
+    while not len(made):
+        before = time.perf_counter()
+        made = vocoder.push(frames[count : count + 1], None)
+        spent += time.perf_counter() - before
+        count += 1
+    assert torch.equal(made.cpu(), chunk)
+    share = spent / benchmark.stats["median"]
+    benchmark.extra_info |= {"frames": count, "samples": len(made), "vocoder_share": round(share, 3)}

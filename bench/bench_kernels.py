@@ -1,11 +1,15 @@
-"""Every kernel of the catalogue beside its reference in plain PyTorch.
+"""Every kernel of the catalogue beside the other ways to compute the same (`implementations`).
 
-On a GPU at the 8B model's shapes; on a CPU a smoke test in Triton's interpreter at small ones, once, which says nothing
-about speed. Nothing is timed before it was verified on the very inputs. `make gpu` measures the device itself; this is
-the whole call.
+On a GPU at the 8B model's shapes, by `timing.measure`: caches cold, launches from a CUDA graph; extra_info has what
+`make gpu` records of it. The benchmark's own figures there are of the whole call, launched by the host. On a CPU it is
+a smoke test, once, in Triton's interpreter at small shapes, which says nothing about speed.
+
+Nothing is timed before it was verified on the very inputs. A kernel that fails fails its bench; of the others the
+bench is skipped, with the reason.
 """
 
 import os
+from functools import partial
 
 import pytest
 import torch
@@ -13,37 +17,104 @@ import torch
 if not torch.cuda.is_available():  # settled when Triton is imported: kernels are interpreted
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from zonos2_triton.bench import timing
+from zonos2_triton.bench.beside.implementations import beside
 from zonos2_triton.bench.catalogue import KERNELS
-from zonos2_triton.bench.verify import verify
+from zonos2_triton.bench.environment import environment
+from zonos2_triton.bench.roof import UNKNOWN, Roof
+from zonos2_triton.bench.verify import Case, Mismatch
+from zonos2_triton.reference.numeric import exact_numerics
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
 DTYPE = torch.bfloat16 if GPU else torch.float32
-CASES = [
-    pytest.param(kernel, workload, id=f"{kernel.name}-{workload.name}")
-    for kernel in KERNELS.values()
-    for workload in kernel.workloads
-    if workload.real == GPU and (GPU or workload.name == "tiny")
-]
+SECONDS = 0.2  # of samples
+OURS = "triton"
+KNOWN = ("card", "driver", "torch", "triton", "commit")
 
 
-@pytest.mark.parametrize("implementation", ["triton", "reference"])
-@pytest.mark.parametrize(("kernel", "workload"), CASES)
-def bench_kernel(benchmark, kernel, workload, implementation):
-    verify(kernel, workload, DEVICE, DTYPE)
-    arguments = kernel.make(DEVICE, DTYPE, **workload.sizes)
-    call = kernel.op if implementation == "triton" else kernel.reference
+def timed(kernel):
+    """Its workloads that a bench is for."""
+    return [w for w in kernel.workloads if w.real == GPU and (GPU or w.name == "tiny")]
 
-    def run():
-        call(**arguments)
+
+def cases():
+    """One that is skipped for an implementation that has no workload of a kernel."""
+    for kernel in KERNELS.values():
+        for workload in timed(kernel):
+            yield pytest.param(kernel, workload, None, id=f"{kernel.name}-{workload.name}-{OURS}")
+        for other in beside(kernel):
+            if why := other.missing(kernel, None, DTYPE, DEVICE):
+                skipped = pytest.mark.skip(reason=f"{other.name}: {why}")
+                yield pytest.param(kernel, None, other, id=f"{kernel.name}-{other.name}", marks=skipped)
+                continue
+            for workload in timed(kernel):
+                yield pytest.param(kernel, workload, other, id=f"{kernel.name}-{workload.name}-{other.name}")
+
+
+@pytest.fixture(scope="session")
+def device():
+    return timing.cuda_device() if GPU else timing.cpu_device()
+
+
+@pytest.fixture(scope="session")
+def roof(device):
+    """This card's own, measured before anything else."""
+    if not GPU:
+        return UNKNOWN
+    return Roof(timing.copy_bandwidth(device)["gb_per_s"], timing.matmul_rate(device)["tflop_per_s"])
+
+
+@pytest.fixture(scope="session")
+def machine():
+    if not GPU:
+        return {"machine": "CPU: no figure of speed", "torch": torch.__version__}
+    found = environment(0)
+    return {name: found.get(name) for name in KNOWN}
+
+
+@pytest.mark.parametrize(("kernel", "workload", "other"), list(cases()))
+def bench_kernel(benchmark, kernel, workload, other, device, roof, machine):
+    if other is not None and (why := other.missing(kernel, workload, DTYPE, DEVICE)):
+        pytest.skip(f"{other.name}: {why}")
+    with torch.inference_mode(), exact_numerics():
+        case = Case(kernel, workload, DEVICE, DTYPE)
+        if other is None:
+            case.compare(case.run())
+        else:
+            differing(other, case)
         if GPU:
-            torch.cuda.synchronize()
+            benchmark.extra_info |= figures(kernel, workload, other, device, roof)
+        inputs = kernel.make(DEVICE, DTYPE, **workload.sizes)
+        call = other.prepare(kernel, inputs) if other else partial(kernel.op, **inputs)
 
-    benchmark.group = f"{kernel.name} {workload.name} {DTYPE}"
-    with torch.inference_mode():
-        benchmark.pedantic(run, rounds=50 if GPU else 1, warmup_rounds=5 if GPU else 0)
-    machine = torch.cuda.get_device_name() if GPU else "CPU: no figure of speed"
-    benchmark.extra_info |= {"machine": machine, "torch": torch.__version__}
-    if GPU:
-        cost, seconds = kernel.cost_of(workload, DTYPE.itemsize), benchmark.stats["median"]
-        benchmark.extra_info |= {"GB/s": cost.bytes / seconds / 1e9, "TFLOP/s": cost.flops / seconds / 1e12}
+        def run():
+            call()
+            if GPU:
+                torch.cuda.synchronize()
+
+        benchmark.group = f"{kernel.name} {workload.name} {DTYPE}"
+        benchmark.extra_info |= machine
+        benchmark.pedantic(run, rounds=20 if GPU else 1, warmup_rounds=5 if GPU else 0)
+    torch.compiler.reset()
+
+
+def figures(kernel, workload, other, device, roof):
+    """Device time and rates, as `make gpu` records them."""
+    if other is None:
+        found = timing.time_kernel(kernel, workload, device, DTYPE, SECONDS, roof)
+    else:
+        cost = kernel.cost_of(workload, DTYPE.itemsize)
+        found = other.time(kernel, *timing.input_sets(kernel, workload, device, DTYPE), device, SECONDS)
+        found |= timing.rates(cost.bytes, cost.flops, found["median_us"], roof)
+    return {name: value for name, value in found.items() if name != "samples_us"}
+
+
+def differing(other, case):
+    """Skips what is not as exact as it must be, or fails to run."""
+    try:
+        other.verify(case)
+    except Mismatch as error:
+        pytest.skip(f"{other.name} differs: {error}")
+    except Exception as error:
+        pytest.skip(f"{other.name}: {type(error).__name__}: {error}".splitlines()[0])

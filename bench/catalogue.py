@@ -238,6 +238,7 @@ _ALL = [
             "decode-B1": {"B": 1, "context": 1000},
             "decode-B1-full": {"B": 1, "context": P - 1},
             "decode-B16": {"B": 16, "context": 1000},
+            "decode-B16-4000": {"B": 16, "context": 4000},
             "decode-B64": {"B": 64, "context": 1000},
             "decode-B256": {"B": 256, "context": 1000},
         },

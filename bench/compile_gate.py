@@ -17,7 +17,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import partial
 from multiprocessing import get_context
@@ -27,6 +26,7 @@ from typing import Any
 import torch
 
 from zonos2_triton.bench.binary import TARGETS, TENSOR_MEMORY, Stats, statistics
+from zonos2_triton.bench.choice import chosen
 from zonos2_triton.bench.dry_run import Launch, check_compiler, dry_run, fake_tensors, in_short
 
 CATALOGUE = "zonos2_triton.bench.catalogue"
@@ -119,13 +119,13 @@ def run(
     dtypes: Collection[str] | None = None,
 ) -> list[Row]:
     """Compile and judge; None means all. ValueError: an unknown name, jobs below 1, an interpreter process."""
-    dtypes = _chosen("dtype", dtypes, DTYPES)
+    dtypes = chosen("dtype", dtypes, DTYPES)
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
-    targets = _chosen("target", targets, TARGETS)
+    targets = chosen("target", targets, TARGETS)
     check_compiler()
     records = importlib.import_module(catalogue).KERNELS
-    pairs = [(name, target) for name in _chosen("kernel", kernels, records) for target in targets]
+    pairs = [(name, target) for name in chosen("kernel", kernels, records) for target in targets]
     tasks = [(catalogue, name, target, tuple(dtypes)) for name, target in pairs if target in records[name].targets]
     if not tasks:
         return []
@@ -142,17 +142,6 @@ def run(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return rows
-
-
-def _chosen(what: str, names: Collection[str] | None, known: Iterable[str]) -> list[str]:
-    """In the order of `known`."""
-    accepted = list(known)
-    for name in names or ():
-        if name not in accepted:
-            near = get_close_matches(name, accepted, 1, 0.5)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"{what} must be one of {', '.join(accepted)}, got {name!r}{hint}")
-    return [name for name in accepted if names is None or name in names]
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
@@ -262,8 +251,13 @@ def compare(rows: Iterable[Row], baseline: Mapping[str, Mapping[str, int]]) -> l
     """How rows differ from their baseline. Kernels, dtypes and targets that the rows leave out are not missed."""
     now = _measured(rows)
     covered = {_subject(key) for key in now}
+    return differences(now, {key: values for key, values in baseline.items() if _subject(key) in covered})
+
+
+def differences(now: Mapping[str, Mapping[str, int]], baseline: Mapping[str, Mapping[str, int]]) -> list[Change]:
+    """How one baseline differs from another, all of it."""
     changes = [Change(key, "new", False) for key in now if key not in baseline]
-    changes += [Change(key, "gone", False) for key in baseline if key not in now and _subject(key) in covered]
+    changes += [Change(key, "gone", False) for key in baseline if key not in now]
     for key, values in now.items():
         for name, new in values.items():
             old = baseline[key].get(name, 0) if key in baseline else new

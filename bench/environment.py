@@ -26,8 +26,30 @@ SMI = {
 }  # fmt: skip
 
 
-def environment(seed: int) -> dict[str, Any]:
-    """Of the current GPU. What the machine does not tell is None or left out."""
+# In place of a card: every step, at small sizes, on a CPU in Triton's interpreter.
+REHEARSAL = {
+    "card": "CPU rehearsal", "arch": "interpreter", "memory_gib": 0.0, "multiprocessors": 0, "l2_bytes": None,
+}  # fmt: skip
+
+
+def environment(seed: int, rehearsal: bool = False) -> dict[str, Any]:
+    """Of the current GPU, or of a rehearsal on a CPU. What the machine does not tell is None or left out."""
+    return {
+        **(REHEARSAL if rehearsal else _card()),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "triton": triton.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "commit": commit(),
+        "sources": sources(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seed": seed,
+        "rehearsal": rehearsal,
+    }
+
+
+def _card() -> dict[str, Any]:
     index = torch.cuda.current_device()
     card: Any = torch.cuda.get_device_properties(index)
     hip = torch.version.hip
@@ -38,15 +60,6 @@ def environment(seed: int) -> dict[str, Any]:
         "multiprocessors": card.multi_processor_count,
         "l2_bytes": getattr(card, "L2_cache_size", None),
         **(smi(str(getattr(card, "uuid", ""))) or {"driver": f"HIP {hip}" if hip else None}),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "triton": triton.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "commit": commit(),
-        "sources": sources(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seed": seed,
     }
 
 
@@ -95,8 +108,8 @@ def sources() -> str:
     """A hash of the code, for where no commit tells."""
     total = hashlib.sha256()
     for room in ("bench", "kernels", "model", "reference"):
-        for path in sorted((ROOT / room).glob("*.py")):
-            total.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+        for path in sorted((ROOT / room).rglob("*.py")):
+            total.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return total.hexdigest()[:12]
 
 

@@ -1,4 +1,4 @@
-"""What one decoded frame must move: the kernels' own costs, summed over the layers of a model."""
+"""What a decoded frame, or a prompt, must move: the kernels' own costs, summed over the layers of a model."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -39,6 +39,24 @@ def frame_cost(config: Zonos2Config, sequences: int, context: int, itemsize: int
         "sample": KERNELS["sample"].cost(B=sequences, C=c.n_codebooks, V=c.codebook_vocab, itemsize=itemsize),
         "advance": KERNELS["advance"].cost(B=sequences, C=c.n_codebooks, itemsize=itemsize),
     }
+
+
+def prompt_cost(config: Zonos2Config, rows: int, itemsize: int = 2) -> Mapping[str, Cost]:
+    """Likewise, of one prompt of so many rows up to its logits, which are those of the last row."""
+    c, parts = config, dict(frame_cost(config, rows, 0, itemsize))
+    for name in ("decode_attention", "sample", "advance"):
+        del parts[name]
+    cache = c.kv_heads * c.head_dim
+    attention = KERNELS["prefill_attention"].cost(
+        T=rows, context=0, B=1, HQ=c.heads, HKV=c.kv_heads, DH=c.head_dim, itemsize=itemsize
+    )  # fmt: skip
+    parts["prefill_attention"] = _times(c.n_layers, Cost(2 * rows * cache * itemsize, attention.flops))
+    return parts | {"head": frame_cost(config, 1, 0, itemsize)["head"]}
+
+
+def total(parts: Mapping[str, Cost]) -> Cost:
+    """Of all of them."""
+    return _sum([*parts.values()])
 
 
 def _streamed(cost: Callable[..., Cost], rows: int, **sizes: Any) -> Cost:

@@ -18,6 +18,8 @@ other values of `order`.
 """
 
 import math
+import os
+import sys
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -432,3 +434,10 @@ def checked(
             yield checks
         finally:
             _checking = False
+
+
+def interpreting() -> None:
+    """From here on kernels are interpreted: a process that has imported Triton as a compiler begins again."""
+    if not triton.knobs.runtime.interpret:
+        sys.stdout.flush()
+        os.execve(sys.executable, sys.orig_argv, os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""})

@@ -50,7 +50,7 @@ class Record:
     Status of an item: passed, failed (with the error's text), withheld (with the reason).
     """
 
-    SCHEMA = 1
+    SCHEMA = 2
 
     def __init__(self, path: Path, content: dict[str, Any]) -> None:
         self.path, self.content = path, content

@@ -7,6 +7,7 @@ events. A large write goes before each sample: it clears the L2 cache, and while
 import inspect
 import math
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from zonos2_triton.bench.catalogue import Kernel, Workload
-from zonos2_triton.reference.numeric import exact_numerics
+from zonos2_triton.bench.roof import UNKNOWN, Roof
 
 MOST_HELD = 2 << 30  # bytes of all sets of inputs together
 MOST_COPIES = 256
@@ -37,6 +38,8 @@ class Device:
     clear: Call  # queues a write that fills the cache
     elapsed: Callable[[Call], float]  # milliseconds on the device from the call's first work to its last
     capture: Callable[[Call], Call] | None  # what replays the call's launches; None: it runs as it is
+    samples: tuple[int, int] = LEAST_SAMPLES, MOST_SAMPLES
+    warm: int = 3  # calls before the first that counts
 
 
 @dataclass(frozen=True)
@@ -82,12 +85,24 @@ def cuda_device() -> Device:
     return Device("cuda", l2, filler.zero_, elapsed, capture)
 
 
+def cpu_device() -> Device:
+    """The host, to rehearse what a GPU will do: by its clock, with few samples, caches as they are."""
+
+    def elapsed(run: Call) -> float:
+        started = time.perf_counter()
+        run()
+        return (time.perf_counter() - started) * 1e3
+
+    return Device("cpu", 1, lambda: None, elapsed, None, samples=(1, 1), warm=1)
+
+
 def measure(
     calls: Sequence[Call], device: Device, seconds: float, cache: str = "rotated", graph: bool = True,
-    least: int = LEAST_SAMPLES,
+    least: int | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Microseconds of one of `calls`, which take turns; about `seconds` of samples, at least `least` of them."""
-    for call in islice(cycle(calls), max(3, len(calls))):  # compiles, loads, and leaves no first time to measure
+    # Compiles, loads, and leaves no first time to measure.
+    for call in islice(cycle(calls), max(device.warm, len(calls))):
         call()
     once = max(device.elapsed(calls[0]), 1e-3)
     per_sample = 1 if cache == "flushed" else max(len(calls), min(ENOUGH_CALLS, math.ceil(ENOUGH_MS / once)))
@@ -108,16 +123,30 @@ def measure(
         device.clear()
         return device.elapsed(sample) * 1e3 / per_sample
 
-    timed()
+    if launch == "graph":
+        timed()  # the first replay loads it
     first = timed()
     wanted = int(seconds * 1e6 / max(first * per_sample, 1e-3))
-    samples = [timed() for _ in range(min(max(wanted, least), MOST_SAMPLES))]
+    fewest, most = device.samples
+    samples = [timed() for _ in range(min(max(wanted, fewest if least is None else least), most))]
     low, middle, high = quantiles(samples)
     result = {
         "median_us": middle, "low_us": low, "high_us": high, "samples_us": [round(s, 3) for s in samples],
         "calls_per_sample": per_sample, "launch": launch, "cache": cache,
     }  # fmt: skip
     return result | ({"not_captured": trouble} if trouble else {})
+
+
+def peak(device: Device, call: Call) -> int | None:
+    """Bytes that a call takes beyond what was held before it; None: the device does not tell."""
+    if device.name != "cuda":
+        return None
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def quantiles(samples: Sequence[float]) -> tuple[float, float, float]:
@@ -128,38 +157,48 @@ def quantiles(samples: Sequence[float]) -> tuple[float, float, float]:
     return cuts[1], cuts[4], cuts[7]
 
 
+def input_sets(
+    kernel: Kernel, workload: Workload, device: Device, dtype: torch.dtype = torch.bfloat16
+) -> tuple[list[dict[str, Any]], Rotation]:
+    """Inputs of the same sizes that take turns, as many as keep each other out of the cache."""
+    made = kernel.make(device.name, dtype, **workload.sizes)
+    held = sum(t.untyped_storage().nbytes() for t in _own_storage(made))
+    turns = rotation(kernel.cost_of(workload, dtype.itemsize).bytes, held, device.l2)
+    return [made, *(_another(kernel, workload, made, device.name, dtype, n) for n in range(1, turns.copies))], turns
+
+
 def time_kernel(
     kernel: Kernel, workload: Workload, device: Device, dtype: torch.dtype = torch.bfloat16, seconds: float = 0.3,
-    bandwidth: float | None = None,
+    roof: Roof = UNKNOWN, sheet: Roof = UNKNOWN,
 ) -> dict[str, Any]:  # fmt: skip
-    """Time, rates and, of the copy bandwidth measured on this card (GB/s), the share."""
-    cost = kernel.cost_of(workload, dtype.itemsize)
+    """Time, rates, and shares of the roofs: `roof` measured on this card, `sheet` promised for it."""
     op: Callable[..., Any] = kernel.op
     if "counters" in inspect.signature(kernel.op._init_fn).parameters:  # the model keeps some: making them is a launch
         op = partial(op, counters=torch.zeros(4096, dtype=torch.int32, device=device.name))
-    made = kernel.make(device.name, dtype, **workload.sizes)
-    held = sum(t.untyped_storage().nbytes() for t in _own_storage(made))
-    turns = rotation(cost.bytes, held, device.l2)
-    sets = [made, *(_another(kernel, workload, made, device.name, dtype, n) for n in range(1, turns.copies))]
+    sets, turns = input_sets(kernel, workload, device, dtype)
     with torch.inference_mode():
         timing = measure([partial(op, **inputs) for inputs in sets], device, seconds, turns.cache)
-    return timing | {"copies": turns.copies} | rates(cost.bytes, cost.flops, timing["median_us"], bandwidth)
+    cost = kernel.cost_of(workload, dtype.itemsize)
+    return timing | {"copies": turns.copies} | rates(cost.bytes, cost.flops, timing["median_us"], roof, sheet)
 
 
-def time_reference(
-    kernel: Kernel, workload: Workload, device: Device, dtype: torch.dtype = torch.bfloat16, seconds: float = 0.5
-) -> dict[str, Any]:
-    """The same call in plain PyTorch, launched by the host as PyTorch does: for scale beside the kernel's time."""
-    inputs = kernel.make(device.name, dtype, **workload.sizes)
-    with torch.inference_mode(), exact_numerics():
-        return measure([partial(kernel.reference, **inputs)], device, seconds, "flushed", graph=False, least=5)
+def rates(
+    moved: float, flops: float, microseconds: float, roof: Roof = UNKNOWN, sheet: Roof = UNKNOWN
+) -> dict[str, Any]:  # fmt: skip
+    """moved and flops are the least that the call needs. A share of what is not known is None."""
+    gbps, tflops = moved / microseconds / 1e3, flops / microseconds / 1e6
+    floor = roof.floor_us(moved, flops)
+    return {
+        "bytes": moved, "flops": flops, "gb_per_s": round(gbps, 2), "tflop_per_s": round(tflops, 3),
+        "percent_of_copy": percent(gbps, roof.gb_per_s), "percent_of_matmul": percent(tflops, roof.tflop_per_s),
+        "floor_us": floor and round(floor, 3), "percent_of_floor": floor and percent(floor, microseconds),
+        "percent_of_sheet": percent(sheet.floor_us(moved, flops) or 0, microseconds) or None,
+    }  # fmt: skip
 
 
-def rates(moved: int, flops: int, microseconds: float, bandwidth: float | None) -> dict[str, Any]:
-    """moved and flops are the least that the call needs."""
-    gbps = moved / microseconds / 1e3
-    share = None if bandwidth is None else round(100 * gbps / bandwidth, 1)
-    return {"gb_per_s": round(gbps, 2), "tflop_per_s": round(flops / microseconds / 1e6, 3), "percent_of_copy": share}
+def percent(part: float, whole: float | None) -> float | None:
+    """None: the whole is not known."""
+    return round(100 * part / whole, 1) if whole else None
 
 
 def copy_bandwidth(device: Device, size: int = 1 << 30, seconds: float = 0.5) -> dict[str, Any]:

@@ -84,13 +84,15 @@ class Case:
         """Outputs of `op` by name: its results, then copies of the arguments it changed. more: further arguments."""
         return self._run(op or self.kernel.op, {**self.inputs, **more})
 
-    def compare(self, outputs: Mapping[str, Tensor]) -> Report:
-        """Raises Mismatch, naming output, place, both values, ratio and bound."""
+    def compare(self, outputs: Mapping[str, Tensor], ratio: float = RATIO, spread: float = SPREAD) -> Report:
+        """Raises Mismatch, naming output, place, both values, ratio and bound. ratio and spread: the bounds."""
         if outputs.keys() != self.plain.keys():
             raise Mismatch(f"{self._name}: returned {[*outputs]}, not {[*self.plain]}")
         for name, plain in self.plain.items():
             self._check_kind(name, outputs[name], plain)
-        errors = [self._error(name, out) for name, out in outputs.items() if out.is_floating_point()]
+        errors = [
+            self._error(name, out, ratio, spread) for name, out in outputs.items() if out.is_floating_point()
+        ]  # fmt: skip
         if self.kernel.name == "router":
             self._check_routing(outputs)
         else:
@@ -121,7 +123,7 @@ class Case:
             if got != want:
                 raise Mismatch(f"{self._name}: {name} has {what} {got}, the reference's has {want}")
 
-    def _error(self, name: str, out: Tensor) -> Error:
+    def _error(self, name: str, out: Tensor, most: float, spread: float) -> Error:
         oracle, plain = self.oracle[name], self.plain[name]
         some = torch.ones_like(oracle, dtype=torch.bool)
         if name in self.kernel.mutates:
@@ -132,25 +134,27 @@ class Case:
         off, plain_off = (out.double() - oracle).abs(), (plain.double() - oracle).abs()
         plain_rms, least = _rms(plain_off[some]), _allowance(self.dtype, name)
         exact = plain_rms == 0
-        bound = 0.0 if exact else max(RATIO * plain_rms, least * _rms(oracle[some]))
+        bound = 0.0 if exact else max(most * plain_rms, least * _rms(oracle[some]))
         worst = max(float(plain_off.max()), least * float(oracle.abs().max()))
-        spread = 0.0 if exact else SPREAD * worst
-        error = Error(name, _rms(off[some]), plain_rms, float(off.max()), bound, spread)
-        if not error.largest <= spread:  # so that NaN fails
-            wrong = ~(off <= spread)
-            message = f"{int(wrong.sum())} of {out.numel()} elements are more than {spread:.3g} off"
-            raise Mismatch(self._message(error, out, oracle, wrong, message))
+        furthest = 0.0 if exact else spread * worst
+        error = Error(name, _rms(off[some]), plain_rms, float(off.max()), bound, furthest)
+        if not error.largest <= furthest:  # so that NaN fails
+            wrong = ~(off <= furthest)
+            message = f"{int(wrong.sum())} of {out.numel()} elements are more than {furthest:.3g} off"
+            raise Mismatch(self._message(error, out, oracle, wrong, message, most))
         if not error.rms <= bound:
             wrong = off == off.max()
             message = f"RMS error {error.rms:.3g}, bound {bound:.3g}; the furthest element is"
-            raise Mismatch(self._message(error, out, oracle, wrong, message))
+            raise Mismatch(self._message(error, out, oracle, wrong, message, most))
         return error
 
-    def _message(self, error: Error, out: Tensor, oracle: Tensor, wrong: Tensor, what: str) -> str:
+    def _message(
+        self, error: Error, out: Tensor, oracle: Tensor, wrong: Tensor, what: str, most: float
+    ) -> str:  # fmt: skip
         where = tuple(wrong.nonzero()[0].tolist())
         return (
             f"{self._name}: {error.output}: {what}, first at {where}: {float(out[where])!r}, oracle "
-            f"{float(oracle[where])!r}; ratio to plain PyTorch {error.ratio:.3g}, bound {RATIO}"
+            f"{float(oracle[where])!r}; ratio to plain PyTorch {error.ratio:.3g}, bound {most:g}"
         )
 
     def _check_equal(self, name: str, out: Tensor, want: Tensor) -> None:

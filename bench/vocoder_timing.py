@@ -15,6 +15,7 @@ from zonos2_triton.bench import timing
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.device_checks import as_delayed, clip_spans, random_codec, random_codes
 from zonos2_triton.bench.record import Withheld
+from zonos2_triton.bench.roof import UNKNOWN, Roof
 from zonos2_triton.kernels._common import Cost
 from zonos2_triton.kernels.residual_unit import WIDEST
 from zonos2_triton.model.vocoder import Vocoder
@@ -53,8 +54,8 @@ class VocoderTimer:
 
     @torch.inference_mode()
     def time(
-        self, work: Work, device: timing.Device, seconds: float = 0.5, mode: str | None = "default",
-        **more: Any,
+        self, work: Work, device: timing.Device, roof: Roof = UNKNOWN, seconds: float = 0.5,
+        mode: str | None = "default", **more: Any,
     ) -> dict[str, Any]:  # fmt: skip
         """Microseconds by the kernels in one graph; by PyTorch as its host launches it; and compiled, in a graph too.
 
@@ -83,16 +84,15 @@ class VocoderTimer:
         busy = spans[1] if len(spans) > 1 else spans[0]  # all of its positions lie in the clip
         call: timing.Call = clips if work.whole else lambda: step(busy)
         held = sum(ring.nbytes for ring in rings.tensors())
-        peak = _peak(device, call)
+        peak = timing.peak(device, call)
         found = timing.measure([call], device, seconds, "flushed", **more)
         microseconds = found["median_us"]
         audio = rows * work.frames * self.config.hop / self.config.sample_rate
         cost = self.cost(rows, work.frames)
-        moved = timing.rates(cost.bytes, cost.flops, microseconds, None)
+        moved = timing.rates(cost.bytes, cost.flops, microseconds, roof)
         result = found | {
             "rows": rows, "frames": work.frames, "frames_of_a_step": frames, "agreement_db": agreement,
-            "audio_s_per_s": round(audio / microseconds * 1e6, 1), "flops": cost.flops, "bytes": cost.bytes,
-            "gb_per_s": moved["gb_per_s"], "tflop_per_s": moved["tflop_per_s"],
+            "audio_s_per_s": round(audio / microseconds * 1e6, 1), **moved,
             "activation_bytes": None if peak is None else held + peak,
         }  # fmt: skip
         part = ids[..., : work.frames].contiguous()
@@ -140,7 +140,7 @@ class VocoderTimer:
         try:
             with _quickest_convolutions():
                 run(ids)
-                peak = _peak(device, lambda: run(ids))
+                peak = timing.peak(device, lambda: run(ids))
                 options = {"least": 5} | more | {"graph": graph and more.get("graph", True)}
                 found = timing.measure([lambda: run(ids)], device, seconds, "flushed", **options)
             return found | {"activation_bytes": peak}
@@ -181,15 +181,3 @@ def _quickest_convolutions() -> Iterator[None]:
         yield
     finally:
         cudnn.benchmark = before
-
-
-def _peak(device: timing.Device, call: timing.Call) -> int | None:
-    """Bytes that a call takes beyond what was held before it; None: the device does not tell."""
-    if device.name != "cuda":
-        return None
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    call()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before

@@ -33,8 +33,13 @@ from zonos2_triton.reference.sampling import Sampling
 
 # Commands of rooms that this one may not import: declared as entry points, loaded when asked for.
 TOOLS = {
+    "bench": "time kernels beside PyTorch and other libraries, or compare two files of results",
     "compile": "compile every kernel for GPUs that need not be there, and judge the result",
-    "gpu": "on a GPU: correctness, then a timing of every kernel",
+    "gpu": "on a GPU: correctness, then every timing, into a file of results",
+    "plan": "what a card can serve: memory, time of a frame, streams, time to first audio",
+    "profile": "where the time of a generation goes, by range, beside the least it could take",
+    "report": "a page of results: roofline, waterfall, curves, comparisons",
+    "verify": "every kernel against the reference, here and now",
 }
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
 

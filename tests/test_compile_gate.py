@@ -255,7 +255,7 @@ def test_bad_input(gate):
     assert status == 2
     assert "kernel must be one of clean, spills, " in kernel
     assert "got 'cleen'; did you mean 'clean'?" in kernel
-    assert target == f"target must be one of {', '.join(TARGETS)}, got 'sm90'; did you mean 'sm_90'?"
+    assert target == f"target must be one of {', '.join(TARGETS)}, got 'sm90'; did you mean 'sm_90' or 'sm_89'?"
     assert jobs == "jobs must be at least 1, got 0"
 
 

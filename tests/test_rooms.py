@@ -21,7 +21,20 @@ LIBRARIES = {
     "reference": {"torch", "einops"},
     "kernels": {"torch", "triton"},
     "model": {"torch", "triton", "numpy", "nvtx", "safetensors", "soundfile", "tqdm", "huggingface_hub", "matplotlib"},
-    "bench": {"torch", "triton", "numpy", "einops", "pytest", "flash_attn"},
+    "bench": {
+        "torch",
+        "triton",
+        "numpy",
+        "einops",
+        "pytest",
+        "jinja2",
+        "jsonschema",
+        "matplotlib",
+        "scipy",
+        "flash_attn",
+        "flashinfer",
+        "liger_kernel",  # where they are installed
+    },
 }
 FILES = [
     pytest.param(room, path, id=str(path.relative_to(ROOT)))

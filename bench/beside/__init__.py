@@ -1,0 +1,1 @@
+"""Other implementations of the same operations: what the kernels are timed beside."""

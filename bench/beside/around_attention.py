@@ -1,0 +1,132 @@
+"""What this model does around an attention, for libraries that compute the attention alone, and in their layouts.
+
+Head norms, temperature, rotary embedding and cache write come before it, the head gate after it. An engine has fused
+kernels for those; so on a GPU torch.compile makes them, one launch or two on each side, and no library is charged for
+PyTorch's ten. On a CPU, where nothing is timed, they run as they are.
+
+Which slot of the cache a row goes to is worked out beforehand, as engines do once a step for all layers: not timed.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from zonos2_triton.reference.attention import QK_EPS
+from zonos2_triton.reference.norm import rms_norm
+from zonos2_triton.reference.numeric import wide
+from zonos2_triton.reference.rotary import rotary
+
+Inputs = dict[str, Any]
+Call = Callable[[], Any]  # the timed part: on the inputs that it was prepared for
+Prepare = Callable[[Inputs], Call]
+Index = tuple[Any, ...]  # of a cache, as indexing takes it
+
+
+class Rows(NamedTuple):
+    """Where the new rows of a step belong."""
+
+    sequence: Tensor  # [T]
+    positions: Tensor  # [T]
+    slots: Index  # of the paged cache
+    lengths: list[int]  # of each sequence with its new rows
+
+
+class Twin(NamedTuple):
+    """A cache in a library's own layout, which gets the new rows as well."""
+
+    keys: Tensor
+    values: Tensor
+    at: Index
+
+
+@cache
+def fused(function: Callable[..., Any], device: str) -> Callable[..., Any]:
+    """In as few launches as torch.compile makes of it."""
+    return torch.compile(function, dynamic=False, fullgraph=True) if device == "cuda" else function
+
+
+def decode_rows(inputs: Inputs) -> Rows:
+    """One of each sequence; none is idle (`without_idle`)."""
+    positions = inputs["positions"].long()
+    sequence = torch.arange(len(positions), device=positions.device)
+    return Rows(sequence, positions, _slots(inputs, sequence, positions), (positions + 1).tolist())
+
+
+def prefill_rows(inputs: Inputs) -> Rows:
+    starts, counts = inputs["starts"].long(), inputs["cu_seqlens"].diff().long()
+    sequence = torch.repeat_interleave(counts)
+    first = inputs["cu_seqlens"][:-1].long()
+    positions = torch.arange(len(sequence), device=starts.device) - first[sequence] + starts[sequence]
+    return Rows(sequence, positions, _slots(inputs, sequence, positions), (starts + counts).tolist())
+
+
+def _slots(inputs: Inputs, sequence: Tensor, positions: Tensor) -> Index:
+    page_size = inputs["k_cache"].shape[1]
+    return inputs["block_table"].long()[sequence, positions // page_size], positions % page_size
+
+
+def unpaged(cache: Tensor, block_table: Tensor, positions: int) -> Tensor:
+    """A copy of each sequence's first positions side by side, [B, positions, HKV, DH]; zeros where pages end."""
+    pages = block_table[:, : -(-positions // cache.shape[1])].long()
+    beside = cache[pages].flatten(1, 2)[:, :positions]
+    missing = beside.new_zeros(len(beside), positions - beside.shape[1], *beside.shape[2:])
+    return torch.cat([beside, missing], 1)
+
+
+def begin(inputs: Inputs, rows: Rows, twin: Twin | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """q [T, HQ, DH], k and v [T, HKV, DH], gate [T, HQ]; k and v are in the cache, and in the twin."""
+    run = fused(_begin, inputs["qkvg"].device.type)
+    caches = inputs["k_cache"], inputs["v_cache"], rows.slots
+    return run(inputs["qkvg"], inputs["temp"], inputs["table"], rows.positions, *caches, *(twin or (None, None, None)))
+
+
+def _begin(
+    qkvg: Tensor, temp: Tensor, table: Tensor, positions: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Index,
+    keys: Tensor | None, values: Tensor | None, at: Index | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    heads, (kv_heads, head_dim) = len(temp), k_cache.shape[2:]
+    widths = [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim, heads]
+    *qkv, gate = qkvg.split(widths, 1)
+    q, k, v = (part.unflatten(1, (-1, head_dim)) for part in qkv)
+    k = rotary(rms_norm(wide(k), None, QK_EPS), positions, table).to(qkvg.dtype)
+    q = rotary(rms_norm(wide(q), None, QK_EPS) * wide(temp)[:, None].abs(), positions, table).to(qkvg.dtype)
+    k_cache[slots], v_cache[slots] = k, v
+    if keys is not None and values is not None:
+        keys[at], values[at] = k, v
+    return q, k, v, gate
+
+
+def end(y: Tensor, gate: Tensor) -> Tensor:
+    """`gated`, in one launch."""
+    return fused(gated, y.device.type)(y, gate)
+
+
+def gated(y: Tensor, gate: Tensor) -> Tensor:
+    """y [T, HQ, DH], gate [T, HQ] -> [T, HQ * DH], each head scaled by sigmoid(gate)."""
+    return (wide(y) * torch.sigmoid(wide(gate))[..., None]).flatten(1).to(y.dtype)
+
+
+def without_idle(prepare: Prepare) -> Prepare:
+    """`prepare`, for the rows of a decode step that are not idle; the results of those that are, are zeros.
+
+    The host knows which they are and leaves them out of the batch.
+    """
+
+    def prepared(inputs: Inputs) -> Call:
+        busy = (inputs["positions"] >= 0).nonzero()[:, 0]
+        if len(busy) == len(inputs["positions"]):
+            return prepare(inputs)
+        qkvg, heads, head_dim = inputs["qkvg"], len(inputs["temp"]), inputs["k_cache"].shape[3]
+        some = {name: inputs[name][busy] for name in ("qkvg", "block_table", "positions")}
+        call = prepare(inputs | some) if len(busy) else None
+
+        def run() -> Tensor:
+            y = qkvg.new_zeros(len(qkvg), heads * head_dim)
+            return y if call is None else y.index_copy(0, busy, call())
+
+        return run
+
+    return prepared

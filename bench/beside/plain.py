@@ -1,0 +1,330 @@
+"""The operations in plain PyTorch as a compiler and a CUDA graph can take them.
+
+`PLAIN` takes the arguments of `REFERENCE` and gives its results. Every shape follows from shapes; no value is read on
+the host, and no constant is copied from there. Those of the reference that are so already are the reference's.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zonos2_triton.reference import sampling
+from zonos2_triton.reference.advance import FAULTY, OUT
+from zonos2_triton.reference.attention import QK_EPS
+from zonos2_triton.reference.norm import rms_norm
+from zonos2_triton.reference.numeric import decaying, wide
+from zonos2_triton.reference.ops import REFERENCE
+from zonos2_triton.reference.philox import philox
+from zonos2_triton.reference.rotary import rotary
+from zonos2_triton.reference.router import by_expert
+from zonos2_triton.reference.sampling import WEIGHT_BITS
+
+FEW = 8  # choices of experts: up to here, reading an expert once for each costs less than sorting rows by expert
+
+Multiply = Callable[[Tensor, Tensor], Tensor]
+
+
+def library(x: Tensor, weight: Tensor) -> Tensor:
+    """x [M, K], weight [N, K] -> [M, N] by the library's matrix product."""
+    return x @ weight.T
+
+
+def reduction(x: Tensor, weight: Tensor) -> Tensor:
+    """The same, of one row as a sum over weight * x, which a compiler fuses with what comes before and after."""
+    return (wide(x) * wide(weight)).sum(-1)[None].to(x.dtype) if len(x) == 1 else library(x, weight)
+
+
+# Attention.
+
+
+def heads_of(
+    qkvg: Tensor, temp: Tensor, table: Tensor, positions: Tensor, head_dim: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """qkvg [T, ...] -> q [T, HQ, DH] and k [T, HKV, DH], normed and turned, v [T, HKV, DH], gate [T, HQ]."""
+    heads = len(temp)
+    kv_heads = (qkvg.shape[1] - heads) // head_dim - heads >> 1
+    widths = [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim, heads]
+    q, k, v = (part.unflatten(1, (-1, head_dim)) for part in qkvg.split(widths, 1)[:3])
+    q = rotary(rms_norm(wide(q), None, QK_EPS) * wide(temp)[:, None].abs(), positions, table).to(qkvg.dtype)
+    k = rotary(rms_norm(wide(k), None, QK_EPS), positions, table).to(qkvg.dtype)
+    return q, k, v, qkvg[:, -heads:]
+
+
+def gated(y: Tensor, gate: Tensor) -> Tensor:
+    """y [T, HQ, DH], gate [T, HQ] -> [T, HQ * DH]."""
+    return (wide(y) * torch.sigmoid(wide(gate))[..., None]).flatten(1).to(gate.dtype)
+
+
+def by_products(q: Tensor, keys: Tensor, values: Tensor, positions: Tensor) -> Tensor:
+    """One query a sequence: q [B, HQ, DH], keys and values [B, S, HKV, DH] up to positions [B] -> [B, HQ, DH].
+
+    Two matrix products over the key/value heads, so that the heads of a group read them once. Of no meaning where a
+    position is negative.
+    """
+    _, S, kv_heads, head_dim = keys.shape
+    grouped = q.unflatten(1, (kv_heads, -1))  # [B, HKV, G, DH]
+    scores = wide(grouped @ keys.permute(0, 2, 3, 1)) * head_dim**-0.5
+    future = torch.arange(S, device=q.device) > positions[:, None]
+    weights = scores.masked_fill(future[:, None, None], float("-inf")).softmax(-1)
+    return (weights.to(q.dtype) @ values.transpose(1, 2)).flatten(1, 2)
+
+
+def decode_attention(
+    qkvg: Tensor, temp: Tensor, table: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor, positions: Tensor
+) -> Tensor:
+    """Of all sequences at once, over every position that the block table has room for."""
+    live, page_size = positions >= 0, k_cache.shape[1]
+    # An idle row writes what the first live one writes, to the same place; where none is live, what is there already.
+    row = torch.where(live, torch.arange(len(live), device=live.device), live.int().argmax())
+    at = positions[row].clamp(min=0).long()
+    q, k, v, gate = heads_of(qkvg[row], temp, table, at, k_cache.shape[3])
+    place = block_table[row, at // page_size].long(), at % page_size
+    for cache, new in ((k_cache, k), (v_cache, v)):
+        cache[place] = torch.where(live.any(), new, cache[place])
+    pages = block_table.long()
+    keys, values = (cache[pages].flatten(1, 2) for cache in (k_cache, v_cache))
+    seen = torch.arange(keys.shape[1], device=live.device) <= at[:, None]
+    y = by_products(q, keys, values.masked_fill(~seen[..., None, None], 0), at)
+    return gated(torch.where(live[:, None, None], y, 0), gate)
+
+
+def prefill_attention(
+    qkvg: Tensor, temp: Tensor, table: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor, starts: Tensor,
+    cu_seqlens: Tensor, longest: int,
+) -> Tensor:  # fmt: skip
+    """Of sequences padded to the longest, over every position that the block table has room for."""
+    (page_size, _, head_dim), T, B = k_cache.shape[1:], len(qkvg), len(block_table)
+    rows, cuts = torch.arange(T, device=qkvg.device), cu_seqlens.long()
+    sequence = torch.searchsorted(cuts[1:], rows, right=True)
+    number = rows - cuts[sequence]
+    at = starts.long()[sequence] + number
+    q, k, v, gate = heads_of(qkvg, temp, table, at, head_dim)
+    place = block_table[sequence, at // page_size].long(), at % page_size
+    k_cache[place], v_cache[place] = k, v
+    capacity = block_table.shape[1] * page_size
+    if B == 1 and T == longest == capacity:  # nothing can come before
+        return gated(_attend(q[None], k[None], v[None], None)[0], gate)
+    keys, values = (cache[block_table.long()].flatten(1, 2) for cache in (k_cache, v_cache))
+    ends = (starts + cu_seqlens[1:] - cu_seqlens[:-1])[:, None]
+    column = torch.arange(capacity, device=qkvg.device)
+    keys, values = (part.masked_fill((column >= ends)[..., None, None], 0) for part in (keys, values))
+    padded = cuts[:-1, None] + torch.arange(longest, device=qkvg.device)
+    seen = column <= (starts[:, None] + torch.arange(longest, device=qkvg.device))[..., None]
+    y = _attend(q[padded.clamp(max=T - 1)], keys, values, seen[:, None])
+    return gated(y[sequence, number], gate)
+
+
+def _attend(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None) -> Tensor:
+    """q [B, L, HQ, DH], keys and values [B, S, HKV, DH], seen [B, 1, L, S]; None: causal -> [B, L, HQ, DH]."""
+    q, keys, values = (part.transpose(1, 2) for part in (q, keys, values))
+    if seen is None:
+        y = F.scaled_dot_product_attention(q, keys, values, is_causal=True, enable_gqa=True)
+    else:  # of the fused ways, those that take a mask take no groups
+        keys, values = (part.repeat_interleave(q.shape[1] // part.shape[1], 1) for part in (keys, values))
+        y = F.scaled_dot_product_attention(q, keys, values, attn_mask=seen)
+    return y.transpose(1, 2)
+
+
+# Feed-forward.
+
+
+def swiglu(h: Tensor, gate: Tensor, up: Tensor, down: Tensor, multiply: Multiply = library) -> Tensor:
+    """h [M, D], gate and up [I, D], down [D, I] -> [M, D]."""
+    return multiply(_joined(multiply(h, gate), multiply(h, up)), down)
+
+
+def mixture(
+    h: Tensor, gate: Tensor, up: Tensor, down: Tensor, ids: Tensor, weights: Tensor, both: Tensor | None = None
+) -> Tensor:  # fmt: skip
+    """h [M, D], ids [M, K] of experts, E for none, weights [M, K] -> wide [M, D], the weighted sum of their `swiglu`.
+
+    both [E, 2 * I, D]: gate and up in one tensor, rows taking turns. A few choices gather the weights that they need.
+    More go through grouped products, sorted by expert; where a device has none, through all experts.
+    """
+    weights = torch.where(ids < len(gate), weights, 0)
+    if ids.numel() <= FEW:
+        return _gathered(h, gate, up, down, ids, weights)
+    if has_grouped(h.device.type, h.dtype):
+        return grouped(h, gate, up, down, ids, weights, both)
+    return _through_all(h, gate, up, down, ids, weights)
+
+
+def _gathered(h: Tensor, gate: Tensor, up: Tensor, down: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+    (M, K), expert = ids.shape, ids.flatten().clamp(max=len(gate) - 1)
+    rows = h[:, None].expand(-1, K, -1).flatten(0, 1)
+
+    def each(x: Tensor, of: Tensor) -> Tensor:
+        return (wide(x)[:, None] * wide(of[expert])).sum(-1).to(x.dtype)
+
+    y = each(_joined(each(rows, gate), each(rows, up)), down)
+    return (wide(y).unflatten(0, (M, K)) * weights[..., None]).sum(1)
+
+
+def grouped(
+    h: Tensor, gate: Tensor, up: Tensor, down: Tensor, ids: Tensor, weights: Tensor, both: Tensor | None = None
+) -> Tensor:  # fmt: skip
+    """`mixture` by grouped products."""
+    (M, K), (order, offsets) = ids.shape, by_expert(ids, len(gate))
+    rows, ends, slots = h[order // K], offsets[1:], order.long()
+    if both is None:
+        inner = _joined(*(torch._grouped_mm(rows, part.mT, offs=ends) for part in (gate, up)))
+    else:
+        product = torch._grouped_mm(rows, both.mT, offs=ends)
+        inner = _joined(product[:, 0::2], product[:, 1::2])
+    y = torch.zeros_like(rows).index_copy(0, slots, torch._grouped_mm(inner, down.mT, offs=ends))
+    chosen = torch.where((ids < len(gate))[..., None], wide(y.unflatten(0, (M, K))), 0)  # others are not written
+    return (chosen * weights[..., None]).sum(1)
+
+
+def _through_all(h: Tensor, gate: Tensor, up: Tensor, down: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+    E, shape = len(gate), gate.shape[:2]
+    share = weights.new_zeros(len(h), E + 1).scatter(1, ids.long(), weights)[:, :E]
+    inner = _joined(*(library(h, part.flatten(0, 1)) for part in (gate, up))).unflatten(1, shape)
+    y = torch.bmm(inner.transpose(0, 1), down.mT)  # [E, M, D]
+    return (wide(y) * share.T[..., None]).sum(0)
+
+
+def _joined(gate: Tensor, up: Tensor) -> Tensor:
+    return (F.silu(wide(gate)) * wide(up)).to(gate.dtype)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def has_grouped(device: str, dtype: torch.dtype) -> bool:
+    """Whether grouped products run on the current device without reading on the host where groups end."""
+    if device != "cuda" or dtype != torch.bfloat16 or torch.version.hip is not None:
+        return False
+    # On Blackwell they came with 2.13, elsewhere they are a loop of the host.
+    major, minor = torch.cuda.get_device_capability()
+    return (major, minor) == (9, 0) or (major == 10 and torch.__version__ >= "2.13")
+
+
+def experts(
+    x: Tensor, norm_weight: Tensor, gate: Tensor, up: Tensor, down: Tensor, eps: float, order: Tensor | None = None,
+    offsets: Tensor | None = None, expert_weights: Tensor | None = None, prefill: bool = False,
+) -> Tensor:  # fmt: skip
+    h = rms_norm(x, norm_weight, eps)
+    if order is None or offsets is None or expert_weights is None:
+        return (wide(x) + wide(swiglu(h, gate[0], up[0], down[0]))).to(x.dtype)
+    sorted_ids = torch.searchsorted(
+        offsets[1:], torch.arange(len(order), device=x.device, dtype=offsets.dtype), right=True
+    )
+    ids = torch.zeros_like(sorted_ids).scatter(0, order.long(), sorted_ids).view(expert_weights.shape)
+    return (wide(x) + mixture(h, gate, up, down, ids, expert_weights)).to(x.dtype)
+
+
+def choose(
+    x: Tensor, norm_weight: Tensor, state: Tensor | None, scale: Tensor | None, down_weight: Tensor, down_bias: Tensor,
+    state_norm: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, biases: Tensor, k: int, eps: float,
+    multiply: Multiply = library,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The arguments of `router` -> expert_ids and expert_weights [M, K], state [M, R]; nothing is sorted."""
+
+    def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return (wide(multiply(x, weight)) + wide(bias)).to(x.dtype)
+
+    s = linear(rms_norm(x, norm_weight, eps), down_weight, down_bias)
+    if state is not None and scale is not None:
+        s = s + state * scale
+    h = F.gelu(linear(rms_norm(s, state_norm, eps), w1, b1))
+    probs = wide(multiply(F.gelu(linear(h, w2, b2)), w3)).softmax(-1)
+    scores, found = probs + wide(biases), []
+    for _ in range(k):  # of the largest the first
+        found.append(scores.argmax(-1, keepdim=True))
+        scores = scores.scatter(-1, found[-1], float("-inf"))
+    ids = torch.cat(found, -1)
+    return ids, probs.gather(-1, ids), s
+
+
+# Logits and draw.
+
+
+def head(
+    x: Tensor, norm_weight: Tensor, weight: Tensor, n_codebooks: int, eps: float, softcap: float,
+    multiply: Multiply = library,
+) -> Tensor:  # fmt: skip
+    """`reference.head.head` by `multiply`."""
+    logits = wide(multiply(rms_norm(x, norm_weight, eps), weight))
+    return (softcap * torch.tanh(logits / softcap) if softcap else logits).unflatten(1, (n_codebooks, -1))
+
+
+def sample(
+    logits: Tensor, settings: Tensor, seeds: Tensor, steps: Tensor, last_seen: Tensor
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return _sampled(logits, sampling.distributions(_sound(logits), settings, steps, last_seen), seeds, steps)
+
+
+def sample_without_top_p(
+    logits: Tensor, settings: Tensor, seeds: Tensor, steps: Tensor, last_seen: Tensor
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """`sample` of requests whose top_p is off, which nobody can tell from the device: one sort less."""
+    temperature, top_k, _, min_p, window, penalty, codebooks, _ = settings[:, :, None, None].unbind(1)
+    C, V = logits.shape[1:]
+    code, codebook = torch.arange(V, device=logits.device), torch.arange(C, device=logits.device)[:, None]
+    recent = (last_seen >= steps[:, None, None] - window.int()) & (codebook < codebooks) & (code < V - 2)
+    x = _sound(logits)
+    x = torch.where(recent, torch.where(x > 0, x / penalty, x * penalty), x) / temperature
+    x = x.clamp(-sampling.LARGEST, sampling.LARGEST)
+    descending = x.sort(dim=-1, descending=True).values
+    top = descending[..., :1]
+    least = descending.gather(-1, (top_k.long().clamp(max=V) - 1).expand(-1, C, 1))
+    weights = torch.where(x >= least, decaying(x - top), 0.0)
+    weights = torch.where(weights >= min_p, weights, 0.0)
+    total = (weights * 2.0**sampling.MASS_BITS).long().sum(-1, keepdim=True)
+    greedy = (code == x.argmax(-1, keepdim=True)).float()
+    probs = torch.where(total > 0, weights / (total.float() * 2.0**-sampling.MASS_BITS), greedy)
+    return _sampled(logits, probs, seeds, steps)
+
+
+def _sound(logits: Tensor) -> Tensor:
+    x = logits.float()
+    return torch.where(x.amax(-1, keepdim=True).isfinite(), x, 0.0)
+
+
+def _sampled(logits: Tensor, probs: Tensor, seeds: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+    """`reference.sampling.draw` with its counter on the device."""
+    faults = ~logits.float().amax(-1).isfinite()
+    weights = (probs * 2**WEIGHT_BITS).to(torch.int64)
+    codebooks = torch.arange(logits.shape[1], device=logits.device)
+    nothing = torch.zeros_like(codebooks)
+    word = philox(seeds[:, None], (steps[:, None], codebooks, nothing, nothing))[..., :1]
+    target = word * weights.sum(-1, keepdim=True) >> 32
+    codes = (weights.cumsum(-1) <= target).sum(-1)
+    return torch.where(faults, logits.shape[2] - 1, codes).int(), faults.int()
+
+
+def advance(
+    codes: Tensor, faults: Tensor, positions: Tensor, steps: Tensor, limits: Tensor, eoa_ids: Tensor,
+    eos_frames: Tensor, ids: Tensor, last_seen: Tensor, frames: Tensor, text_id: int,
+) -> None:  # fmt: skip
+    C = codes.shape[1]
+    live = positions >= 0
+    faulty = live & (faults != 0).any(1)
+    counts = live & ~faulty
+    codebooks = torch.arange(C, device=codes.device)
+    last_end = torch.where(codes == eoa_ids[:, None], codebooks, -1).amax(1).int()
+    ends = counts & (last_end >= 0) & (eos_frames < 0)
+    eos_frames.copy_(torch.where(ends, (steps - last_end).clamp(min=0), eos_frames))
+    limits.copy_(torch.where(ends, torch.minimum(limits, steps + C + 1), limits))
+    counted, at = counts[:, None], codes.long()[..., None]
+    now = torch.where(counted[..., None], steps[:, None, None], last_seen.gather(2, at))
+    last_seen.scatter_(2, at, now)
+    ids[:, :C] = torch.where(counted, codes, ids[:, :C])
+    ids[:, C] = torch.where(counts, text_id, ids[:, C])
+    place = torch.arange(len(codes), device=codes.device), (steps % frames.shape[1]).long()
+    frames[place] = torch.where(counted, torch.cat([codes, eos_frames[:, None]], 1), frames[place])
+    following = torch.where(steps + 1 < limits, positions + 1, OUT)
+    positions.copy_(torch.where(counts, following, torch.where(faulty, FAULTY, positions)))
+    steps.add_(counts)
+
+
+PLAIN = replace(
+    REFERENCE,
+    decode_attention=decode_attention,
+    prefill_attention=prefill_attention,
+    experts=experts,
+    sample=sample,
+    advance=advance,
+)

@@ -1,0 +1,122 @@
+"""The commands `verify` and `bench`: kernels by name, checked or timed, here and now.
+
+On a GPU at the 8B model's shapes. Without one they run at small sizes in Triton's interpreter, and say so: that shows
+what is right, not what is fast.
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zonos2_triton.bench import gpu, timing
+from zonos2_triton.bench.catalogue import KERNELS
+from zonos2_triton.bench.choice import chosen
+from zonos2_triton.bench.compare import compare, read
+from zonos2_triton.bench.environment import environment
+from zonos2_triton.bench.interpreter import interpreting
+from zonos2_triton.bench.parts import SEED, Run, plan
+from zonos2_triton.bench.record import Budget, Record
+from zonos2_triton.bench.scale import DTYPES, REAL, REHEARSAL
+from zonos2_triton.bench.verify import Mismatch, verify
+
+Command = Callable[[argparse.Namespace], int]
+SMOKE = "no GPU: small workloads in Triton's interpreter, a smoke test; no figure is of speed"
+
+
+def verify_command(parser: argparse.ArgumentParser) -> Command:
+    """Add the options of `verify` to `parser`; what comes back runs it and returns its exit status."""
+    parser.description = "Kernels against the reference in fp64 and in plain PyTorch, on every workload of theirs."
+    _naming(parser)
+    parser.add_argument("--dtype", nargs="+", metavar="NAME", help=f"of {', '.join(DTYPES)}; default: all")
+    parser.add_argument("--seed", type=int, default=SEED, help="of the inputs; default: %(default)s")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    return _verify
+
+
+def bench_command(parser: argparse.ArgumentParser) -> Command:
+    """Likewise of `bench`."""
+    parser.description = "Time kernels beside plain PyTorch and other libraries; or compare two files of results."
+    _naming(parser)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="keep the results in a file there")
+    parser.add_argument("--compare", nargs=2, metavar=("BEFORE", "AFTER"),
+                        help="two results, or two baselines of the compile gate: files, or REVISION:FILE")  # fmt: skip
+    parser.add_argument("--threshold", type=float, default=0.02, metavar="SHARE",
+                        help="of time by which a kernel must have changed to count; default: %(default)s")  # fmt: skip
+    parser.add_argument("--force", action="store_true", help="compare results of different cards")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    return _bench
+
+
+def _naming(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--kernel", nargs="+", metavar="NAME", help="default: all of the catalogue")
+    parser.add_argument("--workload", nargs="+", metavar="NAME", help="default: all of each kernel")
+
+
+def _verify(options: argparse.Namespace) -> int:
+    """Exit status: 0 all agree, 1 one does not."""
+    on_gpu = torch.cuda.is_available()
+    kernels = [KERNELS[name] for name in chosen("kernel", options.kernel, KERNELS)]
+    dtypes = chosen("dtype", options.dtype, DTYPES)
+    known = {workload.name for kernel in kernels for workload in kernel.workloads if on_gpu or not workload.real}
+    names = chosen("workload", options.workload, sorted(known))
+    if not on_gpu:
+        interpreting()
+    found: list[dict[str, Any]] = []
+    say = print if not options.json else (lambda *_: None)
+    say(f"on {torch.cuda.get_device_name()}" if on_gpu else SMOKE)
+    with nullcontext() if on_gpu else gpu.rehearsed():
+        for kernel in kernels:
+            for workload in kernel.workloads:
+                for dtype in dtypes if workload.name in names else ():
+                    row: dict[str, Any] = {"kernel": kernel.name, "workload": workload.name, "dtype": dtype}
+                    try:
+                        report = verify(kernel, workload, "cuda" if on_gpu else "cpu", DTYPES[dtype], seed=options.seed)
+                        row |= {"passed": True, "ratio": round(report.ratio, 3)}
+                        say(
+                            f"{kernel.name:22} {workload.name:24} {dtype:9} error {report.ratio:.2f} of plain PyTorch's"
+                        )
+                    except Mismatch as error:
+                        row |= {"passed": False, "error": str(error)}
+                        say(f"{kernel.name:22} {workload.name:24} {dtype:9} FAILED: {error}")
+                    found.append(row)
+    wrong = [row for row in found if not row["passed"]]
+    if options.json:
+        print(json.dumps({"device": "cuda" if on_gpu else "interpreter", "results": found}, indent=1))
+    say(f"{len(found) - len(wrong)} passed, {len(wrong)} failed")
+    return 1 if wrong else 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    """Exit status: 0 done, 1 a kernel's times are withheld because it is wrong, or a comparison found it worse."""
+    if options.compare:
+        before, after = map(read, options.compare)
+        comparison = compare(before, after, options.threshold, options.force)
+        print(json.dumps(comparison.as_json(), indent=1) if options.json else comparison.as_text())
+        return 1 if comparison.worse else 0
+    on_gpu = torch.cuda.is_available()
+    scale = REAL if on_gpu else REHEARSAL
+    kernels = [KERNELS[name] for name in chosen("kernel", options.kernel, KERNELS)]
+    known = {workload.name for kernel in kernels for workload in scale.timed(kernel)}
+    names = chosen("workload", options.workload, sorted(known))
+    if not on_gpu:
+        interpreting()
+    parts, wanted = ["calibration", "timings"], {kernel.name for kernel in kernels}
+    with tempfile.TemporaryDirectory() as scratch, nullcontext() if on_gpu else gpu.rehearsed():
+        record = Record.open(options.out or Path(scratch), environment(SEED, not on_gpu))
+        device = timing.cuda_device() if on_gpu else timing.cpu_device()
+        items = [
+            item
+            for item in plan(Run(record, device, scale), parts, scale)
+            if item.part == "calibration" or (item.name.split("/")[0] in wanted and item.name.split("/")[1] in names)
+        ]
+        say = (lambda _: None) if options.json else print
+        say(f"on {torch.cuda.get_device_name()}" if on_gpu else SMOKE)
+        status = gpu.run(record, parts, items, Budget(float("inf")), say=say)
+        print(json.dumps(record.content, indent=1) if options.json else gpu.table(record))
+    return status

@@ -1,0 +1,1 @@
+"""What a card that need not be here can serve."""
