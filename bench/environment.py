@@ -18,7 +18,7 @@ import triton
 
 from zonos2_triton.bench.record import NotRun
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]  # `make gpu` runs the rooms through links
 SMI = {
     "driver": "driver_version", "clock_mhz": "clocks.sm", "memory_clock_mhz": "clocks.mem", "most_mhz": "clocks.max.sm",
     "most_memory_mhz": "clocks.max.mem", "power_limit_w": "power.limit", "power_w": "power.draw",

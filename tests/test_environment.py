@@ -1,6 +1,8 @@
 """What a result says of the machine, and the tests that run in a process of their own."""
 
 import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -28,6 +30,19 @@ def test_the_environment_of_a_card(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
     assert environment.commit() == "unknown"
     assert environment.smi("u-1") == {}
+
+
+def test_through_links_the_tests_are_found(tmp_path):
+    """As `make gpu` runs it."""
+    (tmp_path / "zonos2_triton").mkdir()
+    for room in ("kernels", "model", "reference", "bench"):
+        (tmp_path / "zonos2_triton" / room).symlink_to(environment.ROOT / room)
+    said = subprocess.run(
+        [sys.executable, "-c", "from zonos2_triton.bench.environment import ROOT; print(ROOT)"],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert said.stdout.strip() == str(environment.ROOT), said.stderr
+    assert (environment.ROOT / "tests" / "test_environment.py").samefile(__file__)
 
 
 def test_the_tests_of_a_device_run_in_a_process_of_their_own(tmp_path, monkeypatch):
