@@ -106,7 +106,7 @@ def _bench(options: argparse.Namespace) -> int:
     names = chosen("workload", options.workload, sorted(known))
     if not on_gpu:
         interpreting()
-    parts, wanted = ["calibration", "timings"], {kernel.name for kernel in kernels}
+    parts, wanted = ["calibration", "timings", "beside"], {kernel.name for kernel in kernels}
     with tempfile.TemporaryDirectory() as scratch, nullcontext() if on_gpu else gpu.rehearsed():
         record = Record.open(options.out or Path(scratch), environment(SEED, not on_gpu))
         device = timing.cuda_device() if on_gpu else timing.cpu_device()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from zonos2_triton.bench.catalogue import KERNELS
-from zonos2_triton.bench.results import Result, items, passed
+from zonos2_triton.bench.results import Result, beside, items, passed
 
 CARD = "NVIDIA H200"
 REPETITIONS = 20  # that a median must be of, to count
@@ -101,8 +101,8 @@ def _prefill_attention(result: Result) -> Found | None:
     for name in items(result, "timings"):
         found = passed(result, "timings", name)
         if found and name.split("/")[0] == "prefill_attention":
-            beside = [found["beside"].get(library, {}).get("speed_up") for library in LIBRARIES]
-            best = min((each for each in beside if each is not None), default=None)
+            others = [beside(result, name).get(library, {}).get("speed_up") for library in LIBRARIES]
+            best = min((each for each in others if each is not None), default=None)
             shares += [Found(100 * best, len(found["samples_us"]))] if best is not None else []
     return min(shares, default=None)
 

@@ -12,7 +12,8 @@ graph        a captured step, of decoding or of the vocoder, replays to the bits
 frames       a whole frame of the 8B model with random weights in one graph, at 1 to 256 streams and over the context
 vocoder      clips, and steps of streams, of a 44.1 kHz codec with random weights, in one graph, beside PyTorch
 whole        prompts, text to first audio, the host's work for a frame, memory
-timings      every kernel at the 8B model's shapes, beside PyTorch and other libraries
+timings      every kernel at the 8B model's shapes
+beside       PyTorch and other libraries at the same, each compared with the reference before
 baseline     the same frames by plain PyTorch, compiled, in one graph
 sanitizer    the small workloads under compute-sanitizer, with what time is left
 
@@ -91,7 +92,7 @@ def _alive() -> bool:
 def table(record: Record) -> str:
     """The timings for a person to read: ours, then the median of each other implementation."""
     timings = record.items("timings")
-    others = list(dict.fromkeys(name for found in timings.values() for name in found.get("beside", ())))
+    others = list(dict.fromkeys(name.split("/")[2] for name in record.items("beside")))
     heads = [
         "kernel",
         "workload",
@@ -108,7 +109,7 @@ def table(record: Record) -> str:
         if found["status"] != "passed":
             lines.append([*name.split("/"), found["status"], *[""] * (len(heads) - 3)])
             continue
-        beside = [found["beside"].get(other, {}).get("median_us") for other in others]
+        beside = [record.items("beside").get(f"{name}/{other}", {}).get("median_us") for other in others]
         numbers = [found[key] for key in ("median_us", "low_us", "high_us", "gb_per_s", "tflop_per_s")]
         numbers += [found["percent_of_floor"], *beside]
         lines.append([*name.split("/"), *("" if number is None else f"{number:.1f}" for number in numbers)])

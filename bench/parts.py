@@ -10,7 +10,7 @@ from typing import Any
 
 from zonos2_triton.bench import device_checks as checks
 from zonos2_triton.bench import sanitizer, timing
-from zonos2_triton.bench.beside.implementations import time_beside
+from zonos2_triton.bench.beside.implementations import Implementation, beside, time_one
 from zonos2_triton.bench.beside.plain_frame import PlainFrame
 from zonos2_triton.bench.cards import recognised
 from zonos2_triton.bench.catalogue import KERNELS, Kernel, Workload
@@ -28,9 +28,11 @@ from zonos2_triton.reference.rings import OPERATIONS
 # In this order; seconds that earlier parts leave for each.
 PARTS = {
     "environment": 0.0, "calibration": 5.0, "compile": 30.0, "tests": 60.0, "kernels": 60.0, "invariance": 40.0,
-    "graph": 10.0, "frames": 50.0, "vocoder": 40.0, "whole": 30.0, "timings": 80.0, "baseline": 45.0, "sanitizer": 0.0,
+    "graph": 10.0, "frames": 50.0, "vocoder": 40.0, "whole": 30.0, "timings": 60.0, "beside": 30.0, "baseline": 45.0,
+    "sanitizer": 0.0,
 }  # fmt: skip
 SEED = 0  # of the inputs
+TIMED = "bfloat16"
 TESTS_LIMIT = 150.0  # seconds
 COMPILING = 40.0  # seconds that torch.compile may take
 # Most valuable first; then other decoding, then the rest.
@@ -97,7 +99,7 @@ def plan(run: Run | None, parts: Collection[str], scale: Scale) -> list[Item]:
     makers: dict[str, Callable[[Scale], Iterator[tuple[str, float, Does]]]] = {
         "calibration": _calibration, "compile": _compile, "tests": _tests, "kernels": _kernels,
         "invariance": _invariance, "graph": _graph, "frames": _frames, "vocoder": _vocoder, "whole": _whole,
-        "timings": _timings, "baseline": _baseline, "sanitizer": _sanitizer,
+        "timings": _timings, "beside": _beside, "baseline": _baseline, "sanitizer": _sanitizer,
     }  # fmt: skip
     return [
         Item(part, name, seconds, partial(_do, does, run))
@@ -267,27 +269,41 @@ def _timings(scale: Scale) -> Iterator[tuple[str, float, Does]]:
 
 
 def timed(kernel: Kernel, workload: Workload, run: Run, left: float) -> dict[str, Any]:
-    """A kernel's time at one workload, and of the other implementations where it is one of the first."""
+    """A kernel's time at one workload."""
     prove(kernel, workload, run, left)
-    dtype = DTYPES["bfloat16"]
-    found = timing.time_kernel(kernel, workload, run.device, dtype, roof=run.roof, sheet=run.sheet)
-    beside = {}
-    if workload.name in FIRST or not run.scale.real:
-        beside = time_beside(kernel, workload, run.device, dtype, found["median_us"], left)
-    return found | {"dtype": "bfloat16", "beside": beside}
+    found = timing.time_kernel(kernel, workload, run.device, DTYPES[TIMED], roof=run.roof, sheet=run.sheet)
+    return found | {"dtype": TIMED}
 
 
 def prove(kernel: Kernel, workload: Workload, run: Run, left: float) -> None:
     """Raises Withheld unless no check of the kernel failed and this workload passed; it is checked now if need be."""
     run.prove(lambda name: name == kernel.name)
-    name = f"{kernel.name}/{workload.name}/bfloat16"
+    name = f"{kernel.name}/{workload.name}/{TIMED}"
     if name not in run.record.items("kernels"):
-        does = partial(_verified, kernel, workload, "bfloat16", run)
+        does = partial(_verified, kernel, workload, TIMED, run)
         status = perform(Item("kernels", name, 0, does), run.record, left)
         if status == "not run":
             raise NotRun(f"{name}: {run.record.left_out('kernels')[name]}")
         if status != "passed":
             raise Withheld(f"{name} failed")
+
+
+def _beside(scale: Scale) -> Iterator[tuple[str, float, Does]]:
+    """Other implementations, at the first workloads; those that must be compiled last."""
+
+    def timed(one: Implementation, kernel: Kernel, workload: Workload, run: Run, left: float) -> dict[str, Any]:
+        ours = run.record.items("timings").get(f"{kernel.name}/{workload.name}", {}).get("median_us")
+        return time_one(one, kernel, workload, run.device, DTYPES[TIMED], ours)
+
+    items = [
+        (one.seconds, by_value(workload), f"{kernel.name}/{workload.name}/{one.name}", one, kernel, workload)
+        for kernel in KERNELS.values()
+        for workload in scale.timed(kernel)
+        if workload.name in FIRST or not scale.real
+        for one in beside(kernel)
+    ]
+    for seconds, _, name, *of in sorted(items, key=lambda item: item[:2]):
+        yield name, seconds, partial(timed, *of)
 
 
 def _baseline(scale: Scale) -> Iterator[tuple[str, float, Does]]:

@@ -111,6 +111,12 @@ def all_passed(result: Result, part: str) -> dict[str, dict[str, Any]]:
     return {name: found for name in items(result, part) if (found := passed(result, part, name)) is not None}
 
 
+def beside(result: Result, name: str) -> dict[str, dict[str, Any]]:
+    """What other implementations took for a timing's kernel and workload, or {"not_timed": why}, by implementation."""
+    found = {key: {"not_timed": why} for key, why in left_out(result, "beside").items()} | all_passed(result, "beside")
+    return {key.removeprefix(f"{name}/"): each for key, each in found.items() if key.startswith(f"{name}/")}
+
+
 def roof(result: Result) -> Roof:
     """As measured on the card in that run."""
     copy, product = (passed(result, "calibration", name) or {} for name in ("copy", "matmul"))

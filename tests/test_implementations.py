@@ -9,9 +9,10 @@ from types import ModuleType
 import pytest
 import torch
 
-from zonos2_triton.bench.beside import around_attention, implementations, sdpa
-from zonos2_triton.bench.beside.implementations import ALL, BOUNDS, beside, time_beside
+from zonos2_triton.bench.beside import around_attention, sdpa
+from zonos2_triton.bench.beside.implementations import ALL, BOUNDS, beside, time_one
 from zonos2_triton.bench.catalogue import KERNELS
+from zonos2_triton.bench.record import NotRun
 from zonos2_triton.bench.timing import Device
 from zonos2_triton.bench.verify import Case, Mismatch
 from zonos2_triton.reference.rings import OPERATIONS
@@ -43,12 +44,6 @@ def device():
         return 0.4
 
     return Device("cpu", 0, lambda: None, elapsed, None), timed
-
-
-@pytest.fixture
-def only(monkeypatch):
-    """These are all implementations."""
-    return lambda *some: monkeypatch.setattr(implementations, "ALL", some)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -169,20 +164,25 @@ def test_why_it_is_missing_where_it_is_installed(name, kernel, workload, dtype, 
     assert BY_NAME[name].missing(of, at, dtype, device) == why
 
 
-def test_time_beside(device):
+def time(one, device, dtype=torch.float32, ours=1.0):
+    return time_one(one, NORM, TINY, device, dtype, ours, seconds=0.0)
+
+
+def test_a_time_and_how_many_times_ours_it_is(device):
     cpu, timed = device
-    found = time_beside(NORM, TINY, cpu, torch.bfloat16, 100.0, 1000.0, seconds=0.0)
-    assert list(found) == ["reference", "compiled", "flashinfer", "liger"]
     for name in ("reference", "compiled"):
-        each = found[name]
-        assert each["speed_up"] == round(each["median_us"] / 100, 3)
-        assert {"low_us", "high_us", "samples_us", "calls_per_sample", "launch", "cache"} <= each.keys()
-    for name in ("flashinfer", "liger"):
-        assert list(found[name]) == ["not_timed"]
+        found = time(BY_NAME[name], cpu, torch.bfloat16, 100.0)
+        assert found["speed_up"] == round(found["median_us"] / 100, 3)
+        assert {"low_us", "high_us", "samples_us", "calls_per_sample", "launch", "cache"} <= found.keys()
+    assert time(BY_NAME["reference"], cpu, ours=None)["speed_up"] is None
     assert timed
+    timed.clear()
+    with pytest.raises(NotRun, match=r"flashinfer(-python)? (is not installed|needs a CUDA device)"):
+        time(BY_NAME["flashinfer"], cpu)
+    assert not timed
 
 
-def test_what_disagrees_is_never_timed(device, only):
+def test_what_disagrees_is_never_timed(device):
     cpu, timed = device
     called = []
 
@@ -194,16 +194,15 @@ def test_what_disagrees_is_never_timed(device, only):
 
         return run
 
-    only(replace(BY_NAME["reference"], prepares={NORM.name: wrong}))
-    found = time_beside(NORM, TINY, cpu, torch.float32, 1.0, 1000.0)
-    assert found["reference"]["not_timed"].startswith("differs: add_rms_norm tiny float32: normed: ")
-    assert "\n" not in found["reference"]["not_timed"]
+    with pytest.raises(NotRun, match=r"^differs: add_rms_norm tiny float32: normed: ") as reason:
+        time(replace(BY_NAME["reference"], prepares={NORM.name: wrong}), cpu)
+    assert "\n" not in str(reason.value)
     assert len(called) == 1  # by the comparison
     assert not timed
 
 
 @pytest.mark.parametrize("fails", ["prepare", "call"])
-def test_what_raises_is_not_timed_and_the_rest_goes_on(fails, device, only):
+def test_what_raises_is_not_timed(fails, device):
     cpu, timed = device
 
     def broken(inputs):
@@ -212,43 +211,29 @@ def test_what_raises_is_not_timed_and_the_rest_goes_on(fails, device, only):
 
         return run() if fails == "prepare" else run
 
-    only(replace(BY_NAME["reference"], name="liger", prepares={NORM.name: broken}), BY_NAME["reference"])
-    found = time_beside(NORM, TINY, cpu, torch.float32, 1.0, 1000.0, seconds=0.0)
-    assert found["liger"] == {"not_timed": "RuntimeError: no kernel image"}
-    assert "median_us" in found["reference"]
-    assert timed
-
-
-def test_no_time_left(device):
-    """Each asks for what it may take, when it is its turn; `left` may be a clock."""
-    cpu, timed = device
-    asked = []
-
-    def left():
-        asked.append(None)
-        return 5.0
-
-    found = time_beside(NORM, TINY, cpu, torch.float32, 1.0, left, seconds=0.0)
-    assert "median_us" in found["reference"]
-    assert found["compiled"] == {"not_timed": "no time left"}
-    assert len(asked) == 2
-    timed.clear()
-    assert time_beside(NORM, TINY, cpu, torch.float32, 1.0, 0.0)["reference"] == {"not_timed": "no time left"}
+    with pytest.raises(NotRun, match=r"^RuntimeError: no kernel image$"):
+        time(replace(BY_NAME["reference"], prepares={NORM.name: broken}), cpu)
     assert not timed
 
 
-def test_it_is_compared_on_the_inputs_that_are_timed(device, only):
+def test_no_memory_is_not_its_fault(device):
+    def full(inputs):
+        raise torch.OutOfMemoryError("no room")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        time(replace(BY_NAME["reference"], prepares={NORM.name: full}), device[0])
+
+
+def test_it_is_compared_on_the_inputs_that_are_timed(device):
     """First the comparison's, then the same again, then, where several sets take turns, the others."""
-    cpu, _ = device
     seen = []
 
     def watching(inputs):
         seen.append(inputs["x"])
         return partial(NORM.reference, **inputs)
 
-    only(replace(BY_NAME["reference"], prepares={NORM.name: watching}))
     touched = NORM.cost_of(TINY, 4).bytes
-    time_beside(NORM, TINY, replace(cpu, l2=touched), torch.float32, 1.0, 1000.0, seconds=0.0)
+    time(replace(BY_NAME["reference"], prepares={NORM.name: watching}), replace(device[0], l2=touched))
     assert len(seen) == 3
     assert torch.equal(seen[0], seen[1])
     assert not torch.equal(seen[0], seen[2])

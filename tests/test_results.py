@@ -44,6 +44,10 @@ def test_what_is_written_is_what_is_read():
     assert results.SCHEMA == Record.SCHEMA
 
 
+def beside(sample):
+    return sample["parts"]["beside"]["items"]
+
+
 def timing(sample, name="router/decode-B1"):
     return sample["parts"]["timings"]["items"][name]
 
@@ -63,11 +67,12 @@ BROKEN = {
     "another launch": (lambda s: timing(s).update(launch="warp"), "router/decode-B1/launch: 'warp'"),
     "an unknown field": (lambda s: timing(s).update(megahertz=1), "'megahertz' was unexpected"),
     "an unknown implementation": (
-        lambda s: timing(s)["beside"].update(cublas={"not_timed": "absent"}), "router/decode-B1/beside: 'cublas'"),
+        lambda s: beside(s).update({"router/decode-B1/cublas": {}}), "parts/beside/items: 'router/decode-B1/cublas'"),
     "a baseline without its factor": (
-        lambda s: timing(s)["beside"]["reference"].pop("speed_up"), "beside/reference: 'speed_up' is a required"),
+        lambda s: beside(s)["router/decode-B1/reference"].pop("speed_up"),
+        "router/decode-B1/reference: 'speed_up' is a required"),
     "no reason for no time": (
-        lambda s: timing(s)["beside"].update(liger={"not_timed": ""}), "beside/liger/not_timed"),
+        lambda s: s["parts"]["beside"]["not_run"].update({"router/decode-B1/liger": ""}), "router/decode-B1/liger"),
     "a failure with a time": (
         lambda s: timing(s).update(status="failed", error="off"), "properties are not allowed"),
     "a failure without its text": (

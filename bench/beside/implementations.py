@@ -9,11 +9,10 @@ liger       Liger's Triton kernels (`liger`)
 
 `Implementation.prepare` does what an engine does once a step on the host or once at load: plans, lengths, layouts. It
 is not timed. What it returns is: the kernel's function on those inputs, the same results in the same order and the same
-arguments changed. Nothing is timed before it has been compared with the reference on the same inputs (`time_beside`).
+arguments changed. Nothing is timed before it has been compared with the reference on the same inputs (`time_one`).
 """
 
 import importlib.util
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -26,6 +25,7 @@ from zonos2_triton.bench.beside import flash_attention, flash_infer, liger, sdpa
 from zonos2_triton.bench.beside.around_attention import Call, Inputs, Prepare
 from zonos2_triton.bench.beside.plain import PLAIN
 from zonos2_triton.bench.catalogue import KERNELS, Kernel, Workload
+from zonos2_triton.bench.record import NotRun
 from zonos2_triton.bench.verify import RATIO, SPREAD, Case, Mismatch, Report
 from zonos2_triton.reference.numeric import exact_numerics
 from zonos2_triton.reference.rings import OPERATIONS
@@ -112,50 +112,30 @@ def beside(kernel: Kernel) -> tuple[Implementation, ...]:
     return tuple(one for one in ALL if kernel.name in one.prepares or kernel.name in one.differs)
 
 
-def time_beside(
-    kernel: Kernel, workload: Workload, device: timing.Device, dtype: torch.dtype, ours_us: float,
-    left: Callable[[], float] | float, seconds: float = 0.2,
-) -> dict[str, dict[str, Any]]:  # fmt: skip
-    """By implementation its time and speed_up, how many times longer it takes than ours_us; or not_timed: why.
+def time_one(
+    one: Implementation, kernel: Kernel, workload: Workload, device: timing.Device, dtype: torch.dtype,
+    ours_us: float | None, seconds: float = 0.2,
+) -> dict[str, Any]:  # fmt: skip
+    """Its time, and speed_up: how many times longer it takes than ours_us, where that is known.
 
-    left: seconds, of which an implementation must find enough to be begun.
+    NotRun: it is missing here, fails at whatever, or is not the same function; a library's fault is none of ours.
     """
-    until = time.monotonic() + left if not callable(left) else 0.0
-    remaining = left if callable(left) else lambda: until - time.monotonic()
-    inputs = _Lazy(kernel, workload, device, dtype)
-    found: dict[str, dict[str, Any]] = {}
+    if why := one.missing(kernel, workload, dtype, device.name):
+        raise NotRun(why)
     # In one mode and with the same switches throughout: what is compiled for the comparison is what is timed.
     with torch.inference_mode(), exact_numerics():
-        for one in beside(kernel):
-            why = one.missing(kernel, workload, dtype, device.name)
-            if why is None and remaining() < one.seconds:
-                why = "no time left"
-            found[one.name] = {"not_timed": why} if why else _timed(one, inputs, device, ours_us, seconds)
-    torch.compiler.reset()
-    return found
-
-
-class _Lazy:
-    """The case and the sets of inputs, which take time and memory: made when the first implementation asks."""
-
-    def __init__(self, kernel: Kernel, workload: Workload, device: timing.Device, dtype: torch.dtype) -> None:
-        self.kernel = kernel
-        self.case = cache(lambda: Case(kernel, workload, device.name, dtype))
-        self.sets = cache(lambda: timing.input_sets(kernel, workload, device, dtype))
-
-
-def _timed(
-    one: Implementation, inputs: _Lazy, device: timing.Device, ours_us: float, seconds: float
-) -> dict[str, Any]:  # fmt: skip
-    """A library that fails, at whatever, is not timed, and the run goes on."""
-    try:
-        one.verify(inputs.case())
-        found = one.time(inputs.kernel, *inputs.sets(), device, seconds)
-    except Mismatch as error:
-        return {"not_timed": f"differs: {error}"}
-    except Exception as error:
-        return {"not_timed": f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]}
-    return found | {"speed_up": round(found["median_us"] / ours_us, 3)}
+        try:
+            one.verify(Case(kernel, workload, device.name, dtype))
+            found = one.time(kernel, *timing.input_sets(kernel, workload, device, dtype), device, seconds)
+        except Mismatch as error:
+            raise NotRun(f"differs: {error}") from error
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            raise NotRun(f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]) from error
+        finally:
+            torch.compiler.reset()
+    return found | {"speed_up": ours_us and round(found["median_us"] / ours_us, 3)}
 
 
 @cache

@@ -20,7 +20,7 @@ from zonos2_triton.bench.report.page import (
     spread,
 )
 from zonos2_triton.bench.report.plots import Point
-from zonos2_triton.bench.results import Result, all_passed, roof
+from zonos2_triton.bench.results import Result, all_passed, beside, roof
 from zonos2_triton.bench.roof import UNKNOWN, Roof
 from zonos2_triton.reference.rings import OPERATIONS
 
@@ -97,7 +97,7 @@ def kernels(result: Result, prefix: str) -> Section:
     groups = _by_kernel(result)
     heads = ("workload", "median, µs", "20 to 80 %, µs", "GB/s", "TFLOP/s", "of copy", "of matmul", "of floor",
              "of data sheet", "cache, launch", *(f"{other}, µs (×)" for other in IMPLEMENTATIONS))  # fmt: skip
-    tables, beside = [], []
+    tables, missing = [], []
     for kernel, mine in groups.items():
         rows = [
             (workload, number(each["median_us"]), spread(each), number(each["gb_per_s"]), number(each["tflop_per_s"]),
@@ -107,14 +107,14 @@ def kernels(result: Result, prefix: str) -> Section:
         ]  # fmt: skip
         replaces = f": {KERNELS[kernel].replaces}" if kernel in KERNELS else ""
         tables.append(Table.of(f"{kernel}{replaces}", heads, rows))
-        beside += [
+        missing += [
             (f"{other}: {timed['not_timed']}", f"{kernel}/{workload}")
             for workload, each in mine.items()
             for other, timed in each["beside"].items()
             if "not_timed" in timed
         ]
     return Section(f"{prefix}-kernels", "Kernels", [ABOUT_TIMES] if tables else (), tables,
-                   problems=[*problems(result, "timings"), *grouped(beside)], measured=bool(tables))  # fmt: skip
+                   problems=[*problems(result, "timings"), *grouped(missing)], measured=bool(tables))  # fmt: skip
 
 
 def errors(result: Result, prefix: str) -> Section:
@@ -144,7 +144,7 @@ def _by_kernel(result: Result) -> dict[str, Mapping[str, Any]]:
     groups: dict[str, dict[str, Any]] = {}
     for name, each in all_passed(result, "timings").items():
         kernel, workload = name.split("/")
-        groups.setdefault(kernel, {})[workload] = each
+        groups.setdefault(kernel, {})[workload] = each | {"beside": beside(result, name)}
     ordered: dict[str, Mapping[str, Any]] = {}
     for kernel in _in_order(groups):
         mine, known = groups[kernel], [w.name for w in KERNELS[kernel].workloads] if kernel in KERNELS else []
