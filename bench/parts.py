@@ -296,14 +296,14 @@ def _beside(scale: Scale) -> Iterator[tuple[str, float, Does]]:
         return time_one(one, kernel, workload, run.device, DTYPES[TIMED], ours)
 
     items = [
-        (one.seconds, by_value(workload), f"{kernel.name}/{workload.name}/{one.name}", one, kernel, workload)
+        (one, kernel, workload)
         for kernel in KERNELS.values()
         for workload in scale.timed(kernel)
         if workload.name in FIRST or not scale.real
         for one in beside(kernel)
     ]
-    for seconds, _, name, *of in sorted(items, key=lambda item: item[:2]):
-        yield name, seconds, partial(timed, *of)
+    for one, kernel, workload in sorted(items, key=lambda item: (item[0].seconds, by_value(item[2]))):
+        yield f"{kernel.name}/{workload.name}/{one.name}", one.seconds, partial(timed, one, kernel, workload)
 
 
 def _baseline(scale: Scale) -> Iterator[tuple[str, float, Does]]:
