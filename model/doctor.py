@@ -10,7 +10,10 @@ import torch
 from zonos2_triton.model.backend import BACKENDS, resolve_backend
 
 REQUIRED = ("torch", "triton", "numpy", "einops", "nvtx", "safetensors", "soundfile", "tqdm")
-EXTRAS = {"huggingface_hub": "hub", "matplotlib": "plot", "flash-attn": "flash-attn", "pytest-benchmark": "bench"}
+EXTRAS = {
+    "huggingface_hub": "hub", "matplotlib": "plot", "flash-attn": "flash-attn", "pytest-benchmark": "bench",
+    "jinja2": "report", "jsonschema": "report", "scipy": "report",
+}  # fmt: skip
 
 
 def diagnose() -> dict[str, Any]:

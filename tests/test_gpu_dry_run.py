@@ -28,7 +28,7 @@ def complete(found, *names):
         assert all(result["status"] == "passed" for result in part["items"].values())
 
 
-QUICK = ("calibration", "graph", "vocoder", "whole")
+QUICK = ("calibration", "vocoder", "whole")
 
 
 def test_a_part_of_it(tmp_path, capsys):
