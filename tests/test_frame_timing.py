@@ -7,8 +7,9 @@ import torch
 
 from zonos2_triton.bench import device_checks
 from zonos2_triton.bench.frame import frame_cost, prompt_cost, total
-from zonos2_triton.bench.frame_timing import FrameTimer, slots_at
+from zonos2_triton.bench.frame_timing import ROOM, FrameTimer, slots_at
 from zonos2_triton.bench.roof import Roof
+from zonos2_triton.bench.scale import REAL
 from zonos2_triton.bench.timing import Device
 from zonos2_triton.reference import backbone as reference
 
@@ -51,3 +52,8 @@ def test_streams_have_room_for_the_frames_of_a_sample_and_little_more():
     assert slots.cache.k[0].shape[0] == 3 * 3  # pages of 64
     assert slots.positions.tolist() == [100] * 3
     assert len(set(slots.block_table[:, :3].flatten().tolist())) == 9
+
+
+def test_the_longest_context_leaves_room_for_a_sample():
+    for contexts in REAL.contexts.values():
+        assert max(contexts) + ROOM == REAL.config.max_seqlen
