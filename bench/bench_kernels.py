@@ -8,14 +8,10 @@ Nothing is timed before it was verified on the very inputs. A kernel that fails 
 bench is skipped, with the reason.
 """
 
-import os
 from functools import partial
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():  # settled when Triton is imported: kernels are interpreted
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from zonos2_triton.bench import timing
 from zonos2_triton.bench.beside.implementations import beside

@@ -5,14 +5,10 @@ once, in Triton's interpreter, as a smoke test. `make gpu` times the real sizes.
 timed.
 """
 
-import os
 from contextlib import nullcontext
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():  # settled when Triton is imported: kernels are interpreted
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from zonos2_triton.bench.interpreter import checked
 from zonos2_triton.model import Vocoder

@@ -1,7 +1,12 @@
-"""What `make bench` says before and after its table."""
+"""How benches run where there is no GPU, and what `make bench` says before and after its table."""
+
+import os
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():  # settled when Triton is imported: kernels are interpreted
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 SMOKE = "no GPU: a smoke test of every implementation on small sizes; no figure below is of speed"
 

@@ -19,7 +19,9 @@ from zonos2_triton.reference import backbone as reference
 from zonos2_triton.reference.ops import REFERENCE
 
 SHORT = Sampling(seed=7, max_frames=4, ignore_eos=True)
-IDLE_NS = 200  # measured 130 on two shared cores at 2 GHz
+# A range while nobody listens, in plain calls of a Python function: 200 ns where such a call takes 35. Measured 3.6 and
+# 4.3, on two threads of an AMD EPYC: 127 and 152 ns. A busy machine slows both.
+IDLE_CALLS = 200 / 35
 
 
 class Recorder:
@@ -72,9 +74,13 @@ def test_off_is_one_shared_nothing():
 def test_an_idle_range_costs_next_to_nothing(range):
     from zonos2_triton.model.frames import in_layer
 
-    names = {"annotate": annotate, "in_layer": in_layer}
-    best = min(timeit.repeat(f"with {range}: pass", globals=names, number=2000, repeat=500))
-    assert best / 2000 * 1e9 < IDLE_NS
+    names = {"annotate": annotate, "in_layer": in_layer, "plain": lambda name, payload=None: name}
+
+    def cost(statement):
+        return min(timeit.repeat(statement, globals=names, number=2000, repeat=50))
+
+    # Side by side, several times: what else the machine does meanwhile slows one or the other.
+    assert min(cost(f"with {range}: pass") / cost('plain("model/layer", 3)') for _ in "12345678") < IDLE_CALLS
 
 
 def test_recorded_listens_for_the_time_of_its_block_and_on_top_of_another():
