@@ -1,4 +1,4 @@
-"""Every kernel of the catalogue beside the other ways to compute the same (`implementations`).
+"""Every kernel of the catalogue beside the other ways to compute the same (`beside.implementations`).
 
 On a GPU at the 8B model's shapes, by `timing.measure`: caches cold, launches from a CUDA graph; extra_info has what
 `make gpu` records of it. The benchmark's own figures there are of the whole call, launched by the host. On a CPU it is

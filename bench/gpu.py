@@ -14,7 +14,7 @@ vocoder      clips, and steps of streams, of a 44.1 kHz codec with random weight
 whole        prompts, text to first audio, the host's work for a frame, memory
 timings      every kernel at the 8B model's shapes
 beside       PyTorch and other libraries at the same, each compared with the reference before
-baseline     the same frames by plain PyTorch, compiled, in one graph
+baseline     the same frames, and the longest prompt, by plain PyTorch, compiled, in one graph
 sanitizer    the small workloads under compute-sanitizer, with what time is left
 
 What is timed was verified before, on the same inputs; where a check of it failed, the time is withheld. Items that have

@@ -307,21 +307,32 @@ def _beside(scale: Scale) -> Iterator[tuple[str, float, Does]]:
 
 
 def _baseline(scale: Scale) -> Iterator[tuple[str, float, Does]]:
-    """The same frames by plain PyTorch. A compiler takes its time, so they come late; a failure is none of ours."""
+    """Frames and a prompt by plain PyTorch. A compiler takes its time, so they come late; a failure is none of ours."""
 
-    def timed(streams: int, run: Run, left: float) -> dict[str, Any]:
-        try:
-            found = run.plain.time(streams, scale.context, run.device, compile=scale.real)
-        except Withheld as reason:
-            raise NotRun(str(reason)) from reason
-        ours = run.record.items("frames").get(f"B{streams}", {}).get("median_us")
-        return found | {
-            "streams": streams, "context": scale.context, "how": run.plain.how,
-            "speed_up": ours and round(found["median_us"] / ours, 3),
-        }  # fmt: skip
+    def item(part: str, name: str, seconds: float, does: Does) -> tuple[str, float, Does]:
+        """part: of ours, by the same name."""
+
+        def timed(run: Run, left: float) -> dict[str, Any]:
+            try:
+                found = does(run, left)
+            except Withheld as reason:
+                raise NotRun(str(reason)) from reason
+            ours = run.record.items(part).get(name, {}).get("median_us")
+            return found | {"how": run.plain.how, "speed_up": ours and round(found["median_us"] / ours, 3)}
+
+        return name, seconds, timed
+
+    def frame(streams: int, run: Run, left: float) -> dict[str, Any]:
+        found = run.plain.time(streams, scale.context, run.device, compile=scale.real)
+        return found | {"streams": streams, "context": scale.context}
+
+    def prompt(rows: int, run: Run, left: float) -> dict[str, Any]:
+        return run.plain.time_prefill(rows, run.device, compile=scale.real) | {"rows": rows}
 
     for streams in scale.baselines:
-        yield f"B{streams}", 80 if streams == 1 else 45, partial(timed, streams)
+        yield item("frames", f"B{streams}", 80 if streams == 1 else 45, partial(frame, streams))
+    rows = scale.prefills[-1]
+    yield item("whole", f"prefill-{rows}", 45, partial(prompt, rows))
 
 
 def _sanitizer(scale: Scale) -> Iterator[tuple[str, float, Does]]:

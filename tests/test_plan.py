@@ -347,7 +347,7 @@ def test_a_full_context():
         ({"context": 6145}, r"in 1\.\.6144, got 6145"),
         ({"prompt": 0}, r"prompt must be an integer in 1\.\.1000 = context, .*got 0"),
         ({"prompt": 1001}, r"1\.\.1000 = context, which it is part of, got 1001"),
-        ({"precision": "int16"}, r"precision must be one of bf16, .*got 'int16'; did you mean 'int8'\?"),
+        ({"precision": "int16"}, r"precision must be one of bf16, .*got 'int16'; did you mean 'int8' or 'int4'\?"),
         ({"precision": "zzz"}, r"got 'zzz'$"),
     ],
 )

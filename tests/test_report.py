@@ -14,8 +14,9 @@ from zonos2_triton.bench.device_checks import whole_model
 from zonos2_triton.bench.frame import frame_cost
 from zonos2_triton.bench.goals import GOALS
 from zonos2_triton.bench.report.page import Table, number
-from zonos2_triton.bench.report.report import html, main
+from zonos2_triton.bench.report.report import html
 from zonos2_triton.bench.report.waterfall import launches, waterfall
+from zonos2_triton.model import cli
 
 SAMPLE = Path(__file__).parent / "results" / "sample.json"
 SECTIONS = ("Conditions", "Correctness", "Goals", "Frames", "Where the time of a frame goes", "From text to sound",
@@ -82,6 +83,10 @@ class Page(HTMLParser):
     def section(self, title):
         """The text from its heading to the next section."""
         return self.text.split(f">{title}</h3>")[1].split("<section")[0]
+
+
+def main(arguments):
+    return cli.main(["report", *arguments])
 
 
 def test_every_section_is_there_in_order(made):
@@ -160,9 +165,19 @@ def test_figures_of_the_file_are_on_the_page(made, whole):
     )
     plain = whole["parts"]["baseline"]["items"]["B16"]
     assert f"(×{plain['speed_up']:.2f})" in made.section("Frames")
+    prompt = whole["parts"]["baseline"]["items"]["prefill-2048"]
+    assert f"(×{prompt['speed_up']:.2f})" in made.section("From text to sound")
     assert "flashinfer: flashinfer is not installed" in made.section("Kernels")
     assert "not run: no time left (2): experts/decode-B256; head/decode-B256" in made.section("Kernels")
     assert "All 114 checks that were run passed. 2 were not run." in made.section("Correctness")
+
+
+def test_a_time_beside_one_that_ours_lacks_has_no_factor(small):
+    for part in ("baseline", "beside"):
+        for each in small["parts"].get(part, {"items": {}})["items"].values():
+            each["speed_up"] = None
+    results.check(small)
+    assert not re.search(r"\(×\d", Page(html([("a.json", small)])).section("Frames"))
 
 
 def test_the_same_file_makes_the_same_bytes(made, whole):

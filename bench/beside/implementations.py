@@ -1,7 +1,7 @@
 """Every kernel beside other ways to compute the same: eager PyTorch, torch.compile, and libraries where installed.
 
 reference   the eager PyTorch reference, launched by the host; it may read on the host
-compiled    `bench/plain.py`, PyTorch of fixed shapes, under torch.compile; on a CPU its graph as traced
+compiled    `plain`, PyTorch of fixed shapes, under torch.compile; on a CPU its graph as traced
 sdpa        PyTorch's fused attention (`sdpa`)
 flash-attn  the flash-attn package, version 2 (`flash_attention`)
 flashinfer  FlashInfer (`flash_infer`)

@@ -16,7 +16,6 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -25,6 +24,7 @@ import torch
 
 from zonos2_triton.bench import results as stored
 from zonos2_triton.bench.cards import CARDS, Card, card, recognised
+from zonos2_triton.bench.choice import chosen
 from zonos2_triton.bench.planning import footprint
 from zonos2_triton.bench.planning.footprint import ESTIMATE, MODEL, PRECISIONS, Part, Precision
 from zonos2_triton.bench.planning.forecast import FRAME_US, MEASURED, FirstAudio, Forecast, Moved, Time
@@ -219,10 +219,7 @@ def usual_prompt() -> int:
 
 
 def precision_of(name: str) -> Precision:
-    if name not in PRECISIONS:
-        near = get_close_matches(str(name), PRECISIONS, 1, 0.5)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {name!r}{hint}")
+    chosen("precision", [name], PRECISIONS)
     return PRECISIONS[name]
 
 

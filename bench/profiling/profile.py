@@ -19,13 +19,13 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
-from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from zonos2_triton.bench.choice import chosen
 from zonos2_triton.bench.profiling import nsys
 from zonos2_triton.bench.profiling.profiled import REAL, generation, loaded, measured_roof, speaking
 from zonos2_triton.bench.profiling.range_times import Node, label, of_hatchet, of_trace, rows, table
@@ -44,10 +44,7 @@ OUTERMOST = ("model/generate", "codec/decode")
 def checked(options: argparse.Namespace) -> argparse.Namespace:
     """Options with `device` resolved and `out` a file. ValueError: one is wrong."""
     for name, accepted in (("tool", TOOLS), ("backend", BACKENDS), ("graphs", GRAPHS)):
-        if (value := getattr(options, name)) not in accepted:
-            near = get_close_matches(value, accepted, 1, 0.5)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"--{name} must be one of {', '.join(accepted)}, got {value!r}{hint}")
+        chosen(f"--{name}", [getattr(options, name)], accepted)
     for name, most in (("frames", 100_000), ("streams", SEQUENCES_AT_ONCE)):
         if not 1 <= (value := getattr(options, name)) <= most:
             raise ValueError(f"--{name} must be in 1..{most}, got {value}")

@@ -19,7 +19,7 @@ from zonos2_triton.bench.report.page import (
 )
 from zonos2_triton.bench.report.plots import Curve
 from zonos2_triton.bench.report.waterfall import Waterfall, waterfall
-from zonos2_triton.bench.results import Result, all_passed
+from zonos2_triton.bench.results import Result, all_passed, passed
 from zonos2_triton.reference.vocoder import VocoderConfig
 
 Measured = Mapping[str, Any]
@@ -37,7 +37,8 @@ ABOUT_STAGES = (
 
 
 def frames(result: Result, prefix: str) -> Section:
-    plain = {(each["streams"], each["context"]): each for each in all_passed(result, "baseline").values()}
+    baseline = all_passed(result, "baseline").items()
+    plain = {_size(each): each for name, each in baseline if name.startswith("B")}
     found = sorted(all_passed(result, "frames").values(), key=_size)
     found = [{**each, "compiled": plain[_size(each)]} if _size(each) in plain else each for each in found]
     heads = ("streams, context", "median, ms", "20 to 80 %, ms", "floor, ms", "of floor", "frames/s",
@@ -151,9 +152,11 @@ def whole(result: Result, prefix: str) -> Section:
     tables = [
         Table.of(
             "Prompts: ids to the logits of the last row",
-            ("rows", "median, ms", "20 to 80 %, ms", "floor, ms", "of floor", "replayed as a graph, ms"),
+            ("rows", "median, ms", "20 to 80 %, ms", "floor, ms", "of floor", "replayed as a graph, ms",
+             "torch.compile in a graph, ms (×)"),
             [(str(each["rows"]), milliseconds(each["median_us"]), spread(each, per=1e3), milliseconds(each["floor_us"]),
-              share(each["percent_of_floor"]), milliseconds(each.get("graph_us")))
+              share(each["percent_of_floor"]), milliseconds(each.get("graph_us")),
+              factor(passed(result, "baseline", name), 1e3))
              for name, each in found.items() if name.startswith("prefill-")],
         ),
         Table.of(

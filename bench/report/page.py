@@ -75,7 +75,8 @@ def factor(found: Mapping[str, Any] | None, per: float = 1.0) -> str:
     """Time and speed-up of another implementation."""
     if not found or "median_us" not in found:
         return NONE
-    return f"{number(found['median_us'] / per)} (×{found['speed_up']:.2f})"
+    times = "" if found["speed_up"] is None else f" (×{found['speed_up']:.2f})"  # ours was not timed
+    return f"{number(found['median_us'] / per)}{times}"
 
 
 def milliseconds(microseconds: float | None) -> str:

@@ -5,7 +5,6 @@ shown, and the others compared with it; cards have a chapter each. The same file
 """
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -89,18 +88,3 @@ def _command(options: argparse.Namespace) -> int:
         part.write_text(html(found), encoding="utf-8")
     print(options.out)
     return 0
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The command by itself. Exit status: 0 done, 2 bad input."""
-    parser = argparse.ArgumentParser(prog="python -m zonos2_triton.bench.report.report")
-    execute = command(parser)
-    try:
-        return execute(parser.parse_args(argv))
-    except (ValueError, OSError, ImportError) as error:
-        print(f"report: error: {error}", file=sys.stderr)
-        return 2
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
