@@ -106,6 +106,9 @@ _PIECES: dict[str, Sizes] = {
     "prefill": {"M": 33, "prefill": True},
     "prefill-row": {"M": 1, "prefill": True},
 }
+# Between the parts of another engine: rows that are normed already, and sums that it adds itself.
+_NORMED: dict[str, Sizes] = {f"normed-B{B}": {"M": B, "normed": True} for B in (1, 64)}
+_SUM: Sizes = {"normed": True, "residual": False}
 # Requests that differ in what their settings switch on; of `sample`.
 _SETTINGS: tuple[dict[str, float], ...] = (
     {"top_k": 5},
@@ -180,12 +183,13 @@ _ALL = [
         "ten gathers, their sum, the speaker's row, the norm",
         {"_frame_embedding_kernel": Expected(max_instructions=1200, stream16=True, max_narrow=24)},
         real={"D": D, "columns": C + 1, "V": V, "text": TEXT},
-        at={**_ROWS, "prefill-2048": {"M": 2048, "voices": 2}},
+        at={**_ROWS, "prefill-2048": {"M": 2048, "voices": 2}, "no-norm-B64": {"M": 64, "norm": False}},
         small={"D": 48, "columns": 10, "V": 11, "text": 7},
         edges={
             "tiny": {"M": 3},
             "one-row": {"M": 1},
             "speakers": {"M": 5, "voices": 2},
+            "no-norm": {"M": 5, "voices": 2, "norm": False},
             "wide-D": {"M": 2, "D": 264},
         },
     ),
@@ -223,9 +227,15 @@ _ALL = [
             "_add_rms_norm_kernel": _NORM,
         },
         real={"D": D, "NQ": HQ * DH, "NKV": HKV * DH, "G": HQ},
-        at={**_DECODE, **_PREFILL},
+        at={**_DECODE, **_PREFILL, **_NORMED},
         small={"D": 48, "NQ": 64, "NKV": 32, "G": 4},
-        edges={**_PIECES, "even-K": {"M": 2, "D": 64}, "narrow": {"M": 5, "NQ": 16, "NKV": 16, "G": 1}},
+        edges={
+            **_PIECES,
+            "even-K": {"M": 2, "D": 64},
+            "narrow": {"M": 5, "NQ": 16, "NKV": 16, "G": 1},
+            "normed": {"M": 33, "normed": True},
+            "prefill-normed": {"M": 33, "normed": True, "prefill": True},
+        },
     ),
     _kernel(
         decode_attention,
@@ -241,6 +251,7 @@ _ALL = [
             "decode-B16-4000": {"B": 16, "context": 4000},
             "decode-B64": {"B": 64, "context": 1000},
             "decode-B256": {"B": 256, "context": 1000},
+            "plain-B16": {"B": 16, "context": 1000, "plain": True, "page_size": 1},
         },
         small={"HQ": 4, "HKV": 2, "DH": 16, "page_size": 8},
         edges={
@@ -251,6 +262,8 @@ _ALL = [
             "joins": {"B": 2, "context": 150, "contexts": (150, 127)},
             "contiguous": {"B": 2, "context": 19, "page_size": 20},
             "page-of-one": {"B": 1, "context": 18, "page_size": 1},
+            "plain": {"B": 4, "context": 33, "contexts": (33, -1, 15, 0), "plain": True},
+            "plain-page-of-one": {"B": 2, "context": 70, "contexts": (70, 16), "plain": True, "page_size": 1},
             "one-group": {"B": 1, "context": 18, "HQ": 2},
             "all-heads": {"B": 1, "context": 9, "HQ": 20, "HKV": 1},
         },
@@ -270,6 +283,7 @@ _ALL = [
             "prefill-2048": {"B": 1, "T": 2048, "context": 0},
             "prefill-8-of-128": {"B": 8, "T": 1024, "context": 0},
             "chunk-512-after-1024": {"B": 1, "T": 512, "context": 1024},
+            "plain-2048": {"B": 1, "T": 2048, "context": 0, "plain": True, "page_size": 1},
         },
         small={"HQ": 4, "HKV": 2, "DH": 16, "page_size": 8},
         edges={
@@ -279,6 +293,8 @@ _ALL = [
             "block-edge": {"B": 2, "T": 32, "context": 16},
             "contiguous": {"B": 1, "T": 18, "context": 3, "page_size": 21},
             "page-of-one": {"B": 1, "T": 18, "context": 0, "page_size": 1},
+            "plain": {"B": 3, "T": 40, "context": 0, "rows": (17, 1, 22), "contexts": (0, 5, 16), "plain": True},
+            "plain-page-of-one": {"B": 1, "T": 18, "context": 3, "plain": True, "page_size": 1},
             "odd-group": {"B": 1, "T": 13, "context": 4, "HQ": 6},
         },
         mutates=("k_cache", "v_cache"),
@@ -289,9 +305,19 @@ _ALL = [
         "output projection, residual add",
         {"_output_projection_kernel": Expected(max_instructions=5000, max_narrow=40, **_PRODUCT)},
         real={"K": HQ * DH, "D": D},
-        at={**_DECODE, **_PREFILL},
+        at={
+            **_DECODE,
+            **_PREFILL,
+            "no-residual-B1": {"M": 1, "residual": False},
+            "no-residual-B64": {"M": 64, "residual": False},
+        },
         small={"K": 64, "D": 48},
-        edges={**_PIECES, "odd-K": {"M": 2, "K": 40}},
+        edges={
+            **_PIECES,
+            "odd-K": {"M": 2, "K": 40},
+            "no-residual": {"M": 33, "residual": False},
+            "prefill-no-residual": {"M": 33, "residual": False, "prefill": True},
+        },
     ),
     _kernel(
         router,
@@ -304,6 +330,7 @@ _ALL = [
             "decode-top2": {"M": 16, "k": 2},
             "decode-B16-idle": {"M": 16, "idle": (15,)},
             "first-layer": {"M": 1, "carry": False},
+            "normed-B16": {"M": 16, "normed": True},
             "prefill-2048": {"M": 2048},
         },
         small={"D": 48, "R": 24, "E": 4, "k": 1},
@@ -316,6 +343,7 @@ _ALL = [
             "many-experts": {"M": 5, "E": 20, "k": 2},
             "sorted-in-parts": {"M": 70, "k": 2},
             "idle": {"M": 70, "k": 2, "idle": (1, 5, 68)},
+            "normed": {"M": 17, "normed": True},
         },
     ),
     _kernel(
@@ -338,6 +366,12 @@ _ALL = [
             "dense-B1": {"M": 1, "E": 1, "active": 1, "routed": False},
             "dense-B64": {"M": 64, "E": 1, "active": 1, "routed": False},
             "dense-prefill-2048": {"M": 2048, "E": 1, "active": 1, "routed": False, "prefill": True},
+            "sum-B16": {"M": 16, "active": distinct(16, E, 1), **_SUM},
+            "sum-B256": {"M": 256, "active": distinct(256, E, 1), **_SUM},
+            "sum-B16-top2": {"M": 16, "k": 2, "active": distinct(16, E, 2), **_SUM},
+            "prefill-sum-2048": {"M": 2048, "active": E, "prefill": True, **_SUM},
+            "dense-sum-B64": {"M": 64, "E": 1, "active": 1, "routed": False, **_SUM},
+            "dense-prefill-sum-2048": {"M": 2048, "E": 1, "active": 1, "routed": False, "prefill": True, **_SUM},
         },
         small={"D": 48, "I": 40, "E": 4, "k": 1, "active": 4},
         edges={
@@ -353,6 +387,12 @@ _ALL = [
             "dense-two-tiles": {"M": 33, "E": 1, "active": 1, "routed": False},
             "prefill": {"M": 40, "k": 2, "prefill": True},
             "dense-prefill": {"M": 33, "E": 1, "active": 1, "routed": False, "prefill": True},
+            "normed": {"M": 35, "k": 2, "skew": True, "normed": True},
+            "sum": {"M": 35, "skew": True, "idle": (1, 33), **_SUM},
+            "sum-top2": {"M": 5, "k": 2, "idle": (1, 3), **_SUM},
+            "dense-sum": {"M": 33, "E": 1, "active": 1, "routed": False, **_SUM},
+            "prefill-sum": {"M": 40, "k": 2, "prefill": True, **_SUM},
+            "prefill-no-residual": {"M": 40, "prefill": True, "residual": False},
         },
     ),
     _kernel(

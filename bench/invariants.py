@@ -116,13 +116,14 @@ def later_stays_later(case: Case, op: Op = None) -> None:
         return
     cuts = case.inputs["cu_seqlens"].tolist()
     width = case.inputs["k_cache"].shape[2:].numel()
-    heads = len(case.inputs["temp"])
+    gates = 0 if case.inputs["temp"] is None else len(case.inputs["temp"])
+    last = case.inputs["qkvg"].shape[1] - gates
     clean = run(case, op)["result"]
     for begin, end in pairwise(cuts):
         at = (begin + end) // 2
         for value in (float("nan"), float("inf")):
             qkvg = case.inputs["qkvg"].clone()
-            qkvg[at, -heads - width : -heads] = value  # the row's values of all heads
+            qkvg[at, last - width : last] = value  # the row's values of all heads
             got = run(case, op, qkvg=qkvg)["result"]
             others = [*range(at), *range(end, len(got))]
             _require_same(case, f"rows beside {value} in {at}", {"result": clean[others]}, {"result": got[others]})
@@ -312,7 +313,8 @@ def _unread(case: Case) -> list[int]:
     """Rows of which nothing is read."""
     if _of_clips(case):
         return [row for row in range(_units(case)) if not clips.written(case.inputs, row)]
-    return _idle(case) if case.kernel.name == "decode_attention" else []
+    nothing_added = case.inputs.get("residual") is False  # of `experts`: x is read for its experts alone
+    return _idle(case) if case.kernel.name == "decode_attention" or nothing_added else []
 
 
 def _idle(case: Case) -> list[int]:

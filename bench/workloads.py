@@ -73,15 +73,17 @@ class Inputs:
 
 
 def frame_embedding(
-    device: str, dtype: torch.dtype, M: int, D: int, columns: int, V: int, text: int, voices: int = 0, seed: int = 0
-) -> dict[str, Any]:
+    device: str, dtype: torch.dtype, M: int, D: int, columns: int, V: int, text: int, voices: int = 0,
+    norm: bool = True, seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
     new = Inputs(device, dtype, seed)
     ids = torch.cat([new.randint(0, V, M, columns - 1), new.randint(0, text, M, 1)], 1)
     voiced: dict[str, Any] = {"speakers": None, "speaker_index": None}
     if voices:
         index = [row % (voices + 1) - 1 for row in range(M)]
         voiced = {"speakers": new.randn(voices, D), "speaker_index": new.int32(index)}
-    return {"ids": ids, "table": new.randn((columns - 1) * V + text, D), "codebook_vocab": V, "eps": EPS, **voiced}
+    table = new.randn((columns - 1) * V + text, D)
+    return {"ids": ids, "table": table, "codebook_vocab": V, "eps": EPS, **voiced, "norm": norm}
 
 
 def add_rms_norm(
@@ -105,12 +107,13 @@ def rotary(device: str, dtype: torch.dtype, M: int, H: int, DH: int, P: int, see
 
 
 def qkv_projection(
-    device: str, dtype: torch.dtype, M: int, D: int, NQ: int, NKV: int, G: int, prefill: bool = False, seed: int = 0
-) -> dict[str, Any]:
+    device: str, dtype: torch.dtype, M: int, D: int, NQ: int, NKV: int, G: int, prefill: bool = False,
+    normed: bool = False, seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
     new = Inputs(device, dtype, seed)
     return {
         "x": new.randn(M, D),
-        "norm_weight": new.gain(D),
+        "norm_weight": None if normed else new.gain(D),
         "wq": new.weight(NQ, D),
         "wkv": new.weight(2, NKV, D),
         "gater": new.weight(G, D),
@@ -120,20 +123,28 @@ def qkv_projection(
 
 
 def output_projection(
-    device: str, dtype: torch.dtype, M: int, K: int, D: int, prefill: bool = False, seed: int = 0
-) -> dict[str, Any]:
+    device: str, dtype: torch.dtype, M: int, K: int, D: int, prefill: bool = False, residual: bool = True,
+    seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
     new = Inputs(device, dtype, seed)
-    return {"y": new.randn(M, K), "weight": new.weight(D, K), "residual": new.randn(M, D), "prefill": prefill}
+    return {
+        "y": new.randn(M, K),
+        "weight": new.weight(D, K),
+        "residual": new.randn(M, D) if residual else None,
+        "prefill": prefill,
+    }
 
 
-def _attention(new: Inputs, rows: int, B: int, context: int, HQ: int, HKV: int, DH: int, page_size: int) -> Sizes:
-    """What both attentions take; room for `context` positions a sequence."""
+def _attention(
+    new: Inputs, rows: int, B: int, context: int, HQ: int, HKV: int, DH: int, page_size: int, plain: bool
+) -> Sizes:
+    """What both attentions take; room for `context` positions a sequence; plain: without temp and table."""
     each = -(-context // page_size)
     cache = B * each, page_size, HKV, DH
     return {
-        "qkvg": new.randn(rows, (HQ + 2 * HKV) * DH + HQ),
-        "temp": 1 + 0.2 * new.randn(HQ),
-        "table": rotary_table(each * page_size, DH, 1e4, new.randn(1)),
+        "qkvg": new.randn(rows, (HQ + 2 * HKV) * DH + (not plain) * HQ),
+        "temp": None if plain else 1 + 0.2 * new.randn(HQ),
+        "table": None if plain else rotary_table(each * page_size, DH, 1e4, new.randn(1)),
         "k_cache": new.randn(*cache),
         "v_cache": new.randn(*cache),
         "block_table": new.pages(B, each),
@@ -142,17 +153,17 @@ def _attention(new: Inputs, rows: int, B: int, context: int, HQ: int, HKV: int, 
 
 def decode_attention(
     device: str, dtype: torch.dtype, B: int, context: int, HQ: int, HKV: int, DH: int, page_size: int = 64,
-    contexts: tuple[int, ...] = (), seed: int = 0,
+    plain: bool = False, contexts: tuple[int, ...] = (), seed: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
     """contexts: positions in each sequence's cache, where they are not all `context`, which is then the largest."""
     new = Inputs(device, dtype, seed)
     numbers = [contexts[b % len(contexts)] for b in range(B)] if contexts else [context] * B
-    return {**_attention(new, B, B, context + 1, HQ, HKV, DH, page_size), "positions": new.int32(numbers)}
+    return {**_attention(new, B, B, context + 1, HQ, HKV, DH, page_size, plain), "positions": new.int32(numbers)}
 
 
 def prefill_attention(
     device: str, dtype: torch.dtype, T: int, context: int, B: int, HQ: int, HKV: int, DH: int, page_size: int = 64,
-    rows: tuple[int, ...] = (), contexts: tuple[int, ...] = (), seed: int = 0,
+    plain: bool = False, rows: tuple[int, ...] = (), contexts: tuple[int, ...] = (), seed: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
     """rows and contexts: new and cached positions of each sequence, where they are not T / B and `context`."""
     new = Inputs(device, dtype, seed)
@@ -160,7 +171,7 @@ def prefill_attention(
     cuts = [sum(rows[:b]) for b in range(B + 1)]
     most = max(row + start for row, start in zip(rows, contexts, strict=True))
     return {
-        **_attention(new, T, B, most, HQ, HKV, DH, page_size),
+        **_attention(new, T, B, most, HQ, HKV, DH, page_size, plain),
         "starts": new.int32(list(contexts)),
         "cu_seqlens": new.int32(cuts),
         "longest": max(rows),
@@ -169,14 +180,14 @@ def prefill_attention(
 
 def router(
     device: str, dtype: torch.dtype, M: int, D: int, R: int, E: int, k: int, carry: bool = True,
-    idle: tuple[int, ...] = (), seed: int = 0,
+    idle: tuple[int, ...] = (), normed: bool = False, seed: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
     """idle: rows with a negative position; none: positions are not given."""
     new = Inputs(device, dtype, seed)
     positions = new.int32([-1 if row in idle else row for row in range(M)]) if idle else None
     return {
         "x": new.randn(M, D),
-        "norm_weight": new.gain(D),
+        "norm_weight": None if normed else new.gain(D),
         "state": new.randn(M, R) if carry else None,
         "scale": new.gain(R) if carry else None,
         "down_weight": new.weight(R, D),
@@ -196,7 +207,8 @@ def router(
 
 def experts(
     device: str, dtype: torch.dtype, M: int, D: int, I: int, E: int, k: int, active: float = 0, prefill: bool = False,
-    routed: bool = True, skew: bool = False, idle: tuple[int, ...] = (), seed: int = 0,
+    routed: bool = True, skew: bool = False, idle: tuple[int, ...] = (), normed: bool = False, residual: bool = True,
+    seed: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
     """skew as in `Inputs.choices`; `active` is for `cost`; idle: rows that go to no expert, with weights of NaN."""
     new = Inputs(device, dtype, seed)
@@ -208,10 +220,10 @@ def experts(
         ids[list(idle)], weights[list(idle)] = E, float("nan")
         order, offsets = by_expert(ids, E)
         chosen = {"order": order, "offsets": offsets, "expert_weights": weights}
-    norm_weight, down = new.gain(D), new.weight(E, D, I)
+    norm_weight, down = None if normed else new.gain(D), new.weight(E, D, I)
     return {
         "x": new.randn(M, D), "norm_weight": norm_weight, "gate": gate, "up": up, "down": down, "eps": EPS, **chosen,
-        "prefill": prefill,
+        "prefill": prefill, "residual": residual,
     }  # fmt: skip
 
 

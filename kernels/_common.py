@@ -89,11 +89,6 @@ def _check_dtype(op: str, name: str, tensor: Tensor, dtype: torch.dtype | None, 
 def _check_memory(op: str, name: str, tensor: Tensor, strided: bool, first: Tensor, like: str) -> None:
     if tensor.device != first.device:
         raise ValueError(f"{op}: {name} must be on {first.device} like {like}, got {tensor.device}")
-    if tensor.device.type == "cpu" and not interpreted():
-        raise ValueError(
-            f"{op}: {name} is on cpu; move it to cuda, or set TRITON_INTERPRET=1 before triton is imported, to run the "
-            "kernel in Triton's interpreter"
-        )
     real = not isinstance(tensor, FakeTensor)  # those have no address, and their device need not be there
     if tensor is first and real and tensor.is_cuda and tensor.device.index != torch.cuda.current_device():
         raise ValueError(
@@ -166,6 +161,49 @@ def fake(op: CustomOpDef) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 def interpreted() -> bool:
     """Whether kernels run in Triton's interpreter, which is settled when triton is imported."""
     return bool(triton.knobs.runtime.interpret)
+
+
+def on_chip(x: Tensor) -> bool:
+    """Whether the kernel itself runs on x: on a GPU, in the interpreter, or dry, on fake tensors.
+
+    Elsewhere, on a CPU, an operation is its reference.
+    """
+    return x.device.type != "cpu" or interpreted() or isinstance(x, FakeTensor)
+
+
+def by_reference(op: str, *args: Any, **kwargs: Any) -> Any:
+    """What the reference makes of the arguments, as an operator may return it: contiguous tensors, none of whose
+    memory belongs to an argument or to another result. Arguments that the operation changes are changed."""
+    from zonos2_triton.reference.numeric import exact_numerics  # here: who has a GPU need not load the reference
+
+    with exact_numerics(), torch.no_grad():
+        results = _reference(op)(*args, **kwargs)
+    taken = {_memory(value) for value in (*args, *kwargs.values()) if isinstance(value, Tensor)}
+    if results is None or isinstance(results, Tensor):
+        return None if results is None else _own(results, taken)
+    return tuple(_own(result, taken) for result in results)
+
+
+def _reference(op: str) -> Callable[..., Any]:
+    from zonos2_triton.reference import rings, rotary
+    from zonos2_triton.reference.ops import REFERENCE
+
+    if op in rings.OPERATIONS:
+        return getattr(rings, op)
+    return rotary.rotary if op == "rotary" else getattr(REFERENCE, op)
+
+
+def _own(result: Tensor, taken: set[int]) -> Tensor:
+    """The result in memory that is nobody else's; takes it."""
+    result = result.contiguous()
+    if _memory(result) in taken:
+        result = result.clone()
+    taken.add(_memory(result))
+    return result
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def fresh_counters(like: Tensor, n: int, counters: Tensor | None, op: str) -> Tensor:

@@ -3,14 +3,20 @@
 A row's bits depend on its role (decoding or prefill), never on how many rows come with it: BLOCK_M alone follows the
 number of rows, and no sum runs over it. The compile gate checks what that rests on: within a role, every BLOCK_M gets
 the same matrix instruction and the same order of every reduction.
+
+A file that ZONOS2_TRITON_CONFIG names replaces numbers of the table, whatever the architecture. It is a JSON list of
+objects: "op" and "role" as in TABLE; "dtype", of KINDS, and "rows", [least, most], where it is for some alone; and the
+numbers. Of several that fit, the later ones win. BLOCK_K, a step of a sum, cannot be had for some rows alone.
 """
 
 import logging
 from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 import triton
 
+from zonos2_triton.kernels import _settings
 from zonos2_triton.kernels._common import Launch, interpreted
 
 LOG = logging.getLogger("zonos2_triton")
@@ -76,6 +82,12 @@ _TAPS: Tiles = {
     "fp32": (_product(32, 32, 32, 4, 2),),
     "interpreter": (_product(64, 64, 256, 1, 1),),
 }
+_DOWN: Tiles = {
+    "*": (_tile(4, 6, BLOCK_R=16, BLOCK_K=128),),
+    "gfx942": (_tile(4, 2, BLOCK_R=16, BLOCK_K=128),),
+    "fp32": (_tile(4, 2, BLOCK_R=16, BLOCK_K=64),),
+    "interpreter": (_tile(1, 1, BLOCK_R=16, BLOCK_K=64),),
+}
 TABLE: dict[tuple[str, str], Tiles] = {
     ("add_rms_norm", "row"): _ROW,
     ("frame_embedding", "row"): _ROW,
@@ -92,12 +104,8 @@ TABLE: dict[tuple[str, str], Tiles] = {
         "*": (_product(64, 64, 64, 8, 3),),
         "interpreter": (_product(512, 64, 64, 1, 1),),
     },
-    ("router", "down"): {
-        "*": (_tile(4, 6, BLOCK_R=16, BLOCK_K=128),),
-        "gfx942": (_tile(4, 2, BLOCK_R=16, BLOCK_K=128),),
-        "fp32": (_tile(4, 2, BLOCK_R=16, BLOCK_K=64),),
-        "interpreter": (_tile(1, 1, BLOCK_R=16, BLOCK_K=64),),
-    },
+    ("router", "down"): _DOWN,
+    ("router", "normed"): {**_DOWN, "sm_120": (_tile(4, 8, BLOCK_R=16, BLOCK_K=64),)},  # at 128, Triton 3.6 spills
     ("experts_up", "decode"): {
         **_NORMED,
         "*": (_product(16, 128, 16, 4, 6), _product(16, 128, 32, 4, 4), _product(32, 128, 64, 8, 2)),
@@ -155,7 +163,91 @@ def tiles(op: str, role: str, dtype: torch.dtype, rows: int = 1, tf32: bool = Fa
     if card != "interpreter" and dtype == torch.float32:
         card = "tf32" if tf32 else "fp32"
     choice = by_architecture.get(card, by_architecture["*"])
-    return next((launch for launch in choice if launch.get("BLOCK_M", rows) >= rows), choice[-1])
+    launch = next((launch for launch in choice if launch.get("BLOCK_M", rows) >= rows), choice[-1])
+    kind = "tf32" if tf32 else str(dtype).removeprefix("torch.")
+    for override in overrides().get((op, role), ()):
+        if override.dtype in (None, kind) and override.least <= rows <= override.most:
+            launch = {**launch, **override.numbers}
+    return launch
+
+
+KINDS = ("float32", "tf32", "float16", "bfloat16")
+MOST_ROWS = 2**31 - 1
+# The least and the most of each number; all but num_stages are powers of two. Matrix units take no fewer than 16.
+LIMITS = {"num_warps": (1, 32), "num_stages": (1, 16)}
+BLOCKS = (16, 1024)
+
+
+class Override(NamedTuple):
+    """Numbers that replace those of the table, for a dtype (None: all) and so many rows."""
+
+    dtype: str | None
+    least: int
+    most: int
+    numbers: Launch
+
+
+@cache  # so that the file is read once
+def overrides() -> dict[tuple[str, str], list[Override]]:
+    """What the file of ZONOS2_TRITON_CONFIG says, by operation and role, in its order. ValueError: it is wrong."""
+    found = _settings.config()
+    if found is None:
+        return {}
+    path, entries = found
+    made: dict[tuple[str, str], list[Override]] = {}
+    where = f"{_settings.CONFIG}: {path}"
+    if not isinstance(entries, list):
+        raise ValueError(f"{where}: must be a list of objects, got {type(entries).__name__}")
+    for i, entry in enumerate(entries):
+        pair, override = _override(f"{where}: [{i}]", entry)
+        made.setdefault(pair, []).append(override)
+    LOG.info("launch parameters of %s: %s", path, entries)
+    return made
+
+
+def _override(where: str, entry: Any) -> tuple[tuple[str, str], Override]:
+    if not isinstance(entry, dict):
+        raise ValueError(f"{where}: must be an object, got {entry!r}")
+    op, role = (entry.get(key) for key in ("op", "role"))
+    if op not in (ops := sorted({op for op, _ in TABLE})):
+        raise ValueError(f"{where}.op: must be one of {', '.join(ops)}, got {op!r}")
+    if role not in (roles := [role for name, role in TABLE if name == op]):
+        raise ValueError(f"{where}.role: must be one of {', '.join(roles)} of {op}, got {role!r}")
+    dtype = entry.get("dtype")
+    if "dtype" in entry and dtype not in KINDS:
+        raise ValueError(f"{where}.dtype: must be one of {', '.join(KINDS)}, got {dtype!r}")
+    known = {key for launches in TABLE[op, role].values() for launch in launches for key in launch}
+    known -= {"enable_fp_fusion", "matrix_instr_nonkdim"}  # every bit rests on them
+    numbers = {key: entry[key] for key in entry if key not in ("op", "role", "dtype", "rows")}
+    for key, number in numbers.items():
+        if key not in known:
+            raise ValueError(f"{where}.{key}: {op} {role} has no such number; it has {', '.join(sorted(known))}")
+        _check_number(f"{where}.{key}", key, number)
+    if not numbers:
+        raise ValueError(f"{where}: must have at least one of {', '.join(sorted(known))}")
+    least, most = 1, MOST_ROWS
+    if "rows" in entry:
+        least, most = _rows(f"{where}.rows", entry["rows"], role)
+        if "BLOCK_K" in numbers:
+            raise ValueError(f"{where}.BLOCK_K: cannot be had for some rows alone: bits would depend on the batch")
+    return (op, role), Override(dtype, least, most, numbers)
+
+
+def _check_number(where: str, key: str, number: Any) -> None:
+    low, high = LIMITS.get(key, BLOCKS)
+    whole = isinstance(number, int) and not isinstance(number, bool) and low <= number <= high
+    if not whole or (key != "num_stages" and number & (number - 1)):
+        kind = "an integer" if key == "num_stages" else "a power of two"
+        raise ValueError(f"{where}: must be {kind} in {low}..{high}, got {number!r}")
+
+
+def _rows(where: str, rows: Any, role: str) -> tuple[int, int]:
+    if role not in ("decode", "prefill"):
+        raise ValueError(f"{where}: role {role} has the same tiles for any number of rows")
+    whole = isinstance(rows, list) and len(rows) == 2 and all(type(n) is int for n in rows)
+    if not whole or not 1 <= rows[0] <= rows[1] <= MOST_ROWS:
+        raise ValueError(f"{where}: must be [least, most], both at least 1, got {rows!r}")
+    return rows[0], rows[1]
 
 
 def product_tiles(op: str, prefill: bool, dtype: torch.dtype, rows: int, K: int) -> Launch:

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zonos2_triton.kernels._common import Arg, Cost, block, check, check_rows, fake
+from zonos2_triton.kernels._common import Arg, Cost, block, by_reference, check, check_rows, fake, on_chip
 from zonos2_triton.kernels._numeric import cast
 from zonos2_triton.kernels._tiles import tiles
 
@@ -41,6 +41,8 @@ def _add_rms_norm_kernel(
 def add_rms_norm(x: Tensor, residual: Tensor | None, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
     sizes = check("add_rms_norm", x=Arg(x, "M D"), residual=Arg(residual, "M D"), weight=Arg(weight, "D"))
     check_rows("add_rms_norm", x.dtype, D=sizes["D"])
+    if not on_chip(x):
+        return by_reference("add_rms_norm", x, residual, weight, eps)
     s, h = torch.empty_like(x), torch.empty_like(x)
     if residual is None:
         s.copy_(x)

@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zonos2_triton.kernels._common import Arg, Cost, block, check, check_range, fake
+from zonos2_triton.kernels._common import Arg, Cost, block, by_reference, check, check_range, fake, on_chip
 from zonos2_triton.kernels._tiles import tiles
 
 OUT, FAULTY = -1, -2
@@ -95,6 +95,11 @@ def advance(
     if C >= MOST_CODEBOOKS:
         raise ValueError(f"advance: codes must have fewer than {MOST_CODEBOOKS} codebooks, got {C}")
     check_range("advance", "codes", codes, 0, V - 1, "the codes that last_seen has room for")
+    if not on_chip(codes):
+        return by_reference(
+            "advance", codes, faults, positions, steps, limits, eoa_ids, eos_frames, ids, last_seen, frames,
+            text_id,
+        )  # fmt: skip
     _advance_kernel[(B,)](
         codes, faults, positions, steps, limits, eoa_ids, eos_frames, ids, last_seen, frames, text_id, V, N, C=C,
         OUT=OUT, FAULTY=FAULTY, BLOCK_C=block(C + 1), **tiles("advance", "row", torch.int32),

@@ -22,7 +22,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zonos2_triton.kernels._common import Arg, Cost, block, cdiv, check, check_range, fake, readable
+from zonos2_triton.kernels._common import (
+    Arg,
+    Cost,
+    block,
+    by_reference,
+    cdiv,
+    check,
+    check_range,
+    fake,
+    on_chip,
+    readable,
+)
 from zonos2_triton.kernels._numeric import cast, mma
 from zonos2_triton.kernels._rings import OPEN, check_ring, check_step, lanes, layer_cost, long, offset, place, weights
 from zonos2_triton.kernels._tiles import tiles
@@ -91,6 +102,8 @@ def codebook_sum(
     if readable(spans):
         check_ring("codebook_sum", "codes", codes, _needed(spans, delayed * (C - 1)), "those that came of a step")
     check_range("codebook_sum", "codes", codes[..., :C], 0, OPEN, "codes")
+    if not on_chip(z):
+        return by_reference("codebook_sum", codes, tables, weight, spans, frames, delayed, z, tf32)
     launch = tiles("codebook_sum", "frames", z.dtype, tf32=tf32)
     grid = cdiv(B * frames, launch["BLOCK_M"]), cdiv(D, launch["BLOCK_N"])
     _codebook_sum_kernel[grid](

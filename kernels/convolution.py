@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zonos2_triton.kernels._common import Arg, Cost, cdiv, check, fake
+from zonos2_triton.kernels._common import Arg, Cost, by_reference, cdiv, check, fake, on_chip
 from zonos2_triton.kernels._rings import (
     check_outputs,
     check_ring,
@@ -98,6 +98,10 @@ def convolution(
     check_ring("convolution", "x", x, each + (count - 1) * dilation, "those of a step and the taps around them")
     for name, ring in (("residual", residual), ("y", y), ("act", act)):
         check_ring("convolution", name, ring, each, "those of a step")
+    if not on_chip(x):
+        return by_reference(
+            "convolution", x, weight, bias, spans, frames, rate, lag, short, dilation, residual, alpha, y, act, tf32
+        )  # fmt: skip
     launch = tiles("convolution", "first" if rate == 1 else "taps", x.dtype, tf32=tf32)
     grid = cdiv(B * each, launch["BLOCK_M"]), cdiv(Co, launch["BLOCK_N"])
     blocks = count * cdiv(Ci, launch["BLOCK_K"])

@@ -3,6 +3,8 @@
 Shapes     qkvg [B, (HQ + 2 * HKV) * DH + HQ] as `qkv_projection` makes it; temp [HQ]; table [P, 2, DH / 2] of cosines
            and sines; k_cache, v_cache [pages, page_size, HKV, DH]; block_table [B, W]: position p of sequence b lies in
            page block_table[b, p // page_size]; positions [B], negative: the row is idle; y [B, HQ * DH]. B <= 256.
+           temp and table may be None, both: qkvg [B, (HQ + 2 * HKV) * DH] is then queries, keys and values as they
+           enter the products, and y = softmax(q k / sqrt(DH)) v: no norms, temperature, turn or gate.
 Dtypes     qkvg, temp, caches and y one of fp32, fp16, bf16; table fp32; block_table, positions, counters int32. fp32
            inside; keys are rounded as the cache holds them, queries and softmax weights to the same dtype; y once.
 Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; a position beyond the pages
@@ -28,6 +30,7 @@ from zonos2_triton.kernels._common import (
     Arg,
     Cost,
     block,
+    by_reference,
     cdiv,
     check,
     check_batch,
@@ -35,6 +38,7 @@ from zonos2_triton.kernels._common import (
     check_rows,
     fake,
     fresh_counters,
+    on_chip,
 )
 from zonos2_triton.kernels._numeric import cast, last_to_arrive, mma, turn, unit
 from zonos2_triton.kernels._tiles import tiles
@@ -49,19 +53,19 @@ LOG2E = 1.4426950408889634
 def _decode_attention_kernel(
     qkvg_ptr, temp_ptr, table_ptr, k_ptr, v_ptr, block_table_ptr, positions_ptr, y_ptr, sums_ptr, stats_ptr,
     counters_ptr, W, page_size, scale, HQ: tl.constexpr, HKV: tl.constexpr, DH: tl.constexpr, ROWS: tl.constexpr,
-    QK_EPS: tl.constexpr, SPLIT: tl.constexpr, BLOCK_S: tl.constexpr, JOIN: tl.constexpr,
+    PLAIN: tl.constexpr, QK_EPS: tl.constexpr, SPLIT: tl.constexpr, BLOCK_S: tl.constexpr, JOIN: tl.constexpr,
 ):  # fmt: skip
     """Grid (splits that the pages could hold, HKV, B): a program owns a split of one key/value head's cache.
 
     sums [B, HKV, splits, GROUP, DH] and stats [B, HKV, splits, 2, GROUP] hold each split's unnormalised sum, its
     maximum and its sum of weights until the last program joins them. Programs beyond the sequence's end leave at once.
-    ROWS is GROUP, the query heads of a key/value head, as an axis of a tile.
+    ROWS is GROUP, the query heads of a key/value head, as an axis of a tile. PLAIN: without temp and table.
     """
     split, hk, b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     position = tl.load(positions_ptr + b)
     first = split * SPLIT
     GROUP: tl.constexpr = HQ // HKV
-    WIDTH: tl.constexpr = (HQ + 2 * HKV) * DH + HQ
+    WIDTH: tl.constexpr = (HQ + 2 * HKV) * DH + (0 if PLAIN else HQ)
     offs_g, offs_d, offs_i = tl.arange(0, ROWS), tl.arange(0, DH), tl.arange(0, DH // 2)
     offs_s = tl.arange(0, BLOCK_S)
     mask_g = offs_g < GROUP
@@ -72,13 +76,16 @@ def _decode_attention_kernel(
             idle_at = b * (HQ * DH) + heads[:, None] * DH + offs_d[None, :]
             tl.store(y_ptr + idle_at, tl.zeros((ROWS, DH), dtype), mask=mask_g[:, None])
         return
-    angle_ptr = table_ptr + position.to(tl.int64) * DH
-    cos = tl.load(angle_ptr + offs_i)[None, :]
-    sin = tl.load(angle_ptr + DH // 2 + offs_i)[None, :]
+    if not PLAIN:
+        angle_ptr = table_ptr + position.to(tl.int64) * DH
+        cos = tl.load(angle_ptr + offs_i)[None, :]
+        sin = tl.load(angle_ptr + DH // 2 + offs_i)[None, :]
     row_ptr = qkvg_ptr + b * WIDTH
-    q = tl.load(row_ptr + heads[:, None] * DH + offs_d[None, :], mask=mask_g[:, None], other=0.0).to(tl.float32)
-    temp = tl.abs(tl.load(temp_ptr + heads, mask=mask_g, other=0.0).to(tl.float32)) * scale
-    q = cast(turn(unit(q, DH, QK_EPS) * temp[:, None], cos, sin, ROWS, DH), dtype)  # [ROWS, DH]
+    q = tl.load(row_ptr + heads[:, None] * DH + offs_d[None, :], mask=mask_g[:, None], other=0.0)  # [ROWS, DH]
+    if not PLAIN:
+        q = q.to(tl.float32)
+        temp = tl.abs(tl.load(temp_ptr + heads, mask=mask_g, other=0.0).to(tl.float32)) * scale
+        q = cast(turn(unit(q, DH, QK_EPS) * temp[:, None], cos, sin, ROWS, DH), dtype)
 
     m = tl.full((ROWS,), float("-inf"), tl.float32)
     l = tl.zeros((ROWS,), tl.float32)
@@ -91,6 +98,8 @@ def _decode_attention_kernel(
         place = ((page * page_size + at % page_size) * HKV + hk) * DH
         k = tl.load(k_ptr + place[None, :] + offs_d[:, None], mask=seen[None, :], other=0.0)  # [DH, BLOCK_S]
         s = mma(q, k, tl.zeros((ROWS, BLOCK_S), tl.float32))
+        if PLAIN:
+            s = s * scale  # and not q, which would be rounded once more
         s = tl.where(seen[None, :], s, float("-inf"))
         highest = tl.maximum(m, tl.max(s, axis=1))
         fade = tl.exp2(m - highest)
@@ -103,13 +112,17 @@ def _decode_attention_kernel(
     if position < first + SPLIT:  # this split owns the new row
         offs_one = tl.arange(0, 1)
         key_ptr = row_ptr + (HQ + hk) * DH + offs_one[:, None] + offs_d[None, :]
-        k_new = cast(turn(unit(tl.load(key_ptr).to(tl.float32), DH, QK_EPS), cos, sin, 1, DH), dtype)  # [1, DH]
+        k_new = tl.load(key_ptr)  # [1, DH]
+        if not PLAIN:
+            k_new = cast(turn(unit(k_new.to(tl.float32), DH, QK_EPS), cos, sin, 1, DH), dtype)
         v_new = tl.load(key_ptr + HKV * DH)
         page = tl.load(block_table_ptr + b * W + position // page_size).to(tl.int64)
         place = ((page * page_size + position % page_size) * HKV + hk) * DH + offs_one[:, None] + offs_d[None, :]
         tl.store(k_ptr + place, k_new)
         tl.store(v_ptr + place, v_new)
         s_new = tl.sum(q.to(tl.float32) * k_new.to(tl.float32), axis=1)
+        if PLAIN:
+            s_new = s_new * scale
         highest = tl.maximum(m, s_new)
         fade = tl.exp2(m - highest)
         p_new = cast(tl.exp2(s_new - highest), dtype).to(tl.float32)
@@ -117,11 +130,14 @@ def _decode_attention_kernel(
         acc = acc * fade[:, None] + p_new[:, None] * v_new.to(tl.float32)
         m = highest
 
-    gate = tl.load(row_ptr + (HQ + 2 * HKV) * DH + heads, mask=mask_g, other=0.0).to(tl.float32)
+    if not PLAIN:
+        gate = tl.load(row_ptr + (HQ + 2 * HKV) * DH + heads, mask=mask_g, other=0.0).to(tl.float32)
     y_at = b * (HQ * DH) + heads[:, None] * DH + offs_d[None, :]
     splits = position // SPLIT + 1
     if splits == 1:
-        y = acc / l[:, None] * tl.sigmoid(gate)[:, None]
+        y = acc / l[:, None]
+        if not PLAIN:
+            y = y * tl.sigmoid(gate)[:, None]
         tl.store(y_ptr + y_at, cast(y, dtype), mask=mask_g[:, None])
         return
     pair = b * HKV + hk
@@ -149,14 +165,16 @@ def _decode_attention_kernel(
             l = l * fade + tl.sum(l_part * weight, axis=0)
             acc = acc * fade[:, None] + tl.sum(sums * weight[:, :, None], axis=0)
             m = highest
-        y = acc / l[:, None] * tl.sigmoid(gate)[:, None]
+        y = acc / l[:, None]
+        if not PLAIN:
+            y = y * tl.sigmoid(gate)[:, None]
         tl.store(y_ptr + y_at, cast(y, dtype), mask=mask_g[:, None])
 
 
 @torch.library.custom_op("zonos2_triton::decode_attention", mutates_args=("k_cache", "v_cache", "counters"))
 def decode_attention(
-    qkvg: Tensor, temp: Tensor, table: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor, positions: Tensor,
-    counters: Tensor | None = None,
+    qkvg: Tensor, temp: Tensor | None, table: Tensor | None, k_cache: Tensor, v_cache: Tensor, block_table: Tensor,
+    positions: Tensor, counters: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     sizes = check_attention(
         "decode_attention", qkvg, temp, table, k_cache, v_cache, block_table, rows="B",
@@ -164,35 +182,44 @@ def decode_attention(
     )  # fmt: skip
     B, HQ, HKV, DH, W, page_size = (sizes[axis] for axis in ("B", "HQ", "HKV", "DH", "W", "page_size"))
     check_batch("decode_attention", B)
-    most = min(W * page_size, sizes["P"]) - 1
     what = "what the pages and the rotary table hold, or negative: idle"
-    check_range("decode_attention", "positions", positions, -(2**31), most, what)
+    check_range("decode_attention", "positions", positions, -(2**31), sizes["room"] - 1, what)
+    count = fresh_counters(qkvg, B * HKV, counters, "decode_attention")
+    if not on_chip(qkvg):
+        return by_reference("decode_attention", qkvg, temp, table, k_cache, v_cache, block_table, positions)
     launch = tiles("decode_attention", "split", qkvg.dtype)
     splits, rows = cdiv(W * page_size, launch["SPLIT"]), block(HQ // HKV, 16)
     y = qkvg.new_empty(B, HQ * DH)
     sums = qkvg.new_empty((B, HKV, splits, HQ // HKV, DH), dtype=torch.float32)
     stats = qkvg.new_empty((B, HKV, splits, 2, HQ // HKV), dtype=torch.float32)
     _decode_attention_kernel[(splits, HKV, B)](
-        qkvg, temp, table, k_cache, v_cache, block_table, positions, y, sums, stats,
-        fresh_counters(qkvg, B * HKV, counters, "decode_attention"), W, page_size, DH**-0.5 * LOG2E,
-        HQ=HQ, HKV=HKV, DH=DH, ROWS=rows, QK_EPS=QK_EPS, JOIN=JOIN, **launch,
+        qkvg, qkvg if temp is None else temp, qkvg if table is None else table, k_cache, v_cache, block_table,
+        positions, y, sums, stats, count, W, page_size, DH**-0.5 * LOG2E,
+        HQ=HQ, HKV=HKV, DH=DH, ROWS=rows, PLAIN=temp is None, QK_EPS=QK_EPS, JOIN=JOIN, **launch,
     )  # fmt: skip
     return y
 
 
 @fake(decode_attention)
 def _(
-    qkvg: Tensor, temp: Tensor, table: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor, positions: Tensor,
-    counters: Tensor | None = None,
+    qkvg: Tensor, temp: Tensor | None, table: Tensor | None, k_cache: Tensor, v_cache: Tensor, block_table: Tensor,
+    positions: Tensor, counters: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    return qkvg.new_empty(qkvg.shape[0], temp.shape[0] * k_cache.shape[3])
+    return outputs(qkvg, temp, k_cache)
+
+
+def outputs(qkvg: Tensor, temp: Tensor | None, k_cache: Tensor) -> Tensor:
+    """Room for the result of either attention."""
+    rows, width = qkvg.shape
+    kv_heads, head_dim = k_cache.shape[2:]
+    return qkvg.new_empty(rows, width - 2 * kv_heads * head_dim if temp is None else temp.shape[0] * head_dim)
 
 
 def check_attention(
-    op: str, qkvg: Tensor, temp: Tensor, table: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor,
-    rows: str, **more: Arg,
+    op: str, qkvg: Tensor, temp: Tensor | None, table: Tensor | None, k_cache: Tensor, v_cache: Tensor,
+    block_table: Tensor, rows: str, **more: Arg,
 ) -> dict[str, int]:  # fmt: skip
-    """`check` of what both attentions take."""
+    """`check` of what both attentions take; the sizes with HQ, and room: how many positions there are."""
     sizes = check(
         op,
         qkvg=Arg(qkvg, f"{rows} width"),
@@ -203,21 +230,31 @@ def check_attention(
         block_table=Arg(block_table, "B W", torch.int32),
         **more,
     )
-    HQ, HKV, DH = sizes["HQ"], sizes["HKV"], sizes["DH"]
+    HKV, DH, width = sizes["HKV"], sizes["DH"], sizes["width"]
     check_head_dim(op, DH)
     check_rows(op, qkvg.dtype, DH=DH)
+    if (temp is None) != (table is None):
+        raise ValueError(f"{op}: temp and table must be given together, or neither")
+    HQ = sizes["HQ"] if temp is not None else width // DH - 2 * HKV
+    if temp is None and (HQ < 1 or HQ % HKV or width % DH):
+        raise ValueError(
+            f"{op}: qkvg must have (HQ + 2 * HKV) * DH columns without temp and table, HQ a multiple of the cache's "
+            f"HKV={HKV} heads of DH={DH}, got {width}"
+        )
     if HQ % HKV:
         raise ValueError(f"{op}: temp must have a multiple of the cache's HKV={HKV} heads, got {HQ}")
-    if sizes["width"] != (HQ + 2 * HKV) * DH + HQ:
+    if temp is not None and width != (HQ + 2 * HKV) * DH + HQ:
         raise ValueError(
-            f"{op}: qkvg must have (HQ + 2 * HKV) * DH + HQ = {(HQ + 2 * HKV) * DH + HQ} columns, got {sizes['width']}"
+            f"{op}: qkvg must have (HQ + 2 * HKV) * DH + HQ = {(HQ + 2 * HKV) * DH + HQ} columns, got {width}"
         )
     check_range(op, "block_table", block_table, 0, sizes["pages"] - 1, "the cache's pages")
-    return sizes
+    room = sizes["W"] * sizes["page_size"]
+    return {**sizes, "HQ": HQ, "room": min(room, sizes.get("P", room))}
 
 
-def cost(B: int, context: int, HQ: int, HKV: int, DH: int, itemsize: int) -> Cost:
-    """context: positions in the cache before the new row, of each sequence."""
+def cost(B: int, context: int, HQ: int, HKV: int, DH: int, itemsize: int, plain: bool = False) -> Cost:
+    """context: positions in the cache before the new row, of each sequence; plain: without temp and table."""
     cache = 2 * B * HKV * DH * (context + 1)
-    rows = B * ((HQ + 2 * HKV) * DH + HQ + HQ * DH)
-    return Cost(bytes=(cache + rows) * itemsize + 4 * B * DH, flops=4 * B * HQ * DH * (context + 1))
+    rows = B * ((HQ + 2 * HKV) * DH + (not plain) * HQ + HQ * DH)
+    angles = (not plain) * 4 * B * DH
+    return Cost(bytes=(cache + rows) * itemsize + angles, flops=4 * B * HQ * DH * (context + 1))

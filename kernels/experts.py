@@ -1,9 +1,10 @@
 """SwiGLU by the chosen experts: y = x + sum over k of weight[m, k] * down_e(silu(gate_e h) * up_e h), h = rms_norm(x).
 
-Shapes     x, y [M, D]; norm_weight [D]; gate, up [E, I, D], their rows apart by one stride of any size (the official
-           w13 is read where it lies: gate = w13[:, 0::2], up = w13[:, 1::2]); down [E, D, I]; order [M * K], offsets
-           [E + 1] and expert_weights [M, K] as `router` makes them: slots behind offsets[E] are of rows that go to no
-           expert, y = x. Without those three every row goes through the one expert, unweighted: the dense layer.
+Shapes     x, y [M, D]; norm_weight [D], or None: x is normed already; gate, up [E, I, D], their rows apart by one
+           stride of any size (the official w13 is read where it lies: gate = w13[:, 0::2], up = w13[:, 1::2]); down
+           [E, D, I]; order [M * K], offsets [E + 1] and expert_weights [M, K] as `router` makes them: slots behind
+           offsets[E] are of rows that go to no expert, y = x. Without those three every row goes through the one
+           expert, unweighted: the dense layer. residual=False: y is the sum alone, without x.
 Dtypes     x and weights one of fp32, fp16, bf16; order, offsets, counters int32; expert_weights fp32; fp32
            accumulation; the product of gate and up rounded once, then the sum once. Decoding multiplies norm_weight *
            x, rounded, and scales by 1 / rms(x): in fp16, |norm_weight * x| must stay below 65,504.
@@ -29,6 +30,7 @@ from zonos2_triton.kernels._common import (
     Arg,
     Cost,
     block,
+    by_reference,
     cdiv,
     check,
     check_batch,
@@ -36,6 +38,7 @@ from zonos2_triton.kernels._common import (
     check_rows,
     fake,
     fresh_counters,
+    on_chip,
     readable,
 )
 from zonos2_triton.kernels._numeric import cast, last_to_arrive, silu
@@ -102,12 +105,13 @@ def _experts_up_kernel(
 @triton.jit(do_not_specialize=["M"])
 def _experts_down_kernel(
     x_ptr, h_ptr, down_ptr, order_ptr, offsets_ptr, weights_ptr, terms_ptr, y_ptr, counters_ptr, M, D, I,
-    ROUTED: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, K: tl.constexpr, EVEN_K: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
+    ROUTED: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, K: tl.constexpr, RESIDUAL: tl.constexpr,
+    EVEN_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Grid (tiles of slots, tiles of D): a program owns a tile of the weighted terms, [M * K, D] by slot.
 
     With one expert a row the term is added to x right away; with several, the last program of a tile of D adds all.
+    RESIDUAL: x is added at all.
     """
     offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_n = offs_n < D
@@ -130,8 +134,9 @@ def _experts_down_kernel(
     at = slots[None, :] * D + offs_n[:, None]
     mask = mask_n[:, None] & mask_m[None, :]
     if K == 1:
-        x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
-        tl.store(y_ptr + at, cast(x + term, dtype), mask=mask)
+        if RESIDUAL:
+            x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        tl.store(y_ptr + at, cast(x + term if RESIDUAL else term, dtype), mask=mask)
     else:
         tl.store(terms_ptr + at, term, mask=mask)
         if last_to_arrive(counters_ptr + tl.program_id(1), tiles_m):
@@ -143,19 +148,24 @@ def _experts_down_kernel(
                 for j in tl.static_range(K):
                     term_at = (rows.to(tl.int64)[None, :] * K + j) * D + offs_n[:, None]
                     y += tl.load(terms_ptr + term_at, mask=mask, other=0.0)
-                y += tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
+                if RESIDUAL:
+                    y += tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
                 tl.store(y_ptr + at, cast(y, dtype), mask=mask)
 
 
 @torch.library.custom_op("zonos2_triton::experts", mutates_args=("counters",))
 def experts(
-    x: Tensor, norm_weight: Tensor, gate: Tensor, up: Tensor, down: Tensor, eps: float, order: Tensor | None = None,
-    offsets: Tensor | None = None, expert_weights: Tensor | None = None, prefill: bool = False,
-    counters: Tensor | None = None,
+    x: Tensor, norm_weight: Tensor | None, gate: Tensor, up: Tensor, down: Tensor, eps: float,
+    order: Tensor | None = None, offsets: Tensor | None = None, expert_weights: Tensor | None = None,
+    prefill: bool = False, residual: bool = True, counters: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     M, D, I, E, K = _checked_sizes(x, norm_weight, gate, up, down, order, offsets, expert_weights)
     if not prefill:
         check_batch("experts", M)
+    if not on_chip(x):
+        return by_reference(
+            "experts", x, norm_weight, gate, up, down, eps, order, offsets, expert_weights, prefill, residual
+        )
     routed, slots = order is not None, M * K
     one = {"E": E, "EP": block(E + 1), "K": K, "ROUTED": routed}
     lists = (order, offsets) if routed else (x, x)
@@ -167,22 +177,23 @@ def experts(
     h, y = x.new_empty(slots, I), torch.empty_like(x)
     terms = x.new_empty((slots, D), dtype=torch.float32) if K > 1 else y
     count = fresh_counters(x, tiles_n, counters, "experts") if K > 1 else y
-    rows = normed(x, norm_weight, eps) if prefill else x
+    rows, norm = (normed(x, norm_weight, eps), None) if prefill and norm_weight is not None else (x, norm_weight)
     _experts_up_kernel[(_tiles_m(slots, E, launch["BLOCK_M"]), cdiv(I, launch["BLOCK_N"]))](
-        rows, norm_weight, gate, up, *lists, h, M, D, I, gate.stride(0), gate.stride(1), eps,
-        **one, NORM=not prefill, **launch,
+        rows, rows if norm is None else norm, gate, up, *lists, h, M, D, I, gate.stride(0), gate.stride(1), eps,
+        **one, NORM=norm is not None, **launch,
     )  # fmt: skip
     _experts_down_kernel[(_tiles_m(slots, E + routed, launch_down["BLOCK_M"]), tiles_n)](
-        x, h, down, *lists, expert_weights if routed else x, terms, y, count, M, D, I, **one, **launch_down
-    )
+        x, h, down, *lists, expert_weights if routed else x, terms, y, count, M, D, I,
+        **one, RESIDUAL=residual, **launch_down,
+    )  # fmt: skip
     return y
 
 
 @fake(experts)
 def _(
-    x: Tensor, norm_weight: Tensor, gate: Tensor, up: Tensor, down: Tensor, eps: float, order: Tensor | None = None,
-    offsets: Tensor | None = None, expert_weights: Tensor | None = None, prefill: bool = False,
-    counters: Tensor | None = None,
+    x: Tensor, norm_weight: Tensor | None, gate: Tensor, up: Tensor, down: Tensor, eps: float,
+    order: Tensor | None = None, offsets: Tensor | None = None, expert_weights: Tensor | None = None,
+    prefill: bool = False, residual: bool = True, counters: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     return torch.empty_like(x)
 
@@ -193,7 +204,7 @@ def _tiles_m(slots: int, groups: int, block_m: int) -> int:
 
 
 def _checked_sizes(
-    x: Tensor, norm_weight: Tensor, gate: Tensor, up: Tensor, down: Tensor, order: Tensor | None,
+    x: Tensor, norm_weight: Tensor | None, gate: Tensor, up: Tensor, down: Tensor, order: Tensor | None,
     offsets: Tensor | None, expert_weights: Tensor | None,
 ) -> tuple[int, int, int, int, int]:  # fmt: skip
     sizes = check(
@@ -225,8 +236,10 @@ def _checked_sizes(
     return M, D, I, E, K
 
 
-def cost(M: int, D: int, I: int, active: float, k: int, itemsize: int, routed: bool = True) -> Cost:
+def cost(
+    M: int, D: int, I: int, active: float, k: int, itemsize: int, routed: bool = True, normed: bool = False
+) -> Cost:
     """active: how many experts are read; h between the launches is counted as written and read once."""
     weights = round(active * 3 * I * D)
-    rows = 2 * M * D + D + 2 * M * k * I
+    rows = 2 * M * D + (not normed) * D + 2 * M * k * I
     return Cost(bytes=(weights + rows) * itemsize + (8 * M * k if routed else 0), flops=6 * M * k * I * D)

@@ -1,7 +1,8 @@
 """Frame embedding: x[m] = sum over c of table[c * V + ids[m, c]], or a speaker's row; h[m] = x[m] / rms(x[m]).
 
 Shapes     ids [M, C + 1], the last column text; table [C * V + text ids, D], V = codebook_vocab; speakers [S, D];
-           speaker_index [M]: the row of speakers that replaces the sum, negative: none; h [M, D].
+           speaker_index [M]: the row of speakers that replaces the sum, negative: none; h [M, D]. norm=False: h = x,
+           and eps is not used.
 Dtypes     ids int32 or int64; speaker_index int32; the others one of fp32, fp16, bf16; fp32 inside, h rounded once.
 Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; an id out of range where
            looking costs nothing (CPU tensors, TRITON_DEBUG=1).
@@ -14,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zonos2_triton.kernels._common import Arg, Cost, block, check, check_range, check_rows, fake
+from zonos2_triton.kernels._common import Arg, Cost, block, by_reference, check, check_range, check_rows, fake, on_chip
 from zonos2_triton.kernels._numeric import cast
 from zonos2_triton.kernels._tiles import tiles
 
@@ -22,7 +23,7 @@ from zonos2_triton.kernels._tiles import tiles
 @triton.jit
 def _frame_embedding_kernel(
     ids_ptr, table_ptr, speakers_ptr, speaker_index_ptr, h_ptr, D, codebook_vocab, eps,
-    COLUMNS: tl.constexpr, VOICED: tl.constexpr, BLOCK_D: tl.constexpr,
+    COLUMNS: tl.constexpr, VOICED: tl.constexpr, NORM: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Grid (M,): a program owns a row."""
     row = tl.program_id(0).to(tl.int64)
@@ -36,14 +37,15 @@ def _frame_embedding_kernel(
         speaker = tl.load(speaker_index_ptr + row).to(tl.int64)
         voice = tl.load(speakers_ptr + tl.maximum(speaker, 0) * D + offs, mask=mask, other=0.0)
         x = tl.where(speaker >= 0, voice.to(tl.float32), x)
-    h = x * tl.rsqrt(tl.sum(x * x, axis=0) / D + eps)
-    tl.store(h_ptr + row * D + offs, cast(h, h_ptr.dtype.element_ty), mask=mask)
+    if NORM:
+        x = x * tl.rsqrt(tl.sum(x * x, axis=0) / D + eps)
+    tl.store(h_ptr + row * D + offs, cast(x, h_ptr.dtype.element_ty), mask=mask)
 
 
 @torch.library.custom_op("zonos2_triton::frame_embedding", mutates_args=())
 def frame_embedding(
     ids: Tensor, table: Tensor, codebook_vocab: int, eps: float, speakers: Tensor | None = None,
-    speaker_index: Tensor | None = None,
+    speaker_index: Tensor | None = None, norm: bool = True,
 ) -> Tensor:  # fmt: skip
     sizes = check(
         "frame_embedding",
@@ -66,10 +68,12 @@ def frame_embedding(
                 "the text's rows")  # fmt: skip
     if speaker_index is not None:
         check_range("frame_embedding", "speaker_index", speaker_index, -(2**31), sizes["S"] - 1, "rows of speakers")
+    if not on_chip(table):
+        return by_reference("frame_embedding", ids, table, codebook_vocab, eps, speakers, speaker_index, norm)
     h = table.new_empty(M, D)
     _frame_embedding_kernel[(M,)](
         ids, table, table if speakers is None else speakers, ids if speaker_index is None else speaker_index, h, D,
-        codebook_vocab, eps, COLUMNS=columns, VOICED=speakers is not None, BLOCK_D=block(D),
+        codebook_vocab, eps, COLUMNS=columns, VOICED=speakers is not None, NORM=norm, BLOCK_D=block(D),
         **tiles("frame_embedding", "row", table.dtype),
     )  # fmt: skip
     return h
@@ -78,11 +82,11 @@ def frame_embedding(
 @fake(frame_embedding)
 def _(
     ids: Tensor, table: Tensor, codebook_vocab: int, eps: float, speakers: Tensor | None = None,
-    speaker_index: Tensor | None = None,
+    speaker_index: Tensor | None = None, norm: bool = True,
 ) -> Tensor:  # fmt: skip
     return table.new_empty(ids.shape[0], table.shape[1])
 
 
-def cost(M: int, D: int, columns: int, itemsize: int) -> Cost:
+def cost(M: int, D: int, columns: int, itemsize: int, norm: bool = True) -> Cost:
     """The rows of the tables are counted once each: frames differ."""
-    return Cost(bytes=(columns + 1) * M * D * itemsize + 4 * M * columns, flops=(columns + 3) * M * D)
+    return Cost(bytes=(columns + 1) * M * D * itemsize + 4 * M * columns, flops=(columns + 3 * norm) * M * D)

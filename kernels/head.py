@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zonos2_triton.kernels._common import Arg, Cost, cdiv, check, check_batch, check_rows, fake
+from zonos2_triton.kernels._common import Arg, Cost, by_reference, cdiv, check, check_batch, check_rows, fake, on_chip
 from zonos2_triton.kernels._numeric import tanh
 from zonos2_triton.kernels._product import product
 from zonos2_triton.kernels._tiles import product_tiles
@@ -58,7 +58,9 @@ def head(
         raise ValueError(f"head: weight must have a multiple of n_codebooks={n_codebooks} rows, got {N}")
     if not prefill:
         check_batch("head", M)
-    elif norm_weight is not None:
+    if not on_chip(x):
+        return by_reference("head", x, norm_weight, weight, n_codebooks, eps, softcap, prefill)
+    if prefill and norm_weight is not None:
         x, norm_weight = normed(x, norm_weight, eps), None
     logits = x.new_empty((M, n_codebooks, N // n_codebooks), dtype=torch.float32)
     launch = product_tiles("head", prefill, x.dtype, M, D)

@@ -1,6 +1,7 @@
 """Out of attention, back onto the residual stream: x = residual + weight y.
 
-Shapes     y [M, K]; weight [D, K]; residual, x [M, D]. K = query heads times head dimension.
+Shapes     y [M, K]; weight [D, K]; residual, x [M, D]. K = query heads times head dimension. A residual of None adds
+           nothing.
 Dtypes     one of fp32, fp16, bf16; fp32 accumulation; the sum rounded once.
 Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; more than 256 rows but in
            prefill.
@@ -15,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zonos2_triton.kernels._common import Arg, Cost, cdiv, check, check_batch, check_rows, fake
+from zonos2_triton.kernels._common import Arg, Cost, by_reference, cdiv, check, check_batch, check_rows, fake, on_chip
 from zonos2_triton.kernels._numeric import cast
 from zonos2_triton.kernels._product import product
 from zonos2_triton.kernels._tiles import product_tiles
@@ -24,7 +25,7 @@ from zonos2_triton.kernels._tiles import product_tiles
 @triton.jit(do_not_specialize=["M"])  # one binary for every batch
 def _output_projection_kernel(
     y_ptr, w_ptr, residual_ptr, x_ptr, M, D, K,
-    EVEN_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
+    RESIDUAL: tl.constexpr, EVEN_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Grid (tiles of M, tiles of D): a program owns a tile of x."""
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -37,12 +38,13 @@ def _output_projection_kernel(
     )  # fmt: skip
     at = offs_m.to(tl.int64)[None, :] * D + offs_n[:, None]
     mask = mask_n[:, None] & mask_m[None, :]
-    acc += tl.load(residual_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    if RESIDUAL:
+        acc += tl.load(residual_ptr + at, mask=mask, other=0.0).to(tl.float32)
     tl.store(x_ptr + at, cast(acc, x_ptr.dtype.element_ty), mask=mask)
 
 
 @torch.library.custom_op("zonos2_triton::output_projection", mutates_args=())
-def output_projection(y: Tensor, weight: Tensor, residual: Tensor, prefill: bool = False) -> Tensor:
+def output_projection(y: Tensor, weight: Tensor, residual: Tensor | None, prefill: bool = False) -> Tensor:
     sizes = check(
         "output_projection", y=Arg(y, "M K"), weight=Arg(weight, "D K"), residual=Arg(residual, "M D")
     )  # fmt: skip
@@ -50,17 +52,20 @@ def output_projection(y: Tensor, weight: Tensor, residual: Tensor, prefill: bool
     check_rows("output_projection", y.dtype, K=K, D=D)
     if not prefill:
         check_batch("output_projection", M)
-    x = torch.empty_like(residual)
+    if not on_chip(y):
+        return by_reference("output_projection", y, weight, residual, prefill)
+    x = y.new_empty(M, D)
     launch = product_tiles("output_projection", prefill, y.dtype, M, K)
     grid = cdiv(M, launch["BLOCK_M"]), cdiv(D, launch["BLOCK_N"])
-    _output_projection_kernel[grid](y, weight, residual, x, M, D, K, **launch)
+    added = y if residual is None else residual
+    _output_projection_kernel[grid](y, weight, added, x, M, D, K, RESIDUAL=residual is not None, **launch)
     return x
 
 
 @fake(output_projection)
-def _(y: Tensor, weight: Tensor, residual: Tensor, prefill: bool = False) -> Tensor:
-    return torch.empty_like(residual)
+def _(y: Tensor, weight: Tensor, residual: Tensor | None, prefill: bool = False) -> Tensor:
+    return y.new_empty(y.shape[0], weight.shape[0])
 
 
-def cost(M: int, K: int, D: int, itemsize: int) -> Cost:
-    return Cost(bytes=(D * K + M * (K + 2 * D)) * itemsize, flops=2 * M * D * K)
+def cost(M: int, K: int, D: int, itemsize: int, residual: bool = True) -> Cost:
+    return Cost(bytes=(D * K + M * (K + (1 + residual) * D)) * itemsize, flops=2 * M * D * K)

@@ -20,33 +20,36 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zonos2_triton.kernels._common import Arg, Cost, cdiv, check_range, fake, readable
+from zonos2_triton.kernels._common import Arg, Cost, by_reference, cdiv, check_range, fake, on_chip, readable
 from zonos2_triton.kernels._numeric import cast, finite, mma, turn, unit
 from zonos2_triton.kernels._tiles import tiles
-from zonos2_triton.kernels.decode_attention import LOG2E, QK_EPS, check_attention
+from zonos2_triton.kernels.decode_attention import LOG2E, QK_EPS, check_attention, outputs
 
 
 @triton.jit(do_not_specialize=["W"])
 def _write_cache_kernel(
     qkvg_ptr, table_ptr, k_ptr, v_ptr, block_table_ptr, starts_ptr, cu_seqlens_ptr, W, page_size,
-    HQ: tl.constexpr, HKV: tl.constexpr, DH: tl.constexpr, QK_EPS: tl.constexpr, BLOCK_Q: tl.constexpr,
+    HQ: tl.constexpr, HKV: tl.constexpr, DH: tl.constexpr, PLAIN: tl.constexpr, QK_EPS: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
 ):  # fmt: skip
     """Grid (tiles of rows of the longest sequence, HKV, B): a program owns a tile of one head's keys and values."""
     hk, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
     begin, start = tl.load(cu_seqlens_ptr + b).to(tl.int64), tl.load(starts_ptr + b)
     length = tl.load(cu_seqlens_ptr + b + 1) - begin
-    WIDTH: tl.constexpr = (HQ + 2 * HKV) * DH + HQ
+    WIDTH: tl.constexpr = (HQ + 2 * HKV) * DH + (0 if PLAIN else HQ)
     offs_t = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     offs_d, offs_i = tl.arange(0, DH), tl.arange(0, DH // 2)
     there = offs_t < length
     mask = there[:, None]
     at = start + offs_t
-    angle_at = at.to(tl.int64)[:, None] * DH + offs_i[None, :]
-    cos = tl.load(table_ptr + angle_at, mask=mask, other=0.0)
-    sin = tl.load(table_ptr + angle_at + DH // 2, mask=mask, other=0.0)
+    if not PLAIN:
+        angle_at = at.to(tl.int64)[:, None] * DH + offs_i[None, :]
+        cos = tl.load(table_ptr + angle_at, mask=mask, other=0.0)
+        sin = tl.load(table_ptr + angle_at + DH // 2, mask=mask, other=0.0)
     key_at = (begin + offs_t)[:, None] * WIDTH + (HQ + hk) * DH + offs_d[None, :]
     k = tl.load(qkvg_ptr + key_at, mask=mask, other=0.0).to(tl.float32)
-    k = turn(unit(k, DH, QK_EPS), cos, sin, BLOCK_Q, DH)
+    if not PLAIN:
+        k = turn(unit(k, DH, QK_EPS), cos, sin, BLOCK_Q, DH)
     v = tl.load(qkvg_ptr + key_at + HKV * DH, mask=mask, other=0.0)
     page = tl.load(block_table_ptr + b * W + at // page_size, mask=there, other=0).to(tl.int64)
     place = ((page * page_size + at % page_size) * HKV + hk)[:, None] * DH + offs_d[None, :]
@@ -57,8 +60,8 @@ def _write_cache_kernel(
 @triton.jit(do_not_specialize=["W"])
 def _prefill_attention_kernel(
     qkvg_ptr, temp_ptr, table_ptr, k_ptr, v_ptr, block_table_ptr, starts_ptr, cu_seqlens_ptr, y_ptr, W, page_size,
-    scale, HQ: tl.constexpr, HKV: tl.constexpr, DH: tl.constexpr, QK_EPS: tl.constexpr, BLOCK_Q: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_S: tl.constexpr,
+    scale, HQ: tl.constexpr, HKV: tl.constexpr, DH: tl.constexpr, PLAIN: tl.constexpr, QK_EPS: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """Grid (tiles of rows of the longest sequence, HKV, B): a program owns BLOCK_Q rows of a key/value head's queries.
 
@@ -72,7 +75,7 @@ def _prefill_attention_kernel(
     if row >= length:
         return
     GROUP: tl.constexpr = HQ // HKV
-    WIDTH: tl.constexpr = (HQ + 2 * HKV) * DH + HQ
+    WIDTH: tl.constexpr = (HQ + 2 * HKV) * DH + (0 if PLAIN else HQ)
     offs_m, offs_s = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_S)
     offs_d, offs_i = tl.arange(0, DH), tl.arange(0, DH // 2)
     offs_t = row + offs_m // GROUP
@@ -80,14 +83,17 @@ def _prefill_attention_kernel(
     there = (offs_m < BLOCK_Q * GROUP) & (offs_t < length)
     mask = there[:, None]
     at = start + offs_t
-    angle_at = at.to(tl.int64)[:, None] * DH + offs_i[None, :]
-    cos = tl.load(table_ptr + angle_at, mask=mask, other=0.0)
-    sin = tl.load(table_ptr + angle_at + DH // 2, mask=mask, other=0.0)
+    if not PLAIN:
+        angle_at = at.to(tl.int64)[:, None] * DH + offs_i[None, :]
+        cos = tl.load(table_ptr + angle_at, mask=mask, other=0.0)
+        sin = tl.load(table_ptr + angle_at + DH // 2, mask=mask, other=0.0)
     row_at = (begin + offs_t) * WIDTH
-    q = tl.load(qkvg_ptr + row_at[:, None] + heads[:, None] * DH + offs_d[None, :], mask=mask, other=0.0).to(tl.float32)
-    temp = tl.abs(tl.load(temp_ptr + heads, mask=there, other=0.0).to(tl.float32)) * scale
+    q = tl.load(qkvg_ptr + row_at[:, None] + heads[:, None] * DH + offs_d[None, :], mask=mask, other=0.0)
     dtype: tl.constexpr = y_ptr.dtype.element_ty
-    q = cast(turn(unit(q, DH, QK_EPS) * temp[:, None], cos, sin, BLOCK_M, DH), dtype)  # [BLOCK_M, DH]
+    if not PLAIN:
+        q = q.to(tl.float32)
+        temp = tl.abs(tl.load(temp_ptr + heads, mask=there, other=0.0).to(tl.float32)) * scale
+        q = cast(turn(unit(q, DH, QK_EPS) * temp[:, None], cos, sin, BLOCK_M, DH), dtype)  # [BLOCK_M, DH]
 
     m = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     l = tl.zeros((BLOCK_M,), tl.float32)
@@ -101,6 +107,8 @@ def _prefill_attention_kernel(
         place = ((page * page_size + s_at % page_size) * HKV + hk) * DH
         k = tl.load(k_ptr + place[None, :] + offs_d[:, None])  # [DH, BLOCK_S]
         s = mma(q, k, tl.zeros((BLOCK_M, BLOCK_S), tl.float32))
+        if PLAIN:
+            s = s * scale  # and not q, which would be rounded once more
         highest = tl.maximum(m, tl.max(s, axis=1))
         fade = tl.exp2(m - highest)
         p = cast(tl.exp2(s - highest[:, None]), dtype)
@@ -115,6 +123,8 @@ def _prefill_attention_kernel(
         place = ((page * page_size + s_at % page_size) * HKV + hk) * DH
         k = tl.load(k_ptr + place[None, :] + offs_d[:, None], mask=written[None, :], other=0.0)
         s = mma(q, k, tl.zeros((BLOCK_M, BLOCK_S), tl.float32))
+        if PLAIN:
+            s = s * scale
         seen = written[None, :] & (s_at[None, :] <= at[:, None])
         s = tl.where(seen, s, float("-inf"))
         highest = tl.maximum(m, tl.max(s, axis=1))
@@ -129,16 +139,19 @@ def _prefill_attention_kernel(
         reached = tl.max((seen & unsound[None, :]).to(tl.int32), axis=1) > 0
         acc = tl.where(reached[:, None], float("nan"), acc)
         m = highest
-    gate = tl.load(qkvg_ptr + row_at + (HQ + 2 * HKV) * DH + heads, mask=there, other=0.0).to(tl.float32)
-    y = acc / l[:, None] * tl.sigmoid(gate)[:, None]
+    if not PLAIN:
+        gate = tl.load(qkvg_ptr + row_at + (HQ + 2 * HKV) * DH + heads, mask=there, other=0.0).to(tl.float32)
+    y = acc / l[:, None]
+    if not PLAIN:
+        y = y * tl.sigmoid(gate)[:, None]
     y_at = (begin + offs_t)[:, None] * (HQ * DH) + heads[:, None] * DH + offs_d[None, :]
     tl.store(y_ptr + y_at, cast(y, dtype), mask=mask)
 
 
 @torch.library.custom_op("zonos2_triton::prefill_attention", mutates_args=("k_cache", "v_cache"))
 def prefill_attention(
-    qkvg: Tensor, temp: Tensor, table: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor, starts: Tensor,
-    cu_seqlens: Tensor, longest: int,
+    qkvg: Tensor, temp: Tensor | None, table: Tensor | None, k_cache: Tensor, v_cache: Tensor, block_table: Tensor,
+    starts: Tensor, cu_seqlens: Tensor, longest: int,
 ) -> Tensor:  # fmt: skip
     sizes = check_attention(
         "prefill_attention", qkvg, temp, table, k_cache, v_cache, block_table, starts=Arg(starts, "B", torch.int32),
@@ -148,23 +161,28 @@ def prefill_attention(
     if not 1 <= longest <= T:
         raise ValueError(f"prefill_attention: longest must be in 1..{T}, the rows that there are, got {longest}")
     if readable(starts):
-        _check_sequences(starts, cu_seqlens, longest, T, min(W * page_size, sizes["P"]))
+        _check_sequences(starts, cu_seqlens, longest, T, sizes["room"])
+    if not on_chip(qkvg):
+        return by_reference(
+            "prefill_attention", qkvg, temp, table, k_cache, v_cache, block_table, starts, cu_seqlens, longest
+        )
     attend = tiles("prefill_attention", "attend", qkvg.dtype)
     block_q = attend["BLOCK_M"] // (HQ // HKV)
     if block_q == 0:
         raise ValueError(
-            f"prefill_attention: temp must have at most {attend['BLOCK_M']} heads for each of the cache's HKV={HKV}, "
-            f"got {HQ}"
+            f"prefill_attention: {'qkvg' if temp is None else 'temp'} must have at most {attend['BLOCK_M']} heads for "
+            f"each of the cache's HKV={HKV}, got {HQ}"
         )
-    y = qkvg.new_empty(T, HQ * DH)
+    y, plain = outputs(qkvg, temp, k_cache), temp is None
+    angles = qkvg if table is None else table
     write = tiles("prefill_attention", "write", qkvg.dtype)
     _write_cache_kernel[(cdiv(longest, write["BLOCK_Q"]), HKV, B)](
-        qkvg, table, k_cache, v_cache, block_table, starts, cu_seqlens, W, page_size,
-        HQ=HQ, HKV=HKV, DH=DH, QK_EPS=QK_EPS, **write,
+        qkvg, angles, k_cache, v_cache, block_table, starts, cu_seqlens, W, page_size,
+        HQ=HQ, HKV=HKV, DH=DH, PLAIN=plain, QK_EPS=QK_EPS, **write,
     )  # fmt: skip
     _prefill_attention_kernel[(cdiv(longest, block_q), HKV, B)](
-        qkvg, temp, table, k_cache, v_cache, block_table, starts, cu_seqlens, y, W, page_size, DH**-0.5 * LOG2E,
-        HQ=HQ, HKV=HKV, DH=DH, QK_EPS=QK_EPS, BLOCK_Q=block_q, **attend,
+        qkvg, qkvg if temp is None else temp, angles, k_cache, v_cache, block_table, starts, cu_seqlens, y, W,
+        page_size, DH**-0.5 * LOG2E, HQ=HQ, HKV=HKV, DH=DH, PLAIN=plain, QK_EPS=QK_EPS, BLOCK_Q=block_q, **attend,
     )  # fmt: skip
     return y
 
@@ -183,16 +201,16 @@ def _check_sequences(starts: Tensor, cu_seqlens: Tensor, longest: int, T: int, m
 
 @fake(prefill_attention)
 def _(
-    qkvg: Tensor, temp: Tensor, table: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor, starts: Tensor,
-    cu_seqlens: Tensor, longest: int,
+    qkvg: Tensor, temp: Tensor | None, table: Tensor | None, k_cache: Tensor, v_cache: Tensor, block_table: Tensor,
+    starts: Tensor, cu_seqlens: Tensor, longest: int,
 ) -> Tensor:  # fmt: skip
-    return qkvg.new_empty(qkvg.shape[0], temp.shape[0] * k_cache.shape[3])
+    return outputs(qkvg, temp, k_cache)
 
 
-def cost(T: int, context: int, B: int, HQ: int, HKV: int, DH: int, itemsize: int) -> Cost:
-    """B sequences of T / B new rows each, after `context` rows in the cache of each."""
+def cost(T: int, context: int, B: int, HQ: int, HKV: int, DH: int, itemsize: int, plain: bool = False) -> Cost:
+    """B sequences of T / B new rows each, after `context` rows in the cache of each; plain: without temp and table."""
     rows = T // B
     seen = rows * context + rows * (rows + 1) // 2  # pairs of query and key in one sequence
     cache = 2 * HKV * DH * B * (context + rows)
-    moved = T * ((HQ + 2 * HKV) * DH + HQ + HQ * DH)
-    return Cost(bytes=(cache + moved) * itemsize + 4 * T * DH, flops=4 * B * HQ * DH * seen)
+    moved = T * ((HQ + 2 * HKV) * DH + (not plain) * HQ + HQ * DH)
+    return Cost(bytes=(cache + moved) * itemsize + (not plain) * 4 * T * DH, flops=4 * B * HQ * DH * seen)

@@ -1,7 +1,7 @@
 """Queries, keys, values and head gates of the normed rows, in one pass: y = [wq; wk; wv; gater] rms_norm(x).
 
-Shapes     x [M, D]; norm_weight [D]; wq [NQ, D]; wkv [2, NKV, D] (keys, values); gater [G, D];
-           y [M, NQ + 2 * NKV + G]. NQ and NKV are heads times head dimension, G is query heads.
+Shapes     x [M, D]; norm_weight [D], or None: x is normed already; wq [NQ, D]; wkv [2, NKV, D] (keys, values);
+           gater [G, D]; y [M, NQ + 2 * NKV + G]. NQ and NKV are heads times head dimension, G is query heads.
 Dtypes     one of fp32, fp16, bf16; fp32 accumulation; y rounded once. Decoding multiplies norm_weight * x, rounded, and
            scales the product by 1 / rms(x): in fp16, |norm_weight * x| must stay below 65,504.
 Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; more than 256 rows but in
@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zonos2_triton.kernels._common import Arg, Cost, cdiv, check, check_batch, check_rows, fake
+from zonos2_triton.kernels._common import Arg, Cost, by_reference, cdiv, check, check_batch, check_rows, fake, on_chip
 from zonos2_triton.kernels._numeric import cast
 from zonos2_triton.kernels._product import product
 from zonos2_triton.kernels._tiles import product_tiles
@@ -56,7 +56,7 @@ def _qkv_projection_kernel(
 
 @torch.library.custom_op("zonos2_triton::qkv_projection", mutates_args=())
 def qkv_projection(
-    x: Tensor, norm_weight: Tensor, wq: Tensor, wkv: Tensor, gater: Tensor, eps: float, prefill: bool = False
+    x: Tensor, norm_weight: Tensor | None, wq: Tensor, wkv: Tensor, gater: Tensor, eps: float, prefill: bool = False
 ) -> Tensor:
     sizes = check(
         "qkv_projection",
@@ -68,26 +68,29 @@ def qkv_projection(
     )
     M, D, NQ, NKV, G = (sizes[axis] for axis in ("M", "D", "NQ", "NKV", "G"))
     check_rows("qkv_projection", x.dtype, D=D)
-    if prefill:
-        x = normed(x, norm_weight, eps)
-    else:
+    if not prefill:
         check_batch("qkv_projection", M)
+    if not on_chip(x):
+        return by_reference("qkv_projection", x, norm_weight, wq, wkv, gater, eps, prefill)
+    if prefill and norm_weight is not None:
+        x, norm_weight = normed(x, norm_weight, eps), None
     y = x.new_empty(M, NQ + 2 * NKV + G)
     launch = product_tiles("qkv_projection", prefill, x.dtype, M, D)
     tiles_n = sum(cdiv(rows, launch["BLOCK_N"]) for rows in (NQ, 2 * NKV, G))
     _qkv_projection_kernel[(cdiv(M, launch["BLOCK_M"]), tiles_n)](
-        x, norm_weight, wq, wkv, gater, y, M, D, NQ, NKV, G, eps, NORM=not prefill, **launch
-    )
+        x, x if norm_weight is None else norm_weight, wq, wkv, gater, y, M, D, NQ, NKV, G, eps,
+        NORM=norm_weight is not None, **launch,
+    )  # fmt: skip
     return y
 
 
 @fake(qkv_projection)
 def _(
-    x: Tensor, norm_weight: Tensor, wq: Tensor, wkv: Tensor, gater: Tensor, eps: float, prefill: bool = False
+    x: Tensor, norm_weight: Tensor | None, wq: Tensor, wkv: Tensor, gater: Tensor, eps: float, prefill: bool = False
 ) -> Tensor:
     return x.new_empty(x.shape[0], wq.shape[0] + 2 * wkv.shape[1] + gater.shape[0])
 
 
-def cost(M: int, D: int, NQ: int, NKV: int, G: int, itemsize: int) -> Cost:
+def cost(M: int, D: int, NQ: int, NKV: int, G: int, itemsize: int, normed: bool = False) -> Cost:
     N = NQ + 2 * NKV + G
-    return Cost(bytes=(N * D + D + M * (D + N)) * itemsize, flops=2 * M * N * D)
+    return Cost(bytes=(N * D + (not normed) * D + M * (D + N)) * itemsize, flops=2 * M * N * D)

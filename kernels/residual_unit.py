@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zonos2_triton.kernels._common import Arg, Cost, block, cdiv, check, fake
+from zonos2_triton.kernels._common import Arg, Cost, block, by_reference, cdiv, check, fake, on_chip
 from zonos2_triton.kernels._numeric import cast, mma, snake
 from zonos2_triton.kernels._rings import (
     check_outputs,
@@ -135,6 +135,11 @@ def residual_unit(
     check_ring("residual_unit", "x", x, each + (count - 1) * dilation, "those of a step and the taps around them")
     for name, ring in (("residual", residual), ("y", y), ("act", act)):
         check_ring("residual_unit", name, ring, each, "those of a step")
+    if not on_chip(x):
+        return by_reference(
+            "residual_unit", x, residual, weight, bias, inner_alpha, inner_weight, inner_bias, spans, frames, rate,
+            lag, short, dilation, alpha, y, act, tf32,
+        )  # fmt: skip
     # 192 is three times 64: in three parts nothing is padded. For 96, parts of 32 would keep the matrix units waiting.
     parts = 3 if C > 128 else 1
     launch = tiles("residual_unit", "wide" if parts == 3 else "narrow", x.dtype, tf32=tf32)

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zonos2_triton.kernels._common import Arg, Cost, block, check, check_range, check_rows, fake
+from zonos2_triton.kernels._common import Arg, Cost, block, by_reference, check, check_range, check_rows, fake, on_chip
 from zonos2_triton.kernels._numeric import cast, turn
 from zonos2_triton.kernels._tiles import tiles
 
@@ -46,6 +46,8 @@ def rotary(x: Tensor, positions: Tensor, table: Tensor) -> Tensor:
     check_head_dim("rotary", DH)
     check_rows("rotary", x.dtype, DH=DH)
     check_range("rotary", "positions", positions, 0, sizes["P"] - 1, "the table's rows")
+    if not on_chip(x):
+        return by_reference("rotary", x, positions, table)
     y = torch.empty_like(x)
     _rotary_kernel[(M,)](x, positions, table, y, H, DH=DH, BLOCK_H=block(H), **tiles("rotary", "row", x.dtype))
     return y

@@ -4,10 +4,11 @@ s = down rms_norm(x) + bias (+ state * scale) is the state for the next router; 
 rms_norm(s) + b1) + b2)); the experts are the top k of probs + biases, the lower one first where they tie; their weights
 are the probs.
 
-Shapes     x [M, D]; norm_weight [D]; state, s [M, R] (state and scale may be None); scale, down_bias, state_norm, b1,
-           b2 [R]; down_weight [R, D]; w1, w2 [R, R]; w3 [E, R]; biases [E]; expert_ids, expert_weights [M, k]; probs
-           [M, E]; order [M * k]: slots m * k + j sorted by expert, then by slot; offsets [E + 1]: where each expert's
-           slots begin in it; positions [M] or None: a row with a negative one is idle. E <= 256.
+Shapes     x [M, D]; norm_weight [D], or None: x is normed already; state, s [M, R] (state and scale may be None);
+           scale, down_bias, state_norm, b1, b2 [R]; down_weight [R, D]; w1, w2 [R, R]; w3 [E, R]; biases [E];
+           expert_ids, expert_weights [M, k]; probs [M, E]; order [M * k]: slots m * k + j sorted by expert, then by
+           slot; offsets [E + 1]: where each expert's slots begin in it; positions [M] or None: a row with a negative
+           one is idle. E <= 256.
 Dtypes     x, state and weights one of fp32, fp16, bf16; expert_ids, order, offsets, positions, counters int32;
            expert_weights, probs fp32; fp32 accumulation, norms, GELU (erf) and softmax; s and what enters a product
            rounded to x's dtype.
@@ -27,7 +28,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zonos2_triton.kernels._common import Arg, Cost, block, cdiv, check, check_rows, fake, fresh_counters
+from zonos2_triton.kernels._common import (
+    Arg,
+    Cost,
+    block,
+    by_reference,
+    cdiv,
+    check,
+    check_rows,
+    fake,
+    fresh_counters,
+    on_chip,
+)
 from zonos2_triton.kernels._numeric import cast, gelu, last_to_arrive, mma
 from zonos2_triton.kernels._product import product
 from zonos2_triton.kernels._tiles import tiles
@@ -41,9 +53,9 @@ MOST_EXPERTS = 256  # an axis of a tile of SORTED slots
 def _router_kernel(
     x_ptr, norm_ptr, state_ptr, scale_ptr, down_ptr, down_bias_ptr, state_norm_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr,
     w3_ptr, biases_ptr, ids_ptr, weights_ptr, probs_ptr, s_ptr, order_ptr, offsets_ptr, positions_ptr, counters_ptr,
-    M, D, eps, R: tl.constexpr, E: tl.constexpr, K: tl.constexpr, CARRY: tl.constexpr, IDLE: tl.constexpr,
-    EVEN_K: tl.constexpr, ROWS: tl.constexpr, SORTED: tl.constexpr, RP: tl.constexpr, EP: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
+    M, D, eps, R: tl.constexpr, E: tl.constexpr, K: tl.constexpr, NORM: tl.constexpr, CARRY: tl.constexpr,
+    IDLE: tl.constexpr, EVEN_K: tl.constexpr, ROWS: tl.constexpr, SORTED: tl.constexpr, RP: tl.constexpr,
+    EP: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Grid (tiles of R, tiles of M): a program owns a tile of s. RP and EP are R and E as axes of a tile."""
     tile, tiles_m = tl.program_id(1), tl.num_programs(1)
@@ -54,9 +66,11 @@ def _router_kernel(
     w_rows = down_ptr + offs_n.to(tl.int64) * D
     acc, _, squares = product(
         w_rows, w_rows, mask_n, x_ptr + offs_m.to(tl.int64) * D, mask_m, norm_ptr, D,
-        False, True, EVEN_K, BLOCK_R, ROWS, BLOCK_K,
+        False, NORM, EVEN_K, BLOCK_R, ROWS, BLOCK_K,
     )  # fmt: skip
-    s = acc * tl.rsqrt(squares / D + eps)[None, :]
+    s = acc
+    if NORM:
+        s = acc * tl.rsqrt(squares / D + eps)[None, :]
     s += tl.load(down_bias_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)[:, None]
     at = offs_m.to(tl.int64)[None, :] * R + offs_n[:, None]
     mask = mask_n[:, None] & mask_m[None, :]
@@ -154,9 +168,9 @@ def _owners(ids_ptr, positions_ptr, slots, N, K: tl.constexpr, IDLE: tl.constexp
 
 @torch.library.custom_op("zonos2_triton::router", mutates_args=("counters",))
 def router(
-    x: Tensor, norm_weight: Tensor, state: Tensor | None, scale: Tensor | None, down_weight: Tensor, down_bias: Tensor,
-    state_norm: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, biases: Tensor, k: int, eps: float,
-    positions: Tensor | None = None, counters: Tensor | None = None,
+    x: Tensor, norm_weight: Tensor | None, state: Tensor | None, scale: Tensor | None, down_weight: Tensor,
+    down_bias: Tensor, state_norm: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, biases: Tensor,
+    k: int, eps: float, positions: Tensor | None = None, counters: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     sizes = check(
         "router",
@@ -183,24 +197,29 @@ def router(
         raise ValueError(f"router: w3 must have at most {MOST_EXPERTS} rows, one for each expert, got {E}")
     if not 1 <= k <= E:
         raise ValueError(f"router: k must be in 1..E={E}, got {k}")
-    outputs = _outputs(x, R, E, k)
-    launch = tiles("router", "down", x.dtype)
     tiles_m, carry = cdiv(M, ROWS), state is not None and scale is not None
+    count = fresh_counters(x, tiles_m + 1, counters, "router")
+    if not on_chip(x):
+        return by_reference(
+            "router", x, norm_weight, state, scale, down_weight, down_bias, state_norm, w1, b1, w2, b2, w3, biases, k,
+            eps, positions,
+        )  # fmt: skip
+    outputs = _outputs(x, R, E, k)
+    launch = tiles("router", "down" if norm_weight is not None else "normed", x.dtype)
     _router_kernel[(cdiv(R, launch["BLOCK_R"]), tiles_m)](
-        x, norm_weight, state if carry else x, scale if carry else x, down_weight, down_bias, state_norm, w1, b1, w2,
-        b2, w3, biases, *outputs, x if positions is None else positions,
-        fresh_counters(x, tiles_m + 1, counters, "router"), M, D, eps, R=R, E=E, K=k,
-        CARRY=carry, IDLE=positions is not None, EVEN_K=D % launch["BLOCK_K"] == 0, ROWS=ROWS, SORTED=SORTED,
-        RP=block(R, 16), EP=block(E, 16), **launch,
+        x, x if norm_weight is None else norm_weight, state if carry else x, scale if carry else x, down_weight,
+        down_bias, state_norm, w1, b1, w2, b2, w3, biases, *outputs, x if positions is None else positions, count,
+        M, D, eps, R=R, E=E, K=k, NORM=norm_weight is not None, CARRY=carry, IDLE=positions is not None,
+        EVEN_K=D % launch["BLOCK_K"] == 0, ROWS=ROWS, SORTED=SORTED, RP=block(R, 16), EP=block(E, 16), **launch,
     )  # fmt: skip
     return outputs
 
 
 @fake(router)
 def _(
-    x: Tensor, norm_weight: Tensor, state: Tensor | None, scale: Tensor | None, down_weight: Tensor, down_bias: Tensor,
-    state_norm: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, biases: Tensor, k: int, eps: float,
-    positions: Tensor | None = None, counters: Tensor | None = None,
+    x: Tensor, norm_weight: Tensor | None, state: Tensor | None, scale: Tensor | None, down_weight: Tensor,
+    down_bias: Tensor, state_norm: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, biases: Tensor,
+    k: int, eps: float, positions: Tensor | None = None, counters: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     return _outputs(x, down_weight.shape[0], w3.shape[0], k)
 
@@ -213,9 +232,9 @@ def _outputs(x: Tensor, R: int, E: int, k: int) -> tuple[Tensor, Tensor, Tensor,
     return ids, weights, probs, s, x.new_empty(M * k, dtype=torch.int32), x.new_empty(E + 1, dtype=torch.int32)
 
 
-def cost(M: int, D: int, R: int, E: int, k: int, itemsize: int) -> Cost:
+def cost(M: int, D: int, R: int, E: int, k: int, itemsize: int, normed: bool = False) -> Cost:
     weights = R * D + 2 * R * R + E * R
-    vectors = D + 5 * R + E
+    vectors = (not normed) * D + 5 * R + E
     rows = M * (D + 2 * R)
     return Cost(
         bytes=(weights + vectors + rows) * itemsize + 4 * (M * (E + 3 * k) + E + 1), flops=2 * M * weights

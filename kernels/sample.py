@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zonos2_triton.kernels._common import Arg, Cost, block, check, fake, readable
+from zonos2_triton.kernels._common import Arg, Cost, block, by_reference, check, fake, on_chip, readable
 from zonos2_triton.kernels._numeric import decaying
 from zonos2_triton.kernels._tiles import tiles
 
@@ -132,6 +132,8 @@ def sample(
     if not 3 <= V <= MOST_CODES:
         raise ValueError(f"sample: logits must have 3..{MOST_CODES} codes a row, two of them end and padding, got {V}")
     _check_settings(settings)
+    if not on_chip(logits):
+        return by_reference("sample", logits, settings, seeds, steps, last_seen)
     codes, faults = (logits.new_empty((B, C), dtype=torch.int32) for _ in range(2))
     _sample_kernel[(C, B)](
         logits, settings, seeds, steps, last_seen, codes, faults, V, SETTINGS=SETTINGS, LARGEST=LARGEST, MASS=MASS,

@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zonos2_triton.kernels._common import Arg, Cost, cdiv, check, fake
+from zonos2_triton.kernels._common import Arg, Cost, by_reference, cdiv, check, fake, on_chip
 from zonos2_triton.kernels._rings import (
     check_outputs,
     check_ring,
@@ -98,6 +98,10 @@ def transposed_convolution(
     check_ring("transposed_convolution", "x", x, each + 1, "those of a step and the one before")
     for name, ring in (("y", y), ("act", act)):
         check_ring("transposed_convolution", name, ring, each * stride, "those of a step")
+    if not on_chip(x):
+        return by_reference(
+            "transposed_convolution", x, weight, bias, spans, frames, rate, lag, short, stride, alpha, y, act, tf32
+        )  # fmt: skip
     launch = tiles("transposed_convolution", "taps", x.dtype, tf32=tf32)
     grid = cdiv(B * each, launch["BLOCK_M"]), cdiv(stride * Co, launch["BLOCK_N"])
     blocks = 2 * cdiv(Ci, launch["BLOCK_K"])

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zonos2_triton.kernels._common import Arg, Cost, cdiv, check, fake
+from zonos2_triton.kernels._common import Arg, Cost, by_reference, cdiv, check, fake, on_chip
 from zonos2_triton.kernels._numeric import tanh
 from zonos2_triton.kernels._rings import check_ring, check_step, lanes, layer_cost, long, offset, place, positions, taps
 from zonos2_triton.kernels._tiles import tiles
@@ -66,6 +66,8 @@ def waveform(
     each, count = frames * rate, K // Ci
     check_ring("waveform", "x", x, each + count - 1, "those of a step and the taps around them")
     check_ring("waveform", "y", y, each, "those of a step")
+    if not on_chip(x):
+        return by_reference("waveform", x, weight, bias, spans, frames, rate, lag, short, y, tf32)
     samples = x.new_empty((B, each), dtype=torch.float32)
     launch = tiles("waveform", "taps", x.dtype, tf32=tf32)
     blocks = count * cdiv(Ci, launch["BLOCK_K"])

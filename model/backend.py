@@ -1,11 +1,16 @@
 """Which code runs where."""
 
+import logging
 import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 
 import torch
 
+from zonos2_triton.kernels import _settings
+
+LOG = logging.getLogger("zonos2_triton")
 BACKENDS = ("reference", "triton", "auto")
 INTERPRET = "TRITON_INTERPRET"
 
@@ -19,18 +24,35 @@ def check_backend(backend: str) -> None:
 def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str:
     """ "reference" or "triton": what will run on `device` in `dtype`. ValueError: an unknown one, or one that cannot.
 
-    "auto" is the kernels on a GPU and the reference on a CPU, where kernels run in Triton's interpreter and are slow.
+    "auto" is what ZONOS2_TRITON_BACKEND says; by default the kernels on a GPU, and the reference on a CPU, where
+    kernels run in Triton's interpreter and are slow. Under ZONOS2_TRITON_DISABLE=1 it is the reference always.
     """
     check_backend(backend)
+    if _settings.disabled():
+        if backend == "triton":
+            _warn_disabled()
+        return "reference"
+    asked, by = backend, ""
     if backend == "auto":
+        asked, by = _settings.backend(), f"{_settings.BACKEND}: "
+    if asked == "auto":
         able = device.type == "cuda" and dtype != torch.float64 and triton_fault(device) is None
-        return "triton" if able else "reference"
-    if backend == "triton":
+        asked = "triton" if able else "reference"
+    elif asked == "triton":
         if dtype == torch.float64:
-            raise ValueError("backend 'triton' runs in float32, bfloat16 and float16; use 'reference' for float64")
+            raise ValueError(f"{by}backend 'triton' runs in float32, bfloat16 and float16; use 'reference' for float64")
         if fault := triton_fault(device):
-            raise ValueError(fault)
-    return backend
+            raise ValueError(f"{by}{fault}")
+    if asked == "triton":
+        from zonos2_triton.kernels._tiles import overrides  # loads Triton, which may not be here
+
+        overrides()  # a wrong file of launch parameters is named now, not at the first launch
+    return asked
+
+
+@cache  # so that the log says it once
+def _warn_disabled() -> None:
+    LOG.warning("%s=1: backend 'triton' was asked for, the reference runs", _settings.DISABLE)
 
 
 def triton_fault(device: torch.device) -> str | None:

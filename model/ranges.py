@@ -6,14 +6,15 @@ is captured: a replay is one range, and layers show with LoopOptions(graphs="off
 """
 
 import logging
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from typing import Any, TypeVar, cast
 
+from zonos2_triton.kernels import _settings
+
 LOG = logging.getLogger("zonos2_triton")
-SWITCH = "ZONOS2_TRITON_NVTX"
+SWITCH = _settings.NVTX
 DOMAIN = "zonos2_triton"
 
 Range = AbstractContextManager[object]
@@ -58,9 +59,9 @@ class _NvtxRange(AbstractContextManager[None]):
         self._domain.pop_range()
 
 
-def sink_of(environment: Mapping[str, str]) -> Sink | None:
-    """NVTX where the environment says ZONOS2_TRITON_NVTX=1 and the package is there; else None."""
-    if environment.get(SWITCH) != "1":
+def sink_of(on: bool) -> Sink | None:
+    """NVTX where it is on and the package is there; else None."""
+    if not on:
         return None
     try:
         import nvtx
@@ -70,7 +71,7 @@ def sink_of(environment: Mapping[str, str]) -> Sink | None:
     return NvtxRanges(nvtx.get_domain(DOMAIN))
 
 
-_sink = sink_of(os.environ)  # read once, at import
+_sink = sink_of(_settings.nvtx())  # read once, at import
 
 
 def annotate(name: str, payload: int | None = None) -> Range:

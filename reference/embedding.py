@@ -10,20 +10,20 @@ from zonos2_triton.reference.numeric import wide
 
 def frame_embedding(
     ids: Tensor, table: Tensor, codebook_vocab: int, eps: float, speakers: Tensor | None = None,
-    speaker_index: Tensor | None = None,
+    speaker_index: Tensor | None = None, norm: bool = True,
 ) -> Tensor:  # fmt: skip
     """ids [M, C + 1] -> [M, D], normed without a weight.
 
     table [C * codebook_vocab + text ids, D] holds the tables of the C codebooks and then that of the text; row m is the
     sum of one row of each, and padding ids have rows of their own that are not masked. Where speaker_index [M] is not
-    negative, that row of speakers [S, D] replaces the sum.
+    negative, that row of speakers [S, D] replaces the sum. norm False: what the norm would be of, rounded once.
     """
     offsets = torch.arange(ids.shape[1], device=ids.device) * codebook_vocab
     x = wide(table[ids.long() + offsets]).sum(1)  # [M, D]
     if speakers is not None and speaker_index is not None:
         voiced = (speaker_index >= 0)[:, None]
         x = torch.where(voiced, wide(speakers[speaker_index.long().clamp(min=0)]), x)
-    return rms_norm(x, None, eps).to(table.dtype)
+    return (rms_norm(x, None, eps) if norm else x).to(table.dtype)
 
 
 def speaker_row(embedding: Tensor, steps: list[tuple[Tensor, Tensor]]) -> Tensor:

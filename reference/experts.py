@@ -15,19 +15,22 @@ def swiglu(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
 
 
 def experts(
-    x: Tensor, norm_weight: Tensor, gate: Tensor, up: Tensor, down: Tensor, eps: float, order: Tensor | None = None,
-    offsets: Tensor | None = None, expert_weights: Tensor | None = None, prefill: bool = False,
+    x: Tensor, norm_weight: Tensor | None, gate: Tensor, up: Tensor, down: Tensor, eps: float,
+    order: Tensor | None = None, offsets: Tensor | None = None, expert_weights: Tensor | None = None,
+    prefill: bool = False, residual: bool = True,
 ) -> Tensor:  # fmt: skip
     """x [M, D] -> x + the weighted sum of `swiglu` of rms_norm(x) by each row's experts, [M, D], rounded once.
 
     gate, up [E, I, D] and down [E, D, I]; order [M * K] and offsets [E + 1] as `router` makes them: expert e has the
     slots order[offsets[e] : offsets[e + 1]], slot m * K + k being choice k of row m, with expert_weights [M, K].
     Slots behind offsets[E] go to no expert: y = x. Without those three every row goes through the one expert,
-    unweighted. `prefill` is for kernels.
+    unweighted. norm_weight None: x is normed already. residual False: the weighted sum alone, without x. `prefill` is
+    for kernels.
     """
-    h = rms_norm(x, norm_weight, eps)
+    h = x if norm_weight is None else rms_norm(x, norm_weight, eps)
     if order is None or offsets is None or expert_weights is None:
-        return (wide(x) + wide(swiglu(h, gate[0], up[0], down[0]))).to(x.dtype)
+        y = swiglu(h, gate[0], up[0], down[0])
+        return (wide(x) + wide(y)).to(x.dtype) if residual else y
     cuts, k = offsets.tolist(), expert_weights.shape[1]
     y = wide(x.new_zeros(len(order), x.shape[1]))
     for e, (first, end) in enumerate(pairwise(cuts)):
@@ -36,4 +39,4 @@ def experts(
             y[slots] = wide(swiglu(h[slots // k], gate[e], up[e], down[e]))
     weights = expert_weights.flatten().index_fill(0, order[cuts[-1] :].long(), 0)
     y = (y * weights[:, None]).unflatten(0, (len(x), k)).sum(1)
-    return (wide(x) + y).to(x.dtype)
+    return (wide(x) + y if residual else y).to(x.dtype)

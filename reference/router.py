@@ -22,9 +22,9 @@ class Routing(NamedTuple):
 
 
 def router(
-    x: Tensor, norm_weight: Tensor, state: Tensor | None, scale: Tensor | None, down_weight: Tensor, down_bias: Tensor,
-    state_norm: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, biases: Tensor, k: int, eps: float,
-    positions: Tensor | None = None,
+    x: Tensor, norm_weight: Tensor | None, state: Tensor | None, scale: Tensor | None, down_weight: Tensor,
+    down_bias: Tensor, state_norm: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, biases: Tensor,
+    k: int, eps: float, positions: Tensor | None = None,
 ) -> Routing:  # fmt: skip
     """x [M, D], state [M, R] or None -> Routing.
 
@@ -32,9 +32,10 @@ def router(
     biases [E]. s = down(rms_norm(x)) (+ state * scale) is the next state as it stands; the probabilities are
     softmax(mlp(rms_norm(s))) with an exact (erf) GELU between the three layers. The choice is the top k of
     probabilities + biases, the lower expert first where they tie; the weights are the probabilities themselves.
-    A row with a negative position (positions [M]) is idle: it goes to no expert.
+    norm_weight None: x is normed already. A row with a negative position (positions [M]) is idle: it goes to no expert.
     """
-    s = F.linear(rms_norm(x, norm_weight, eps), down_weight, down_bias)
+    h = x if norm_weight is None else rms_norm(x, norm_weight, eps)
+    s = F.linear(h, down_weight, down_bias)
     if state is not None and scale is not None:
         s = s + state * scale
     h = F.gelu(F.linear(rms_norm(s, state_norm, eps), w1, b1))

@@ -70,6 +70,37 @@ def test_what_quicker_checks_do_not_find(check, kernel, fault):
     assert killed(KERNELS[kernel], found).startswith(f"{check} ")
 
 
+@pytest.mark.parametrize(
+    ("kernel", "fault", "workload"),
+    [
+        ("frame_embedding", "normed-anyway", "no-norm"),
+        ("qkv_projection", "normed-rows-normed", "normed"),
+        ("qkv_projection", "normed-rows-normed-in-prefill", "prefill-normed"),
+        ("decode_attention", "plain-scores-not-scaled", "plain"),
+        ("decode_attention", "plain-queries-normed", "plain"),
+        ("decode_attention", "plain-new-score-not-scaled", "plain"),
+        ("decode_attention", "plain-new-key-normed", "plain"),
+        ("decode_attention", "plain-rows-of-the-gated-width", "plain"),
+        ("prefill_attention", "plain-scores-not-scaled", "plain"),
+        ("prefill_attention", "plain-queries-normed", "plain"),
+        ("prefill_attention", "plain-last-scores-not-scaled", "plain"),
+        ("prefill_attention", "plain-keys-normed", "plain"),
+        ("prefill_attention", "plain-keys-of-the-gated-width", "plain"),
+        ("prefill_attention", "plain-queries-of-the-gated-width", "plain"),
+        ("output_projection", "added-anyway", "no-residual"),
+        ("router", "normed-rows-normed", "normed"),
+        ("experts", "normed-rows-normed", "normed"),
+        ("experts", "normed-rows-normed-in-prefill", "prefill-sum"),
+        ("experts", "added-anyway", "sum-top2"),
+        ("experts", "added-anyway-for-one", "sum"),
+        ("experts", "idle-rows-left-unwritten", "sum"),
+    ],
+)
+def test_a_fault_of_one_variant_is_found_on_it(kernel, fault, workload):
+    found = next(entry for entry in FAULTS[kernel] if entry.name == fault)
+    assert killed(KERNELS[kernel], found).startswith(f"exact {workload} float32: ")
+
+
 def test_every_operation_has_faults():
     assert FAULTS.keys() == KERNELS.keys()
     assert all(len({fault.name for fault in faults}) == len(faults) >= 4 for faults in FAULTS.values())

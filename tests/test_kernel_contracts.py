@@ -82,34 +82,60 @@ def test_workloads(name):
 COSTS = {
     # ten rows of 2048 read and one written, each twice; ten ids
     ("frame_embedding", "decode-B1"): (11 * 2048 * 2 + 10 * 4, 13 * 2048),
+    # of 64 rows the same; nothing is squared, and nothing scaled
+    ("frame_embedding", "no-norm-B64"): (64 * (11 * 2048 * 2 + 10 * 4), 64 * 10 * 2048),
     # x, residual, sum and result, each 64 rows; the weight
     ("add_rms_norm", "decode-B64"): (4 * 64 * 2048 * 2 + 2048 * 2, 5 * 64 * 2048),
     # 20 heads of 128 in and out; 64 cosines, 64 sines, a position
     ("rotary", "decode-B1"): (2 * 20 * 128 * 2 + (128 + 1) * 4, 3 * 20 * 128),
     # 2048 + 2 * 512 + 16 rows of weights; the norm's; a row in and one out
     ("qkv_projection", "decode-B1"): ((3088 * 2048 + 2048 + 2048 + 3088) * 2, 2 * 3088 * 2048),
+    # the same without the norm's
+    ("qkv_projection", "normed-B1"): ((3088 * 2048 + 2048 + 3088) * 2, 2 * 3088 * 2048),
     # keys and values of 4 heads at 1001 positions; the row in (3088) and out (2048); 64 cosines, 64 sines
     ("decode_attention", "decode-B1"): (
         (2 * 4 * 128 * 1001 + 3088 + 2048) * 2 + 128 * 4,
         2 * 2 * 16 * 128 * 1001,
+    ),
+    # of 16 sequences the same, but rows without 16 gates (3072), and no angles
+    ("decode_attention", "plain-B16"): (
+        16 * (2 * 4 * 128 * 1001 + 3072 + 2048) * 2,
+        16 * 2 * 2 * 16 * 128 * 1001,
     ),
     # 32 * 33 / 2 pairs of positions; keys and values of 32; 32 rows in and out; 32 angles of 128
     ("prefill_attention", "prefill-32"): (
         (2 * 4 * 128 * 32 + 32 * (3088 + 2048)) * 2 + 32 * 128 * 4,
         2 * 2 * 16 * 128 * 528,
     ),
+    # 2048 * 2049 / 2 pairs; rows without gates, no angles
+    ("prefill_attention", "plain-2048"): (
+        (2 * 4 * 128 * 2048 + 2048 * (3072 + 2048)) * 2,
+        2 * 2 * 16 * 128 * 2098176,
+    ),
     # the square matrix; a row in, its residual, a row out
     ("output_projection", "decode-B1"): ((2048 * 2048 + 3 * 2048) * 2, 2 * 2048 * 2048),
+    # the same without the residual
+    ("output_projection", "no-residual-B1"): ((2048 * 2048 + 2 * 2048) * 2, 2 * 2048 * 2048),
     # 128 x 2048, twice 128 x 128, 16 x 128 weights; norm, three biases, the state's scale and norm, the balance; x, old
     # and new state; 16 probabilities, id, weight and slot in 4 bytes each, 17 offsets
     ("router", "decode-B1"): (
         (262144 + 2 * 16384 + 2048 + 2048 + 5 * 128 + 16 + 2048 + 2 * 128) * 2 + 4 * (16 + 3 + 17),
         2 * (262144 + 2 * 16384 + 2048),
     ),
+    # the weights once, without the norm's; 16 of everything that is a row's
+    ("router", "normed-B16"): (
+        (262144 + 2 * 16384 + 2048 + 5 * 128 + 16 + 16 * (2048 + 2 * 128)) * 2 + 4 * (16 * (16 + 3) + 17),
+        16 * 2 * (262144 + 2 * 16384 + 2048),
+    ),
     # one expert's three matrices of 3072 x 2048; x in and out, the norm; h written and read; slot and weight
     ("experts", "decode-B1"): (
         (3 * 3072 * 2048 + 2 * 2048 + 2048 + 2 * 3072) * 2 + 2 * 4,
         2 * 3 * 3072 * 2048,
+    ),
+    # all experts; of 2048 rows x in and the sum out, h written and read; slots and weights
+    ("experts", "prefill-sum-2048"): (
+        (16 * 3 * 3072 * 2048 + 2048 * (2 * 2048 + 2 * 3072)) * 2 + 2048 * 2 * 4,
+        2048 * 2 * 3 * 3072 * 2048,
     ),
     # 9 x 1026 logits and as many frames of history in; 8 settings, seed and step; a code and a fault of 9 codebooks
     ("sample", "decode-B1"): (2 * 4 * 9 * 1026 + 8 * 4 + 8 + 4 + 2 * 4 * 9, 60 * 9 * 1026),

@@ -170,6 +170,19 @@ def test_too_many_rows_to_decode(name):
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [
+        ("qkv_projection", {"normed": True}),
+        ("output_projection", {"residual": False}),
+        ("experts", {"normed": True, "residual": False}),
+    ],
+    ids=["qkv_projection", "output_projection", "experts"],
+)
+def test_too_many_rows_for_another_engine(name, variant):
+    refuses(ValueError, name, inputs_of(name, M=257, **variant), "at most 256 rows decode together, got 257")
+
+
 def test_too_many_sequences_to_decode():
     refuses(ValueError, "decode_attention", inputs_of("decode_attention", B=257), "at most 256 rows decode .*, got 257")
 
@@ -216,6 +229,15 @@ SPANS = (
     (2, r"frames of the clip \(spans\[:, 2\]\) must be in 0\.\.2147483647, or OPEN; got"),
 )
 PACKED = inputs_of("prefill_attention", "packed")
+ATTENTIONS = ("decode_attention", "prefill_attention")
+
+
+def plain(name, message, **changes):
+    """`wrong` of an attention without temp and table."""
+    inputs = inputs_of(name, "plain")
+    return name, {**inputs, **{key: change(inputs[key]) for key, change in changes.items()}}, message
+
+
 WRONG = [
     # Sizes that do not fit each other.
     wrong("add_rms_norm", r"weight must have shape \[D=48\], got \[47\]", weight=lambda w: w[:-1]),
@@ -243,9 +265,23 @@ WRONG = [
           qkvg=lambda x: x[:, :-4].clone()),
     wrong("prefill_attention", r"qkvg must have \(HQ \+ 2 \* HKV\) \* DH \+ HQ = 132 columns, got 128",
           qkvg=lambda x: x[:, 4:].clone()),
+    *(plain(name, r"qkvg must have \(HQ \+ 2 \* HKV\) \* DH columns without temp and table, HQ a multiple of the "
+            rf"cache's HKV=2 heads of DH=16, got {columns}", qkvg=lambda x, columns=columns: x[:, :columns].clone())
+      for name in ATTENTIONS for columns in (127, 112, 64, 16)),
+    *(wrong(name, "temp and table must be given together, or neither", **{argument: NONE})
+      for name in ATTENTIONS for argument in ("temp", "table")),
+    wrong("qkv_projection", r"wq must have shape \[NQ, D=48\], got \[64, 44\]", norm_weight=NONE,
+          wq=lambda w: w[:, :44].clone()),
+    wrong("output_projection", r"weight must have shape \[D, K=64\], got \[48, 60\]", residual=NONE,
+          weight=lambda w: w[:, :60].clone()),
+    wrong("router", r"down_weight must have shape \[R, D=48\], got \[24, 44\]", norm_weight=NONE,
+          down_weight=lambda w: w[:, :44].clone()),
+    wrong("experts", r"gate must have shape \[E, I, D=48\], got", norm_weight=NONE, gate=lambda w: w[..., :44]),
     sized("decode_attention", "temp must have a multiple of the cache's HKV=2 heads, got 5", HQ=5),
     sized("prefill_attention", "temp must have a multiple of the cache's HKV=2 heads", HQ=3),
     sized("prefill_attention", "temp must have at most 32 heads for each of the cache's HKV=2, got 66", HQ=66),
+    sized("prefill_attention", "qkvg must have at most 32 heads for each of the cache's HKV=2, got 66", HQ=66,
+          plain=True),
     wrong("prefill_attention", r"cu_seqlens must have shape \[B\+1=2\], got \[3\]",
           cu_seqlens=lambda c: torch.cat([c, c[-1:]])),
     wrong("sample", r"settings must have shape \[B=2, 8\], got \[2, 7\]", settings=lambda s: s[:, :7].clone()),
@@ -339,6 +375,8 @@ WRONG = [
     wrong("decode_attention", r"positions must be in -2147483648\.\.23, what .* hold, or negative: idle; got 24",
           positions=at(0, 24)),
     wrong("decode_attention", r"positions must be in -2147483648\.\.19, .*got 20", table=lambda t: t[:20].clone()),
+    plain("decode_attention", r"positions must be in -2147483648\.\.39, .*; got 40", positions=at(0, 40)),
+    plain("prefill_attention", r"starts \+ rows must be in 1\.\.40, .*; got 41", starts=at(2, 19)),
     wrong("decode_attention", r"block_table must be in 0\.\.5, the cache's pages; got 6", block_table=at((1, 0), 6)),
     wrong("prefill_attention", r"block_table must be in 0\.\.2, .*got -1", block_table=at((0, 0), -1)),
     wrong("prefill_attention", r"starts must be in 0\.\.23, .*; got 24", starts=at(0, 24)),
@@ -411,8 +449,16 @@ def test_counters_on_another_device():
         fresh_counters(torch.empty(3), 2, torch.zeros(4, dtype=torch.int32, device="meta"), "router")
 
 
-def test_a_compiled_kernel_takes_no_cpu_tensor(monkeypatch):
+def of_tiles(name, message):
+    """Whether it is a limit of the launch, which the reference does not have."""
+    return "at most 32 heads" in message or (name == "experts" and message.startswith("counters"))
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs", "message"),
+    [pytest.param(*case, id=f"{i}-{case[0]}") for i, case in enumerate(WRONG) if not of_tiles(case[0], case[2])],
+)
+def test_wrong_values_where_the_reference_runs(name, inputs, message, monkeypatch):
+    """On a CPU without the interpreter."""
     monkeypatch.setattr("zonos2_triton.kernels._common.interpreted", lambda: False)
-    refuses(
-        ValueError, "rotary", ALL["rotary"], "x is on cpu; move it to cuda, or set TRITON_INTERPRET=1 before triton"
-    )
+    refuses(ValueError, name, inputs, message)

@@ -148,11 +148,10 @@ def test_nvtx_makes_the_attributes_of_a_range_once():
     assert domain.calls == [("model/frame", 2), ("kernel/head", 2), "end", "end"] * 3 + [("model/frame", 2), "end"]
 
 
-def test_nvtx_is_on_where_the_environment_says_so():
+def test_nvtx_is_on_where_it_is_asked_for():
     nvtx = pytest.importorskip("nvtx")
-    assert ranges.sink_of({}) is None
-    assert ranges.sink_of({ranges.SWITCH: "0"}) is None
-    sink = ranges.sink_of({ranges.SWITCH: "1"})
+    assert ranges.sink_of(False) is None
+    sink = ranges.sink_of(True)
     assert sink._domain is nvtx.get_domain("zonos2_triton")
     with recorded(sink), annotate("model/generate", 1), annotate("codec/block"):
         pass
@@ -168,7 +167,7 @@ def test_without_the_package_the_switch_warns_once_and_nothing_is_on(monkeypatch
 
     monkeypatch.setattr(builtins, "__import__", refused)
     with caplog.at_level(logging.WARNING, "zonos2_triton"):
-        assert ranges.sink_of({ranges.SWITCH: "1"}) is None
+        assert ranges.sink_of(True) is None
     assert [record.getMessage() for record in caplog.records] == [
         "ZONOS2_TRITON_NVTX=1 has no effect: the package nvtx is not installed"
     ]

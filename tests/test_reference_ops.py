@@ -143,6 +143,84 @@ def test_idle_rows_of_a_decode_step_leave_the_cache_alone(randn):
     assert all(torch.equal(*pair) for pair in zip(caches, others, strict=True))
 
 
+def attention_of(q, k, v, starts):
+    """By PyTorch, sequence by sequence: queries of the new rows, keys and values of all, the new ones last."""
+    parts = []
+    for sequence, start in zip(zip(q, k, v, strict=True), starts, strict=True):
+        new = len(sequence[0])
+        mask = torch.ones(new, start + new, dtype=torch.bool).tril(start)
+        heads = (part.transpose(0, 1)[None] for part in sequence)
+        y = F.scaled_dot_product_attention(*heads, attn_mask=mask, enable_gqa=True)
+        parts.append(y[0].transpose(0, 1).flatten(1))
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("page_size", [1, 2])
+@pytest.mark.parametrize("way", ["prefill", "decode"])
+def test_attention_without_temp_and_table_takes_its_rows_as_they_are(randn, way, page_size):
+    """Nothing is normed, turned or gated; keys and values lie in the cache bit for bit."""
+    HQ, HKV, DH, starts = 4, 2, 8, [0, 3, 4]
+    lengths = [3, 1, 2] if way == "prefill" else [1, 1, 1]
+    qkv = randn(sum(lengths), (HQ + 2 * HKV) * DH)
+    q, k, v = (part.unflatten(1, (-1, DH)).split(lengths) for part in qkv.split([HQ * DH, HKV * DH, HKV * DH], 1))
+    k_cache, v_cache = (randn(18 // page_size, page_size, HKV, DH) for _ in range(2))
+    block_table = torch.randperm(len(k_cache), generator=torch.Generator().manual_seed(0)).int().view(3, -1)
+    known = [[cache[pages.long()].flatten(0, 1)[:start] for pages, start in zip(block_table, starts, strict=True)]
+             for cache in (k_cache, v_cache)]  # fmt: skip
+    keys, values = ([torch.cat(pair) for pair in zip(*both, strict=True)] for both in zip(known, (k, v), strict=True))
+    arguments = qkv, None, None, k_cache, v_cache, block_table, torch.tensor(starts, dtype=torch.int32)
+    if way == "prefill":
+        cuts = F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).int()
+        got = prefill_attention(*arguments, cuts, max(lengths))
+    else:
+        got = decode_attention(*arguments)
+    torch.testing.assert_close(got, attention_of(q, keys, values, starts))
+    for cache, whole in ((k_cache, keys), (v_cache, values)):
+        for pages, want in zip(block_table, whole, strict=True):
+            assert torch.equal(cache[pages.long()].flatten(0, 1)[: len(want)], want)
+
+
+def test_an_idle_row_without_temp_is_as_wide_as_the_others(randn):
+    qkv, caches = randn(2, 4 * 4), [randn(2, 3, 1, 4) for _ in range(2)]
+    block_table, positions = torch.tensor([[0], [1]], dtype=torch.int32), torch.tensor([-1, 0], dtype=torch.int32)
+    got = decode_attention(qkv, None, None, *caches, block_table, positions)
+    assert torch.equal(got, torch.cat([torch.zeros(1, 8, dtype=torch.float64), qkv[1:, 12:].repeat(1, 2)]))
+
+
+def test_output_projection_adds_nothing_where_there_is_no_residual(seeded):
+    y, weight = seeded(3, 8).bfloat16(), seeded(4, 8).bfloat16()
+    assert torch.equal(output_projection(y, weight, None), y @ weight.T)
+
+
+def test_what_is_normed_already_is_taken_as_it_is(randn):
+    D, E = 8, 3
+    x, weight = randn(5, D), randn(D)
+    h = rms_norm(x, weight, EPS)
+    maps = randn(4, D), randn(2, 2, D), randn(2, D)
+    assert torch.equal(qkv_projection(h, None, *maps, EPS), qkv_projection(x, weight, *maps, EPS))
+    mlp = randn(4, 4), randn(4), randn(4, 4), randn(4), randn(E, 4)
+    rest = randn(5, 4), randn(4), randn(4, D), randn(4), randn(4), *mlp, randn(E), 2, EPS
+    routing = router(x, weight, *rest)
+    for ours, others in zip(router(h, None, *rest), routing, strict=True):
+        assert torch.equal(ours, others)
+    tensors = randn(E, 4, D), randn(E, 4, D), randn(E, D, 4), EPS
+    chosen = routing.order, routing.offsets, routing.expert_weights
+    for choice, parts in ((chosen, tensors), ((), (*(part[:1] for part in tensors[:3]), EPS))):
+        total = experts(x, weight, *parts, *choice, residual=False)
+        assert torch.equal(experts(h, None, *parts, *choice, residual=False), total)
+        torch.testing.assert_close(experts(x, weight, *parts, *choice), x + total)
+
+
+def test_without_a_residual_a_row_of_no_expert_is_zero(randn):
+    x, E = randn(4, 8), 3
+    order, offsets = by_expert(torch.tensor([[0, 1], [E, E], [2, 0], [E, E]]), E)
+    got = experts(
+        x, randn(8), randn(E, 4, 8), randn(E, 4, 8), randn(E, 8, 4), EPS, order, offsets, randn(4, 2), residual=False
+    )
+    assert (got[[1, 3]] == 0).all()
+    assert (got[[0, 2]] != 0).all()
+
+
 def test_add_rms_norm_returns_the_sum_and_its_norm(randn):
     x, residual, weight = randn(3, 8), randn(3, 8), randn(8)
     total, normed = add_rms_norm(x, residual, weight, EPS)
@@ -254,6 +332,15 @@ def test_frame_embedding_counts_every_row_and_replaces_those_with_a_speaker(rand
     total[0], total[3] = speakers[1], speakers[0]
     got = frame_embedding(ids, torch.cat(tables), 6, EPS, speakers, index)
     torch.testing.assert_close(got, F.rms_norm(total, (8,), None, EPS))
+    bare = frame_embedding(ids, torch.cat(tables), 6, float("nan"), speakers, index, norm=False)
+    torch.testing.assert_close(bare, total)
+    assert torch.equal(bare[[0, 3]], speakers.flip(0))
+
+
+def test_a_sum_of_rows_is_rounded_once(seeded):
+    table, ids = seeded(60, 8).bfloat16(), torch.arange(40).view(4, 10) % 6
+    want = frame_embedding(ids, table.double(), 6, EPS, norm=False)
+    assert torch.equal(frame_embedding(ids, table, 6, EPS, norm=False), want.float().bfloat16())
 
 
 @pytest.mark.parametrize("lda", [False, True], ids=["direct", "lda"])

@@ -1,14 +1,21 @@
 """Which tiles a launch gets."""
 
+import json
 import logging
+import re
 from types import SimpleNamespace
 
 import pytest
 import torch
 import triton
+from triton.runtime import interpreter
 
+from zonos2_triton.bench.catalogue import KERNELS
+from zonos2_triton.bench.invariants import INVARIANTS, exact
+from zonos2_triton.bench.verify import Case
 from zonos2_triton.kernels import _tiles
-from zonos2_triton.kernels._tiles import ARCHITECTURES, TABLE, architecture, product_tiles, tiles
+from zonos2_triton.kernels._settings import CONFIG
+from zonos2_triton.kernels._tiles import ARCHITECTURES, TABLE, architecture, overrides, product_tiles, tiles
 from zonos2_triton.reference import rings
 
 
@@ -24,6 +31,21 @@ def on_card(monkeypatch):
     _tiles._nearest.cache_clear()
     yield choose
     _tiles._nearest.cache_clear()
+
+
+@pytest.fixture
+def overridden(monkeypatch, tmp_path):
+    """As if the environment named a file that holds this."""
+
+    def name(entries):
+        path = tmp_path / "launch.json"
+        path.write_text(entries if isinstance(entries, str) else json.dumps(entries), encoding="utf-8")
+        monkeypatch.setenv(CONFIG, str(path))
+        overrides.cache_clear()
+        return path
+
+    yield name
+    overrides.cache_clear()
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -102,3 +124,158 @@ def test_products_of_few_rows_keep_one_instruction_on_sm_90():
             assert all(
                 launch["BLOCK_N"] < 64 for name, tiles in choices.items() if name != "interpreter" for launch in tiles
             )
+
+
+def numbers(op="head", role="decode", dtype=torch.bfloat16, rows=1, **more):
+    launch = tiles(op, role, dtype, rows, **more)
+    return tuple(launch.get(key) for key in ("BLOCK_N", "BLOCK_K", "BLOCK_M", "num_warps", "num_stages"))
+
+
+def test_a_file_overrides_what_it_names_for_the_dtype_and_the_rows_it_names(on_card, overridden):
+    on_card("cuda", 90)
+    one, many, prefill = numbers(), numbers(rows=17), numbers(role="prefill")
+    overridden(
+        [
+            {"op": "head", "role": "decode", "dtype": "bfloat16", "BLOCK_K": 64, "num_stages": 3},
+            {"op": "head", "role": "decode", "dtype": "bfloat16", "rows": [17, 32], "num_warps": 8, "num_stages": 7},
+        ]
+    )
+    assert (one, many) == ((32, 128, 16, 4, 6), (32, 128, 32, 4, 4))
+    assert numbers() == (32, 64, 16, 4, 3)
+    assert numbers(rows=16) == (32, 64, 16, 4, 3)
+    assert numbers(rows=17) == numbers(rows=32) == (32, 64, 32, 8, 7)
+    assert numbers(rows=33)[3:] == (8, 3)
+    assert numbers(dtype=torch.float16) == one
+    assert numbers(role="prefill") == prefill
+    assert tiles("head", "decode", torch.bfloat16)["enable_fp_fusion"] is False
+    assert product_tiles("head", False, torch.bfloat16, 1, 64)["EVEN_K"] is True
+    assert product_tiles("head", False, torch.bfloat16, 1, 96)["EVEN_K"] is False
+
+
+def test_without_a_dtype_an_override_is_for_all_and_tf32_is_one_of_them(on_card, overridden):
+    on_card("cuda", 90)
+    overridden(
+        [
+            {"op": "advance", "role": "row", "num_warps": 2},
+            {"op": "waveform", "role": "taps", "num_warps": 2},
+            {"op": "waveform", "role": "taps", "dtype": "tf32", "num_warps": 8},
+            {"op": "waveform", "role": "taps", "dtype": "float32", "num_warps": 1},
+        ]
+    )
+    assert tiles("advance", "row", torch.int32)["num_warps"] == 2
+    warps = [numbers("waveform", "taps", dtype)[3] for dtype in (torch.float16, torch.float32)]
+    assert [*warps, numbers("waveform", "taps", torch.float32, tf32=True)[3]] == [2, 1, 8]
+
+
+def test_the_file_is_read_once_and_the_log_says_so(overridden, caplog):
+    path = overridden([{"op": "advance", "role": "row", "num_warps": 2}])
+    with caplog.at_level(logging.INFO, "zonos2_triton"):
+        tiles("advance", "row", torch.int32)
+        path.unlink()
+        assert tiles("advance", "row", torch.int32)["num_warps"] == 2
+    assert caplog.messages == [f"launch parameters of {path}: [{{'op': 'advance', 'role': 'row', 'num_warps': 2}}]"]
+
+
+HEAD = {"op": "head", "role": "decode"}
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({}, ": must be a list of objects, got dict"),
+        ([3], ": [0]: must be an object, got 3"),
+        ([{**HEAD, "num_warps": 4}, {"role": "row"}], ": [1].op: must be one of add_rms_norm, advance, "),
+        ([{"op": "heads", "role": "decode"}], ", waveform, got 'heads'"),
+        ([{"op": ["head"], "role": "decode"}], ", waveform, got ['head']"),
+        ([{"op": "head", "role": "row"}], ": [0].role: must be one of decode, prefill of head, got 'row'"),
+        ([{**HEAD, "dtype": "fp16"}], ".dtype: must be one of float32, tf32, float16, bfloat16, got 'fp16'"),
+        ([{**HEAD, "dtype": None}], ".dtype: must be one of float32, tf32, float16, bfloat16, got None"),
+        ([HEAD], ": [0]: must have at least one of BLOCK_K, BLOCK_M, BLOCK_N, num_stages, num_warps"),
+        (
+            [{**HEAD, "BLOCK_Z": 16}],
+            ".BLOCK_Z: head decode has no such number; it has BLOCK_K, BLOCK_M, BLOCK_N, num_stages, num_warps",
+        ),
+        ([{**HEAD, "enable_fp_fusion": True}], ".enable_fp_fusion: head decode has no such number"),
+        ([{"op": "rotary", "role": "row", "BLOCK_M": 16}], ".BLOCK_M: rotary row has no such number"),
+        ([{**HEAD, "BLOCK_N": 48}], ": [0].BLOCK_N: must be a power of two in 16..1024, got 48"),
+        ([{**HEAD, "BLOCK_N": 8}], ": [0].BLOCK_N: must be a power of two in 16..1024, got 8"),
+        ([{**HEAD, "BLOCK_N": 32.0}], ": [0].BLOCK_N: must be a power of two in 16..1024, got 32.0"),
+        ([{**HEAD, "num_warps": 3}], ": [0].num_warps: must be a power of two in 1..32, got 3"),
+        ([{**HEAD, "num_warps": True}], ": [0].num_warps: must be a power of two in 1..32, got True"),
+        ([{**HEAD, "num_stages": 0}], ": [0].num_stages: must be an integer in 1..16, got 0"),
+        ([{**HEAD, "num_stages": "3"}], ": [0].num_stages: must be an integer in 1..16, got '3'"),
+        ([{**HEAD, "rows": [1], "num_warps": 4}], ".rows: must be [least, most], both at least 1, got [1]"),
+        ([{**HEAD, "rows": [0, 4], "num_warps": 4}], ".rows: must be [least, most], both at least 1, got [0, 4]"),
+        ([{**HEAD, "rows": [4, 2], "num_warps": 4}], ".rows: must be [least, most], both at least 1, got [4, 2]"),
+        (
+            [{**HEAD, "rows": [1, 4], "BLOCK_K": 64}],
+            ": [0].BLOCK_K: cannot be had for some rows alone: bits would depend on the batch",
+        ),
+        (
+            [{"op": "decode_attention", "role": "split", "rows": [1, 4], "SPLIT": 64}],
+            ": [0].rows: role split has the same tiles for any number of rows",
+        ),
+        (
+            [{"op": "convolution", "role": "taps", "rows": [1, 4], "BLOCK_M": 64}],
+            ": [0].rows: role taps has the same tiles for any number of rows",
+        ),
+    ],
+)
+def test_a_wrong_file_is_refused_by_name_and_place(overridden, entries, message):
+    path = overridden(entries)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=rf"^{CONFIG}: {re.escape(str(path))}.*{re.escape(message)}"):
+            tiles("head", "decode", torch.float32)
+
+
+def test_no_kernel_is_launched_by_a_wrong_file(overridden):
+    overridden([{"op": "rotary", "role": "row"}])
+    kernel = KERNELS["rotary"]
+    with pytest.raises(ValueError, match=CONFIG):
+        kernel.op(**kernel.make("cpu", torch.float32, **kernel.workloads[-1].sizes))
+
+
+def test_all_numbers_of_the_table_might_be_in_a_file():
+    for (op, role), choices in TABLE.items():
+        for launch in (launch for name in choices if name != "interpreter" for launch in choices[name]):
+            entry = {key: launch[key] for key in launch if key not in ("enable_fp_fusion", "matrix_instr_nonkdim")}
+            pair, override = _tiles._override("", {"op": op, "role": role, **entry})
+            assert (pair, override.numbers) == ((op, role), entry)
+
+
+# Other tiles than the interpreter's own, for one row and for several.
+OTHERS = [
+    {"op": "head", "role": "decode", "BLOCK_K": 32, "BLOCK_N": 16},
+    {"op": "head", "role": "decode", "rows": [2, 1000], "BLOCK_N": 64, "BLOCK_M": 32},
+    {"op": "decode_attention", "role": "split", "SPLIT": 32, "BLOCK_S": 16},
+    {"op": "convolution", "role": "taps", "BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16},
+]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compiled here, not interpreted")
+@pytest.mark.parametrize(
+    ("name", "workload", "launched"),
+    [
+        ("head", "one-row", {"BLOCK_K": 32, "BLOCK_N": 16, "BLOCK_M": 16}),
+        ("head", "two-tiles", {"BLOCK_K": 32, "BLOCK_N": 64, "BLOCK_M": 32}),
+        ("decode_attention", "split-edges", {"SPLIT": 32, "BLOCK_S": 16}),
+        ("convolution", "rows", {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16}),
+    ],
+)
+def test_other_tiles_are_launched_as_exact_and_no_bit_depends_on_the_batch(
+    overridden, monkeypatch, name, workload, launched
+):  # fmt: skip
+    kernel = KERNELS[name]
+    case = Case(kernel, next(entry for entry in kernel.workloads if entry.name == workload))
+    overridden(OTHERS)
+    launches, real = [], interpreter.GridExecutor.__call__
+
+    def spying(self, *args, **kwargs):
+        launches.append({key: kwargs[key] for key in launched})
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(interpreter.GridExecutor, "__call__", spying)
+    case.compare(case.run())
+    assert launches == [launched]
+    exact(case)
+    INVARIANTS["parts_alone"](case, None)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from zonos2_triton.reference.attention import QK_EPS
+from zonos2_triton.reference.attention import QK_EPS, query_heads
 from zonos2_triton.reference.norm import rms_norm
 from zonos2_triton.reference.numeric import wide
 from zonos2_triton.reference.rotary import rotary
@@ -76,37 +76,44 @@ def unpaged(cache: Tensor, block_table: Tensor, positions: int) -> Tensor:
     return torch.cat([beside, missing], 1)
 
 
-def begin(inputs: Inputs, rows: Rows, twin: Twin | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """q [T, HQ, DH], k and v [T, HKV, DH], gate [T, HQ]; k and v are in the cache, and in the twin."""
+def heads_of(inputs: Inputs) -> int:
+    """Query heads."""
+    return query_heads(inputs["qkvg"], inputs["temp"], inputs["k_cache"])
+
+
+def begin(inputs: Inputs, rows: Rows, twin: Twin | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """q [T, HQ, DH], k and v [T, HKV, DH], gate [T, HQ] or None; k and v are in the cache, and in the twin."""
     run = fused(_begin, inputs["qkvg"].device.type)
     caches = inputs["k_cache"], inputs["v_cache"], rows.slots
     return run(inputs["qkvg"], inputs["temp"], inputs["table"], rows.positions, *caches, *(twin or (None, None, None)))
 
 
 def _begin(
-    qkvg: Tensor, temp: Tensor, table: Tensor, positions: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Index,
-    keys: Tensor | None, values: Tensor | None, at: Index | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    heads, (kv_heads, head_dim) = len(temp), k_cache.shape[2:]
-    widths = [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim, heads]
-    *qkv, gate = qkvg.split(widths, 1)
-    q, k, v = (part.unflatten(1, (-1, head_dim)) for part in qkv)
-    k = rotary(rms_norm(wide(k), None, QK_EPS), positions, table).to(qkvg.dtype)
-    q = rotary(rms_norm(wide(q), None, QK_EPS) * wide(temp)[:, None].abs(), positions, table).to(qkvg.dtype)
+    qkvg: Tensor, temp: Tensor | None, table: Tensor | None, positions: Tensor, k_cache: Tensor, v_cache: Tensor,
+    slots: Index, keys: Tensor | None, values: Tensor | None, at: Index | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
+    heads, (kv_heads, head_dim) = query_heads(qkvg, temp, k_cache), k_cache.shape[2:]
+    widths = [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim]
+    q, k, v = (part.unflatten(1, (-1, head_dim)) for part in qkvg[:, : sum(widths)].split(widths, 1))
+    gate = None
+    if temp is not None and table is not None:
+        k = rotary(rms_norm(wide(k), None, QK_EPS), positions, table).to(qkvg.dtype)
+        q = rotary(rms_norm(wide(q), None, QK_EPS) * wide(temp)[:, None].abs(), positions, table).to(qkvg.dtype)
+        gate = qkvg[:, -heads:]
     k_cache[slots], v_cache[slots] = k, v
     if keys is not None and values is not None:
         keys[at], values[at] = k, v
     return q, k, v, gate
 
 
-def end(y: Tensor, gate: Tensor) -> Tensor:
+def end(y: Tensor, gate: Tensor | None) -> Tensor:
     """`gated`, in one launch."""
     return fused(gated, y.device.type)(y, gate)
 
 
-def gated(y: Tensor, gate: Tensor) -> Tensor:
-    """y [T, HQ, DH], gate [T, HQ] -> [T, HQ * DH], each head scaled by sigmoid(gate)."""
-    return (wide(y) * torch.sigmoid(wide(gate))[..., None]).flatten(1).to(y.dtype)
+def gated(y: Tensor, gate: Tensor | None) -> Tensor:
+    """y [T, HQ, DH], gate [T, HQ] -> [T, HQ * DH], each head scaled by sigmoid(gate), where there is one."""
+    return (y if gate is None else (wide(y) * torch.sigmoid(wide(gate))[..., None]).to(y.dtype)).flatten(1)
 
 
 def without_idle(prepare: Prepare) -> Prepare:
@@ -119,7 +126,7 @@ def without_idle(prepare: Prepare) -> Prepare:
         busy = (inputs["positions"] >= 0).nonzero()[:, 0]
         if len(busy) == len(inputs["positions"]):
             return prepare(inputs)
-        qkvg, heads, head_dim = inputs["qkvg"], len(inputs["temp"]), inputs["k_cache"].shape[3]
+        qkvg, heads, head_dim = inputs["qkvg"], heads_of(inputs), inputs["k_cache"].shape[3]
         some = {name: inputs[name][busy] for name in ("qkvg", "block_table", "positions")}
         call = prepare(inputs | some) if len(busy) else None
 

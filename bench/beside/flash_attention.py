@@ -73,8 +73,8 @@ def prepare_prefill(inputs: Inputs) -> Call:
 
 
 def prefill_attention(
-    qkvg: Tensor, temp: Tensor, table: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor, starts: Tensor,
-    cu_seqlens: Tensor, longest: int,
+    qkvg: Tensor, temp: Tensor | None, table: Tensor | None, k_cache: Tensor, v_cache: Tensor, block_table: Tensor,
+    starts: Tensor, cu_seqlens: Tensor, longest: int,
 ) -> Tensor:  # fmt: skip
     """Arguments, result and what becomes of the caches: as zonos2_triton.reference.attention.prefill_attention.
 

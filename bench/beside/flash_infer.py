@@ -18,6 +18,7 @@ from zonos2_triton.bench.beside.around_attention import (
     begin,
     decode_rows,
     end,
+    heads_of,
     prefill_rows,
     without_idle,
 )
@@ -32,7 +33,7 @@ def decode_attention(inputs: Inputs) -> Call:
     """Planned for CUDA graphs, where a plan may not change the launch: one that fits a single step helps nobody."""
     rows, (page_size, kv_heads, head_dim) = decode_rows(inputs), inputs["k_cache"].shape[1:]
     indptr, indices, last = _pages(inputs, rows.lengths)
-    heads, dtype, device = len(inputs["temp"]), inputs["qkvg"].dtype, inputs["qkvg"].device
+    heads, dtype, device = heads_of(inputs), inputs["qkvg"].dtype, inputs["qkvg"].device
     wrapper = _package().BatchDecodeWithPagedKVCacheWrapper(
         _workspace(device), "NHD", use_cuda_graph=True, use_tensor_cores=heads // kv_heads >= TENSOR_CORES_FROM,
         paged_kv_indptr_buffer=torch.empty_like(indptr, device=device),
@@ -57,7 +58,7 @@ def prefill_attention(inputs: Inputs) -> Call:
     dtype = inputs["qkvg"].dtype
     wrapper = _package().BatchPrefillWithPagedKVCacheWrapper(_workspace(inputs["qkvg"].device), "NHD")
     wrapper.plan(
-        inputs["cu_seqlens"], *_pages(inputs, rows.lengths), len(inputs["temp"]), kv_heads, head_dim, page_size,
+        inputs["cu_seqlens"], *_pages(inputs, rows.lengths), heads_of(inputs), kv_heads, head_dim, page_size,
         causal=True, sm_scale=head_dim**-0.5, q_data_type=dtype, kv_data_type=dtype,
     )  # fmt: skip
 

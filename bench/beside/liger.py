@@ -43,7 +43,7 @@ def rotary(inputs: Inputs) -> Call:
 def experts(inputs: Inputs) -> Call:
     """The dense layer as LigerSwiGLUMLP has it: products by PyTorch, one kernel between them; the norm before it.
 
-    The residual is added in the last product.
+    The residual is added in the last product. Without a norm's weight, or a residual, neither is done.
     """
     from liger_kernel.ops.swiglu import LigerSiLUMulFunction as Function
 
@@ -51,8 +51,9 @@ def experts(inputs: Inputs) -> Call:
     gate, up, down = (inputs[name][0].T for name in ("gate", "up", "down"))
 
     def run() -> Tensor:
-        h = _rms_norm(x, norm_weight, eps)
-        return torch.addmm(x, Function.apply(h @ gate, h @ up), down)
+        h = x if norm_weight is None else _rms_norm(x, norm_weight, eps)
+        inner = Function.apply(h @ gate, h @ up)
+        return torch.addmm(x, inner, down) if inputs["residual"] else inner @ down
 
     return run
 

@@ -53,9 +53,20 @@ def heads_of(
     return q, k, v, qkvg[:, -heads:]
 
 
-def gated(y: Tensor, gate: Tensor) -> Tensor:
-    """y [T, HQ, DH], gate [T, HQ] -> [T, HQ * DH]."""
-    return (wide(y) * torch.sigmoid(wide(gate))[..., None]).flatten(1).to(gate.dtype)
+def _entering(
+    qkvg: Tensor, temp: Tensor | None, table: Tensor | None, positions: Tensor, k_cache: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
+    """`heads_of`; without temp and table the rows as they are, and no gate."""
+    kv_heads, head_dim = k_cache.shape[2:]
+    if temp is not None and table is not None:
+        return heads_of(qkvg, temp, table, positions, head_dim)
+    q, k, v = qkvg.unflatten(1, (-1, head_dim)).tensor_split([-2 * kv_heads, -kv_heads], 1)
+    return q, k, v, None
+
+
+def gated(y: Tensor, gate: Tensor | None) -> Tensor:
+    """y [T, HQ, DH], gate [T, HQ] or None: no gate -> [T, HQ * DH]."""
+    return (y if gate is None else (wide(y) * torch.sigmoid(wide(gate))[..., None]).to(gate.dtype)).flatten(1)
 
 
 def by_products(q: Tensor, keys: Tensor, values: Tensor, positions: Tensor) -> Tensor:
@@ -73,14 +84,15 @@ def by_products(q: Tensor, keys: Tensor, values: Tensor, positions: Tensor) -> T
 
 
 def decode_attention(
-    qkvg: Tensor, temp: Tensor, table: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor, positions: Tensor
-) -> Tensor:
+    qkvg: Tensor, temp: Tensor | None, table: Tensor | None, k_cache: Tensor, v_cache: Tensor, block_table: Tensor,
+    positions: Tensor,
+) -> Tensor:  # fmt: skip
     """Of all sequences at once, over every position that the block table has room for."""
     live, page_size = positions >= 0, k_cache.shape[1]
     # An idle row writes what the first live one writes, to the same place; where none is live, what is there already.
     row = torch.where(live, torch.arange(len(live), device=live.device), live.int().argmax())
     at = positions[row].clamp(min=0).long()
-    q, k, v, gate = heads_of(qkvg[row], temp, table, at, k_cache.shape[3])
+    q, k, v, gate = _entering(qkvg[row], temp, table, at, k_cache)
     place = block_table[row, at // page_size].long(), at % page_size
     for cache, new in ((k_cache, k), (v_cache, v)):
         cache[place] = torch.where(live.any(), new, cache[place])
@@ -92,16 +104,16 @@ def decode_attention(
 
 
 def prefill_attention(
-    qkvg: Tensor, temp: Tensor, table: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor, starts: Tensor,
-    cu_seqlens: Tensor, longest: int,
+    qkvg: Tensor, temp: Tensor | None, table: Tensor | None, k_cache: Tensor, v_cache: Tensor, block_table: Tensor,
+    starts: Tensor, cu_seqlens: Tensor, longest: int,
 ) -> Tensor:  # fmt: skip
     """Of sequences padded to the longest, over every position that the block table has room for."""
-    (page_size, _, head_dim), T, B = k_cache.shape[1:], len(qkvg), len(block_table)
+    page_size, T, B = k_cache.shape[1], len(qkvg), len(block_table)
     rows, cuts = torch.arange(T, device=qkvg.device), cu_seqlens.long()
     sequence = torch.searchsorted(cuts[1:], rows, right=True)
     number = rows - cuts[sequence]
     at = starts.long()[sequence] + number
-    q, k, v, gate = heads_of(qkvg, temp, table, at, head_dim)
+    q, k, v, gate = _entering(qkvg, temp, table, at, k_cache)
     place = block_table[sequence, at // page_size].long(), at % page_size
     k_cache[place], v_cache[place] = k, v
     capacity = block_table.shape[1] * page_size
@@ -202,17 +214,20 @@ def has_grouped(device: str, dtype: torch.dtype) -> bool:
 
 
 def experts(
-    x: Tensor, norm_weight: Tensor, gate: Tensor, up: Tensor, down: Tensor, eps: float, order: Tensor | None = None,
-    offsets: Tensor | None = None, expert_weights: Tensor | None = None, prefill: bool = False,
+    x: Tensor, norm_weight: Tensor | None, gate: Tensor, up: Tensor, down: Tensor, eps: float,
+    order: Tensor | None = None, offsets: Tensor | None = None, expert_weights: Tensor | None = None,
+    prefill: bool = False, residual: bool = True,
 ) -> Tensor:  # fmt: skip
-    h = rms_norm(x, norm_weight, eps)
+    h = x if norm_weight is None else rms_norm(x, norm_weight, eps)
     if order is None or offsets is None or expert_weights is None:
-        return (wide(x) + wide(swiglu(h, gate[0], up[0], down[0]))).to(x.dtype)
+        y = swiglu(h, gate[0], up[0], down[0])
+        return (wide(x) + wide(y)).to(x.dtype) if residual else y
     sorted_ids = torch.searchsorted(
         offsets[1:], torch.arange(len(order), device=x.device, dtype=offsets.dtype), right=True
     )
     ids = torch.zeros_like(sorted_ids).scatter(0, order.long(), sorted_ids).view(expert_weights.shape)
-    return (wide(x) + mixture(h, gate, up, down, ids, expert_weights)).to(x.dtype)
+    y = mixture(h, gate, up, down, ids, expert_weights)
+    return (wide(x) + y if residual else y).to(x.dtype)
 
 
 def choose(

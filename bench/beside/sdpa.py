@@ -21,6 +21,7 @@ from zonos2_triton.bench.beside.around_attention import (
     end,
     fused,
     gated,
+    heads_of,
     prefill_rows,
     unpaged,
     without_idle,
@@ -75,7 +76,7 @@ def _padded(inputs: Inputs) -> Call:
     taken = (first[:, None] + number).clamp(max=len(rows.sequence) - 1)  # [B, T]: past a sequence's rows, any
     kept = (number < counts[:, None]).flatten().nonzero()[:, 0]
     kv_heads, S = twin.keys.shape[1:3]
-    group = len(inputs["temp"]) // kv_heads
+    group = heads_of(inputs) // kv_heads
     seen = torch.arange(S, device=device) <= (inputs["starts"][:, None] + number)[..., None]  # [B, T, S]
     mask = _additive(seen, inputs["qkvg"])[:, None].repeat(1, 1, group, 1)  # [B, 1, group * T, S]
 
@@ -93,7 +94,7 @@ def _grouped(q: Tensor, taken: Tensor, kv_heads: int) -> Tensor:
     return q[taken].unflatten(2, (kv_heads, -1)).permute(0, 2, 3, 1, 4).flatten(2, 3)
 
 
-def _ungrouped(y: Tensor, gate: Tensor, T: int, kept: Tensor) -> Tensor:
+def _ungrouped(y: Tensor, gate: Tensor | None, T: int, kept: Tensor) -> Tensor:
     heads = y.unflatten(2, (-1, T)).permute(0, 3, 1, 2, 4).flatten(2, 3).flatten(0, 1)  # [B * T, HQ, DH]
     return gated(heads[kept], gate)
 

@@ -13,7 +13,6 @@ that --graphs off shows layers and operations, and --graphs lazy the real time o
 import argparse
 import gzip
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from zonos2_triton.bench.profiling import nsys
 from zonos2_triton.bench.profiling.profiled import REAL, generation, loaded, measured_roof, speaking
 from zonos2_triton.bench.profiling.range_times import Node, label, of_hatchet, of_trace, rows, table
 from zonos2_triton.bench.roof import Roof
+from zonos2_triton.kernels._settings import nvtx
 from zonos2_triton.model.audio import whole_file
 from zonos2_triton.model.backend import BACKENDS, resolve_device
 from zonos2_triton.model.ops import SEQUENCES_AT_ONCE
@@ -160,7 +160,7 @@ def inside(options: argparse.Namespace) -> int:
     """
     from zonos2_triton.bench.profiling.range_costs import flat
 
-    sink, seen = sink_of(os.environ), Counter[str]()
+    sink, seen = sink_of(nvtx()), Counter[str]()
     on_device = options.device.type == "cuda"
     with loaded(options) as tts:
         call = speaking(tts, options)

@@ -1,0 +1,122 @@
+"""The environment variables ZONOS2_TRITON_*: what each may hold, and what it means. Nothing else reads them.
+
+LOG and the switch of NVTX take effect when the package is imported, the others when they are first needed. Whatever a
+variable holds beyond what is accepted is a ValueError that names it.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+PREFIX = "ZONOS2_TRITON_"
+BACKEND, DISABLE, LOG, NVTX, CONFIG, SGLANG = VARIABLES = tuple(
+    PREFIX + name for name in ("BACKEND", "DISABLE", "LOG", "NVTX", "CONFIG", "SGLANG")
+)
+BACKENDS = ("auto", "triton", "reference")
+LEVELS = {
+    "debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR,
+    "off": logging.CRITICAL + 1,
+}  # fmt: skip
+SGLANG_PARTS = ("attention", "experts", "sampler", "vocoder")
+LOGGER = logging.getLogger("zonos2_triton")
+
+
+def backend() -> str:
+    """What backend="auto" means, of BACKENDS; "auto": the kernels on a GPU, the reference on a CPU."""
+    return _one_of(BACKEND, BACKENDS) or "auto"
+
+
+def disabled() -> bool:
+    """Whether the reference runs wherever a backend is chosen, and nobody's operations are replaced."""
+    return _switch(DISABLE)
+
+
+def nvtx() -> bool:
+    """Whether ranges go to NVTX."""
+    return _switch(NVTX)
+
+
+def config() -> tuple[str, Any] | None:
+    """The file of launch parameters and the JSON in it, not looked at; None: no file is named."""
+    path = os.environ.get(CONFIG)
+    if not path:
+        return None
+    try:
+        with open(path, encoding="utf-8") as file:
+            return path, json.load(file)
+    except OSError as error:
+        raise ValueError(f"{CONFIG} names {path!r}, which cannot be read: {error.strerror}") from error
+    except ValueError as error:  # of the text, or of the JSON in it
+        raise ValueError(f"{CONFIG} names {path!r}, which is not JSON: {error}") from error
+
+
+def sglang_parts() -> frozenset[str]:
+    """The parts of SGLang's model that run on the kernels, of SGLANG_PARTS."""
+    value = os.environ.get(SGLANG, "")
+    if value in ("", "0"):
+        return frozenset()
+    if value in ("1", "all"):
+        return frozenset(SGLANG_PARTS)
+    parts = frozenset(part.strip() for part in value.split(","))
+    if not parts <= {*SGLANG_PARTS}:
+        raise _wrong(SGLANG, value, f"0, 1, all, or a list of {', '.join(SGLANG_PARTS)} with commas between them")
+    return parts
+
+
+def log_level() -> str | None:
+    """Of LEVELS; None: not set."""
+    return _one_of(LOG, tuple(LEVELS))
+
+
+def present() -> dict[str, tuple[str, str | None]]:
+    """Every variable with this prefix that is set: what it holds, and what is wrong with that, or None."""
+    readers = dict(zip(VARIABLES, (backend, disabled, log_level, nvtx, config, sglang_parts), strict=True))
+    found: dict[str, tuple[str, str | None]] = {}
+    for name, value in sorted(os.environ.items()):
+        if name in readers:
+            found[name] = value, _fault(readers[name])
+        elif name.startswith(PREFIX):
+            found[name] = value, f"no variable of this name; there are {', '.join(VARIABLES)}"
+    return found
+
+
+def _fault(reader: Callable[[], object]) -> str | None:
+    try:
+        reader()
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def start_log() -> None:
+    """The level of LOG, and a handler for the standard error. Where it is not set, logging stays as it is: without a
+    handler of the application's own, Python shows warnings."""
+    level = log_level()
+    if level is None:
+        return
+    LOGGER.setLevel(LEVELS[level])
+    if level != "off":
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+        LOGGER.addHandler(handler)
+
+
+def _one_of(name: str, accepted: tuple[str, ...]) -> str | None:
+    """The value; None: unset or empty."""
+    value = os.environ.get(name)
+    if value and value not in accepted:
+        raise _wrong(name, value, ", ".join(accepted))
+    return value or None
+
+
+def _switch(name: str) -> bool:
+    return _one_of(name, ("0", "1")) == "1"
+
+
+def _wrong(name: str, value: str, accepted: str) -> ValueError:
+    return ValueError(f"{name} is {value!r}; accepted: {accepted}")
+
+
+start_log()
