@@ -121,7 +121,7 @@ class Decoder:
             return self.like.new_empty((rows, frames * rate + tail, channels), device=device, dtype=dtype)
 
         def stream(rate: int, channels: int, tail: int = 0) -> Tensor:
-            return ring(rate, channels, tail, torch.float32)
+            return ring(rate, channels, tail, torch.float64 if self.like.dtype == torch.float64 else torch.float32)
 
         config = self.config
         width, rate, blocks, between = config.decoder_dim, 1, [], []
@@ -145,17 +145,29 @@ class Decoder:
         kept = torch.cat([columns[:, : count * K], columns[:, C * K :][:, :count]], 1)
         return self.tables[:count], padded(kept)
 
+    def latents(self, codes: Tensor) -> Tensor:
+        """What codes [B, T, C] int32 sum to, of the first C codebooks: [B, T, latent_dim]; T is at least 1."""
+        B, T, C = codes.shape
+        z = self.like.new_empty(B, T, self.config.latent_dim)
+        spans = torch.tensor([(0, T, T, T)] * B, dtype=torch.int32, device=z.device)
+        ranged(self.ops).codebook_sum(codes, *self.codebooks(C), spans, T, False, z, tf32=self.tf32)
+        return z
+
     def step(self, rings: Rings, codes: Tensor, spans: Tensor, frames: int, delayed: bool = False) -> Tensor:
         """Samples [rows, frames * hop] of the frames that spans name, at most `frames` a row: column j of a row is its
         sample hop * done - lag + j, zero where that lies outside of the clip. codes and spans as `codebook_sum` of
-        reference.rings has them; codes may be of the first codebooks alone."""
+        reference.rings has them; codes may be of the first codebooks alone, or latents [B, N, latent_dim], a ring of
+        frames of what codes sum to."""
         with annotate("codec/step", frames):
             return self._through_layers(rings, codes, spans, frames, delayed)
 
     def _through_layers(self, rings: Rings, codes: Tensor, spans: Tensor, frames: int, delayed: bool) -> Tensor:
         ops, tf32 = ranged(self.ops), {"tf32": self.tf32}
-        tables, projection = self.codebooks(min(codes.shape[2], len(self.tables)))
-        ops.codebook_sum(codes, tables, projection, spans, frames, delayed, rings.z, **tf32)
+        if codes.is_floating_point():
+            _take_in(codes, spans, frames, rings.z)
+        else:
+            tables, projection = self.codebooks(min(codes.shape[2], len(self.tables)))
+            ops.codebook_sum(codes, tables, projection, spans, frames, delayed, rings.z, **tf32)
         place = Place()
         at: tuple[Any, ...] = (spans, frames)
         y, act = rings.first
@@ -194,6 +206,14 @@ class Decoder:
             for unit in block.units:
                 place = place.convolved(unit.dilation)
         return place.convolved().lag
+
+
+def _take_in(latents: Tensor, spans: Tensor, frames: int, z: Tensor) -> None:
+    """A step's frames of the ring latents [B, N, D] into ring z. Those that a row does not have lie outside of its clip
+    or come again, where no layer reads them before."""
+    at = spans[:, :1] + torch.arange(frames, device=z.device)
+    row = torch.arange(len(z), device=z.device)[:, None]
+    z[row, at % z.shape[1]] = latents[row, at % latents.shape[1]]
 
 
 class _Unit(NamedTuple):

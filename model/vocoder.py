@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, overload
@@ -143,16 +144,51 @@ class Vocoder:
         parts = [self.decode_window(w, clip.T[w.first : min(w.end, total)], total) for w in windows]
         return torch.cat([torch.zeros(0, dtype=torch.float32, device=self.device), *parts])
 
+    @torch.no_grad()
+    def latents(self, codes: Tensor) -> Tensor:
+        """Codes [B, C, T] of the first C codebooks -> what they sum to, [B, latent_dim, T] of the vocoder's dtype. They
+        are on its device and within 0..1023, at which nobody looks again."""
+        with self._exactly():
+            return self.decoder.latents(_by_frame(codes)).mT
+
+    @torch.no_grad()
+    def decode_latents(self, z: Tensor) -> Tensor:
+        """Latents [B, latent_dim, T] of the vocoder's dtype -> fp32 [B, samples], fp64 of fp64. No frames make no
+        samples. By the kernels each clip is the same alone and together, and the same as decode() of its codes.
+
+        ValueError: another shape or device; TypeError: another dtype.
+        """
+        D = self.config.latent_dim
+        if not isinstance(z, Tensor) or z.ndim != 3 or z.shape[1] != D or len(z) == 0:
+            raise ValueError(f"z must be a tensor [B, {D}, T] with B >= 1, got {_shape(z)}")
+        if z.device != self.device:
+            raise ValueError(f"z must be on {self.device} like the weights, got {z.device}")
+        if z.dtype != self.dtype:
+            raise TypeError(f"z must be {self.dtype} like the weights, got {z.dtype}")
+        samples = []
+        with self._exactly():
+            for rows in z.mT.split(ROWS_TOGETHER):
+                samples += self._stepped(rows, [z.shape[2]] * len(rows))
+        return torch.stack(samples)
+
+    def _exactly(self) -> AbstractContextManager[object]:
+        """Inside, this vocoder's operations compute what they mean."""
+        return exact_numerics() if self.backend == "reference" else current(self.device)
+
     def _in_steps(self, clips: list[Tensor]) -> list[Tensor]:
-        decoder, rows = self.decoder, len(clips)
         lengths = [clip.shape[1] for clip in clips]
-        longest = max(lengths)
-        samples = [torch.empty(self.config.samples(n), dtype=torch.float32, device=self.device) for n in lengths]
-        if longest == 0:
-            return samples
-        codes = torch.zeros(rows, longest, len(clips[0]), dtype=torch.int32, device=self.device)
+        codes = torch.zeros(len(clips), max(lengths), len(clips[0]), dtype=torch.int32, device=self.device)
         for row, clip in zip(codes, clips, strict=True):
             row[: clip.shape[1]] = clip.T
+        return self._stepped(codes, lengths)
+
+    def _stepped(self, codes: Tensor, lengths: list[int]) -> list[Tensor]:
+        """codes [rows, longest, C], or latents [rows, longest, D]."""
+        decoder, (rows, longest, _) = self.decoder, codes.shape
+        dtype = torch.float64 if codes.dtype == torch.float64 else torch.float32
+        samples = [torch.empty(self.config.samples(n), dtype=dtype, device=self.device) for n in lengths]
+        if longest == 0:
+            return samples
         total = longest + decoder.lookahead  # the last samples come that much later
         frames = min(self._frames_together(rows), total)
         made = decoder.rings(rows, frames)
@@ -188,7 +224,7 @@ class Vocoder:
         frames = T + decoder.lookahead
         made = decoder.rings(B, frames, keep=True)  # rings in which every position has a place of its own
         spans = torch.tensor([(0, frames, T, T)] * B, dtype=torch.int32, device=self.device)
-        audio = decoder.step(made, codes.mT.int().contiguous(), spans, frames)
+        audio = decoder.step(made, _by_frame(codes), spans, frames)
         stages, length = {"z": made.z[:, :T].mT, "conv_in": made.first.y[:, :T].mT}, T  # type: ignore[index]
         for i, (block, rate) in enumerate(zip(made.blocks, self.config.decoder_rates, strict=True)):
             length = rate * length - rate % 2
@@ -261,6 +297,11 @@ class Vocoder:
         if not isinstance(codes, Tensor) or codes.ndim != 2 or not 1 <= len(codes) <= C:
             raise ValueError(f"{name} must be a tensor [{C}, T], got {_shape(codes)}")
         return self.checked_codes(name, codes).to(self.device)
+
+
+def _by_frame(codes: Tensor) -> Tensor:
+    """[B, C, T] -> int32 [B, T, C]. Written anew: of one codebook, contiguous() would leave the strides as they are."""
+    return torch.empty(codes.mT.shape, dtype=torch.int32, device=codes.device).copy_(codes.mT)
 
 
 def _shape(value: object) -> list[int] | str:
