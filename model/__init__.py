@@ -2,7 +2,10 @@
 
 from zonos2_triton.model.audio import Audio
 from zonos2_triton.model.backbone import Backbone
+from zonos2_triton.model.hosts.accelerate import accelerate
+from zonos2_triton.model.hosts.report import Report
 from zonos2_triton.model.loop import LoopOptions
+from zonos2_triton.model.offline import TTSLLM, TTSSamplingParams
 from zonos2_triton.model.pipeline import Zonos2
 from zonos2_triton.model.prompt import build_prompt
 from zonos2_triton.model.requests import Generation
@@ -14,16 +17,20 @@ from zonos2_triton.reference.speaker_encoder import SpeakerEncoderConfig
 from zonos2_triton.reference.vocoder import VocoderConfig
 
 __all__ = [
+    "TTSLLM",
     "Audio",
     "Backbone",
     "Generation",
     "LoopOptions",
+    "Report",
     "Sampling",
     "SpeakerEncoder",
     "SpeakerEncoderConfig",
+    "TTSSamplingParams",
     "Vocoder",
     "VocoderConfig",
     "Zonos2",
     "Zonos2Config",
+    "accelerate",
     "build_prompt",
 ]

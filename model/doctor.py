@@ -1,13 +1,17 @@
 """What this installation is made of, and what will run where."""
 
+import json
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
 from typing import Any
 
 import torch
 
+from zonos2_triton.kernels import _settings
 from zonos2_triton.model.backend import BACKENDS, resolve_backend
+from zonos2_triton.model.hosts.accelerate import known_hosts
 
 REQUIRED = ("torch", "triton", "numpy", "einops", "nvtx", "safetensors", "soundfile", "tqdm")
 EXTRAS = {
@@ -28,15 +32,18 @@ def diagnose() -> dict[str, Any]:
             {"device": f"cuda:{i}", "name": card.name, "arch": sm, "memory_gib": round(card.total_memory / 2**30, 1)}
         )
     for device in devices:
-        device["runs"] = resolve_backend("auto", torch.device(device["device"]))
+        device["runs"] = _resolved("auto", device["device"])
     return {
         "zonos2-triton": _version("zonos2-triton"),
+        "op_schemas": json.loads((files("zonos2_triton.kernels") / "schemas.json").read_text("utf-8"))["version"],
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": packages,
         "extras": {name: _version(name) for name in EXTRAS},
         "devices": devices,
         "backends": {name: _usable(name) for name in BACKENDS},
+        "drop_in": _hosts(),
+        "variables": {name: {"value": v, "fault": fault} for name, (v, fault) in _settings.present().items()},
         "triton_interpreter": os.environ.get("TRITON_INTERPRET") == "1",
         "missing": [name for name, found in packages.items() if found is None],
     }
@@ -44,7 +51,8 @@ def diagnose() -> dict[str, Any]:
 
 def as_text(report: dict[str, Any]) -> str:
     """The report for a person to read."""
-    lines = [f"zonos2-triton {report['zonos2-triton']}, Python {report['python']}, {report['platform']}", "packages"]
+    lines = [f"zonos2-triton {report['zonos2-triton']}, Python {report['python']}, {report['platform']}"]
+    lines += [f"schemas of torch.ops.zonos2_triton {report['op_schemas']}", "packages"]
     lines += [f"  {name:18} {found or 'MISSING'}" for name, found in report["packages"].items()]
     lines.append("extras")
     for name, found in report["extras"].items():
@@ -52,10 +60,27 @@ def as_text(report: dict[str, Any]) -> str:
     lines.append("devices")
     for device in report["devices"]:
         details = ", ".join(f"{key} {device[key]}" for key in device if key not in ("device", "runs"))
-        lines.append(f"  {device['device']:18} runs the {device['runs']} backend ({details})")
+        lines.append(f"  {device['device']:18} runs: {device['runs']} ({details})")
     lines.append("backends")
     lines += [f"  {name:18} {state}" for name, state in report["backends"].items()]
+    lines.append("drop-in")
+    for name, found in report["drop_in"].items():
+        state = found["version"] or "not installed"
+        lines.append(f"  {name:22} {state}; known: {found['from']} to below {found['below']}")
+    lines.append("variables" if report["variables"] else f"variables: no {_settings.PREFIX}* is set")
+    for name, found in report["variables"].items():
+        lines.append(f"  {name:22} {found['value']!r}" + (f": {found['fault']}" if found["fault"] else ""))
     return "\n".join(lines)
+
+
+def _hosts() -> dict[str, dict[str, str | None]]:
+    """The packages whose objects `accelerate` knows, and which version is here."""
+    found: dict[str, dict[str, str | None]] = {}
+    for host in known_hosts():
+        if host.package is not None and host.versions is not None:
+            low, high = host.versions
+            found[host.package] = {"version": _version(host.package), "from": low, "below": high}
+    return found
 
 
 def _version(name: str) -> str | None:
@@ -65,9 +90,16 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _usable(backend: str) -> str:
+def _resolved(backend: str, device: str) -> str:
+    """What runs, or why nothing does."""
     try:
-        resolved = resolve_backend(backend, torch.device("cpu"))
+        return resolve_backend(backend, torch.device(device))
     except ValueError as error:
         return str(error)
-    return "ready" if resolved == backend else f"means {resolved}"
+
+
+def _usable(backend: str) -> str:
+    resolved = _resolved(backend, "cpu")
+    if resolved == backend:
+        return "ready"
+    return f"means {resolved}" if resolved in BACKENDS else resolved

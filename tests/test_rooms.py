@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = ("kernels", "model", "reference", "bench")
 MAY_IMPORT = {
     "reference": {"reference"},
-    "kernels": {"kernels"},
+    "kernels": {"kernels", "reference"},  # the latter in one place: see below
     "model": {"model", "reference", "kernels"},
     "bench": {*ROOMS},
 }
@@ -33,9 +33,11 @@ LIBRARIES = {
         "scipy",
         "flash_attn",
         "flashinfer",
-        "liger_kernel",  # where they are installed
+        "liger_kernel",
+        "transformers",  # where they are installed
     },
 }
+REFERENCE = "zonos2_triton.reference"
 FILES = [
     pytest.param(room, path, id=str(path.relative_to(ROOT)))
     for room in ROOMS
@@ -62,6 +64,16 @@ def test_imports_follow_the_arrows(room, path):
     libraries = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"zonos2_triton"}
     assert rooms <= MAY_IMPORT[room]
     assert libraries <= LIBRARIES[room]
+
+
+def test_kernels_know_the_reference_in_one_place_and_load_it_there_alone():
+    """Where an operation on a CPU is its reference; whoever has a GPU need not load it."""
+    kernels = [path for room, path in (case.values for case in FILES) if room == "kernels"]
+    knowing = [path.name for path in kernels if any(name.startswith(REFERENCE) for name in imports(path))]
+    assert knowing == ["_common.py"]
+    tree = ast.parse((ROOT / "kernels" / "_common.py").read_text(encoding="utf-8"))
+    top = {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
+    assert not any(module.startswith(REFERENCE) for module in top)
 
 
 def test_every_package_of_a_room_is_in_the_wheel():
@@ -99,6 +111,21 @@ heavy = {"triton", "soundfile", "matplotlib", "huggingface_hub", "transformers"}
 assert not heavy, f"importing loaded {heavy}"
 print(seconds)
 """
+
+
+SETTINGS_TEST = """
+import sys
+import zonos2_triton.kernels
+before = {*sys.modules}
+import zonos2_triton.kernels._settings
+print(*sorted({name.split(".")[0] for name in {*sys.modules} - before}))
+"""
+
+
+def test_settings_are_read_without_torch_and_triton():
+    """Of the standard library alone; so they may be read wherever a process begins."""
+    run = subprocess.run([sys.executable, "-c", SETTINGS_TEST], capture_output=True, text=True, check=True)
+    assert {*run.stdout.split()} - {*sys.stdlib_module_names} == {"zonos2_triton"}
 
 
 def test_importing_is_quick_and_touches_nothing():

@@ -1,0 +1,1 @@
+"""The engine: a model with a backend and graphs."""

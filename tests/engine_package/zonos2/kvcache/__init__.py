@@ -1,0 +1,7 @@
+"""Of the cache's layouts the only one that the engine uses."""
+
+from enum import Enum
+
+
+class KVCacheLayout(Enum):
+    LayerFirst = 0

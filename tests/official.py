@@ -1,0 +1,349 @@
+"""The official zonos2 package on a CPU, wherever it is importable: its own classes, with plain PyTorch in place of what
+runs on a GPU alone.
+
+It is read from PYTHONPATH (the folder python/ of Zyphra/ZONOS2; checked with commit 8fee419). What stands in:
+
+    sgl_kernel, flashinfer        the functions that the layers name: norms, rotary turn
+    zonos2.kernel                 indexing and store_cache
+    layers.moe.fused_moe.layer    fused_experts
+    layers.attention.get_rope     where the head dimension is one that the official class refuses
+    zmq, msgpack                  empty, where they are not installed: no process is started here
+    torch.cuda                    nvtx.range and is_current_stream_capturing, which fail without CUDA
+"""
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zonos2_triton.model import Backbone, Zonos2Config
+
+STAND_IN = Path(__file__).parent / "engine_package"
+PAGES = 128  # of the cache, one position each
+
+
+Official = Callable[[str], Any]  # path below zonos2 -> module
+
+
+@contextmanager
+def imported() -> Iterator[Official]:
+    """Skips where there is no such package; afterwards it is not imported any more."""
+    if find_spec("zonos2") is None:
+        pytest.skip("the official package is not importable: put the folder python/ of Zyphra/ZONOS2 on PYTHONPATH")
+
+    official = _module
+    with pytest.MonkeyPatch.context() as patch:
+        for name, module in _stand_ins().items():
+            patch.setitem(sys.modules, name, module)
+        patch.setattr(torch.cuda.nvtx, "range", lambda *_: nullcontext())
+        patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+        try:
+            patch.setattr(official("kernel"), "indexing", indexing)
+            patch.setattr(official("kernel"), "store_cache", store_cache)
+            patch.setattr(official("layers.moe.fused_moe.layer"), "fused_experts", fused_experts)
+            patch.setattr(official("layers.attention"), "get_rope", _rope(official("layers.rotary")))
+            yield official
+        finally:
+            _forget()
+
+
+@contextmanager
+def standing_in() -> Iterator[Official]:
+    """The same of `engine_package`, a package of the same names, attributes and shapes, without anything official."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(STAND_IN)
+        try:
+            yield _module
+        finally:
+            _forget()
+
+
+def _module(path: str) -> Any:
+    return import_module(f"zonos2.{path}")
+
+
+def _forget() -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "zonos2"]:
+        del sys.modules[name]
+
+
+def _stand_ins() -> dict[str, ModuleType]:
+    names = ["sgl_kernel", "flashinfer"]
+    names += [name for name in ("zmq", "msgpack") if find_spec(name) is None]
+    made = {name: ModuleType(name) for name in names}
+    if "zmq" in made:
+        made["zmq.asyncio"] = made["zmq"].asyncio = ModuleType("zmq.asyncio")
+    for name in ("gelu_and_mul", "silu_and_mul", "moe_align_block_size", "topk_softmax"):
+        setattr(made["sgl_kernel"], name, None)  # named at import, called by fused_experts alone
+    for function in (rmsnorm, fused_add_rmsnorm, apply_rope_with_cos_sin_cache_inplace):
+        setattr(made["flashinfer"], function.__name__, function)
+    return made
+
+
+def rmsnorm(input: Tensor, weight: Tensor, eps: float = 1e-6, out: Tensor | None = None) -> Tensor:
+    x = input.float()
+    y = (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight.float()).to(input.dtype)
+    return y if out is None else out.copy_(y)
+
+
+def fused_add_rmsnorm(input: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-6) -> None:
+    total = input.float() + residual.float()
+    residual.copy_(total)
+    input.copy_(total * torch.rsqrt(total.square().mean(-1, keepdim=True) + eps) * weight.float())
+
+
+def apply_rope_with_cos_sin_cache_inplace(
+    positions: Tensor, query: Tensor, key: Tensor, head_size: int, cos_sin_cache: Tensor, is_neox: bool
+) -> None:
+    cos, sin = (part[:, None] for part in cos_sin_cache[positions.long()].chunk(2, -1))
+    for x in (query, key):
+        heads = x.view(len(x), -1, head_size).float()
+        if is_neox:
+            a, b = heads.chunk(2, -1)
+            turned = torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+        else:
+            a, b = heads[..., 0::2], heads[..., 1::2]
+            turned = torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
+        x.copy_(turned.flatten(1))
+
+
+def indexing(
+    weights: Tensor, indices: Tensor, *, output: Tensor | None = None, vocab_range: tuple[int, int] | None = None
+) -> Tensor:
+    first, length = vocab_range or (0, len(weights))
+    own = (indices >= first) & (indices < first + length)
+    return torch.where(own[:, None], weights[(indices - first).clamp(0, length - 1).long()], 0)
+
+
+def store_cache(k_cache: Tensor, v_cache: Tensor, indices: Tensor, k: Tensor, v: Tensor) -> None:
+    for places, rows in ((k_cache, k), (v_cache, v)):
+        places.view(len(places), -1)[indices.long()] = rows
+
+
+def fused_experts(
+    hidden_states: Tensor, w1: Tensor, w2: Tensor, topk_weights: Tensor, topk_ids: Tensor, inplace: bool = False,
+    **_: object,
+) -> Tensor:  # fmt: skip
+    rows = []
+    for x, weights, ids in zip(hidden_states, topk_weights, topk_ids, strict=True):
+        terms = []
+        for weight, expert in zip(weights, ids.tolist(), strict=True):
+            gate, up = (w1[expert] @ x).float().chunk(2)
+            terms.append(weight * (w2[expert] @ (F.silu(gate) * up).to(x.dtype)).float())
+        rows.append(torch.stack(terms).sum(0))
+    y = torch.stack(rows).to(hidden_states.dtype)
+    return hidden_states.copy_(y) if inplace else y
+
+
+def _rope(module: Any) -> Callable[..., Any]:
+    """get_rope, for any even head dimension, and on the CPU while a model is built on the meta device."""
+    original = module.get_rope
+
+    @cache
+    def get_rope(head_dim: int, rotary_dim: int, max_position: int, base: float, rope_scaling: object = None) -> Any:
+        with torch.device("cpu"):
+            if head_dim in (64, 128, 256, 512):
+                return original(head_dim, rotary_dim, max_position, base, rope_scaling)
+            made = object.__new__(module.RotaryEmbedding)
+            steps = base ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+            angles = torch.arange(max_position)[:, None] * steps
+            made.head_size, made._cos_sin_cache = head_dim, torch.cat([angles.cos(), angles.sin()], 1)
+            made.apply_rope_with_cos_sin_cache_inplace = apply_rope_with_cos_sin_cache_inplace
+            return made
+
+    return get_rope
+
+
+def random_weights(params: dict[str, Any], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """A checkpoint by official names, in the ranges of a trained one."""
+    generator = torch.Generator().manual_seed(7)
+
+    def drawn(name: str, shape: list[int]) -> Tensor:
+        values = torch.randn(shape, generator=generator)
+        if "norm" in name or name.endswith((".temp", "states_scale")):
+            return 1 + values / 10
+        if "embedders" in name:
+            return values
+        return values / 10 if len(shape) == 1 else values * shape[-1] ** -0.5
+
+    shapes = Backbone.layout(Zonos2Config.from_params(params))
+    return {name: drawn(name, shape).to(dtype) for name, shape in shapes.items()}
+
+
+def build(
+    official: Official, params: dict[str, Any], weights: dict[str, Tensor], dtype: torch.dtype = torch.float32,
+    rank: int = 0, ranks: int = 1,
+) -> Any:  # fmt: skip
+    """Zonos2ForCausalLM of a checkpoint, as the engine builds it; of several ranks, one's part."""
+    stored = official("utils.hf").Zonos2Config
+    known = {key: value for key, value in params.items() if hasattr(stored, key)} or params
+    config = official("models.config").ModelConfig.from_checkpoint_config(stored(**known))
+    official("distributed.info")._TP_INFO = official("distributed.info").DistributedInfo(rank, ranks)
+    plain = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(dtype)
+        with torch.device("meta"):
+            model = official("models.zonos2").Zonos2ForCausalLM(config)
+    finally:
+        torch.set_default_dtype(plain)
+    state = dict(weights)
+    if ranks > 1:  # the official loader cuts the head too, which its class does not expect: that one stays whole
+        state = official("models.weight")._shard_state_dict(state) | {
+            "multi_output.weight": state["multi_output.weight"]
+        }
+    model.load_state_dict({name: tensor.to(dtype).clone() for name, tensor in state.items()})
+    return model
+
+
+class PlainAttention:
+    """An attention backend of a few lines: whole sequences, by torch's own attention."""
+
+    def __init__(self, config: Any, kvcache: Any, page_table: Tensor) -> None:
+        self.kvcache, self.page_table = kvcache, page_table
+
+    def prepare_metadata(self, batch: Any) -> None:
+        rows = [torch.arange(req.cached_len, req.device_len, dtype=torch.int32) for req in batch.padded_reqs]
+        batch.attn_metadata = SimpleNamespace(positions=torch.cat(rows), rows=[len(row) for row in rows])
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, layer_id: int, batch: Any) -> Tensor:
+        self.kvcache.store_kv(k, v, batch.out_loc, layer_id)
+        found = []
+        for req, rows in zip(batch.padded_reqs, q.split(batch.attn_metadata.rows), strict=True):
+            pages = self.page_table[req.table_idx, : req.device_len].long()
+            keys, values = (
+                cache[pages, 0] for cache in (self.kvcache.k_cache(layer_id), self.kvcache.v_cache(layer_id))
+            )
+            mask = torch.ones(len(rows), len(keys), dtype=torch.bool).tril(len(keys) - len(rows))
+            heads = (x.transpose(0, 1)[None] for x in (rows, keys, values))
+            y = F.scaled_dot_product_attention(*heads, attn_mask=mask, enable_gqa=True)
+            found.append(y[0].transpose(0, 1))
+        return torch.cat(found)
+
+
+class Run:
+    """A model that generates, by the official batches, cache and context; nothing is sampled: frames are given."""
+
+    def __init__(
+        self, official: Official, model: Any, attention: Callable[..., Any] = PlainAttention, ranks: int = 1
+    ) -> None:
+        config, dtype = model.config, model.out_norm.weight.dtype
+        self.official, self.model = official, model
+        layout = official("kvcache").KVCacheLayout.LayerFirst
+        self.kvcache = official("kvcache.mha_pool").MHAKVCache(
+            config.num_kv_heads, config.num_layers, config.head_dim, PAGES, dtype, layout, torch.device("cpu")
+        )
+        self.kvcache._kv_buffer.fill_(float("nan"))  # what nobody wrote is read by nobody
+        self.page_table = torch.zeros(8, 64, dtype=torch.int32)
+        self.backend = attention(config, self.kvcache, self.page_table)
+        self.free = torch.randperm(PAGES, generator=torch.Generator().manual_seed(1)).int()
+        self.context = official("core").Context(page_size=1, attn_backend=self.backend)
+        self.reqs: list[Any] = []
+
+    def add(self, prompt: Tensor) -> Any:
+        made = self.official("core").TTSReq(
+            input_ids=prompt.int(), table_idx=len(self.reqs), cached_len=0, output_len=20, uid=len(self.reqs),
+            sampling_params=self.official("core").TTSSamplingParams(), cache_handle=None,
+        )  # fmt: skip
+        self.reqs.append(made)
+        return made
+
+    def batch(self, reqs: list[Any], phase: str, padding: list[Any] | None = None) -> Any:
+        """As the scheduler prepares one; padding: requests that only fill it up."""
+        batch = self.official("core").TTSBatch(reqs=reqs, phase=phase)
+        batch.padded_reqs = reqs + (padding or [])
+        lengths = [req.extend_len for req in reqs]
+        out_loc, self.free = self.free[: sum(lengths)], self.free[sum(lengths) :]
+        for req, pages in zip(reqs, out_loc.split(lengths), strict=True):
+            self.page_table[req.table_idx, req.cached_len : req.device_len] = pages
+        batch.out_loc = F.pad(out_loc, (0, len(padding or [])))
+        self.backend.prepare_metadata(batch)
+        batch.input_ids = torch.cat([req.input_ids[req.cached_len : req.device_len] for req in batch.padded_reqs])
+        return batch
+
+    def step(self, reqs: list[Any], phase: str, speaker: Tensor | None = None) -> Tensor:
+        """Logits of every row, [T, C, V]; the requests are one row further. speaker: of the first request."""
+        batch = self.batch(reqs, phase)
+        if speaker is not None:
+            batch.speaker_emb_values, batch.speaker_token_positions = speaker[None], torch.tensor([0])
+        with self.active(), self.context.forward_batch(batch):
+            logits = self.model.forward()
+        for req in reqs:
+            req.complete_one()
+        return logits
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Inside, the package's context is this run's."""
+        core = self.official("core")
+        before, core._GLOBAL_CTX = core._GLOBAL_CTX, self.context
+        try:
+            yield
+        finally:
+            core._GLOBAL_CTX = before
+
+    def generate(self, prompts: list[Tensor], frames: Tensor) -> list[Tensor]:
+        """The prompts in one batch, then the frames [F, len(prompts), C + 1] one by one: the logits of each step."""
+        reqs = [self.add(prompt) for prompt in prompts]
+        found = [self.step(reqs, "prefill")]
+        for frame in frames:
+            for req, row in zip(reqs, frame, strict=True):
+                req.append_host(row.int())
+            found.append(self.step(reqs, "decode"))
+        return found
+
+
+class Ranks:
+    """Processes that share a model, as threads of which one runs at a time: until all have come to the same sum."""
+
+    def __init__(self, official: Official, count: int) -> None:
+        self.core, self.count = official("core"), count
+        self.baton, self.meeting, self.parts = (
+            threading.Lock(),
+            threading.Barrier(count, timeout=60),
+            dict[int, Tensor](),
+        )
+        official("distributed.impl").DistributedCommunicator.plugins = [self]
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        context = self.core._GLOBAL_CTX  # each process has its own
+        self.parts[int(threading.current_thread().name)] = x.clone()
+        self.baton.release()
+        self.meeting.wait()
+        total = sum(self.parts[rank].double() for rank in range(self.count))
+        self.meeting.wait()
+        self.baton.acquire()
+        self.core._GLOBAL_CTX = context
+        return x.copy_(total)
+
+    def run(self, work: Callable[[int], Any]) -> list[Any]:
+        """work(rank) of every rank."""
+        found: dict[int, Any] = {}
+
+        def process(rank: int) -> None:
+            with self.baton, torch.inference_mode():
+                try:
+                    found[rank] = work(rank)
+                except BaseException as error:
+                    self.meeting.abort()
+                    found[rank] = error
+
+        threads = [threading.Thread(target=process, args=(rank,), name=str(rank)) for rank in range(self.count)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        errors = [result for result in found.values() if isinstance(result, BaseException)]
+        if errors:
+            raise next((error for error in errors if not isinstance(error, threading.BrokenBarrierError)), errors[0])
+        return [found[rank] for rank in range(self.count)]

@@ -1,0 +1,59 @@
+"""Other people's packages, imported on a CPU without a trace: modules stand in for those that they import and that a
+test does not need."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def importable(folder: Path, *standins: ModuleType) -> Iterator[None]:
+    """Inside, the packages of a folder can be imported, and the stand-ins; afterwards they are as unknown as before."""
+    path, before = [*sys.path], dict(sys.modules)
+    sys.path.insert(0, str(folder))
+    sys.modules.update({module.__name__: module for module in standins})
+    try:
+        yield
+    finally:
+        sys.path[:] = path
+        for name, module in [*sys.modules.items()]:
+            if module in standins or str(getattr(module, "__file__", None) or "").startswith(f"{folder}/"):
+                del sys.modules[name]
+                if name in before:
+                    sys.modules[name] = before[name]
+
+
+def module(name: str, **members: object) -> ModuleType:
+    """A module with these members."""
+    made = ModuleType(name)
+    vars(made).update(members)
+    return made
+
+
+def audiotools() -> tuple[ModuleType, ...]:
+    """For `dac`, whose models derive from a class of audiotools and whose functions are bound to a command line."""
+
+    class BaseModel(nn.Module):
+        INTERN: list[str] = []  # noqa: RUF012 (of the class, as there)
+        EXTERN: list[str] = []  # noqa: RUF012
+
+        @property
+        def device(self) -> torch.device:
+            return next(self.parameters()).device
+
+    class Named:
+        """Whatever is only named there: a type of an argument, a base class."""
+
+    def bind(*_: object, **__: object) -> Callable[[Any], Any]:
+        return lambda function: function
+
+    ml = module("audiotools.ml", BaseModel=BaseModel, Accelerator=Named)
+    core = module("audiotools.core", util=module("audiotools.core.util"))
+    top = module("audiotools", ml=ml, core=core, AudioSignal=Named, STFTParams=Named)
+    return top, ml, core, core.util, module("argbind", bind=bind)
