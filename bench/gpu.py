@@ -12,6 +12,7 @@ graph        a captured step, of decoding or of the vocoder, replays to the bits
 frames       a whole frame of the 8B model with random weights in one graph, at 1 to 256 streams and over the context
 vocoder      clips, and steps of streams, of a 44.1 kHz codec with random weights, in one graph, beside PyTorch
 whole        prompts, text to first audio, the host's work for a frame, memory
+hosts        transformers' DacModel before and after `accelerate`, and the offline front
 timings      every kernel at the 8B model's shapes
 beside       PyTorch and other libraries at the same, each compared with the reference before
 baseline     the same frames, and the longest prompt, by plain PyTorch, compiled, in one graph

@@ -16,6 +16,7 @@ from zonos2_triton.bench.cards import recognised
 from zonos2_triton.bench.catalogue import KERNELS, Kernel, Workload
 from zonos2_triton.bench.environment import run_tests
 from zonos2_triton.bench.frame_timing import FrameTimer
+from zonos2_triton.bench.hosts_timing import time_dac_model
 from zonos2_triton.bench.precompile import precompile
 from zonos2_triton.bench.record import Item, NotRun, Record, Withheld, perform
 from zonos2_triton.bench.roof import UNKNOWN, Roof
@@ -28,8 +29,8 @@ from zonos2_triton.reference.rings import OPERATIONS
 # In this order; seconds that earlier parts leave for each.
 PARTS = {
     "environment": 0.0, "calibration": 5.0, "compile": 30.0, "tests": 60.0, "kernels": 60.0, "invariance": 40.0,
-    "graph": 10.0, "frames": 50.0, "vocoder": 40.0, "whole": 30.0, "timings": 60.0, "beside": 30.0, "baseline": 45.0,
-    "sanitizer": 0.0,
+    "graph": 10.0, "frames": 50.0, "vocoder": 40.0, "whole": 30.0, "hosts": 20.0, "timings": 60.0, "beside": 30.0,
+    "baseline": 45.0, "sanitizer": 0.0,
 }  # fmt: skip
 SEED = 0  # of the inputs
 TIMED = "bfloat16"
@@ -99,7 +100,7 @@ def plan(run: Run | None, parts: Collection[str], scale: Scale) -> list[Item]:
     makers: dict[str, Callable[[Scale], Iterator[tuple[str, float, Does]]]] = {
         "calibration": _calibration, "compile": _compile, "tests": _tests, "kernels": _kernels,
         "invariance": _invariance, "graph": _graph, "frames": _frames, "vocoder": _vocoder, "whole": _whole,
-        "timings": _timings, "beside": _beside, "baseline": _baseline, "sanitizer": _sanitizer,
+        "hosts": _hosts, "timings": _timings, "beside": _beside, "baseline": _baseline, "sanitizer": _sanitizer,
     }  # fmt: skip
     return [
         Item(part, name, seconds, partial(_do, does, run))
@@ -173,14 +174,17 @@ def _invariance(scale: Scale) -> Iterator[tuple[str, float, Does]]:
 
     def sizes(kernel: str, workload: str, small: str = "tiny", **more: Any) -> dict[str, Any]:
         found = checks.workload_sizes(kernel, workload if scale.real else small) | more
-        return {name: value for name, value in found.items() if name not in ("contexts", "rows")}
+        return {name: value for name, value in found.items() if name not in ("contexts", "rows", "idle")}
 
     most = max(scale.batches)
     for name in checks.BATCHED:
         rows: dict[str, Any] = {"B" if "B" in sizes(name, "decode-B256") else "M": most}
         yield item(f"{name}/batches", checks.batch_invariance, name, sizes(name, "decode-B256", **rows),
                    batches=scale.batches)  # fmt: skip
-    for label, workload, small in (("top2", "decode-B64-top2", "top2"), ("dense", "dense-B64", "dense")):
+    variants = (
+        ("top2", "decode-B64-top2", "top2"), ("dense", "dense-B64", "dense"), ("sum", "sum-B256", "sum-top2"),
+    )  # fmt: skip
+    for label, workload, small in variants:
         yield item(f"experts/batches-{label}", checks.batch_invariance, "experts",
                    sizes("experts", workload, small, M=most), batches=scale.batches)  # fmt: skip
     yield item("prefill_attention/pieces", checks.prefill_in_chunks,
@@ -254,6 +258,24 @@ def _whole(scale: Scale) -> Iterator[tuple[str, float, Does]]:
     for rows in scale.prefills:
         yield item(f"prefill-{rows}", 4, partial(prompt, rows))
     yield item("memory", 10, lambda run, left: run.whole.memory(scale.seconds_of_audio))
+
+
+def _hosts(scale: Scale) -> Iterator[tuple[str, float, Does]]:
+    """Before and after, as their users call them."""
+
+    def codec(name: str, dtype: str, run: Run, left: float) -> dict[str, Any]:
+        run.prove(lambda kernel: kernel in VOCODER)
+        return time_dac_model(scale.codec, scale.vocoder[name], run.device, DTYPES[dtype])
+
+    def offline(streams: int, run: Run, left: float) -> dict[str, Any]:
+        run.prove(lambda kernel: True)
+        return run.whole.offline(streams, scale.rounds)
+
+    for name in scale.clips:
+        for dtype in scale.host_dtypes:
+            yield f"DacModel/{name}/{dtype}", 8, partial(codec, name, dtype)
+    for streams in scale.together:
+        yield f"TTSLLM/{streams}", 8, partial(offline, streams)
 
 
 def by_value(workload: Workload) -> tuple[int, bool]:

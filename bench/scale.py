@@ -23,6 +23,7 @@ class Scale:
     codec: VocoderConfig
     vocoder: dict[str, Work]
     vocoder_dtypes: tuple[str, ...]
+    host_dtypes: tuple[str, ...]  # of codecs of other packages
     streams: tuple[int, ...]  # of whole frames
     context: int  # rows in the cache of each
     contexts: dict[int, tuple[int, ...]]  # by streams, further ones
@@ -41,6 +42,11 @@ class Scale:
         """Of whole frames."""
         small = {"n_layers": 3, "moe_start_from_layer": 1, "special_topk_layers": {"1": 2}}
         return whole_model() if self.real else Zonos2Config.from_params(PARAMS | small)
+
+    @property
+    def clips(self) -> list[str]:
+        """Works of whole clips."""
+        return [name for name, work in self.vocoder.items() if work.whole]
 
     @cached_property
     def chain(self) -> Zonos2Config:
@@ -64,6 +70,7 @@ REAL = Scale(
     codec=VocoderConfig(),
     vocoder=WORKS,
     vocoder_dtypes=("bfloat16", "float16"),
+    host_dtypes=("float16", "float32"),
     streams=(1, 4, 16, 64, 256),
     context=1000,
     contexts={1: (100, 2000, 4000, 6080), 16: (100, 2000, 4000, 6080)},
@@ -82,6 +89,7 @@ REHEARSAL = Scale(
     codec=VocoderConfig(latent_dim=16, decoder_dim=16, decoder_rates=(4, 2)),
     vocoder={"clips-1": Work(1, 3, True), "streams-2": Work(2, 1, False)},
     vocoder_dtypes=("bfloat16",),
+    host_dtypes=("float32",),
     streams=(2,),
     context=20,
     contexts={1: (40,)},

@@ -15,6 +15,7 @@ from zonos2_triton.bench.device_checks import random_codec, random_weights
 from zonos2_triton.bench.timing import quantiles
 from zonos2_triton.model.backbone import Backbone
 from zonos2_triton.model.loop import LoopOptions
+from zonos2_triton.model.offline import TTSLLM, TTSSamplingParams
 from zonos2_triton.model.pipeline import Zonos2
 from zonos2_triton.model.prompt import build_prompt
 from zonos2_triton.model.ranges import recorded
@@ -71,6 +72,22 @@ class Whole:
         for each in chunks:
             each.close()  # type: ignore[attr-defined]  # a generator
         return first, sixteen
+
+    def offline(self, streams: int, rounds: int) -> dict[str, Any]:
+        """Milliseconds of `TTSLLM.generate` for so many texts at once, from the call to all of their sound."""
+        frames = 2 * SIXTEEN + self.config.n_codebooks + 8
+        tts, samples = TTSLLM.of(self.speaking(streams, frames)), []
+        for n in range(rounds + 1):
+            params = [
+                TTSSamplingParams(seed=n * streams + i, max_tokens=frames, ignore_eos=True) for i in range(streams)
+            ]
+            started = time.perf_counter()
+            results = tts.generate([self.text] * streams, params)
+            samples.append((time.perf_counter() - started) * 1e3)
+        found = _spread(samples[1:], "ms")
+        seconds = sum(len(result["audio"]) for result in results) / 4 / self.codec.sample_rate
+        speed = round(seconds / found["median_ms"] * 1e3, 3)
+        return {"prompts": streams, "frames": frames, **found, "audio_s_per_s": speed}
 
     def host(self, streams: int, looks: int) -> dict[str, Any]:
         """Microseconds that the host's thread is busy for a frame of all streams: launching, reading, handing out.

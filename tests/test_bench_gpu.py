@@ -116,8 +116,8 @@ def test_the_listing_is_for_people_too(monkeypatch, capsys, tmp_path):
     ("arguments", "said"),
     [
         (["--only", "kernels,timing"], "--only must be one of environment, calibration, compile, tests, kernels, "
-         "invariance, graph, frames, vocoder, whole, timings, beside, baseline, sanitizer, got 'timing'; did you mean "
-         "'timings'?"),
+         "invariance, graph, frames, vocoder, whole, hosts, timings, beside, baseline, sanitizer, got 'timing'; did "
+         "you mean 'timings'?"),
         (["--only", ""], "got ''"),
         (["--budget", "0"], "--budget must be a number of seconds above 0, got 0"),
         (["--budget", "nan"], "above 0, got nan"),

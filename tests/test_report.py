@@ -20,7 +20,7 @@ from zonos2_triton.model import cli
 
 SAMPLE = Path(__file__).parent / "results" / "sample.json"
 SECTIONS = ("Conditions", "Correctness", "Goals", "Frames", "Where the time of a frame goes", "From text to sound",
-            "Vocoder", "Roofline", "Kernels", "Errors")  # fmt: skip
+            "Vocoder", "Drop-in", "Roofline", "Kernels", "Errors")  # fmt: skip
 VOID = {"meta", "link", "br", "path", "use", "rect"}
 HOSTILE = "</td><script>alert('1 & 2')</script><img src=\"x\"> $\\frac{1}{0}$ {{ 7*7 }}"
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from zonos2_triton.bench.compare import SIGNIFICANT, Comparison, Row
 from zonos2_triton.bench.goals import CARD, CHECKS, GOALS, REPETITIONS
 from zonos2_triton.bench.report.frame_sections import frames, stages, whole
+from zonos2_triton.bench.report.host_section import hosts
 from zonos2_triton.bench.report.kernel_sections import errors, kernels, rooflines, vocoder
 from zonos2_triton.bench.report.page import NONE, Section, Table, number
 from zonos2_triton.bench.results import Result, items, left_out, roof
@@ -25,7 +26,9 @@ Maker = Callable[[Result, str], Section]
 
 def sections(result: Result, prefix: str) -> list[Section]:
     """Of one run; prefix: of ids, this run's alone on the page."""
-    makers: list[Maker] = [conditions, correctness, goals, frames, stages, whole, vocoder, rooflines, kernels, errors]
+    makers: list[Maker] = [
+        conditions, correctness, goals, frames, stages, whole, vocoder, hosts, rooflines, kernels, errors,
+    ]  # fmt: skip
     return [maker(result, prefix) for maker in makers]
 
 
