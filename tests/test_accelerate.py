@@ -284,7 +284,10 @@ def hooked(model):
     ("spoil", "message"),
     [
         (trained, r"Doubler: inner is in training mode: call \.eval\(\)"),
-        (gradients, r"Doubler: inner\.bias requires gradients, which kernels do not make: \.requires_grad_\(False\)"),
+        (
+            gradients,
+            r"Doubler: inner\.bias requires gradients, which kernels do not make: call \.requires_grad_\(False\)",
+        ),
         (on_meta, r"Doubler: inner\.bias is on the meta device: load the weights first"),
         (half, r"weights must be of one dtype, got torch\.float32 of weight and torch\.float16 of inner\.weight"),
         (whole_numbers, r"Doubler: weight must be of a floating type up to 64 bits, got torch\.int8"),

@@ -800,7 +800,7 @@ def test_a_failure_half_way_is_rolled_back():
 
 @pytest.mark.parametrize("other", [nn.Linear(2, 2), nn.ModuleDict({"multi_embedder": nn.Embedding(3, 3)})])
 def test_modules_of_another_kind(other):
-    with pytest.raises(TypeError, match=r"is of no known kind; known: .*port"):
+    with pytest.raises(TypeError, match=r"is of no known kind; known: .*official tensor names"):
         accelerate(other)
 
 

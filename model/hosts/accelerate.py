@@ -18,6 +18,10 @@ from zonos2_triton.model.hosts.swaps import Swaps
 LOG = logging.getLogger("zonos2_triton")
 MARK = "_zonos2_triton"  # the attribute of an accelerated object that holds its report
 HOSTS = ("codec", "engine", "package", "port")  # modules beside this one, each with a `Host`
+KNOWN = (
+    "transformers' DacModel, dac.DAC, the model of the official zonos2 engine, the imported package zonos2, an "
+    "nn.Module with the official tensor names"
+)
 Place = tuple[Any, str, object]  # owner, attribute, what it becomes
 
 
@@ -166,12 +170,10 @@ def known_hosts() -> list[Host]:
 
 
 def _host_of(obj: object) -> Host:
-    known = known_hosts()
-    for host in known:
+    for host in known_hosts():
         if hasattr(obj, "__dict__") and host.recognises(obj):
             return host
-    names = ", ".join(host.name for host in known)
-    raise TypeError(f"accelerate: {type(obj).__module__}.{type(obj).__qualname__} is of no known kind; known: {names}")
+    raise TypeError(f"accelerate: {type(obj).__module__}.{type(obj).__qualname__} is of no known kind; known: {KNOWN}")
 
 
 def _chosen(host: Host, only: Collection[str] | None) -> tuple[str, ...]:

@@ -103,7 +103,9 @@ def check_weights(host: str, tensors: Iterable[tuple[str, Tensor]], also: tuple[
     first: tuple[str, Tensor] | None = None
     for name, tensor in tensors:
         if tensor.requires_grad:
-            raise ValueError(f"{host}: {name} requires gradients, which kernels do not make: .requires_grad_(False)")
+            raise ValueError(
+                f"{host}: {name} requires gradients, which kernels do not make: call .requires_grad_(False)"
+            )
         if tensor.device.type == "meta":
             raise ValueError(f"{host}: {name} is on the meta device: load the weights first")
         if first is None:
