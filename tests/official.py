@@ -183,9 +183,12 @@ def random_weights(params: dict[str, Any], dtype: torch.dtype = torch.float32) -
 
 def build(
     official: Official, params: dict[str, Any], weights: dict[str, Tensor], dtype: torch.dtype = torch.float32,
-    rank: int = 0, ranks: int = 1,
+    rank: int = 0, ranks: int = 1, device: str = "cpu",
 ) -> Any:  # fmt: skip
-    """Zonos2ForCausalLM of a checkpoint, as the engine builds it; of several ranks, one's part."""
+    """Zonos2ForCausalLM of a checkpoint, as the engine builds it; of several ranks, one's part.
+
+    device: not a CPU is for the stand-in alone.
+    """
     stored = official("utils.hf").Zonos2Config
     known = {key: value for key, value in params.items() if hasattr(stored, key)} or params
     config = official("models.config").ModelConfig.from_checkpoint_config(stored(**known))
@@ -202,7 +205,9 @@ def build(
         state = official("models.weight")._shard_state_dict(state) | {
             "multi_output.weight": state["multi_output.weight"]
         }
-    model.load_state_dict({name: tensor.to(dtype).clone() for name, tensor in state.items()})
+    model.load_state_dict({name: tensor.to(device, dtype).clone() for name, tensor in state.items()})
+    for layer in model.layers.op_list:
+        layer.attention.attn.rotary._cos_sin_cache = layer.attention.attn.rotary._cos_sin_cache.to(device)
     return model
 
 
@@ -237,14 +242,14 @@ class Run:
     def __init__(
         self, official: Official, model: Any, attention: Callable[..., Any] = PlainAttention, ranks: int = 1
     ) -> None:
-        config, dtype = model.config, model.out_norm.weight.dtype
+        config, dtype, self.device = model.config, model.out_norm.weight.dtype, model.out_norm.weight.device
         self.official, self.model = official, model
         layout = official("kvcache").KVCacheLayout.LayerFirst
         self.kvcache = official("kvcache.mha_pool").MHAKVCache(
-            config.num_kv_heads, config.num_layers, config.head_dim, PAGES, dtype, layout, torch.device("cpu")
+            config.num_kv_heads, config.num_layers, config.head_dim, PAGES, dtype, layout, self.device
         )
         self.kvcache._kv_buffer.fill_(float("nan"))  # what nobody wrote is read by nobody
-        self.page_table = torch.zeros(8, 64, dtype=torch.int32)
+        self.page_table = torch.zeros(8, 64, dtype=torch.int32, device=self.device)
         self.backend = attention(config, self.kvcache, self.page_table)
         self.free = torch.randperm(PAGES, generator=torch.Generator().manual_seed(1)).int()
         self.context = official("core").Context(page_size=1, attn_backend=self.backend)
@@ -265,10 +270,11 @@ class Run:
         lengths = [req.extend_len for req in reqs]
         out_loc, self.free = self.free[: sum(lengths)], self.free[sum(lengths) :]
         for req, pages in zip(reqs, out_loc.split(lengths), strict=True):
-            self.page_table[req.table_idx, req.cached_len : req.device_len] = pages
-        batch.out_loc = F.pad(out_loc, (0, len(padding or [])))
+            self.page_table[req.table_idx, req.cached_len : req.device_len] = pages.to(self.device)
+        batch.out_loc = F.pad(out_loc, (0, len(padding or []))).to(self.device)
         self.backend.prepare_metadata(batch)
-        batch.input_ids = torch.cat([req.input_ids[req.cached_len : req.device_len] for req in batch.padded_reqs])
+        ids = torch.cat([req.input_ids[req.cached_len : req.device_len] for req in batch.padded_reqs])
+        batch.input_ids = ids.to(self.device)
         return batch
 
     def step(self, reqs: list[Any], phase: str, speaker: Tensor | None = None) -> Tensor:
