@@ -15,6 +15,7 @@ from zonos2_triton.model.backend import current, resolve_backend, resolve_device
 from zonos2_triton.model.checkpoint import Checkpoint, check_layout, check_values, one_file
 from zonos2_triton.model.decoder import Decoder, VocoderOps
 from zonos2_triton.model.ops import vocoder_ops
+from zonos2_triton.model.slots import upload
 from zonos2_triton.model.streams import ExactStream, OverlapStream, Streams, WindowStream
 from zonos2_triton.reference import rings
 from zonos2_triton.reference import vocoder as reference
@@ -192,11 +193,14 @@ class Vocoder:
         total = longest + decoder.lookahead  # the last samples come that much later
         frames = min(self._frames_together(rows), total)
         made = decoder.rings(rows, frames)
-        for done in range(0, total, frames):
-            counts = [max(min(frames, n + decoder.lookahead - done), 0) if n else 0 for n in lengths]
-            spans = [(done, count, n, n) for count, n in zip(counts, lengths, strict=True)]
-            step = decoder.step(made, codes, torch.tensor(spans, dtype=torch.int32, device=self.device), frames)
-            for b, (_, count, n, _) in enumerate(spans):
+        steps = [
+            [(done, max(min(frames, n + decoder.lookahead - done), 0) if n else 0, n, n) for n in lengths]
+            for done in range(0, total, frames)
+        ]
+        # All at once, so that the host does not wait for a step before it launches the next.
+        for spans, on_device in zip(steps, upload(torch.tensor(steps, dtype=torch.int32), self.device), strict=True):
+            step = decoder.step(made, codes, on_device, frames)
+            for b, (done, count, n, _) in enumerate(spans):
                 where, columns = decoder.finished(done, count, n)
                 samples[b][where] = step[b, columns]
         return samples
