@@ -21,9 +21,9 @@ from typing import Any
 import torch
 
 from zonos2_triton import kernels
-from zonos2_triton.bench.catalogue import Kernel, Workload
 from zonos2_triton.bench.interpreter import DataRace, OutOfBounds
 from zonos2_triton.bench.invariants import INVARIANTS, Op, exact, rounded_once, variants
+from zonos2_triton.bench.kernel_record import Kernel, Workload
 from zonos2_triton.bench.poison import GuardBandTouched
 from zonos2_triton.bench.verify import Case
 

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from zonos2_triton.bench.catalogue import KERNELS, distinct
+from zonos2_triton.bench.catalogue import KERNELS
+from zonos2_triton.bench.frame_kernels import distinct
 from zonos2_triton.kernels._common import Cost
 from zonos2_triton.reference.config import Zonos2Config
 

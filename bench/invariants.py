@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zonos2_triton.bench import clips
-from zonos2_triton.bench.catalogue import Kernel
 from zonos2_triton.bench.interpreter import checked
+from zonos2_triton.bench.kernel_record import Kernel
 from zonos2_triton.bench.poison import poisoned
 from zonos2_triton.bench.verify import Case, Tensors
 from zonos2_triton.reference.router import by_expert

@@ -13,10 +13,11 @@ from zonos2_triton.bench import sanitizer, timing
 from zonos2_triton.bench.beside.implementations import Implementation, beside, time_one
 from zonos2_triton.bench.beside.plain_frame import PlainFrame
 from zonos2_triton.bench.cards import recognised
-from zonos2_triton.bench.catalogue import KERNELS, Kernel, Workload
+from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.environment import run_tests
 from zonos2_triton.bench.frame_timing import FrameTimer
 from zonos2_triton.bench.hosts_timing import time_dac_model
+from zonos2_triton.bench.kernel_record import Kernel, Workload
 from zonos2_triton.bench.precompile import precompile
 from zonos2_triton.bench.record import Item, NotRun, Record, Withheld, perform
 from zonos2_triton.bench.roof import UNKNOWN, Roof

@@ -5,8 +5,8 @@ from functools import cached_property
 
 import torch
 
-from zonos2_triton.bench.catalogue import Kernel, Workload
 from zonos2_triton.bench.device_checks import BATCHES, layer_chain, whole_model
+from zonos2_triton.bench.kernel_record import Kernel, Workload
 from zonos2_triton.bench.vocoder_timing import WORKS, Work
 from zonos2_triton.model.tiny import PARAMS
 from zonos2_triton.reference.config import Zonos2Config

@@ -7,9 +7,10 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from zonos2_triton.bench.catalogue import KERNELS, Kernel, Workload
+from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.compile_gate import BASELINES
 from zonos2_triton.bench.goals import GOALS
+from zonos2_triton.bench.kernel_record import Kernel, Workload
 from zonos2_triton.bench.results import Result, newest, passed
 
 README = Path(__file__).parents[1] / "README.md"

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zonos2_triton.bench.catalogue import Kernel, Workload
+from zonos2_triton.bench.kernel_record import Kernel, Workload
 from zonos2_triton.bench.roof import UNKNOWN, Roof
 
 MOST_HELD = 2 << 30  # bytes of all sets of inputs together

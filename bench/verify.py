@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zonos2_triton.bench.catalogue import Kernel, Workload
+from zonos2_triton.bench.kernel_record import Kernel, Workload
 from zonos2_triton.reference.numeric import exact_numerics
 from zonos2_triton.reference.router import by_expert
 

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 
 from zonos2_triton.bench.beside import flash_attention
 from zonos2_triton.bench.beside.implementations import ALL
-from zonos2_triton.bench.catalogue import KERNELS, Workload
+from zonos2_triton.bench.catalogue import KERNELS
+from zonos2_triton.bench.kernel_record import Workload
 from zonos2_triton.bench.verify import Case
 from zonos2_triton.model import Sampling, build_prompt
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
-from zonos2_triton.bench.catalogue import KERNELS, Workload
+from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.interpreter import checked
+from zonos2_triton.bench.kernel_record import Workload
 from zonos2_triton.bench.poison import poisoned
 from zonos2_triton.bench.verify import RATIO, Case, Mismatch, verify
 from zonos2_triton.reference import rings

@@ -24,7 +24,8 @@ from zonos2_triton.bench import timing
 from zonos2_triton.bench.beside import flash_attention, flash_infer, liger, sdpa
 from zonos2_triton.bench.beside.around_attention import Call, Inputs, Prepare
 from zonos2_triton.bench.beside.plain import PLAIN
-from zonos2_triton.bench.catalogue import KERNELS, Kernel, Workload
+from zonos2_triton.bench.catalogue import KERNELS
+from zonos2_triton.bench.kernel_record import Kernel, Workload
 from zonos2_triton.bench.record import NotRun
 from zonos2_triton.bench.verify import RATIO, SPREAD, Case, Mismatch, Report
 from zonos2_triton.reference.numeric import exact_numerics
