@@ -59,7 +59,7 @@ def write_audio(part: Path, kind: str, audio: Audio) -> None:
         raise ValueError("a .flac file cannot hold an empty sound; save it as .wav")
     try:
         with soundfile.SoundFile(part, "w", rate, 1, format=kind) as file:
-            if audio.comment:
+            if audio.comment and len(samples):  # behind one, libsndfile writes a wrong length of an empty sound
                 file.comment = audio.comment
             for block in samples.split(BLOCK):
                 file.write(block.numpy())

@@ -2,6 +2,7 @@
 
 import math
 import os
+import wave
 
 import numpy as np
 import pytest
@@ -259,3 +260,10 @@ class TestPlaces:
         Audio(tone(), 44_100).save(tmp_path / "link.wav")
         assert (tmp_path / "link.wav").is_symlink()
         assert read_audio(tmp_path / "real.wav")[0].shape == (1, 4410)
+
+
+def test_an_empty_sound_with_a_comment_can_be_read_by_others(tmp_path):
+    path = tmp_path / "empty.wav"
+    Audio(torch.zeros(0), 44100, "made by a machine").save(path)
+    with wave.open(str(path)) as file:
+        assert (file.getnframes(), file.getframerate()) == (0, 44100)
