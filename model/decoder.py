@@ -149,7 +149,8 @@ class Decoder:
         """What codes [B, T, C] int32 sum to, of the first C codebooks: [B, T, latent_dim]; T is at least 1."""
         B, T, C = codes.shape
         z = self.like.new_empty(B, T, self.config.latent_dim)
-        spans = torch.tensor([(0, T, T, T)] * B, dtype=torch.int32, device=z.device)
+        spans = torch.full((B, 4), T, dtype=torch.int32, device=z.device)
+        spans[:, 0] = 0
         ranged(self.ops).codebook_sum(codes, *self.codebooks(C), spans, T, False, z, tf32=self.tf32)
         return z
 

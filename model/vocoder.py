@@ -25,6 +25,7 @@ from zonos2_triton.reference.vocoder import VocoderConfig
 CODEC_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "*.safetensors", "*.pth")  # in a folder
 WINDOW = 32  # frames that the reference decodes together
 ROWS_TOGETHER = 64  # clips that the kernels decode together
+PLANS = 64  # of the steps of clips, that are kept
 ACTIVATIONS = 768 << 20  # bytes that the activations of a step may fill
 
 
@@ -53,6 +54,7 @@ class Vocoder:
             )
         self.tf32 = tf32
         self.metadata: dict[str, str] = {}
+        self._plans: dict[tuple[int, ...], Plan] = {}
 
     @cached_property
     def decoder(self) -> Decoder:
@@ -190,20 +192,32 @@ class Vocoder:
         samples = [torch.empty(self.config.samples(n), dtype=dtype, device=self.device) for n in lengths]
         if longest == 0:
             return samples
-        total = longest + decoder.lookahead  # the last samples come that much later
-        frames = min(self._frames_together(rows), total)
-        made = decoder.rings(rows, frames)
-        steps = [
-            [(done, max(min(frames, n + decoder.lookahead - done), 0) if n else 0, n, n) for n in lengths]
-            for done in range(0, total, frames)
-        ]
-        # All at once, so that the host does not wait for a step before it launches the next.
-        for spans, on_device in zip(steps, upload(torch.tensor(steps, dtype=torch.int32), self.device), strict=True):
-            step = decoder.step(made, codes, on_device, frames)
+        plan = self._planned(tuple(lengths))
+        made = decoder.rings(rows, plan.frames)
+        for spans, on_device in zip(plan.steps, plan.spans, strict=True):
+            step = decoder.step(made, codes, on_device, plan.frames)
             for b, (done, count, n, _) in enumerate(spans):
                 where, columns = decoder.finished(done, count, n)
                 samples[b][where] = step[b, columns]
         return samples
+
+    def _planned(self, lengths: tuple[int, ...]) -> "Plan":
+        """The steps of clips of so many frames, the longest of at least one. Kept, so that clips of the same lengths
+        need nothing of the host: a CUDA graph may hold their decoding once they have been decoded."""
+        if lengths not in self._plans:
+            lookahead = self.decoder.lookahead
+            total = max(lengths) + lookahead  # the last samples come that much later
+            frames = min(self._frames_together(len(lengths)), total)
+            steps = [
+                [(done, max(min(frames, n + lookahead - done), 0) if n else 0, n, n) for n in lengths]
+                for done in range(0, total, frames)
+            ]
+            with torch.inference_mode(False):  # the tensor outlives the call
+                spans = upload(torch.tensor(steps, dtype=torch.int32), self.device)
+            if len(self._plans) == PLANS:
+                self._plans.clear()
+            self._plans[lengths] = Plan(frames, steps, spans)
+        return self._plans[lengths]
 
     def _frames_together(self, rows: int) -> int:
         """Of each of so many clips, that a step takes."""
@@ -311,6 +325,16 @@ def _by_frame(codes: Tensor) -> Tensor:
 def _shape(value: object) -> list[int] | str:
     """For errors."""
     return list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+
+
+class Plan(NamedTuple):
+    """The steps of some clips that are decoded together."""
+
+    frames: int  # of each clip in a step, at most
+    steps: list[
+        list[tuple[int, int, int, int]]
+    ]  # by step and clip: `spans` as `codebook_sum` of reference.rings has it
+    spans: Tensor  # the same [steps, clips, 4] int32, on the device
 
 
 class Window(NamedTuple):

@@ -119,3 +119,20 @@ def test_latents_need_not_be_contiguous():
 def test_rejects(z, error, message):
     with pytest.raises(error, match=message):
         codec("reference").decode_latents(z)
+
+
+@BOTH
+def test_clips_of_known_lengths_need_nothing_of_the_host(backend, monkeypatch):
+    """Which a CUDA graph could not hold; in between, others are decoded."""
+    uploads = []
+    monkeypatch.setattr(vocoder_module, "upload", lambda values, device: uploads.append(values) or values.to(device))
+    vocoder, z = codec(backend), torch.randn(2, 8, 5)
+    first = vocoder.decode_latents(z)
+    vocoder.decode_latents(z[:1, :, :3])
+    assert len(uploads) == 2
+    assert same_bits(vocoder.decode_latents(z), first)
+    assert len(uploads) == 2
+    monkeypatch.setattr(vocoder_module, "PLANS", 2)
+    vocoder.decode_latents(z[:1, :, :1])  # one too many: all are forgotten
+    assert same_bits(vocoder.decode_latents(z), first)
+    assert len(uploads) == 4
