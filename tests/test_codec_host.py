@@ -260,7 +260,7 @@ class TestSameAudio:
         for clip, row in zip(codes, together, strict=True):
             assert same_bits(decode(model, clip[None])[0], row)
         monkeypatch.setattr(vocoder_module, "ROWS_TOGETHER", 2)
-        monkeypatch.setattr(vocoder_module, "ACTIVATIONS", 1)  # a frame a step
+        monkeypatch.setattr(vocoder_module, "ACTIVATIONS", 1)  # a frame a step, of lengths that did not come before
         assert same_bits(decode(model, codes), together)
 
     @pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)

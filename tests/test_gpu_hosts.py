@@ -129,3 +129,25 @@ def test_a_codec_gives_the_same_sound(device, dtype):
     error = (after - before).abs().max() / before.abs().max()
     assert error <= {torch.float32: 1e-3, torch.float16: 3e-2}[dtype]  # on a GPU the original may use TF32
     assert report.max_error is not None
+
+
+def test_a_captured_decoding_of_a_codec_replays_to_the_bits_of_the_launches(device):
+    """Once clips of the same lengths have been decoded; with other codes in the same memory."""
+    pytest.importorskip("transformers")
+    config = VocoderConfig(latent_dim=16, decoder_dim=16, decoder_rates=(4, 2))
+    model = dac_model(config, device.name, torch.float16)
+    generator, found = torch.Generator().manual_seed(1), []
+    first, second = torch.randint(1024, (2, 2, 9, 6), generator=generator).to(device.name)
+    codes = first.clone()
+
+    def decode():
+        found.append(model.decode(audio_codes=codes).audio_values)
+
+    with torch.inference_mode(), accelerate(model, backend="triton"):
+        want = model.decode(audio_codes=second).audio_values
+        decode()
+        replay = device.capture(decode) if device.capture is not None else decode
+        codes.copy_(second)
+        replay()
+        assert torch.equal(found[-1], want)
+        assert not torch.equal(found[0], want)

@@ -304,6 +304,7 @@ class TestBatches:
         wanted = small.decode(clips)
         monkeypatch.setattr(vocoder_module, "ACTIVATIONS", small.decoder.room(3, frames))
         monkeypatch.setattr(vocoder_module, "ROWS_TOGETHER", 3)
+        small._plans.clear()  # which were made for larger steps
         assert small._frames_together(3) == frames
         seen, step = [], Decoder.step
 
@@ -314,6 +315,7 @@ class TestBatches:
         monkeypatch.setattr(Decoder, "step", counting)
         assert all(map(same_bits, small.decode(clips), wanted))
         assert all(any(count for _, count in spans) for spans in seen), "no step is for nothing"
+        assert max(count for spans in seen if len(spans) == 3 for _, count in spans) == frames
         for row in range(3):  # of the first batch: every frame once
             spans = [spans[row] for spans in seen if len(spans) == 3]
             made = [frame for done, count in spans for frame in range(done, done + count)]
