@@ -1,18 +1,23 @@
 """The vocoder on its files: whole clips, and streams that equal them bit for bit."""
 
-import json
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
 
 from zonos2_triton.model.backend import current, resolve_backend, resolve_device, resolve_dtype
 from zonos2_triton.model.checkpoint import Checkpoint, check_layout, check_values, one_file
+from zonos2_triton.model.codec_files import (
+    fold_weight_norms,
+    is_encode_side,
+    official_config,
+    official_name,
+    transformers_config,
+)
 from zonos2_triton.model.decoder import Decoder, VocoderOps
 from zonos2_triton.model.ops import vocoder_ops
 from zonos2_triton.model.slots import upload
@@ -25,7 +30,6 @@ from zonos2_triton.reference.vocoder import VocoderConfig
 CODEC_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "*.safetensors", "*.pth")  # in a folder
 WINDOW = 32  # frames that the reference decodes together
 ROWS_TOGETHER = 64  # clips that the kernels decode together
-PLANS = 64  # of the steps of clips, that are kept
 ACTIVATIONS = 768 << 20  # bytes that the activations of a step may fill
 
 
@@ -54,7 +58,6 @@ class Vocoder:
             )
         self.tf32 = tf32
         self.metadata: dict[str, str] = {}
-        self._plans: dict[tuple[int, ...], Plan] = {}
 
     @cached_property
     def decoder(self) -> Decoder:
@@ -79,9 +82,9 @@ class Vocoder:
         ValueError: every tensor that is missing, surplus, misshapen or not finite is listed.
         """
         device, dtype = resolve_device(device), resolve_dtype(dtype)
-        tensors = {name: t for name, t in state.items() if not _encode_side(name)}
+        tensors = {name: t for name, t in state.items() if not is_encode_side(name)}
         check_values("the vocoder", tensors)
-        folded = {name: t.to(dtype) for name, t in _fold_weight_norms(tensors, dtype).items()}
+        folded = {name: t.to(dtype) for name, t in fold_weight_norms(tensors, dtype).items()}
         check_layout("the vocoder", {name: list(t.shape) for name, t in folded.items()}, reference.layout(config))
         check_values(f"the vocoder, folded to {dtype},", folded)  # 0 / |0| is NaN, and fp16 may overflow
         return cls(config, {name: t.to(device) for name, t in folded.items()}, backend, tf32)
@@ -100,10 +103,10 @@ class Vocoder:
         checkpoint = Checkpoint(one_file(path, "vocoder weights", CODEC_WEIGHTS) if path.is_dir() else path)
         tensors = checkpoint.tensors(checkpoint.shapes)
         if (settings := checkpoint.path.with_name("config.json")).is_file() and "kwargs" not in checkpoint.metadata:
-            config = _transformers_config(settings)
+            config = transformers_config(settings)
             tensors = {official_name(name, config): t for name, t in tensors.items()}
         else:
-            config = _official_config(checkpoint)
+            config = official_config(checkpoint)
         try:
             vocoder = cls.from_state(config, tensors, device, dtype, backend, tf32)
         except ValueError as error:
@@ -192,32 +195,27 @@ class Vocoder:
         samples = [torch.empty(self.config.samples(n), dtype=dtype, device=self.device) for n in lengths]
         if longest == 0:
             return samples
-        plan = self._planned(tuple(lengths))
-        made = decoder.rings(rows, plan.frames)
-        for spans, on_device in zip(plan.steps, plan.spans, strict=True):
-            step = decoder.step(made, codes, on_device, plan.frames)
-            for b, (done, count, n, _) in enumerate(spans):
-                where, columns = decoder.finished(done, count, n)
+        total = longest + decoder.lookahead  # the last samples come that much later
+        frames = min(self._frames_together(rows), total)
+        made = decoder.rings(rows, frames)
+        for done, spans in zip(range(0, total, frames), self._spans(lengths, frames, total), strict=True):
+            step = decoder.step(made, codes, spans, frames)
+            for b, n in enumerate(lengths):
+                where, columns = decoder.finished(done, frames, n)
                 samples[b][where] = step[b, columns]
         return samples
 
-    def _planned(self, lengths: tuple[int, ...]) -> "Plan":
-        """The steps of clips of so many frames, the longest of at least one. Kept, so that clips of the same lengths
-        need nothing of the host: a CUDA graph may hold their decoding once they have been decoded."""
-        if lengths not in self._plans:
-            lookahead = self.decoder.lookahead
-            total = max(lengths) + lookahead  # the last samples come that much later
-            frames = min(self._frames_together(len(lengths)), total)
-            steps = [
-                [(done, max(min(frames, n + lookahead - done), 0) if n else 0, n, n) for n in lengths]
-                for done in range(0, total, frames)
-            ]
-            with torch.inference_mode(False):  # the tensor outlives the call
-                spans = upload(torch.tensor(steps, dtype=torch.int32), self.device)
-            if len(self._plans) == PLANS:
-                self._plans.clear()
-            self._plans[lengths] = Plan(frames, steps, spans)
-        return self._plans[lengths]
+    def _spans(self, lengths: list[int], frames: int, total: int) -> Tensor:
+        """[steps, rows, 4] int32 for `Decoder.step`, of every step at once: the host waits for none. It sends nothing
+        where all clips are of one length, so that a CUDA graph may hold their decoding."""
+        integers: Any = {"dtype": torch.int32, "device": self.device}
+        if len(set(lengths)) == 1:
+            n = torch.full((len(lengths),), lengths[0], **integers)
+        else:
+            n = upload(torch.tensor(lengths, dtype=torch.int32), self.device)
+        done = torch.arange(0, total, frames, **integers)[:, None]
+        count = (n + self.decoder.lookahead - done).clamp(0, frames) * (n > 0)
+        return torch.stack(torch.broadcast_tensors(done, count, n, n), -1)
 
     def _frames_together(self, rows: int) -> int:
         """Of each of so many clips, that a step takes."""
@@ -327,16 +325,6 @@ def _shape(value: object) -> list[int] | str:
     return list(value.shape) if isinstance(value, Tensor) else type(value).__name__
 
 
-class Plan(NamedTuple):
-    """The steps of some clips that are decoded together."""
-
-    frames: int  # of each clip in a step, at most
-    steps: list[
-        list[tuple[int, int, int, int]]
-    ]  # by step and clip: `spans` as `codebook_sum` of reference.rings has it
-    spans: Tensor  # the same [steps, clips, 4] int32, on the device
-
-
 class Window(NamedTuple):
     """Frames start .. stop - 1, which are computed from frames first .. end - 1 as far as the clip has them."""
 
@@ -344,70 +332,3 @@ class Window(NamedTuple):
     stop: int
     first: int
     end: int
-
-
-def _encode_side(name: str) -> bool:
-    return name.startswith("encoder.") or ".in_proj." in name
-
-
-def _fold_weight_norms(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Each pair of g and v, in either spelling of torch, becomes the weight it stands for; half a pair stays."""
-    folded = {name.replace(".parametrizations.", "."): tensor for name, tensor in state.items()}
-    for g_end, v_end in ((".weight_g", ".weight_v"), (".weight.original0", ".weight.original1")):
-        for base in [name.removesuffix(g_end) for name in folded if name.endswith(g_end)]:
-            g, v = folded[base + g_end], folded.get(base + v_end)
-            if v is None or v.ndim != 3 or g.shape != (len(v), 1, 1) or f"{base}.weight" in folded:
-                continue  # the layout has no g or v: what does not fit together is listed there
-            folded[f"{base}.weight"] = reference.fold(g, v, dtype)
-            del folded[base + g_end], folded[base + v_end]
-    return folded
-
-
-def _official_config(checkpoint: Checkpoint) -> VocoderConfig:
-    """From the constructor arguments that the official file keeps under metadata.kwargs."""
-    kwargs = json.loads(checkpoint.metadata.get("kwargs", "{}"))
-    try:
-        own = {name: kwargs[name] for name in VocoderConfig.__dataclass_fields__ if kwargs.get(name) is not None}
-        if kwargs and "latent_dim" not in own and {"encoder_dim", "encoder_rates"} <= kwargs.keys():
-            own["latent_dim"] = kwargs["encoder_dim"] * 2 ** len(kwargs["encoder_rates"])
-        return VocoderConfig(**own)
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{checkpoint.path}: metadata.kwargs is no configuration of a codec: {error}") from error
-
-
-def _transformers_config(path: Path) -> VocoderConfig:
-    try:
-        c = json.loads(path.read_text(encoding="utf-8"))
-        rates = c.get("upsampling_ratios") or c["downsampling_ratios"][::-1]
-        return VocoderConfig(
-            latent_dim=c["hidden_size"],
-            decoder_dim=c["decoder_hidden_size"],
-            decoder_rates=tuple(rates),
-            n_codebooks=c["n_codebooks"],
-            codebook_size=c["codebook_size"],
-            codebook_dim=c["codebook_dim"],
-            sample_rate=c["sampling_rate"],
-        )
-    except (AttributeError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path} is not the configuration of a transformers DAC model: {error!r}") from error
-
-
-# Modules of transformers' decoder blocks and residual units, by their place in the official sequences.
-RESIDUAL_UNITS = ("res_unit1", "res_unit2", "res_unit3")
-BLOCK_PARTS = {name: str(i) for i, name in enumerate(("snake1", "conv_t1", *RESIDUAL_UNITS))}
-UNIT_PARTS = {name: str(i) for i, name in enumerate(("snake1", "conv1", "snake2", "conv2"))}
-
-
-def official_name(name: str, config: VocoderConfig) -> str:
-    """The official name of a tensor of transformers' DacModel; what it does not know stays as it is."""
-    last = len(config.decoder_rates) + 1
-    if block := re.fullmatch(r"decoder\.block\.(\d+)\.([^.]+)\.(.+)", name):
-        i, module, rest = block.groups()
-        if module in RESIDUAL_UNITS:
-            part, _, leaf = rest.partition(".")
-            rest = f"block.{UNIT_PARTS.get(part, part)}.{leaf}"
-        return f"decoder.model.{int(i) + 1}.block.{BLOCK_PARTS.get(module, module)}.{rest}"
-    for part, index in (("conv1", 0), ("snake1", last), ("conv2", last + 1)):
-        if name.startswith(f"decoder.{part}."):
-            return f"decoder.model.{index}.{name.removeprefix(f'decoder.{part}.')}"
-    return name

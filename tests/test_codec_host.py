@@ -19,11 +19,11 @@ from zonos2_triton.bench.interpreter import checked
 from zonos2_triton.bench.poison import poisoned
 from zonos2_triton.model import Report, Vocoder, accelerate
 from zonos2_triton.model import vocoder as vocoder_module
+from zonos2_triton.model.codec_files import official_name
 from zonos2_triton.model.hosts import accelerate as accelerate_module
 from zonos2_triton.model.hosts.accelerate import MARK, difference
 from zonos2_triton.model.hosts.codec import BOUNDS
 from zonos2_triton.model.hosts.swaps import Replacement, Swaps
-from zonos2_triton.model.vocoder import official_name
 
 pytestmark = [
     pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compiled here, not interpreted"),
@@ -260,7 +260,7 @@ class TestSameAudio:
         for clip, row in zip(codes, together, strict=True):
             assert same_bits(decode(model, clip[None])[0], row)
         monkeypatch.setattr(vocoder_module, "ROWS_TOGETHER", 2)
-        monkeypatch.setattr(vocoder_module, "ACTIVATIONS", 1)  # a frame a step, of lengths that did not come before
+        monkeypatch.setattr(vocoder_module, "ACTIVATIONS", 1)  # a frame a step
         assert same_bits(decode(model, codes), together)
 
     @pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)

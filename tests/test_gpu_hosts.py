@@ -132,7 +132,7 @@ def test_a_codec_gives_the_same_sound(device, dtype):
 
 
 def test_a_captured_decoding_of_a_codec_replays_to_the_bits_of_the_launches(device):
-    """Once clips of the same lengths have been decoded; with other codes in the same memory."""
+    """With other codes in the same memory."""
     pytest.importorskip("transformers")
     config = VocoderConfig(latent_dim=16, decoder_dim=16, decoder_rates=(4, 2))
     model = dac_model(config, device.name, torch.float16)

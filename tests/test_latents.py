@@ -122,17 +122,13 @@ def test_rejects(z, error, message):
 
 
 @BOTH
-def test_clips_of_known_lengths_need_nothing_of_the_host(backend, monkeypatch):
-    """Which a CUDA graph could not hold; in between, others are decoded."""
+def test_clips_of_one_length_need_nothing_of_the_host(backend, monkeypatch):
+    """Which a CUDA graph could not hold."""
     uploads = []
     monkeypatch.setattr(vocoder_module, "upload", lambda values, device: uploads.append(values) or values.to(device))
-    vocoder, z = codec(backend), torch.randn(2, 8, 5)
-    first = vocoder.decode_latents(z)
-    vocoder.decode_latents(z[:1, :, :3])
-    assert len(uploads) == 2
-    assert same_bits(vocoder.decode_latents(z), first)
-    assert len(uploads) == 2
-    monkeypatch.setattr(vocoder_module, "PLANS", 2)
-    vocoder.decode_latents(z[:1, :, :1])  # one too many: all are forgotten
-    assert same_bits(vocoder.decode_latents(z), first)
-    assert len(uploads) == 4
+    vocoder = codec(backend)
+    vocoder.decode_latents(torch.randn(2, 8, 5))
+    assert not uploads
+    if backend == "triton":
+        vocoder.decode([codes_of(1, 2)[0], codes_of(1, 4)[0]])
+        assert [values.tolist() for values in uploads] == [[2, 4]]

@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 
 from zonos2_triton.model import Vocoder, VocoderConfig
 from zonos2_triton.model import vocoder as vocoder_module
+from zonos2_triton.model.codec_files import official_name
 from zonos2_triton.model.tiny import codec_weights, save_official_codec
-from zonos2_triton.model.vocoder import official_name
 from zonos2_triton.reference.rings import OPEN
 from zonos2_triton.reference.vocoder import layout, snake
 

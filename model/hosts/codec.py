@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zonos2_triton.model.codec_files import official_name
 from zonos2_triton.model.hosts.accelerate import Candidate, Host
 from zonos2_triton.model.hosts.codec_layers import Part, read_layers
 from zonos2_triton.model.hosts.swaps import Replacement, Unchanged, check_module, check_weights
-from zonos2_triton.model.vocoder import Vocoder, official_name
+from zonos2_triton.model.vocoder import Vocoder
 from zonos2_triton.reference.numeric import exact_numerics
 
 CLIPS, FRAMES = 2, 3  # that verify takes

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from zonos2_triton.model.codec_files import official_name
 from zonos2_triton.model.hosts.accelerate import difference
-from zonos2_triton.model.vocoder import official_name
 from zonos2_triton.reference.vocoder import DILATIONS, KERNEL, VocoderConfig, snake
 
 PARAMETRIZED = "parametrizations"  # torch's name of the module that makes a weight, within the one that uses it
