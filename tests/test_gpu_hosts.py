@@ -13,6 +13,7 @@ from zonos2_triton.bench.hosts_timing import dac_model
 from zonos2_triton.model import Zonos2Config, accelerate
 from zonos2_triton.model.hosts.engine_attention import creator
 from zonos2_triton.model.tiny import PARAMS, backbone_weights
+from zonos2_triton.reference.numeric import exact_numerics
 from zonos2_triton.reference.vocoder import VocoderConfig
 
 CUDA = pytest.param(
@@ -109,9 +110,11 @@ def test_a_port_gives_the_same_logits(device, dtype):
             after = logits()
         assert torch.equal(logits(), before)
     assert report.max_error is not None
-    assert torch.equal(after.argmax(-1), before.argmax(-1)) or dtype == torch.bfloat16
     if dtype == torch.float32:
-        assert (after - before).abs().max() <= 1e-4 * before.abs().max()
+        assert torch.equal(after.argmax(-1), before.argmax(-1))
+    # RMS. Seen on a CPU: 4e-7, and 0.03 in bf16, where both are 0.05 from fp64 and some choices of experts differ.
+    error = (after - before).float().square().mean().sqrt() / before.float().square().mean().sqrt()
+    assert error <= {torch.float32: 1e-5, torch.bfloat16: 0.1}[dtype]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
@@ -120,14 +123,14 @@ def test_a_codec_gives_the_same_sound(device, dtype):
     config = VocoderConfig(latent_dim=16, decoder_dim=16, decoder_rates=(4, 2))
     model = dac_model(config, device.name, dtype)
     codes = torch.randint(1024, (2, 9, 6), generator=torch.Generator().manual_seed(1)).to(device.name)
-    with torch.inference_mode():
+    with torch.inference_mode(), exact_numerics():
         before = model.decode(audio_codes=codes).audio_values
         with accelerate(model, backend="triton") as report:
             after = model.decode(audio_codes=codes).audio_values
             alone = model.decode(audio_codes=codes[:1]).audio_values
     assert torch.equal(after[:1], alone)
     error = (after - before).abs().max() / before.abs().max()
-    assert error <= {torch.float32: 1e-3, torch.float16: 3e-2}[dtype]  # on a GPU the original may use TF32
+    assert error <= {torch.float32: 1e-5, torch.float16: 1e-2}[dtype]  # on a CPU 2e-7 and 1.3e-3 were seen
     assert report.max_error is not None
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from zonos2_triton.model import TTSLLM, LoopOptions, Sampling, TTSSamplingParams, build_prompt
+from zonos2_triton.model import TTSLLM, LoopOptions, Sampling, TTSSamplingParams, Zonos2, build_prompt
 from zonos2_triton.model.tiny import PARAMS
 
 KEYS = ["audio_tokens", "eos_frame", "audio", "sample_rate"]
@@ -383,3 +383,12 @@ def test_what_cannot_be_saved(llm, tmp_path, audio, kind, message):
     with pytest.raises(kind, match=message):
         llm.save_audio(audio, str(tmp_path / "a.wav"))
     assert [*tmp_path.iterdir()] == []
+
+
+def test_of_a_model_that_is_loaded(tiny_folder, llm):
+    tts = Zonos2.load(tiny_folder, device="cpu", dtype="float32")
+    made = TTSLLM.of(tts)
+    assert made.backbone is tts.backbone
+    assert made.vocoder is tts.vocoder
+    assert (made.n_codebooks, made.eoa_id, made.decode_audio) == (9, 1024, True)
+    assert made.generate(["a b"], SHORT) == llm.generate(["a b"], SHORT)

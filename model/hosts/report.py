@@ -71,5 +71,7 @@ class Report:
         rows += [(left.op, f"left: {left.reason}", "", "", "") for left in self.left]
         widths = [max(len(row[i]) for row in rows if row[2] or i == 0) for i in range(len(rows[0]))]
         lines = ["  ".join(f"{cell:{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-        title = " ".join(filter(None, (self.host, self.host_version)))
-        return "\n".join([f"{title}: {len(self.swapped)} operations by the {self.backend} backend", *lines])
+        title, n = " ".join(filter(None, (self.host, self.host_version))), len(self.swapped)
+        error = "not verified" if self.max_error is None else f"largest error {self.max_error:.1e}"
+        counted = f"{n} operation{'s' * (n != 1)} by the {self.backend} backend"
+        return "\n".join([f"{title}: {counted}, {error}" if n else f"{title}: {counted}", *lines])

@@ -23,18 +23,6 @@ class Swaps:
         setattr(owner, name, value)
         self._undo.append(lambda: delattr(owner, name) if before is MISSING else setattr(owner, name, before))
 
-    def item(self, mapping: MutableMapping[str, Any], key: str, value: object) -> None:
-        before = mapping.get(key, MISSING)
-        mapping[key] = value
-
-        def put_back() -> None:
-            if before is MISSING:
-                del mapping[key]
-            else:
-                mapping[key] = before
-
-        self._undo.append(put_back)
-
     def undo(self) -> None:
         """Everything as it was, the last first. Nothing happens the second time."""
         while self._undo:
@@ -116,7 +104,7 @@ def check_weights(host: str, tensors: Iterable[tuple[str, Tensor]], also: tuple[
             raise ValueError(
                 f"{host}: weights are on mixed devices, {first[0]} on {first[1].device} and {name} on {tensor.device}"
             )
-        if tensor.is_floating_point() and tensor.dtype != first[1].dtype and not name.endswith(also or ("\0",)):
+        if tensor.is_floating_point() and tensor.dtype != first[1].dtype and not name.endswith(also):
             raise ValueError(
                 f"{host}: weights must be of one dtype, got {first[1].dtype} of {first[0]} and {tensor.dtype} of {name}"
             )
