@@ -10,11 +10,11 @@ import time
 import pytest
 import torch
 
-from zonos2_triton.bench.beside.plain import by_products, library
-from zonos2_triton.bench.beside.plain_frame import PlainFrame, State
+from zonos2_triton.bench.baselines.torch_frame import PlainFrame, State
+from zonos2_triton.bench.baselines.torch_ops import by_products, library
 from zonos2_triton.model import LoopOptions, Sampling, Zonos2, build_prompt
-from zonos2_triton.model.tiny import write_tiny
-from zonos2_triton.reference import backbone as reference
+from zonos2_triton.model.weights.tiny import write_tiny
+from zonos2_triton.reference import network as reference
 
 torch.set_num_threads(1)  # so small a model gains nothing by a second one
 FRAMES = 8

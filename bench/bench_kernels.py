@@ -13,12 +13,12 @@ from functools import partial
 import pytest
 import torch
 
-from zonos2_triton.bench import timing
-from zonos2_triton.bench.beside.implementations import beside
+from zonos2_triton.bench.baselines.providers import beside
 from zonos2_triton.bench.catalogue import KERNELS
-from zonos2_triton.bench.environment import environment
-from zonos2_triton.bench.roof import UNKNOWN, Roof
-from zonos2_triton.bench.verify import Case, Mismatch
+from zonos2_triton.bench.proof.verify import Case, Mismatch
+from zonos2_triton.bench.specs.roofline import UNKNOWN, Roof
+from zonos2_triton.bench.suite.environment import environment
+from zonos2_triton.bench.timing import timer
 from zonos2_triton.reference.numeric import exact_numerics
 
 GPU = torch.cuda.is_available()
@@ -50,7 +50,7 @@ def cases():
 
 @pytest.fixture(scope="session")
 def device():
-    return timing.cuda_device() if GPU else timing.cpu_device()
+    return timer.cuda_device() if GPU else timer.cpu_device()
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +58,7 @@ def roof(device):
     """This card's own, measured before anything else."""
     if not GPU:
         return UNKNOWN
-    return Roof(timing.copy_bandwidth(device)["gb_per_s"], timing.matmul_rate(device)["tflop_per_s"])
+    return Roof(timer.copy_bandwidth(device)["gb_per_s"], timer.matmul_rate(device)["tflop_per_s"])
 
 
 @pytest.fixture(scope="session")
@@ -98,11 +98,11 @@ def bench_kernel(benchmark, kernel, workload, other, device, roof, machine):
 def figures(kernel, workload, other, device, roof):
     """Device time and rates, as `make gpu` records them."""
     if other is None:
-        found = timing.time_kernel(kernel, workload, device, DTYPE, SECONDS, roof)
+        found = timer.time_kernel(kernel, workload, device, DTYPE, SECONDS, roof)
     else:
         cost = kernel.cost_of(workload, DTYPE.itemsize)
-        found = other.time(kernel, *timing.input_sets(kernel, workload, device, DTYPE), device, SECONDS)
-        found |= timing.rates(cost.bytes, cost.flops, found["median_us"], roof)
+        found = other.time(kernel, *timer.input_sets(kernel, workload, device, DTYPE), device, SECONDS)
+        found |= timer.rates(cost.bytes, cost.flops, found["median_us"], roof)
     return {name: value for name, value in found.items() if name != "samples_us"}
 
 

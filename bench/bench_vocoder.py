@@ -10,9 +10,9 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from zonos2_triton.bench.interpreter import checked
+from zonos2_triton.bench.proof.interpreter import checked
 from zonos2_triton.model import Vocoder
-from zonos2_triton.model.tiny import CODEC, codec_weights
+from zonos2_triton.model.weights.tiny import CODEC, codec_weights
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"

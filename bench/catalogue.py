@@ -5,8 +5,8 @@ Tests, benches, the compile gate and the README's table iterate over KERNELS; on
 
 from collections.abc import Mapping
 
-from zonos2_triton.bench.frame_kernels import FRAME
-from zonos2_triton.bench.kernel_record import Kernel
-from zonos2_triton.bench.vocoder_kernels import VOCODER
+from zonos2_triton.bench.specs.backbone import FRAME
+from zonos2_triton.bench.specs.spec import Kernel
+from zonos2_triton.bench.specs.vocoder import VOCODER
 
 KERNELS: Mapping[str, Kernel] = {kernel.name: kernel for kernel in (*FRAME, *VOCODER)}

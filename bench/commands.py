@@ -14,16 +14,17 @@ from typing import Any
 
 import torch
 
-from zonos2_triton.bench import gpu, timing
 from zonos2_triton.bench.catalogue import KERNELS
-from zonos2_triton.bench.choice import chosen
-from zonos2_triton.bench.compare import compare, read
-from zonos2_triton.bench.environment import environment
-from zonos2_triton.bench.interpreter import interpreting
-from zonos2_triton.bench.parts import SEED, Run, plan
-from zonos2_triton.bench.record import Budget, Record
-from zonos2_triton.bench.scale import DTYPES, REAL, REHEARSAL
-from zonos2_triton.bench.verify import Mismatch, verify
+from zonos2_triton.bench.cli_choices import chosen
+from zonos2_triton.bench.proof.interpreter import interpreting
+from zonos2_triton.bench.proof.verify import Mismatch, verify
+from zonos2_triton.bench.report.compare import compare, read
+from zonos2_triton.bench.suite import gpu
+from zonos2_triton.bench.suite.environment import environment
+from zonos2_triton.bench.suite.presets import DTYPES, REAL, REHEARSAL
+from zonos2_triton.bench.suite.recorder import Budget, Record
+from zonos2_triton.bench.suite.stages import SEED, Run, plan
+from zonos2_triton.bench.timing import timer
 
 Command = Callable[[argparse.Namespace], int]
 SMOKE = "no GPU: small workloads in Triton's interpreter, a smoke test; no figure is of speed"
@@ -109,7 +110,7 @@ def _bench(options: argparse.Namespace) -> int:
     parts, wanted = ["calibration", "timings", "beside"], {kernel.name for kernel in kernels}
     with tempfile.TemporaryDirectory() as scratch, nullcontext() if on_gpu else gpu.rehearsed():
         record = Record.open(options.out or Path(scratch), environment(SEED, not on_gpu))
-        device = timing.cuda_device() if on_gpu else timing.cpu_device()
+        device = timer.cuda_device() if on_gpu else timer.cpu_device()
         items = [
             item
             for item in plan(Run(record, device, scale), parts, scale)

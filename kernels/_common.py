@@ -185,11 +185,11 @@ def by_reference(op: str, *args: Any, **kwargs: Any) -> Any:
 
 
 def _reference(op: str) -> Callable[..., Any]:
-    from zonos2_triton.reference import rings, rotary
+    from zonos2_triton.reference import rotary, vocoder_layers
     from zonos2_triton.reference.ops import REFERENCE
 
-    if op in rings.OPERATIONS:
-        return getattr(rings, op)
+    if op in vocoder_layers.OPERATIONS:
+        return getattr(vocoder_layers, op)
     return rotary.rotary if op == "rotary" else getattr(REFERENCE, op)
 
 

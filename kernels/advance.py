@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from zonos2_triton.kernels._common import Arg, Cost, block, by_reference, check, check_range, fake, on_chip
-from zonos2_triton.kernels._tiles import tiles
+from zonos2_triton.kernels._launch_table import tiles
 
 OUT, FAULTY = -1, -2
 MOST_CODEBOOKS = 32  # lanes of the one warp

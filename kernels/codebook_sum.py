@@ -8,7 +8,7 @@ Shapes     codes [B, N, W], a ring of frames whose first C columns are codes; ta
 Dtypes     tables, weight, z one of fp32, fp16, bf16; codes, spans int32; fp32 accumulation; z rounded once.
 Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; spans or a negative code
            where looking costs nothing (CPU tensors, TRITON_DEBUG=1).
-Reference  zonos2_triton.reference.rings.codebook_sum
+Reference  zonos2_triton.reference.vocoder_layers.codebook_sum
 Source     descript-audio-codec, dac/nn/quantize.py, from_codes; codes above the last as the official engine decodes
            them.
 
@@ -34,9 +34,19 @@ from zonos2_triton.kernels._common import (
     on_chip,
     readable,
 )
-from zonos2_triton.kernels._numeric import cast, mma
-from zonos2_triton.kernels._rings import OPEN, check_ring, check_step, lanes, layer_cost, long, offset, place, weights
-from zonos2_triton.kernels._tiles import tiles
+from zonos2_triton.kernels._launch_table import tiles
+from zonos2_triton.kernels._math import cast, mma
+from zonos2_triton.kernels._ring_conv import (
+    OPEN,
+    check_ring,
+    check_step,
+    lanes,
+    layer_cost,
+    long,
+    offset,
+    place,
+    weights,
+)
 
 
 @triton.jit(do_not_specialize=["B", "frames", "N", "W", "V", "ring"])

@@ -9,7 +9,7 @@ Dtypes     one of fp32, fp16, bf16, but spans int32, and y and residual fp32; fp
            tf32=True multiplies fp32 as tf32.
 Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; spans out of range where
            looking costs nothing (CPU tensors, TRITON_DEBUG=1).
-Reference  zonos2_triton.reference.rings.convolution
+Reference  zonos2_triton.reference.vocoder_layers.convolution
 Source     Kumar et al. 2023, arXiv:2306.06546; snake: Ziyin et al. 2020, arXiv:2006.08195.
 
 An implicit GEMM. Snake is applied by the layer that makes a value, once, and not by each of the taps and tiles that
@@ -23,7 +23,8 @@ import triton.language as tl
 from torch import Tensor
 
 from zonos2_triton.kernels._common import Arg, Cost, by_reference, cdiv, check, fake, on_chip
-from zonos2_triton.kernels._rings import (
+from zonos2_triton.kernels._launch_table import tiles
+from zonos2_triton.kernels._ring_conv import (
     check_outputs,
     check_ring,
     check_step,
@@ -36,7 +37,6 @@ from zonos2_triton.kernels._rings import (
     positions,
     taps,
 )
-from zonos2_triton.kernels._tiles import tiles
 
 
 @triton.jit(

@@ -40,8 +40,8 @@ from zonos2_triton.kernels._common import (
     fresh_counters,
     on_chip,
 )
-from zonos2_triton.kernels._numeric import cast, last_to_arrive, mma, turn, unit
-from zonos2_triton.kernels._tiles import tiles
+from zonos2_triton.kernels._launch_table import tiles
+from zonos2_triton.kernels._math import cast, last_to_arrive, mma, turn, unit
 from zonos2_triton.kernels.rotary import check_head_dim
 
 QK_EPS = 1e-6  # of the head norms

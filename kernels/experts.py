@@ -41,9 +41,9 @@ from zonos2_triton.kernels._common import (
     on_chip,
     readable,
 )
-from zonos2_triton.kernels._numeric import cast, last_to_arrive, silu
-from zonos2_triton.kernels._product import product
-from zonos2_triton.kernels._tiles import product_tiles
+from zonos2_triton.kernels._gemm import product
+from zonos2_triton.kernels._launch_table import product_tiles
+from zonos2_triton.kernels._math import cast, last_to_arrive, silu
 from zonos2_triton.kernels.add_rms_norm import normed
 
 

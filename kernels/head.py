@@ -18,9 +18,9 @@ import triton.language as tl
 from torch import Tensor
 
 from zonos2_triton.kernels._common import Arg, Cost, by_reference, cdiv, check, check_batch, check_rows, fake, on_chip
-from zonos2_triton.kernels._numeric import tanh
-from zonos2_triton.kernels._product import product
-from zonos2_triton.kernels._tiles import product_tiles
+from zonos2_triton.kernels._gemm import product
+from zonos2_triton.kernels._launch_table import product_tiles
+from zonos2_triton.kernels._math import tanh
 from zonos2_triton.kernels.add_rms_norm import normed
 
 

@@ -17,9 +17,9 @@ import triton.language as tl
 from torch import Tensor
 
 from zonos2_triton.kernels._common import Arg, Cost, by_reference, cdiv, check, check_batch, check_rows, fake, on_chip
-from zonos2_triton.kernels._numeric import cast
-from zonos2_triton.kernels._product import product
-from zonos2_triton.kernels._tiles import product_tiles
+from zonos2_triton.kernels._gemm import product
+from zonos2_triton.kernels._launch_table import product_tiles
+from zonos2_triton.kernels._math import cast
 
 
 @triton.jit(do_not_specialize=["M"])  # one binary for every batch

@@ -9,7 +9,7 @@ Dtypes     one of fp32, fp16, bf16, but spans int32, and y and residual fp32; fp
            convolutions and act rounded once each. tf32=True multiplies fp32 as tf32.
 Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; spans out of range where
            looking costs nothing (CPU tensors, TRITON_DEBUG=1).
-Reference  zonos2_triton.reference.rings.residual_unit
+Reference  zonos2_triton.reference.vocoder_layers.residual_unit
 Source     Kumar et al. 2023, arXiv:2306.06546.
 
 One launch for two of `convolution`: a program owns all channels of its positions, so what is between the convolutions
@@ -24,8 +24,9 @@ import triton.language as tl
 from torch import Tensor
 
 from zonos2_triton.kernels._common import Arg, Cost, block, by_reference, cdiv, check, fake, on_chip
-from zonos2_triton.kernels._numeric import cast, mma, snake
-from zonos2_triton.kernels._rings import (
+from zonos2_triton.kernels._launch_table import tiles
+from zonos2_triton.kernels._math import cast, mma, snake
+from zonos2_triton.kernels._ring_conv import (
     check_outputs,
     check_ring,
     check_step,
@@ -40,7 +41,6 @@ from zonos2_triton.kernels._rings import (
     span,
     weights,
 )
-from zonos2_triton.kernels._tiles import tiles
 
 WIDEST = 192
 

@@ -14,8 +14,8 @@ import triton.language as tl
 from torch import Tensor
 
 from zonos2_triton.kernels._common import Arg, Cost, block, by_reference, check, check_range, check_rows, fake, on_chip
-from zonos2_triton.kernels._numeric import cast, turn
-from zonos2_triton.kernels._tiles import tiles
+from zonos2_triton.kernels._launch_table import tiles
+from zonos2_triton.kernels._math import cast, turn
 
 
 @triton.jit

@@ -40,9 +40,9 @@ from zonos2_triton.kernels._common import (
     fresh_counters,
     on_chip,
 )
-from zonos2_triton.kernels._numeric import cast, gelu, last_to_arrive, mma
-from zonos2_triton.kernels._product import product
-from zonos2_triton.kernels._tiles import tiles
+from zonos2_triton.kernels._gemm import product
+from zonos2_triton.kernels._launch_table import tiles
+from zonos2_triton.kernels._math import cast, gelu, last_to_arrive, mma
 
 ROWS = 16  # of a tile: the least that matrix instructions take; more would share no weights, which are few
 SORTED = 128  # slots that are sorted at a time

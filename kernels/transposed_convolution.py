@@ -10,7 +10,7 @@ Dtypes     one of fp32, fp16, bf16, but spans int32, and y and residual fp32; fp
            tf32=True multiplies fp32 as tf32.
 Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; spans out of range where
            looking costs nothing (CPU tensors, TRITON_DEBUG=1).
-Reference  zonos2_triton.reference.rings.transposed_convolution
+Reference  zonos2_triton.reference.vocoder_layers.transposed_convolution
 Source     Kumar et al. 2023, arXiv:2306.06546; sub-pixel form: Shi et al. 2016, arXiv:1609.05158.
 
 2 * stride taps at a stride are 2 taps of stride * Co channels at none, which lie one after the other in the ring: an
@@ -23,7 +23,8 @@ import triton.language as tl
 from torch import Tensor
 
 from zonos2_triton.kernels._common import Arg, Cost, by_reference, cdiv, check, fake, on_chip
-from zonos2_triton.kernels._rings import (
+from zonos2_triton.kernels._launch_table import tiles
+from zonos2_triton.kernels._ring_conv import (
     check_outputs,
     check_ring,
     check_step,
@@ -38,7 +39,6 @@ from zonos2_triton.kernels._rings import (
     span,
     taps,
 )
-from zonos2_triton.kernels._tiles import tiles
 
 
 @triton.jit(do_not_specialize=["B", "frames", "blocks", "lag", "short", "ring_x", "ring_y", "ring_act"])

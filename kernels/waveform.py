@@ -9,7 +9,7 @@ Dtypes     one of fp32, fp16, bf16, but spans int32, samples and y fp32; fp32 ac
            tf32.
 Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; spans out of range where
            looking costs nothing (CPU tensors, TRITON_DEBUG=1).
-Reference  zonos2_triton.reference.rings.waveform
+Reference  zonos2_triton.reference.vocoder_layers.waveform
 Source     Kumar et al. 2023, arXiv:2306.06546.
 
 A product with one column of weights and fifteen of zeros: the matrix units are faster at that than the others at one.
@@ -21,9 +21,19 @@ import triton.language as tl
 from torch import Tensor
 
 from zonos2_triton.kernels._common import Arg, Cost, by_reference, cdiv, check, fake, on_chip
-from zonos2_triton.kernels._numeric import tanh
-from zonos2_triton.kernels._rings import check_ring, check_step, lanes, layer_cost, long, offset, place, positions, taps
-from zonos2_triton.kernels._tiles import tiles
+from zonos2_triton.kernels._launch_table import tiles
+from zonos2_triton.kernels._math import tanh
+from zonos2_triton.kernels._ring_conv import (
+    check_ring,
+    check_step,
+    lanes,
+    layer_cost,
+    long,
+    offset,
+    place,
+    positions,
+    taps,
+)
 
 
 @triton.jit(do_not_specialize=["B", "frames", "blocks", "lag", "short", "ring_x", "ring_y"])

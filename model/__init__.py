@@ -2,13 +2,13 @@
 
 from zonos2_triton.model.audio import Audio
 from zonos2_triton.model.backbone import Backbone
-from zonos2_triton.model.hosts.accelerate import accelerate
-from zonos2_triton.model.hosts.report import Report
-from zonos2_triton.model.loop import LoopOptions
-from zonos2_triton.model.offline import TTSLLM, TTSSamplingParams
+from zonos2_triton.model.integrations.accelerate import accelerate
+from zonos2_triton.model.integrations.report import Report
+from zonos2_triton.model.integrations.zonos2_engine.offline import TTSLLM, TTSSamplingParams
 from zonos2_triton.model.pipeline import Zonos2
 from zonos2_triton.model.prompt import build_prompt
-from zonos2_triton.model.requests import Generation
+from zonos2_triton.model.runtime.request import Generation
+from zonos2_triton.model.runtime.scheduler import LoopOptions
 from zonos2_triton.model.speaker import SpeakerEncoder
 from zonos2_triton.model.vocoder import Vocoder
 from zonos2_triton.reference.config import Zonos2Config

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from zonos2_triton.model.backend import current, resolve_backend, resolve_device, resolve_dtype
-from zonos2_triton.model.checkpoint import Checkpoint, load_weights
-from zonos2_triton.model.decoder import Decoder
-from zonos2_triton.model.loop import Loop, LoopOptions
 from zonos2_triton.model.ops import ops_of
-from zonos2_triton.model.requests import Frame, Generation, Request, Stream, collected
-from zonos2_triton.reference import backbone as reference
+from zonos2_triton.model.runtime.request import Frame, Generation, Request, Stream, collected
+from zonos2_triton.model.runtime.scheduler import Loop, LoopOptions
+from zonos2_triton.model.vocoder_decoder import Decoder
+from zonos2_triton.model.weights.checkpoint import Checkpoint, load_weights
+from zonos2_triton.reference import network as reference
 from zonos2_triton.reference.config import Zonos2Config
 from zonos2_triton.reference.numeric import exact_numerics
 from zonos2_triton.reference.ops import Ops

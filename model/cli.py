@@ -23,12 +23,12 @@ from zonos2_triton.model.audio import Audio, sound_format, whole_file, write_aud
 from zonos2_triton.model.backbone import Progress
 from zonos2_triton.model.backend import BACKENDS, DTYPES
 from zonos2_triton.model.doctor import as_text, diagnose
-from zonos2_triton.model.loop import LoopOptions
 from zonos2_triton.model.pipeline import Zonos2
 from zonos2_triton.model.plot import check_plotting, save_spectrogram
 from zonos2_triton.model.prompt import PromptOptions
-from zonos2_triton.model.requests import Frame, fresh_seed
-from zonos2_triton.model.tiny import NOTICE, write_tiny
+from zonos2_triton.model.runtime.request import Frame, fresh_seed
+from zonos2_triton.model.runtime.scheduler import LoopOptions
+from zonos2_triton.model.weights.tiny import NOTICE, write_tiny
 from zonos2_triton.reference.sampling import Sampling
 
 # Commands of rooms that this one may not import: declared as entry points, loaded when asked for.

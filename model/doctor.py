@@ -11,7 +11,7 @@ import torch
 
 from zonos2_triton.kernels import _settings
 from zonos2_triton.model.backend import BACKENDS, resolve_backend
-from zonos2_triton.model.hosts.accelerate import known_hosts
+from zonos2_triton.model.integrations.accelerate import known_hosts
 
 REQUIRED = ("torch", "triton", "numpy", "einops", "nvtx", "safetensors", "soundfile", "tqdm")
 EXTRAS = {

@@ -8,7 +8,7 @@ import torch
 from zonos2_triton.reference.ops import REFERENCE, Ops
 
 if TYPE_CHECKING:
-    from zonos2_triton.model.decoder import VocoderOps
+    from zonos2_triton.model.vocoder_decoder import VocoderOps
     from zonos2_triton.reference.config import Zonos2Config
 
 SEQUENCES_AT_ONCE = 256  # that decode together
@@ -62,7 +62,7 @@ def ops_of(backend: str, config: "Zonos2Config", device: torch.device, dtype: to
 def vocoder_ops(dtype: torch.dtype) -> "VocoderOps":
     """The kernels of the vocoder. In fp32 no residual unit is one launch: its sums do not fit the registers."""
     from zonos2_triton.kernels import codebook_sum, convolution, residual_unit, transposed_convolution, waveform
-    from zonos2_triton.model.decoder import VocoderOps
+    from zonos2_triton.model.vocoder_decoder import VocoderOps
 
     return VocoderOps(
         codebook_sum=codebook_sum.codebook_sum,

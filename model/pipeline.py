@@ -11,14 +11,14 @@ from torch import Tensor
 from zonos2_triton.model.audio import Audio, read_audio
 from zonos2_triton.model.backbone import Backbone, Progress
 from zonos2_triton.model.backend import resolve_device
-from zonos2_triton.model.checkpoint import one_file
-from zonos2_triton.model.hub import CODEC_REPO, SPEAKER_REPO, resolve_path
-from zonos2_triton.model.loop import LoopOptions
+from zonos2_triton.model.nvtx import annotate
 from zonos2_triton.model.prompt import PromptOptions, build_prompt
-from zonos2_triton.model.ranges import annotate
-from zonos2_triton.model.requests import Generation, Stream
+from zonos2_triton.model.runtime.request import Generation, Stream
+from zonos2_triton.model.runtime.scheduler import LoopOptions
 from zonos2_triton.model.speaker import SpeakerEncoder
 from zonos2_triton.model.vocoder import Vocoder
+from zonos2_triton.model.weights.checkpoint import one_file
+from zonos2_triton.model.weights.hub import CODEC_REPO, SPEAKER_REPO, resolve_path
 from zonos2_triton.reference.delay import shear_up
 from zonos2_triton.reference.sampling import Sampling
 

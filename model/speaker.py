@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from zonos2_triton.model.backend import resolve_device
-from zonos2_triton.model.checkpoint import Checkpoint, check_layout, check_values, one_file
+from zonos2_triton.model.weights.checkpoint import Checkpoint, check_layout, check_values, one_file
 from zonos2_triton.reference import speaker_encoder as reference
 from zonos2_triton.reference.mel import HOP, MELS, N_FFT, SAMPLE_RATE, log_mel, resample
 from zonos2_triton.reference.numeric import exact_numerics

@@ -10,20 +10,20 @@ import torch
 from torch import Tensor
 
 from zonos2_triton.model.backend import current, resolve_backend, resolve_device, resolve_dtype
-from zonos2_triton.model.checkpoint import Checkpoint, check_layout, check_values, one_file
-from zonos2_triton.model.codec_files import (
+from zonos2_triton.model.ops import vocoder_ops
+from zonos2_triton.model.runtime.batch_state import upload
+from zonos2_triton.model.vocoder_decoder import Decoder, VocoderOps
+from zonos2_triton.model.vocoder_streams import ExactStream, OverlapStream, Streams, WindowStream
+from zonos2_triton.model.weights.checkpoint import Checkpoint, check_layout, check_values, one_file
+from zonos2_triton.model.weights.codec_checkpoint import (
     fold_weight_norms,
     is_encode_side,
     official_config,
     official_name,
     transformers_config,
 )
-from zonos2_triton.model.decoder import Decoder, VocoderOps
-from zonos2_triton.model.ops import vocoder_ops
-from zonos2_triton.model.slots import upload
-from zonos2_triton.model.streams import ExactStream, OverlapStream, Streams, WindowStream
-from zonos2_triton.reference import rings
 from zonos2_triton.reference import vocoder as reference
+from zonos2_triton.reference import vocoder_layers
 from zonos2_triton.reference.numeric import exact_numerics
 from zonos2_triton.reference.vocoder import VocoderConfig
 
@@ -64,7 +64,7 @@ class Vocoder:
         """The layers as steps take them, by this vocoder's backend."""
         if self.backend == "triton":
             return Decoder(self.config, self.state, vocoder_ops(self.dtype), self.tf32)
-        plain = VocoderOps(*(getattr(rings, name) for name in rings.OPERATIONS))
+        plain = VocoderOps(*(getattr(vocoder_layers, name) for name in vocoder_layers.OPERATIONS))
         return Decoder(self.config, self.state, plain)
 
     @classmethod

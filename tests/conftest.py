@@ -15,11 +15,11 @@ from torch import Tensor
 if not torch.cuda.is_available():  # settled when Triton is imported: kernels are interpreted
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from zonos2_triton.bench.poison import poisoned
+from zonos2_triton.bench.proof.poison import poisoned
 from zonos2_triton.model import Backbone, Vocoder, VocoderConfig, Zonos2, Zonos2Config
-from zonos2_triton.model.decoder import Decoder, Rings, VocoderOps
-from zonos2_triton.model.tiny import write_tiny
-from zonos2_triton.reference import rings
+from zonos2_triton.model.vocoder_decoder import Decoder, Rings, VocoderOps
+from zonos2_triton.model.weights.tiny import write_tiny
+from zonos2_triton.reference import vocoder_layers
 
 # The models here are so small that a second thread gains nothing, and on a busy machine it makes them wait.
 torch.set_num_threads(1)
@@ -77,7 +77,7 @@ def in_steps() -> Callable[..., Vocoder]:
 
     def stepping(vocoder: Vocoder, widest_unit: int = 4) -> Vocoder:
         """widest_unit: of the operations; a residual unit is taken either way."""
-        made, plain = copy.copy(vocoder), (getattr(rings, name) for name in rings.OPERATIONS)
+        made, plain = copy.copy(vocoder), (getattr(vocoder_layers, name) for name in vocoder_layers.OPERATIONS)
         made.__dict__["decoder"] = _Poisoned(vocoder.config, vocoder.state, VocoderOps(*plain, widest_unit=widest_unit))
         made.backend = "triton"
         return made

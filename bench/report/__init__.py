@@ -1,1 +1,1 @@
-"""A page made of results."""
+"""Pages, tables and comparisons made of result files."""

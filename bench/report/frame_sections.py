@@ -19,7 +19,7 @@ from zonos2_triton.bench.report.page import (
 )
 from zonos2_triton.bench.report.plots import Curve
 from zonos2_triton.bench.report.waterfall import Waterfall, waterfall
-from zonos2_triton.bench.results import Result, all_passed, passed
+from zonos2_triton.bench.suite.results import Result, all_passed, passed
 from zonos2_triton.reference.vocoder import VocoderConfig
 
 Measured = Mapping[str, Any]

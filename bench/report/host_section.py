@@ -1,7 +1,7 @@
 """The section of the report on other people's programs: before and after."""
 
 from zonos2_triton.bench.report.page import Section, Table, milliseconds, number, problems, spread
-from zonos2_triton.bench.results import Result, all_passed
+from zonos2_triton.bench.suite.results import Result, all_passed
 
 ABOUT = (
     "Before and after accelerate(), called as its users call it: launched by the host, no graph, random weights. The "

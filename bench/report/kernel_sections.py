@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from zonos2_triton.bench.cards import recognised
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.report import plots
 from zonos2_triton.bench.report.page import (
@@ -20,9 +19,10 @@ from zonos2_triton.bench.report.page import (
     spread,
 )
 from zonos2_triton.bench.report.plots import Point
-from zonos2_triton.bench.results import Result, all_passed, beside, roof
-from zonos2_triton.bench.roof import UNKNOWN, Roof
-from zonos2_triton.reference.rings import OPERATIONS
+from zonos2_triton.bench.specs.gpus import recognised
+from zonos2_triton.bench.specs.roofline import UNKNOWN, Roof
+from zonos2_triton.bench.suite.results import Result, all_passed, beside, roof
+from zonos2_triton.reference.vocoder_layers import OPERATIONS
 
 DTYPES = ("bfloat16", "float16", "float32")
 IMPLEMENTATIONS = ("reference", "compiled", "sdpa", "flash-attn", "flashinfer", "liger")

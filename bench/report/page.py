@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from zonos2_triton.bench.results import Result, items, left_out
+from zonos2_triton.bench.suite.results import Result, items, left_out
 
 NONE = "–"
 

@@ -9,7 +9,7 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 from zonos2_triton.bench.report.waterfall import Waterfall
-from zonos2_triton.bench.roof import Roof
+from zonos2_triton.bench.specs.roofline import Roof
 
 # Colours that matplotlib writes, and what the page has in their place: it knows whether it is dark, or on paper.
 INK, RULE, PAPER, FIRST, SECOND = "#010203", "#010204", "#010205", "#010206", "#010207"

@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from zonos2_triton.bench import results
-from zonos2_triton.bench.compare import Input, compare
 from zonos2_triton.bench.report import plots
+from zonos2_triton.bench.report.compare import Input, compare
 from zonos2_triton.bench.report.page import Section
 from zonos2_triton.bench.report.sections import comparison, sections
-from zonos2_triton.bench.results import Result
+from zonos2_triton.bench.suite import results
+from zonos2_triton.bench.suite.results import Result
 from zonos2_triton.model.audio import whole_file
 
 TEMPLATE = "report.html.j2"

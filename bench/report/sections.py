@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 
-from zonos2_triton.bench.compare import SIGNIFICANT, Comparison, Row
-from zonos2_triton.bench.goals import CARD, CHECKS, GOALS, REPETITIONS
+from zonos2_triton.bench.report.compare import SIGNIFICANT, Comparison, Row
 from zonos2_triton.bench.report.frame_sections import frames, stages, whole
 from zonos2_triton.bench.report.host_section import hosts
 from zonos2_triton.bench.report.kernel_sections import errors, kernels, rooflines, vocoder
 from zonos2_triton.bench.report.page import NONE, Section, Table, number
-from zonos2_triton.bench.results import Result, items, left_out, roof
+from zonos2_triton.bench.specs.performance_targets import CARD, CHECKS, GOALS, REPETITIONS
+from zonos2_triton.bench.suite.results import Result, items, left_out, roof
 
 CONDITIONS = {
     "card": "card", "arch": "architecture", "memory_gib": "memory, GiB", "multiprocessors": "multiprocessors",

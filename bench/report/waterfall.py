@@ -2,9 +2,9 @@
 
 from typing import NamedTuple
 
-from zonos2_triton.bench.device_checks import whole_model
-from zonos2_triton.bench.frame import frame_cost
-from zonos2_triton.bench.results import Result, passed, roof
+from zonos2_triton.bench.specs.frame_cost import frame_cost
+from zonos2_triton.bench.suite.device_checks import whole_model
+from zonos2_triton.bench.suite.results import Result, passed, roof
 from zonos2_triton.reference.config import Zonos2Config
 
 

@@ -1,0 +1,113 @@
+"""Both attentions by the flash-attn package (version 2: `flash_attn_varlen_func`, `flash_attn_with_kvcache`).
+
+    backbone.ops = dataclasses.replace(backbone.ops, prefill_attention=flash_attention.prefill_attention)
+
+Its paged cache has pages of a multiple of 256 positions, this project's are smaller. So its own is a copy in such
+pages, which an engine around it would have instead: the copy is not timed. The new rows are written into both, a row
+of it being as nothing beside the cache that is read. Prompts that begin need no cache and use none. Rotary embedding
+stays outside: its own takes cosines in half precision only, which costs more than rounding once.
+"""
+
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from zonos2_triton.bench.baselines.attention_adapter import (
+    Call,
+    Inputs,
+    Rows,
+    Twin,
+    begin,
+    decode_rows,
+    end,
+    prefill_rows,
+    unpaged,
+    without_idle,
+)
+
+PAGE = 256
+DTYPES = (torch.float16, torch.bfloat16)
+
+
+@without_idle
+def prepare_decode(inputs: Inputs) -> Call:
+    """The package writes its own cache in the launch that reads it."""
+    package, rows = _package(), decode_rows(inputs)
+    keys, values, pages = _large_pages(inputs, max(rows.lengths))
+    positions, scale = inputs["positions"].int(), keys.shape[3] ** -0.5
+
+    def run() -> Tensor:
+        q, k, v, gate = begin(inputs, rows)
+        y = package.flash_attn_with_kvcache(
+            q[:, None], keys, values, k=k[:, None], v=v[:, None], cache_seqlens=positions, block_table=pages,
+            softmax_scale=scale, causal=True,
+        )  # fmt: skip
+        return end(y[:, 0], gate)
+
+    return run
+
+
+def prepare_prefill(inputs: Inputs) -> Call:
+    """Prompts packed one after the other, as they come."""
+    package, rows = _package(), prefill_rows(inputs)
+    cu_seqlens, longest, scale = inputs["cu_seqlens"], inputs["longest"], inputs["k_cache"].shape[3] ** -0.5
+    begins = not bool(inputs["starts"].any())
+    most = max(rows.lengths)
+    lengths = torch.tensor([0, *rows.lengths], device=cu_seqlens.device)
+    cu_keys = cu_seqlens if begins else lengths.cumsum(0).int()
+    twin, more = None, {}
+    if not begins:
+        keys, values, pages = _large_pages(inputs, most)
+        twin, more = _twin(keys, values, pages, rows), {"block_table": pages}
+
+    def run() -> Tensor:
+        q, k, v, gate = begin(inputs, rows, twin)
+        y = package.flash_attn_varlen_func(
+            q, *((k, v) if twin is None else twin[:2]), cu_seqlens, cu_keys, longest, most, softmax_scale=scale,
+            causal=True, **more,
+        )  # fmt: skip
+        return end(y, gate)
+
+    return run
+
+
+def prefill_attention(
+    qkvg: Tensor, temp: Tensor | None, table: Tensor | None, k_cache: Tensor, v_cache: Tensor, block_table: Tensor,
+    starts: Tensor, cu_seqlens: Tensor, longest: int,
+) -> Tensor:  # fmt: skip
+    """Arguments, result and what becomes of the caches: as zonos2_triton.reference.attention.prefill_attention.
+
+    ImportError: flash-attn is not installed. TypeError: it computes in neither fp16 nor bf16.
+    """
+    _package()
+    if qkvg.dtype not in DTYPES:
+        raise TypeError(f"flash_attention: qkvg must be torch.float16 or torch.bfloat16, got {qkvg.dtype}")
+    step = {"starts": starts, "cu_seqlens": cu_seqlens, "longest": longest}
+    caches = {"k_cache": k_cache, "v_cache": v_cache, "block_table": block_table}
+    return prepare_prefill({"qkvg": qkvg, "temp": temp, "table": table, **caches, **step})()
+
+
+def _package() -> ModuleType:
+    try:
+        import flash_attn
+    except ImportError as error:
+        raise ImportError(
+            f"the flash-attn baseline needs the package flash-attn, which builds only where CUDA is: "
+            f"pip install 'zonos2-triton[flash-attn]'; importing it failed: {error}"
+        ) from error
+    return flash_attn
+
+
+def _large_pages(inputs: Inputs, positions: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys and values [pages, PAGE, HKV, DH], and the block table of those pages."""
+    B, each = len(inputs["block_table"]), -(-positions // PAGE)
+    keys, values = (
+        unpaged(inputs[name], inputs["block_table"], each * PAGE).unflatten(1, (each, PAGE)).flatten(0, 1)
+        for name in ("k_cache", "v_cache")
+    )
+    return keys, values, torch.arange(B * each, dtype=torch.int32, device=keys.device).view(B, each)
+
+
+def _twin(keys: Tensor, values: Tensor, pages: Tensor, rows: Rows) -> Twin:
+    return Twin(keys, values, (pages.long()[rows.sequence, rows.positions // PAGE], rows.positions % PAGE))

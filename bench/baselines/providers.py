@@ -1,0 +1,217 @@
+"""Every kernel beside other ways to compute the same: eager PyTorch, torch.compile, and libraries where installed.
+
+reference   the eager PyTorch reference, launched by the host; it may read on the host
+compiled    `plain`, PyTorch of fixed shapes, under torch.compile; on a CPU its graph as traced
+sdpa        PyTorch's fused attention (`sdpa`)
+flash-attn  the flash-attn package, version 2 (`flash_attention`)
+flashinfer  FlashInfer (`flash_infer`)
+liger       Liger's Triton kernels (`liger`)
+
+`Implementation.prepare` does what an engine does once a step on the host or once at load: plans, lengths, layouts. It
+is not timed. What it returns is: the kernel's function on those inputs, the same results in the same order and the same
+arguments changed. Nothing is timed before it has been compared with the reference on the same inputs (`time_one`).
+"""
+
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import torch
+
+from zonos2_triton.bench.baselines import flash_attention, flash_infer, liger, sdpa
+from zonos2_triton.bench.baselines.attention_adapter import Call, Inputs, Prepare
+from zonos2_triton.bench.baselines.torch_ops import PLAIN
+from zonos2_triton.bench.catalogue import KERNELS
+from zonos2_triton.bench.proof.verify import RATIO, SPREAD, Case, Mismatch, Report
+from zonos2_triton.bench.specs.spec import Kernel, Workload
+from zonos2_triton.bench.suite.recorder import NotRun
+from zonos2_triton.bench.timing import timer
+from zonos2_triton.reference.numeric import exact_numerics
+from zonos2_triton.reference.rotary import rotary
+from zonos2_triton.reference.vocoder_layers import OPERATIONS
+
+HALF = (torch.float16, torch.bfloat16)
+HALF_AND_FP32 = (*HALF, torch.float32)
+
+
+class Bound(NamedTuple):
+    """Of `verify.Case.compare`: what passes as the same function."""
+
+    ratio: float
+    spread: float
+
+
+# The reference is its own measure, the kernels' bounds are for it. Others round at other places; what was seen is on a
+# CPU, over the small workloads, the packages by stand-ins of the same roundings.
+BOUNDS: Mapping[str, Bound] = {
+    "reference": Bound(RATIO, SPREAD),
+    # Scores and weights of an attention are rounded to half precision (ratios up to 2.7), and a compiler sums in an
+    # order of its own and contracts a * b + c (1.7 in fp32).
+    "compiled": Bound(4.0, 12.0),
+    # An attention's weights are rounded to half precision before they meet the values, and its result is once more
+    # before the gate, where the reference rounds neither: up to 2.1.
+    "sdpa": Bound(3.0, 8.0),
+    "flash-attn": Bound(3.0, 8.0),
+    "flashinfer": Bound(3.0, 8.0),
+    # The sum of its norm, and the SiLU of its gate, are rounded to half precision where the reference goes on in fp32.
+    "liger": Bound(3.0, 8.0),
+}
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One other way, for the kernels that it has."""
+
+    name: str
+    prepares: Mapping[str, Prepare]  # by kernel
+    differs: Mapping[str, str] = field(default_factory=dict)  # kernels for which what it has is another function, why
+    package: str = ""  # that it is imported from
+    install: str = ""
+    dtypes: tuple[torch.dtype, ...] = (*HALF_AND_FP32, torch.float64)
+    fits: Callable[[Kernel, Workload], str | None] = lambda kernel, workload: None  # or why it cannot express it
+    captured: bool = True  # by a CUDA graph; False: it reads on the host
+    seconds: float = 2.0  # not begun with less left: what compiling takes
+
+    def missing(
+        self, kernel: Kernel, workload: Workload | None, dtype: torch.dtype, device: str
+    ) -> str | None:  # fmt: skip
+        """Why it cannot run, or None. workload None: at any."""
+        if kernel.name in self.differs:
+            return self.differs[kernel.name]
+        if kernel.name not in self.prepares:
+            return f"{self.name} has nothing for {kernel.name}"
+        if self.package and importlib.util.find_spec(self.package) is None:
+            return f"{self.install} is not installed"
+        if self.package and device != "cuda":
+            return f"{self.install} needs a CUDA device"
+        if dtype not in self.dtypes:
+            return f"{self.name} does not take {str(dtype).removeprefix('torch.')}"
+        return None if workload is None else self.fits(kernel, workload)
+
+    def prepare(self, kernel: Kernel, inputs: Inputs) -> Call:
+        """The timed call, on these inputs."""
+        return self.prepares[kernel.name](inputs)
+
+    def verify(self, case: Case) -> Report:
+        """Raises Mismatch unless the results are as exact as `BOUNDS` asks for."""
+        bound = BOUNDS[self.name]
+        outputs = case.run(lambda **inputs: self.prepare(case.kernel, inputs)())
+        return case.compare(outputs, bound.ratio, bound.spread)
+
+    def time(
+        self, kernel: Kernel, sets: Sequence[Inputs], turns: timer.Rotation, device: timer.Device, seconds: float
+    ) -> dict[str, Any]:  # fmt: skip
+        """Microseconds of a call on inputs that take turns; whoever asks has verified it."""
+        calls = [self.prepare(kernel, inputs) for inputs in sets]
+        return timer.measure(calls, device, seconds, turns.cache, graph=self.captured, least=5)
+
+
+def beside(kernel: Kernel) -> tuple[Implementation, ...]:
+    """Those that have the kernel's function, or something near to it and a reason why that is not the same."""
+    return tuple(one for one in ALL if kernel.name in one.prepares or kernel.name in one.differs)
+
+
+def time_one(
+    one: Implementation, kernel: Kernel, workload: Workload, device: timer.Device, dtype: torch.dtype,
+    ours_us: float | None, seconds: float = 0.2,
+) -> dict[str, Any]:  # fmt: skip
+    """Its time, and speed_up: how many times longer it takes than ours_us, where that is known.
+
+    NotRun: it is missing here, fails at whatever, or is not the same function; a library's fault is none of ours.
+    """
+    if why := one.missing(kernel, workload, dtype, device.name):
+        raise NotRun(why)
+    # In one mode and with the same switches throughout: what is compiled for the comparison is what is timed.
+    with torch.inference_mode(), exact_numerics():
+        try:
+            one.verify(Case(kernel, workload, device.name, dtype))
+            found = one.time(kernel, *timer.input_sets(kernel, workload, device, dtype), device, seconds)
+        except Mismatch as error:
+            raise NotRun(f"differs: {error}") from error
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            raise NotRun(f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]) from error
+        finally:
+            torch.compiler.reset()
+    return found | {"speed_up": ours_us and round(found["median_us"] / ours_us, 3)}
+
+
+@cache
+def _compiler(name: str, device: str) -> Callable[..., Any]:
+    function = rotary if name == "rotary" else getattr(PLAIN, name)
+    backend = "inductor" if device == "cuda" else "eager"
+    return torch.compile(function, dynamic=False, fullgraph=True, backend=backend)
+
+
+def _compiled(name: str) -> Prepare:
+    return lambda inputs: partial(_compiler(name, _device(inputs)), **inputs)
+
+
+def _eager(kernel: Kernel) -> Prepare:
+    return lambda inputs: partial(kernel.reference, **inputs)
+
+
+def _device(inputs: Inputs) -> str:
+    return next(value.device.type for value in inputs.values() if isinstance(value, torch.Tensor))
+
+
+def _flash_infer_fits(kernel: Kernel, workload: Workload) -> str | None:
+    if kernel.name == "rotary" and workload.sizes["H"] < 2:
+        return "flashinfer turns queries and keys together: two heads at least"
+    width = workload.sizes.get("DH")
+    if width is not None and width not in flash_infer.HEAD_DIMS:
+        return f"flashinfer has heads of {', '.join(map(str, flash_infer.HEAD_DIMS))}, not of {width}"
+    return None
+
+
+def _liger_fits(kernel: Kernel, workload: Workload) -> str | None:
+    if kernel.name == "experts" and workload.sizes.get("routed", True):
+        return "liger's mixture of experts is made for training: it sorts the rows and keeps what a backward pass needs"
+    return None
+
+
+_ATTENTIONS = ("decode_attention", "prefill_attention")
+ALL = (
+    Implementation(
+        "reference",
+        {name: _eager(kernel) for name, kernel in KERNELS.items()},
+        captured=False,
+    ),
+    Implementation(
+        "compiled",
+        {name: _compiled(name) for name in KERNELS if name not in OPERATIONS},
+        dict.fromkeys(OPERATIONS, "its PyTorch reads on the host where each row is; compiled as a whole: part vocoder"),
+        seconds=20.0,
+    ),
+    Implementation("sdpa", {name: getattr(sdpa, name) for name in _ATTENTIONS}, seconds=15.0),
+    Implementation(
+        "flash-attn",
+        {"decode_attention": flash_attention.prepare_decode, "prefill_attention": flash_attention.prepare_prefill},
+        package="flash_attn",
+        install="flash-attn",
+        dtypes=HALF,
+        seconds=15.0,
+    ),
+    Implementation(
+        "flashinfer",
+        {name: getattr(flash_infer, name) for name in (*_ATTENTIONS, "add_rms_norm", "rotary")},
+        {"sample": "flashinfer samples without a repetition penalty, and from a generator of its own"},
+        package="flashinfer",
+        install="flashinfer-python",
+        dtypes=HALF,
+        fits=_flash_infer_fits,
+        seconds=60.0,
+    ),
+    Implementation(
+        "liger",
+        {name: getattr(liger, name) for name in ("add_rms_norm", "rotary", "experts")},
+        package="liger_kernel",
+        install="liger-kernel",
+        dtypes=HALF_AND_FP32,
+        fits=_liger_fits,
+        seconds=10.0,
+    ),
+)

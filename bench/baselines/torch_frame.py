@@ -1,0 +1,376 @@
+"""A whole frame, and a prompt, in plain PyTorch compiled as an expert would: what the kernels' frame is timed beside.
+
+One layer is compiled at a time, so that layers of a kind share their code; embedding and what follows the last layer
+are two more. What is multiplied by the same rows is one product. Every stream owns a contiguous cache that is as long
+as the timed context needs. A frame is captured in one CUDA graph, as that of the kernels is.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from zonos2_triton.bench.baselines import torch_ops
+from zonos2_triton.bench.baselines.torch_ops import Multiply
+from zonos2_triton.bench.suite.recorder import NotRun, Withheld
+from zonos2_triton.bench.timing import timer
+from zonos2_triton.model.runtime.batch_state import Slots
+from zonos2_triton.reference import network as reference
+from zonos2_triton.reference.embedding import frame_embedding
+from zonos2_triton.reference.norm import rms_norm
+from zonos2_triton.reference.numeric import exact_numerics, wide
+from zonos2_triton.reference.ops import REFERENCE
+from zonos2_triton.reference.sampling import Sampling
+
+FOREVER = 2**30  # frames
+ROUND = 64  # positions: room for a context comes in these
+# How far a row may be off, in RMS, from the same layer of the reference on the same row; and the share of rows that may
+# be further off, of which two experts were nearly as good. On a CPU, 8 layers of width 512, at most: 4.1e-3, 4.8e-4,
+# 2.8e-7; one row of 224 had another expert.
+AGREE = {torch.bfloat16: 1.2e-2, torch.float16: 1.5e-3, torch.float32: 1e-5, torch.float64: 1e-10}
+MAY_CHOOSE_OTHERWISE = 0.05
+OPTIONS: dict[str, Any] = {"max_autotune_pointwise": True}  # of inductor: reductions try a few shapes of tile
+
+Attention = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+Layered = Callable[..., tuple[Tensor, Tensor | None]]
+
+
+class Joined(NamedTuple):
+    """One layer's weights, those that meet the same rows in one tensor."""
+
+    attention_norm: Tensor
+    qkvg: Tensor  # a copy: 12.6 MB a layer of the 8B model in bf16
+    temp: Tensor
+    output: Tensor
+    router: dict[str, Any] | None
+    ffn_norm: Tensor
+    gate: Tensor
+    up: Tensor
+    down: Tensor
+    both: Tensor | None  # gate and up of a mixture
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """What a frame is made of, each compiled or as it is."""
+
+    enter: Callable[[Tensor], Tensor]
+    layer: Layered
+    leave: Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def flexible(q: Tensor, keys: Tensor, values: Tensor, positions: Tensor) -> Tensor:
+    """`plain.by_products` by FlexAttention, which splits the keys and reads them once for a group of heads."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    def until(score: Tensor, b: Tensor, h: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        return torch.where(column <= positions[b], score, float("-inf"))
+
+    keys, values = keys.transpose(1, 2), values.transpose(1, 2)
+    y = flex_attention(q[:, :, None], keys, values, score_mod=until, enable_gqa=True)
+    assert isinstance(y, Tensor)
+    return y[:, :, 0]
+
+
+class PlainFrame:
+    """A model in plain PyTorch, on the weights of `model`; none is copied but those of queries, keys, values and gates.
+
+    how: after a measurement, which of the ways that were tried was the quickest.
+    """
+
+    def __init__(self, model: reference.Model) -> None:
+        self.model, self.config, self.device = model, model.config, model.table.device
+        self.layers = [_join(layer) for layer in model.layers]
+        self.how = ""
+
+    @torch.inference_mode()
+    def time(
+        self, streams: int, context: int, device: timer.Device, seconds: float = 1.0, compile: bool | str = True,
+        **more: Any,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Microseconds of a frame: forward, head, draw and what follows from it. more: arguments of `timing.measure`.
+
+        compile: False: PyTorch as it is; or another backend than inductor, by name.
+        Each stream has `context` rows in its cache before every sample. All ways of `ways` are tried, the quickest
+        counts. Withheld: a layer, the logits or the draw are not the reference's. NotRun: nothing compiled.
+        """
+        found: list[tuple[dict[str, Any], str]] = []
+        errors: list[Exception] = []
+        for multiply in ways(streams):
+            for attention in attentions(self.device, compile):
+                try:
+                    timed = self._time(streams, context, device, seconds, compile, attention, multiply, more)
+                except torch.OutOfMemoryError:
+                    raise
+                except Exception as error:
+                    errors.append(error)
+                    continue
+                finally:
+                    torch.compiler.reset()
+                found.append((timed, f"attention {attention.__name__}, products of one row {multiply.__name__}"))
+                break
+        if not found:
+            _explain(errors)
+        best, self.how = min(found, key=lambda result: result[0]["median_us"])
+        return best
+
+    def _time(
+        self, streams: int, context: int, device: timer.Device, seconds: float, compile: bool | str,
+        attention: Attention, multiply: Multiply, more: dict[str, Any],
+    ) -> dict[str, Any]:  # fmt: skip
+        state = State(self.model, streams, context)
+        pieces = self.pieces(state, attention, multiply, compile)
+
+        def rewind() -> None:
+            device.clear()
+            state.slots.positions.fill_(context)
+
+        with exact_numerics():
+            self.check(state, pieces)
+            rewind()
+            found = timer.measure(
+                [lambda: self.frame(state, pieces)], replace(device, clear=rewind), seconds, **more
+            )  # fmt: skip
+        if bool((state.slots.positions < 0).any()):
+            raise Withheld("a stream ended while it was timed: logits were not finite")
+        return found
+
+    def pieces(self, state: "State", attention: Attention, multiply: Multiply, compile: bool | str) -> Pieces:
+        """Of a frame over `state`, every row of which is live."""
+        config, model, s = self.config, self.model, state.slots
+        rows = torch.arange(len(s.positions), device=self.device)
+
+        def attend(qkvg: Tensor, temp: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+            q, k, v, gate = torch_ops.heads_of(qkvg, temp, model.rotary, s.positions, config.head_dim)
+            at = rows, s.positions.long()
+            k_cache[at], v_cache[at] = k, v
+            return torch_ops.gated(attention(q, k_cache, v_cache, s.positions), gate)
+
+        def leave(x: Tensor) -> tuple[Tensor, Tensor]:
+            logits = self._logits(x, multiply)
+            codes, faults = torch_ops.sample_without_top_p(logits, s.settings, s.seeds, s.steps, s.last_seen)
+            torch_ops.advance(
+                codes, faults, s.positions, s.steps, s.limits, s.eoa_ids, s.eos_frames, s.ids, s.last_seen, s.frames,
+                config.text_vocab,
+            )  # fmt: skip
+            return logits, codes
+
+        # Philox counts on products that wrap, which C++, the compiler's language for a CPU, leaves undefined.
+        drawing = compile is not True or self.device.type == "cuda"
+        return Pieces(
+            _compiled(self._enter, compile), _compiled(self._layer(attend, multiply), compile),
+            _compiled(leave, compile if drawing else False),
+        )  # fmt: skip
+
+    def frame(self, state: "State", pieces: Pieces) -> None:
+        """One frame of every stream."""
+        x, carried = pieces.enter(state.slots.ids), None
+        for i, weights in enumerate(self.layers):
+            x, carried = pieces.layer(x, carried, weights, state.cache.k[i], state.cache.v[i])
+        pieces.leave(x)
+
+    def check(self, state: "State", pieces: Pieces) -> None:
+        """Withheld unless each piece makes of the reference's rows what the reference makes of them. Draws a frame."""
+        s, stages = state.slots, reference.Stages()
+        state.randomise()
+        reference.forward(self.model, state.batch(), state.cache, stages=stages)
+        hidden, routings = stages.hidden_states, iter(stages.routings)
+        off = [_off(pieces.enter(s.ids), hidden[0])]
+        carried: Tensor | None = None
+        for i, weights in enumerate(self.layers):
+            x, own = pieces.layer(hidden[i], carried, weights, state.cache.k[i], state.cache.v[i])
+            off.append(_off(x, hidden[i + 1]))
+            carried = None if weights.router is None else next(routings).state
+            if own is not None and carried is not None:
+                off.append(_off(own, carried))
+        self._judge(torch.stack(off))
+        most = AGREE[self.model.table.dtype]
+        before = s.settings, s.seeds, s.steps.clone(), s.last_seen.clone()
+        want = reference.logits(self.model, hidden[-1])
+        logits, codes = pieces.leave(hidden[-1])
+        if not float(_off(logits.flatten(1), want.flatten(1)).max()) <= most:
+            raise Withheld(f"logits are more than {most:g} from the reference's")
+        drawn = REFERENCE.sample(logits, *before)[0]
+        if not float((drawn == codes).float().mean()) >= 1 - MAY_CHOOSE_OTHERWISE:
+            raise Withheld(f"{int((drawn != codes).sum())} of {codes.numel()} codes are not what the reference draws")
+        state.clear()
+
+    @torch.inference_mode()
+    def time_prefill(
+        self, rows: int, device: timer.Device, seconds: float = 1.0, compile: bool | str = True, **more: Any
+    ) -> dict[str, Any]:  # fmt: skip
+        """Microseconds from the ids of one prompt to the logits of its last row; arguments and errors as of `time`."""
+        try:
+            with exact_numerics():
+                found = timer.measure([self.prefill(rows, compile)], device, seconds, "flushed", **more)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            _explain([error])
+        finally:
+            torch.compiler.reset()
+        self.how = "attention scaled_dot_product_attention"
+        return found
+
+    def prefill(self, rows: int, compile: bool | str) -> Callable[[], Tensor]:
+        """A call that takes one prompt of so many rows to logits [1, C, V], checked as `check` does."""
+        config, numbers = self.config, torch.arange(rows, dtype=torch.int32, device=self.device)
+        ids = torch.full((rows, config.n_codebooks + 1), config.audio_pad_id, dtype=torch.int32, device=self.device)
+        ids[:, -1] = numbers % 256
+        cache = reference.Cache(config, 1, rows, self.model.table)
+        page, start = torch.zeros(2, 1, dtype=torch.int32, device=self.device)
+        cuts = torch.zeros(2, dtype=torch.int32, device=self.device)
+        cuts[1] = rows
+
+        def attend(qkvg: Tensor, temp: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+            return torch_ops.prefill_attention(
+                qkvg, temp, self.model.rotary, k_cache, v_cache, page[None], start, cuts, rows
+            )  # fmt: skip
+
+        def last(x: Tensor) -> Tensor:
+            return self._logits(x[-1:], torch_ops.library)
+
+        parts = self._enter, self._layer(attend, torch_ops.library), last
+        enter, layer, leave = (_compiled(part, compile) for part in parts)
+
+        def run() -> Tensor:
+            x, carried = enter(ids), None
+            for i, weights in enumerate(self.layers):
+                x, carried = layer(x, carried, weights, cache.k[i], cache.v[i])
+            return leave(x)
+
+        self._check_prefill(reference.Batch.single(ids, 0, page), cache, layer)
+        if not bool(run().isfinite().all()):
+            raise Withheld("the logits of a prompt are not finite")
+        return run
+
+    def _check_prefill(self, batch: reference.Batch, cache: reference.Cache, layer: Layered) -> None:
+        """Withheld unless each layer makes of the reference's rows what the reference makes of them."""
+        stages = reference.Stages()
+        reference.forward(self.model, batch, cache, stages=stages)
+        off, carried, routings = list[Tensor](), None, iter(stages.routings)
+        for i, weights in enumerate(self.layers):
+            x, _ = layer(stages.hidden_states[i], carried, weights, cache.k[i], cache.v[i])
+            off.append(_off(x, stages.hidden_states[i + 1]))
+            carried = None if weights.router is None else next(routings).state
+        self._judge(torch.stack(off))
+
+    def _judge(self, off: Tensor) -> None:
+        most = AGREE[self.model.table.dtype]
+        wrong = ~(off <= most)  # so that NaN counts
+        if not float(wrong.float().mean()) <= MAY_CHOOSE_OTHERWISE:
+            raise Withheld(
+                f"{int(wrong.sum())} of {wrong.numel()} rows that a layer made are more than {most:g} from the "
+                f"reference's, the furthest {float(off.max()):.3g}"
+            )
+
+    def _enter(self, ids: Tensor) -> Tensor:
+        return frame_embedding(ids, self.model.table, self.config.codebook_vocab, self.config.norm_eps)
+
+    def _layer(self, attend: Attention, multiply: Multiply) -> Layered:
+        eps = self.config.norm_eps
+
+        def layer(
+            x: Tensor, carried: Tensor | None, w: Joined, k_cache: Tensor, v_cache: Tensor
+        ) -> tuple[Tensor, Tensor | None]:
+            qkvg = multiply(rms_norm(x, w.attention_norm, eps), w.qkvg)
+            y = multiply(attend(qkvg, w.temp, k_cache, v_cache), w.output)
+            x = (wide(x) + wide(y)).to(x.dtype)
+            h = rms_norm(x, w.ffn_norm, eps)
+            if w.router is None:
+                return (wide(x) + wide(torch_ops.swiglu(h, w.gate[0], w.up[0], w.down[0], multiply))).to(x.dtype), None
+            ids, shares, carried = torch_ops.choose(x, state=carried, **w.router, eps=eps, multiply=multiply)
+            return (wide(x) + torch_ops.mixture(h, w.gate, w.up, w.down, ids, shares, w.both)).to(x.dtype), carried
+
+        return layer
+
+    def _logits(self, x: Tensor, multiply: Multiply) -> Tensor:
+        config = self.config
+        return torch_ops.head(
+            x, self.model.out_norm, self.model.head, config.n_codebooks, config.norm_eps, config.loss_softcap, multiply
+        )
+
+
+class State:
+    """Streams with `context` rows in a contiguous cache, [B, HKV, S, DH] seen as [B, S, HKV, DH]."""
+
+    def __init__(self, model: reference.Model, streams: int, context: int) -> None:
+        config, like = model.config, model.table
+        self.slots = Slots(config, streams, 0, config.n_codebooks, like)
+        for row in range(streams):
+            self.slots.enter(row, [], context, FOREVER, -1, Sampling().row(), row)
+        capacity = -(-(context + timer.ENOUGH_CALLS + 1) // ROUND) * ROUND
+        self.cache = reference.Cache(config, 0, capacity, like)
+        shape = streams, config.kv_heads, capacity, config.head_dim
+        self.cache.k, self.cache.v = (
+            [like.new_zeros(shape).transpose(1, 2) for _ in range(config.n_layers)] for _ in range(2)
+        )
+
+    def batch(self) -> reference.Batch:
+        """The next row of each stream, as the reference takes it."""
+        pages = torch.arange(len(self.slots.ids), dtype=torch.int32, device=self.slots.ids.device)
+        return reference.Batch(self.slots.ids, pages[:, None], self.slots.positions)
+
+    def randomise(self) -> None:
+        """Cache and newest row, the same every time."""
+        generator = torch.Generator(self.slots.ids.device).manual_seed(1)
+        for part in (*self.cache.k, *self.cache.v):
+            part.normal_(generator=generator)
+        self.slots.ids.random_(0, 448, generator=generator)  # both a code and a byte
+
+    def clear(self) -> None:
+        """The cache, as that of the kernels' frame is when it is timed."""
+        for part in (*self.cache.k, *self.cache.v):
+            part.zero_()
+
+
+def ways(streams: int) -> tuple[Multiply, ...]:
+    """How products are tried: nobody knows which is quicker for one row."""
+    return (torch_ops.reduction, torch_ops.library) if streams == 1 else (torch_ops.library,)
+
+
+def attentions(device: torch.device, compile: bool | str) -> tuple[Attention, ...]:
+    """In the order in which they are tried, until one compiles."""
+    return (flexible, torch_ops.by_products) if device.type == "cuda" and compile else (torch_ops.by_products,)
+
+
+def _join(layer: reference.Layer) -> Joined:
+    p, e = layer.projection, layer.experts
+    qkvg = torch.cat([p["wq"], *p["wkv"], p["gater"]])
+    both = _both(e["gate"], e["up"]) if layer.router is not None else None
+    return Joined(
+        p["norm_weight"], qkvg, layer.temp, layer.output, layer.router, e["norm_weight"], e["gate"], e["up"], e["down"],
+        both,
+    )  # fmt: skip
+
+
+def _both(gate: Tensor, up: Tensor) -> Tensor | None:
+    """[E, 2 * I, D], where the rows of gate and up take turns in one storage."""
+    (E, I, D), first = gate.shape, gate.storage_offset()
+    taking_turns = gate.stride() == up.stride() == (2 * I * D, 2 * D, 1) and up.storage_offset() == first + D
+    if not taking_turns or gate.untyped_storage().data_ptr() != up.untyped_storage().data_ptr():
+        return None
+    return gate.as_strided((E, 2 * I, D), (2 * I * D, D, 1), first)
+
+
+def _compiled(piece: Callable[..., Any], compile: bool | str) -> Callable[..., Any]:
+    if isinstance(compile, str):
+        return torch.compile(piece, fullgraph=True, dynamic=False, backend=compile)
+    return torch.compile(piece, fullgraph=True, dynamic=False, options=OPTIONS) if compile else piece
+
+
+def _off(got: Tensor, want: Tensor) -> Tensor:
+    """RMS of the difference over that of what is wanted, row by row."""
+    difference, scale = (x.double().square().mean(-1).sqrt() for x in (got.double() - want.double(), want))
+    return difference / scale
+
+
+def _explain(errors: list[Exception]) -> Any:
+    """Raises Withheld where something was wrong, else NotRun with the first error."""
+    for error in errors:
+        if isinstance(error, Withheld):
+            raise error
+    first = errors[0]
+    raise NotRun(f"{type(first).__name__}: {first}".strip().splitlines()[0][:300]) from first

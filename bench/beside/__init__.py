@@ -1,1 +1,0 @@
-"""Other implementations of the same operations: what the kernels are timed beside."""

@@ -1,0 +1,1 @@
+"""The offline compiler: the gate, its snapshots, operator schemas."""

@@ -1,0 +1,400 @@
+"""The offline compile gate: what every kernel of the catalogue becomes on every architecture, without a GPU.
+
+The host code of each op runs unchanged on tensors without storage, at the shapes of the 8B model. Each launch compiles
+for the target instead of running, with the argument specialisation that the real launch would have. What the compiler
+made is then judged by what the catalogue expects, and compared with a baseline per Triton version.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import re
+import signal
+import sys
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zonos2_triton.bench.cli_choices import chosen
+from zonos2_triton.bench.compiler.cubin_stats import TARGETS, TENSOR_MEMORY, Stats, statistics
+from zonos2_triton.bench.compiler.offline_compile import Launch, check_compiler, dry_run, fake_tensors, in_short
+
+CATALOGUE = "zonos2_triton.bench.catalogue"
+DTYPES = "bfloat16", "float16"  # of weights that models come in; fp32 is for tests, and spills
+SNAPSHOTS = Path(__file__).parent / "snapshots"
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What one jit function must become, on every target."""
+
+    max_instructions: int
+    matrix: bool = False  # matrix instructions, of any family
+    warpgroup: bool = False  # and where the target has them, those of a whole warpgroup: HGMMA, UTC*MMA
+    stream16: bool = False  # the weight stream is read 16 bytes at a time
+    max_narrow: int | None = None  # with stream16: loads that are narrower; None: no more than those of 16 bytes
+    invariant: bool = False  # adds in one order at every number of rows of a role: bits do not depend on the batch
+
+
+Expectations = Mapping[str, Expected]
+"""By the name of the jit function, or a pattern of fnmatch; the first that matches counts."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One compiled kernel of one workload on one target."""
+
+    kernel: str  # in the catalogue
+    function: str  # "" where the op failed before or between its launches
+    config: str  # workload-dtype, then #2, #3, ... where it launches several binaries of this function
+    target: str
+    failures: tuple[str, ...]
+    stats: Stats | None = None
+    grid: tuple[int, ...] = ()
+    launches: int = 0
+
+    @property
+    def key(self) -> str:
+        return f"{self.kernel}/{self.function}/{self.config}/{self.target}"
+
+
+@dataclass(frozen=True)
+class Change:
+    """How a row differs from the baseline."""
+
+    key: str
+    text: str
+    worse: bool
+
+
+def judge(stats: Stats, target: str, expected: Expected) -> list[str]:
+    """What is wrong with a binary, in words."""
+    limits, wrong = TARGETS[target], []
+    if stats.traps and stats.instructions < 64:
+        wrong.append(f"a trap in place of the kernel: {stats.instructions} instructions, {stats.traps} of them traps")
+    if stats.spills or stats.stack:
+        wrong.append(f"spills or local arrays: {stats.spills} local accesses, {stats.stack} bytes of stack")
+    if stats.shared > limits.shared:
+        wrong.append(f"{stats.shared} bytes of shared memory, {target} has {limits.shared}")
+    if stats.tensor_memory > TENSOR_MEMORY:
+        wrong.append(f"{stats.tensor_memory} columns of tensor memory, {target} has {TENSOR_MEMORY}")
+    if expected.stream16:
+        allowed = stats.wide if expected.max_narrow is None else expected.max_narrow
+        if not stats.wide:
+            wrong.append(f"no 16-byte loads: {stats.narrow} narrower ones")
+        elif stats.narrow > allowed and "tma" not in stats.loads:
+            wrong.append(
+                f"{stats.narrow} loads narrower than 16 bytes beside {stats.wide} of 16, at most {allowed} meant"
+            )
+    if (expected.matrix or expected.warpgroup) and not stats.matrix:
+        wrong.append("no matrix instructions")
+    elif (
+        expected.warpgroup
+        and target in ("sm_90", "sm_100")
+        and not any("GMMA" in f or "UTC" in f for f in stats.matrix)
+    ):
+        wrong.append(f"no matrix instructions of a warpgroup, only {', '.join(stats.matrix)}")
+    if stats.instructions > expected.max_instructions:
+        wrong.append(f"{stats.instructions} instructions, at most {expected.max_instructions} meant")
+    if not wrong and not stats.blocks:
+        wrong.append(f"no block fits: {stats.registers} registers, {stats.warps} warps")
+    return wrong
+
+
+def run(
+    targets: Collection[str] | None = None,
+    kernels: Collection[str] | None = None,
+    jobs: int | None = None,
+    catalogue: str = CATALOGUE,
+    dtypes: Collection[str] | None = None,
+) -> list[Row]:
+    """Compile and judge; None means all. ValueError: an unknown name, jobs below 1, an interpreter process."""
+    dtypes = chosen("dtype", dtypes, DTYPES)
+    if jobs is not None and jobs < 1:
+        raise ValueError(f"jobs must be at least 1, got {jobs}")
+    targets = chosen("target", targets, TARGETS)
+    check_compiler()
+    records = importlib.import_module(catalogue).KERNELS
+    pairs = [(name, target) for name in chosen("kernel", kernels, records) for target in targets]
+    tasks = [(catalogue, name, target, tuple(dtypes)) for name, target in pairs if target in records[name].targets]
+    if not tasks:
+        return []
+    rows: list[Row] = []
+    with _pool(min(jobs or os.cpu_count() or 1, len(tasks))) as pool:
+        futures = [pool.submit(_compiled, *task) for task in tasks]
+        try:
+            for task, future in zip(tasks, futures, strict=True):
+                try:
+                    rows += future.result()
+                except BrokenProcessPool:  # by this task or by one that ran beside it
+                    rows += _alone(task)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return rows
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    # Interrupts go to this process alone. Spawned, for torch has threads.
+    return ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN))
+
+
+def _alone(task: tuple[str, str, str, tuple[str, ...]]) -> list[Row]:
+    with _pool(1) as pool:
+        try:
+            return pool.submit(_compiled, *task).result()
+        except BrokenProcessPool:  # LLVM ends its process on what it cannot select
+            _, kernel, target, _ = task
+            return [Row(kernel, "", "all workloads", target, ("the compiler ended its process",))]
+
+
+def _compiled(catalogue: str, name: str, target: str, dtypes: Collection[str]) -> list[Row]:
+    """The rows of one kernel on one target."""
+    record = importlib.import_module(catalogue).KERNELS[name]
+    rows = [
+        row
+        for workload in record.workloads
+        if workload.real
+        for dtype in dtypes
+        for row in _rows(name, record, workload, dtype, target)
+    ]
+    return _same_sums(rows, record.expects)
+
+
+def _same_sums(rows: list[Row], expects: Expectations) -> list[Row]:
+    """The rows; those of an invariant function that adds in another order than its role's first have failed."""
+    first: dict[tuple[str, str], Row] = {}
+    judged = []
+    for row in rows:
+        expected = _expected(row.function, expects)
+        if expected and expected.invariant and row.stats:
+            like = first.setdefault((row.function, role(row.config)), row)
+            if like.stats and like.stats.sums != row.stats.sums:
+                here = ", ".join(sorted(set(row.stats.sums) ^ set(like.stats.sums)))
+                failure = f"adds in another order than {like.config} ({here})"
+                row = replace(row, failures=(*row.failures, failure))
+        judged.append(row)
+    return judged
+
+
+def role(config: str) -> str:
+    """Of a workload: its name up to the first number; "dense-prefill" of "dense-prefill-2048-bfloat16"."""
+    return re.sub(r"-B?\d.*|-(bfloat16|float16|float32).*", "", config)
+
+
+def _rows(name: str, record: Any, workload: Any, dtype: str, target: str) -> Iterator[Row]:
+    config = f"{workload.name}-{dtype}"
+    failure = ""
+    with dry_run(target) as launches, fake_tensors():
+        try:
+            record.op._init_fn(**record.make(torch.device("cuda"), getattr(torch, dtype), **workload.sizes))
+        except Exception as problem:
+            failure = f"the host code failed: {in_short(problem)}"
+    if not launches and not failure:
+        failure = "the op launches no kernel"
+    seen = Counter[str]()
+    for launch in launches:
+        seen[launch.function] += 1
+        number = f"#{seen[launch.function]}" if seen[launch.function] > 1 else ""
+        stats, failures = _judged(launch, target, record.expects)
+        yield Row(name, launch.function, config + number, target, tuple(failures), stats, launch.grid, launch.count)
+    if failure:
+        yield Row(name, "", config, target, (failure,))
+
+
+def _judged(launch: Launch, target: str, expects: Expectations) -> tuple[Stats | None, list[str]]:
+    if launch.error:
+        return None, [f"does not compile: {launch.error}"]
+    try:
+        stats = statistics(launch.kernel, TARGETS[target])
+    except Exception as problem:
+        return None, [f"its binary cannot be read: {in_short(problem)}"]
+    expected = _expected(launch.function, expects)
+    if expected is None:
+        return stats, [f"the catalogue states no expectation for {launch.function}"]
+    return stats, judge(stats, target, expected)
+
+
+def _expected(function: str, expects: Expectations) -> Expected | None:
+    return next((expected for pattern, expected in expects.items() if fnmatchcase(function, pattern)), None)
+
+
+def _measured(rows: Iterable[Row]) -> dict[str, dict[str, int]]:
+    """What a baseline holds: the rows that compiled, by key."""
+    return {
+        row.key: {
+            "launches": row.launches,
+            "registers": row.stats.registers,
+            "spills": row.stats.spills,
+            "shared": row.stats.shared,
+            "instructions": row.stats.instructions,
+            "matrix": sum(row.stats.matrix.values()),
+            "wide": row.stats.wide,
+            "narrow": row.stats.narrow,
+        }
+        for row in rows
+        if row.stats
+    }
+
+
+def compare(rows: Iterable[Row], baseline: Mapping[str, Mapping[str, int]]) -> list[Change]:
+    """How rows differ from their baseline. Kernels, dtypes and targets that the rows leave out are not missed."""
+    now = _measured(rows)
+    covered = {_subject(key) for key in now}
+    return differences(now, {key: values for key, values in baseline.items() if _subject(key) in covered})
+
+
+def differences(now: Mapping[str, Mapping[str, int]], baseline: Mapping[str, Mapping[str, int]]) -> list[Change]:
+    """How one baseline differs from another, all of it."""
+    changes = [Change(key, "new", False) for key in now if key not in baseline]
+    changes += [Change(key, "gone", False) for key in baseline if key not in now]
+    for key, values in now.items():
+        for name, new in values.items():
+            old = baseline[key].get(name, 0) if key in baseline else new
+            if new != old and name != "launches":
+                changes.append(Change(key, f"{name} {old} -> {new}", _is_worse(name, old, new)))
+    before, after = _launches(baseline), _launches(now)
+    for place in sorted(before.keys() & after.keys()):
+        if before[place] != after[place]:
+            changes.append(Change(place, f"launches {before[place]} -> {after[place]}", True))
+    return changes
+
+
+def _is_worse(name: str, old: int, new: int) -> bool:
+    if name == "registers":
+        return new > old * 1.1 and new > old + 8
+    if name == "instructions":
+        return new > old * 1.15
+    if name in ("matrix", "wide"):
+        return new < old
+    return name == "spills" and new > old
+
+
+def _subject(key: str) -> tuple[str, str, str]:
+    """Kernel, dtype and target: what a run covers whole or not at all."""
+    kernel, _, config, target = key.split("/")
+    return kernel, config.split("#")[0].rsplit("-", 1)[-1], target
+
+
+def _place(key: str) -> str:
+    """The workload that a row belongs to."""
+    kernel, _, config, target = key.split("/")
+    return f"{kernel}/{config.split('#')[0]}/{target}"
+
+
+def _launches(rows: Mapping[str, Mapping[str, int]]) -> Counter[str]:
+    total = Counter[str]()
+    for key, values in rows.items():
+        total[_place(key)] += values["launches"]
+    return total
+
+
+def read_baseline(path: Path) -> dict[str, dict[str, int]] | None:
+    """None: there is none for this version of Triton."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def write_baseline(path: Path, rows: Sequence[Row], known: Collection[str]) -> None:
+    """Rows replace those of the same kernel, dtype and target; rows of kernels that are no longer known go."""
+    done = {_subject(row.key) for row in rows}
+    kept: dict[str, dict[str, int]] = {}
+    for key, values in (read_baseline(path) or {}).items():
+        subject = _subject(key)
+        if subject[0] in known and subject not in done:
+            kept[key] = values
+    kept |= _measured(rows)
+    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(kept[key])}" for key in sorted(kept))
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+
+
+def table(rows: Iterable[Row]) -> str:
+    """One line per binary; workloads that share it share the line."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(repr((row.kernel, row.function, row.target, row.stats, row.failures)), []).append(row)
+    lines = [
+        ("kernel", "function", "workload", "target", "regs", "shared", "occ", "instr", "matrix", "16 B", "verdict")
+    ]
+    for group in groups.values():
+        row, stats = group[0], group[0].stats
+        more = f" +{len(group) - 1}" if len(group) > 1 else ""
+        numbers = ("", "", "", "", "", "")
+        if stats:
+            loads = f"{stats.wide}/{stats.wide + stats.narrow}"
+            numbers = (str(stats.registers), str(stats.shared), f"{stats.occupancy:.2f}", str(stats.instructions),
+                       " ".join(f"{family} {n}" for family, n in stats.matrix.items()), loads)  # fmt: skip
+        verdict = "FAIL: " + "; ".join(row.failures) if row.failures else "pass"
+        lines.append((row.kernel, row.function, row.config + more, row.target, *numbers, verdict))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def command(
+    parser: argparse.ArgumentParser, catalogue: str = CATALOGUE, baselines: Path = SNAPSHOTS
+) -> Callable[[argparse.Namespace], int]:
+    """Add the options of the command to `parser`; what comes back runs it and returns its exit status."""
+    parser.description = "Compile every kernel for GPUs that need not be there, and judge what the compiler made."
+    parser.add_argument("--target", nargs="+", action="extend", metavar="ARCH", help=f"of {', '.join(TARGETS)}")
+    parser.add_argument("--kernel", nargs="+", action="extend", metavar="NAME", help="kernels of the catalogue")
+    parser.add_argument("--dtype", nargs="+", action="extend", metavar="NAME", help=f"of {', '.join(DTYPES)}")
+    parser.add_argument("--jobs", type=int, metavar="N", help="processes; default: one per core")
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
+    parser.add_argument(
+        "--update-baseline", action="store_true", help="what was compiled becomes what is compared with"
+    )
+    return partial(_command, catalogue, baselines)
+
+
+def _command(catalogue: str, baselines: Path, options: argparse.Namespace) -> int:
+    """Exit status: 0 all as meant, 1 failures or changes for the worse."""
+    rows = run(options.target, options.kernel, options.jobs, catalogue, options.dtype)
+    import triton
+
+    version = ".".join(triton.__version__.split(".")[:2])
+    path = baselines / f"triton-{version}.json"
+    baseline = read_baseline(path)
+    changes = [] if baseline is None else compare(rows, baseline)
+    if options.update_baseline:
+        write_baseline(path, rows, importlib.import_module(catalogue).KERNELS.keys())
+    failed = sum(bool(row.failures) for row in rows)
+    worse = 0 if options.update_baseline else sum(change.worse for change in changes)
+    if options.json:
+        report = {"triton": triton.__version__, "baseline": None if baseline is None else path.name}
+        report |= {"rows": [asdict(row) for row in rows], "changes": [asdict(change) for change in changes]}
+        print(json.dumps(report | {"failed": failed, "worse": worse}, indent=1))
+    else:
+        print(table(rows))
+        for change in changes:
+            print(f"{'worse' if change.worse else 'changed'}: {change.key}: {change.text}")
+        against = (
+            f"{worse} worse than {path.name}" if baseline is not None else f"there is no {path.name} to compare with"
+        )
+        print(f"triton {triton.__version__}: {len(rows)} rows, {failed} failed, {against}")
+    return 1 if failed or worse else 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command by itself. Exit status: as `zonos2-triton compile`."""
+    parser = argparse.ArgumentParser(prog="python -m zonos2_triton.bench.compiler.gate")
+    execute = command(parser)
+    try:
+        return execute(parser.parse_args(argv))
+    except (ValueError, OSError, ImportError) as error:
+        print(f"compile: error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    # The module under its own name: classes that pass between processes must not be those of __main__.
+    raise SystemExit(importlib.import_module("zonos2_triton.bench.compiler.gate").main())

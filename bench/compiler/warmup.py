@@ -1,0 +1,76 @@
+"""Every kernel compiled beforehand, on all cores: checks and timings then find what they launch in the cache.
+
+The host code runs on tensors without storage, as in the compile gate, for the architecture of the card; what Triton
+compiles then is what it would compile at the first launch.
+"""
+
+import os
+import signal
+from collections.abc import Collection, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from typing import Any
+
+import torch
+
+from zonos2_triton.bench.catalogue import KERNELS
+from zonos2_triton.bench.compiler.cubin_stats import TARGETS
+from zonos2_triton.bench.compiler.offline_compile import dry_run, fake_tensors
+from zonos2_triton.bench.suite.presets import DTYPES
+from zonos2_triton.bench.suite.recorder import Budget, NotRun
+
+
+def precompile(
+    arch: str, seconds: float, kernels: Collection[str] = KERNELS.keys(), jobs: int | None = None
+) -> dict[str, Any]:  # fmt: skip
+    """How many binaries there are, and which workloads have none. NotRun: an unknown architecture, or no time."""
+    if arch not in TARGETS:
+        raise NotRun(f"the compile gate does not know {arch}; kernels are compiled when they are first launched")
+    tasks = [
+        (name, workload.name, dtype, arch)
+        for dtype in DTYPES
+        for name in kernels
+        for workload in KERNELS[name].workloads
+        if not (workload.real and dtype == "float32")
+    ]
+    with _elsewhere(), ProcessPoolExecutor(jobs or os.cpu_count() or 1, get_context("spawn"), _obedient) as pool:
+        futures = [pool.submit(compile_one, *task) for task in tasks]
+        budget = Budget(seconds)
+        try:
+            found = [future.result(timeout=max(budget.left(), 0)) for future in futures]
+        except TimeoutError as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise NotRun(f"not done after {seconds:.0f} s; what was compiled is kept") from error
+    failed = [f"{'/'.join(task[:3])}: {why}" for task, (_, why) in zip(tasks, found, strict=True) if why]
+    return {"binaries": sum(count for count, _ in found), "workloads": len(tasks), "left_to_the_launch": failed}
+
+
+def compile_one(kernel: str, workload: str, dtype: str, arch: str) -> tuple[int, str]:
+    """How many binaries a workload needs, and what hindered one."""
+    record = KERNELS[kernel]
+    sizes = next(w.sizes for w in record.workloads if w.name == workload)
+    with dry_run(arch) as launches, fake_tensors():
+        try:
+            record.op._init_fn(**record.make("cuda", DTYPES[dtype], **sizes))
+        except Exception as error:
+            return 0, f"{type(error).__name__}: {error}".splitlines()[0]
+    return len(launches), next((launch.error for launch in launches if launch.error), "")
+
+
+@contextmanager
+def _elsewhere() -> Iterator[None]:
+    """Inside, processes that are begun find no GPU, so that what they make has no storage; and they compile."""
+    before = dict(os.environ)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    os.environ.pop("TRITON_INTERPRET", None)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _obedient() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent alone is interrupted
+    torch.set_num_threads(1)

@@ -1,0 +1,179 @@
+"""What the 8B model takes of a device's memory: weights, vocoder, cache, and what the frame loop keeps beside them.
+
+Sizes are those of the code itself: the loop's state, its cache and the vocoder's rings are made on the meta device,
+where a tensor has a shape and no memory.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from zonos2_triton.bench.suite.device_checks import whole_model
+from zonos2_triton.model.ops import PAGE_SIZE, ROWS_AT_ONCE, SEQUENCES_AT_ONCE, vocoder_ops
+from zonos2_triton.model.runtime.batch_state import Slots, pages_of
+from zonos2_triton.model.runtime.cuda_graphs import buckets
+from zonos2_triton.model.runtime.vocoder_runner import Speech
+from zonos2_triton.model.vocoder_decoder import Decoder
+from zonos2_triton.reference import network, vocoder
+from zonos2_triton.reference.rotary import rotary_table
+from zonos2_triton.reference.vocoder import VocoderConfig
+
+MODEL, CODEC = whole_model(), VocoderConfig()
+LOOK = 8  # frames between two looks of the host, on a GPU
+RESERVE = 1.0e9  # bytes: the context of CUDA, loaded kernels and graphs, what the allocator cannot use; not measured
+LAYOUT, ESTIMATE = "layout", "estimate"  # kinds of a size
+
+# What a tensor belongs to, by the first of these that is in its name.
+GROUPS = {
+    "multi_embedder.": "embedding", "speaker_": "speaker", "multi_output.": "head", "out_norm.": "head",
+    ".attention": "attention", ".router.": "routers, norms", ".ffn_norm.": "routers, norms", ".experts.": "experts",
+    ".feed_forward.": "dense FFN",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How many bits a weight has; the cache and all that is computed have those of `dtype`."""
+
+    name: str
+    dtype: torch.dtype
+    experts: float | None = None  # bits of an expert's weight, scales included; None: as all others
+    others: float | None = None  # None: as the dtype
+
+    @property
+    def runs(self) -> bool:
+        """Whether there are kernels for it."""
+        return self.experts is None
+
+    @property
+    def codec(self) -> torch.dtype:
+        """Of the vocoder."""
+        return torch.float32 if self.dtype == torch.float32 else torch.float16
+
+    def share(self, part: str) -> float:
+        """Of the bytes that a part of the weights has in `dtype`."""
+        full = 8.0 * self.dtype.itemsize
+        others = self.others or full
+        return (self.experts or others if part == "experts" else others) / full
+
+
+PRECISIONS = {
+    precision.name: precision
+    for precision in (
+        Precision("bf16", torch.bfloat16),
+        Precision("fp16", torch.float16),
+        Precision("fp32", torch.float32),
+        Precision("int8", torch.bfloat16, experts=8),
+        Precision("int4", torch.bfloat16, experts=4.25),  # a scale of 16 bits for every 64 weights
+        Precision("int8-everywhere", torch.bfloat16, experts=8, others=8),
+    )
+}
+
+
+class Part(NamedTuple):
+    """Of the memory."""
+
+    name: str
+    bytes: float
+    kind: str
+
+
+def parts(precision: Precision, streams: int, rows: int, prompt: int) -> list[Part]:
+    """Of a loop whose streams have `rows` rows of the cache each; prompt: rows that each begins with."""
+    weights = {f"weights: {name}": count * precision.share(name) * precision.dtype.itemsize
+               for name, count in parameters().items()}  # fmt: skip
+    state, rings = _loop(buckets(streams)[-1], precision)
+    return [
+        *(Part(name, size, LAYOUT) for name, size in weights.items()),
+        Part("embedding again, as one table", weights["weights: embedding"], LAYOUT),
+        Part("rotary table", _rotary(precision.dtype), LAYOUT),
+        Part(f"vocoder, {_word(precision.codec)}, as loaded and packed", vocoder_of(precision.codec)[1], LAYOUT),
+        Part("cache", streams * pages_of(rows) * _page(precision.dtype), LAYOUT),
+        Part("vocoder's rings", rings, LAYOUT),
+        Part("state of the loop", state, LAYOUT),
+        Part("activations of a prefill", _prefill(precision, min(streams * prompt, ROWS_AT_ONCE)), ESTIMATE),
+        Part("context, kernels, allocator", RESERVE, ESTIMATE),
+    ]
+
+
+def total(precision: Precision, streams: int, rows: int, prompt: int) -> float:
+    """Bytes."""
+    return sum(part.bytes for part in parts(precision, streams, rows, prompt))
+
+
+def most(precision: Precision, rows: int, prompt: int, capacity: float) -> int:
+    """How many streams fit into so many bytes, up to those that one loop takes; 0: none."""
+    # Not by bisection: with more streams the rings may take less, in more steps.
+    return next(
+        (n for n in range(SEQUENCES_AT_ONCE, 0, -1) if total(precision, n, rows, prompt) <= capacity), 0
+    )  # fmt: skip
+
+
+@cache
+def parameters() -> dict[str, int]:
+    """Of the backbone, by group."""
+    counts = dict.fromkeys(GROUPS.values(), 0)
+    for name, shape in network.layout(MODEL).items():
+        counts[next(group for mark, group in GROUPS.items() if mark in name)] += math.prod(shape)
+    return counts
+
+
+@cache
+def vocoder_of(dtype: torch.dtype) -> tuple[Decoder, int]:
+    """Without its weights, and how many bytes those would take: as they were loaded, and as its layers read them."""
+    state = {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in vocoder.layout(CODEC).items()}
+    decoder = Decoder(CODEC, state, vocoder_ops(dtype))
+    return decoder, _held([state, vars(decoder)])
+
+
+@cache
+def _loop(rows: int, precision: Precision) -> tuple[float, float]:
+    """Bytes of the state of a loop of so many rows, and of the rings of its vocoder."""
+    slots = Slots(MODEL, rows, 0, LOOK + MODEL.n_codebooks, torch.empty(0, dtype=precision.dtype, device="meta"))
+    speech = Speech(vocoder_of(precision.codec)[0], slots, LOOK + 1)
+    return _held([vars(slots), vars(speech)]), _held(speech._rings.tensors())
+
+
+def _held(found: object) -> int:
+    """Bytes of the memory behind all tensors in dictionaries, lists and tuples, counted once each."""
+    behind: dict[int, int] = {}
+
+    def look(into: object) -> None:
+        if isinstance(into, Tensor):
+            storage = into.untyped_storage()
+            behind[storage._cdata] = storage.nbytes()
+        elif isinstance(into, dict | list | tuple):
+            for each in into.values() if isinstance(into, dict) else into:
+                look(each)
+
+    look(found)
+    return sum(behind.values())
+
+
+@cache
+def _page(dtype: torch.dtype) -> int:
+    """Bytes of a page of the cache in all layers."""
+    made = network.Cache(MODEL, 1, PAGE_SIZE, torch.empty(0, dtype=dtype, device="meta"))
+    return _held([made.k, made.v])
+
+
+@cache
+def _rotary(dtype: torch.dtype) -> int:
+    like = torch.empty(0, dtype=dtype, device="meta")
+    return rotary_table(MODEL.max_seqlen, MODEL.head_dim, MODEL.rope_theta, like).nbytes
+
+
+def _prefill(precision: Precision, rows: int) -> float:
+    """What lives at once in a layer: the stream before and after, its norm, projections, attention, the experts' h."""
+    c = MODEL
+    q_dim, kv_dim = c.heads * c.head_dim, c.kv_heads * c.head_dim
+    width = 3 * c.dim + (2 * q_dim + 2 * kv_dim + c.heads) + c.max_experts_per_token * c.ffn_dim
+    return rows * width * precision.dtype.itemsize
+
+
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,1 +1,0 @@
-"""What a card that need not be here can serve."""

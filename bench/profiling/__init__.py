@@ -1,1 +1,0 @@
-"""Where the time of a generation goes, by range."""

@@ -1,0 +1,1 @@
+"""Correctness: verification, invariants, mutants, checks around the interpreter."""

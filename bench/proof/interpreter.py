@@ -1,0 +1,443 @@
+"""Checks on kernels while Triton's CPU interpreter runs them: bounds, undefined lanes, data races, order.
+
+The interpreter runs one program after another, reads and writes whatever address it is given, and fills lanes that a
+load masks off with zeros. A GPU does none of that, so a kernel may pass here and fail there. `checked()` closes the
+gap for every launch inside it; `poison.poisoned()` for every allocation.
+
+What orders two programs of one launch. An atomic with release semantics publishes what its program did before its last
+`tl.debug_barrier()` (what came later may be the work of threads that have not got there), and all that the program
+itself had learned. An atomic with acquire semantics on the same address learns what was published there: at once if
+it is a scalar, whose result Triton hands to all threads through a barrier; after the next barrier if it is a block.
+`sem="relaxed"` and `scope="cta"` order nothing. Scalar atomics of a program count as made by one thread.
+
+What is not seen. An address that strays from one argument into another, or into a gap of a strided one. NaN in `tl.max`
+and `tl.min` of Triton 3.9, which skip it. Races between accesses of different width through one buffer: elements count
+by their first address. A program that stores over what it loaded: whether one thread does both depends on the layout.
+An order that never ran: a kernel whose last program of the grid takes itself for the last to arrive is found out by
+other values of `order`.
+"""
+
+import math
+import os
+import sys
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+from unittest.mock import patch
+
+import numpy as np
+import triton
+from numpy.typing import NDArray
+from torch import Tensor
+from triton.runtime import interpreter
+
+from zonos2_triton.bench.proof.poison import extent_bytes
+
+Ints = NDArray[np.int64]
+Addresses = NDArray[np.uint64]
+
+
+class OutOfBounds(IndexError):
+    """A lane that is not masked off addresses memory outside every tensor argument of the launch."""
+
+
+class DataRace(RuntimeError):
+    """What a kernel computes depends on which of its programs or threads comes first."""
+
+
+# Accesses by what they conflict with. A scalar atomic is made by one thread, a block of them by all threads of a
+# program: only the latter needs a barrier before another atomic can publish it.
+LOAD, STORE, ATOMIC, ATOMIC_BLOCK = range(4)
+CONFLICTS = {
+    LOAD: (STORE, ATOMIC, ATOMIC_BLOCK),
+    STORE: (STORE, LOAD, ATOMIC, ATOMIC_BLOCK),
+    ATOMIC: (STORE, LOAD),
+    ATOMIC_BLOCK: (STORE, LOAD),
+}
+DOES = {LOAD: "loads", STORE: "stores", ATOMIC: "atomically updates", ATOMIC_BLOCK: "atomically updates"}
+DID = {LOAD: "loaded", STORE: "stored", ATOMIC: "atomically updated", ATOMIC_BLOCK: "atomically updated"}
+
+# A stamp is who << EVENT_BITS | event: program + 1 (0 is nobody), and its barriers or scalar atomics until then.
+EVENT_BITS = 32
+EVENT = (1 << EVENT_BITS) - 1
+ALL = 1 << EVENT_BITS  # more than any event
+
+
+@dataclass(eq=False)
+class Memory:
+    """The extent of a tensor argument, or of several that overlap, with the last access of each kind to each element.
+
+    Stamps cost nothing until touched, as the system zeroes pages on demand. `displaced` holds the loads and atomics
+    that a later one replaced without being ordered after it: a store has to be ordered after all of them.
+    """
+
+    start: int
+    end: int
+    itemsize: int
+    names: str
+    stamps: dict[int, Ints] = field(default_factory=dict)
+    displaced: dict[int, list[tuple[Ints, Ints]]] = field(default_factory=dict)
+
+    def elements(self, addresses: Addresses) -> Ints:
+        return ((addresses - np.uint64(self.start)) // np.uint64(self.itemsize)).view(np.int64)
+
+    def stamps_of(self, kind: int) -> Ints:
+        if kind not in self.stamps:
+            self.stamps[kind] = np.zeros(-(-(self.end - self.start) // self.itemsize), np.int64)
+        return self.stamps[kind]
+
+    def displaced_at(self, kind: int, elements: Ints) -> tuple[Ints, Ints]:
+        where, stamps = (np.concatenate(parts) for parts in zip(*self.displaced[kind], strict=True))
+        self.displaced[kind] = [(where, stamps)]
+        hit = np.isin(where, elements)
+        return where[hit], stamps[hit]
+
+
+def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of one argument: of a tuple, of a tensor descriptor, of a reinterpreted tensor."""
+    if isinstance(value, tuple):
+        for item in value:
+            yield from _tensors(name, item)
+    elif isinstance(value, Tensor):
+        yield name, value
+    elif hasattr(value, "base"):
+        yield from _tensors(name, value.base)
+
+
+class Arguments:
+    """The memory of one launch, in order of address."""
+
+    def __init__(self, arguments: Iterable[tuple[str, Any]]) -> None:
+        found = sorted(
+            (tensor.data_ptr(), tensor.data_ptr() + extent_bytes(tensor), tensor.element_size(), name)
+            for argument in arguments
+            for name, tensor in _tensors(*argument)
+            if tensor.numel()
+        )
+        self.memories = [Memory(0, 0, 1, "")]  # so that an address below all others has a predecessor too
+        for start, end, itemsize, name in found:
+            last = self.memories[-1]
+            if start < last.end:
+                last.end, last.itemsize = max(last.end, end), min(last.itemsize, itemsize)
+                last.names += f"/{name}"
+            else:
+                self.memories.append(Memory(start, end, itemsize, name))
+        self.starts = [memory.start for memory in self.memories]
+
+    def locate(self, addresses: Addresses, size: int) -> tuple[list[tuple[Memory, Addresses]], Addresses]:
+        """The accesses by memory, and those in none. Most often all are in one, and two reductions tell."""
+        low, high = int(addresses.min()), int(addresses.max())
+        memory = self.memories[bisect_right(self.starts, low) - 1]
+        if high + size <= memory.end:
+            return [(memory, addresses)], addresses[:0]
+        number = np.searchsorted(np.array(self.starts, np.uint64), addresses, side="right") - 1
+        ends = np.array([max(memory.end - size, 0) for memory in self.memories], np.uint64)
+        inside = (number > 0) & (addresses <= ends[number])
+        groups = [(self.memories[k], addresses[inside & (number == k)]) for k in np.unique(number[inside])]
+        return groups, addresses[~inside]
+
+    def nearest(self, address: int, size: int) -> str:
+        at = bisect_right(self.starts, address) - 1
+        below, above = self.memories[1:][at - 1 : at], self.memories[at + 1 : at + 2]
+        near = [(address + size - memory.end, "past the end", memory.names) for memory in below]
+        near += [(memory.start - address, "before the start", memory.names) for memory in above]
+        if not near:
+            return "the launch has no tensor argument"
+        distance, side, names = min(near)
+        return f"the first {distance} bytes {side} of {names}"
+
+
+class History:
+    """Who did what in one launch, and what the program that runs now knows of it.
+
+    Programs run one after another, so an earlier access is never ordered after a later one, and two accesses race
+    unless the later program knows of the earlier event. `clock[kind is ATOMIC, who]` counts the events known.
+    """
+
+    def __init__(self, kernel: str, grid: tuple[int, ...]) -> None:
+        self.kernel, self.grid = kernel, grid
+        self.published: dict[int, Ints] = {}  # clocks by address, never changed in place
+
+    def begin(self, program: int) -> None:
+        self.who, self.segment, self.atomics = program + 1, 0, 0
+        self.clock = np.zeros((2, math.prod(self.grid) + 1), np.int64)
+        self.clock[:, [0, self.who]] = ALL
+        self.pending: list[Ints] = []
+
+    def barrier(self) -> None:
+        self.segment += 1
+        self._learn(self.pending)
+        self.pending = []
+
+    def _learn(self, clocks: Iterable[Ints]) -> None:
+        for clock in clocks:
+            np.maximum(self.clock, clock, out=self.clock)
+
+    def acquire(self, addresses: list[int], scalar: bool) -> None:
+        found = {id(clock): clock for a in addresses if (clock := self.published.get(a)) is not None}
+        if scalar:
+            self._learn(found.values())
+        else:
+            self.pending.extend(found.values())
+
+    def release(self, addresses: list[int]) -> None:
+        mine = self.clock.copy()
+        mine[:, self.who] = self.segment, self.atomics
+        merged: dict[int, tuple[Ints, Ints]] = {}  # many lanes share few clocks; the old ones are kept for their ids
+        for a in addresses:
+            old = self.published.get(a, mine)
+            if id(old) not in merged:
+                merged[id(old)] = old, np.maximum(old, mine)
+            self.published[a] = merged[id(old)][1]
+
+    def access(self, kind: int, memory: Memory, elements: Ints) -> None:
+        for other in CONFLICTS[kind]:
+            if other not in memory.stamps:
+                continue
+            last = memory.stamps[other][elements]
+            if not last.any():
+                continue
+            self._compare(kind, other, memory, elements, last)
+            if kind == STORE and other in memory.displaced:
+                self._compare(kind, other, memory, *memory.displaced_at(other, elements))
+        stamps = memory.stamps_of(kind)
+        if kind != STORE:
+            last = stamps[elements]
+            late = self._unordered(kind, last)
+            if late.any():
+                memory.displaced.setdefault(kind, []).append((elements[late], last[late]))
+        stamps[elements] = self._stamp(kind)
+        self.atomics += kind == ATOMIC
+
+    def _stamp(self, kind: int) -> int:
+        return self.who << EVENT_BITS | (self.atomics if kind == ATOMIC else self.segment)
+
+    def _unordered(self, kind: int, stamps: Ints) -> NDArray[np.bool_]:
+        return (stamps & EVENT) >= self.clock[int(kind == ATOMIC)][stamps >> EVENT_BITS]
+
+    def _compare(self, kind: int, other: int, memory: Memory, elements: Ints, stamps: Ints) -> None:
+        """Raises where an access of this kind, now, meets one of the other kind that nothing orders before it."""
+        late = self._unordered(other, stamps)
+        if late.any():
+            whose = f"{self._program(int(stamps[late][0]) >> EVENT_BITS)} {DID[other]}"
+            both = f"{DOES[kind]} {self._elements(memory, elements[late])} that {whose}"
+            raise DataRace(f"{self.kernel}: {self._program(self.who)} {both}, and nothing orders the two")
+        if kind in (LOAD, ATOMIC_BLOCK) and other in (STORE, ATOMIC_BLOCK):
+            own = stamps == self._stamp(other)
+            if own.any():
+                both = f"{DOES[kind]} {self._elements(memory, elements[own])} that it {DID[other]}"
+                raise DataRace(f"{self.kernel}: {self._program(self.who)} {both}, with no tl.debug_barrier() between")
+
+    def _elements(self, memory: Memory, elements: Ints) -> str:
+        distinct = np.unique(elements)
+        return f"{distinct.size} elements of {memory.names} (the first is {distinct[0]})"
+
+    def _program(self, who: int) -> str:
+        return f"program {tuple(int(i) for i in np.unravel_index(who - 1, self.grid))}"
+
+
+def _undefined(dtype: Any, shape: tuple[int, ...]) -> Any:
+    """NaN or a large integer, in the bits in which the interpreter keeps `dtype`."""
+    kept = interpreter._get_np_dtype(dtype)
+    nan_bits = {"bf16": 0x7FC1, "fp8e4nv": 0x7F, "fp8e5": 0x7F, "fp8e4b15": 0x7F, "fp8e4b8": 0x80, "fp8e5b16": 0x80}
+    value = nan_bits.get(dtype.name, int(np.iinfo(kept).max) // 3) if kept.kind in "iu" else math.nan
+    return interpreter.TensorHandle(np.full(shape, value, kept), dtype)
+
+
+class Checks:
+    """The checks as replacements for what Triton's interpreter does at each launch, program and access.
+
+    The names replaced, and how they call each other, were seen in Triton 3.6.0 and 3.9.0. All of them are private.
+    """
+
+    def __init__(self, bounds: bool, undefined: bool, races: bool, order: int | Literal["reversed"] | None) -> None:
+        self.bounds, self.undefined, self.races, self.order = bounds, undefined, races, order
+        self.builder = interpreter.interpreter_builder
+        self.launches = 0  # how many were checked
+        self.inside_atomic = False
+        self.patched: set[int] = set()
+        self.history: History
+
+    def builder_members(self, asserts: bool) -> dict[str, Any]:
+        # The overflow check makes an integer operation five times slower, and is ignored unless debug is on; then it
+        # would forbid the wrap-around that random numbers rest on.
+        options = replace(self.builder.options, sanitize_overflow=False, debug=asserts)
+        members = {
+            "options": options,
+            "set_grid_dim": self._set_grid_dim,
+            "set_grid_idx": self._set_grid_idx,
+            "create_masked_load": self._load,
+            "create_masked_store": self._store,
+            "create_barrier": lambda: self.history.barrier(),
+        }
+        # 3.9 alone has the last three. Where an atomic has a mask, it is the argument before `sem` and `scope`.
+        for name, masked in {"rmw": True, "cas": False, "load": True, "store": True, "poll": False}.items():
+            if hasattr(self.builder, f"create_atomic_{name}"):
+                original = getattr(self.builder, f"create_atomic_{name}")
+                members[f"create_atomic_{name}"] = self._atomic(original, int(name == "rmw"), masked)
+        self.original = {name: getattr(self.builder, name) for name in members}
+        return members
+
+    def executor_members(self) -> dict[str, Any]:
+        launch, to_host = interpreter.GridExecutor.__call__, interpreter.GridExecutor._init_args_hst
+
+        def checked_launch(executor: Any, *args: Any, **kwargs: Any) -> None:
+            self.launches += 1
+            self.kernel = executor.fn.__name__
+            self.patched = {id(executor.fn.__globals__)}
+            try:
+                with np.errstate(all="ignore"):  # undefined lanes take part in arithmetic, and a GPU has no signals
+                    launch(executor, *args, **kwargs)
+            except interpreter.InterpreterError as error:
+                cause: BaseException = error
+                while isinstance(cause, interpreter.InterpreterError) and cause.__cause__ is not None:
+                    cause = cause.__cause__
+                if isinstance(cause, OutOfBounds | DataRace | AssertionError):
+                    raise cause from None
+                raise
+
+        def seen_arguments(executor: Any, args: Any, kwargs: Any) -> Any:
+            args, kwargs = to_host(executor, args, kwargs)
+            self.arguments = Arguments([*zip(executor.arg_names, args, strict=False), *kwargs.items()])
+            return args, kwargs
+
+        return {"__call__": checked_launch, "_init_args_hst": seen_arguments}
+
+    def function_members(self) -> dict[str, Any]:
+        def call(function: Any, *args: Any, **kwargs: Any) -> Any:
+            """A device function, without replacing all of triton.language at each call: once a launch is enough."""
+            if id(function.fn.__globals__) not in self.patched:
+                interpreter._patch_lang(function.fn)
+                self.patched.add(id(function.fn.__globals__))
+            try:
+                return function.rewrite()(*args, **kwargs)
+            except Exception as error:
+                raise interpreter.InterpreterError(repr(error)) from error
+
+        return {"__call__": call}
+
+    def _set_grid_dim(self, *grid: int) -> None:
+        self.original["set_grid_dim"](*grid)
+        self.grid = grid
+        programs = np.arange(math.prod(grid))
+        if self.order == "reversed":
+            programs = programs[::-1]
+        elif self.order is not None:
+            programs = np.random.default_rng(self.order).permutation(programs)
+        self.sequence = programs
+        self.history = History(self.kernel, grid)
+
+    def _set_grid_idx(self, *index: int) -> None:
+        program = int(self.sequence[np.ravel_multi_index(index, self.grid)])
+        self.original["set_grid_idx"](*(int(i) for i in np.unravel_index(program, self.grid)))
+        self.history.begin(program)
+
+    def _access(self, kind: int, pointers: Any, mask: NDArray[np.bool_] | None) -> Addresses:
+        """The addresses that are not masked off, after the checks."""
+        addresses = pointers.data.ravel() if mask is None else pointers.data[mask]
+        if not addresses.size:
+            return addresses
+        size = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
+        groups, outside = self.arguments.locate(addresses, size)
+        if self.bounds and outside.size:
+            where = self.arguments.nearest(int(outside[0]), size)
+            lanes = f"{outside.size} of {addresses.size} lanes outside every tensor argument ({where})"
+            raise OutOfBounds(f"{self.kernel}: program {self.builder.grid_idx} {DOES[kind]} {lanes}")
+        for memory, some in groups if self.races else ():
+            self.history.access(kind, memory, memory.elements(some))
+        return addresses
+
+    def _load(self, pointers: Any, mask: Any, other: Any, *rest: Any, **named: Any) -> Any:
+        if not self.inside_atomic:
+            on = _lanes_on(mask, pointers)
+            self._access(LOAD, pointers, on)
+            if self.undefined and on is not None and other is None:
+                other = _undefined(pointers.get_element_ty(), pointers.data.shape)
+        return self.original["create_masked_load"](pointers, mask, other, *rest, **named)
+
+    def _store(self, pointers: Any, value: Any, mask: Any, *rest: Any, **named: Any) -> Any:
+        if not self.inside_atomic:
+            self._access(STORE, pointers, _lanes_on(mask, pointers))
+        return self.original["create_masked_store"](pointers, value, mask, *rest, **named)
+
+    def _atomic(self, original: Callable[..., Any], pointers_at: int, masked: bool) -> Callable[..., Any]:
+        def atomic(*args: Any) -> Any:
+            pointers, mask, sem, scope = args[pointers_at], *args[-3:]
+            scalar = pointers.data.size == 1
+            # The conflicts of the atomic itself are looked for before it learns anything: a plain store that is only
+            # ordered by this very atomic would not be ordered if this program came first.
+            on = _lanes_on(mask, pointers) if masked else None
+            addresses = self._access(ATOMIC if scalar else ATOMIC_BLOCK, pointers, on)
+            self.inside_atomic = True
+            try:
+                result = original(*args)
+            finally:
+                self.inside_atomic = False
+            if sem.name != "RELAXED" and scope.name != "CTA":
+                distinct = np.unique(addresses).tolist()
+                if sem.name != "RELEASE":
+                    self.history.acquire(distinct, scalar)
+                if sem.name != "ACQUIRE":
+                    self.history.release(distinct)
+            return result
+
+        return atomic
+
+
+def _lanes_on(mask: Any, pointers: Any) -> NDArray[np.bool_] | None:
+    """None if no lane is masked off."""
+    on = np.asarray(mask.data)
+    if on.all():
+        return None
+    return on if on.shape == pointers.data.shape else np.broadcast_to(on, pointers.data.shape)
+
+
+_checking = False
+
+
+@contextmanager
+def checked(
+    *,
+    bounds: bool = True,
+    undefined: bool = True,
+    races: bool = True,
+    order: int | Literal["reversed"] | None = None,
+    asserts: bool = True,
+    fast: bool = True,
+) -> Iterator[Checks]:
+    """Checks each kernel that the interpreter launches inside the block; `launches` of what it yields counts them.
+
+    bounds     each address that is not masked off lies in the strided extent of a tensor argument: OutOfBounds
+    undefined  lanes that a load without `other` masks off are NaN or a wild integer, not 0
+    races      no two accesses of one launch depend on which program or thread comes first: DataRace
+    order      the programs of a grid run shuffled by this seed, or "reversed"
+    asserts    tl.device_assert raises AssertionError
+    fast       device functions are called 100 us quicker
+
+    Raises RuntimeError inside another such block, and where kernels are compiled: nothing would be checked there.
+    """
+    global _checking
+    if not triton.knobs.runtime.interpret:
+        raise RuntimeError("checked: compiled kernels are not; set TRITON_INTERPRET=1 before triton is imported")
+    if _checking:
+        raise RuntimeError("checked: already inside a checked() block; give one block all the options")
+    checks = Checks(bounds, undefined, races, order)
+    with ExitStack() as patches:
+        _checking = True
+        try:
+            patches.enter_context(patch.multiple(interpreter.interpreter_builder, **checks.builder_members(asserts)))
+            patches.enter_context(patch.multiple(interpreter.GridExecutor, **checks.executor_members()))
+            if fast:
+                patches.enter_context(patch.multiple(interpreter.InterpretedFunction, **checks.function_members()))
+            yield checks
+        finally:
+            _checking = False
+
+
+def interpreting() -> None:
+    """From here on kernels are interpreted: a process that has imported Triton as a compiler begins again."""
+    if not triton.knobs.runtime.interpret:
+        sys.stdout.flush()
+        os.execve(sys.executable, sys.orig_argv, os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""})

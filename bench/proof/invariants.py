@@ -1,0 +1,432 @@
+"""What holds of every operation bit for bit, however exact its results are, and inputs that show what others hide.
+
+Each invariant takes a `Case` and the operation to try, by default the kernel's own, and raises AssertionError. They are
+meant for small workloads and the interpreter: what is launched runs inside `checked` and `poisoned`.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from itertools import pairwise, product
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zonos2_triton.bench.proof import ring_access
+from zonos2_triton.bench.proof.interpreter import checked
+from zonos2_triton.bench.proof.poison import poisoned
+from zonos2_triton.bench.proof.verify import Case, Tensors
+from zonos2_triton.bench.specs.spec import Kernel
+from zonos2_triton.reference.router import by_expert
+
+Op = Callable[..., Any] | None
+Inputs = dict[str, Any]
+
+
+class Broken(AssertionError):
+    """An invariant does not hold."""
+
+
+def run(case: Case, op: Op = None, sequence: int | Literal["reversed"] | None = None, **more: Any) -> Tensors:
+    """`case.run` under all checks, its programs in this sequence. Broken: it changed what it should only read."""
+    inputs = {**case.inputs, **more}
+    read = {name: x for name, x in inputs.items() if isinstance(x, Tensor) and name not in (*MUTABLE, "counters")}
+    before = {name: x.clone() for name, x in read.items()}
+    with checked(order=sequence), poisoned(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All-NaN", RuntimeWarning)  # numpy's, of the interpreter's maximum
+        outputs = case.run(op, **more)
+    for name, x in read.items():
+        if not same_bits(x, before[name]):
+            x.copy_(before[name])  # the case goes on to the next check
+            raise Broken(f"{_name(case)}: {name} was changed")
+    return outputs
+
+
+def exact(case: Case, op: Op = None) -> None:
+    """The results are as exact as plain PyTorch's: Mismatch."""
+    case.compare(run(case, op))
+
+
+def rounded_once(case: Case, op: Op = None) -> None:
+    """Results that are rounded at the end alone, if at all, are the nearest: cutting bits off may pass as `exact`."""
+    if case.kernel.name not in ROUNDED_ONCE or case.dtype == torch.float32:
+        return
+    single = torch.finfo(torch.float32).eps
+    for name, x in run(case, op).items():
+        oracle = case.oracle[name]
+        half = torch.finfo(x.dtype).eps / 2 * oracle.abs().log2().floor().exp2()
+        # What was rounded is a sum in fp32, not the oracle.
+        off = (x.double() - oracle).abs() / (half + 8 * single * oracle.abs().max())
+        if not (off <= 1.01).all():
+            raise Broken(f"{_name(case)}: {name} is off by up to {float(off.max()):.3g} halves of a last place, not 1")
+
+
+def any_order(case: Case, op: Op = None) -> None:
+    """Neither the order of the programs nor the call counts."""
+    first = run(case, op)
+    for sequence in ("reversed", 0):
+        _require_same(case, f"programs in sequence {sequence!r}", first, run(case, op, sequence))
+
+
+def counters_return(case: Case, op: Op = None) -> None:
+    """Counters that the caller keeps are zero after a call, so that the next finds them as they were."""
+    if case.kernel.name not in COUNTING:
+        return
+    counters = torch.zeros(256, dtype=torch.int32, device=case.device)
+    first = run(case, op, counters=counters)
+    if counters.any():
+        raise Broken(f"{_name(case)}: {int(counters.count_nonzero())} counters are not zero after the call")
+    _require_same(case, "the second call with the same counters", first, run(case, op, counters=counters))
+
+
+def parts_alone(case: Case, op: Op = None) -> None:
+    """A row, or sequence, has the same bits alone as in the batch."""
+    units = _units(case)
+    together = run(case, op)
+    for unit in sorted({0, units // 2, units - 1, *_idle(case)[:1]}):
+        alone = _alone(case, unit)
+        single = _share(case, {**case.inputs, **alone}, run(case, op, **alone), 0)
+        _require_same(case, f"{unit} of {units} alone", _share(case, case.inputs, together, unit), single)
+
+
+def nan_stays(case: Case, op: Op = None) -> None:
+    """What is not finite in one row, or sequence, changes no bit of another; nor is it hidden in its own."""
+    if not any(x.is_floating_point() for x in case.inputs.values() if isinstance(x, Tensor)):
+        return
+    units, idle, unread = _units(case), _idle(case), _unread(case)
+    clean = run(case, op)
+    by = [ROWS[case.kernel.name][0], *["residual"] * (_of_clips(case) and case.inputs.get("residual") is not None)]
+    for unit, name in product(sorted({0, units - 1, *idle[:1]}), by):
+        spoilt = run(case, op, **_spoilt(case, unit, name))
+        for other in range(units):
+            mine, before = (_share(case, case.inputs, outputs, other) for outputs in (spoilt, clean))
+            if other != unit or unit in unread:
+                _require_same(case, f"{other} beside NaN in {unit}", before, mine)
+            elif all(x.isfinite().all() for x in mine.values()) and not mine.get("faults", torch.zeros(1)).any():
+                raise Broken(f"{_name(case)}: NaN in {unit} cannot be seen in its results")
+        if case.kernel.name == "router":
+            _require_sorted(case, spoilt)
+
+
+def later_stays_later(case: Case, op: Op = None) -> None:
+    """In a packed prefill, a value that is not finite reaches the rows from its own on, and none before."""
+    if case.kernel.name != "prefill_attention":
+        return
+    cuts = case.inputs["cu_seqlens"].tolist()
+    width = case.inputs["k_cache"].shape[2:].numel()
+    gates = 0 if case.inputs["temp"] is None else len(case.inputs["temp"])
+    last = case.inputs["qkvg"].shape[1] - gates
+    clean = run(case, op)["result"]
+    for begin, end in pairwise(cuts):
+        at = (begin + end) // 2
+        for value in (float("nan"), float("inf")):
+            qkvg = case.inputs["qkvg"].clone()
+            qkvg[at, last - width : last] = value  # the row's values of all heads
+            got = run(case, op, qkvg=qkvg)["result"]
+            others = [*range(at), *range(end, len(got))]
+            _require_same(case, f"rows beside {value} in {at}", {"result": clean[others]}, {"result": got[others]})
+            if got[at:end].isfinite().any():
+                raise Broken(f"{_name(case)}: {value} in the values of row {at} does not reach all rows that see it")
+
+
+def stale_cache(case: Case, op: Op = None) -> None:
+    """What lies in the cache beyond a sequence's end, and in pages of nobody, changes no bit."""
+    if "k_cache" not in case.kernel.mutates:
+        return
+    clean = run(case, op)
+    block_table, size = case.inputs["block_table"].long(), case.inputs["k_cache"].shape[1]
+    known = case.inputs["starts" if "starts" in case.inputs else "positions"].tolist()
+    stale = torch.ones(case.inputs["k_cache"].shape[:2], dtype=torch.bool)
+    for pages, count in zip(block_table, known, strict=True):
+        at = torch.arange(max(count, 0))
+        stale[pages[at // size], at % size] = False
+    caches = {name: case.inputs[name].masked_fill(stale[..., None, None], float("nan")) for name in MUTABLE}
+    _require_same(
+        case, "a cache of NaN where nothing was written", {"result": clean["result"]},
+        {"result": run(case, op, **caches)["result"]},
+    )  # fmt: skip
+
+
+def pieces(case: Case, op: Op = None) -> None:
+    """A prompt that comes in two pieces leaves the same bits as in one."""
+    if case.kernel.name != "prefill_attention":
+        return
+    for unit in range(_units(case)):
+        alone = _alone(case, unit)
+        rows, start = len(alone["qkvg"]), int(alone["starts"][0])
+        if rows < 2:
+            continue
+        whole = run(case, op, **alone)
+        cut, caches, parts = rows // 2 + 1, {name: case.inputs[name] for name in MUTABLE}, []
+        for begin, end in ((0, cut), (cut, rows)) if cut < rows else ((0, 1), (1, rows)):
+            piece = {
+                **alone, "qkvg": alone["qkvg"][begin:end].clone(), "starts": _int32(start + begin),
+                "cu_seqlens": _int32(0, end - begin), "longest": end - begin,
+            }  # fmt: skip
+            got = run(case, op, **piece, **caches)
+            parts.append(got.pop("result"))
+            caches = got
+        _require_same(case, f"sequence {unit} in two pieces", whole, {"result": torch.cat(parts), **caches})
+
+
+def outside_is_unread(case: Case, op: Op = None) -> None:
+    """What lies in rings where there is no position that the step needs changes no bit."""
+    if not _of_clips(case):
+        return
+    places = [ring_access.read(case.inputs, row) for row in range(_units(case))]
+    changed: Inputs = {}
+    for name in places[0]:
+        ring, used = case.inputs[name], torch.stack([of[name] for of in places])
+        if ring.is_floating_point():
+            changed[name] = ring.masked_fill(~used[..., None], float("nan"))
+        else:  # codes, each of which becomes one of another vector
+            changed[name] = torch.where(used, ring, (ring + 1) % case.inputs["tables"].shape[1])
+    _require_same(case, "other things where nothing counts", run(case, op), run(case, op, **changed))
+
+
+def steps(case: Case, op: Op = None) -> None:
+    """A step that is cut into several leaves the same bits as in one."""
+    if not _of_clips(case) or case.inputs["frames"] == 1:
+        return
+    frames, (done, count, *rest) = case.inputs["frames"], case.inputs["spans"].unbind(1)
+    rings: Inputs = {}
+    results = []
+    for begin, end in pairwise(sorted({0, 1, min(3, frames), frames})):
+        past = count.clamp(max=begin)
+        spans = torch.stack([done + past, (count - past).clamp(max=end - begin), *rest], 1)
+        rings = run(case, op, spans=spans, frames=end - begin, **rings)
+        results += [rings.pop(name) for name in [*rings] if name not in case.kernel.mutates]
+    made = {"samples": torch.cat(results, 1)} if results else {}
+    _require_same(case, "a step in several", run(case, op), {**made, **rings})
+
+
+def again(case: Case, op: Op = None) -> None:
+    """A step may be done twice: what lies where it writes changes no bit."""
+    if not _of_clips(case):
+        return
+    first = run(case, op)
+    rings: Inputs = {name: x for name, x in first.items() if name in case.kernel.mutates}
+    _require_same(case, "the same step again", first, run(case, op, **rings))
+    made = [ring_access.written(case.inputs, row) for row in range(_units(case))]
+    for name, ring in rings.items():
+        places = torch.stack([ring_access.places_of(ring, positions) for positions in made])
+        rings[name] = ring.masked_fill(places[..., None], float("nan"))
+    _require_same(case, "NaN where it writes", first, run(case, op, **rings))
+
+
+INVARIANTS: Mapping[str, Callable[[Case, Op], None]] = {
+    check.__name__: check
+    for check in (
+        counters_return, later_stays_later, nan_stays, stale_cache, pieces, parts_alone, outside_is_unread, steps,
+        again, any_order,
+    )
+}  # fmt: skip
+
+ROUNDED_ONCE = (
+    "frame_embedding", "add_rms_norm", "rotary", "output_projection", "codebook_sum", "convolution",
+    "transposed_convolution", "waveform",
+)  # fmt: skip
+MUTABLE = ("k_cache", "v_cache")
+COUNTING = ("decode_attention", "router", "experts")
+# Arguments with a row for each row of the result. The first is what spoils a row.
+ROWS: Mapping[str, tuple[str, ...]] = {
+    "frame_embedding": ("ids", "speaker_index"),
+    "add_rms_norm": ("x", "residual"),
+    "rotary": ("x", "positions"),
+    "qkv_projection": ("x",),
+    "decode_attention": ("qkvg", "positions", "block_table"),
+    "prefill_attention": ("qkvg",),
+    "output_projection": ("y", "residual"),
+    "router": ("x", "state", "positions"),
+    "experts": ("x", "expert_weights"),
+    "head": ("x",),
+    "sample": ("logits", "settings", "seeds", "steps", "last_seen"),
+    "advance": (
+        "codes", "faults", "positions", "steps", "limits", "eoa_ids", "eos_frames", "ids", "last_seen", "frames",
+    ),
+    "codebook_sum": ("codes", "spans", "z"),
+    **dict.fromkeys(
+        ("convolution", "transposed_convolution", "residual_unit", "waveform"), ("x", "spans", "residual", "y", "act")
+    ),
+}  # fmt: skip
+
+
+def variants(kernel: Kernel) -> Iterator[tuple[str, Kernel]]:
+    """The kernel with inputs that show what ordinary ones hide, and what they are."""
+    for name, change in _VARIANTS.get(kernel.name, {}).items():
+
+        def make(*args: Any, change: Callable[[Inputs], Inputs] = change, **kwargs: Any) -> Inputs:
+            inputs = kernel.make(*args, **kwargs)
+            return {**inputs, **change(inputs)}
+
+        yield name, replace(kernel, make=make)
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if not a.is_floating_point():
+        return torch.equal(a, b)
+    bits = torch.int16 if a.element_size() == 2 else torch.int32
+    return torch.equal(a.view(bits), b.view(bits))
+
+
+def _require_same(case: Case, what: str, want: Tensors, got: Tensors) -> None:
+    for name, x in want.items():
+        if not same_bits(x, got[name]):
+            wrong = int((x != got[name]).sum()) if x.shape == got[name].shape else "all"
+            raise Broken(f"{_name(case)}: {what}: {wrong} of {x.numel()} elements of {name} differ")
+
+
+def _require_sorted(case: Case, outputs: Tensors) -> None:
+    ids, experts = outputs["expert_ids"], outputs["probs"].shape[1]
+    if ((ids < 0) | (ids >= experts)).any():
+        raise Broken(f"{_name(case)}: an expert out of range, of a row of NaN")
+    for name, want in zip(("order", "offsets"), by_expert(ids, experts, case.inputs["positions"]), strict=True):
+        if not torch.equal(outputs[name], want):
+            raise Broken(f"{_name(case)}: {name} does not sort the chosen experts")
+
+
+def _name(case: Case) -> str:
+    return f"{case.kernel.name} {case.workload.name} {str(case.dtype).removeprefix('torch.')}"
+
+
+def _int32(*numbers: int) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.int32)
+
+
+def _units(case: Case) -> int:
+    """How many rows, or sequences, do not know of each other."""
+    if case.kernel.name == "prefill_attention":
+        return len(case.inputs["starts"])
+    return len(case.inputs[ROWS[case.kernel.name][0]])
+
+
+def _of_clips(case: Case) -> bool:
+    """Whether its kernel goes through clips a step at a time, each row through its own."""
+    return "spans" in case.inputs
+
+
+def _unread(case: Case) -> list[int]:
+    """Rows of which nothing is read."""
+    if _of_clips(case):
+        return [row for row in range(_units(case)) if not ring_access.written(case.inputs, row)]
+    nothing_added = case.inputs.get("residual") is False  # of `experts`: x is read for its experts alone
+    return _idle(case) if case.kernel.name == "decode_attention" or nothing_added else []
+
+
+def _idle(case: Case) -> list[int]:
+    """Rows that sit the step out."""
+    if _of_clips(case):
+        return (case.inputs["spans"][:, 1] == 0).nonzero().flatten().tolist()
+    if case.inputs.get("offsets") is not None:
+        nobodys = case.inputs["order"][case.inputs["offsets"][-1] :]
+        return sorted({*(nobodys // case.inputs["expert_weights"].shape[1]).tolist()})
+    positions = case.inputs.get("positions")
+    return [] if positions is None else (positions < 0).nonzero().flatten().tolist()
+
+
+def _rows(case: Case, unit: int) -> slice:
+    if case.kernel.name == "prefill_attention":
+        return slice(*case.inputs["cu_seqlens"][unit : unit + 2].tolist())
+    return slice(unit, unit + 1)
+
+
+def _alone(case: Case, unit: int) -> Inputs:
+    """The arguments that differ when this row or sequence comes alone."""
+    rows = _rows(case, unit)
+    names = [name for name in ROWS[case.kernel.name] if case.inputs.get(name) is not None]
+    alone: Inputs = {name: case.inputs[name][rows].clone() for name in names}
+    if case.kernel.name == "prefill_attention":
+        length = rows.stop - rows.start
+        alone |= {name: case.inputs[name][unit : unit + 1].clone() for name in ("block_table", "starts")}
+        alone |= {"cu_seqlens": _int32(0, length), "longest": length}
+    if case.inputs.get("offsets") is not None:
+        order, offsets = case.inputs["order"].long(), case.inputs["offsets"].long()
+        experts = len(offsets) - 1
+        ids = torch.full_like(order, experts)  # of no expert
+        ids[order[: offsets[-1]]] = torch.arange(experts).repeat_interleave(offsets.diff())
+        alone["order"], alone["offsets"] = by_expert(ids.view(_units(case), -1)[rows], experts)
+    return alone
+
+
+def _share(case: Case, inputs: Inputs, outputs: Tensors, unit: int) -> Tensors:
+    """What of the outputs is this row's or sequence's, where `inputs` were those of the call."""
+    if case.kernel.name == "prefill_attention":
+        rows = slice(*inputs["cu_seqlens"][unit : unit + 2].tolist())
+    else:
+        rows = slice(unit, unit + 1)
+    shared = ("order", "offsets")
+    return {
+        name: x[inputs["block_table"][unit].long()] if name in MUTABLE else x[rows]
+        for name, x in outputs.items()
+        if name not in shared
+    }
+
+
+def _spoilt(case: Case, unit: int, name: str) -> Inputs:
+    """The arguments that differ when this row or sequence of one of them is NaN."""
+    if case.kernel.name == "frame_embedding":  # by a row of a table that no other frame reads
+        ids, table, speakers = case.inputs["ids"], case.inputs["table"].clone(), case.inputs["speakers"]
+        own = next(c for c in range(ids.shape[1]) if (ids[:, c] == ids[unit, c]).sum() == 1)
+        table[int(ids[unit, own]) + own * case.inputs["codebook_vocab"]] = float("nan")
+        if speakers is None:
+            return {"table": table}
+        index = case.inputs["speaker_index"].clone()
+        if index[unit] >= 0:
+            index[unit] = len(speakers)
+        return {"table": table, "speakers": F.pad(speakers, (0, 0, 0, 1), value=float("nan")), "speaker_index": index}
+    if case.kernel.name == "codebook_sum":  # by a vector before the first, to which the row's codes fall
+        codes = case.inputs["codes"] + 1
+        codes[unit] = 0
+        return {"codes": codes, "tables": F.pad(case.inputs["tables"], (0, 0, 1, 0), value=float("nan"))}
+    x = case.inputs[name].clone()
+    x[_rows(case, unit)] = float("nan")
+    return {name: x}
+
+
+# An epsilon that counts; at its real size a wrong one could not be seen. That of the head norms is a constant: there
+# the rows have to be small.
+_EPSILON: Mapping[str, Callable[[Inputs], Inputs]] = {"epsilon": lambda inputs: {"eps": 0.5}}
+_HEADS: Mapping[str, Callable[[Inputs], Inputs]] = {
+    "epsilon": lambda inputs: {"qkvg": inputs["qkvg"] * 1e-3},
+    "negative-temp": lambda inputs: {"temp": -inputs["temp"]},
+}
+
+
+def _not_finite(inputs: Inputs) -> Inputs:
+    """Of `sample`: one such logit among others in every row but the last, which is nothing but -inf."""
+    logits = inputs["logits"].clone()
+    rows = logits.view(-1, logits.shape[-1])
+    for row, value in enumerate((float("nan"), float("inf"), float("-inf"))):
+        rows[row::4, 5 + row] = value
+    rows[-1] = float("-inf")
+    return {"logits": logits}
+
+
+def _beyond_fp32(inputs: Inputs) -> Inputs:
+    """Of `sample`: logits that the least temperature takes to infinity, several in a row."""
+    settings = inputs["settings"].clone()
+    settings[:, 0] = 1e-6
+    return {"logits": inputs["logits"] * 1e34, "settings": settings}
+
+
+# What a sine is taken of, so large that its reduction has nothing left.
+_FAR: Mapping[str, Callable[[Inputs], Inputs]] = {"far": lambda inputs: {"bias": inputs["bias"] * 1e30}}
+_VARIANTS: Mapping[str, Mapping[str, Callable[[Inputs], Inputs]]] = {
+    **dict.fromkeys(("frame_embedding", "add_rms_norm", "qkv_projection", "experts"), _EPSILON),
+    **dict.fromkeys(("decode_attention", "prefill_attention"), _HEADS),
+    **dict.fromkeys(("convolution", "transposed_convolution", "residual_unit"), _FAR),
+    "head": {**_EPSILON, "loud": lambda inputs: {"weight": 16 * inputs["weight"]}},
+    "sample": {
+        "not-finite": _not_finite,
+        "far": lambda inputs: {"logits": inputs["logits"] * 1e3},
+        "beyond-fp32": _beyond_fp32,
+    },
+    "router": {
+        **_EPSILON,
+        "ties": lambda inputs: {"w3": torch.zeros_like(inputs["w3"]), "biases": torch.zeros_like(inputs["biases"])},
+    },
+}

@@ -1,0 +1,182 @@
+"""Faults put into copies of the kernels, and whether the checks of an operation find them.
+
+A check that no fault can break proves nothing. So each operation has some realistic faults, one replaced text each, in
+`fault_texts`, and `killed` tells which of the operation's own checks fails on a copy that has one.
+"""
+
+import atexit
+import functools
+import importlib
+import itertools
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zonos2_triton import kernels
+from zonos2_triton.bench.proof.interpreter import DataRace, OutOfBounds
+from zonos2_triton.bench.proof.invariants import INVARIANTS, Op, exact, rounded_once, variants
+from zonos2_triton.bench.proof.poison import GuardBandTouched
+from zonos2_triton.bench.proof.verify import Case
+from zonos2_triton.bench.specs.spec import Kernel, Workload
+
+SOURCES = Path(kernels.__file__).parent
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A text of a module of kernels/, which is there once, and what a mistake would have made of it."""
+
+    name: str
+    file: str  # without .py
+    old: str
+    new: str
+
+
+def faults_in(file: str, **texts: tuple[str, str]) -> tuple[Fault, ...]:
+    """Faults of one module by name, each an old and a new text."""
+    return tuple(Fault(name.replace("_", "-"), file, old, new) for name, (old, new) in texts.items())
+
+
+# Edges that no workload of the catalogue meets.
+EXTRA: Mapping[str, tuple[Workload, ...]] = {
+    name: tuple(Workload(workload.replace("_", "-"), sizes, real=False) for workload, sizes in workloads.items())
+    for name, workloads in {
+        "qkv_projection": {"long_K": {"M": 2, "D": 136, "NQ": 16, "NKV": 16, "G": 8}},
+        "decode_attention": {
+            "last_round_of_one": {"B": 1, "context": 70, "HQ": 2, "HKV": 1, "DH": 16, "page_size": 8}
+        },
+        "output_projection": {"long_K": {"M": 2, "K": 136, "D": 16}},
+        "router": {"long_D": {"M": 2, "D": 136, "R": 24, "E": 4, "k": 1}},
+        "experts": {"long_K": {"M": 3, "D": 136, "I": 72, "E": 4, "k": 1}},
+        "head": {"long_K": {"M": 2, "D": 136, "N": 27, "codebooks": 3}},
+    }.items()
+}  # fmt: skip
+
+
+_numbers = itertools.count()
+
+
+@functools.cache
+def _folder() -> Path:
+    """Triton reads the source of a kernel when it is launched: the files live as long as the process."""
+    folder = tempfile.mkdtemp(prefix="faults-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
+
+
+def mutant(kernel: Kernel, fault: Fault) -> Callable[..., Any]:
+    """The operation of a copy of its module, and of whatever stands between that and the fault's, with the fault.
+
+    ValueError: the text to be replaced is not there exactly once.
+    """
+    package = f"zonos2_triton_fault_{next(_numbers)}"
+    texts = {file: (SOURCES / f"{file}.py").read_text(encoding="utf-8") for file in _between(kernel.name, fault.file)}
+    if (found := texts.get(fault.file, "").count(fault.old)) != 1:
+        raise ValueError(f"{kernel.name}, {fault.name}: {fault.old!r} is {found} times in {fault.file}.py, not once")
+    texts[fault.file] = texts[fault.file].replace(fault.old, fault.new)
+    path = _folder() / package
+    path.mkdir()
+    (path / "__init__.py").touch()
+    copied = re.compile(rf"from zonos2_triton\.kernels\.({'|'.join(texts)}) import")
+    for file, text in texts.items():
+        text = copied.sub(rf"from {package}.\1 import", text).replace('"zonos2_triton::', f'"{package}::')
+        (path / f"{file}.py").write_text(text, encoding="utf-8")
+    sys.path.insert(0, str(_folder()))
+    try:
+        importlib.invalidate_caches()
+        module = importlib.import_module(f"{package}.{kernel.name}")
+    finally:
+        sys.path.remove(str(_folder()))
+        for name in [name for name in sys.modules if name.split(".")[0] == package]:
+            del sys.modules[name]
+    return getattr(module, kernel.name)
+
+
+@functools.cache
+def _imports(file: str) -> frozenset[str]:
+    text = (SOURCES / f"{file}.py").read_text(encoding="utf-8")
+    return frozenset(re.findall(r"from zonos2_triton\.kernels\.(\w+) import", text))
+
+
+def _between(op: str, file: str) -> set[str]:
+    """The modules from the operation's to the fault's by which the one imports the other. None: it does not."""
+    if op == file:
+        return {op}
+    below = {part for name in _imports(op) for part in _between(name, file)}
+    return below | {op} if below else below
+
+
+def small(kernel: Kernel) -> tuple[Workload, ...]:
+    """The workloads that the checks run on."""
+    return (*(workload for workload in kernel.workloads if not workload.real), *EXTRA.get(kernel.name, ()))
+
+
+FAILURES = (AssertionError, OutOfBounds, DataRace, GuardBandTouched)  # what a check raises
+# Workloads of several rows, tiles or sequences, on which the invariants say most. The first of each kernel is one too.
+TILED = {
+    "two-tiles", "prefill", "packed", "skewed", "speakers", "split-edges", "idle", "rows", "odd-rows", "delayed",
+    "normed", "prefill-normed", "no-residual", "no-norm", "plain", "sum", "sum-top2", "dense-sum", "prefill-sum",
+}  # fmt: skip
+
+
+def checks(kernel: Kernel, workloads: Sequence[Workload] | None = None) -> Iterator[tuple[str, Callable[[Op], None]]]:
+    """What each of an operation's checks is called, and itself: a function of the operation. Quick ones come first."""
+    given = small(kernel) if workloads is None else tuple(workloads)
+    tiled = [workload for workload in given if workload.name in TILED or workloads is not None]
+    rest = [workload for workload in given[1:] if workload not in tiled]
+    single, half = torch.float32, torch.bfloat16
+
+    def check(what: Callable[[Case, Op], None], workload: Workload, dtype: torch.dtype, variant: str = "") -> Any:
+        subject = dict(variants(kernel)).get(variant, kernel)
+        name = f"{what.__name__} {workload.name} {str(dtype).removeprefix('torch.')} {variant}".rstrip()
+        return name, partial(_try, what, subject, workload, dtype, variant)
+
+    for first in given[:1]:
+        yield check(exact, first, single)
+        for variant, _ in variants(kernel):
+            yield check(exact, first, single, variant)
+        yield check(exact, first, half)
+        yield check(rounded_once, first, half)
+    for workload in (*tiled, *rest):
+        yield check(exact, workload, single)
+    for workload in (*given[:1], *tiled):
+        for invariant in INVARIANTS.values():
+            yield check(invariant, workload, single)
+    for workload in tiled:
+        yield check(exact, workload, half)
+        yield check(rounded_once, workload, half)
+
+
+def killed(kernel: Kernel, fault: Fault, workloads: Sequence[Workload] | None = None) -> str | None:
+    """The first of the operation's checks that fails on a copy with the fault, and how. None: the fault survives.
+
+    Other errors than a check's are raised: a copy that cannot even run says nothing about the checks.
+    """
+    op = mutant(kernel, fault)
+    for name, check in checks(kernel, workloads):
+        try:
+            check(op)
+        except FAILURES as failure:
+            return f"{name}: {type(failure).__name__}: {failure}".splitlines()[0]
+    return None
+
+
+_cases: dict[tuple[str, str, torch.dtype, str], Case] = {}
+
+
+def _try(
+    check: Callable[[Case, Op], None], kernel: Kernel, workload: Workload, dtype: torch.dtype, variant: str, op: Op
+) -> None:
+    """The check, on a case that is made once: many operations are tried on each."""
+    key = kernel.name, repr(workload), dtype, variant
+    if key not in _cases:
+        _cases[key] = Case(kernel, workload, dtype=dtype)
+    check(_cases[key], op)

@@ -1,0 +1,226 @@
+"""Is an operation as exact as plain PyTorch? Its results against the reference's, in fp64 and at the same precision.
+
+`verify(kernel, workload)` is the gate: tests run it on small workloads, a GPU on the real ones, benches before timing.
+
+oracle  the reference on the same inputs in fp64
+plain   the reference as it is, at the inputs' precision
+ratio   RMS(result - oracle) / RMS(plain - oracle)
+
+What is compared are the results and the arguments that a call changes. `ratio` is at most RATIO. Where plain PyTorch is
+exact (copies), so must the result be; what the oracle left as it was has to keep its bits. No single element is further
+off than SPREAD times the worst of plain PyTorch, which an RMS over many would hide.
+
+In a small sample, plain PyTorch may be better by luck than it is. So an RMS error passes that is no more than a few
+roundings of the oracle's RMS, and the worst of plain PyTorch counts as no less than as many roundings of the oracle's
+largest element: `_allowance` says how many, and why.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zonos2_triton.bench.specs.spec import Kernel, Workload
+from zonos2_triton.reference.numeric import exact_numerics
+from zonos2_triton.reference.router import by_expert
+
+RATIO = 1.5
+SPREAD = 4.0
+
+Tensors = dict[str, Tensor]
+
+
+class Mismatch(AssertionError):
+    """A result is not what the reference says."""
+
+
+@dataclass(frozen=True)
+class Error:
+    """How far one output is from the oracle."""
+
+    output: str
+    rms: float
+    plain: float  # the same of plain PyTorch
+    largest: float
+    bound: float  # of rms
+    spread: float  # of largest
+
+    @property
+    def ratio(self) -> float:
+        return 0.0 if self.rms == 0 else self.rms / self.plain if self.plain else float("inf")
+
+
+@dataclass(frozen=True)
+class Report:
+    """A passed verification."""
+
+    kernel: str
+    workload: str
+    dtype: torch.dtype
+    device: str
+    errors: tuple[Error, ...]
+
+    @property
+    def ratio(self) -> float:
+        """Of the worst output."""
+        return max((error.ratio for error in self.errors), default=0.0)
+
+
+class Case:
+    """One workload's inputs, and what the reference makes of them. Operations may be run on it one after the other."""
+
+    def __init__(
+        self, kernel: Kernel, workload: Workload, device: str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0
+    ) -> None:
+        self.kernel, self.workload, self.device, self.dtype = kernel, workload, device, dtype
+        self.inputs = kernel.make(device, dtype, seed=seed, **workload.sizes)
+        with exact_numerics():
+            self.oracle = self._run(kernel.reference, _upcast(self.inputs))
+            self.plain = self._run(kernel.reference, self.inputs)
+
+    def run(self, op: Callable[..., Any] | None = None, **more: Any) -> Tensors:
+        """Outputs of `op` by name: its results, then copies of the arguments it changed. more: further arguments."""
+        return self._run(op or self.kernel.op, {**self.inputs, **more})
+
+    def compare(self, outputs: Mapping[str, Tensor], ratio: float = RATIO, spread: float = SPREAD) -> Report:
+        """Raises Mismatch, naming output, place, both values, ratio and bound. ratio and spread: the bounds."""
+        if outputs.keys() != self.plain.keys():
+            raise Mismatch(f"{self._name}: returned {[*outputs]}, not {[*self.plain]}")
+        for name, plain in self.plain.items():
+            self._check_kind(name, outputs[name], plain)
+        errors = [
+            self._error(name, out, ratio, spread) for name, out in outputs.items() if out.is_floating_point()
+        ]  # fmt: skip
+        if self.kernel.name == "router":
+            self._check_routing(outputs)
+        else:
+            for name, out in outputs.items():
+                if not out.is_floating_point():
+                    self._check_equal(name, out, self.oracle[name])
+        return Report(self.kernel.name, self.workload.name, self.dtype, self.device, tuple(errors))
+
+    @property
+    def _name(self) -> str:
+        return f"{self.kernel.name} {self.workload.name} {str(self.dtype).removeprefix('torch.')}"
+
+    def _run(self, op: Callable[..., Any], inputs: Mapping[str, Any]) -> Tensors:
+        changed = {name: inputs[name].clone() for name in self.kernel.mutates if inputs[name] is not None}
+        results = op(**{**inputs, **changed})
+        results = (results,) if isinstance(results, Tensor) else results or ()  # some only change their arguments
+        # The reference of the router names its results; an operator's are a bare tuple in the same order.
+        names = _NAMES.get(
+            self.kernel.name, ["result"] if len(results) == 1 else [f"result {i}" for i in range(len(results))]
+        )
+        return {**dict(zip(names, results, strict=True)), **changed}
+
+    def _check_kind(self, name: str, out: Any, plain: Tensor) -> None:
+        if not isinstance(out, Tensor):
+            raise Mismatch(f"{self._name}: {name} is no tensor but {type(out).__name__}")
+        for what in ("shape", "dtype", "device"):
+            got, want = getattr(out, what), getattr(plain, what)
+            if got != want:
+                raise Mismatch(f"{self._name}: {name} has {what} {got}, the reference's has {want}")
+
+    def _error(self, name: str, out: Tensor, most: float, spread: float) -> Error:
+        oracle, plain = self.oracle[name], self.plain[name]
+        some = torch.ones_like(oracle, dtype=torch.bool)
+        if name in self.kernel.mutates:
+            before = self.inputs[name]
+            kept = oracle == before.double()
+            self._check_equal(f"{name} (must keep what it was)", torch.where(kept, out, before), before)
+            some = ~kept
+        off, plain_off = (out.double() - oracle).abs(), (plain.double() - oracle).abs()
+        plain_rms, least = _rms(plain_off[some]), _allowance(self.dtype, name)
+        exact = plain_rms == 0
+        bound = 0.0 if exact else max(most * plain_rms, least * _rms(oracle[some]))
+        worst = max(float(plain_off.max()), least * float(oracle.abs().max()))
+        furthest = 0.0 if exact else spread * worst
+        error = Error(name, _rms(off[some]), plain_rms, float(off.max()), bound, furthest)
+        if not error.largest <= furthest:  # so that NaN fails
+            wrong = ~(off <= furthest)
+            message = f"{int(wrong.sum())} of {out.numel()} elements are more than {furthest:.3g} off"
+            raise Mismatch(self._message(error, out, oracle, wrong, message, most))
+        if not error.rms <= bound:
+            wrong = off == off.max()
+            message = f"RMS error {error.rms:.3g}, bound {bound:.3g}; the furthest element is"
+            raise Mismatch(self._message(error, out, oracle, wrong, message, most))
+        return error
+
+    def _message(
+        self, error: Error, out: Tensor, oracle: Tensor, wrong: Tensor, what: str, most: float
+    ) -> str:  # fmt: skip
+        where = tuple(wrong.nonzero()[0].tolist())
+        return (
+            f"{self._name}: {error.output}: {what}, first at {where}: {float(out[where])!r}, oracle "
+            f"{float(oracle[where])!r}; ratio to plain PyTorch {error.ratio:.3g}, bound {most:g}"
+        )
+
+    def _check_equal(self, name: str, out: Tensor, want: Tensor) -> None:
+        if not torch.equal(out, want):
+            wrong = out != want
+            where = tuple(wrong.nonzero()[0].tolist())
+            raise Mismatch(
+                f"{self._name}: {name}: {int(wrong.sum())} of {out.numel()} elements differ, first at {where}: "
+                f"{out[where].item()}, wanted {want[where].item()}; these are exact"
+            )
+
+    def _sorted(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        return by_expert(ids, len(self.inputs["w3"]), self.inputs["positions"])
+
+    def _check_routing(self, outputs: Mapping[str, Tensor]) -> None:
+        """Choice, weights and order follow exactly from the probabilities returned, which were compared already.
+
+        So the chosen experts are the oracle's wherever its scores are further apart than two probabilities may be off.
+        """
+        probs, k = outputs["probs"], self.inputs["k"]
+        scores = probs + self.inputs["biases"].float()
+        ids = torch.sort(scores, descending=True, stable=True).indices[:, :k]
+        self._check_equal("expert_ids", outputs["expert_ids"], ids.int())
+        self._check_equal("expert_weights", outputs["expert_weights"], probs.gather(1, ids))
+        for name, want in zip(("order", "offsets"), self._sorted(ids), strict=True):
+            self._check_equal(name, outputs[name], want)
+
+
+def verify(
+    kernel: Kernel,
+    workload: Workload,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    op: Callable[..., Any] | None = None,
+    seed: int = 0,
+) -> Report:
+    """Raises Mismatch unless `op`, by default the kernel's own, is as exact as plain PyTorch on this workload."""
+    case = Case(kernel, workload, device, dtype, seed)
+    return case.compare(case.run(op))
+
+
+_NAMES = {
+    "add_rms_norm": ["sum", "normed"],
+    "sample": ["codes", "faults"],
+    "router": ["expert_ids", "expert_weights", "probs", "state", "order", "offsets"],
+    "waveform": ["samples"],
+}
+
+
+def _allowance(dtype: torch.dtype, output: str) -> float:
+    """The relative error that passes whatever plain PyTorch's is.
+
+    In half precision the last rounding, 0.2 epsilon in RMS, is most of the error: 0.2 to 0.4 were seen. In fp32 it is
+    the sums before it, up to 1.9. The router's probabilities pass four products, two GELUs and an exponential: up to
+    1.3 and 3.8.
+    """
+    epsilons = 2.0 if dtype == torch.float32 else 0.5
+    return epsilons * torch.finfo(dtype).eps * (4 if output in ("probs", "expert_weights") else 1)
+
+
+def _upcast(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+        for name, value in inputs.items()
+    }
+
+
+def _rms(x: Tensor) -> float:
+    return float(x.square().mean().sqrt())

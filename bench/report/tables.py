@@ -1,0 +1,106 @@
+"""The tables of the README, made from the catalogue, from what the compile gate recorded and from committed results.
+
+python -m zonos2_triton.bench.report.tables    # writes them into README.md
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from zonos2_triton.bench.catalogue import KERNELS
+from zonos2_triton.bench.compiler.gate import SNAPSHOTS
+from zonos2_triton.bench.specs.performance_targets import GOALS
+from zonos2_triton.bench.specs.spec import Kernel, Workload
+from zonos2_triton.bench.suite.results import Result, newest, passed
+
+README = Path(__file__).resolve().parents[2] / "README.md"
+TARGET = "sm_90"
+UNMEASURED = "not yet measured on a GPU"
+CONDITIONS = ("card", "driver", "power_limit_w", "torch", "triton", "commit", "date")
+HEADS = ("kernel", "replaces", "workload", "moves", "computes", f"{TARGET}: registers, shared memory", "time on a GPU")
+
+
+def kernel_table(result: Result | None) -> str:
+    """Markdown: a line per kernel, for its smallest workload at the 8B model's shapes, in bf16."""
+    baseline = json.loads(newest_baseline().read_text(encoding="utf-8"))
+    rows = [_kernel(kernel, baseline, result) for kernel in KERNELS.values()]
+    return _markdown([HEADS, *rows]) + _conditions(result)
+
+
+def goal_table(result: Result | None) -> str:
+    """Markdown: what is to be reached, and what was."""
+    rows = []
+    for goal in GOALS:
+        found = goal.find(result) if result else None
+        measured = f"{found.value:.3g} {goal.unit}" if found else UNMEASURED
+        rows.append((goal.what, goal.text, measured, goal.verdict(result) if result and found else ""))
+    return _markdown([("figure", "goal, on an H200", "measured", ""), *rows]) + _conditions(result)
+
+
+TABLES: Mapping[str, Callable[[Result | None], str]] = {"kernels": kernel_table, "goals": goal_table}
+
+
+def newest_baseline() -> Path:
+    """Of the newest version of Triton that has one."""
+    return max(SNAPSHOTS.glob("triton-*.json"), key=lambda path: [*map(int, path.stem[7:].split("."))])
+
+
+def _kernel(kernel: Kernel, baseline: Mapping[str, Mapping[str, int]], result: Result | None) -> tuple[str, ...]:
+    workload = _one_row(kernel)
+    cost = kernel.cost_of(workload, itemsize=2)
+    compiled = []
+    for key, values in baseline.items():
+        name, _, config, target = key.split("/")
+        if (name, config, target) == (kernel.name, f"{workload.name}-bfloat16", TARGET):
+            compiled.append(f"{values['registers']}, {values['shared'] / 1024:.0f} KiB")
+    timed = passed(result, "timings", f"{kernel.name}/{workload.name}") if result else None
+    return (
+        f"`{kernel.name}`",
+        kernel.replaces,
+        workload.name,
+        _engineering(cost.bytes, "B"),
+        _engineering(cost.flops, "FLOP"),
+        "; ".join(compiled),
+        f"{timed['median_us']:.1f} us" if timed else UNMEASURED,
+    )
+
+
+def _one_row(kernel: Kernel) -> Workload:
+    named = {workload.name: workload for workload in kernel.workloads}
+    return named.get("decode-B1") or next(workload for workload in kernel.workloads if workload.real)
+
+
+def _engineering(value: float, unit: str) -> str:
+    for factor, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= factor:
+            return f"{value / factor:.3g} {prefix}{unit}"
+    return f"{value:.3g} {unit}"
+
+
+def _conditions(result: Result | None) -> str:
+    """What the times were measured on."""
+    if result is None:
+        return f"\nTimes: {UNMEASURED}; `make gpu` writes them to `bench/results/`.\n"
+    known = [f"{name} {result['environment'][name]}" for name in CONDITIONS if result["environment"].get(name)]
+    return f"\nTimes: medians; {', '.join(known)}.\n"
+
+
+def _markdown(rows: list[tuple[str, ...]]) -> str:
+    rows = [rows[0], ("---",) * len(rows[0]), *rows[1:]]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def with_tables(text: str, result: Result | None) -> str:
+    """The README's text with its tables made anew. ValueError: the marks of one are not there."""
+    for name, table in TABLES.items():
+        begin, end = f"<!-- {name}: made by bench/report/tables.py -->\n", f"<!-- end of {name} -->\n"
+        before, found, rest = text.partition(begin)
+        _, ended, after = rest.partition(end)
+        if not found or not ended:
+            raise ValueError(f"README.md must hold {begin.strip()} and, after it, {end.strip()}")
+        text = before + begin + table(result) + end + after
+    return text
+
+
+if __name__ == "__main__":
+    README.write_text(with_tables(README.read_text(encoding="utf-8"), newest()), encoding="utf-8")

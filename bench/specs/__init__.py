@@ -1,0 +1,1 @@
+"""One record per kernel, its inputs, and the limits of GPUs."""

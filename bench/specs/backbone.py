@@ -1,0 +1,385 @@
+"""The records of the twelve kernels of a frame and of prompts, at the 8B model's sizes and at small ones."""
+
+from typing import Any
+
+from zonos2_triton.bench.compiler.gate import Expected
+from zonos2_triton.bench.specs import inputs
+from zonos2_triton.bench.specs.inputs import Sizes
+from zonos2_triton.bench.specs.spec import record
+from zonos2_triton.kernels import (
+    add_rms_norm,
+    advance,
+    decode_attention,
+    experts,
+    frame_embedding,
+    head,
+    output_projection,
+    prefill_attention,
+    qkv_projection,
+    rotary,
+    router,
+    sample,
+)
+from zonos2_triton.reference import advance as reference_advance
+from zonos2_triton.reference import attention, embedding, norm, projection, sampling
+from zonos2_triton.reference import experts as reference_experts
+from zonos2_triton.reference import head as reference_head
+from zonos2_triton.reference import rotary as reference_rotary
+from zonos2_triton.reference import router as reference_router
+
+# The 8B model's sizes.
+D, HQ, HKV, DH, I, E, R, C, V, P, TEXT = 2048, 16, 4, 128, 3072, 16, 128, 9, 1026, 6144, 520
+
+
+def distinct(rows: int, experts: int, k: int) -> float:
+    """How many experts so many rows touch, on average, when all are equally likely."""
+    return experts * (1 - (1 - k / experts) ** rows)
+
+
+_ROWS: dict[str, Sizes] = {"decode-B1": {"M": 1}, "decode-B64": {"M": 64}, "prefill-2048": {"M": 2048}}
+_DECODE: dict[str, Sizes] = {f"decode-B{B}": {"M": B} for B in (1, 4, 16, 17, 64, 256)}
+_PREFILL: dict[str, Sizes] = {f"prefill-{T}": {"M": T, "prefill": True} for T in (32, 128, 2048)}
+_PIECES: dict[str, Sizes] = {
+    "tiny": {"M": 3},
+    "one-row": {"M": 1},
+    "two-tiles": {"M": 33},
+    "prefill": {"M": 33, "prefill": True},
+    "prefill-row": {"M": 1, "prefill": True},
+}
+# Between the parts of another engine: rows that are normed already, and sums that it adds itself.
+_NORMED: dict[str, Sizes] = {f"normed-B{B}": {"M": B, "normed": True} for B in (1, 64)}
+_SUM: Sizes = {"normed": True, "residual": False}
+# Requests that differ in what their settings switch on; of `sample`.
+_SETTINGS: tuple[dict[str, float], ...] = (
+    {"top_k": 5},
+    {"top_k": 0, "min_p": 0.0},
+    {"top_p": 0.6, "min_p": 0.0},
+    {"top_p": 0.7, "top_k": 20, "min_p": 0.25},
+    {"temperature": 0},
+    {"min_p": 1.5},
+    {"min_p": 0.3, "repetition_penalty": 2.5, "repetition_codebooks": 1},
+    {"repetition_window": 3, "repetition_penalty": 5, "min_p": 0.0},
+    {"repetition_window": 0, "temperature": 2.0, "top_k": 25, "min_p": 0.0},
+    {"repetition_codebooks": -1, "repetition_penalty": 1e30, "temperature": 0.3, "min_p": 0.0},
+    {"top_p": 1.0, "min_p": 1.0, "repetition_codebooks": 2},
+    {"top_p": 0.05},
+    {"temperature": 1e6, "top_k": 22, "min_p": 0.0},
+)
+_SOFTMAX: dict[str, float] = {"temperature": 1, "top_k": 0, "min_p": 0.0, "repetition_window": 0}  # of the logits
+# A half lies exactly before the fourth code, and before the third: half as likely as the first two.
+_HALVES = ((0.0,), (0.0, 0.0, *(-0.69314718,) * 4))
+# And 5/6 in fp32, of six that tie, is less than five of them by less than fp32 holds.
+_HALF = tuple({**_SOFTMAX, "top_p": top_p} for top_p in (1 / 2, 1 / 2, 5 / 6, 1 / 2))
+# Found by search, for the keys of `make`: the target is the weight of code 0, twice, or one less.
+_AT_THE_TARGET = (
+    (2.89957666, 0.0, -1.60822368), (2.89957666, 0.0, -1.60822368),
+    (2.67657876, 0.0, -1.86647892), (0.986862123, 0.0, -1.47215581),
+)  # fmt: skip
+_PENALISED = ({"temperature": 0, "repetition_window": 5, "repetition_penalty": 30, "repetition_codebooks": 2},)
+# Requests at every place of the rule for the end; of `advance`.
+_ENDS: tuple[dict[str, Any], ...] = (
+    {"ends": (1,)},
+    {"ends": (0, 2)},
+    {"ends": (2,), "eos_frame": 17, "limit": 24},
+    {"ends": (1,), "eoa_id": -1},
+    {"ends": (0,), "limit": 22},
+    {"limit": 21},
+    {"limit": 22},
+    {"eos_frame": 9, "limit": 21},
+    {"ends": (2,), "limit": 21},
+    {"eoa_id": 0},  # what lies in lanes beyond the codebooks, too
+    {"ends": (1,), "eos_frame": 0, "position": 0},
+)
+_NORM = Expected(max_instructions=600, stream16=True)  # the first launch of a prefill
+# Narrow loads of products: the norm's weight, and in `experts` the slots, once for each layout that needs them.
+_PRODUCT = {"invariant": True, "matrix": True, "stream16": True}
+
+FRAME = (
+    record(
+        frame_embedding,
+        embedding.frame_embedding,
+        "ten gathers, their sum, the speaker's row, the norm",
+        {"_frame_embedding_kernel": Expected(max_instructions=1200, stream16=True, max_narrow=24)},
+        real={"D": D, "columns": C + 1, "V": V, "text": TEXT},
+        at={**_ROWS, "prefill-2048": {"M": 2048, "voices": 2}, "no-norm-B64": {"M": 64, "norm": False}},
+        small={"D": 48, "columns": 10, "V": 11, "text": 7},
+        edges={
+            "tiny": {"M": 3},
+            "one-row": {"M": 1},
+            "speakers": {"M": 5, "voices": 2},
+            "no-norm": {"M": 5, "voices": 2, "norm": False},
+            "wide-D": {"M": 2, "D": 264},
+        },
+    ),
+    record(
+        add_rms_norm,
+        norm.add_rms_norm,
+        "residual add, norm",
+        {"_add_rms_norm_kernel": _NORM},
+        real={"D": D},
+        at=_ROWS,
+        small={"D": 48},
+        edges={
+            "tiny": {"M": 3},
+            "one-row": {"M": 1},
+            "no-residual": {"M": 4, "residual": False},
+            "wide-D": {"M": 2, "D": 264},
+        },
+    ),
+    record(
+        rotary,
+        reference_rotary.rotary,
+        "rotary embedding, by itself",
+        {"_rotary_kernel": Expected(max_instructions=900)},
+        real={"H": HQ + HKV, "DH": DH, "P": P},
+        at=_ROWS,
+        small={"H": 3, "DH": 16, "P": 40},
+        edges={"tiny": {"M": 5}, "one-row": {"M": 1}, "one-head": {"M": 3, "H": 1}},
+    ),
+    record(
+        qkv_projection,
+        projection.qkv_projection,
+        "attention norm; query, key, value and gate projections",
+        {
+            "_qkv_projection_kernel": Expected(max_instructions=6000, max_narrow=80, **_PRODUCT),
+            "_add_rms_norm_kernel": _NORM,
+        },
+        real={"D": D, "NQ": HQ * DH, "NKV": HKV * DH, "G": HQ},
+        at={**_DECODE, **_PREFILL, **_NORMED},
+        small={"D": 48, "NQ": 64, "NKV": 32, "G": 4},
+        edges={
+            **_PIECES,
+            "even-K": {"M": 2, "D": 64},
+            "narrow": {"M": 5, "NQ": 16, "NKV": 16, "G": 1},
+            "normed": {"M": 33, "normed": True},
+            "prefill-normed": {"M": 33, "normed": True, "prefill": True},
+        },
+    ),
+    record(
+        decode_attention,
+        attention.decode_attention,
+        "head norms, temperature, rotary, cache write, attention, head gate",
+        {"_decode_attention_kernel": Expected(max_instructions=4000, matrix=True, stream16=True, max_narrow=160)},
+        real={"HQ": HQ, "HKV": HKV, "DH": DH},
+        at={
+            "decode-B1-first": {"B": 1, "context": 0},
+            "decode-B1": {"B": 1, "context": 1000},
+            "decode-B1-full": {"B": 1, "context": P - 1},
+            "decode-B16": {"B": 16, "context": 1000},
+            "decode-B16-4000": {"B": 16, "context": 4000},
+            "decode-B64": {"B": 64, "context": 1000},
+            "decode-B256": {"B": 256, "context": 1000},
+            "plain-B16": {"B": 16, "context": 1000, "plain": True, "page_size": 1},
+        },
+        small={"HQ": 4, "HKV": 2, "DH": 16, "page_size": 8},
+        edges={
+            "tiny": {"B": 2, "context": 20, "contexts": (20, 3)},
+            "idle": {"B": 3, "context": 20, "contexts": (20, -1, 3)},
+            "first": {"B": 1, "context": 0},
+            "split-edges": {"B": 5, "context": 33, "contexts": (15, 16, 17, 31, 33)},
+            "joins": {"B": 2, "context": 150, "contexts": (150, 127)},
+            "contiguous": {"B": 2, "context": 19, "page_size": 20},
+            "page-of-one": {"B": 1, "context": 18, "page_size": 1},
+            "plain": {"B": 4, "context": 33, "contexts": (33, -1, 15, 0), "plain": True},
+            "plain-page-of-one": {"B": 2, "context": 70, "contexts": (70, 16), "plain": True, "page_size": 1},
+            "one-group": {"B": 1, "context": 18, "HQ": 2},
+            "all-heads": {"B": 1, "context": 9, "HQ": 20, "HKV": 1},
+        },
+        mutates=("k_cache", "v_cache"),
+    ),
+    record(
+        prefill_attention,
+        attention.prefill_attention,
+        "the same, causal, for packed sequences",
+        {
+            "_prefill_attention_kernel": Expected(max_instructions=9000, matrix=True, warpgroup=True),
+            "_write_cache_kernel": Expected(max_instructions=1500),
+        },
+        real={"HQ": HQ, "HKV": HKV, "DH": DH},
+        at={
+            "prefill-32": {"B": 1, "T": 32, "context": 0},
+            "prefill-2048": {"B": 1, "T": 2048, "context": 0},
+            "prefill-8-of-128": {"B": 8, "T": 1024, "context": 0},
+            "chunk-512-after-1024": {"B": 1, "T": 512, "context": 1024},
+            "plain-2048": {"B": 1, "T": 2048, "context": 0, "plain": True, "page_size": 1},
+        },
+        small={"HQ": 4, "HKV": 2, "DH": 16, "page_size": 8},
+        edges={
+            "tiny": {"B": 1, "T": 20, "context": 0},
+            "packed": {"B": 3, "T": 40, "context": 0, "rows": (17, 1, 22), "contexts": (0, 5, 16)},
+            "one-row": {"B": 1, "T": 1, "context": 7},
+            "block-edge": {"B": 2, "T": 32, "context": 16},
+            "contiguous": {"B": 1, "T": 18, "context": 3, "page_size": 21},
+            "page-of-one": {"B": 1, "T": 18, "context": 0, "page_size": 1},
+            "plain": {"B": 3, "T": 40, "context": 0, "rows": (17, 1, 22), "contexts": (0, 5, 16), "plain": True},
+            "plain-page-of-one": {"B": 1, "T": 18, "context": 3, "plain": True, "page_size": 1},
+            "odd-group": {"B": 1, "T": 13, "context": 4, "HQ": 6},
+        },
+        mutates=("k_cache", "v_cache"),
+    ),
+    record(
+        output_projection,
+        projection.output_projection,
+        "output projection, residual add",
+        {"_output_projection_kernel": Expected(max_instructions=5000, max_narrow=40, **_PRODUCT)},
+        real={"K": HQ * DH, "D": D},
+        at={
+            **_DECODE,
+            **_PREFILL,
+            "no-residual-B1": {"M": 1, "residual": False},
+            "no-residual-B64": {"M": 64, "residual": False},
+        },
+        small={"K": 64, "D": 48},
+        edges={
+            **_PIECES,
+            "odd-K": {"M": 2, "K": 40},
+            "no-residual": {"M": 33, "residual": False},
+            "prefill-no-residual": {"M": 33, "residual": False, "prefill": True},
+        },
+    ),
+    record(
+        router,
+        reference_router.router,
+        "feed-forward norm, down-projection, carried state, norm, 3 layers, softmax, choice, rows by expert",
+        {"_router_kernel": Expected(max_instructions=12000, max_narrow=400, **_PRODUCT)},
+        real={"D": D, "R": R, "E": E, "k": 1},
+        at={
+            **{f"decode-B{B}": {"M": B} for B in (1, 16, 64, 256)},
+            "decode-top2": {"M": 16, "k": 2},
+            "decode-B16-idle": {"M": 16, "idle": (15,)},
+            "first-layer": {"M": 1, "carry": False},
+            "normed-B16": {"M": 16, "normed": True},
+            "prefill-2048": {"M": 2048},
+        },
+        small={"D": 48, "R": 24, "E": 4, "k": 1},
+        edges={
+            "tiny": {"M": 3},
+            "one-row": {"M": 1},
+            "two-tiles": {"M": 17, "k": 2},
+            "first-layer-tiny": {"M": 2, "carry": False},
+            "all-experts": {"M": 2, "k": 4},
+            "many-experts": {"M": 5, "E": 20, "k": 2},
+            "sorted-in-parts": {"M": 70, "k": 2},
+            "idle": {"M": 70, "k": 2, "idle": (1, 5, 68)},
+            "normed": {"M": 17, "normed": True},
+        },
+    ),
+    record(
+        experts,
+        reference_experts.experts,
+        "feed-forward norm, SwiGLU of each row's experts, weights, residual add",
+        {
+            "_experts_up_kernel": Expected(max_instructions=9000, max_narrow=80, **_PRODUCT),
+            "_experts_down_kernel": Expected(max_instructions=6000, max_narrow=160, **_PRODUCT),
+            "_add_rms_norm_kernel": _NORM,
+        },
+        real={"D": D, "I": I, "E": E, "k": 1},
+        at={
+            **{f"decode-B{B}": {"M": B, "active": distinct(B, E, 1)} for B in (1, 4, 16, 64, 256)},
+            "decode-top2": {"M": 1, "k": 2, "active": 2},
+            "decode-B64-top2": {"M": 64, "k": 2, "active": distinct(64, E, 2)},
+            "prefill-128": {"M": 128, "active": E, "prefill": True},
+            "prefill-2048": {"M": 2048, "active": E, "prefill": True},
+            "prefill-top2": {"M": 2048, "k": 2, "active": E, "prefill": True},
+            "dense-B1": {"M": 1, "E": 1, "active": 1, "routed": False},
+            "dense-B64": {"M": 64, "E": 1, "active": 1, "routed": False},
+            "dense-prefill-2048": {"M": 2048, "E": 1, "active": 1, "routed": False, "prefill": True},
+            "sum-B16": {"M": 16, "active": distinct(16, E, 1), **_SUM},
+            "sum-B256": {"M": 256, "active": distinct(256, E, 1), **_SUM},
+            "sum-B16-top2": {"M": 16, "k": 2, "active": distinct(16, E, 2), **_SUM},
+            "prefill-sum-2048": {"M": 2048, "active": E, "prefill": True, **_SUM},
+            "dense-sum-B64": {"M": 64, "E": 1, "active": 1, "routed": False, **_SUM},
+            "dense-prefill-sum-2048": {"M": 2048, "E": 1, "active": 1, "routed": False, "prefill": True, **_SUM},
+        },
+        small={"D": 48, "I": 40, "E": 4, "k": 1, "active": 4},
+        edges={
+            "tiny": {"M": 3, "active": 3},
+            "one-row": {"M": 1, "active": 1},
+            "top2": {"M": 5, "k": 2},
+            "skewed": {"M": 35, "k": 2, "skew": True},
+            "idle": {"M": 5, "E": 2, "active": 2, "idle": (1, 3)},
+            "idle-top2": {"M": 41, "k": 2, "skew": True, "idle": (*range(1, 36, 2),)},
+            "empty-experts": {"M": 2, "E": 6, "active": 2},
+            "even-K": {"M": 3, "D": 64, "I": 64, "active": 3},
+            "dense": {"M": 5, "E": 1, "active": 1, "routed": False},
+            "dense-two-tiles": {"M": 33, "E": 1, "active": 1, "routed": False},
+            "prefill": {"M": 40, "k": 2, "prefill": True},
+            "dense-prefill": {"M": 33, "E": 1, "active": 1, "routed": False, "prefill": True},
+            "normed": {"M": 35, "k": 2, "skew": True, "normed": True},
+            "sum": {"M": 35, "skew": True, "idle": (1, 33), **_SUM},
+            "sum-top2": {"M": 5, "k": 2, "idle": (1, 3), **_SUM},
+            "dense-sum": {"M": 33, "E": 1, "active": 1, "routed": False, **_SUM},
+            "prefill-sum": {"M": 40, "k": 2, "prefill": True, **_SUM},
+            "prefill-no-residual": {"M": 40, "prefill": True, "residual": False},
+        },
+    ),
+    record(
+        head,
+        reference_head.head,
+        "output norm, 9 x 1026 logits, soft-cap",
+        {
+            "_head_kernel": Expected(max_instructions=6000, max_narrow=80, **_PRODUCT),
+            "_add_rms_norm_kernel": _NORM,
+        },
+        real={"D": D, "N": C * V, "codebooks": C},
+        at={
+            **_DECODE,
+            "prefill-128": {"M": 128, "prefill": True},
+            "prefill-normed": {"M": 128, "prefill": True, "normed": True},
+        },
+        small={"D": 48, "N": 27, "codebooks": 3},
+        edges={
+            "tiny": {"M": 3},
+            "one-row": {"M": 1},
+            "two-tiles": {"M": 33},
+            "no-cap": {"M": 2, "softcap": 0.0},
+            "normed": {"M": 3, "normed": True},
+            "prefill": {"M": 33, "prefill": True},
+            "wide": {"M": 2, "N": 1026, "codebooks": 1},
+        },
+    ),
+    record(
+        sample,
+        sampling.sample,
+        "repetition penalty, temperature, top-k, softmax, top-p, min-p, draw",
+        {"_sample_kernel": Expected(max_instructions=3700)},
+        real={"C": C, "V": V},
+        at={
+            **{f"decode-B{B}": {"B": B} for B in (1, 4, 16, 64, 256)},
+            "decode-B16-top-p": {"B": 16, "settings": ({"top_p": 0.9},)},
+        },
+        small={"C": 3, "V": 30},
+        edges={
+            "tiny": {"B": 2, "settings": ({"top_k": 12, "min_p": 0.05},)},
+            "one-row": {"B": 1, "C": 1},
+            "settings": {"B": 13, "settings": _SETTINGS},
+            "ties": {"B": 13, "settings": _SETTINGS, "whole": True, "spread": 0.8},
+            "end-of-the-window": {"B": 2, "settings": _PENALISED, "recent": 5},
+            "before-the-window": {"B": 2, "settings": _PENALISED, "recent": 6},
+            "first-frame": {"B": 4, "settings": _SETTINGS, "step": 1},
+            "flat": {"B": 13, "settings": _SETTINGS, "spread": 0.3},
+            "half": {"B": 8, "V": 6, "settings": _HALF, "levels": _HALVES},
+            "at-the-target": {"B": 4, "C": 1, "V": 3, "settings": (_SOFTMAX,), "levels": _AT_THE_TARGET},
+            "last-bits": inputs.last_bits(48),
+            "wide": {"B": 1, "C": 1, "V": 1026},
+        },
+    ),
+    record(
+        advance,
+        reference_advance.advance,
+        "history, end of audio, countdown, row that is fed back",
+        {"_advance_kernel": Expected(max_instructions=250)},
+        real={"C": C, "V": V, "N": 16},
+        at={f"decode-B{B}": {"B": B} for B in (1, 64, 256)},
+        small={"C": 5, "V": 11, "N": 4},
+        edges={
+            "tiny": {"B": 2},
+            "one-row": {"B": 1},
+            "ends": {"B": 11, "rows": _ENDS},
+            "ends-first": {"B": 11, "rows": tuple({**row, "step": 1, "limit": 60} for row in _ENDS)},
+            "idle": {"B": 4, "rows": ({}, {"position": -1}, {"fault": 2}, {"position": -2, "ends": (0,)})},
+            "no-ring": {"B": 3, "N": 1},
+        },
+        mutates=("positions", "steps", "limits", "eos_frames", "ids", "last_seen", "frames"),
+    ),
+)

@@ -1,0 +1,440 @@
+"""Inputs for every operation, by size: the same for the same seed.
+
+One function per operation, with its name; what it returns are the keyword arguments of the kernel and of the reference.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zonos2_triton.reference.numeric import decaying
+from zonos2_triton.reference.rotary import rotary_table
+from zonos2_triton.reference.router import by_expert
+from zonos2_triton.reference.sampling import NEVER, Sampling
+from zonos2_triton.reference.vocoder_layers import OPEN, packed_codebooks
+
+Sizes = dict[str, Any]
+EPS = 1e-5
+Settings = dict[str, float]  # keyword arguments of `Sampling`
+
+
+class Inputs:
+    """Random tensors that are the same for the same seed, small ones on every device."""
+
+    def __init__(self, device: str | torch.device, dtype: torch.dtype, seed: int) -> None:
+        self.device, self.dtype = torch.device(device), dtype
+        self.generator = torch.Generator().manual_seed(seed)
+        self.dry = self.device.type == "cuda" and not torch.cuda.is_available()  # tensors without storage
+
+    def randn(self, *shape: int, scale: float = 1.0, dtype: torch.dtype | None = None) -> Tensor:
+        dtype = dtype or self.dtype
+        if self.dry:
+            return torch.empty(shape, device=self.device, dtype=dtype)
+        if self.device.type == "cuda" and torch.cuda.is_available() and torch.Size(shape).numel() > 1 << 22:
+            seed = int(torch.randint(1 << 30, (1,), generator=self.generator))
+            generator = torch.Generator(self.device).manual_seed(seed)
+            return torch.randn(shape, generator=generator, device=self.device, dtype=dtype).mul_(scale)
+        return (torch.randn(shape, generator=self.generator) * scale).to(self.device, dtype)
+
+    def weight(self, *shape: int) -> Tensor:
+        """Of a linear map: keeps the size of what it is applied to."""
+        return self.randn(*shape, scale=shape[-1] ** -0.5)
+
+    def gain(self, n: int) -> Tensor:
+        """Of a norm."""
+        return (1 + 0.2 * self.randn(n, dtype=torch.float32)).to(self.dtype)
+
+    def randint(self, low: int, high: int, *shape: int) -> Tensor:
+        if self.dry:
+            return torch.empty(shape, device=self.device, dtype=torch.int32)
+        return torch.randint(low, high, shape, generator=self.generator, dtype=torch.int32).to(self.device)
+
+    def int32(self, numbers: list[int]) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.int32, device=self.device)
+
+    def pages(self, sequences: int, each: int) -> Tensor:
+        """A block table [sequences, each] of pages that lie in no order."""
+        if self.dry:
+            return torch.empty(sequences, each, device=self.device, dtype=torch.int32)
+        order = torch.randperm(sequences * each, generator=self.generator).int()
+        return order.reshape(sequences, each).to(self.device)
+
+    def choices(self, rows: int, k: int, experts: int, skew: bool) -> Tensor:
+        """k different experts a row, [rows, k]; skew: expert 1 is every row's first."""
+        if self.dry:
+            return torch.empty(rows, k, device=self.device, dtype=torch.int64)
+        ids = torch.rand(rows, experts, generator=self.generator).argsort(1)
+        if skew:
+            ids = torch.where(ids == 1, ids[:, :1], ids)
+            ids[:, 0] = 1
+        return ids[:, :k].to(self.device)
+
+
+def frame_embedding(
+    device: str, dtype: torch.dtype, M: int, D: int, columns: int, V: int, text: int, voices: int = 0,
+    norm: bool = True, seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    new = Inputs(device, dtype, seed)
+    ids = torch.cat([new.randint(0, V, M, columns - 1), new.randint(0, text, M, 1)], 1)
+    voiced: dict[str, Any] = {"speakers": None, "speaker_index": None}
+    if voices:
+        index = [row % (voices + 1) - 1 for row in range(M)]
+        voiced = {"speakers": new.randn(voices, D), "speaker_index": new.int32(index)}
+    table = new.randn((columns - 1) * V + text, D)
+    return {"ids": ids, "table": table, "codebook_vocab": V, "eps": EPS, **voiced, "norm": norm}
+
+
+def add_rms_norm(
+    device: str, dtype: torch.dtype, M: int, D: int, residual: bool = True, seed: int = 0
+) -> dict[str, Any]:
+    new = Inputs(device, dtype, seed)
+    return {
+        "x": new.randn(M, D),
+        "residual": new.randn(M, D) if residual else None,
+        "weight": new.gain(D),
+        "eps": EPS,
+    }  # fmt: skip
+
+
+def rotary(device: str, dtype: torch.dtype, M: int, H: int, DH: int, P: int, seed: int = 0) -> dict[str, Any]:
+    new = Inputs(device, dtype, seed)
+    positions = new.randint(0, P, M)
+    positions.narrow(0, M - 1, 1).fill_(P - 1)
+    table = rotary_table(P, DH, 1e4, new.randn(1))
+    return {"x": new.randn(M, H, DH), "positions": positions, "table": table}
+
+
+def qkv_projection(
+    device: str, dtype: torch.dtype, M: int, D: int, NQ: int, NKV: int, G: int, prefill: bool = False,
+    normed: bool = False, seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    new = Inputs(device, dtype, seed)
+    return {
+        "x": new.randn(M, D),
+        "norm_weight": None if normed else new.gain(D),
+        "wq": new.weight(NQ, D),
+        "wkv": new.weight(2, NKV, D),
+        "gater": new.weight(G, D),
+        "eps": EPS,
+        "prefill": prefill,
+    }
+
+
+def output_projection(
+    device: str, dtype: torch.dtype, M: int, K: int, D: int, prefill: bool = False, residual: bool = True,
+    seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    new = Inputs(device, dtype, seed)
+    return {
+        "y": new.randn(M, K),
+        "weight": new.weight(D, K),
+        "residual": new.randn(M, D) if residual else None,
+        "prefill": prefill,
+    }
+
+
+def _attention(
+    new: Inputs, rows: int, B: int, context: int, HQ: int, HKV: int, DH: int, page_size: int, plain: bool
+) -> Sizes:
+    """What both attentions take; room for `context` positions a sequence; plain: without temp and table."""
+    each = -(-context // page_size)
+    cache = B * each, page_size, HKV, DH
+    return {
+        "qkvg": new.randn(rows, (HQ + 2 * HKV) * DH + (not plain) * HQ),
+        "temp": None if plain else 1 + 0.2 * new.randn(HQ),
+        "table": None if plain else rotary_table(each * page_size, DH, 1e4, new.randn(1)),
+        "k_cache": new.randn(*cache),
+        "v_cache": new.randn(*cache),
+        "block_table": new.pages(B, each),
+    }
+
+
+def decode_attention(
+    device: str, dtype: torch.dtype, B: int, context: int, HQ: int, HKV: int, DH: int, page_size: int = 64,
+    plain: bool = False, contexts: tuple[int, ...] = (), seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    """contexts: positions in each sequence's cache, where they are not all `context`, which is then the largest."""
+    new = Inputs(device, dtype, seed)
+    numbers = [contexts[b % len(contexts)] for b in range(B)] if contexts else [context] * B
+    return {**_attention(new, B, B, context + 1, HQ, HKV, DH, page_size, plain), "positions": new.int32(numbers)}
+
+
+def prefill_attention(
+    device: str, dtype: torch.dtype, T: int, context: int, B: int, HQ: int, HKV: int, DH: int, page_size: int = 64,
+    plain: bool = False, rows: tuple[int, ...] = (), contexts: tuple[int, ...] = (), seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    """rows and contexts: new and cached positions of each sequence, where they are not T / B and `context`."""
+    new = Inputs(device, dtype, seed)
+    rows, contexts = rows or (T // B,) * B, contexts or (context,) * B
+    cuts = [sum(rows[:b]) for b in range(B + 1)]
+    most = max(row + start for row, start in zip(rows, contexts, strict=True))
+    return {
+        **_attention(new, T, B, most, HQ, HKV, DH, page_size, plain),
+        "starts": new.int32(list(contexts)),
+        "cu_seqlens": new.int32(cuts),
+        "longest": max(rows),
+    }
+
+
+def router(
+    device: str, dtype: torch.dtype, M: int, D: int, R: int, E: int, k: int, carry: bool = True,
+    idle: tuple[int, ...] = (), normed: bool = False, seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    """idle: rows with a negative position; none: positions are not given."""
+    new = Inputs(device, dtype, seed)
+    positions = new.int32([-1 if row in idle else row for row in range(M)]) if idle else None
+    return {
+        "x": new.randn(M, D),
+        "norm_weight": None if normed else new.gain(D),
+        "state": new.randn(M, R) if carry else None,
+        "scale": new.gain(R) if carry else None,
+        "down_weight": new.weight(R, D),
+        "down_bias": 0.1 * new.randn(R),
+        "state_norm": new.gain(R),
+        "w1": 2 * new.weight(R, R),
+        "b1": 0.1 * new.randn(R),
+        "w2": 2 * new.weight(R, R),
+        "b2": 0.1 * new.randn(R),
+        "w3": 3 * new.weight(E, R),
+        "biases": 0.1 * new.randn(E),
+        "k": k,
+        "eps": EPS,
+        "positions": positions,
+    }
+
+
+def experts(
+    device: str, dtype: torch.dtype, M: int, D: int, I: int, E: int, k: int, active: float = 0, prefill: bool = False,
+    routed: bool = True, skew: bool = False, idle: tuple[int, ...] = (), normed: bool = False, residual: bool = True,
+    seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    """skew as in `Inputs.choices`; `active` is for `cost`; idle: rows that go to no expert, with weights of NaN."""
+    new = Inputs(device, dtype, seed)
+    w13 = new.weight(E, 2 * I, D)
+    gate, up = (w13[:, 0::2], w13[:, 1::2]) if routed else (w13[:, I:], w13[:, :I])
+    chosen: dict[str, Any] = {}
+    if routed:
+        ids, weights = new.choices(M, k, E, skew), new.randn(M, k, dtype=torch.float32).sigmoid()
+        ids[list(idle)], weights[list(idle)] = E, float("nan")
+        order, offsets = by_expert(ids, E)
+        chosen = {"order": order, "offsets": offsets, "expert_weights": weights}
+    norm_weight, down = None if normed else new.gain(D), new.weight(E, D, I)
+    return {
+        "x": new.randn(M, D), "norm_weight": norm_weight, "gate": gate, "up": up, "down": down, "eps": EPS, **chosen,
+        "prefill": prefill, "residual": residual,
+    }  # fmt: skip
+
+
+def head(
+    device: str, dtype: torch.dtype, M: int, D: int, N: int, codebooks: int, prefill: bool = False,
+    softcap: float = 15.0, normed: bool = False, seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    new = Inputs(device, dtype, seed)
+    return {
+        "x": new.randn(M, D), "norm_weight": None if normed else new.gain(D), "weight": 4 * new.weight(N, D),
+        "n_codebooks": codebooks, "eps": EPS, "softcap": softcap, "prefill": prefill,
+    }  # fmt: skip
+
+
+def sample(
+    device: str, dtype: torch.dtype, B: int, C: int, V: int, settings: tuple[Settings, ...] = ({},), step: int = 40,
+    spread: float = 3.0, whole: bool = False, levels: tuple[tuple[float, ...], ...] = (), recent: int = 0,
+    seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    """Of fixed dtypes. settings: each request's, in turn; step: the least number of frames so far; spread: of the
+    logits; whole: they are rounded to whole numbers, so that many tie; levels: each request's, in turn, which its rows
+    take in turn, instead of random ones; recent: so many frames ago the likeliest code of each row came last."""
+    new = Inputs(device, dtype, seed)
+    logits = new.randn(B, C, V, scale=spread, dtype=torch.float32)
+    if levels:
+        numbers = [[kind[v % len(kind)] for v in range(V)] for kind in (levels * B)[:B]]
+        logits = torch.tensor(numbers, dtype=torch.float32, device=device)[:, None].repeat(1, C, 1)
+    came = new.randint(0, step, B, C, V)
+    last_seen = torch.where(new.randint(0, 3, B, C, V) == 0, came, NEVER)  # a third of the codes came before
+    steps = new.int32([step + b for b in range(B)])
+    if recent:
+        last_seen.scatter_(2, logits.argmax(2, keepdim=True), (steps - recent)[:, None, None].expand(B, C, 1))
+    rows = [Sampling(**settings[b % len(settings)]).row() for b in range(B)]  # type: ignore[arg-type]
+    seeds = [(b + 1) * 0x9E3779B97F4A7C15 % 2**64 - 2**63 for b in range(B)]  # all 64 bits
+    return {
+        "logits": logits.round() if whole else logits,
+        "settings": torch.tensor(rows, dtype=torch.float32, device=device),
+        "seeds": torch.tensor(seeds, dtype=torch.int64, device=device),
+        "steps": steps,
+        "last_seen": last_seen,
+    }
+
+
+def last_bits(requests: int) -> Sizes:
+    """Of `sample`: where an operation that rounds otherwise is another code. The min_p of each second request is the
+    weight of its codes that came before, that of the others the number after it; the rest are the defaults."""
+    temperature, penalty = (torch.tensor(value) for value in (1.15, 1.2))
+    top = torch.tensor([0.0, 4.0]).repeat_interleave(2).repeat(requests)[:requests]
+    x = top - torch.linspace(0.03, 1.5, requests)
+    seen = torch.where(x > 0, x / penalty, x * penalty) / temperature
+    weights = decaying(seen - top / temperature)
+    weights[1::2] = weights[1::2].nextafter(torch.tensor(1.0))
+    levels = [(number,) * 28 + (high, -math.inf) for number, high in zip(x.tolist(), top.tolist(), strict=True)]
+    settings = tuple({"min_p": weight} for weight in weights.tolist())
+    return {"B": requests, "V": 30, "levels": tuple(levels), "settings": settings}
+
+
+def advance(
+    device: str, dtype: torch.dtype, B: int, C: int, V: int, N: int, rows: tuple[dict[str, Any], ...] = ({},),
+    seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    """Of fixed dtypes. rows: what is special about a request, in turn: its step, limit, eoa_id, eos_frame or position;
+    ends: codebooks whose code is the end; fault: a codebook that has one. The end is code V - 2."""
+    new = Inputs(device, dtype, seed)
+    codes, faults = new.randint(0, V - 2, B, C), torch.zeros(B, C, dtype=torch.int32, device=device)
+    kinds = [rows[b % len(rows)] for b in range(B)]
+    for b, kind in enumerate(kinds):
+        codes[b, list(kind.get("ends", ()))] = V - 2
+        if "fault" in kind:
+            faults[b, kind["fault"]] = 1
+
+    def numbers(name: str, usual: int) -> Tensor:
+        return new.int32([kind.get(name, usual) for kind in kinds])
+
+    return {
+        "codes": codes, "faults": faults, "positions": numbers("position", 70), "steps": numbers("step", 20),
+        "limits": numbers("limit", 60), "eoa_ids": numbers("eoa_id", V - 2), "eos_frames": numbers("eos_frame", -1),
+        "ids": new.randint(0, V, B, C + 1), "last_seen": new.randint(-5, 20, B, C, V),
+        "frames": new.randint(0, V, B, N, C + 1), "text_id": 2 * V,
+    }  # fmt: skip
+
+
+Row = tuple[int, ...]  # of `spans`: frames before the step, of the step, of the clip, of codes that came
+
+
+def _spans(new: Inputs, B: int, frames: int, rows: tuple[Row, ...]) -> Tensor:
+    """The rows in turn; without any, every row is in the middle of a clip."""
+    usual = (20, frames, OPEN, 20 + frames + 64)
+    return torch.tensor(
+        [rows[b % len(rows)] if rows else usual for b in range(B)], dtype=torch.int32, device=new.device
+    )
+
+
+def _outputs(
+    new: Inputs, B: int, positions: int, channels: int, y: bool, act: bool, spare: int
+) -> dict[str, Tensor | None]:  # fmt: skip
+    """Rings that are longer than they have to be, and of different lengths; what lies in them is to stay there."""
+    return {
+        "alpha": 1 + 0.3 * new.randn(channels) if act else None,
+        "y": new.randn(B, positions + spare, channels, dtype=torch.float32) if y else None,
+        "act": new.randn(B, positions + 2 * spare, channels) if act else None,
+    }
+
+
+def codebook_sum(
+    device: str, dtype: torch.dtype, B: int, frames: int, C: int, V: int, K: int, D: int, N: int = 0, W: int = 0,
+    delayed: bool = False, rows: tuple[Row, ...] = (), spare: int = 6, seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    """N: frames that the ring of codes holds, W: its columns, where they are more than there have to be; codes reach
+    up to V + 1, which end and pad a clip."""
+    new = Inputs(device, dtype, seed)
+    weights, biases = [new.weight(D, K) for _ in range(C)], [0.1 * new.randn(D) for _ in range(C)]
+    return {
+        "codes": new.randint(0, V + 2, B, N or frames + C, W or C),
+        "tables": new.randn(C, V, K),
+        "weight": packed_codebooks([weight[..., None] for weight in weights], biases),
+        "spans": _spans(new, B, frames, rows),
+        "frames": frames,
+        "delayed": delayed,
+        "z": new.randn(B, frames + spare, D),
+    }
+
+
+def convolution(
+    device: str, dtype: torch.dtype, B: int, frames: int, rate: int, Ci: int, Co: int, taps: int, dilation: int = 1,
+    lag: int = 0, short: int = 0, residual: bool = False, y: bool = False, act: bool = True,
+    rows: tuple[Row, ...] = (), spare: int = 0, tf32: bool = False, seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    new = Inputs(device, dtype, seed)
+    each = frames * rate
+    return {
+        "x": new.randn(B, each + (taps - 1) * dilation + spare, Ci),
+        "weight": new.weight(Co, taps * Ci),
+        "bias": 0.1 * new.randn(Co),
+        "spans": _spans(new, B, frames, rows),
+        **{
+            "frames": frames,
+            "rate": rate,
+            "lag": lag,
+            "short": short,
+            "dilation": dilation,
+            "tf32": tf32 and dtype == torch.float32,
+        },
+        "residual": new.randn(B, each + 3 * spare, Co, dtype=torch.float32) if residual else None,
+        **_outputs(new, B, each, Co, y, act, spare),
+    }
+
+
+def transposed_convolution(
+    device: str, dtype: torch.dtype, B: int, frames: int, rate: int, Ci: int, Co: int, stride: int, lag: int = 0,
+    short: int = 0, y: bool = True, act: bool = True, rows: tuple[Row, ...] = (), spare: int = 0, tf32: bool = False,
+    seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    new = Inputs(device, dtype, seed)
+    each = frames * rate
+    return {
+        "x": new.randn(B, each + 1 + spare, Ci),
+        "weight": new.weight(stride * Co, 2 * Ci),
+        "bias": 0.1 * new.randn(Co),
+        "spans": _spans(new, B, frames, rows),
+        **{
+            "frames": frames,
+            "rate": rate,
+            "lag": lag,
+            "short": short,
+            "stride": stride,
+            "tf32": tf32 and dtype == torch.float32,
+        },
+        **_outputs(new, B, stride * each, Co, y, act, spare),
+    }
+
+
+def residual_unit(
+    device: str, dtype: torch.dtype, B: int, frames: int, rate: int, C: int, taps: int = 7, dilation: int = 1,
+    lag: int = 0, short: int = 0, y: bool = True, act: bool = True, rows: tuple[Row, ...] = (), spare: int = 0,
+    tf32: bool = False, seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    new = Inputs(device, dtype, seed)
+    each = frames * rate
+    return {
+        "x": new.randn(B, each + (taps - 1) * dilation + spare, C),
+        "residual": new.randn(B, each + 3 * spare, C, dtype=torch.float32),
+        "weight": new.weight(C, taps * C),
+        "bias": 0.1 * new.randn(C),
+        "inner_alpha": 1 + 0.3 * new.randn(C),
+        "inner_weight": new.weight(C, C),
+        "inner_bias": 0.1 * new.randn(C),
+        "spans": _spans(new, B, frames, rows),
+        **{
+            "frames": frames,
+            "rate": rate,
+            "lag": lag,
+            "short": short,
+            "dilation": dilation,
+            "tf32": tf32 and dtype == torch.float32,
+        },
+        **_outputs(new, B, each, C, y, act, spare),
+    }
+
+
+def waveform(
+    device: str, dtype: torch.dtype, B: int, frames: int, rate: int, Ci: int, taps: int = 7, lag: int = 0,
+    short: int = 0, y: bool = False, rows: tuple[Row, ...] = (), spare: int = 0, tf32: bool = False, seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    new = Inputs(device, dtype, seed)
+    each = frames * rate
+    return {
+        "x": new.randn(B, each + taps - 1 + spare, Ci),
+        "weight": new.weight(1, taps * Ci),
+        "bias": 0.1 * new.randn(1),
+        "spans": _spans(new, B, frames, rows),
+        **{"frames": frames, "rate": rate, "lag": lag, "short": short, "tf32": tf32 and dtype == torch.float32},
+        "y": new.randn(B, each + spare, 1, dtype=torch.float32) if y else None,
+    }

@@ -1,0 +1,59 @@
+"""The record of a kernel: its operation, reference, cost, workloads, and what a compiler must make of it."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch.library import CustomOpDef  # type: ignore[attr-defined]
+
+from zonos2_triton.bench.compiler.cubin_stats import TARGETS
+from zonos2_triton.bench.compiler.gate import Expectations, Expected
+from zonos2_triton.bench.specs import inputs
+from zonos2_triton.bench.specs.inputs import Sizes
+from zonos2_triton.kernels._common import Cost
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Arguments of `Kernel.make` and, by the same names, of `cost`."""
+
+    name: str
+    sizes: Sizes
+    real: bool = True  # at the 8B model's shapes; the others are small and say in their name which edge they meet
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One operation."""
+
+    name: str
+    op: CustomOpDef
+    reference: Callable[..., Any]
+    cost: Callable[..., Cost]
+    make: Callable[..., dict[str, Any]]  # make(device, dtype, seed=0, **sizes) -> keyword arguments of op and reference
+    workloads: tuple[Workload, ...]
+    expects: Expectations
+    replaces: str  # in words, for the README
+    mutates: tuple[str, ...] = ()  # arguments that a call changes
+    targets: tuple[str, ...] = tuple(TARGETS)  # architectures that it is compiled for
+
+    def cost_of(self, workload: Workload, itemsize: int) -> Cost:
+        """`cost` at the workload's sizes."""
+        names = inspect.signature(self.cost).parameters.keys() & workload.sizes.keys()
+        return self.cost(**{name: workload.sizes[name] for name in names}, itemsize=itemsize)
+
+
+def record(
+    module: Any, reference: Callable[..., Any], replaces: str, expects: Mapping[str, Expected], real: Sizes,
+    at: Mapping[str, Sizes], small: Sizes, edges: Mapping[str, Sizes], mutates: tuple[str, ...] = (),
+) -> Kernel:  # fmt: skip
+    """The record of the operation that `module` is named after.
+
+    real and small are sizes that its workloads share; at and edges say by workload which ones it adds or replaces.
+    """
+    name = module.__name__.rsplit(".", 1)[1]
+    listed = [Workload(key, {**real, **more}) for key, more in at.items()]
+    listed += [Workload(key, {**small, **more}, real=False) for key, more in edges.items()]
+    make = getattr(inputs, name)
+    return Kernel(name, getattr(module, name), reference, module.cost, make, tuple(listed), expects, replaces, mutates)

@@ -1,0 +1,164 @@
+"""The records of the vocoder's five kernels, at the 44.1 kHz codec's sizes and at small ones."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from zonos2_triton.bench.compiler.gate import Expected
+from zonos2_triton.bench.specs.inputs import Sizes
+from zonos2_triton.bench.specs.spec import record
+from zonos2_triton.kernels import codebook_sum, convolution, residual_unit, transposed_convolution, waveform
+from zonos2_triton.reference import vocoder_layers
+from zonos2_triton.reference.vocoder_layers import OPEN
+
+# Of the vocoder: steps of one clip, and of many.
+_CHUNKS: dict[str, Sizes] = {
+    "chunk-16": {"frames": 16},
+    "clip-128": {"frames": 128},
+    "streams-64": {"B": 64, "frames": 2},
+}
+
+
+def _layers(name: str, at: Mapping[str, Sizes], **sizes: Any) -> dict[str, Sizes]:
+    """One layer's workloads."""
+    return {f"{name}-{key}": {**sizes, **more} for key, more in at.items()}
+
+
+# Rows at every place of a clip: begun, in its middle, ended in the step and before it, short of a step, sitting out,
+# and where positions have no room in 32 bits. What has come counts for no layer but the first.
+_CLIPS = (
+    (0, 4, OPEN, 40), (11, 4, OPEN, 13), (6, 4, 8, ~7), (9, 4, 9, 9), (2, 1, OPEN, 40), (3, 0, OPEN, 40),
+    (2**29, 4, 2**29 + 2, 2**29 + 2),
+)  # fmt: skip
+_FRAMES = (
+    (0, 5, OPEN, 3), (11, 5, OPEN, 40), (6, 5, 8, ~9), (2, 1, OPEN, 40), (3, 0, OPEN, 40), (7, 5, 12, 10),
+)  # fmt: skip
+VOCODER = (
+    record(
+        codebook_sum,
+        vocoder_layers.codebook_sum,
+        "nine gathers and projections of code vectors, their sum",
+        {"_codebook_sum_kernel": Expected(max_instructions=2500, matrix=True)},
+        real={"B": 1, "C": 9, "V": 1024, "K": 8, "D": 1024},
+        at={**_CHUNKS, "delayed-1": {"frames": 1, "delayed": True, "N": 17, "W": 10}},
+        small={"B": 2, "frames": 3, "C": 3, "V": 11, "K": 4, "D": 20},
+        edges={
+            "tiny": {},
+            "one-row": {"B": 1, "frames": 1},
+            "delayed": {"B": 6, "frames": 5, "delayed": True, "N": 9, "W": 4, "rows": _FRAMES},
+            "aligned": {"B": 6, "frames": 5, "N": 9, "rows": _FRAMES},
+            "two-tiles": {"B": 1, "frames": 33, "D": 40},
+        },
+        mutates=("z",),
+    ),
+    record(
+        convolution,
+        vocoder_layers.convolution,
+        "convolution (dilated or of one tap), residual add, snake",
+        {"_convolution_kernel": Expected(max_instructions=6000, matrix=True, stream16=True, max_narrow=80)},
+        real={"B": 1},
+        at={
+            **_layers("first", _CHUNKS, rate=1, Ci=1024, Co=1536, taps=7),
+            **_layers("unit-768", _CHUNKS, rate=8, Ci=768, Co=768, taps=7, dilation=9),
+            **_layers("point-768", _CHUNKS, rate=8, Ci=768, Co=768, taps=1, residual=True, y=True),
+            **_layers("unit-384", _CHUNKS, rate=64, Ci=384, Co=384, taps=7, dilation=9),
+            **_layers("point-384", _CHUNKS, rate=64, Ci=384, Co=384, taps=1, residual=True, y=True),
+        },
+        small={"B": 2, "frames": 3, "rate": 4, "Ci": 20, "Co": 24, "taps": 7, "spare": 3},
+        edges={
+            "tiny": {},
+            "one-row": {"B": 1, "frames": 1, "rate": 1, "taps": 1},
+            "dilated": {"dilation": 9, "lag": 5, "y": True},
+            "residual": {"taps": 1, "lag": 7, "residual": True, "y": True},
+            "no-act": {"taps": 3, "y": True, "act": False},
+            "rows": {
+                "B": 7,
+                "frames": 4,
+                "rate": 20,
+                "short": 2,
+                "lag": 9,
+                "dilation": 3,
+                "residual": True,
+                "y": True,
+                "rows": _CLIPS,
+            },
+            "many-tiles": {"B": 1, "frames": 16, "rate": 33, "Ci": 6, "Co": 70, "taps": 3},
+            "even-K": {"Ci": 64, "taps": 3},
+            "long-K": {"Ci": 72, "taps": 3},
+            "tf32": {"tf32": True, "taps": 3},
+        },
+        mutates=("y", "act"),
+    ),
+    record(
+        transposed_convolution,
+        vocoder_layers.transposed_convolution,
+        "strided transposed convolution, snake",
+        {"_transposed_convolution_kernel": Expected(max_instructions=6000, matrix=True, stream16=True, max_narrow=80)},
+        real={"B": 1},
+        at={
+            **_layers("1536-768", _CHUNKS, rate=1, Ci=1536, Co=768, stride=8),
+            **_layers("768-384", _CHUNKS, rate=8, Ci=768, Co=384, stride=8),
+            **_layers("384-192", _CHUNKS, rate=64, Ci=384, Co=192, stride=4),
+            **_layers("192-96", _CHUNKS, rate=256, Ci=192, Co=96, stride=2),
+        },
+        small={"B": 2, "frames": 3, "rate": 4, "Ci": 20, "Co": 12, "stride": 2, "spare": 3},
+        edges={
+            "tiny": {},
+            "one-row": {"B": 1, "frames": 1, "rate": 1},
+            "odd-stride": {"stride": 3, "lag": 4, "short": 1},
+            "wide-stride": {"stride": 8, "lag": 3, "Co": 10},
+            "no-act": {"act": False},
+            "act-alone": {"y": False},
+            "rows": {"B": 7, "frames": 4, "rate": 20, "lag": 9, "short": 2, "rows": _CLIPS},
+            "odd-rows": {"B": 7, "frames": 4, "lag": 9, "short": 1, "stride": 5, "rows": _CLIPS},
+            "many-tiles": {"B": 1, "frames": 16, "rate": 33, "Ci": 6, "Co": 40},
+            "even-K": {"Ci": 64},
+            "long-K": {"Ci": 72},
+            "tf32": {"tf32": True},
+        },
+        mutates=("y", "act"),
+    ),
+    record(
+        residual_unit,
+        vocoder_layers.residual_unit,
+        "snake, dilated convolution, snake, convolution of one tap, add",
+        {"_residual_unit_kernel": Expected(max_instructions=9000, matrix=True, stream16=True, max_narrow=120)},
+        real={"B": 1},
+        at={
+            **_layers("192", _CHUNKS, rate=256, C=192, taps=7, dilation=9),
+            **_layers("96", _CHUNKS, rate=512, C=96, taps=7, dilation=9),
+        },
+        small={"B": 2, "frames": 3, "rate": 4, "C": 20, "taps": 7, "spare": 3},
+        edges={
+            "tiny": {},
+            "one-row": {"B": 1, "frames": 1, "rate": 1, "C": 6},
+            "dilated": {"dilation": 9, "lag": 5},
+            "three-parts": {"C": 132, "taps": 3, "dilation": 3},
+            "no-act": {"taps": 3, "act": False},
+            "act-alone": {"taps": 3, "y": False},
+            "rows": {"B": 7, "frames": 4, "rate": 20, "short": 2, "lag": 9, "dilation": 3, "rows": _CLIPS},
+            "many-tiles": {"B": 1, "frames": 16, "rate": 33, "C": 10, "taps": 3},
+            "tf32": {"tf32": True, "taps": 3},
+        },
+        mutates=("y", "act"),
+    ),
+    record(
+        waveform,
+        vocoder_layers.waveform,
+        "last convolution, tanh",
+        {"_waveform_kernel": Expected(max_instructions=2500, matrix=True, stream16=True, max_narrow=40)},
+        real={"B": 1, "rate": 512, "Ci": 96, "taps": 7},
+        at=_CHUNKS,
+        small={"B": 2, "frames": 3, "rate": 4, "Ci": 20, "taps": 7, "spare": 3},
+        edges={
+            "tiny": {},
+            "one-row": {"B": 1, "frames": 1, "rate": 1},
+            "kept": {"lag": 6, "y": True},
+            "rows": {"B": 7, "frames": 4, "rate": 20, "short": 2, "lag": 9, "y": True, "rows": _CLIPS},
+            "many-tiles": {"B": 1, "frames": 16, "rate": 33, "Ci": 6, "taps": 3},
+            "even-K": {"Ci": 64, "taps": 3},
+            "long-K": {"Ci": 72, "taps": 3},
+            "tf32": {"tf32": True, "taps": 3},
+        },
+        mutates=("y",),
+    ),
+)

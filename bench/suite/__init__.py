@@ -1,0 +1,1 @@
+"""`make gpu`: its stages, presets, checks on the device and result files."""

@@ -1,0 +1,335 @@
+"""What only a run on the device can show: a row's bits do not depend on its batch, and a graph's are those of the host.
+
+Every check raises Mismatch, naming what differs. All of them run in Triton's interpreter too, on small sizes.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zonos2_triton.bench.catalogue import KERNELS
+from zonos2_triton.bench.proof.invariants import ROWS
+from zonos2_triton.bench.proof.verify import Mismatch
+from zonos2_triton.bench.specs.inputs import Sizes
+from zonos2_triton.model.ops import ops_of, vocoder_ops
+from zonos2_triton.model.vocoder_decoder import Decoder, Rings
+from zonos2_triton.model.weights.tiny import PARAMS
+from zonos2_triton.reference import network as reference
+from zonos2_triton.reference import vocoder
+from zonos2_triton.reference.config import Zonos2Config
+from zonos2_triton.reference.router import by_expert
+from zonos2_triton.reference.vocoder import VocoderConfig
+
+# Both sides of every size at which a launch takes other tiles.
+BATCHES = (1, 16, 17, 32, 33, 64, 65, 256)
+BATCHED = ("qkv_projection", "decode_attention", "output_projection", "router", "experts", "head", "sample")
+RAGGED = {"router": 4}  # results from this one on are lists of the whole batch's slots
+
+
+def workload_sizes(kernel: str, name: str) -> Sizes:
+    return next(workload.sizes for workload in KERNELS[kernel].workloads if workload.name == name)
+
+
+def batch_invariance(
+    kernel: str, sizes: Sizes, device: str, dtype: torch.dtype = torch.bfloat16, batches: Sequence[int] = BATCHES
+) -> None:
+    """Rows alone, in batches of these sizes from either end, beside a row of NaN, and again: the same bits.
+
+    sizes: of the catalogue's `make`, with room for the largest batch. Sequences in a cache get different lengths.
+    """
+    record, most = KERNELS[kernel], max(batches)
+    inputs = record.make(device, dtype, **sizes)
+    if kernel == "decode_attention":
+        spread = torch.arange(most, device=device) * 37 % (sizes["context"] + 1)
+        inputs["positions"] = spread.int()
+    first = [_run(kernel, _rows_of(kernel, inputs, [row])) for row in range(most)]
+    alone = [torch.cat(parts) for parts in zip(*first, strict=True)]
+    for n in batches:
+        for rows in (range(n), range(most - 1, most - 1 - n, -1)):
+            got = _run(kernel, _rows_of(kernel, inputs, rows))
+            _check(f"{kernel}, {n} rows from {rows[0]}", got, [part[list(rows)] for part in alone])
+    again = [_run(kernel, _rows_of(kernel, inputs, range(most))) for _ in range(2)]
+    _check(f"{kernel}, a second run", *again)
+    poisoned = _rows_of(kernel, inputs, range(most))
+    poisoned[ROWS[kernel][0]][most // 2] = float("nan")
+    others = [row for row in range(most) if row != most // 2]
+    got = [part[others] for part in _run(kernel, poisoned)]
+    _check(f"{kernel}, beside a row of NaN", got, [part[others] for part in alone])
+
+
+def prefill_rows(
+    kernel: str, sizes: Sizes, device: str, dtype: torch.dtype = torch.bfloat16, cuts: Sequence[int] = (1, 65, 1025)
+) -> None:
+    """Rows of a prefill in pieces that begin at `cuts`, and all at once: the same bits."""
+    inputs = KERNELS[kernel].make(device, dtype, **sizes)
+    whole = _run(kernel, inputs)
+    edges = [0, *(cut for cut in cuts if cut < sizes["M"]), sizes["M"]]
+    for a, b in pairwise(edges):
+        got = _run(kernel, _rows_of(kernel, inputs, range(a, b)))
+        _check(f"{kernel}, rows {a} to {b - 1} of a prefill", got, [part[a:b] for part in whole])
+
+
+def prefill_in_chunks(
+    sizes: Sizes, device: str, dtype: torch.dtype = torch.bfloat16, cuts: Sequence[int] = (1, 65, 128, 200)
+) -> None:
+    """A prompt's attention in pieces that begin at `cuts`, and beside another prompt: bits and cache of one pass."""
+    T, op = sizes["T"], KERNELS["prefill_attention"].op
+    mate = min(T, 50)
+    packed = {"B": 2, "T": T + mate, "rows": (T, mate), "contexts": (0, 0), "context": 0}
+    inputs = KERNELS["prefill_attention"].make(device, dtype, **sizes | packed)
+
+    def attend(rows: slice, sequences: slice, starts: list[int], cuts: list[int], caches: list[Tensor]) -> Tensor:
+        return op(
+            inputs["qkvg"][rows], inputs["temp"], inputs["table"], *caches, inputs["block_table"][sequences],
+            *(torch.tensor(numbers, dtype=torch.int32, device=device) for numbers in (starts, cuts)),
+            longest=max(b - a for a, b in pairwise(cuts)),
+        )  # fmt: skip
+
+    def caches() -> list[Tensor]:
+        return [inputs[name].clone() for name in ("k_cache", "v_cache")]
+
+    one, two, three = caches(), caches(), caches()
+    whole = attend(slice(0, T), slice(0, 1), [0], [0, T], one)
+    parts = [
+        attend(slice(a, b), slice(0, 1), [a], [0, b - a], two)
+        for a, b in pairwise([0, *(cut for cut in cuts if cut < T), T])
+    ]
+    _check("prefill_attention in pieces", [torch.cat(parts), *two], [whole, *one])
+    both = attend(slice(0, T + mate), slice(0, 2), [0, 0], [0, T, T + mate], three)
+    attend(slice(T, T + mate), slice(1, 2), [0], [0, mate], one)
+    _check("prefill_attention beside another prompt", [both[:T], *three], [whole, *one])
+
+
+def whole_model() -> Zonos2Config:
+    """The 8B model's sizes."""
+    sizes = {
+        "dim": 2048, "head_dim": 128, "n_kv_heads": 4, "multiple_of": 256, "max_seqlen": 6144, "n_layers": 28,
+        "moe_n_experts": 16, "moe_router_dim": 128, "moe_start_from_layer": 3, "moe_end_from_layer": 1,
+        "special_topk_layers": {"26": 2}, "speaker_embedding_dim": 2048, "speaker_lda_dim": 1024,
+    }  # fmt: skip
+    return Zonos2Config.from_params(PARAMS | sizes)
+
+
+def layer_chain(small: bool = False) -> Zonos2Config:
+    """Two dense layers and two mixtures, of which one takes two experts a row: at the 8B model's sizes, or tiny."""
+    real: dict[str, Any] = {
+        "dim": 2048, "head_dim": 128, "n_kv_heads": 4, "multiple_of": 256, "max_seqlen": 6144, "moe_n_experts": 16,
+        "moe_router_dim": 128,
+    }  # fmt: skip
+    few = {"codebook_size": 14, "eoa_id": 14, "audio_pad_id": 15}
+    depth = {"n_layers": 4, "moe_start_from_layer": 1, "special_topk_layers": {"2": 2}}
+    return Zonos2Config.from_params(PARAMS | depth | (few if small else real))
+
+
+def graph_capture(
+    config: Zonos2Config, device: str, dtype: torch.dtype = torch.bfloat16, batch: int = 4, context: int = 300,
+    capture: Callable[[Callable[[], object]], Callable[[], object]] | None = None,
+) -> None:  # fmt: skip
+    """A decode step captured with one frame's ids and replayed with another's: logits and cache as the host's launches.
+
+    capture: what makes a replay of a call; by default a CUDA graph.
+    """
+    model, ops = (
+        reference.bind(config, random_weights(config, device, dtype)),
+        ops_of("triton", config, torch.device(device), dtype),
+    )
+    generator = torch.Generator().manual_seed(1)
+    pages = -(-(context + 1) // 64)
+    table = torch.arange(batch * pages, dtype=torch.int32, device=device).view(batch, pages)
+    starts = torch.full((batch,), context, dtype=torch.int32, device=device)
+    # Two frames: codes and text.
+    frames = torch.randint(0, config.codebook_size, (2, batch, config.n_codebooks), generator=generator)
+    frames = torch.nn.functional.pad(frames, (0, 1), value=config.text_vocab).to(device)
+    ids = frames[0].clone()
+    start = reference.Cache(config, batch * pages, 64, model.table)
+    for part in (*start.k, *start.v):
+        part.copy_(torch.randn(part.shape, generator=generator))
+
+    def step(cache: reference.Cache) -> Tensor:
+        x = reference.forward(model, reference.Batch(ids, table, starts), cache, ops)
+        return reference.logits(model, x, ops)
+
+    with torch.inference_mode():
+        eager, captured = _copied(start), _copied(start)
+        step(captured)  # compiles
+        results: list[Tensor] = []
+        replay = (capture or _cuda_graph)(lambda: results.append(step(captured)))
+        ids.copy_(frames[1])
+        replay()
+        want = step(eager)
+        _check("a replayed decode step", [results[-1], *captured.k, *captured.v], [want, *eager.k, *eager.v])
+
+
+def vocoder_steps(
+    config: VocoderConfig, device: str, dtype: torch.dtype = torch.bfloat16, frames: int = 40,
+    chunks: Sequence[int] = (1, 7, 16), rows: int = 5,
+) -> None:  # fmt: skip
+    """A clip in one step, in steps of these sizes, and beside other clips, shorter and longer: the same bits.
+
+    What lies in the rings before is NaN, and the steps but the first are so of codes that come delayed.
+    """
+    decoder = Decoder(config, random_codec(config, device, dtype), vocoder_ops(dtype))
+    lengths = [max(frames - 3 * row, 0) for row in range(rows)]
+    codes = random_codes(config, rows, frames, device)
+    alone = [clips(decoder, codes[row : row + 1], [n], n + decoder.lookahead)[0] for row, n in enumerate(lengths)]
+    late = as_delayed(codes)
+    for chunk in chunks:
+        got = clips(decoder, late[:1], lengths[:1], chunk, delayed=True)
+        _check(f"vocoder, steps of {chunk} frames", got, alone[:1])
+    for order in (range(rows), range(rows - 1, -1, -1)):
+        got = clips(decoder, late[list(order)], [lengths[row] for row in order], max(chunks), delayed=True)
+        _check(f"vocoder, {rows} rows from {order[0]}", got, [alone[row] for row in order])
+
+
+def vocoder_graph(
+    config: VocoderConfig, device: str, dtype: torch.dtype = torch.bfloat16, frames: int = 40, chunk: int = 16,
+    rows: int = 4, capture: Callable[[Callable[[], object]], Callable[[], object]] | None = None,
+) -> None:  # fmt: skip
+    """A step captured at a clip's begin and replayed to its end: samples and rings as the host's launches leave them.
+
+    capture: as of `graph_capture`.
+    """
+    decoder = Decoder(config, random_codec(config, device, dtype), vocoder_ops(dtype))
+    codes = as_delayed(random_codes(config, rows, frames, device))
+    plan = clip_spans(decoder, [frames] * rows, chunk, device, delayed=True)
+    spans, (eager, captured) = plan[0].clone(), (blank_rings(decoder, rows, chunk) for _ in range(2))
+    with torch.inference_mode():
+        decoder.step(captured, codes, spans, chunk, True)  # compiles; a step may be done twice
+        results: list[Tensor] = []
+        replay = (capture or _cuda_graph)(lambda: results.append(decoder.step(captured, codes, spans, chunk, True)))
+        got = []
+        for planned in plan:
+            spans.copy_(planned)
+            replay()
+            got.append(results[-1].clone())
+        want = [decoder.step(eager, codes, planned, chunk, True) for planned in plan]
+        _check("a replayed step of the vocoder", [*got, *captured.tensors()], [*want, *eager.tensors()])
+
+
+def clips(decoder: Decoder, codes: Tensor, lengths: Sequence[int], chunk: int, delayed: bool = False) -> list[Tensor]:
+    """Each row's clip of so many frames of codes [B, T, C], in steps of `chunk`."""
+    rings = blank_rings(decoder, len(lengths), chunk)
+    with torch.inference_mode():
+        plan = clip_spans(decoder, lengths, chunk, str(codes.device), delayed)
+        samples = torch.cat([decoder.step(rings, codes, spans, chunk, delayed) for spans in plan], 1)
+    return [row[decoder.lag :][: decoder.config.samples(n)] for row, n in zip(samples, lengths, strict=True)]
+
+
+def clip_spans(
+    decoder: Decoder, lengths: Sequence[int], chunk: int, device: str, delayed: bool = False
+) -> list[Tensor]:  # fmt: skip
+    """spans [B, 4] of the steps that take clips of so many frames to their end."""
+    known = [n + (decoder.config.n_codebooks - 1) * delayed for n in lengths]
+    steps = range(0, max(lengths) + decoder.lookahead, chunk)
+    counts = [[max(min(chunk, n + decoder.lookahead - done), 0) * (n > 0) for n in lengths] for done in steps]
+    return [
+        torch.tensor(
+            [(done, *row) for row in zip(count, lengths, [~k for k in known], strict=True)], device=device
+        ).int()
+        for done, count in zip(steps, counts, strict=True)
+    ]
+
+
+def blank_rings(decoder: Decoder, rows: int, frames: int) -> Rings:
+    """Of NaN, which nothing may read."""
+    rings = decoder.rings(rows, frames)
+    for ring in rings.tensors():
+        ring.fill_(float("nan"))
+    return rings
+
+
+def random_codes(config: VocoderConfig, rows: int, frames: int, device: str) -> Tensor:
+    """[B, T, C] int32, aligned; a few are of the end and the padding."""
+    shape, generator = (rows, frames, config.n_codebooks), torch.Generator(device).manual_seed(1)
+    return torch.randint(config.codebook_size + 2, shape, generator=generator, device=device, dtype=torch.int32)
+
+
+def as_delayed(codes: Tensor) -> Tensor:
+    """Codebook c of a frame c frames later: [B, T, C] -> [B, T + C - 1, C]."""
+    B, T, C = codes.shape
+    late = codes.new_zeros(B, T + C - 1, C)
+    for c in range(C):
+        late[:, c : c + T, c] = codes[..., c]
+    return late
+
+
+def _cuda_graph(run: Callable[[], object]) -> Callable[[], object]:
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
+def random_weights(config: Zonos2Config, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Random, made where they are used: copies from the host would take longer than the check."""
+    generator = torch.Generator(device).manual_seed(0)
+    weights = {}
+    for name, shape in reference.layout(config).items():
+        x = torch.randn(shape, generator=generator, device=device, dtype=dtype)
+        norm = len(shape) == 1 or name.endswith("temp")
+        weights[name] = 1 + 0.1 * x if norm else x.mul_(shape[-1] ** -0.5)
+    return weights
+
+
+def random_codec(config: VocoderConfig, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Likewise, of a decoder that is neither silent nor clipped: `codec_weights` of model.tiny."""
+    generator = torch.Generator(device).manual_seed(0)
+    weights = {}
+    for name, shape in vocoder.layout(config).items():
+        x = torch.randn(shape, generator=generator, device=device)
+        if name.endswith(".alpha"):
+            x.uniform_(0.5, 1.5, generator=generator)
+        elif name.endswith(".bias"):
+            x *= 0.02
+        elif ".codebook." not in name:
+            x *= 0.65 / math.sqrt(math.prod(shape[1:]))
+        weights[name] = x.to(dtype)
+    return weights
+
+
+def _copied(cache: reference.Cache) -> reference.Cache:
+    twin = object.__new__(reference.Cache)
+    twin.page_size, twin.k, twin.v = cache.page_size, [k.clone() for k in cache.k], [v.clone() for v in cache.v]
+    return twin
+
+
+def _rows_of(kernel: str, inputs: dict[str, Any], rows: Sequence[int]) -> dict[str, Any]:
+    """The inputs for some rows of the batch, in this order; what belongs to no row stays."""
+    chosen = {name: inputs[name][list(rows)] for name in ROWS[kernel] if inputs.get(name) is not None}
+    if kernel == "experts" and inputs.get("order") is not None:
+        counts = (inputs["offsets"][1:] - inputs["offsets"][:-1]).long()
+        ids = torch.empty(len(inputs["order"]), dtype=torch.int64, device=counts.device)
+        ids[inputs["order"].long()] = torch.repeat_interleave(counts)
+        mine = ids.view(len(inputs["x"]), -1)[list(rows)]
+        chosen["order"], chosen["offsets"] = by_expert(mine, len(counts))
+    return inputs | chosen
+
+
+def _run(kernel: str, inputs: dict[str, Any]) -> list[Tensor]:
+    """The results that have a row for each row; caches are written in copies."""
+    record = KERNELS[kernel]
+    results = record.op(**inputs | {name: inputs[name].clone() for name in record.mutates})
+    results = [results] if isinstance(results, Tensor) else list(results)
+    return results[: RAGGED.get(kernel, len(results))]
+
+
+def _check(what: str, got: Sequence[Tensor], want: Sequence[Tensor]) -> None:
+    for number, (a, b) in enumerate(zip(got, want, strict=True)):
+        if a.shape != b.shape:
+            raise Mismatch(f"{what}: result {number} has shape {list(a.shape)}, not {list(b.shape)}")
+        differ = _bits(a) != _bits(b)
+        if bool(differ.any()):
+            at = differ.nonzero()[0].tolist()
+            values = f"{a[tuple(at)].item()} instead of {b[tuple(at)].item()}"
+            raise Mismatch(f"{what}: result {number} differs in {int(differ.sum())} of {a.numel()}: {values} at {at}")
+
+
+def _bits(x: Tensor) -> Tensor:
+    """Compared as integers: NaN is itself, and 0 is not -0."""
+    kinds = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return x.contiguous().view(kinds[x.element_size()]) if x.is_floating_point() else x

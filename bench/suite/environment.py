@@ -1,0 +1,154 @@
+"""What a result was measured on, and the tests that need a device, in a process of their own."""
+
+import hashlib
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ET
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+from zonos2_triton.bench.suite.recorder import NotRun
+
+ROOT = Path(__file__).resolve().parents[2]  # rooms are imported through links
+SMI = {
+    "driver": "driver_version", "clock_mhz": "clocks.sm", "memory_clock_mhz": "clocks.mem", "most_mhz": "clocks.max.sm",
+    "most_memory_mhz": "clocks.max.mem", "power_limit_w": "power.limit", "power_w": "power.draw",
+    "temperature_c": "temperature.gpu",
+}  # fmt: skip
+
+
+# In place of a card: every step, at small sizes, on a CPU in Triton's interpreter.
+REHEARSAL = {
+    "card": "CPU rehearsal", "arch": "interpreter", "memory_gib": 0.0, "multiprocessors": 0, "l2_bytes": None,
+}  # fmt: skip
+
+
+def environment(seed: int, rehearsal: bool = False) -> dict[str, Any]:
+    """Of the current GPU, or of a rehearsal on a CPU. What the machine does not tell is None or left out."""
+    return {
+        **(REHEARSAL if rehearsal else _card()),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "triton": triton.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "commit": commit(),
+        "sources": sources(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seed": seed,
+        "rehearsal": rehearsal,
+    }
+
+
+def _card() -> dict[str, Any]:
+    index = torch.cuda.current_device()
+    card: Any = torch.cuda.get_device_properties(index)
+    hip = torch.version.hip
+    return {
+        "card": card.name,
+        "arch": card.gcnArchName.split(":")[0] if hip else f"sm_{card.major}{card.minor}",
+        "memory_gib": round(card.total_memory / 2**30, 1),
+        "multiprocessors": card.multi_processor_count,
+        "l2_bytes": getattr(card, "L2_cache_size", None),
+        **(smi(str(getattr(card, "uuid", ""))) or {"driver": f"HIP {hip}" if hip else None}),
+    }
+
+
+def smi(uuid: str) -> dict[str, Any]:
+    """What nvidia-smi says of the card; nothing where there is none."""
+    if not shutil.which("nvidia-smi"):
+        return {}
+    query = ["nvidia-smi", f"--query-gpu={','.join(SMI.values())}", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(
+            [*query, *(["-i", f"GPU-{uuid}"] if uuid else [])], capture_output=True, text=True, timeout=20
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    line = next(iter(said.stdout.splitlines()), "")
+    values = [value.strip() for value in line.split(",")]
+    if said.returncode or len(values) != len(SMI):
+        return {}
+    return {name: _number(value) for name, value in zip(SMI, values, strict=True)}
+
+
+def _number(text: str) -> float | str | None:
+    if text.startswith("["):  # [N/A], [Not Supported]
+        return None
+    try:
+        return float(text) if text.count(".") < 2 else text
+    except ValueError:
+        return text
+
+
+def commit() -> str:
+    """Twelve digits, with -dirty where tracked files have changed; "unknown" outside of a checkout."""
+    try:
+        said = [
+            subprocess.run(["git", *line], cwd=ROOT, capture_output=True, text=True, timeout=20)
+            for line in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+        ]
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    if any(run.returncode for run in said):
+        return "unknown"
+    return said[0].stdout.strip() + ("-dirty" if said[1].stdout.strip() else "")
+
+
+def sources() -> str:
+    """A hash of the code, for where no commit tells."""
+    total = hashlib.sha256()
+    for room in ("bench", "kernels", "model", "reference"):
+        for path in sorted((ROOT / room).rglob("*.py")):
+            total.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return total.hexdigest()[:12]
+
+
+def run_tests(seconds: float, folder: Path = ROOT / "tests") -> dict[str, Any]:
+    """The tests marked gpu. AssertionError: some failed. NotRun: there are none here, or they took too long."""
+    # Only files that have such tests: the others may import what this machine lacks.
+    files = [str(path) for path in sorted(folder.glob("test_*.py")) if "mark.gpu" in path.read_text(encoding="utf-8")]
+    if not files:
+        raise NotRun(f"no tests marked gpu in {folder}")
+    if importlib.util.find_spec("pytest") is None:
+        raise NotRun("pytest is not installed")
+    with tempfile.TemporaryDirectory() as scratch:
+        report = Path(scratch) / "junit.xml"
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", f"--junitxml={report}"]
+        compiled = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+        try:
+            run = subprocess.run(
+                [*command, *files], cwd=folder.parent, env=compiled, capture_output=True, text=True, timeout=seconds
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as error:
+            raise NotRun(f"not done after {seconds:.0f} s; what was compiled is kept for the next run") from error
+        if not report.exists():
+            raise AssertionError(f"pytest ended with status {run.returncode}: {(run.stdout + run.stderr)[-2000:]}")
+        counts, failures = read_junit(report.read_text(encoding="utf-8"))
+    if failures or run.returncode:
+        raise AssertionError(f"{counts}, status {run.returncode}; " + "; ".join(failures))
+    return counts
+
+
+def read_junit(text: str) -> tuple[dict[str, Any], list[str]]:
+    """Counts, and of each failure its name and the beginning of what it says."""
+    suites = list(ET.fromstring(text).iter("testsuite"))
+    counts: dict[str, Any] = {
+        name: sum(int(suite.get(name, 0)) for suite in suites) for name in ("tests", "failures", "errors", "skipped")
+    }
+    failures = [
+        f"{case.get('classname')}::{case.get('name')}: {(fault.get('message') or fault.text or '')[:500]}"
+        for suite in suites
+        for case in suite.iter("testcase")
+        for fault in (*case.iter("failure"), *case.iter("error"))
+    ]
+    return counts, failures

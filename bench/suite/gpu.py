@@ -1,0 +1,193 @@
+"""One command for a GPU: is every kernel right on this card, and how long does it take. JSON is written as it goes.
+
+    zonos2-triton gpu [--only PART,...] [--budget SECONDS] [--out DIR] [--again] [--dry-run] [--json]
+
+environment  the card, its clocks, the versions
+calibration  this card's copy bandwidth and matrix rate
+compile      every kernel compiled beforehand, on all cores: no check, but it saves the others the time
+tests        the tests marked gpu
+kernels      every workload of the catalogue against plain PyTorch, as `verify` judges
+invariance   a row's bits do not depend on its batch, nor a prompt's on its pieces, nor a clip's on its steps
+graph        a captured step, of decoding or of the vocoder, replays to the bits of the host's launches
+frames       a whole frame of the 8B model with random weights in one graph, at 1 to 256 streams and over the context
+vocoder      clips, and steps of streams, of a 44.1 kHz codec with random weights, in one graph, beside PyTorch
+whole        prompts, text to first audio, the host's work for a frame, memory
+hosts        transformers' DacModel before and after `accelerate`, and the offline front
+timings      every kernel at the 8B model's shapes
+beside       PyTorch and other libraries at the same, each compared with the reference before
+baseline     the same frames, and the longest prompt, by plain PyTorch, compiled, in one graph
+sanitizer    the small workloads under compute-sanitizer, with what time is left
+
+What is timed was verified before, on the same inputs; where a check of it failed, the time is withheld. Items that have
+a result for the same card, commit, sources and versions are not run again. Nothing is installed, nothing is fetched.
+Without a GPU it says what it would run; with --dry-run it does so too, each step at a small size in Triton's
+interpreter, which shows that the steps work and says nothing of speed.
+"""
+
+import argparse
+import json
+import sys
+import warnings
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+
+import torch
+
+from zonos2_triton.bench.cli_choices import chosen
+from zonos2_triton.bench.proof.interpreter import checked, interpreting
+from zonos2_triton.bench.suite.environment import environment
+from zonos2_triton.bench.suite.presets import REAL, REHEARSAL
+from zonos2_triton.bench.suite.recorder import Budget, Item, Record, perform
+from zonos2_triton.bench.suite.results import RESULTS
+from zonos2_triton.bench.suite.stages import PARTS, SEED, Run, plan, reserve
+from zonos2_triton.bench.timing import timer
+from zonos2_triton.kernels._common import interpreted
+
+REHEARSED = Path(".gpu") / "rehearsal"  # of a dry run
+BUDGET = 530.0  # seconds: under nine minutes, start and end included
+SHOWN = ("card", "arch", "driver", "torch", "triton", "commit")
+
+
+def run(
+    record: Record, parts: Collection[str], items: Collection[Item], budget: Budget, again: bool = False,
+    say: Callable[[str], None] = print, alive: Callable[[], bool] = lambda: True,
+) -> int:  # fmt: skip
+    """Perform what has no result yet, or all of it `again`. Exit status: 1 where something failed or was withheld."""
+    for part, mine in groupby(items, lambda item: item.part):
+        for item in mine:
+            if not again and item.name in record.items(part):
+                continue
+            left = budget.left() - reserve(part, parts)
+            if left < item.seconds:
+                record.leave_out(part, item.name, "no time left")
+                continue
+            perform(item, record, left)
+            if not alive():
+                record.lose(part, item.name)
+                say("the device no longer answers; run again: what has results, this failure too, is not run again")
+                return 1
+        say(record.summary(part))
+    return 1 if any(found["status"] != "passed" for part in parts for found in record.items(part).values()) else 0
+
+
+@contextmanager
+def rehearsed() -> Iterator[None]:
+    """Inside, the interpreter is quick: it does not check each access, nor warn of a row of NaN."""
+    with checked(bounds=False, undefined=False, races=False), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        yield
+
+
+def _alive() -> bool:
+    """A fault on the device, such as a wrong address, ends every later call of this process."""
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return False
+    return True
+
+
+def table(record: Record) -> str:
+    """The timings for a person to read: ours, then the median of each other implementation."""
+    timings = record.items("timings")
+    others = list(dict.fromkeys(name.split("/")[2] for name in record.items("beside")))
+    heads = [
+        "kernel",
+        "workload",
+        "us",
+        "20 %",
+        "80 %",
+        "GB/s",
+        "TFLOP/s",
+        "% floor",
+        *(f"{name} us" for name in others),
+    ]
+    lines = [heads]
+    for name, found in timings.items():
+        if found["status"] != "passed":
+            lines.append([*name.split("/"), found["status"], *[""] * (len(heads) - 3)])
+            continue
+        beside = [record.items("beside").get(f"{name}/{other}", {}).get("median_us") for other in others]
+        numbers = [found[key] for key in ("median_us", "low_us", "high_us", "gb_per_s", "tflop_per_s")]
+        numbers += [found["percent_of_floor"], *beside]
+        lines.append([*name.split("/"), *("" if number is None else f"{number:.1f}" for number in numbers)])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def listing(parts: Collection[str], as_json: bool) -> str:
+    """What would run where a GPU is."""
+    names = {part: [item.name for item in plan(None, [part], REAL)] for part in parts}
+    reason = f"torch {torch.__version__} finds no CUDA or ROCm device"
+    if as_json:
+        return json.dumps({"schema": Record.SCHEMA, "ran": False, "reason": reason, "would_run": names}, indent=1)
+    lines = [f"nothing was run: {reason}. On a GPU this would run:"]
+    for part, items in names.items():
+        lines.append(f"{part}: {len(items)} items" if items else f"{part}: with every part")
+        groups: dict[str, list[str]] = {}
+        for item in items:
+            kernel, _, rest = item.partition("/")
+            groups.setdefault(kernel, []).append(rest)
+        lines += [f"  {kernel} {', '.join(filter(None, rest))}".rstrip() for kernel, rest in groups.items()]
+    return "\n".join(lines)
+
+
+def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    """Add the options of the command to `parser`; what comes back runs it and returns its exit status."""
+    parser.description = "Check and time every kernel on this machine's GPU; without one, say what would run."
+    parser.add_argument("--only", action="append", metavar="PART[,PART]", help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--budget", type=float, default=BUDGET, metavar="SECONDS", help="default: %(default)g")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="for the JSON; default: bench/results, of a dry run "
+                        f"{REHEARSED}")  # fmt: skip
+    parser.add_argument("--again", action="store_true", help="also what has a result of this card and commit")
+    parser.add_argument("--dry-run", action="store_true", help="on a CPU: every step at a small size, interpreted")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    return _command
+
+
+def _command(options: argparse.Namespace) -> int:
+    """Exit status: 0 all passed, or no GPU; 1 something failed or was withheld."""
+    if not 0 < options.budget < float("inf"):
+        raise ValueError(f"--budget must be a number of seconds above 0, got {options.budget:g}")
+    budget = Budget(options.budget)
+    parts = chosen("--only", ",".join(options.only).split(",") if options.only else None, PARTS)
+    if not options.dry_run and not torch.cuda.is_available():
+        print(listing(parts, options.json))
+        return 0
+    if options.dry_run:
+        interpreting()
+    elif interpreted():
+        raise ValueError("kernels would be interpreted, not compiled: unset TRITON_INTERPRET")
+    scale = REHEARSAL if options.dry_run else REAL
+    record = Record.open(options.out or (REHEARSED if options.dry_run else RESULTS), environment(SEED, not scale.real))
+    say = partial(print, file=sys.stderr) if options.json else print
+    found = record.content["environment"]
+    say(f"{record.path}: " + ", ".join(f"{name} {found.get(name)}" for name in SHOWN))
+    if options.dry_run:
+        say("a dry run on a CPU, in Triton's interpreter, at small sizes: no figure is of speed")
+        device, alive = timer.cpu_device(), lambda: True
+    else:
+        device, alive = timer.cuda_device(), _alive
+    items = plan(Run(record, device, scale), parts, scale)
+    with rehearsed() if options.dry_run else nullcontext():
+        status = run(record, parts, items, budget, options.again, say, alive)
+    print(json.dumps(record.content, indent=1) if options.json else table(record))
+    return status
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command by itself. Exit status: 0 and 1 as above, 2 bad input."""
+    parser = argparse.ArgumentParser(prog="python -m zonos2_triton.bench.suite.gpu")
+    execute = command(parser)
+    try:
+        return execute(parser.parse_args(argv))
+    except (ValueError, OSError, ImportError) as error:
+        print(f"gpu: error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,105 @@
+"""How large a run for the device is: the sizes that count, and small ones that a CPU gets through to rehearse it."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from zonos2_triton.bench.specs.spec import Kernel, Workload
+from zonos2_triton.bench.suite.device_checks import BATCHES, layer_chain, whole_model
+from zonos2_triton.bench.timing.vocoder import WORKS, Work
+from zonos2_triton.model.weights.tiny import PARAMS
+from zonos2_triton.reference.config import Zonos2Config
+from zonos2_triton.reference.vocoder import VocoderConfig
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What is checked and timed, and at which sizes."""
+
+    real: bool
+    codec: VocoderConfig
+    vocoder: dict[str, Work]
+    vocoder_dtypes: tuple[str, ...]
+    host_dtypes: tuple[str, ...]  # of codecs of other packages
+    streams: tuple[int, ...]  # of whole frames
+    context: int  # rows in the cache of each
+    contexts: dict[int, tuple[int, ...]]  # by streams, further ones
+    baselines: tuple[int, ...]  # streams at which plain PyTorch is compiled for a whole frame
+    prefills: tuple[int, ...]  # rows
+    batches: tuple[int, ...]  # of the checks that a batch changes nothing
+    clip: int  # frames of the checks of the vocoder
+    text: str
+    together: tuple[int, ...]  # such texts that begin at once
+    rounds: int  # of text to first audio
+    looks: int  # of the host, over which its work is measured
+    seconds_of_audio: float  # that one stream speaks while its memory is watched
+
+    @cached_property
+    def config(self) -> Zonos2Config:
+        """Of whole frames."""
+        small = {"n_layers": 3, "moe_start_from_layer": 1, "special_topk_layers": {"1": 2}}
+        return whole_model() if self.real else Zonos2Config.from_params(PARAMS | small)
+
+    @property
+    def clips(self) -> list[str]:
+        """Works of whole clips."""
+        return [name for name, work in self.vocoder.items() if work.whole]
+
+    @cached_property
+    def chain(self) -> Zonos2Config:
+        """A few layers of the same sizes."""
+        return layer_chain(small=not self.real)
+
+    def timed(self, kernel: Kernel) -> list[Workload]:
+        """Its workloads that are timed, which are verified first."""
+        if self.real:
+            return [workload for workload in kernel.workloads if workload.real]
+        return [next(workload for workload in kernel.workloads if not workload.real)]
+
+    def verified(self, kernel: Kernel, dtype: str) -> list[Workload]:
+        """Beside them."""
+        small = [workload for workload in kernel.workloads if not workload.real]
+        return small if self.real else small[:1] if dtype == "bfloat16" else []
+
+
+REAL = Scale(
+    real=True,
+    codec=VocoderConfig(),
+    vocoder=WORKS,
+    vocoder_dtypes=("bfloat16", "float16"),
+    host_dtypes=("float16", "float32"),
+    streams=(1, 4, 16, 64, 256),
+    context=1000,
+    contexts={1: (100, 2000, 4000, 6080), 16: (100, 2000, 4000, 6080)},
+    baselines=(16, 1, 64),
+    prefills=(128, 512, 2048),
+    batches=BATCHES,
+    clip=40,
+    text="The quick brown fox jumps over the lazy dog, and then it does so once more.",
+    together=(1, 16),
+    rounds=20,
+    looks=24,
+    seconds_of_audio=60.0,
+)
+REHEARSAL = Scale(
+    real=False,
+    codec=VocoderConfig(latent_dim=16, decoder_dim=16, decoder_rates=(4, 2)),
+    vocoder={"clips-1": Work(1, 3, True), "streams-2": Work(2, 1, False)},
+    vocoder_dtypes=("bfloat16",),
+    host_dtypes=("float32",),
+    streams=(2,),
+    context=20,
+    contexts={1: (40,)},
+    baselines=(2,),
+    prefills=(8,),
+    batches=(1, 2, 3),
+    clip=5,
+    text="a",
+    together=(1, 2),
+    rounds=1,
+    looks=2,
+    seconds_of_audio=0.01,
+)  # fmt: skip

@@ -1,0 +1,123 @@
+"""Result files of `make gpu`: reading them, judging their form, finding the newest.
+
+{"schema": 2, "environment": {...}, "parts": {part: {"items": {name: result}, "not_run": {name: why}}}}; the whole form
+is `result.schema.json`. A rehearsal is a file like any other that says nothing of speed.
+"""
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from zonos2_triton.bench.specs.roofline import Roof
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+SCHEMA_FILE = Path(__file__).parent / "result.schema.json"
+SCHEMA = 2
+# Without these a result cannot be told from another.
+KNOWN_BY = ("card", "commit", "date", "torch", "triton", "rehearsal")
+
+Result = dict[str, Any]
+"""The content of a file."""
+
+
+def load(path: str | Path) -> Result:
+    """ValueError: no result file of this schema, and what it is instead. OSError: it cannot be read."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    return parse(text, str(path))
+
+
+def parse(text: str, name: str) -> Result:
+    """As `load`, of a file's text; name: how errors call it."""
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name} is no JSON: {error}") from error
+    if not isinstance(content, dict) or "schema" not in content:
+        raise ValueError(f"{name} is no result file: it has no key 'schema'")
+    if content["schema"] != SCHEMA:
+        raise ValueError(f"{name} has schema {content['schema']!r}; this version reads {SCHEMA}")
+    lacking = [key for key in ("environment", "parts") if not isinstance(content.get(key), dict)]
+    if not lacking:
+        lacking = [f"environment/{key}" for key in KNOWN_BY if key not in content["environment"]]
+    if not lacking:
+        parts = content["parts"].items()
+        held = ((part, key, found) for part, found in parts for key in ("items", "not_run"))
+        lacking = [f"parts/{part}/{key}" for part, key, found in held if not _holds(found, key)]
+    if lacking:
+        raise ValueError(f"{name} lacks {', '.join(lacking)}")
+    return content
+
+
+def _holds(found: Any, key: str) -> bool:
+    return isinstance(found, dict) and isinstance(found.get(key), dict)
+
+
+def check(content: Mapping[str, Any], name: str = "the result") -> None:
+    """Hold it to `result.schema.json`. ValueError: a place that differs, and how. ImportError: no jsonschema."""
+    try:
+        from jsonschema import Draft202012Validator
+        from jsonschema.exceptions import relevance
+    except ImportError as error:
+        raise ImportError("checking a result file needs jsonschema: pip install 'zonos2-triton[report]'") from error
+    validator = Draft202012Validator(json.loads(SCHEMA_FILE.read_text(encoding="utf-8")))
+    errors = list(validator.iter_errors(content))
+    if errors:
+        # What is unevaluated is often so because of another error, which says more.
+        first = max(errors, key=lambda e: (e.validator != "unevaluatedProperties", relevance(e)))
+        place = "/".join(map(str, first.absolute_path)) or "the top"
+        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        raise ValueError(f"{name}: at {place}: {first.message[:300]}{more}")
+
+
+def committed(folder: Path = RESULTS) -> list[Result]:
+    """Every result in `folder` but rehearsals, newest first. ValueError: one of the files is broken."""
+    found = [load(path) for path in sorted(folder.glob("*.json"))]
+    return sorted((result for result in found if not result["environment"]["rehearsal"]), key=moment, reverse=True)
+
+
+def newest(card: str | None = None, folder: Path = RESULTS) -> Result | None:
+    """Of the card of this name, as torch has it; None: of any. None: there is no such result."""
+    return next((r for r in committed(folder) if card in (None, r["environment"]["card"])), None)
+
+
+def moment(result: Result) -> datetime:
+    """When its run began."""
+    return datetime.fromisoformat(result["environment"]["date"])
+
+
+def items(result: Result, part: str) -> dict[str, dict[str, Any]]:
+    """What came of each item of a part; nothing where the part was not run."""
+    return result["parts"].get(part, {}).get("items", {})
+
+
+def left_out(result: Result, part: str) -> dict[str, str]:
+    """Why items of a part have no result."""
+    return result["parts"].get(part, {}).get("not_run", {})
+
+
+def passed(result: Result, part: str, name: str) -> dict[str, Any] | None:
+    """The measurement of an item; None: it was not run, failed, or was withheld."""
+    found = items(result, part).get(name, {})
+    return found if found.get("status") == "passed" else None
+
+
+def all_passed(result: Result, part: str) -> dict[str, dict[str, Any]]:
+    """The measurements of a part, by item."""
+    return {name: found for name in items(result, part) if (found := passed(result, part, name)) is not None}
+
+
+def beside(result: Result, name: str) -> dict[str, dict[str, Any]]:
+    """What other implementations took for a timing's kernel and workload, or {"not_timed": why}, by implementation."""
+    found = {key: {"not_timed": why} for key, why in left_out(result, "beside").items()} | all_passed(result, "beside")
+    return {key.removeprefix(f"{name}/"): each for key, each in found.items() if key.startswith(f"{name}/")}
+
+
+def roof(result: Result) -> Roof:
+    """As measured on the card in that run."""
+    copy, product = (passed(result, "calibration", name) or {} for name in ("copy", "matmul"))
+    return Roof(copy.get("gb_per_s"), product.get("tflop_per_s"))

@@ -1,0 +1,367 @@
+"""What a run on a device consists of: its parts, in the order of their worth, and the items of each.
+
+An item is listed without a device, performed with one. Sizes are those of a `Scale`: the 8B model's, or small ones.
+"""
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+from zonos2_triton.bench.baselines.providers import Implementation, beside, time_one
+from zonos2_triton.bench.baselines.torch_frame import PlainFrame
+from zonos2_triton.bench.catalogue import KERNELS
+from zonos2_triton.bench.compiler.warmup import precompile
+from zonos2_triton.bench.proof.verify import verify
+from zonos2_triton.bench.specs.gpus import recognised
+from zonos2_triton.bench.specs.roofline import UNKNOWN, Roof
+from zonos2_triton.bench.specs.spec import Kernel, Workload
+from zonos2_triton.bench.suite import device_checks as checks
+from zonos2_triton.bench.suite import sanitizer
+from zonos2_triton.bench.suite.environment import run_tests
+from zonos2_triton.bench.suite.presets import DTYPES, Scale
+from zonos2_triton.bench.suite.recorder import Item, NotRun, Record, Withheld, perform
+from zonos2_triton.bench.timing import timer
+from zonos2_triton.bench.timing.end_to_end import Whole
+from zonos2_triton.bench.timing.frame import FrameTimer
+from zonos2_triton.bench.timing.integrations import time_dac_model
+from zonos2_triton.bench.timing.vocoder import VocoderTimer
+from zonos2_triton.reference.vocoder_layers import OPERATIONS
+
+# In this order; seconds that earlier parts leave for each.
+PARTS = {
+    "environment": 0.0, "calibration": 5.0, "compile": 30.0, "tests": 60.0, "kernels": 60.0, "invariance": 40.0,
+    "graph": 10.0, "frames": 50.0, "vocoder": 40.0, "whole": 30.0, "hosts": 20.0, "timings": 60.0, "beside": 30.0,
+    "baseline": 45.0, "sanitizer": 0.0,
+}  # fmt: skip
+SEED = 0  # of the inputs
+TIMED = "bfloat16"
+TESTS_LIMIT = 150.0  # seconds
+COMPILING = 40.0  # seconds that torch.compile may take
+# Most valuable first; then other decoding, then the rest.
+FIRST = ("decode-B1", "dense-B1", "decode-B16", "decode-B64", "dense-B64", "prefill-2048", "dense-prefill-2048")
+VOCODER = ("vocoder", *OPERATIONS)  # the kernels of a clip, and the whole of them
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the items of one run share. What is costly is made when the first of them asks for it."""
+
+    record: Record
+    device: timer.Device
+    scale: Scale
+
+    @cached_property
+    def whole(self) -> Whole:
+        """The model of random weights."""
+        scale = self.scale
+        return Whole(scale.config, scale.codec, scale.text, self.device.name, DTYPES["bfloat16"])
+
+    @cached_property
+    def frames(self) -> FrameTimer:
+        return FrameTimer(self.whole.model)
+
+    @cached_property
+    def plain(self) -> PlainFrame:
+        return PlainFrame(self.whole.model)
+
+    @cached_property
+    def codecs(self) -> dict[str, VocoderTimer]:
+        return {}
+
+    def codec(self, dtype: str) -> VocoderTimer:
+        if dtype not in self.codecs:
+            self.codecs[dtype] = VocoderTimer(self.scale.codec, self.device.name, DTYPES[dtype])
+        return self.codecs[dtype]
+
+    @property
+    def roof(self) -> Roof:
+        """As calibrated in this run."""
+        found = self.record.items("calibration")
+        return Roof(found.get("copy", {}).get("gb_per_s"), found.get("matmul", {}).get("tflop_per_s"))
+
+    @property
+    def sheet(self) -> Roof:
+        """As the card's data sheet says."""
+        card = recognised(str(self.record.content["environment"]["card"]))
+        return card.roof if card else UNKNOWN
+
+    def prove(self, counts: Callable[[str], bool]) -> None:
+        """Raises Withheld where a check failed of something that `counts`."""
+        checked = [item for part in ("kernels", "invariance", "graph") for item in self.record.items(part).items()]
+        failed = [name for name, found in checked if found["status"] == "failed" and counts(name.split("/")[0])]
+        if failed:
+            raise Withheld(f"{', '.join(failed)} failed")
+
+
+Does = Callable[[Run, float], dict[str, Any]]  # of an item, given the seconds left
+
+
+def plan(run: Run | None, parts: Collection[str], scale: Scale) -> list[Item]:
+    """Everything there is to run in `parts`, in order. run None: only to be listed."""
+    makers: dict[str, Callable[[Scale], Iterator[tuple[str, float, Does]]]] = {
+        "calibration": _calibration, "compile": _compile, "tests": _tests, "kernels": _kernels,
+        "invariance": _invariance, "graph": _graph, "frames": _frames, "vocoder": _vocoder, "whole": _whole,
+        "hosts": _hosts, "timings": _timings, "beside": _beside, "baseline": _baseline, "sanitizer": _sanitizer,
+    }  # fmt: skip
+    return [
+        Item(part, name, seconds, partial(_do, does, run))
+        for part in parts
+        if part in makers
+        for name, seconds, does in makers[part](scale)
+    ]
+
+
+def _do(does: Does, run: Run | None, left: float) -> dict[str, Any]:
+    assert run is not None
+    return does(run, left)
+
+
+def reserve(part: str, parts: Collection[str]) -> float:
+    """Seconds of the budget that `part` leaves for the later ones of `parts`."""
+    names = list(PARTS)
+    return sum(PARTS[later] for later in names[names.index(part) + 1 :] if later in parts)
+
+
+def _calibration(scale: Scale) -> Iterator[tuple[str, float, Does]]:
+    sizes = (1 << 30, 8192) if scale.real else (1 << 20, 256)
+    yield "copy", 3, lambda run, left: timer.copy_bandwidth(run.device, sizes[0])
+    yield "matmul", 3, lambda run, left: timer.matmul_rate(run.device, sizes[1])
+
+
+def _compile(scale: Scale) -> Iterator[tuple[str, float, Does]]:
+    """Not a check: it saves the later parts the time."""
+
+    def compiled(run: Run, left: float) -> dict[str, Any]:
+        arch = run.record.content["environment"]["arch"]
+        return precompile(arch, left) if scale.real else precompile("sm_90", left, ("rotary",), jobs=1)
+
+    yield "all", 20, compiled
+
+
+def _tests(scale: Scale) -> Iterator[tuple[str, float, Does]]:
+    yield "pytest -m gpu", 30, lambda run, left: run_tests(min(TESTS_LIMIT, left))
+
+
+def _kernels(scale: Scale) -> Iterator[tuple[str, float, Does]]:
+    """First what is timed."""
+
+    def check(kernel: Kernel, workload: Workload, dtype: str) -> tuple[str, float, Does]:
+        return f"{kernel.name}/{workload.name}/{dtype}", 4, partial(_verified, kernel, workload, dtype)
+
+    if scale.real:
+        for kernel in KERNELS.values():
+            yield from (check(kernel, workload, "bfloat16") for workload in scale.timed(kernel))
+    for dtype in DTYPES:
+        for kernel in KERNELS.values():
+            yield from (check(kernel, workload, dtype) for workload in scale.verified(kernel, dtype))
+
+
+def _verified(kernel: Kernel, workload: Workload, dtype: str, run: Run, left: float) -> dict[str, Any]:
+    report = verify(kernel, workload, run.device.name, DTYPES[dtype], seed=SEED)
+    return {
+        "ratio": round(report.ratio, 3),
+        "rms": {error.output: error.rms for error in report.errors},
+        "plain": {error.output: error.plain for error in report.errors},
+    }
+
+
+def _invariance(scale: Scale) -> Iterator[tuple[str, float, Does]]:
+    def item(name: str, check: Callable[..., None], *arguments: Any, **more: Any) -> tuple[str, float, Does]:
+        def checked(run: Run, left: float) -> dict[str, Any]:
+            check(*arguments, run.device.name, **more)
+            return {}
+
+        return name, 5, checked
+
+    def sizes(kernel: str, workload: str, small: str = "tiny", **more: Any) -> dict[str, Any]:
+        found = checks.workload_sizes(kernel, workload if scale.real else small) | more
+        return {name: value for name, value in found.items() if name not in ("contexts", "rows", "idle")}
+
+    most = max(scale.batches)
+    for name in checks.BATCHED:
+        rows: dict[str, Any] = {"B" if "B" in sizes(name, "decode-B256") else "M": most}
+        yield item(f"{name}/batches", checks.batch_invariance, name, sizes(name, "decode-B256", **rows),
+                   batches=scale.batches)  # fmt: skip
+    variants = (
+        ("top2", "decode-B64-top2", "top2"), ("dense", "dense-B64", "dense"), ("sum", "sum-B256", "sum-top2"),
+    )  # fmt: skip
+    for label, workload, small in variants:
+        yield item(f"experts/batches-{label}", checks.batch_invariance, "experts",
+                   sizes("experts", workload, small, M=most), batches=scale.batches)  # fmt: skip
+    yield item("prefill_attention/pieces", checks.prefill_in_chunks,
+               sizes("prefill_attention", "prefill-2048", T=300 if scale.real else 20),
+               cuts=(1, 65, 128, 200) if scale.real else (2, 10, 16))  # fmt: skip
+    for name in ("qkv_projection", "output_projection", "router", "experts", "head"):
+        workload = "prefill-128" if name == "head" else "prefill-2048"
+        small = "prefill" if "prefill" in {w.name for w in KERNELS[name].workloads} else "tiny"
+        yield item(f"{name}/pieces", checks.prefill_rows, name, sizes(name, workload, small))
+    for dtype in scale.vocoder_dtypes:
+        yield item(f"vocoder/steps-{dtype}", checks.vocoder_steps, scale.codec, dtype=DTYPES[dtype], frames=scale.clip)
+
+
+def _graph(scale: Scale) -> Iterator[tuple[str, float, Does]]:
+    def item(name: str, check: Callable[..., None], config: Any, **more: Any) -> tuple[str, float, Does]:
+        def checked(run: Run, left: float) -> dict[str, Any]:
+            # Without graphs, as in a rehearsal, a replay is the call itself.
+            capture = None if run.device.capture else lambda call: call
+            check(config, run.device.name, capture=capture, **more)
+            return {}
+
+        return name, 10, checked
+
+    yield item("decode step", checks.graph_capture, scale.chain, context=300 if scale.real else 5)
+    yield item("vocoder/step", checks.vocoder_graph, scale.codec, frames=scale.clip)
+
+
+def _frames(scale: Scale) -> Iterator[tuple[str, float, Does]]:
+    def timed(streams: int, context: int, run: Run, left: float) -> dict[str, Any]:
+        run.prove(lambda kernel: kernel not in VOCODER)
+        return run.frames.time(streams, context, run.device, run.roof)
+
+    for streams in scale.streams:
+        yield f"B{streams}", 12, partial(timed, streams, scale.context)
+    for streams, contexts in scale.contexts.items():
+        for context in contexts:
+            yield f"B{streams}/context-{context}", 6, partial(timed, streams, context)
+
+
+def _vocoder(scale: Scale) -> Iterator[tuple[str, float, Does]]:
+    def timed(name: str, dtype: str, run: Run, left: float) -> dict[str, Any]:
+        run.prove(lambda kernel: kernel in VOCODER)
+        mode = "default" if scale.real and left > COMPILING else None
+        return run.codec(dtype).time(scale.vocoder[name], run.device, run.roof, mode=mode)
+
+    for dtype in scale.vocoder_dtypes:
+        for name in scale.vocoder:
+            yield f"{name}/{dtype}", 12, partial(timed, name, dtype)
+
+
+def _whole(scale: Scale) -> Iterator[tuple[str, float, Does]]:
+    def item(name: str, seconds: float, does: Does) -> tuple[str, float, Does]:
+        def proven(run: Run, left: float) -> dict[str, Any]:
+            run.prove(lambda kernel: True)
+            return does(run, left)
+
+        return name, seconds, proven
+
+    def first(streams: int, run: Run, left: float) -> dict[str, Any]:
+        return run.whole.first_audio(streams, scale.rounds)
+
+    def host(streams: int, run: Run, left: float) -> dict[str, Any]:
+        return run.whole.host(streams, scale.looks)
+
+    def prompt(rows: int, run: Run, left: float) -> dict[str, Any]:
+        return run.frames.time_prompt(rows, run.device, run.roof)
+
+    for streams in scale.together:
+        yield item(f"first-audio/{streams}", 5, partial(first, streams))
+        yield item(f"host/B{streams}", 5, partial(host, streams))
+    for rows in scale.prefills:
+        yield item(f"prefill-{rows}", 4, partial(prompt, rows))
+    yield item("memory", 10, lambda run, left: run.whole.memory(scale.seconds_of_audio))
+
+
+def _hosts(scale: Scale) -> Iterator[tuple[str, float, Does]]:
+    """Before and after, as their users call them."""
+
+    def codec(name: str, dtype: str, run: Run, left: float) -> dict[str, Any]:
+        run.prove(lambda kernel: kernel in VOCODER)
+        return time_dac_model(scale.codec, scale.vocoder[name], run.device, DTYPES[dtype])
+
+    def offline(streams: int, run: Run, left: float) -> dict[str, Any]:
+        run.prove(lambda kernel: True)
+        return run.whole.offline(streams, scale.rounds)
+
+    for name in scale.clips:
+        for dtype in scale.host_dtypes:
+            yield f"DacModel/{name}/{dtype}", 8, partial(codec, name, dtype)
+    for streams in scale.together:
+        yield f"TTSLLM/{streams}", 8, partial(offline, streams)
+
+
+def by_value(workload: Workload) -> tuple[int, bool]:
+    """The order of timings."""
+    rank = FIRST.index(workload.name) if workload.name in FIRST else len(FIRST)
+    return rank, "prefill" not in workload.name and "chunk" not in workload.name
+
+
+def _timings(scale: Scale) -> Iterator[tuple[str, float, Does]]:
+    pairs = [(kernel, workload) for kernel in KERNELS.values() for workload in scale.timed(kernel)]
+    for kernel, workload in sorted(pairs, key=lambda pair: by_value(pair[1])):
+        yield f"{kernel.name}/{workload.name}", 3, partial(timed, kernel, workload)
+
+
+def timed(kernel: Kernel, workload: Workload, run: Run, left: float) -> dict[str, Any]:
+    """A kernel's time at one workload."""
+    prove(kernel, workload, run, left)
+    found = timer.time_kernel(kernel, workload, run.device, DTYPES[TIMED], roof=run.roof, sheet=run.sheet)
+    return found | {"dtype": TIMED}
+
+
+def prove(kernel: Kernel, workload: Workload, run: Run, left: float) -> None:
+    """Raises Withheld unless no check of the kernel failed and this workload passed; it is checked now if need be."""
+    run.prove(lambda name: name == kernel.name)
+    name = f"{kernel.name}/{workload.name}/{TIMED}"
+    if name not in run.record.items("kernels"):
+        does = partial(_verified, kernel, workload, TIMED, run)
+        status = perform(Item("kernels", name, 0, does), run.record, left)
+        if status == "not run":
+            raise NotRun(f"{name}: {run.record.left_out('kernels')[name]}")
+        if status != "passed":
+            raise Withheld(f"{name} failed")
+
+
+def _beside(scale: Scale) -> Iterator[tuple[str, float, Does]]:
+    """Other implementations, at the first workloads; those that must be compiled last."""
+
+    def timed(one: Implementation, kernel: Kernel, workload: Workload, run: Run, left: float) -> dict[str, Any]:
+        ours = run.record.items("timings").get(f"{kernel.name}/{workload.name}", {}).get("median_us")
+        return time_one(one, kernel, workload, run.device, DTYPES[TIMED], ours)
+
+    items = [
+        (one, kernel, workload)
+        for kernel in KERNELS.values()
+        for workload in scale.timed(kernel)
+        if workload.name in FIRST or not scale.real
+        for one in beside(kernel)
+    ]
+    for one, kernel, workload in sorted(items, key=lambda item: (item[0].seconds, by_value(item[2]))):
+        yield f"{kernel.name}/{workload.name}/{one.name}", one.seconds, partial(timed, one, kernel, workload)
+
+
+def _baseline(scale: Scale) -> Iterator[tuple[str, float, Does]]:
+    """Frames and a prompt by plain PyTorch. A compiler takes its time, so they come late; a failure is none of ours."""
+
+    def item(part: str, name: str, seconds: float, does: Does) -> tuple[str, float, Does]:
+        """part: of ours, by the same name."""
+
+        def timed(run: Run, left: float) -> dict[str, Any]:
+            try:
+                found = does(run, left)
+            except Withheld as reason:
+                raise NotRun(str(reason)) from reason
+            ours = run.record.items(part).get(name, {}).get("median_us")
+            return found | {"how": run.plain.how, "speed_up": ours and round(found["median_us"] / ours, 3)}
+
+        return name, seconds, timed
+
+    def frame(streams: int, run: Run, left: float) -> dict[str, Any]:
+        found = run.plain.time(streams, scale.context, run.device, compile=scale.real)
+        return found | {"streams": streams, "context": scale.context}
+
+    def prompt(rows: int, run: Run, left: float) -> dict[str, Any]:
+        return run.plain.time_prefill(rows, run.device, compile=scale.real) | {"rows": rows}
+
+    for streams in scale.baselines:
+        yield item("frames", f"B{streams}", 80 if streams == 1 else 45, partial(frame, streams))
+    rows = scale.prefills[-1]
+    yield item("whole", f"prefill-{rows}", 45, partial(prompt, rows))
+
+
+def _sanitizer(scale: Scale) -> Iterator[tuple[str, float, Does]]:
+    def sanitized(tool: str, run: Run, left: float) -> dict[str, Any]:
+        return sanitizer.run(tool, left)
+
+    for tool in sanitizer.TOOLS:
+        yield tool, 20, partial(sanitized, tool)

@@ -1,0 +1,160 @@
+"""The whole as a user has it: text to sound by the host's clock, the host's work for a frame, and the memory of it all.
+
+Weights are random, made on the device: no figure here depends on their values.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from zonos2_triton.bench.suite.device_checks import random_codec, random_weights
+from zonos2_triton.bench.timing.timer import quantiles
+from zonos2_triton.model.backbone import Backbone
+from zonos2_triton.model.integrations.zonos2_engine.offline import TTSLLM, TTSSamplingParams
+from zonos2_triton.model.nvtx import recorded
+from zonos2_triton.model.pipeline import Zonos2
+from zonos2_triton.model.prompt import build_prompt
+from zonos2_triton.model.runtime.scheduler import LoopOptions
+from zonos2_triton.model.vocoder import Vocoder
+from zonos2_triton.reference import network as reference
+from zonos2_triton.reference.config import Zonos2Config
+from zonos2_triton.reference.sampling import Sampling
+from zonos2_triton.reference.vocoder import VocoderConfig
+
+SIXTEEN = 16  # frames: what the official engine sends first
+SETTLED = 3  # looks after which graphs are captured and prompts in the cache
+
+
+class Whole:
+    """A model and a codec; what is made of them shares their weights."""
+
+    def __init__(
+        self, config: Zonos2Config, codec: VocoderConfig, text: str, device: str, dtype: torch.dtype
+    ) -> None:  # fmt: skip
+        self.config, self.codec, self.text, self.device = config, codec, text, device
+        self.prompt = build_prompt(config, text)
+        self.weights = random_weights(config, device, dtype)
+        self.model = reference.bind(config, self.weights)
+
+    def speaking(self, streams: int, frames: int) -> Zonos2:
+        """With room for so many streams of so many frames, on the kernels where they are compiled."""
+        rows = streams * -(-(frames + len(self.prompt)) // 64) * 64
+        backbone = Backbone(self.config, self.weights, options=LoopOptions(streams=streams, positions=rows))
+        dtype = torch.float16 if backbone.backend == "triton" else torch.float32
+        return Zonos2(backbone, Vocoder(self.codec, random_codec(self.codec, self.device, dtype), "auto"))
+
+    def first_audio(self, streams: int, rounds: int) -> dict[str, Any]:
+        """Milliseconds from the texts, all at once, to the last one's first samples; and to its first 16 frames."""
+        frames = 2 * SIXTEEN + self.config.n_codebooks + 8
+        tts = self.speaking(streams, frames)
+        first, sixteen = zip(*(self._first(tts, streams, frames, n) for n in range(rounds + 1)), strict=True)
+        return {
+            "streams": streams, "prompt_rows": len(self.prompt), "frames": SIXTEEN,
+            **_spread(first[1:], "ms"), "sixteen_frames_ms": quantiles(sixteen[1:])[1],
+        }  # fmt: skip
+
+    def _first(self, tts: Zonos2, streams: int, frames: int, seed: int) -> tuple[float, float]:
+        started = time.perf_counter()
+        chunks = [
+            tts.stream(self.text, sampling=Sampling(seed=seed * streams + i, max_frames=frames, ignore_eos=True))
+            for i in range(streams)
+        ]
+        came = [len(next(each)) for each in chunks]
+        first = (time.perf_counter() - started) * 1e3
+        for each, samples in zip(chunks, came, strict=True):
+            while samples < SIXTEEN * self.codec.hop:
+                samples += len(next(each))
+        sixteen = (time.perf_counter() - started) * 1e3
+        for each in chunks:
+            each.close()  # type: ignore[attr-defined]  # a generator
+        return first, sixteen
+
+    def offline(self, streams: int, rounds: int) -> dict[str, Any]:
+        """Milliseconds of `TTSLLM.generate` for so many texts at once, from the call to all of their sound."""
+        frames = 2 * SIXTEEN + self.config.n_codebooks + 8
+        tts, samples = TTSLLM.of(self.speaking(streams, frames)), []
+        for n in range(rounds + 1):
+            params = [
+                TTSSamplingParams(seed=n * streams + i, max_tokens=frames, ignore_eos=True) for i in range(streams)
+            ]
+            started = time.perf_counter()
+            results = tts.generate([self.text] * streams, params)
+            samples.append((time.perf_counter() - started) * 1e3)
+        found = _spread(samples[1:], "ms")
+        seconds = sum(len(result["audio"]) for result in results) / 4 / self.codec.sample_rate
+        speed = round(seconds / found["median_ms"] * 1e3, 3)
+        return {"prompts": streams, "frames": frames, **found, "audio_s_per_s": speed}
+
+    def host(self, streams: int, looks: int) -> dict[str, Any]:
+        """Microseconds that the host's thread is busy for a frame of all streams: launching, reading, handing out.
+
+        Not counted is the time for which it waits for the device.
+        """
+        frames = (looks + SETTLED + 1) * 8
+        tts, watch = self.speaking(streams, frames), Stopwatch()
+        samples = []
+        running = [
+            tts.backbone.stream(self.prompt, Sampling(seed=i, max_frames=frames, ignore_eos=True))
+            for i in range(streams)
+        ]
+        each = tts.backbone.loop.look
+        try:
+            with recorded(watch):
+                for n in range(looks + SETTLED):
+                    watch.spent.clear()
+                    running[0].wait()
+                    for stream in running:
+                        for _ in stream.ready():
+                            pass
+                    if n >= SETTLED:
+                        samples.append((watch.spent["model/turn"] - watch.spent["model/wait"]) * 1e6 / each)
+        finally:
+            for stream in running:
+                stream.close()
+        return {"streams": streams, **_spread(samples, "us")}
+
+    def memory(self, seconds: float) -> dict[str, Any]:
+        """Bytes of weights and cache, and at most in use, while one stream speaks so long. None: not told on a CPU."""
+        frames = max(int(seconds * self.codec.sample_rate / self.codec.hop), 1)
+        on_gpu = self.device == "cuda"
+        weights = sum(tensor.nbytes for tensor in self.weights.values())
+        if on_gpu:
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated() if on_gpu else 0
+        tts = self.speaking(1, frames)
+        audio = tts.speak(self.text, sampling=Sampling(seed=0, max_frames=frames, ignore_eos=True))
+        cache = tts.backbone.loop.slots.cache
+        return {
+            "weights_bytes": weights,
+            "vocoder_bytes": sum(tensor.nbytes for tensor in tts.vocoder.state.values()),
+            "cache_bytes": sum(part.nbytes for part in (*cache.k, *cache.v)),
+            "peak_bytes": weights + torch.cuda.max_memory_allocated() - before if on_gpu else None,
+            "seconds_of_audio": round(audio.seconds, 3),
+        }
+
+
+class Stopwatch:
+    """Seconds of the host spent in ranges, by name: a sink of `ranges.recorded`."""
+
+    def __init__(self) -> None:
+        self.spent: defaultdict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def __call__(self, name: str, payload: int | None) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.spent[name] += time.perf_counter() - started
+
+
+def _spread(samples: Any, unit: str, digits: Callable[[float], float] = lambda x: round(x, 3)) -> dict[str, Any]:
+    low, middle, high = map(digits, quantiles(list(samples)))
+    return {f"median_{unit}": middle, f"low_{unit}": low, f"high_{unit}": high,
+            f"samples_{unit}": [digits(s) for s in samples]}  # fmt: skip

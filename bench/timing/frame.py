@@ -1,0 +1,117 @@
+"""How long a frame takes with everything in it in one graph, and the share of the draw, at any number of streams.
+
+And how long a prompt takes, up to the logits from which its first frame is drawn.
+
+Weights are random; so are logits, and with them the experts. The time of a frame does not depend on their values
+otherwise.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zonos2_triton.bench.specs.frame_cost import frame_cost, prompt_cost, total
+from zonos2_triton.bench.specs.roofline import UNKNOWN, Roof
+from zonos2_triton.bench.timing import timer
+from zonos2_triton.kernels._common import Cost
+from zonos2_triton.model.ops import PAGE_SIZE, ops_of
+from zonos2_triton.model.runtime.batch_state import Slots, pages_of
+from zonos2_triton.model.runtime.model_runner import Frames
+from zonos2_triton.reference import network as reference
+from zonos2_triton.reference.numeric import exact_numerics
+from zonos2_triton.reference.sampling import Sampling
+
+FOREVER = 2**30  # frames
+ROOM = 64  # rows: the frames of one sample, and those that warm up
+
+
+class FrameTimer:
+    """A model on its kernels."""
+
+    def __init__(self, model: reference.Model) -> None:
+        self.model, self.config, self.dtype = model, model.config, model.table.dtype
+        self.ops = ops_of("triton", self.config, model.table.device, self.dtype)
+
+    @torch.inference_mode()
+    def time(
+        self, streams: int, context: int, device: timer.Device, roof: Roof = UNKNOWN, seconds: float = 1.0,
+        **more: Any,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Microseconds of a frame, of its forward and head alone, and of its draw alone.
+
+        `context` rows are in the cache of each stream before every sample. more: arguments of `timing.measure`.
+        """
+        slots = slots_at(self.model, streams, context)
+        frames = Frames(self.model, self.ops, slots, alone=False)
+
+        def rewind() -> None:
+            device.clear()
+            slots.positions.fill_(context)
+
+        rewound = replace(device, clear=rewind)
+        logits = frames.logits(slice(streams))
+
+        def of(call: timer.Call) -> dict[str, Any]:
+            rewind()
+            with exact_numerics():
+                return timer.measure([call], rewound, seconds, **more)
+
+        frame = of(lambda: frames.frame(streams))
+        forward = of(lambda: frames.logits(slice(streams)))
+        draw = of(lambda: frames.draw(logits, slice(streams)))
+        if bool((slots.positions < 0).any()):
+            raise FloatingPointError("a stream ended while it was timed: logits were not finite")
+        rewind()
+        cost = total(frame_cost(self.config, streams, context, self.dtype.itemsize))
+        return frame | {
+            "streams": streams, "context": context, **floor(cost, frame["median_us"], roof),
+            "forward_us": forward["median_us"], "draw_us": draw["median_us"],
+            "draw_share": 1 - forward["median_us"] / frame["median_us"],
+            "peak_bytes": timer.peak(device, lambda: frames.frame(streams)),
+        }  # fmt: skip
+
+    @torch.inference_mode()
+    def time_prompt(
+        self, rows: int, device: timer.Device, roof: Roof = UNKNOWN, seconds: float = 1.0, **more: Any
+    ) -> dict[str, Any]:
+        """Microseconds from the ids of one prompt to the logits of its last row, launched by the host as it is.
+
+        graph_us: the same work replayed, which no prompt of another length could be; None: there are no graphs.
+        """
+        config, page = self.config, torch.arange(pages_of(rows), dtype=torch.int32, device=self.model.table.device)
+        cache = reference.Cache(config, len(page), PAGE_SIZE, self.model.table)
+        ids = torch.zeros(rows, config.n_codebooks + 1, dtype=torch.int32, device=page.device)
+        ids[:, :-1], ids[:, -1] = config.audio_pad_id, torch.arange(rows) % 256
+        batch = reference.Batch.single(ids, 0, page)
+
+        def prefill() -> Tensor:
+            x = reference.forward(self.model, batch, cache, self.ops)
+            return reference.logits(self.model, x[-1:], self.ops)
+
+        if not bool(prefill().isfinite().all()):
+            raise FloatingPointError("the logits of a prompt are not finite")
+        with exact_numerics():
+            found = timer.measure([prefill], device, seconds, "flushed", **more | {"graph": False})
+            replayed = timer.measure([prefill], device, seconds, "flushed", **more) if device.capture else None
+        cost = total(prompt_cost(config, rows, self.dtype.itemsize))
+        return found | {
+            "rows": rows, **floor(cost, found["median_us"], roof), "graph_us": replayed and replayed["median_us"]
+        }  # fmt: skip
+
+
+def floor(cost: Cost, microseconds: float, roof: Roof) -> dict[str, Any]:
+    """What has to move and be computed, and how near a time comes to the least that this takes."""
+    rates = timer.rates(cost.bytes, cost.flops, microseconds, roof)
+    return {name: rates[name] for name in ("bytes", "flops", "gb_per_s", "floor_us", "percent_of_floor")}
+
+
+def slots_at(model: reference.Model, streams: int, context: int) -> Slots:
+    """Streams with so many rows in the cache, and room for as many frames as a measurement may take."""
+    pages = pages_of(context + ROOM)
+    slots = Slots(model.config, streams, streams * pages, model.config.n_codebooks, model.table)
+    settings = Sampling().row()
+    for row in range(streams):
+        slots.enter(row, list(range(row * pages, (row + 1) * pages)), context, FOREVER, -1, settings, row)
+    return slots

@@ -1,0 +1,183 @@
+"""How long clips and steps of streams take on the vocoder's kernels, beside the same decoder in plain PyTorch.
+
+Weights and codes are random; the time does not depend on their values. What is timed has been compared with the plain
+decoder before, sample by sample.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from zonos2_triton.bench.catalogue import KERNELS
+from zonos2_triton.bench.specs.roofline import UNKNOWN, Roof
+from zonos2_triton.bench.suite.device_checks import as_delayed, clip_spans, random_codec, random_codes
+from zonos2_triton.bench.suite.recorder import Withheld
+from zonos2_triton.bench.timing import timer
+from zonos2_triton.kernels._common import Cost
+from zonos2_triton.kernels.residual_unit import WIDEST
+from zonos2_triton.model.vocoder import Vocoder
+from zonos2_triton.reference import vocoder as reference
+from zonos2_triton.reference.numeric import exact_numerics
+from zonos2_triton.reference.vocoder import DILATIONS, KERNEL, VocoderConfig
+
+# Signal to error, in dB, of the kernels' samples against the plain decoder's in the same precision, at least. By the
+# kernels' reference on a CPU, over 6 frames, measured in half precision: 38 and 56.
+AGREE_DB = {torch.bfloat16: 30.0, torch.float16: 47.0, torch.float32: 90.0}
+
+
+class Work(NamedTuple):
+    """What is timed: whole clips, or a step of streams that are under way."""
+
+    rows: int
+    frames: int  # of a clip, or of the step
+    whole: bool
+
+
+WORKS = {
+    "clips-1": Work(1, 861, True),  # 10 seconds
+    "clips-8": Work(8, 861, True),
+    "streams-64": Work(64, 16, False),
+    "stream-1-chunk-16": Work(1, 16, False),
+}
+
+
+class VocoderTimer:
+    """A codec of random weights, on its kernels and plain."""
+
+    def __init__(self, config: VocoderConfig, device: str, dtype: torch.dtype = torch.bfloat16) -> None:
+        self.config, self.dtype, self.device = config, dtype, device
+        self.state = random_codec(config, device, dtype)
+        self.vocoder = Vocoder(config, self.state, "triton")
+
+    @torch.inference_mode()
+    def time(
+        self, work: Work, device: timer.Device, roof: Roof = UNKNOWN, seconds: float = 0.5,
+        mode: str | None = "default", **more: Any,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Microseconds by the kernels in one graph; by PyTorch as its host launches it; and compiled, in a graph too.
+
+        PyTorch decodes the frames of a step as clips of their own, which is less than their samples depend on, and
+        keeps every stage unless it is compiled. mode: of torch.compile; None: there is no time for it. more: arguments
+        of `timing.measure`. Withheld: kernels and plain decoder do not agree.
+        """
+        decoder = self.vocoder.decoder
+        rows, length = work.rows, work.frames if work.whole else 3 * work.frames
+        together = work.frames + decoder.lookahead
+        frames = min(self.vocoder._frames_together(rows), together) if work.whole else work.frames
+        aligned = random_codes(self.config, rows, length, self.device)
+        codes = aligned if work.whole else as_delayed(aligned)
+        rings = decoder.rings(rows, frames)
+        spans = clip_spans(decoder, [length] * rows, frames, self.device, delayed=not work.whole)
+
+        def step(at: Tensor) -> Tensor:
+            return decoder.step(rings, codes, at, frames, not work.whole)
+
+        def clips() -> Tensor:
+            made = torch.cat([step(at) for at in spans], 1)
+            return made[:, decoder.lag :][:, : self.config.samples(length)]
+
+        ids = aligned.mT.long().contiguous()  # [B, C, T]
+        agreement = self._agreement(clips(), ids)
+        busy = spans[1] if len(spans) > 1 else spans[0]  # all of its positions lie in the clip
+        call: timer.Call = clips if work.whole else lambda: step(busy)
+        held = sum(ring.nbytes for ring in rings.tensors())
+        peak = timer.peak(device, call)
+        found = timer.measure([call], device, seconds, "flushed", **more)
+        microseconds = found["median_us"]
+        audio = rows * work.frames * self.config.hop / self.config.sample_rate
+        cost = self.cost(rows, work.frames)
+        moved = timer.rates(cost.bytes, cost.flops, microseconds, roof)
+        result = found | {
+            "rows": rows, "frames": work.frames, "frames_of_a_step": frames, "agreement_db": agreement,
+            "audio_s_per_s": round(audio / microseconds * 1e6, 1), **moved,
+            "activation_bytes": None if peak is None else held + peak,
+        }  # fmt: skip
+        part = ids[..., : work.frames].contiguous()
+        result["eager"] = self._beside(self._plain, part, device, seconds, False, more)
+        result["compiled"] = {"not_timed": "no time left"}
+        if mode is not None:
+            beside = self._beside(self._compiled(mode), part, device, seconds, True, more)
+            result["compiled"] = beside | {"mode": mode}
+        for beside in (result["eager"], result["compiled"]):
+            if "median_us" in beside:
+                beside["speed_up"] = round(beside["median_us"] / microseconds, 3)
+        return result
+
+    def cost(self, rows: int, frames: int) -> Cost:
+        """Of so many frames of each row, by the kernels' own costs."""
+        costs = step_costs(self.config, rows, frames, self.dtype.itemsize)
+        return Cost(sum(cost.bytes for cost in costs), sum(cost.flops for cost in costs))
+
+    def _agreement(self, samples: Tensor, ids: Tensor) -> float:
+        """dB; clip by clip, so that the plain decoder holds the activations of one."""
+        with exact_numerics():
+            want = torch.cat([self._plain(clip[None]) for clip in ids])
+        if not bool(samples.isfinite().all() & want.isfinite().all()):
+            raise Withheld("samples are not finite")
+        signal, error = want.double().square().sum(), (samples.double() - want.double()).square().sum()
+        found = float((10 * torch.log10(signal / error)).clamp(max=200))  # JSON has no infinity
+        if not found >= AGREE_DB[self.dtype]:
+            raise Withheld(
+                f"the kernels' samples are {found:.1f} dB from the plain decoder's, which is less than "
+                f"{AGREE_DB[self.dtype]:g} in {self.dtype}"
+            )
+        return round(found, 2)
+
+    def _plain(self, ids: Tensor) -> Tensor:
+        return reference.decode(self.config, self.state, ids)["audio"]
+
+    def _compiled(self, mode: str) -> Callable[[Tensor], Tensor]:
+        return torch.compile(self._plain, mode=mode, dynamic=False)
+
+    def _beside(
+        self, run: Callable[[Tensor], Tensor], ids: Tensor, device: timer.Device, seconds: float, graph: bool,
+        more: dict[str, Any],
+    ) -> dict[str, Any]:  # fmt: skip
+        """Its time, or why there is none: a compiler that is not there, or memory."""
+        try:
+            with _quickest_convolutions():
+                run(ids)
+                peak = timer.peak(device, lambda: run(ids))
+                options = {"least": 5} | more | {"graph": graph and more.get("graph", True)}
+                found = timer.measure([lambda: run(ids)], device, seconds, "flushed", **options)
+            return found | {"activation_bytes": peak}
+        except Exception as error:
+            return {"not_timed": f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]}
+        finally:
+            torch.compiler.reset()
+
+
+def step_costs(config: VocoderConfig, rows: int, frames: int, itemsize: int) -> list[Cost]:
+    """Of each launch of `Decoder.step`, in order."""
+
+    def cost(kernel: str, **sizes: Any) -> Cost:
+        return KERNELS[kernel].cost(B=rows, frames=frames, itemsize=itemsize, **sizes)
+
+    D, width, rate = config.latent_dim, config.decoder_dim, 1
+    costs = [cost("codebook_sum", C=config.n_codebooks, K=config.codebook_dim, D=D)]
+    costs += [cost("convolution", rate=1, Ci=D, Co=width, taps=KERNEL)]
+    for stride in config.decoder_rates:
+        costs += [cost("transposed_convolution", rate=rate, Ci=width, Co=width // 2, stride=stride)]
+        width, rate = width // 2, rate * stride
+        for unit in range(1, len(DILATIONS) + 1):
+            y = unit < len(DILATIONS)  # what a later unit adds
+            if width <= WIDEST and itemsize < 4:
+                costs += [cost("residual_unit", rate=rate, C=width, taps=KERNEL, y=y)]
+            else:
+                costs += [cost("convolution", rate=rate, Ci=width, Co=width, taps=KERNEL)]
+                costs += [cost("convolution", rate=rate, Ci=width, Co=width, taps=1, residual=True, y=y)]
+    return [*costs, cost("waveform", rate=rate, Ci=width, taps=KERNEL)]
+
+
+@contextmanager
+def _quickest_convolutions() -> Iterator[None]:
+    """Inside, cuDNN tries its ways when a shape first comes."""
+    cudnn: Any = torch.backends.cudnn
+    before, cudnn.benchmark = cudnn.benchmark, True
+    try:
+        yield
+    finally:
+        cudnn.benchmark = before

@@ -1,0 +1,1 @@
+"""Other programs that run ZONOS2 or its codec, patched in place by `accelerate`."""

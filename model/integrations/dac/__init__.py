@@ -1,0 +1,1 @@
+"""The Descript audio codec of transformers and of dac."""

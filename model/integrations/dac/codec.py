@@ -1,0 +1,170 @@
+"""The Descript audio codec as two packages have it, transformers' DacModel and dac.DAC: codes to latents to samples."""
+
+import inspect
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zonos2_triton.model.integrations.accelerate import Candidate, Host
+from zonos2_triton.model.integrations.dac.layers import Part, read_layers
+from zonos2_triton.model.integrations.patching import Replacement, Unchanged, check_module, check_weights
+from zonos2_triton.model.vocoder import Vocoder
+from zonos2_triton.model.weights.codec_checkpoint import official_name
+from zonos2_triton.reference.numeric import exact_numerics
+
+CLIPS, FRAMES = 2, 3  # that verify takes
+# Ours and the original round in different places. Seen at most, with random weights that do not magnify rounding, tiny
+# ones and of the real size: from_codes 5e-16, 5e-7, 1e-2 and 1e-3, decoder 3e-15, 3e-6, 3e-2 and 4e-3. The bounds leave
+# room for weights that do.
+BOUNDS = {
+    torch.float64: {"from_codes": 1e-13, "decoder": 1e-12},
+    torch.float32: {"from_codes": 1e-5, "decoder": 1e-4},
+    torch.bfloat16: {"from_codes": 4e-2, "decoder": 1e-1},
+    torch.float16: {"from_codes": 5e-3, "decoder": 2e-2},
+}
+
+
+@dataclass(frozen=True)
+class Codec:
+    """A host with the modules `quantizer` and `decoder`; layers: modules of the decoder that tell it from others."""
+
+    name: str
+    package: str
+    versions: tuple[str, str]
+    layers: tuple[str, ...]
+    ops: tuple[str, ...] = ("from_codes", "decoder")
+
+    def recognises(self, obj: object) -> bool:
+        quantizer, decoder = getattr(obj, "quantizer", None), getattr(obj, "decoder", None)
+        return (
+            isinstance(obj, nn.Module)
+            and isinstance(getattr(quantizer, "quantizers", None), nn.ModuleList)
+            and hasattr(quantizer, "from_codes")
+            and all(isinstance(getattr(decoder, layer, None), nn.Module) for layer in self.layers)
+        )
+
+    def checked(self, obj: Any) -> Tensor:
+        tensors: list[tuple[str, Tensor]] = []
+        for name in ("quantizer", "decoder"):
+            check_module(f"{self.name}.{name}", getattr(obj, name))
+            tensors += [(f"{name}.{key}", tensor) for key, tensor in getattr(obj, name).named_parameters()]
+        weight = check_weights(self.name, tensors)
+        read_layers(self.name, obj)
+        return weight
+
+    def candidates(self, obj: Any, backend: str, ops: Collection[str]) -> list[Candidate]:
+        config, parts = read_layers(self.name, obj)
+        like, tensors = parts["decoder.model.0"].module.bias, {}
+        for name in ("quantizer", "decoder"):
+            for key, tensor in getattr(obj, name).state_dict().items():
+                tensors[official_name(f"{name}.{key}", config)] = tensor
+        vocoder = Vocoder.from_state(config, tensors, like.device, like.dtype, backend)
+        assert vocoder.decoder  # made here, as it packs the weights; those that were folded for it need not stay
+        vocoder.state.clear()
+        found = []
+        if "from_codes" in ops:
+            found.append(_from_codes(obj.quantizer, _of("quantizer", parts), vocoder))
+        if "decoder" in ops:
+            found.append(_decoder(obj.decoder, _of("decoder", parts), vocoder))
+        return found
+
+
+HOSTS: tuple[Host, ...] = (
+    Codec("transformers.DacModel", "transformers", ("4.57", "6"), ("conv1", "block", "snake1", "conv2")),
+    Codec("dac.DAC", "descript-audio-codec", ("1.0.0", "1.1"), ("model",)),
+)
+
+
+def _from_codes(quantizer: Any, parts: list[Part], vocoder: Vocoder) -> Candidate:
+    """codes [B, C, T] -> (latents [B, D, T], code vectors [B, C * K, T], codes); C: the first so many codebooks."""
+    original, unchanged = quantizer.from_codes, _unchanged(parts)
+
+    def from_codes(codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        unchanged.check()
+        if codes.ndim != 3 or codes.numel() == 0:
+            return original(codes)
+        # First, as it looks at the codes: ids and codebooks that there are not are the same errors as ever.
+        vectors = [quantizer.quantizers[i].codebook(ids).mT for i, ids in enumerate(codes.unbind(1))]
+        with _without_autocast(vocoder.device):
+            z = vocoder.latents(codes).contiguous()
+        return _as_autocast(z), torch.cat(vectors, 1), codes
+
+    shape = CLIPS, vocoder.config.n_codebooks, FRAMES
+    codes = torch.randint(vocoder.config.codebook_size, shape, generator=torch.Generator().manual_seed(0))
+    return _candidate("from_codes", quantizer, "from_codes", from_codes, codes.to(vocoder.device), vocoder)
+
+
+def _decoder(decoder: nn.Module, parts: list[Part], vocoder: Vocoder) -> Candidate:
+    """latents [B, D, T] -> samples [B, 1, samples]."""
+    original, unchanged = decoder.forward, _unchanged(parts)
+    paddings = [(module, module.padding) for _, module in parts if hasattr(module, "padding")]
+
+    def forward(z: Tensor) -> Tensor:
+        unchanged.check()
+        # dac.DAC takes the padding away to decode the pieces of a long file: that is another decoder.
+        if any(module.padding != padding for module, padding in paddings):
+            return original(z)
+        if z.ndim == 3 and (len(z) == 0 or vocoder.config.samples(z.shape[2]) == 0):
+            return original(z)
+        if torch.is_grad_enabled() and z.requires_grad:
+            raise ValueError(
+                "decoder: z requires gradients, which kernels do not make: call it under torch.no_grad(), or call "
+                "report.restore() first"
+            )
+        with _without_autocast(vocoder.device) as cast:
+            samples = vocoder.decode_latents(z.to(vocoder.dtype) if cast else z)
+        return _as_autocast(samples.to(vocoder.dtype))[:, None]
+
+    shape = CLIPS, vocoder.config.latent_dim, FRAMES
+    z = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(vocoder.device, vocoder.dtype)
+    return _candidate("decoder", decoder, "forward", forward, z, vocoder)
+
+
+def _candidate(
+    op: str, owner: nn.Module, attribute: str, function: Callable[[Tensor], Any], sample: Tensor, vocoder: Vocoder
+) -> Candidate:
+    original = getattr(owner, attribute)
+    signature = inspect.signature(original)
+
+    def called(*args: Any, **kwargs: Any) -> Any:  # the hosts name the argument each in its own way
+        return function(*signature.bind(*args, **kwargs).args)
+
+    def check() -> tuple[object, object]:
+        with exact_numerics(), torch.autocast(vocoder.device.type, enabled=False):
+            return called(sample), original(sample)
+
+    where = {"from_codes": "quantizer.from_codes", "decoder": "decoder.forward"}[op]
+    place = owner, attribute, Replacement(called, original)
+    return Candidate(op, where, [place], check, BOUNDS[vocoder.dtype][op])
+
+
+@contextmanager
+def _without_autocast(device: torch.device) -> Iterator[bool]:
+    """Whether it was on. What ours compute in is settled by the weights."""
+    was_on = torch.is_autocast_enabled(device.type)
+    with torch.autocast(device.type, enabled=False):
+        yield was_on
+
+
+def _as_autocast(x: Tensor) -> Tensor:
+    """A result in the dtype that it would have had."""
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
+        return x.to(torch.get_autocast_dtype(kind))
+    return x
+
+
+def _of(name: str, parts: dict[str, Part]) -> list[Part]:
+    return [part for official, part in parts.items() if official.startswith(f"{name}.")]
+
+
+def _unchanged(parts: list[Part]) -> Unchanged:
+    places = []
+    for prefix, module in parts:
+        for path, inner in module.named_modules(prefix=prefix):
+            places += [(f"{path}.{key}", inner._parameters, key) for key in inner._parameters]
+    return Unchanged(places)

@@ -1,0 +1,182 @@
+"""A plugin of SGLang (entry point group sglang.srt.plugins): parts of sglang-omni's ZONOS2 by this package's kernels.
+
+ZONOS2_TRITON_SGLANG names the parts; without it nothing happens. SGLang's plugins are loaded in the process of `sglang
+serve`, but sglang-omni 0.1.9 does not load them in those that run its stages. So the plugin hooks the starting of
+those; each of them then hooks what its stages compute, before it builds them.
+
+Nothing but SGLang's HookRegistry changes the engine. Before anything is hooked, all that is hooked or counted upon must
+have the parameters that it was written for.
+"""
+
+import importlib
+import inspect
+import logging
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from zonos2_triton.kernels._settings import SGLANG, SGLANG_PARTS, disabled, sglang_parts
+from zonos2_triton.model.integrations.sglang import components as parts
+
+LOG = logging.getLogger("zonos2_triton")
+VERSION = "0.1.9"  # of sglang-omni
+WRITTEN_FOR = f"sglang-omni {VERSION} with sglang 0.5.22"
+ZONOS2 = "sglang_omni.models.zonos2"
+WORKERS = "sglang_omni.pipeline.stage_workers"
+REGISTRY = "sglang.srt.plugins.hook_registry"
+
+
+@dataclass(frozen=True)
+class Seam:
+    """A function of the engine: its parameters, and what is called around it; without that, it is only counted upon."""
+
+    module: str
+    name: str
+    parameters: tuple[str, ...]
+    hook: Callable[..., Any] | None = None
+
+    @property
+    def target(self) -> str:
+        return f"{self.module}.{self.name}"
+
+
+def plugin() -> None:
+    """Called by SGLang's load_plugins(), which applies what is registered here.
+
+    ValueError: ZONOS2_TRITON_SGLANG names an unknown part, or the engine has other parameters; ImportError: it is not
+    installed.
+    """
+    if sglang_parts() and not disabled():
+        _register(STARTING)
+
+
+def hook_parts(names: Collection[str]) -> None:
+    """Hook parts of the model in this process, all or none; errors as in `plugin`."""
+    names = [name for name in SGLANG_PARTS if name in names]
+    seams = [seam for name in names for seam in SEAMS[name]]
+    new = _register(seams)
+    before = [_function(seam) for seam in new]
+    _module(REGISTRY).HookRegistry.apply_hooks()
+    if passed_by := [seam.target for seam, function in zip(new, before, strict=True) if _function(seam) is function]:
+        raise RuntimeError(f"{SGLANG}: SGLang did not hook {passed_by[0]}; its log says why")
+    LOG.info("SGLang: %s by zonos2-triton", ", ".join(names))
+
+
+def run_stage(target: Callable[..., None], *args: Any) -> None:
+    """The function of a process that runs stages: what sglang-omni would have called, after the plugin."""
+    plugin()
+    _module(REGISTRY).HookRegistry.apply_hooks()
+    target(*args)
+
+
+class _Context:
+    """A multiprocessing context whose processes begin with `run_stage`."""
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    def Process(self, *, target: Callable[..., None], args: tuple[Any, ...] = (), **options: Any) -> Any:
+        return self._context.Process(target=run_stage, args=(target, *args), **options)
+
+
+def _spawn(original: Callable[..., None], group: Any, ctx: Any, process_env_overrides: Any = None) -> None:
+    original(group, _Context(ctx), process_env_overrides)
+
+
+def _run_process(original: Callable[..., None], spec: Any, ready_event: Any, log: Any) -> None:
+    """Of the parts that were asked for, those whose stage is one of this process. An error here is the stage's."""
+    stages = {stage.factory for stage in spec.stage_specs}
+    if names := [name for name in sglang_parts() if STAGES[name] in stages]:
+        hook_parts(names)
+    original(spec, ready_event, log)
+
+
+STARTING = (
+    Seam(WORKERS, "StageGroup.spawn", ("self", "ctx", "process_env_overrides"), _spawn),
+    Seam(WORKERS, "run_process", ("spec", "ready_event", "log"), _run_process),
+    Seam(WORKERS, "stage_process_main", ("spec", "ready_event", "startup_error_channel")),
+)
+MODEL, RUNNER, CODEC = (f"{ZONOS2}.{name}" for name in ("sglang_model", "model_runner", "components.audio_codec"))
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "top_k_max", "rep_token_ids")
+SEAMS = {
+    "attention": (
+        Seam(MODEL, "Zonos2Attention.forward", ("self", "x", "positions", "forward_batch"), parts.attention),
+    ),
+    "experts": (
+        Seam(MODEL, "Zonos2MoEBlock.forward", ("self", "x", "router_states"), parts.experts),
+        Seam(MODEL, "Zonos2SonicRouter.forward", ("self", "h", "router_states")),
+    ),
+    "sampler": (
+        Seam(f"{ZONOS2}.sampler", "sample_tts", ("logits", *SAMPLING, "any_top_p", "any_min_p"), parts.sample),
+        # Both leave end and padding out of what is penalised.
+        Seam(RUNNER, "Zonos2ModelRunner.rep_window", ("self", "row_t", "n", "cb_size", "params")),
+        Seam(RUNNER, "Zonos2ModelRunner.rep_window_ring", ("self", "row_t", "n", "w", "cb_size", "device")),
+    ),
+    "vocoder": (
+        Seam(CODEC, "get_dac", ("device",), parts.get_dac),
+        Seam(CODEC, "Zonos2DACVocoder.decode_batch", ("self", "audio_codes_list", "eos_frames"), parts.decode_batch),
+    ),
+}
+ENGINE, VOCODER = (f"{ZONOS2}.stages.create_{name}_executor" for name in ("sglang_omni_tts_engine", "vocoder"))
+STAGES = {"attention": ENGINE, "experts": ENGINE, "sampler": ENGINE, "vocoder": VOCODER}  # whose process has a part
+REGISTERING = (  # the interface of plugins itself
+    Seam(REGISTRY, "HookRegistry.register", ("target", "hook", "hook_type", "source")),
+    Seam(REGISTRY, "HookRegistry.apply_hooks", ()),
+)
+_registered: set[str] = set()
+
+
+def _register(seams: Iterable[Seam]) -> list[Seam]:
+    """Check them all, then register those with a hook that are not yet, which are returned."""
+    for seam in (*REGISTERING, *seams):
+        _check(seam)
+    _warn_of_another_version()
+    registry = _module(REGISTRY)
+    new = [seam for seam in seams if seam.hook and seam.target not in _registered]
+    for seam in new:
+        _registered.add(seam.target)
+        hook = torch.compiler.disable(seam.hook)  # the engine compiles its sampler; kernels gain nothing by it
+        registry.HookRegistry.register(seam.target, hook, registry.HookType.AROUND)
+    return new
+
+
+def _check(seam: Seam) -> None:
+    found, expected = (", ".join(names) for names in (inspect.signature(_function(seam)).parameters, seam.parameters))
+    if found != expected:
+        raise ValueError(
+            f"{SGLANG}: {seam.target} takes ({found}), and this was written for ({expected}) of {WRITTEN_FOR}; nothing "
+            "is hooked"
+        )
+
+
+def _function(seam: Seam) -> Callable[..., Any]:
+    function: Any = _module(seam.module)
+    for name in seam.name.split("."):
+        function = getattr(function, name, None)
+    if not callable(function):
+        raise ValueError(f"{SGLANG}: there is no {seam.target}; this was written for {WRITTEN_FOR}; nothing is hooked")
+    return function
+
+
+def _module(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(f"{SGLANG}: {name} cannot be imported ({error}); nothing is hooked") from error
+
+
+@cache  # so that the log says it once
+def _warn_of_another_version() -> None:
+    try:
+        found = version("sglang-omni")
+    except PackageNotFoundError:  # run from a source tree
+        return
+    if found != VERSION:
+        LOG.warning("SGLang: sglang-omni is %s; this was written for %s and goes by the signatures", found, WRITTEN_FOR)

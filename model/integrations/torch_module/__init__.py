@@ -1,0 +1,1 @@
+"""PyTorch modules that keep the official tensor names."""

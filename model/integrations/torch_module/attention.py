@@ -1,0 +1,94 @@
+"""The attention of a port over the cache that the port keeps, whose sequences are pages to the kernels."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zonos2_triton.model.backend import current
+from zonos2_triton.model.integrations.torch_module.structure import Beyond, PortModel, Swap, Unfit, flat
+from zonos2_triton.model.ops import SEQUENCES_AT_ONCE
+from zonos2_triton.reference.numeric import exact_numerics
+from zonos2_triton.reference.rotary import rotary_table
+
+CACHED = 32  # positions of the cache of a sample
+TABLE_STEP = 1024  # positions by which the rotary table grows
+
+
+def attention(model: PortModel) -> list[Swap]:
+    steps = _Steps(model)
+    return [_one_attention(model, steps, f"layers.{i}.attention") for i in range(model.config.n_layers)]
+
+
+class _Steps:
+    """What the layers of a step share: places in the cache, and the rotary table."""
+
+    def __init__(self, model: PortModel) -> None:
+        config, device = model.config, model.like.device
+        theta = model.said(model.part("layers.0.attention"), "rope_theta", "rope_base", "theta")
+
+        def numbers(values: Sequence[int]) -> Tensor:
+            return torch.tensor(values, dtype=torch.int32, device=device)
+
+        self.pages = lru_cache(8)(lambda rows: numbers(range(rows))[:, None])
+        self.begins = lru_cache(8)(lambda rows, length: numbers(range(0, rows * length + 1, length)))
+        self.starts = lru_cache(2)(lambda rows, start: torch.full_like(self.pages(rows)[:, 0], start))
+        self._table = lru_cache(1)(lambda n: rotary_table(n, config.head_dim, float(theta or 1e4), model.like))
+
+    def table(self, positions: int) -> Tensor:
+        return self._table(-(-positions // TABLE_STEP) * TABLE_STEP)
+
+
+def _one_attention(model: PortModel, steps: _Steps, path: str) -> Swap:
+    """forward(x [B, T, D], cache), the cache with key and value [B, L, HKV, DH] and length: a page per sequence."""
+    config, ops = model.config, model.ops
+    model.need(*(name for name in model.layout if name.startswith(f"{path}.")))
+    try:
+        module, names = model.module(path, "x", "cache", optional=("attention_backend", "backend"))
+    except Unfit as reason:
+        raise Beyond(f"{reason}: how it keeps its cache is not known here") from reason
+    wq, wkv, gater, wo = (model.part(f"{path}.{name}") for name in ("wq", "wkv", "gater", "wo"))
+    temp = model.packed(lambda t: t.flatten().to(model.like.dtype), f"{path}.temp")
+    original = module.forward
+
+    def ours(x: Tensor, cache: Any, *rest: Any) -> Tensor:
+        (B, T, _), start, room = x.shape, cache.length, cache.key.shape[1]
+        if start + T > room or (start > 0 and T > 1):  # what the port does then is its own affair
+            return original(x, cache, *rest)
+        rows, prefill = flat(x, config.dim), T > 1 or B > SEQUENCES_AT_ONCE
+        kv = wkv.weight.view(2, -1, config.dim)
+        qkvg = ops.qkv_projection(rows, None, wq.weight, kv, gater.weight, 0.0, prefill)
+        places = temp(), steps.table(room), cache.key, cache.value, steps.pages(B), steps.starts(B, start)
+        if prefill:
+            y = ops.prefill_attention(qkvg, *places, steps.begins(B, T), T)
+        else:
+            y = ops.decode_attention(qkvg, *places)
+        cache.length = start + T
+        return ops.output_projection(y, wo.weight, None, prefill).view(x.shape)
+
+    samples = [model.rows(2 * n, config.dim).view(2, n, config.dim) for n in (5, 1, 1)]
+    parameters = inspect.signature(original).parameters
+    rest = ["sdpa" for name in names[2:] if parameters[name].default is inspect.Parameter.empty]
+
+    def tried(forward: Callable[..., Tensor]) -> object:
+        """A prompt and two more rows, what the cache then holds, and its length."""
+        key, value = torch.zeros(2, 2, CACHED, config.kv_heads, config.head_dim).to(model.like)
+        cache = SimpleNamespace(key=key, value=value, length=0)
+        return [*(forward(x, cache, *rest) for x in samples), cache.key, cache.value, cache.length]
+
+    try:
+        tried(original)
+    except Exception as error:
+        raise Beyond(
+            f"{path}.forward does not take a cache with key, value [B, L, HKV, DH] and length: {error!r}"
+        ) from error
+
+    def check() -> tuple[object, object]:
+        with current(model.like.device), exact_numerics():
+            return tried(ours), tried(original)
+
+    return Swap(module, ours, check)

@@ -1,0 +1,118 @@
+"""nn.Module ports of the backbone that keep the official tensor names, possibly below a prefix.
+
+What a module does is known by its name, shapes and the parameters of its forward, the rest is found by asking it: which
+of a router's results are weights, ids and state, whether balancing biases are added, in which order experts take ids
+and weights, what a cache is. Weights are read where they lie, at each call; the embedding table, temperatures and
+balancing biases are packed copies.
+"""
+
+import inspect
+from collections.abc import Callable, Collection
+from typing import Any
+
+from torch import Tensor, nn
+
+from zonos2_triton.model.backend import current
+from zonos2_triton.model.integrations.accelerate import Candidate, Host
+from zonos2_triton.model.integrations.patching import Replacement, check_module, check_weights
+from zonos2_triton.model.integrations.torch_module.attention import attention
+from zonos2_triton.model.integrations.torch_module.moe import experts, router
+from zonos2_triton.model.integrations.torch_module.structure import (
+    BOUNDS,
+    NAME,
+    OTHER_TYPES,
+    Beyond,
+    PortModel,
+    Swap,
+    Unfit,
+    config_of,
+    prefix_of,
+    root_of,
+    weights_of,
+)
+from zonos2_triton.model.integrations.torch_module.token_ops import dense, embedding, head, norm
+from zonos2_triton.model.ops import ops_of
+from zonos2_triton.reference.numeric import exact_numerics
+
+OPERATIONS: dict[str, tuple[str, Callable[[PortModel], list[Swap]]]] = {
+    "embedding": ("multi_embedder", embedding),
+    "norm": ("layers.N.attention_norm, .ffn_norm, .feed_forward.router.rmsnorm_eda, out_norm", norm),
+    "attention": ("layers.N.attention", attention),
+    "dense": ("layers.N.feed_forward", dense),
+    "router": ("layers.N.feed_forward.router", router),
+    "experts": ("layers.N.feed_forward.experts", experts),
+    "head": ("multi_output", head),
+}
+
+
+class Port:
+    """Anybody's module whose parameters are named as in the official checkpoint."""
+
+    name = NAME
+    package: str | None = None
+    versions: tuple[str, str] | None = None
+
+    @property
+    def ops(self) -> tuple[str, ...]:
+        return tuple(OPERATIONS)
+
+    def recognises(self, obj: object) -> bool:
+        return isinstance(obj, nn.Module) and prefix_of(obj) is not None
+
+    def checked(self, obj: Any) -> Tensor | None:
+        root = root_of(obj)
+        check_module(self.name, root)
+        for path, part in [("", obj), *root.named_modules()]:
+            name = path or type(part).__name__
+            if isinstance(vars(part).get("forward"), Replacement):
+                raise ValueError(f"{NAME}: {name} is accelerated by itself: call restore() of that report first")
+            if hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None:
+                raise ValueError(f"{NAME}: {name} is compiled already: accelerate first, then compile")
+        weight = check_weights(self.name, weights_of(root), OTHER_TYPES)
+        config_of(root)
+        return weight
+
+    def candidates(self, obj: Any, backend: str, ops: Collection[str]) -> list[Candidate]:
+        root = root_of(obj)
+        config = config_of(root)
+        _, weight = next(weights_of(root))
+        model = PortModel(root, config, ops_of(backend, config, weight.device, weight.dtype), weight.new_empty(0))
+        with current(weight.device), exact_numerics():
+            found = [_candidate(model, op) for op in ops]
+        model.let_go()
+        return found
+
+
+HOSTS: tuple[Host, ...] = (Port(),)
+
+
+def _candidate(model: PortModel, op: str) -> Candidate:
+    where, builder = OPERATIONS[op]
+    try:
+        swaps = builder(model)
+    except Beyond as reason:
+        return Candidate(op, where, left=str(reason))
+    except Unfit as reason:
+        return Candidate(op, where, fault=str(reason))
+
+    def check() -> tuple[object, object]:
+        new, old = zip(*(swap.check() for swap in swaps), strict=True)
+        return new, old
+
+    places = [(swap.module, "forward", _replacement(model, swap)) for swap in swaps]
+    return Candidate(op, where, places, check, BOUNDS[model.like.dtype])
+
+
+def _replacement(model: PortModel, swap: Swap) -> Replacement:
+    """Called by position and by the original's names, on the device of the weights."""
+    original, ours, device = swap.module.forward, swap.ours, model.like.device
+    names = [*inspect.signature(original).parameters]
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if kwargs:
+            named = [name for name in names[len(args) :] if name in kwargs]
+            args += tuple(kwargs.pop(name) for name in named)
+        with current(device):
+            return ours(*args, **kwargs)
+
+    return Replacement(forward, original)

@@ -1,0 +1,85 @@
+"""The parts of a port that take rows alone: embedding, norms, dense layers, head."""
+
+import torch
+from torch import Tensor
+
+from zonos2_triton.model.integrations.torch_module.structure import (
+    COMPARED,
+    Beyond,
+    PortModel,
+    Swap,
+    flat,
+    many,
+    swiglu,
+)
+
+
+def norm(model: PortModel) -> list[Swap]:
+    paths = [f"layers.{i}.{name}" for i in range(model.config.n_layers) for name in ("attention_norm", "ffn_norm")]
+    paths += [f"layers.{i}.feed_forward.router.rmsnorm_eda" for i in model.config.moe_layers]
+    return [_one_norm(model, path) for path in [*paths, "out_norm"]]
+
+
+def _one_norm(model: PortModel, path: str) -> Swap:
+    model.need(f"{path}.weight")
+    module, _ = model.module(path, "x")
+    eps, (width,) = model.eps(path), model.layout[f"{path}.weight"]
+
+    def ours(x: Tensor) -> Tensor:
+        return model.ops.add_rms_norm(flat(x, width), None, module.weight, eps)[1].view(x.shape)
+
+    sizes = torch.tensor([1e-3, 1.0, 30.0])[:, None].to(model.like)  # the least of them tells one eps from another
+    return model.swap(path, module, ours, model.rows(3, width) * sizes)
+
+
+def embedding(model: PortModel) -> list[Swap]:
+    config, path = model.config, "multi_embedder"
+    tables = [f"{path}.embedders.{i}.weight" for i in range(config.n_codebooks + 1)]
+    model.need(*tables)
+    module, _ = model.module(path, "codes")
+    table = model.packed(lambda *parts: torch.cat(parts), *tables)
+    most = torch.tensor([config.codebook_vocab - 1] * config.n_codebooks + [config.text_vocab])
+
+    def ours(codes: Tensor) -> Tensor:
+        rows = flat(codes, codes.shape[-1])
+        if rows.device.type == "cpu" and bool(((rows < 0) | (rows > most[: rows.shape[1]])).any()):
+            raise IndexError(f"{path}: codes must be in 0..{config.audio_pad_id}, text in 0..{config.text_vocab}")
+        ids = rows if rows.dtype in (torch.int32, torch.int64) else rows.long()
+        embedded = model.ops.frame_embedding(ids, table(), config.codebook_vocab, 0.0, norm=False)
+        return embedded.view(*codes.shape[:-1], config.dim)
+
+    drawn = (torch.rand(COMPARED, len(most), generator=model.generator) * (most + 1)).long()
+    return [model.swap(path, module, ours, torch.cat([drawn, most[None]]).to(model.like.device))]  # padding, too
+
+
+def dense(model: PortModel) -> list[Swap]:
+    layers = [i for i in range(model.config.n_layers) if i not in model.config.moe_layers]
+    if not layers:
+        raise Beyond("no layer is dense")
+    return [_one_dense(model, f"layers.{i}.feed_forward") for i in layers]
+
+
+def _one_dense(model: PortModel, path: str) -> Swap:
+    model.need(f"{path}.w_in.weight", f"{path}.w_out.weight")
+    module, _ = model.module(path, "x")
+    w_in, w_out = (model.part(f"{path}.{name}") for name in ("w_in", "w_out"))
+    dim = model.config.dim
+
+    def ours(x: Tensor) -> Tensor:
+        up, gate = w_in.weight.view(2, 1, -1, dim)
+        return swiglu(model, x, gate, up, w_out.weight[None])
+
+    return model.swap(path, module, ours, model.rows(COMPARED, dim))
+
+
+def head(model: PortModel) -> list[Swap]:
+    config, path = model.config, "multi_output"
+    model.need(f"{path}.weight")
+    module, _ = model.module(path, "x")
+
+    def ours(x: Tensor) -> Tensor:
+        rows = flat(x, config.dim)
+        logits = model.ops.head(rows, None, module.weight, config.n_codebooks, 0.0, 0.0, many(rows))
+        return logits.to(x.dtype).view(*x.shape[:-1], -1)  # a linear map ends in the type of its input
+
+    return [model.swap(path, module, ours, model.rows(COMPARED, config.dim))]

@@ -1,0 +1,1 @@
+"""The official zonos2 engine: its model, its server, its offline API."""

@@ -1,0 +1,340 @@
+"""The model tree of the official zonos2 engine: `Zonos2ForCausalLM`, whose layers are plain objects."""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zonos2_triton.model.integrations.accelerate import Candidate, Host, Place
+from zonos2_triton.model.integrations.patching import Replacement
+from zonos2_triton.model.integrations.zonos2_engine import layers as engine_ops
+from zonos2_triton.model.integrations.zonos2_engine.attention import Backend
+from zonos2_triton.model.integrations.zonos2_engine.layers import Call, Shared
+from zonos2_triton.model.integrations.zonos2_engine.tree import NAME, check_tree, rank_config
+from zonos2_triton.model.ops import ops_of
+from zonos2_triton.reference.config import BALANCING_SIGN
+from zonos2_triton.reference.ops import REFERENCE
+from zonos2_triton.reference.rotary import rotary as reference_rotary
+
+PARTS = ("multi_embedder", "emb_norm", "layers", "out_norm", "multi_output", "compute_logits")
+OPS = ("embedding", "norm", "rotary", "attention", "router", "experts", "dense", "head")
+# Of a difference over the largest magnitude. Seen on a CPU at the real widths: 5e-7, 8e-3, 1.3e-3. In fp32 is room
+# for a GPU's approximations; in half precision three or four times what was seen, for sums in another order.
+BOUNDS = {torch.float64: 1e-4, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+ROWS = 3  # of sample inputs
+NO_MIXTURE = "the model has no mixture of experts"
+Pair = tuple[object, object]  # what ours gave, what the original gave
+
+
+class Engine:
+    """The official engine's model."""
+
+    name = NAME
+    package = "zonos2"
+    versions = ("0.1", "0.2")
+    ops = OPS
+
+    def recognises(self, obj: object) -> bool:
+        return not isinstance(obj, nn.Module | type) and all(hasattr(obj, part) for part in PARTS)
+
+    def checked(self, obj: Any) -> Tensor | None:
+        return check_tree(obj)
+
+    def candidates(self, obj: Any, backend: str, ops: Collection[str]) -> list[Candidate]:
+        tree = Tree(obj, backend, ops)
+        return [getattr(tree, op)() for op in self.ops if op in ops]
+
+
+class Built:
+    """What the engine builds around its model: by then the model's graphs are captured."""
+
+    name, package, versions, ops = "zonos2 engine", "zonos2", ("0.1", "0.2"), OPS
+
+    def recognises(self, obj: object) -> bool:
+        return hasattr(obj, "graph_runner") or hasattr(getattr(obj, "engine", None), "graph_runner")
+
+    def checked(self, obj: Any) -> Tensor | None:
+        raise TypeError(
+            f"accelerate: {type(obj).__qualname__} has captured its CUDA graphs already, and would go on replaying "
+            "them; call accelerate(zonos2), with the imported package, before it is built"
+        )
+
+    def candidates(self, obj: Any, backend: str, ops: Collection[str]) -> list[Candidate]:
+        return []
+
+
+class Tree:
+    """One model, and for each operation the method that says what replaces it, and how that is checked."""
+
+    def __init__(self, model: Any, backend: str, ops: Collection[str]) -> None:
+        weight, config, layers = model.out_norm.weight, rank_config(model), model.layers.op_list
+        table = ops_of(backend, config, weight.device, weight.dtype)
+        self.shared = Shared(table, _rotary(backend), config, _core())
+        self.model, self.layers, self.weight, self.ops = model, layers, weight, ops
+        self.mixtures = {i: layers[i].feed_forward for i in config.moe_layers}
+        self.dense_layers = {i: layers[i].feed_forward for i in range(config.n_layers) if i not in self.mixtures}
+        self.generator = torch.Generator().manual_seed(0)
+        self.biases = {i: self._biases(mixture.router) for i, mixture in self.mixtures.items()}
+        self.routes = {
+            i: engine_ops.routing(self.shared, mixture.router, f"layers.{i}.feed_forward.router", self.biases[i])
+            for i, mixture in self.mixtures.items()
+        }
+        self.routers = {
+            i: Replacement(engine_ops.routed(self.routes[i]), mixture.router.forward)
+            for i, mixture in self.mixtures.items()
+        }
+
+    def _biases(self, router: Any) -> Tensor:
+        sign = BALANCING_SIGN[self.shared.config.moe_balancing_strategy]
+        return sign * router.balancing_biases.to(self.weight.dtype)
+
+    def embedding(self) -> Candidate:
+        owner = self.model.multi_embedder
+        tables, ours, original = owner.embedders.op_list, engine_ops.embedding(self.shared, owner), owner.forward
+
+        def compare() -> Pair:
+            ids = torch.stack([self._integers(table.num_embeddings) for table in tables], 1)
+            return ours(ids), original(ids)
+
+        size = sum(table.weight.nbytes for table in tables) / 1e6
+        where, places = f"a packed copy of {size:.0f} MB", [(owner, "forward", ours)]
+        return self._candidate("embedding", where, places, self._both(compare))
+
+    def norm(self) -> Candidate:
+        fused = [self.model.emb_norm, self.model.out_norm]
+        fused += [norm for layer in self.layers for norm in (layer.attention_norm, layer.ffn_norm)]
+        ours = [engine_ops.fused_norm(self.shared, norm) for norm in fused]
+        plain = engine_ops.plain_norm(self.shared)
+        states = [mixture.router.rmsnorm_eda for mixture in self.mixtures.values()]
+
+        def compare() -> Pair:
+            new, old = [], []
+            for norm, forward in zip(fused, ours, strict=True):
+                x, residual = self._normal(norm._size), self._normal(norm._size)
+                weight = norm.weight if norm.elementwise_affine else torch.ones_like(x[0])
+                normed, total = x.clone(), residual.clone()
+                norm.fused_add_rmsnorm(normed, total, weight, norm.eps)  # in place
+                new += [*forward(x), *forward(x, residual)]
+                old += [norm.rmsnorm(x, weight, norm.eps), x, normed, total]
+            for norm in states:
+                x = self._normal(len(norm.weight))
+                new.append(plain(x, norm.weight, norm.eps))
+                old.append(norm.rmsnorm(x, norm.weight, norm.eps))
+            return new, old
+
+        places = [(norm, "forward", forward) for norm, forward in zip(fused, ours, strict=True)]
+        places += [(norm, "rmsnorm", plain) for norm in states]
+        return self._candidate("norm", f"{len(places)} norms", places, self._both(compare))
+
+    def rotary(self) -> Candidate:
+        attentions = [layer.attention.attn for layer in self.layers]
+        shared = {id(attn.rotary): attn.rotary for attn in attentions}
+        own = {key: engine_ops.turned_rotary(self.shared, rotary) for key, rotary in shared.items()}
+
+        def compare() -> Pair:
+            new, old = [], []
+            for key, rotary in shared.items():
+                positions = self._integers(self.shared.config.max_seqlen)
+                q, k = (self._normal(attentions[0].head_dim * heads) for heads in (4, 2))
+                new += own[key].forward(positions, q, k, is_neox=False)
+                old += rotary.forward(positions, q.clone(), k.clone(), is_neox=False)  # in place
+            return new, old
+
+        places = [(attn, "rotary", own[id(attn.rotary)]) for attn in attentions]
+        return self._candidate("rotary", f"{len(places)} layers, for neox=False", places, self._both(compare))
+
+    def attention(self) -> Candidate:
+        layers = [layer.attention for layer in self.layers]
+        ours = [engine_ops.attention(self.shared, layer) for layer in layers]
+        originals = [layer.forward for layer in layers]
+
+        def check() -> Pair:
+            new, old = list[Tensor](), list[Tensor]()
+            for forward, original in zip(ours, originals, strict=True):
+                prompt, frame = self._normal(self.shared.config.dim, 5), self._normal(self.shared.config.dim, 2)
+                new += self._attended(forward, prompt, frame)
+                old += self._attended(original, prompt, frame)
+            return new, old
+
+        places = [(layer, "forward", forward) for layer, forward in zip(layers, ours, strict=True)]
+        where = f"{len(layers)} layers, where the attention backend is zonos2_triton"
+        return self._candidate("attention", where, places, check)
+
+    def _attended(self, forward: Call, prompt: Tensor, frame: Tensor) -> list[Tensor]:
+        """Two prompts, of three rows and of two, and a row more of each, on a cache of their own."""
+        config, device = self.shared.config, self.weight.device
+        cache = self.weight.new_zeros(2, 8, 1, config.kv_heads, config.head_dim)
+        kvcache = SimpleNamespace(k_cache=lambda layer: cache[0], v_cache=lambda layer: cache[1])
+        pages = torch.tensor([[5, 2, 7, 0], [1, 6, 3, 4]], dtype=torch.int32, device=device)
+        backend, found = Backend(REFERENCE, kvcache, pages), []
+        for x, cached, rows in ((prompt, (0, 0), (3, 2)), (frame, (3, 2), (1, 1))):
+            reqs = [
+                SimpleNamespace(table_idx=i, cached_len=c, extend_len=n, device_len=c + n)
+                for i, (c, n) in enumerate(zip(cached, rows, strict=True))
+            ]
+            batch = _batch(prefill=x is prompt, reqs=reqs)
+            backend.prepare_metadata(batch)
+            with _running(self.shared.core, batch, backend):
+                found.append(forward(x))
+        return found
+
+    def router(self) -> Candidate:
+        if not self.mixtures:
+            return Candidate("router", "", left=NO_MIXTURE)
+        originals = {i: mixture.router.forward for i, mixture in self.mixtures.items()}
+
+        def compare() -> Pair:
+            new, old = list[Tensor](), list[Tensor]()
+            for i, mixture in self.mixtures.items():
+                x, state = self._normal(self.shared.config.dim), self._normal(self.shared.config.moe_router_dim)
+                given = state if mixture.router.use_eda else None
+                for results, forward in ((new, self.routers[i]), (old, originals[i])):
+                    weights, ids, following = forward(x, given)
+                    # Where two experts are as good as each other, either may be chosen: how good they are is compared.
+                    results += [weights.float() + self.biases[i].float()[ids.long()], following]
+            return new, old
+
+        routers = {i: mixture.router for i, mixture in self.mixtures.items()}
+        places = [(router, "forward", self.routers[i]) for i, router in routers.items()]
+        for i, router in routers.items():
+            given, dtype = router.balancing_biases, self.weight.dtype
+            if not torch.equal(given.to(dtype).to(given.dtype), given):  # as dummy weights have them
+                name = f"layers.{i}.feed_forward.router.balancing_biases"
+                return Candidate("router", "", left=f"{name} are {given.dtype}, which {dtype} does not hold exactly")
+        return self._candidate("router", _layers(routers), places, self._both(compare))
+
+    def experts(self) -> Candidate:
+        if not self.mixtures:
+            return Candidate("experts", "", left=NO_MIXTURE)
+        fused = [mixture.experts._fused_moe for mixture in self.mixtures.values()]
+        ours = [engine_ops.experts(self.shared, layer) for layer in fused]
+        originals = [layer.forward for layer in fused]
+
+        def compare() -> Pair:
+            new, old = [], []
+            for layer, forward, original in zip(fused, ours, originals, strict=True):
+                x = self._normal(self.shared.config.dim)
+                weights = torch.rand(ROWS, layer.top_k, generator=self.generator).to(x.device)
+                order = torch.rand(ROWS, layer.num_experts, generator=self.generator).argsort(1)
+                ids = order[:, : layer.top_k].int().to(x.device)
+                new.append(forward(x, topk_weights=weights, topk_ids=ids))
+                old.append(original(x.clone(), topk_weights=weights, topk_ids=ids))  # in place
+            return new, old
+
+        places = [(layer, "forward", forward) for layer, forward in zip(fused, ours, strict=True)]
+        if "router" in self.ops:
+            places += [
+                (mixture, "forward", engine_ops.feed_forward(self.shared, mixture, self.routers[i], self.routes[i]))
+                for i, mixture in self.mixtures.items()
+            ]
+        # The engine's own kernel rounds fp32 results to fp16 on their way.
+        bound = max(self._bound(), BOUNDS[torch.float16])
+        return self._candidate("experts", _layers(self.mixtures), places, self._both(compare), bound)
+
+    def dense(self) -> Candidate:
+        if not self.dense_layers:
+            return Candidate("dense", "", left="the model has no dense layers")
+        ours = {i: engine_ops.dense(self.shared, layer) for i, layer in self.dense_layers.items()}
+        originals = {i: layer.forward for i, layer in self.dense_layers.items()}
+
+        def compare() -> Pair:
+            x = self._normal(self.shared.config.dim)
+            return [forward(x) for forward in ours.values()], [original(x) for original in originals.values()]
+
+        places = [(layer, "forward", ours[i]) for i, layer in self.dense_layers.items()]
+        return self._candidate("dense", _layers(self.dense_layers), places, self._both(compare))
+
+    def head(self) -> Candidate:
+        ours, original = engine_ops.logits(self.shared, self.model), self.model.compute_logits
+
+        def compare() -> Pair:
+            x = self._normal(self.shared.config.dim)
+            return ours(x), original(x).to(ours(x).dtype)
+
+        return self._candidate("head", "fp32 logits", [(self.model, "compute_logits", ours)], self._both(compare))
+
+    def _candidate(
+        self, op: str, where: str, places: Sequence[tuple[Any, str, Any]], check: Callable[[], Pair],
+        bound: float | None = None,
+    ) -> Candidate:  # fmt: skip
+        """Functions become Replacements of what they stand for."""
+        wrapped = list[Place]()
+        for owner, name, value in places:
+            new = callable(value) and not isinstance(value, Replacement)
+            wrapped.append((owner, name, Replacement(value, getattr(owner, name)) if new else value))
+        return Candidate(op, where, wrapped, check, self._bound() if bound is None else bound)
+
+    def _both(self, compare: Callable[[], Pair]) -> Callable[[], Pair]:
+        """The comparison as a layer of a prompt, and as one of a frame."""
+
+        def check() -> Pair:
+            found = []
+            for prefill in (True, False):
+                with _running(self.shared.core, _batch(prefill), None):
+                    found.append(compare())
+            return [new for new, _ in found], [old for _, old in found]
+
+        return check
+
+    def _bound(self) -> float:
+        return BOUNDS[self.weight.dtype]
+
+    def _normal(self, width: int, rows: int = ROWS) -> Tensor:
+        return torch.randn(rows, width, generator=self.generator).to(self.weight)
+
+    def _integers(self, end: int) -> Tensor:
+        return torch.randint(end, (ROWS,), generator=self.generator, dtype=torch.int32).to(self.weight.device)
+
+
+def _layers(parts: dict[int, Any]) -> str:
+    numbers = sorted(parts)
+    whole = numbers == [*range(numbers[0], numbers[-1] + 1)]
+    return f"layers {numbers[0]} to {numbers[-1]}" if whole else f"layers {', '.join(map(str, numbers))}"
+
+
+def _batch(prefill: bool, reqs: Sequence[object] = ()) -> SimpleNamespace:
+    """What the layers look at of a batch."""
+    size = len(reqs)
+    return SimpleNamespace(
+        is_prefill=prefill, is_decode=not prefill, reqs=reqs, padded_reqs=reqs, size=size, padded_size=size,
+        attn_metadata=None,
+    )  # fmt: skip
+
+
+@contextmanager
+def _running(core: Any, batch: object, backend: object) -> Iterator[None]:
+    """Inside, this batch is the one that runs; the engine's own context is put back."""
+    before = core._GLOBAL_CTX
+    core._GLOBAL_CTX = SimpleNamespace(batch=batch, _batch=batch, attn_backend=backend, page_size=1)
+    try:
+        yield
+    finally:
+        core._GLOBAL_CTX = before
+
+
+def _core() -> Any:
+    """The module that holds the batch that runs. ValueError: there is none, or it holds none."""
+    try:
+        core = import_module("zonos2.core")
+    except ImportError as error:
+        raise ValueError(
+            f"{NAME}: zonos2.core, which holds the batch that runs, cannot be imported: {error}"
+        ) from error
+    if not hasattr(core, "_GLOBAL_CTX"):
+        raise ValueError(f"{NAME}: zonos2.core has no '_GLOBAL_CTX', which the official module has")
+    return core
+
+
+def _rotary(backend: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    if backend == "reference":
+        return reference_rotary
+    from zonos2_triton.kernels.rotary import rotary
+
+    return rotary
+
+
+HOSTS: tuple[Host, ...] = (Engine(), Built())

@@ -1,0 +1,326 @@
+"""The offline API of the official engine, `TTSLLM` and `TTSSamplingParams`, on this package's model."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+import torch
+from torch import Tensor
+
+from zonos2_triton.model.audio import Audio, whole_file, write_audio
+from zonos2_triton.model.backbone import Backbone
+from zonos2_triton.model.backend import resolve_device
+from zonos2_triton.model.nvtx import annotate
+from zonos2_triton.model.ops import ROWS_AT_ONCE
+from zonos2_triton.model.pipeline import WEIGHTS, Zonos2
+from zonos2_triton.model.prompt import build_prompt
+from zonos2_triton.model.runtime.request import Generation
+from zonos2_triton.model.runtime.scheduler import LoopOptions
+from zonos2_triton.model.vocoder import Vocoder
+from zonos2_triton.model.weights.checkpoint import one_file
+from zonos2_triton.model.weights.hub import resolve_path
+from zonos2_triton.reference.config import Zonos2Config
+from zonos2_triton.reference.delay import shear_up
+from zonos2_triton.reference.sampling import Sampling
+from zonos2_triton.reference.vocoder import VocoderConfig
+
+LOG = logging.getLogger("zonos2_triton")
+DEFAULT_QUALITY = {"trailing_silence_s": 3}  # 0.25 to 0.5 s
+RENAMED = {"topk": "top_k", "max_tokens": "max_frames"}  # official names -> those of `Sampling`
+
+Quality = Mapping[str, int | None] | Sequence[int | None] | None
+
+
+@dataclass
+class TTSSamplingParams:
+    """Settings of one request by their official names; what each means stands in `Sampling`."""
+
+    temperature: float = 1.15
+    topk: int = 106
+    top_p: float = 0.0
+    min_p: float = 0.18
+    max_tokens: int = 1024
+    ignore_eos: bool = False
+    repetition_window: int = 50
+    repetition_penalty: float = 1.2
+    repetition_codebooks: int = 8
+    seed: int | None = None
+
+
+class Options(TypedDict, total=False):
+    """Further keywords of `TTSLLM`."""
+
+    # As in Zonos2.load.
+    device: str | torch.device | None
+    backend: str
+    vocoder: str | Path | None
+    vocoder_dtype: str | torch.dtype
+    # Of the official engine, with a meaning here.
+    max_running_req: int
+    max_extend_tokens: int
+    max_seq_len_override: int | None
+    num_page_override: int | None
+    page_size: int
+    cuda_graph_bs: list[int] | None
+    cuda_graph_max_bs: int | None
+    use_dummy_weight: bool
+    tp_info: Any
+    # Of the official engine, without one: there is one way here, or nothing to choose.
+    attention_backend: str
+    moe_backend: str
+    cache_type: str
+    memory_ratio: float
+    distributed_timeout: float
+    use_pynccl: bool
+
+
+WITHOUT_MEANING = (
+    "attention_backend",
+    "moe_backend",
+    "cache_type",
+    "memory_ratio",
+    "distributed_timeout",
+    "use_pynccl",
+)
+
+
+class TTSLLM:
+    """Texts to audio tokens and sound, many at once; what becomes of one does not depend on the others."""
+
+    def __init__(
+        self,
+        model_path: str,
+        dtype: torch.dtype = torch.bfloat16,
+        n_codebooks: int | None = None,
+        codebook_size: int | None = None,
+        text_vocab: int | None = None,
+        eoa_id: int | None = None,
+        audio_pad_id: int | None = None,
+        decode_audio: bool = True,
+        **kwargs: Unpack[Options],
+    ) -> None:
+        """model_path: a folder with params.json, weights and the codec, or a hub id; without decode_audio no codec is
+        needed.
+
+        n_codebooks .. audio_pad_id  None, or what the model has
+        device, backend, vocoder, vocoder_dtype  as in `Zonos2.load`
+        max_running_req        requests that decode together, 1..256; 16 by default
+        max_extend_tokens      rows of prompts that may hold up the others at a time
+        max_seq_len_override   a shorter context than the model's
+        num_page_override      times page_size: positions of the cache, for all requests
+        cuda_graph_bs, cuda_graph_max_bs  an empty list, or 0: no graphs; sizes are chosen by itself
+
+        The other arguments of the official engine are accepted and mean nothing here, which the log says. ValueError:
+        what is not here, tensor parallelism and dummy weights; a size that is not the model's. TypeError: an unknown
+        argument. FileNotFoundError: what is missing from the folder.
+        """
+        _check(kwargs)
+        options = _loop_options(kwargs)
+        loaded, self.vocoder, self._comment = _load(model_path, dtype, decode_audio, kwargs)
+        config = _shortened(loaded.config, kwargs.get("max_seq_len_override"))
+        sizes = {"n_codebooks": n_codebooks, "codebook_size": codebook_size, "text_vocab": text_vocab,
+                 "eoa_id": eoa_id, "audio_pad_id": audio_pad_id}  # fmt: skip
+        for name, given in sizes.items():
+            if given is not None and given != getattr(config, name):
+                raise ValueError(f"{name} is {given!r}, but the model has {getattr(config, name)}")
+        self._hold(Backbone(config, loaded.weights, loaded.backend, options), decode_audio)
+
+    @classmethod
+    def of(cls, tts: Zonos2) -> "TTSLLM":
+        """The same calls on a model that is loaded already."""
+        made = cls.__new__(cls)
+        made.vocoder, made._comment = tts.vocoder, tts.comment
+        made._hold(tts.backbone, decode_audio=True)
+        return made
+
+    def _hold(self, backbone: Backbone, decode_audio: bool) -> None:
+        config = backbone.config
+        self.n_codebooks, self.codebook_size = config.n_codebooks, config.codebook_size
+        self.text_vocab, self.eoa_id, self.audio_pad_id = config.text_vocab, config.eoa_id, config.audio_pad_id
+        self.decode_audio, self.backbone = decode_audio, backbone
+
+    def generate(
+        self,
+        prompts: list[str] | list[list[list[int]]],
+        sampling_params: TTSSamplingParams | list[TTSSamplingParams],
+        decode_audio: bool | None = None,
+        speaking_rate_bucket: int | list[int | None] | None = None,
+        quality_buckets: dict[str, int | None] | list[int | None] | None = None,
+    ) -> list[dict[str, Any]]:
+        """For each prompt {"audio_tokens": [[cb0, .., cb8], ..], "eos_frame": int or None, "audio": bytes or None,
+        "sample_rate": Hz}: the frames as generated, still delayed, and fp32 samples, None if they are not asked for.
+
+        prompts               texts, used as raw UTF-8, or rows of ids [cb0, .., cb8, text], used as they are
+        sampling_params       one for all or one each; `Sampling` is accepted too
+        decode_audio          None: as the object was made
+        speaking_rate_bucket  for texts: one for all or one each
+        quality_buckets       for texts, of all: by feature or in the model's order of features; None: a trailing
+                              silence of 0.25 to 0.5 s; {} or []: none
+
+        The audio ends at eos_frame; it is b"" where nothing lies before. ValueError, TypeError: an argument is wrong,
+        found before any work; it names the prompt.
+        """
+        decode = self.decode_audio if decode_audio is None else decode_audio
+        if decode and self.vocoder is None:
+            raise ValueError("decode_audio is True, but this TTSLLM was made with decode_audio=False and has no codec")
+        if isinstance(prompts, str) or not isinstance(prompts, Sequence):
+            raise TypeError(f"prompts must be a list of texts or of rows of ids, got {type(prompts).__name__}")
+        rates = _for_each("speaking_rate_bucket", speaking_rate_bucket, len(prompts))
+        params = _for_each("sampling_params", sampling_params, len(prompts))
+        samplings = [_sampling(f"sampling_params[{i}]", own) for i, own in enumerate(params)]
+        quality = self._quality(quality_buckets)
+        asked = zip(prompts, rates, strict=True)
+        rows = [self._rows(f"prompts[{i}]", prompt, rate, quality) for i, (prompt, rate) in enumerate(asked)]
+        with annotate("model/generate", len(rows)):
+            results = self.backbone.generate(rows, samplings)
+        sounds = self._decoded(results) if decode else [None] * len(results)
+        return [
+            {
+                "audio_tokens": result.frames.tolist(),
+                "eos_frame": result.eos_frame,
+                "audio": sound,
+                "sample_rate": (self.vocoder.config if self.vocoder else VocoderConfig()).sample_rate,
+            }
+            for result, sound in zip(results, sounds, strict=True)
+        ]
+
+    def generate_one(
+        self,
+        prompt: str | list[list[int]],
+        sampling_params: TTSSamplingParams | None = None,
+        decode_audio: bool | None = None,
+        speaking_rate_bucket: int | None = None,
+        quality_buckets: dict[str, int | None] | list[int | None] | None = None,
+    ) -> dict[str, Any]:
+        """`generate` for one prompt."""
+        params = TTSSamplingParams() if sampling_params is None else sampling_params
+        prompts: Any = [prompt]
+        return self.generate(prompts, params, decode_audio, speaking_rate_bucket, quality_buckets)[0]
+
+    def save_audio(
+        self,
+        audio_bytes: bytes,
+        path: str,
+        sample_rate: int = 44100,
+    ) -> None:
+        """Write fp32 samples as a 16-bit .wav, whatever the name. Samples beyond -1..1 are clipped.
+
+        The file appears whole or not at all. TypeError, ValueError: no bytes of whole, finite samples.
+        """
+        if not isinstance(audio_bytes, bytes | bytearray | memoryview):
+            raise TypeError(f"audio_bytes must be the bytes of fp32 samples, got {type(audio_bytes).__name__}")
+        if len(audio_bytes) % 4:
+            raise ValueError(f"audio_bytes must hold samples of 4 bytes each, got {len(audio_bytes)} bytes")
+        samples = torch.frombuffer(bytearray(audio_bytes), dtype=torch.float32) if audio_bytes else torch.zeros(0)
+        with whole_file(path) as part:
+            write_audio(part, "WAV", Audio(samples, sample_rate, self._comment))
+
+    def _quality(self, quality: Quality) -> Quality:
+        """The buckets asked for, or those of the default that this model has."""
+        if quality is None:
+            features = self.backbone.config.quality_features
+            return {feature: bucket for feature, bucket in DEFAULT_QUALITY.items() if feature in features}
+        return quality
+
+    def _rows(self, name: str, prompt: Any, rate: int | None, quality: Quality) -> Tensor:
+        """Ids [T, C + 1]."""
+        if isinstance(prompt, str):
+            try:
+                return build_prompt(self.backbone.config, prompt, speaking_rate=rate, quality=quality)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+        try:
+            return torch.as_tensor(prompt)
+        except (TypeError, ValueError, RuntimeError) as error:
+            width = self.n_codebooks + 1
+            raise ValueError(f"{name} must be a text or rows of {width} ids each, got {prompt!r:.80}") from error
+
+    def _decoded(self, results: list[Generation]) -> list[bytes]:
+        """What is heard of each, decoded together."""
+        assert self.vocoder is not None
+        clips = [shear_up(result.frames, self.audio_pad_id)[: result.eos_frame].T for result in results]
+        with annotate("codec/decode", sum(clip.shape[1] for clip in clips)):
+            return [samples.cpu().numpy().tobytes() for samples in self.vocoder.decode(clips)]
+
+
+def _check(given: Mapping[str, Any]) -> None:
+    """TypeError: an unknown argument; ValueError: one that asks for what is not here. The log has the idle ones."""
+    for name in given:
+        if name not in Options.__annotations__:
+            raise TypeError(f"TTSLLM.__init__() got an unexpected keyword argument '{name}'")
+    if given.get("use_dummy_weight"):
+        raise ValueError("use_dummy_weight must be False: there are no dummy weights here")
+    tp = given.get("tp_info")
+    if tp is not None and getattr(tp, "size", None) != 1:
+        raise ValueError(f"tp_info must have the size 1, for there is no tensor parallelism here, got {tp!r}")
+    if idle := [f"{name}={given[name]!r}" for name in WITHOUT_MEANING if name in given]:
+        LOG.info("TTSLLM: without a meaning here: %s", ", ".join(idle))
+
+
+def _loop_options(kwargs: Options) -> LoopOptions:
+    """The arguments of the official engine that the frame loop knows. ValueError: values that it does not take."""
+    chosen: dict[str, Any] = {}
+    if "max_running_req" in kwargs:
+        chosen["streams"] = _count("max_running_req", kwargs["max_running_req"], 256)
+    if "max_extend_tokens" in kwargs:
+        chosen["prefill_rows"] = min(_count("max_extend_tokens", kwargs["max_extend_tokens"]), ROWS_AT_ONCE)
+    if (pages := kwargs.get("num_page_override")) is not None:
+        size = _count("page_size", kwargs.get("page_size", 1))
+        chosen["positions"] = _count("num_page_override", pages) * size
+    if kwargs.get("cuda_graph_bs") == [] or kwargs.get("cuda_graph_max_bs") == 0:
+        chosen["graphs"] = "off"
+    return LoopOptions(**chosen)
+
+
+def _count(name: str, value: object, most: int = 2**31 - 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise ValueError(f"{name} must be an integer in 1..{most}, got {value!r}")
+    return value
+
+
+def _load(
+    model_path: str, dtype: torch.dtype, decode_audio: bool, kwargs: Options
+) -> tuple[Backbone, Vocoder | None, str]:
+    """The model, the codec if it is needed, and what a file of their sound should say."""
+    device, backend = kwargs.get("device"), kwargs.get("backend", "auto")
+    if decode_audio:
+        codec, codec_dtype = kwargs.get("vocoder"), kwargs.get("vocoder_dtype", torch.float32)
+        tts = Zonos2.load(model_path, device, dtype, backend, codec, vocoder_dtype=codec_dtype)
+        return tts.backbone, tts.vocoder, tts.comment
+    weights = one_file(resolve_path(model_path), "weights", WEIGHTS)
+    on = resolve_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return Backbone.load(weights, device=on, dtype=dtype, backend=backend), None, ""
+
+
+def _shortened(config: Zonos2Config, length: int | None) -> Zonos2Config:
+    return (
+        config
+        if length is None
+        else replace(config, max_seqlen=_count("max_seq_len_override", length, config.max_seqlen))
+    )
+
+
+def _for_each(name: str, value: Any, n: int) -> Sequence[Any]:
+    """One for all, or one each."""
+    values = value if isinstance(value, list | tuple) else [value] * n
+    if len(values) != n:
+        raise ValueError(f"{name} must be one for all or one for each of {n} prompts, got {len(values)}")
+    return values
+
+
+def _sampling(name: str, params: object) -> Sampling:
+    """Settings by their official names, in whatever class, as this package has them."""
+    if isinstance(params, Sampling):
+        return params
+    names = [field.name for field in fields(TTSSamplingParams)]
+    if missing := [field for field in names if not hasattr(params, field)]:
+        raise TypeError(f"{name} must be TTSSamplingParams, got {type(params).__name__}, which has no {missing[0]}")
+    try:
+        return Sampling(**{RENAMED.get(field, field): getattr(params, field) for field in names})
+    except (TypeError, ValueError) as error:
+        text = str(error)
+        for official, own in RENAMED.items():
+            text = text.replace(f"sampling: {own} ", f"sampling: {official} ")
+        raise type(error)(f"{name}: {text.removeprefix('sampling: ')}") from error

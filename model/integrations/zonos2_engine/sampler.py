@@ -1,0 +1,169 @@
+"""The sampler of the official engine, on the device alone: nothing of a frame is read back before it is drawn.
+
+Each request has its own settings, where the official one takes the strictest of a batch for all; and its own random
+numbers, a function of its seed and the number of the frame. So what becomes of a request does not depend on its mates.
+The draws are another stream than those of torch.Generator: the same distribution, not the same frames.
+"""
+
+import logging
+import random
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.functional import pad
+
+from zonos2_triton.model.backend import resolve_backend
+from zonos2_triton.model.runtime.batch_state import upload
+from zonos2_triton.reference.sampling import NEVER, Sampling
+from zonos2_triton.reference.sampling import sample as reference_sample
+
+LOG = logging.getLogger("zonos2_triton")
+WORD = 2**64
+Draw = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What the next frames of B requests are drawn with."""
+
+    settings: Tensor  # [B, 8] fp32: rows of `Sampling.row`
+    seeds: Tensor  # [B] int64
+    steps: Tensor  # [B] int32: frames that came before
+    history: Callable[[], Tensor]  # -> the last W frames [B, W, C], the newest last
+    lengths: Tensor  # [B] int64: how many of these are the request's own and count
+    window: int  # W
+    text_vocab: int
+
+
+@dataclass(frozen=True)
+class Known:
+    """What never changes of a request."""
+
+    params: Any
+    row: list[float]
+    window: int  # frames that are looked back at
+    key: int
+
+
+class Sampler:
+    """Calls of the engine's `TTSSampler`."""
+
+    def __init__(
+        self, device: torch.device, n_codebooks: int, codebook_size: int, text_vocab: int, backend: str = "auto"
+    ) -> None:
+        """backend: "triton", "reference" or "auto"."""
+        self.device, self.n_codebooks = torch.device(device), n_codebooks
+        self.codebook_size, self.text_vocab = codebook_size, text_vocab
+        self._draw = _sample(resolve_backend(backend, self.device))
+        self._known = WeakKeyDictionary[Any, Known]()
+        self._keys = random.Random(_agreed_seed(self.device))  # of requests without a seed, as they come
+
+    def prepare(self, batch: Any, token_pool: Tensor | None = None) -> Arguments:
+        """What the host knows of the requests. What they generated so far is read when it is needed: only then has the
+        frame before been written to token_pool [slots, positions, C + 1]."""
+        reqs = batch.reqs
+        known = [self._of(req) for req in reqs]
+        lengths = [min(k.window, req.total_generated, req.device_len) for k, req in zip(known, reqs, strict=True)]
+        window = max(lengths, default=0)
+        numbers = [
+            [_signed(k.key), req.total_generated, length, req.table_idx, req.device_len - window]
+            for k, length, req in zip(known, lengths, reqs, strict=True)
+        ]
+        columns = torch.tensor(numbers, dtype=torch.int64).T.contiguous()
+        seeds, steps, counts, slots, first = upload(columns, self.device)
+        settings = upload(torch.tensor([k.row for k in known], dtype=torch.float32), self.device)
+
+        def pooled(pool: Tensor) -> Tensor:
+            at = first[:, None] + torch.arange(window, device=self.device)
+            return pool[slots[:, None], at.clamp(min=0), : self.n_codebooks]
+
+        def held() -> Tensor:
+            rows = torch.zeros(len(reqs), window, self.n_codebooks, dtype=torch.int32)
+            for row, req, length in zip(rows, reqs, lengths, strict=True):
+                row[window - length :] = req.input_ids[req.device_len - length : req.device_len, : self.n_codebooks]
+            return upload(rows, self.device)
+
+        history = held if token_pool is None else partial(pooled, token_pool)
+        return Arguments(settings, seeds, steps.int(), history, counts, window, self.text_vocab)
+
+    def sample(self, logits: Tensor, args: Arguments) -> list[list[int]]:
+        """`sample_to_tensor`, read back."""
+        return self.sample_to_tensor(logits, args).tolist()
+
+    def sample_to_tensor(self, logits: Tensor, args: Arguments) -> Tensor:
+        """logits [B, C, V] -> int32 [B, C + 1], the codes and the id that stands for text."""
+        codes, _ = self._draw(
+            logits.float().contiguous(), args.settings, args.seeds, args.steps, self._last_seen(logits, args)
+        )
+        return pad(codes, (0, 1), value=args.text_vocab)
+
+    def _last_seen(self, logits: Tensor, args: Arguments) -> Tensor:
+        """[B, C, V] int32: the frame in which a code came last, or NEVER."""
+        last_seen = torch.full(logits.shape, NEVER, dtype=torch.int32, device=logits.device)
+        if args.window == 0:
+            return last_seen
+        codes = args.history().long()  # [B, W, C]
+        back = torch.arange(args.window, 0, -1, device=logits.device)  # how many frames ago
+        own = (back <= args.lengths[:, None])[..., None] & (codes >= 0) & (codes < self.codebook_size)
+        frames = (args.steps[:, None] - back).int()[..., None].expand_as(codes)
+        index, value = torch.where(own, codes, 0), torch.where(own, frames, NEVER)
+        return last_seen.scatter_reduce_(2, index.transpose(1, 2), value.transpose(1, 2).int(), "amax")
+
+    def _of(self, req: Any) -> Known:
+        params, known = req.sampling_params, self._known.get(req)
+        if known is None or known.params is not params:
+            key = self._keys.getrandbits(64) if params.seed is None else int(params.seed) % WORD
+            sampling = _settings(req, self.codebook_size)
+            counts = sampling.repetition_penalty > 1 and sampling.repetition_codebooks > 0
+            known = Known(params, sampling.row(), sampling.repetition_window if counts else 0, key)
+            self._known[req] = known
+        return known
+
+
+def _settings(req: Any, codebook_size: int) -> Sampling:
+    """What was asked for, as it takes effect; where that is no numbers, the default: no request may end the others."""
+    params = req.sampling_params
+    try:
+        sampling = Sampling(
+            temperature=params.temperature,
+            top_k=params.topk if params.topk >= 1 else codebook_size,
+            top_p=params.top_p,
+            min_p=params.min_p,
+            repetition_window=params.repetition_window,
+            repetition_penalty=params.repetition_penalty,
+            repetition_codebooks=params.repetition_codebooks,
+        )
+    except (TypeError, ValueError) as error:
+        LOG.warning("request %s: %s; it gets the default settings", getattr(req, "uid", "?"), error)
+        sampling = Sampling()
+    return sampling.clamped()
+
+
+def _sample(backend: str) -> Draw:
+    if backend == "reference":
+        return reference_sample
+    from zonos2_triton.kernels.sample import sample
+
+    return sample
+
+
+def _agreed_seed(device: torch.device) -> int:
+    """A number of which nobody knows what it is, and that all ranks have: each draws the frames of its batch itself."""
+    seed = secrets.randbits(62)
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return seed
+    number = torch.tensor([seed], device=device if dist.get_backend() == "nccl" else "cpu")
+    dist.broadcast(number, 0)
+    return int(number.item())
+
+
+def _signed(key: int) -> int:
+    """The same 64 bits."""
+    return key - WORD if key >= WORD // 2 else key

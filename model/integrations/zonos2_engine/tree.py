@@ -1,0 +1,215 @@
+"""The model tree of the official zonos2 engine: what it is expected to look like, on one of the ranks that share it."""
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zonos2_triton.model.integrations.patching import check_weights
+from zonos2_triton.reference import network
+from zonos2_triton.reference.config import BALANCING_SIGN, Zonos2Config
+
+NAME = "zonos2 engine model"
+OTHER_DTYPES = (".attention.temp", ".router.balancing_biases")  # ends of names; the official loader leaves them alone
+
+
+def part(model: Any, path: str) -> Any:
+    """What lies at "layers.3.attention.wq". ValueError: nothing does; the message names the step that is missing."""
+    found, passed = model, list[str]()
+    for step in path.split("."):
+        try:
+            found = found.op_list[int(step)] if step.isdecimal() else getattr(found, step)
+        except (AttributeError, IndexError):
+            at = ".".join(passed) or type(model).__name__
+            raise ValueError(f"{NAME}: {at} has no {step!r}, which the official class has") from None
+        passed.append(step)
+    return found
+
+
+def ranks_of(model: Any) -> int:
+    """How many processes share the model."""
+    return int(part(model, "layers.0.attention.wo._tp_size"))
+
+
+def rank_config(model: Any) -> Zonos2Config:
+    """The sizes of this rank's part: heads and feed-forward width are divided by the number of ranks.
+
+    ValueError: sizes that do not divide, or that contradict each other.
+    """
+    ranks = ranks_of(model)
+
+    def size(name: str, divided: bool = False) -> Any:
+        value = part(model, f"config.{name}")
+        if divided and value % ranks:
+            raise ValueError(f"{NAME}: config.{name} must be a multiple of the {ranks} ranks, got {value}")
+        return value // ranks if divided else value
+
+    if size("moe_n_experts") > 1 and size("moe_intermediate_size") not in (0, size("intermediate_size")):
+        raise ValueError(
+            f"{NAME}: config.moe_intermediate_size must be intermediate_size={size('intermediate_size')}, "
+            f"got {size('moe_intermediate_size')}"
+        )
+    width, special = size("intermediate_size", divided=True), size("special_topk_layers") or {}
+    moe = range(size("moe_start_from_layer"), size("num_layers") - size("moe_end_from_layer"))
+    buckets = size("quality_buckets") or {}
+    features = tuple(size("quality_features") or buckets)
+    try:
+        return Zonos2Config(
+            n_layers=size("num_layers"),
+            dim=size("hidden_size"),
+            head_dim=size("head_dim"),
+            n_heads=size("num_qo_heads", divided=True),
+            n_kv_heads=size("num_kv_heads", divided=True),
+            ffn_dim_multiplier=width / size("hidden_size"),
+            multiple_of=width,
+            norm_eps=size("rms_norm_eps"),
+            rope_theta=size("rotary_config").base,
+            max_seqlen=size("rotary_config").max_position,
+            n_codebooks=size("n_codebooks"),
+            codebook_size=size("codebook_size"),
+            eoa_id=size("eoa_id"),
+            audio_pad_id=size("audio_pad_id"),
+            text_vocab=size("text_vocab"),
+            loss_softcap=size("loss_softcap"),
+            speaker_enabled=size("speaker_enabled"),
+            speaker_embedding_dim=size("speaker_embedding_dim"),
+            speaker_lda_dim=size("speaker_lda_dim"),
+            speaker_background_token_enabled=size("speaker_background_token_enabled"),
+            accurate_mode_token_enabled=size("accurate_mode_token_enabled"),
+            speaking_rate_num_buckets=size("speaking_rate_num_buckets"),
+            quality_features=features,
+            quality_bucket_counts=tuple(len(buckets.get(feature, ())) for feature in features),
+            moe_n_experts=size("moe_n_experts"),
+            moe_router_topk=size("num_experts_per_tok") or 1,
+            moe_router_dim=size("moe_router_dim"),
+            moe_start_from_layer=size("moe_start_from_layer"),
+            moe_end_from_layer=size("moe_end_from_layer"),
+            special_topk_layers=tuple((layer, k) for layer, k in sorted(special.items()) if layer in moe),
+            moe_balancing_strategy=size("moe_balancing_strategy"),
+        )
+    except ValueError as error:
+        raise ValueError(f"{NAME}: config: {error}") from error
+
+
+def layout(config: Zonos2Config, ranks: int = 1) -> dict[str, list[int]]:
+    """{name in the tree's state_dict: shape} of one rank; config: of `rank_config`.
+
+    Gates lie before what they multiply; ranks share the rows of each embedding table, and all have the whole head.
+    """
+    shapes = network.layout(config)
+    for name, shape in list(shapes.items()):
+        if name.startswith("multi_embedder."):
+            shape[0] = -(-shape[0] // ranks)
+        for old, new in ((".experts.w13", ".experts.gate_up_proj"), (".experts.w2", ".experts.down_proj")):
+            if name.endswith(old):
+                shapes[name.removesuffix(old) + new] = shapes.pop(name)
+    return shapes
+
+
+def check_tree(model: Any) -> Tensor:
+    """One of its weights. ValueError: the tree is not the official one, or its weights are in no state to be used."""
+    config, ranks = rank_config(model), ranks_of(model)
+    if len(part(model, "layers.op_list")) != config.n_layers:
+        raise ValueError(
+            f"{NAME}: layers must hold config.num_layers={config.n_layers}, got {len(model.layers.op_list)}"
+        )
+    for path, found, expected in _settings(model, config):
+        if found != expected:
+            raise ValueError(f"{NAME}: {path} must be {expected!r}, got {found!r}")
+    for path, seam, taken in seams(config):
+        _check_seam(path, part(model, path) if path else model, seam, taken)
+    tensors = part(model, "state_dict")()
+    _check_layout(tensors, layout(config, ranks))
+    first = check_weights(NAME, tensors.items(), OTHER_DTYPES)
+    for i in config.moe_layers:
+        for name in ("gate_up_proj", "down_proj"):
+            at = f"layers.{i}.feed_forward.experts"
+            if part(model, f"{at}._fused_moe.{name}") is not part(model, f"{at}.{name}"):
+                raise ValueError(f"{NAME}: {at}._fused_moe.{name} must be the tensor of {at}.{name}, got another")
+    return first
+
+
+def seams(config: Zonos2Config) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Path, name and parameters of every method that may be replaced."""
+    yield "", "compute_logits", ("hidden_states",)
+    yield "multi_embedder", "forward", ("codes",)
+    for norm in ("emb_norm", "out_norm"):
+        yield norm, "forward", ("x", "residual")
+    for i in range(config.n_layers):
+        for norm in ("attention_norm", "ffn_norm"):
+            yield f"layers.{i}.{norm}", "forward", ("x", "residual")
+        yield f"layers.{i}.attention", "forward", ("x",)
+        yield f"layers.{i}.attention.attn.rotary", "forward", ("positions", "query", "key", "is_neox")
+        if i not in config.moe_layers:
+            yield f"layers.{i}.feed_forward", "forward", ("x",)
+            continue
+        routed = ("hidden_states", "router_logits", "topk_weights", "topk_ids")
+        yield f"layers.{i}.feed_forward", "forward", ("x", "router_states")
+        yield f"layers.{i}.feed_forward.router", "forward", ("hidden_states", "router_states")
+        yield f"layers.{i}.feed_forward.router.rmsnorm_eda", "forward", ("x",)
+        yield f"layers.{i}.feed_forward.experts._fused_moe", "forward", routed
+
+
+def _check_seam(path: str, owner: Any, seam: str, taken: tuple[str, ...]) -> None:
+    name = f"{path}.{seam}".lstrip(".")
+    if seam in vars(owner):
+        raise ValueError(f"{NAME}: {name} is not its class's: somebody else has replaced it")
+    found = tuple(inspect.signature(part(owner, seam)).parameters)
+    if found != taken:
+        raise ValueError(f"{NAME}: {name} must take ({', '.join(taken)}), got ({', '.join(found)})")
+
+
+def _settings(model: Any, config: Zonos2Config) -> Iterator[tuple[str, object, object]]:
+    """Path, value found and value expected, of what the operations rely on beside the shapes of weights."""
+
+    def same(expected: object, *paths: str) -> Iterator[tuple[str, object, object]]:
+        for path in paths:
+            yield path, part(model, path), expected
+
+    ranks, eps = ranks_of(model), config.norm_eps
+    yield from same("silu", "config.hidden_act")
+    yield from same(None, "config.rotary_config.scaling")
+    yield from same(eps, "emb_norm.eps", "out_norm.eps")
+    yield from same(False, "emb_norm.elementwise_affine")
+    tables = config.n_codebooks + 1
+    yield "the number of multi_embedder.embedders", len(part(model, "multi_embedder.embedders.op_list")), tables
+    for i in range(tables):
+        yield from same(ranks, f"multi_embedder.embedders.{i}.tp_size")
+    turns = [config.max_seqlen, config.head_dim]
+    for i in range(config.n_layers):
+        at, ff = f"layers.{i}.attention", f"layers.{i}.feed_forward"
+        yield from same(eps, f"layers.{i}.attention_norm.eps", f"layers.{i}.ffn_norm.eps")
+        yield from same(i, f"{at}.attn.layer_id")
+        yield from same(None, f"{at}.attn.q_norm", f"{at}.attn.k_norm")
+        yield from same(ranks, f"{at}.wo._tp_size")
+        turned = part(model, f"{at}.attn.rotary._cos_sin_cache")
+        yield f"the shape of {at}.attn.rotary._cos_sin_cache", list(turned.shape), turns
+        yield f"the dtype of {at}.attn.rotary._cos_sin_cache", turned.dtype, torch.float32
+        if i not in config.moe_layers:
+            yield from same(ranks, f"{ff}.w_out._tp_size")
+            continue
+        yield from same(config.experts_per_token(i), f"{ff}.router.top_k", f"{ff}.experts._fused_moe.top_k")
+        yield from same(BALANCING_SIGN[config.moe_balancing_strategy] > 0, f"{ff}.router.use_legacy_balancing")
+        yield from same(i != config.moe_start_from_layer, f"{ff}.router.use_eda")
+        yield from same(eps, f"{ff}.router.rmsnorm_eda.eps")
+        fused = f"{ff}.experts._fused_moe"
+        yield from same(ranks, f"{fused}.tp_size")
+        yield from same("silu", f"{fused}.activation")
+        yield from same(False, *(f"{fused}.{name}" for name in NOT_SUPPORTED))
+
+
+NOT_SUPPORTED = ("renormalize", "apply_router_weight_on_input", "no_combine")  # of FusedMoE; off in the official model
+
+
+def _check_layout(tensors: dict[str, Tensor], expected: dict[str, list[int]]) -> None:
+    if missing := sorted(expected.keys() - tensors.keys()):
+        raise ValueError(f"{NAME}: {missing[0]} is missing, one of {len(missing)} tensors that the official class has")
+    if surplus := sorted(tensors.keys() - expected.keys()):
+        raise ValueError(f"{NAME}: {surplus[0]} is unexpected, one of {len(surplus)} tensors more than expected")
+    for name, shape in expected.items():
+        if list(tensors[name].shape) != shape:
+            raise ValueError(f"{NAME}: {name} must have shape {shape}, got {list(tensors[name].shape)}")
+        if not tensors[name].is_contiguous():
+            raise ValueError(f"{NAME}: {name} must be contiguous, got strides {tensors[name].stride()}")

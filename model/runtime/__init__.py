@@ -1,0 +1,1 @@
+"""Continuous batching: the scheduler, and what it runs on the device."""

@@ -1,0 +1,80 @@
+"""How the files of the codec name its tensors and state its sizes: the official one, and transformers' folder."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor, dtype
+
+from zonos2_triton.model.weights.checkpoint import Checkpoint
+from zonos2_triton.reference.vocoder import VocoderConfig, fold
+
+
+def is_encode_side(name: str) -> bool:
+    """Whether decoding does without the tensor."""
+    return name.startswith("encoder.") or ".in_proj." in name
+
+
+def fold_weight_norms(state: Mapping[str, Tensor], to: dtype) -> dict[str, Tensor]:
+    """Each pair of g and v, in either spelling of torch, becomes the weight it stands for; half a pair stays."""
+    folded = {name.replace(".parametrizations.", "."): tensor for name, tensor in state.items()}
+    for g_end, v_end in ((".weight_g", ".weight_v"), (".weight.original0", ".weight.original1")):
+        for base in [name.removesuffix(g_end) for name in folded if name.endswith(g_end)]:
+            g, v = folded[base + g_end], folded.get(base + v_end)
+            if v is None or v.ndim != 3 or g.shape != (len(v), 1, 1) or f"{base}.weight" in folded:
+                continue  # the layout has no g or v: what does not fit together is listed there
+            folded[f"{base}.weight"] = fold(g, v, to)
+            del folded[base + g_end], folded[base + v_end]
+    return folded
+
+
+def official_config(checkpoint: Checkpoint) -> VocoderConfig:
+    """From the constructor arguments that the official file keeps under metadata.kwargs."""
+    kwargs = json.loads(checkpoint.metadata.get("kwargs", "{}"))
+    try:
+        own = {name: kwargs[name] for name in VocoderConfig.__dataclass_fields__ if kwargs.get(name) is not None}
+        if kwargs and "latent_dim" not in own and {"encoder_dim", "encoder_rates"} <= kwargs.keys():
+            own["latent_dim"] = kwargs["encoder_dim"] * 2 ** len(kwargs["encoder_rates"])
+        return VocoderConfig(**own)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{checkpoint.path}: metadata.kwargs is no configuration of a codec: {error}") from error
+
+
+def transformers_config(path: Path) -> VocoderConfig:
+    """From the folder's config.json."""
+    try:
+        c = json.loads(path.read_text(encoding="utf-8"))
+        rates = c.get("upsampling_ratios") or c["downsampling_ratios"][::-1]
+        return VocoderConfig(
+            latent_dim=c["hidden_size"],
+            decoder_dim=c["decoder_hidden_size"],
+            decoder_rates=tuple(rates),
+            n_codebooks=c["n_codebooks"],
+            codebook_size=c["codebook_size"],
+            codebook_dim=c["codebook_dim"],
+            sample_rate=c["sampling_rate"],
+        )
+    except (AttributeError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} is not the configuration of a transformers DAC model: {error!r}") from error
+
+
+# Modules of transformers' decoder blocks and residual units, by their place in the official sequences.
+RESIDUAL_UNITS = ("res_unit1", "res_unit2", "res_unit3")
+BLOCK_PARTS = {name: str(i) for i, name in enumerate(("snake1", "conv_t1", *RESIDUAL_UNITS))}
+UNIT_PARTS = {name: str(i) for i, name in enumerate(("snake1", "conv1", "snake2", "conv2"))}
+
+
+def official_name(name: str, config: VocoderConfig) -> str:
+    """The official name of a tensor of transformers' DacModel; what it does not know stays as it is."""
+    last = len(config.decoder_rates) + 1
+    if block := re.fullmatch(r"decoder\.block\.(\d+)\.([^.]+)\.(.+)", name):
+        i, module, rest = block.groups()
+        if module in RESIDUAL_UNITS:
+            part, _, leaf = rest.partition(".")
+            rest = f"block.{UNIT_PARTS.get(part, part)}.{leaf}"
+        return f"decoder.model.{int(i) + 1}.block.{BLOCK_PARTS.get(module, module)}.{rest}"
+    for part, index in (("conv1", 0), ("snake1", last), ("conv2", last + 1)):
+        if name.startswith(f"decoder.{part}."):
+            return f"decoder.model.{index}.{name.removeprefix(f'decoder.{part}.')}"
+    return name

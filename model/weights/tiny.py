@@ -1,0 +1,160 @@
+"""A tiny ZONOS2 with random weights, written in the official formats: for the demo and the tests, not for listening."""
+
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from zonos2_triton.reference import network, speaker_encoder, vocoder
+from zonos2_triton.reference.config import Zonos2Config
+from zonos2_triton.reference.speaker_encoder import SpeakerEncoderConfig
+from zonos2_triton.reference.vocoder import VocoderConfig
+
+NOTICE = "random weights: a test model that was never trained; its sound means nothing"
+
+QUALITY = {"lufs": 12, "estimated_snr": 12, "max_pause": 12, "estimated_bandlimit_hz": 8, "leading_silence_s": 8,
+           "trailing_silence_s": 8}  # fmt: skip
+
+# The keys of the released params.json; the vocabulary is the real one, the network is not.
+PARAMS: dict[str, Any] = {
+    "model_type": "zonos2",
+    "dtype": "float32",
+    "n_layers": 6,
+    "dim": 64,
+    "head_dim": 16,
+    "n_heads": None,
+    "n_kv_heads": 2,
+    "ffn_dim_multiplier": 1.5,
+    "multiple_of": 32,
+    "norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "max_seqlen": 2048,
+    "n_codebooks": 9,
+    "codebook_size": 1024,
+    "eoa_id": 1024,
+    "audio_pad_id": 1025,
+    "text_vocab": 519,
+    "loss_softcap": 15.0,
+    "speaker_enabled": True,
+    "speaker_embedding_dim": 48,
+    "speaker_lda_dim": 32,
+    "speaker_background_token_enabled": True,
+    "accurate_mode_token_enabled": True,
+    "speaking_rate_num_buckets": 8,
+    "speaking_rate_buckets": [f"bucket {i}" for i in range(8)],
+    "quality_num_buckets": sum(QUALITY.values()),
+    "quality_features": list(QUALITY),
+    "quality_buckets": {name: [f"bucket {i}" for i in range(n)] for name, n in QUALITY.items()},
+    "quality_dropout": dict.fromkeys(QUALITY, 0.25),
+    "moe_impl": "sonic",
+    "moe_n_experts": 4,
+    "moe_router_topk": 1,
+    "special_topk_layers": {"4": 2},
+    "moe_router_dim": 16,
+    "moe_start_from_layer": 2,
+    "moe_end_from_layer": 1,
+}
+
+CODEC = VocoderConfig(latent_dim=64, decoder_dim=64)
+SPEAKER = SpeakerEncoderConfig(
+    enc_dim=PARAMS["speaker_embedding_dim"],
+    enc_channels=(16, 16, 16, 16, 48),
+    enc_attention_channels=8,
+    enc_res2net_scale=4,
+    enc_se_channels=8,
+)
+
+
+def write_tiny(folder: str | Path, seed: int = 0) -> Path:
+    """Fill `folder` with params.json, model.safetensors, the codec in the official format and a speaker encoder.
+
+    The same seed gives the same bytes. FileExistsError: the folder holds files already.
+    """
+    final = Path(folder)
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be an integer in 0..2**63 - 1, got {seed!r}")
+    if final.exists() and (not final.is_dir() or any(final.iterdir())):
+        raise FileExistsError(f"{final} is not empty; name a new folder for the tiny model")
+    final.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=".tiny-", dir=final.parent))  # gets its name when it is whole
+    try:
+        folder.chmod(0o755)
+        _fill(folder, seed)
+        folder.replace(final)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return final
+
+
+def _fill(folder: Path, seed: int) -> None:
+    (folder / "dac").mkdir()
+    (folder / "speaker_encoder").mkdir()
+    generator = torch.Generator().manual_seed(seed)
+    metadata = {"notice": NOTICE}  # one entry: the library writes several in random order
+
+    _write_json(folder / "params.json", PARAMS)
+    weights = backbone_weights(Zonos2Config.from_params(PARAMS), generator)
+    save_file(weights, folder / "model.safetensors", metadata)
+    save_official_codec(folder / "dac" / "weights.pth", CODEC, codec_weights(CODEC, generator))
+    sizes = {name: getattr(SPEAKER, name) for name in SPEAKER.__dataclass_fields__}
+    _write_json(folder / "speaker_encoder" / "config.json", sizes)
+    voices = random_weights(speaker_encoder.layout(SPEAKER), generator, convolutions=True, gain=math.sqrt(2))
+    save_file(voices, folder / "speaker_encoder" / "model.safetensors", metadata)
+    (folder / "README.txt").write_text(f"{NOTICE}.\nWritten by zonos2-triton, seed {seed}.\n", encoding="utf-8")
+
+
+def random_weights(
+    layout: Mapping[str, list[int]], generator: torch.Generator, convolutions: bool = False, gain: float = 1.0
+) -> dict[str, Tensor]:
+    """Normal weights that multiply the deviation of their input by `gain`; small biases, scales around 1."""
+    weights = {}
+    for name, shape in layout.items():
+        x = torch.randn(shape, generator=generator)
+        if name.endswith((".bias", "biases")):
+            x = 0.02 * x
+        elif len(shape) == 1 or name.endswith("temp"):
+            x = 1 + 0.1 * x
+        elif ".embedders." not in name and ".codebook." not in name:
+            x = gain * x / math.sqrt(math.prod(shape[1:]) if convolutions else shape[-1])
+        weights[name] = x
+    return weights
+
+
+def backbone_weights(config: Zonos2Config, generator: torch.Generator) -> dict[str, Tensor]:
+    """Of a model that draws varied codes; its temperatures are numbers that bf16 holds."""
+    weights = random_weights(network.layout(config), generator)
+    weights["multi_output.weight"] *= 3
+    return {name: t.bfloat16().float() if name.endswith("temp") else t for name, t in weights.items()}
+
+
+def codec_weights(config: VocoderConfig, generator: torch.Generator) -> dict[str, Tensor]:
+    """Of a decoder that is neither silent nor clipped, and does not magnify rounding errors."""
+    weights = random_weights(vocoder.layout(config), generator, convolutions=True, gain=0.65)
+    for name, tensor in weights.items():
+        if name.endswith("alpha"):
+            tensor.uniform_(0.5, 1.5, generator=generator)
+    return weights
+
+
+def save_official_codec(path: str | Path, config: VocoderConfig, folded: Mapping[str, Tensor]) -> None:
+    """The file of descript-audio-codec: a state_dict with weight norm as g and v, constructor arguments beside it."""
+    state = {}
+    for name, tensor in folded.items():
+        if name.endswith(".weight") and "codebook" not in name:
+            state[f"{name}_g"], state[f"{name}_v"] = tensor.norm(dim=(1, 2), keepdim=True), tensor
+        else:
+            state[name] = tensor
+    kwargs = {name: getattr(config, name) for name in config.__dataclass_fields__}
+    metadata = {"kwargs": {**kwargs, "decoder_rates": list(config.decoder_rates)}, "notice": NOTICE}
+    torch.save({"state_dict": state, "metadata": metadata}, path)
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")

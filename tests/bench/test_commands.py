@@ -1,0 +1,98 @@
+"""`zonos2-triton verify` and `bench`, as far as they go without a GPU."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from zonos2_triton.bench import commands
+from zonos2_triton.bench.catalogue import KERNELS
+from zonos2_triton.bench.suite import stages
+from zonos2_triton.model.cli import main
+
+
+def test_verify_says_how_exact_a_kernel_is(capsys):
+    assert main(["verify", "--kernel", "rotary", "--workload", "tiny", "--dtype", "float32", "bfloat16"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == commands.SMOKE
+    assert [line.split()[:4] for line in said[1:3]] == [
+        ["rotary", "tiny", "bfloat16", "error"], ["rotary", "tiny", "float32", "error"]]  # fmt: skip
+    assert said[3] == "2 passed, 0 failed"
+
+
+def test_verify_in_a_process_that_compiles_begins_again(tmp_path):
+    """What was imported as a compiler cannot interpret; the output is that of one run."""
+    clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "zonos2_triton.model.cli", "verify", "--kernel", "advance", "--workload", "tiny",
+               "--dtype", "float32", "--json"]  # fmt: skip
+    run = subprocess.run(command, capture_output=True, text=True, env=clean)
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    assert found["device"] == "interpreter"
+    assert found["results"] == [
+        {"kernel": "advance", "workload": "tiny", "dtype": "float32", "passed": True, "ratio": 0.0}]  # fmt: skip
+
+
+@pytest.fixture
+def wrong(monkeypatch):
+    """A rotary embedding that forgets to turn."""
+    broken = dataclasses.replace(KERNELS["rotary"], op=lambda x, positions, table: x.clone())
+    for module in (commands, stages):
+        monkeypatch.setattr(module, "KERNELS", KERNELS | {"rotary": broken})
+
+
+@pytest.mark.usefixtures("wrong")
+def test_a_wrong_kernel_fails(capsys):
+    assert main(["verify", "--kernel", "rotary", "--workload", "tiny", "--dtype", "float32"]) == 1
+    said = capsys.readouterr().out
+    assert "FAILED: rotary tiny float32: result: " in said
+    assert "0 passed, 1 failed" in said
+
+
+@pytest.mark.usefixtures("wrong")
+def test_a_wrong_kernel_is_not_timed(capsys):
+    assert main(["bench", "--kernel", "rotary"]) == 1
+    said = capsys.readouterr().out
+    assert "withheld rotary/tiny: rotary/tiny/bfloat16 failed" in said
+    assert said.splitlines()[-1].split() == ["rotary", "tiny", "withheld"]
+
+
+def test_bench_without_a_gpu_is_a_smoke_test(capsys, tmp_path):
+    assert main(["bench", "--kernel", "advance", "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert said.splitlines()[0] == commands.SMOKE
+    assert "calibration: 2 passed" in said
+    kept = json.loads(next(tmp_path.glob("cpu-rehearsal-*.json")).read_text(encoding="utf-8"))
+    assert kept["environment"]["rehearsal"]
+    assert [*kept["parts"]["timings"]["items"]] == ["advance/tiny"]
+    assert kept["parts"]["beside"]["items"].keys() == {"advance/tiny/reference", "advance/tiny/compiled"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["verify", "--kernel", "rotery"], "got 'rotery'; did you mean 'router' or 'rotary'?"),
+        (["verify", "--kernel", "rotary", "--workload", "tinny"], "got 'tinny'; did you mean 'tiny'?"),
+        (["verify", "--dtype", "bf16"], "dtype must be one of bfloat16, float16, float32, got 'bf16'"),
+        (["bench", "--kernel", "exports"], "got 'exports'; did you mean 'experts'?"),
+        (["bench", "--kernel", "rotary", "--workload", "decode-B1"], "workload must be one of tiny, got 'decode-B1'"),
+        (["bench", "--compare", "no.json", "no.json"], "no.json"),
+    ],
+)
+def test_bad_arguments(arguments, said, capsys):
+    assert main(arguments) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_changed_baseline_is_worse(capsys, tmp_path):
+    row = {"launches": 1, "registers": 32, "spills": 0, "shared": 0, "instructions": 200, "matrix": 0, "wide": 4,
+           "narrow": 0}  # fmt: skip
+    before, after = tmp_path / "a.json", tmp_path / "b.json"
+    before.write_text(json.dumps({"k/_k/decode-B1-bfloat16/sm_90": row}), encoding="utf-8")
+    after.write_text(json.dumps({"k/_k/decode-B1-bfloat16/sm_90": row | {"registers": 64}}), encoding="utf-8")
+    assert main(["bench", "--compare", str(before), str(before)]) == 0
+    assert main(["bench", "--compare", str(before), str(after)]) == 1
+    assert "registers 32 -> 64" in capsys.readouterr().out

@@ -1,0 +1,61 @@
+"""Before and after, on a CPU: that both are timed, on a host that is put back, and that a wrong swap has no time."""
+
+import sys
+
+import pytest
+import torch
+
+from zonos2_triton.bench.suite.presets import REHEARSAL
+from zonos2_triton.bench.suite.recorder import NotRun
+from zonos2_triton.bench.timing import integrations, timer
+from zonos2_triton.bench.timing.vocoder import Work
+from zonos2_triton.model.integrations.dac import codec
+
+WORK = Work(1, 2, True)
+
+
+@pytest.fixture
+def device():
+    return timer.cpu_device()
+
+
+def test_the_model_has_the_sizes_of_the_codec():
+    config = REHEARSAL.codec
+    model = integrations.dac_model(config, "cpu", torch.float32)
+    assert [block.conv_t1.stride[0] for block in model.decoder.block] == list(config.decoder_rates)
+    assert (model.decoder.conv1.in_channels, model.decoder.conv1.out_channels) == (
+        config.latent_dim,
+        config.decoder_dim,
+    )
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_both_are_timed_and_the_second_is_swapped(device, monkeypatch):
+    seen = []
+    model = integrations.dac_model(REHEARSAL.codec, "cpu", torch.float32)
+    monkeypatch.setattr(integrations, "dac_model", lambda *_: model)
+    measure = timer.measure
+
+    def watched(*args):
+        seen.append("forward" in vars(model.decoder))
+        return measure(*args)
+
+    monkeypatch.setattr(integrations.timer, "measure", watched)
+    found = integrations.time_dac_model(REHEARSAL.codec, WORK, device, torch.float32, seconds=0.01)
+    assert seen == [False, True]
+    assert "forward" not in vars(model.decoder)
+    assert found["speed_up"] == round(found["before"]["median_us"] / found["after"]["median_us"], 3)
+    assert found["errors"].keys() == {"from_codes", "decoder"}
+
+
+def test_a_wrong_swap_has_no_time(device, monkeypatch):
+    original = codec.Vocoder.decode_latents
+    monkeypatch.setattr(codec.Vocoder, "decode_latents", lambda self, z: original(self, z) * 1.1)
+    with pytest.raises(ValueError, match="decoder cannot be swapped: differs from the original by"):
+        integrations.time_dac_model(REHEARSAL.codec, WORK, device, torch.float32, seconds=0.01)
+
+
+def test_without_transformers_nothing_is_run(device, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(NotRun, match="transformers cannot be imported"):
+        integrations.time_dac_model(REHEARSAL.codec, WORK, device, torch.float32)

@@ -1,0 +1,208 @@
+"""The profile command on a CPU: its table, its trace, what it refuses."""
+
+import argparse
+import gzip
+import json
+import os
+import subprocess
+import sys
+import types
+
+import pytest
+import torch
+
+from zonos2_triton.bench.specs.frame_cost import frame_cost, total
+from zonos2_triton.bench.timing import profile
+from zonos2_triton.bench.timing.profiled import TEXT
+from zonos2_triton.bench.timing.range_times import bare
+from zonos2_triton.bench.timing.vocoder import step_costs
+from zonos2_triton.model import build_prompt
+
+FRAMES = 3
+
+
+def options_of(*argv):
+    parser = argparse.ArgumentParser()
+    profile.command(parser)
+    return parser.parse_args([str(argument) for argument in argv])
+
+
+@pytest.fixture(scope="module")
+def recorded(tiny_folder, tmp_path_factory):
+    """A report and its trace."""
+    out = tmp_path_factory.mktemp("profile") / "trace.json.gz"
+    options = profile.checked(options_of("--model", tiny_folder, "--frames", FRAMES, "--device", "cpu", "--out", out))
+    report = profile.here(options)
+    return report, json.loads(gzip.decompress(out.read_bytes()))
+
+
+def only(report, *path):
+    [row] = [row for row in report["ranges"] if tuple(row["path"][-len(path) :]) == path]
+    return row
+
+
+def test_the_trace_holds_every_range(recorded, tts):
+    report, trace = recorded
+    seen = [bare(event["name"]) for event in trace["traceEvents"] if event.get("cat") == "user_annotation"]
+    assert seen.count("model/frame") == FRAMES - 1
+    assert seen.count("model/layer") == FRAMES * tts.backbone.config.n_layers
+    assert {row["range"] for row in report["ranges"]} <= set(seen)
+    names = {event["name"] for event in trace["traceEvents"]}
+    assert {f"model/layer {i}" for i in range(tts.backbone.config.n_layers)} <= names
+    assert "kernel/decode_attention 1" in names
+
+
+def test_what_lies_in_a_range_is_no_longer_than_it(recorded):
+    report, _ = recorded
+    by_path = {tuple(row["path"]): row for row in report["ranges"]}
+    for path, row in by_path.items():
+        inside = [other["total_us"] for below, other in by_path.items() if below[:-1] == path]
+        assert sum(inside) <= row["total_us"] + 0.01 * len(inside), path
+    outermost = [row["share"] for row in report["ranges"] if len(row["path"]) == 1]
+    assert sum(outermost) == pytest.approx(100, abs=0.02 * len(outermost))
+
+
+def test_bytes_are_the_kernels_own_costs(recorded, tts):
+    report, _ = recorded
+    config = tts.backbone.config
+    context = len(build_prompt(config, TEXT)) + (FRAMES - 1) // 2
+    parts = frame_cost(config, 1, context, 4)
+    assert only(report, "model/frame")["bytes"] == total(parts).bytes
+    attention = only(report, "model/frame", "model/layer", "kernel/decode_attention")
+    assert (attention["count"], attention["bytes"]) == (
+        (FRAMES - 1) * config.n_layers, parts["decode_attention"].bytes / config.n_layers,
+    )  # fmt: skip
+    codec = step_costs(tts.vocoder.config, 1, FRAMES, 4)
+    assert only(report, "codec/decode")["bytes"] == sum(cost.bytes for cost in codec)
+
+
+def test_floors_are_by_the_bandwidth_that_was_measured(recorded):
+    report, _ = recorded
+    frame = only(report, "model/frame")
+    assert report["copy_gb_per_s"] > 0
+    assert frame["floor_us"] == pytest.approx(frame["bytes"] / report["copy_gb_per_s"] / 1e3, rel=1e-3)
+    assert frame["percent_of_floor"] == pytest.approx(100 * frame["floor_us"] / frame["mean_us"], abs=0.001)
+    assert (report["time_of"], report["device"], report["matmul_tflop_per_s"]) == ("host", "CPU", None)
+
+
+def test_the_report_for_a_person(recorded):
+    report, _ = recorded
+    text = profile.shown(report)
+    lines = text.splitlines()
+    assert f"copy bandwidth measured just now: {report['copy_gb_per_s']:g} GB/s" in lines
+    assert "host times of a CPU, the profiler's own cost among them" in lines
+    assert any(line.split()[:2] == ["model/frame", str(FRAMES - 1)] for line in lines)
+    assert lines[-1] == f"{report['trace']}: ui.perfetto.dev opens it"
+
+
+def test_interpreted_and_replayed_times_say_so():
+    def notes(device, backend, graphs):
+        return profile._notes(argparse.Namespace(graphs=graphs), backend, device == "cuda")[0]
+
+    assert "mean nothing" in notes("cpu", "triton", "off")
+    assert "--graphs off" in notes("cuda", "triton", "lazy")
+    assert "--graphs lazy" in notes("cuda", "triton", "off")
+
+
+def test_a_failure_leaves_no_file(tiny_folder, tmp_path, monkeypatch):
+    def fails(*_):
+        raise ValueError("no")
+
+    monkeypatch.setattr(profile, "of_trace", fails)
+    out = tmp_path / "trace.json"
+    out.write_text("before", encoding="utf-8")
+    options = profile.checked(options_of("--model", tiny_folder, "--frames", 1, "--device", "cpu", "--out", out))
+    with pytest.raises(ValueError, match="no"):
+        profile.here(options)
+    assert [path.name for path in tmp_path.iterdir()] == ["trace.json"]
+    assert out.read_text(encoding="utf-8") == "before"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--tool", "tosch"], r"--tool must be one of torch, nsys, proton, got 'tosch'; did you mean 'torch'\?"),
+        (["--backend", "tritn"], r"--backend must be one of .*did you mean 'triton'"),
+        (["--graphs", "load"], "--graphs must be one of off, lazy, got 'load'"),
+        (["--frames", "0"], r"--frames must be in 1\.\.100000, got 0"),
+        (["--streams", "257"], r"--streams must be in 1\.\.256, got 257"),
+        (["--device", "tpu9"], "device must be a torch device"),
+        (["--model", "nowhere"], "--model must be a folder with params.json and weights, or '8b', got 'nowhere'"),
+        (["--model", "8b", "--device", "cpu"], "--model 8b makes 15 GB of random weights on a GPU"),
+        (["--tool", "proton", "--device", "cpu"], "--tool proton times kernels on a GPU.*--tool torch works there"),
+        (["--out", "trace.txt"], "--out of --tool torch must end in .json or .json.gz, or be a folder, got trace.txt"),
+        (["--out", "nowhere/trace.json"], "cannot write nowhere/trace.json: No such file or directory"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_refused_before_any_work(argv, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(profile, "loaded", lambda _: pytest.fail("a model was loaded"))
+    assert profile.main(argv) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("profile: error: ")
+    with pytest.raises((ValueError, OSError), match=message):
+        profile._command(options_of(*argv))
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_folder_gets_a_file_of_the_tools_name(tmp_path):
+    assert profile.checked(options_of("--out", tmp_path)).out == tmp_path / "profile.json.gz"
+    assert profile.checked(options_of("--tool", "nsys", "--out", tmp_path)).out == tmp_path / "profile.nsys-rep"
+    assert profile.checked(options_of()).out.name == "profile.json.gz"
+
+
+def test_triton_is_left_to_the_model_and_a_compiler_is_refused_on_a_cpu(tmp_path):
+    """Whether it interprets is settled when it is imported."""
+    program = """
+import sys
+import zonos2_triton.bench.timing.profile as profile
+assert "triton" not in sys.modules
+import triton
+sys.exit(profile.main(["--backend", "triton", "--device", "cpu", "--frames", "1"]))
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert run.returncode == 2, run.stderr
+    assert "set TRITON_INTERPRET=1 before it starts" in run.stderr
+
+
+def test_proton_gets_scopes_that_count_their_calls(tmp_path, monkeypatch):
+    """By a stand-in that writes what Proton writes of two kernels in a layer."""
+    calls = []
+
+    class Scope:
+        def __init__(self, name, metrics):
+            calls.append((name, metrics))
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            return None
+
+    def start(name, context, data):
+        calls.append((context, data))
+        return name
+
+    def finalize(session):
+        kernel = {"frame": {"name": "_k"}, "metrics": {"time (ns)": 7000, "count": 2}, "children": []}
+        layer = {"frame": {"name": "model/layer"}, "metrics": {"calls": 2}, "children": [kernel]}
+        root = {"frame": {"name": "ROOT"}, "metrics": {"time (ns)": 0}, "children": [layer]}
+        with open(f"{session}.hatchet", "w", encoding="utf-8") as file:
+            json.dump([root, {"CUDA": {}}], file)
+
+    proton = types.SimpleNamespace(scope=Scope, start=start, finalize=finalize)
+    monkeypatch.setitem(sys.modules, "triton.profiler", proton)
+    monkeypatch.setattr(sys.modules["triton"], "profiler", proton, raising=False)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    from zonos2_triton.model.nvtx import annotate
+
+    def call():
+        for i in range(2):
+            with annotate("model/layer", i):
+                pass
+
+    root = profile.by_proton(call, out := tmp_path / "profile.hatchet")
+    assert {path: (node.count, node.us) for path, node in root.walk()} == {("model/layer",): (2, 7.0)}
+    assert calls == [("shadow", "tree"), ("model/layer", {"calls": 1}), ("model/layer", {"calls": 1})]
+    assert json.loads(out.read_text(encoding="utf-8"))[0]["frame"]["name"] == "ROOT"

@@ -1,0 +1,239 @@
+"""Other ways to compute a kernel's function: they agree with the reference, and nothing is timed that does not."""
+
+import sys
+from dataclasses import replace
+from functools import partial
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+import pytest
+import torch
+
+from zonos2_triton.bench.baselines import attention_adapter, sdpa
+from zonos2_triton.bench.baselines.providers import ALL, BOUNDS, beside, time_one
+from zonos2_triton.bench.catalogue import KERNELS
+from zonos2_triton.bench.proof.verify import Case, Mismatch
+from zonos2_triton.bench.suite.recorder import NotRun
+from zonos2_triton.bench.timing.timer import Device
+from zonos2_triton.reference.vocoder_layers import OPERATIONS
+
+BY_NAME = {one.name: one for one in ALL}
+ATTENTIONS = ("decode_attention", "prefill_attention")
+PLAIN_KERNELS = [name for name in KERNELS if name not in OPERATIONS]
+NORM = KERNELS["add_rms_norm"]
+TINY = next(workload for workload in NORM.workloads if workload.name == "tiny")
+
+
+def small(*kernels):
+    return [
+        pytest.param(KERNELS[name], workload, id=f"{name}-{workload.name}")
+        for name in kernels
+        for workload in KERNELS[name].workloads
+        if not workload.real
+    ]
+
+
+@pytest.fixture
+def device():
+    """A CPU, and what was timed on it: a constant time for every sample."""
+    timed = []
+
+    def elapsed(run):
+        timed.append(run)
+        run()
+        return 0.4
+
+    return Device("cpu", 0, lambda: None, elapsed, None), timed
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("kernel", "workload"), small(*ATTENTIONS))
+def test_sdpa_agrees(kernel, workload, dtype):
+    """Idle rows, prompts packed and begun before, caches of one page and of many, and what becomes of them."""
+    BY_NAME["sdpa"].verify(Case(kernel, workload, "cpu", dtype))
+
+
+@pytest.mark.parametrize("name", PLAIN_KERNELS)
+def test_compiled_agrees(name):
+    """Traced in one graph, without a read on the host. tests/bench/test_torch_ops.py has the other workloads."""
+    kernel = KERNELS[name]
+    BY_NAME["compiled"].verify(Case(kernel, kernel.workloads[-1], "cpu"))
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_the_reference_agrees(name):
+    kernel = KERNELS[name]
+    assert BY_NAME["reference"].verify(Case(kernel, kernel.workloads[-1], "cpu", torch.bfloat16)).ratio <= 1
+
+
+@pytest.mark.parametrize("workload", ["idle", "packed"])
+def test_what_surrounds_an_attention_can_be_compiled(workload, monkeypatch):
+    """In one graph each: on a GPU it is."""
+    compiled = []
+
+    def fused(function, device):
+        compiled.append(function.__name__)
+        return torch.compile(function, dynamic=False, fullgraph=True, backend="eager")
+
+    for module in (attention_adapter, sdpa):
+        monkeypatch.setattr(module, "fused", fused)
+    kernel = KERNELS["decode_attention" if workload == "idle" else "prefill_attention"]
+    case = Case(kernel, next(w for w in kernel.workloads if w.name == workload))
+    BY_NAME["sdpa"].verify(case)
+    assert compiled == ["_begin", "gated"] if workload == "idle" else ["_begin", "_grouped", "_ungrouped"]
+    torch.compiler.reset()
+
+
+def test_all_rows_may_be_idle():
+    kernel = KERNELS["decode_attention"]
+    sizes = next(w.sizes for w in kernel.workloads if w.name == "idle")
+    inputs = kernel.make("cpu", torch.float32, **sizes | {"contexts": (-1,)})
+    before = inputs["k_cache"].clone()
+    assert not BY_NAME["sdpa"].prepare(kernel, inputs)().any()
+    assert torch.equal(inputs["k_cache"], before)
+
+
+def test_a_wrong_implementation_is_found():
+    """In its results, and in what it leaves in the cache."""
+    kernel = KERNELS["decode_attention"]
+    case = Case(kernel, next(w for w in kernel.workloads if w.name == "tiny"))
+
+    def late(inputs):
+        return sdpa.decode_attention(inputs | {"positions": inputs["positions"] - 1})
+
+    def forgetful(inputs):
+        return sdpa.decode_attention(inputs | {name: inputs[name].clone() for name in kernel.mutates})
+
+    for wrong, said in ((late, "result: "), (forgetful, "k_cache: ")):
+        with pytest.raises(Mismatch, match=said):
+            replace(BY_NAME["sdpa"], prepares={kernel.name: wrong}).verify(case)
+
+
+def test_who_stands_beside_whom():
+    names = {name: [one.name for one in beside(kernel)] for name, kernel in KERNELS.items()}
+    assert names["decode_attention"] == ["reference", "compiled", "sdpa", "flash-attn", "flashinfer"]
+    assert names["prefill_attention"] == names["decode_attention"]
+    assert names["add_rms_norm"] == names["rotary"] == ["reference", "compiled", "flashinfer", "liger"]
+    assert names["experts"] == ["reference", "compiled", "liger"]
+    assert names["sample"] == ["reference", "compiled", "flashinfer"]
+    assert {tuple(names[name]) for name in OPERATIONS} == {("reference", "compiled")}
+    assert BOUNDS.keys() == BY_NAME.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "kernel", "workload", "dtype", "device", "why"),
+    [
+        ("flash-attn", "prefill_attention", None, torch.bfloat16, "cuda", "flash-attn is not installed"),
+        ("flashinfer", "decode_attention", None, torch.bfloat16, "cuda", "flashinfer-python is not installed"),
+        ("liger", "experts", None, torch.bfloat16, "cuda", "liger-kernel is not installed"),
+        ("flashinfer", "sample", None, torch.bfloat16, "cuda", "flashinfer samples without a repetition penalty, and "
+         "from a generator of its own"),
+        ("compiled", "waveform", None, torch.bfloat16, "cpu", "its PyTorch reads on the host where each row is; "
+         "compiled as a whole: part vocoder"),
+        ("sdpa", "rotary", None, torch.bfloat16, "cpu", "sdpa has nothing for rotary"),
+        ("sdpa", "decode_attention", "tiny", torch.bfloat16, "cpu", None),
+        ("reference", "waveform", "tiny", torch.bfloat16, "cpu", None),
+    ],
+)  # fmt: skip
+def test_why_it_is_missing(name, kernel, workload, dtype, device, why, monkeypatch):
+    for package in ("flash_attn", "flashinfer", "liger_kernel"):
+        monkeypatch.setitem(sys.modules, package, None)
+    of = KERNELS[kernel]
+    at = next((w for w in of.workloads if w.name == workload), None)
+    assert BY_NAME[name].missing(of, at, dtype, device) == why
+
+
+@pytest.mark.parametrize(
+    ("name", "kernel", "workload", "dtype", "device", "why"),
+    [
+        ("liger", "rotary", "tiny", torch.bfloat16, "cpu", "liger-kernel needs a CUDA device"),
+        ("flashinfer", "rotary", "tiny", torch.float32, "cuda", "flashinfer does not take float32"),
+        ("flashinfer", "rotary", "tiny", torch.float16, "cuda", "flashinfer has heads of 64, 128, 256, not of 16"),
+        ("flashinfer", "rotary", "decode-B1", torch.float16, "cuda", None),
+        ("liger", "experts", "dense-B1", torch.bfloat16, "cuda", None),
+    ],
+)
+def test_why_it_is_missing_where_it_is_installed(name, kernel, workload, dtype, device, why, monkeypatch):
+    for package in ("flash_attn", "flashinfer", "liger_kernel"):
+        module = ModuleType(package)
+        module.__spec__ = ModuleSpec(package, None)
+        monkeypatch.setitem(sys.modules, package, module)
+    of = KERNELS[kernel]
+    at = next(w for w in of.workloads if w.name == workload)
+    assert BY_NAME[name].missing(of, at, dtype, device) == why
+
+
+def time(one, device, dtype=torch.float32, ours=1.0):
+    return time_one(one, NORM, TINY, device, dtype, ours, seconds=0.0)
+
+
+def test_a_time_and_how_many_times_ours_it_is(device):
+    cpu, timed = device
+    for name in ("reference", "compiled"):
+        found = time(BY_NAME[name], cpu, torch.bfloat16, 100.0)
+        assert found["speed_up"] == round(found["median_us"] / 100, 3)
+        assert {"low_us", "high_us", "samples_us", "calls_per_sample", "launch", "cache"} <= found.keys()
+    assert time(BY_NAME["reference"], cpu, ours=None)["speed_up"] is None
+    assert timed
+    timed.clear()
+    with pytest.raises(NotRun, match=r"flashinfer(-python)? (is not installed|needs a CUDA device)"):
+        time(BY_NAME["flashinfer"], cpu)
+    assert not timed
+
+
+def test_what_disagrees_is_never_timed(device):
+    cpu, timed = device
+    called = []
+
+    def wrong(inputs):
+        def run():
+            called.append(inputs)
+            total, normed = NORM.reference(**inputs)
+            return total, normed * 1.5
+
+        return run
+
+    with pytest.raises(NotRun, match=r"^differs: add_rms_norm tiny float32: normed: ") as reason:
+        time(replace(BY_NAME["reference"], prepares={NORM.name: wrong}), cpu)
+    assert "\n" not in str(reason.value)
+    assert len(called) == 1  # by the comparison
+    assert not timed
+
+
+@pytest.mark.parametrize("fails", ["prepare", "call"])
+def test_what_raises_is_not_timed(fails, device):
+    cpu, timed = device
+
+    def broken(inputs):
+        def run():
+            raise RuntimeError("no kernel image\nfor this device")
+
+        return run() if fails == "prepare" else run
+
+    with pytest.raises(NotRun, match=r"^RuntimeError: no kernel image$"):
+        time(replace(BY_NAME["reference"], prepares={NORM.name: broken}), cpu)
+    assert not timed
+
+
+def test_no_memory_is_not_its_fault(device):
+    def full(inputs):
+        raise torch.OutOfMemoryError("no room")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        time(replace(BY_NAME["reference"], prepares={NORM.name: full}), device[0])
+
+
+def test_it_is_compared_on_the_inputs_that_are_timed(device):
+    """First the comparison's, then the same again, then, where several sets take turns, the others."""
+    seen = []
+
+    def watching(inputs):
+        seen.append(inputs["x"])
+        return partial(NORM.reference, **inputs)
+
+    touched = NORM.cost_of(TINY, 4).bytes
+    time(replace(BY_NAME["reference"], prepares={NORM.name: watching}), replace(device[0], l2=touched))
+    assert len(seen) == 3
+    assert torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[0], seen[2])

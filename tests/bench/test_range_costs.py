@@ -1,0 +1,117 @@
+"""What ranges must move: the kernels' costs in their places, and nothing counted twice."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from zonos2_triton.bench.specs.frame_cost import frame_cost, prompt_cost, total
+from zonos2_triton.bench.suite.device_checks import whole_model
+from zonos2_triton.bench.timing.range_costs import STAGES, Generation, counts, flat, placed
+from zonos2_triton.bench.timing.range_times import Node
+from zonos2_triton.bench.timing.vocoder import step_costs
+from zonos2_triton.kernels.residual_unit import WIDEST
+from zonos2_triton.reference.vocoder import VocoderConfig
+
+ROWS, FRAMES, STREAMS = 60, 40, 4
+
+
+def generation(dtype=torch.bfloat16, backend="triton"):
+    """Of the 8B model and the real codec, without their weights."""
+    codec, ops = VocoderConfig(), SimpleNamespace(widest_unit=0 if dtype == torch.float32 else WIDEST)
+    decoder = SimpleNamespace(lookahead=10, config=codec, ops=ops)
+    vocoder = SimpleNamespace(backend=backend, config=codec, dtype=dtype, decoder=decoder)
+    backbone = SimpleNamespace(config=whole_model(), dtype=torch.bfloat16)
+    return Generation(SimpleNamespace(backbone=backbone, vocoder=vocoder), STREAMS, FRAMES, ROWS)
+
+
+def tree(*paths):
+    """{path: calls} -> a tree without times."""
+    root = Node()
+    for path, calls in paths:
+        node = root
+        for name in path:
+            node = node.child(name)
+        node.count = calls
+    return root
+
+
+def test_a_frame_is_its_layers_its_head_and_its_draw():
+    work = generation().work({"model/frame": 10})
+    parts = frame_cost(whole_model(), STREAMS, ROWS + 5)
+    assert work["model/frame",] == (10 * total(parts).bytes, 10 * total(parts).flops)
+    inside = [("model/layer",), ("model/draw",), ("kernel/frame_embedding",), ("kernel/head",)]
+    assert sum(work["model/frame", *path][0] for path in inside) == work["model/frame",][0]
+    experts = parts["experts"].bytes + parts["experts (dense)"].bytes
+    assert work["model/frame", "model/layer", "kernel/experts"][0] == 10 * experts
+    assert work["model/frame", "model/draw", "kernel/sample"][0] == 10 * parts["sample"].bytes
+    assert not any("(dense)" in path[-1] for path in work)
+
+
+@pytest.mark.parametrize("calls", [1, STREAMS])
+def test_prompts_are_read_together_or_one_after_the_other(calls):
+    """Attention is within a prompt, whoever else is there."""
+    work, config = generation().work({"model/prefill": calls, "model/start": 1}), whole_model()
+    rows = ROWS * STREAMS // calls
+    parts = prompt_cost(config, rows)
+    head = frame_cost(config, STREAMS, ROWS)["head"].bytes
+    assert work["model/prefill",][0] == calls * (total(parts).bytes - parts["head"].bytes)
+    attention = work["model/prefill", "model/layer", "kernel/prefill_attention"][1]
+    assert attention == pytest.approx(STREAMS * prompt_cost(config, ROWS)["prefill_attention"].flops, rel=0.02)
+    assert work["model/start", "kernel/head"][0] == head
+    assert work["model/start",][0] == head + work["model/start", "model/draw"][0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_a_step_of_the_codec_is_its_blocks_and_what_is_around_them(dtype):
+    work = generation(dtype).work({"codec/step": 5, "codec/speak": 5})
+    each = step_costs(VocoderConfig(), STREAMS, (FRAMES + 10) // 5, dtype.itemsize)
+    assert work["codec/step",] == (5 * sum(c.bytes for c in each), 5 * sum(c.flops for c in each))
+    inside = [("codec/block",), ("kernel/codebook_sum",), ("kernel/convolution",), ("kernel/waveform",)]
+    assert sum(work["codec/step", *path][0] for path in inside) == work["codec/step",][0]
+    fused = ("codec/step", "codec/block", "kernel/residual_unit") in work
+    assert fused == (dtype == torch.float16)
+    within = [value[0] for path, value in work.items() if path[:2] == ("codec/step", "codec/block") and len(path) == 3]
+    assert sum(within) == work["codec/step", "codec/block"][0]
+    assert work["codec/speak",] == work["codec/step",]
+
+
+def test_steps_of_a_graph_and_windows_of_the_reference_are_whole():
+    each = step_costs(VocoderConfig(), STREAMS, (FRAMES + 10) // 5, 2)
+    work = generation(torch.float16).work({"codec/speak": 5})
+    assert work == {("codec/speak",): (5 * sum(c.bytes for c in each), 5 * sum(c.flops for c in each))}
+    alone = step_costs(VocoderConfig(), 1, FRAMES, 4)
+    work = generation(torch.float32, "reference").work({"codec/decode": STREAMS})
+    assert work == {("codec/decode",): (STREAMS * sum(c.bytes for c in alone), STREAMS * sum(c.flops for c in alone))}
+
+
+def test_clips_decoded_one_by_one_are_each_a_row():
+    """A step of each of four clips, for all of its frames."""
+    work = generation(torch.float16).work({"codec/decode": STREAMS, "codec/step": STREAMS})
+    each = step_costs(VocoderConfig(), 1, FRAMES + 10, 2)
+    assert work["codec/step",][0] == STREAMS * sum(c.bytes for c in each)
+
+
+def test_costs_find_their_places_in_a_tree_and_add_up_by_name():
+    root = tree(
+        (("model/generate",), 1), (("model/generate", "model/prefill"), 1),
+        (("model/generate", "model/prefill", "model/layer"), 28),
+        (("model/generate", "model/frames", "model/frame"), 3),
+        (("model/generate", "model/frames", "model/frame", "model/layer"), 84),
+        (("model/generate", "model/wait"), 1),
+    )  # fmt: skip
+    assert counts(root) == dict.fromkeys(STAGES, 0) | {"model/prefill": 1, "model/frame": 3}
+    work = generation().work(counts(root))
+    in_tree = placed(root, work)
+    frame = ("model/generate", "model/frames", "model/frame")
+    assert in_tree[frame] == work["model/frame",]
+    assert in_tree[*frame, "model/layer"] == work["model/frame", "model/layer"]
+    assert in_tree["model/generate", "model/prefill", "model/layer"] == work["model/prefill", "model/layer"]
+    assert ("model/generate",) not in in_tree
+    assert ("model/generate", "model/wait") not in in_tree
+    layers = flat(work)["model/layer"]
+    assert layers[0] == work["model/frame", "model/layer"][0] + work["model/prefill", "model/layer"][0]
+
+
+def test_nothing_that_did_not_run_has_a_cost():
+    assert generation().work({}) == {}

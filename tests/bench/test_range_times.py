@@ -1,0 +1,119 @@
+"""Trees of ranges out of traces, and their rows, on traces made by hand."""
+
+import pytest
+
+from zonos2_triton.bench.specs.roofline import UNKNOWN, Roof
+from zonos2_triton.bench.timing.range_times import COLUMNS, Node, bare, label, of_hatchet, of_trace, rows, table
+
+
+def ranged(name, start, us, **more):
+    return {"ph": "X", "cat": "user_annotation", "name": name, "ts": start, "dur": us, "args": {}} | more
+
+
+def launch(start, correlation, cat="cuda_runtime"):
+    return {"ph": "X", "cat": cat, "name": "launch", "ts": start, "dur": 1, "args": {"correlation": correlation}}
+
+
+def kernel(start, us, correlation, cat="kernel"):
+    return {"ph": "X", "cat": cat, "name": "k", "ts": start, "dur": us, "args": {"correlation": correlation}}
+
+
+# Two frames, the second launched as one graph of two kernels; all of it runs after the host is done.
+TRACE = [
+    ranged("model/frames 2", 100, 60),
+    ranged("model/frame 1", 100, 30),
+    ranged("model/layer 0", 100, 10),
+    ranged("kernel/experts 1", 102, 6),
+    launch(103, 1, "cuda_driver"),
+    ranged("model/layer 1", 110, 15),
+    launch(112, 2),
+    launch(127, 3),
+    ranged("model/frame 1", 140, 20),
+    launch(145, 4),
+    kernel(1000, 7, 1),
+    kernel(1010, 5, 2),
+    kernel(1020, 2, 3, "gpu_memcpy"),
+    kernel(1030, 11, 4),
+    kernel(1041, 13, 4),
+    kernel(1060, 17, 99),  # launched before the trace began
+    ranged("ProfilerStep#1", 100, 60),
+    {"ph": "X", "cat": "gpu_user_annotation", "name": "model/frame 1", "ts": 1000, "dur": 20},
+    {"ph": "s", "cat": "ac2g", "name": "ac2g", "ts": 103, "id": 1},
+    {"ph": "X", "cat": "cpu_op", "name": "aten::add", "ts": 113, "dur": 3, "args": {}},
+    ranged("codec/decode 2", 200, 40),
+]
+
+
+def found(root):
+    return {path: (node.count, node.us) for path, node in root.walk()}
+
+
+def test_labels_are_names_with_payloads():
+    assert label("model/layer", 3) == "model/layer 3"
+    assert bare(label("model/layer", 0)) == bare(label("model/layer", None)) == "model/layer"
+    assert bare("aten::add") is None
+
+
+@pytest.mark.parametrize("events", [TRACE, TRACE[::-1]], ids=["in order", "reversed"])
+def test_host_time_is_that_of_the_ranges(events):
+    assert found(of_trace(events, on_device=False)) == {
+        ("model/frames",): (1, 60),
+        ("model/frames", "model/frame"): (2, 50),
+        ("model/frames", "model/frame", "model/layer"): (2, 25),
+        ("model/frames", "model/frame", "model/layer", "kernel/experts"): (1, 6),
+        ("codec/decode",): (1, 40),
+    }
+
+
+def test_device_time_is_that_of_what_was_launched_inside():
+    """Wherever on the device's own clock it ran; a graph's kernels belong to the launch of the graph."""
+    assert found(of_trace(TRACE, on_device=True)) == {
+        ("model/frames",): (1, 38),
+        ("model/frames", "model/frame"): (2, 38),
+        ("model/frames", "model/frame", "model/layer"): (2, 12),
+        ("model/frames", "model/frame", "model/layer", "kernel/experts"): (1, 7),
+        ("codec/decode",): (1, 0),
+    }
+
+
+def test_a_hatchet_tree_adds_up():
+    def frame(name, children=(), **metrics):
+        return {"frame": {"name": name, "type": "function"}, "metrics": metrics, "children": [*children]}
+
+    kernels = [frame("_k", **{"time (ns)": 2000, "count": 3}), frame("_m", **{"time (ns)": 500, "count": 3})]
+    layer = frame("model/layer", kernels, calls=6)
+    tree = frame("ROOT", [frame("model/frame", [layer, frame("_head", **{"time (ns)": 1500})], calls=3), frame("_x")])
+    assert found(of_hatchet(tree)) == {("model/frame",): (3, 4.0), ("model/frame", "model/layer"): (6, 2.5)}
+
+
+def test_rows_have_shares_and_floors():
+    root = of_trace(TRACE, on_device=False)
+    frame = ("model/frames", "model/frame")
+    work = {(*frame, "model/layer"): (2e4, 2e6), (*frame, "model/layer", "kernel/experts"): (6e3, 0)}
+    by_name = {row["range"]: row for row in rows(root, work, Roof(1.0, 1.0))}
+    layer = by_name["model/layer"]
+    assert (layer["count"], layer["total_us"], layer["mean_us"]) == (2, 25, 12.5)
+    assert (layer["bytes"], layer["floor_us"], layer["percent_of_floor"]) == (10_000, 10, 80)
+    assert layer["share"] == 25
+    assert by_name["kernel/experts"]["percent_of_floor"] == 100
+    assert by_name["model/frame"]["bytes"] == 10_000  # of its layers, twenty kilobytes in two frames
+    assert by_name["model/frames"]["bytes"] == 20_000
+    assert by_name["codec/decode"]["bytes"] is by_name["codec/decode"]["floor_us"] is None
+    assert sum(by_name[name]["share"] for name in ("model/frames", "codec/decode")) == 100
+    unknown = {row["range"]: row for row in rows(root, work, UNKNOWN)}["model/layer"]
+    assert (unknown["bytes"], unknown["floor_us"], unknown["percent_of_floor"]) == (10_000, None, None)
+
+
+def test_an_empty_tree_and_idle_ranges_are_rows_too():
+    assert rows(Node(), {}, UNKNOWN) == []
+    row = rows(Node(children={"model/wait": Node(2)}), {("model/wait",): (0, 0)}, Roof(1.0, None))[0]
+    assert (row["share"], row["bytes"], row["floor_us"], row["percent_of_floor"]) == (None, 0, 0, None)
+
+
+def test_the_table_shows_depth_and_leaves_out_what_is_unknown():
+    root = of_trace(TRACE, on_device=False)
+    lines = table(rows(root, {("codec/decode",): (1.5e9, 0)}, Roof(1.0, None))).splitlines()
+    assert lines[0].split() == " ".join(COLUMNS).split()
+    assert lines[3].startswith("    model/layer ")
+    assert lines[-1].split() == ["codec/decode", "1", "0.040", "40.0", "40", "1.5", "GB", "1500000", "3750000"]
+    assert "None" not in "".join(lines)

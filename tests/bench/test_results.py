@@ -1,0 +1,202 @@
+"""Result files: the form that all have, and the errors of those that have it not."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+
+from zonos2_triton.bench.specs.roofline import Roof
+from zonos2_triton.bench.suite import results
+from zonos2_triton.bench.suite.recorder import Record
+
+SAMPLE = Path(__file__).parent / "results" / "sample.json"
+
+
+@pytest.fixture
+def sample():
+    return results.load(SAMPLE)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Writes a result as a file."""
+
+    def write(name, content, **environment):
+        content = copy.deepcopy(content)
+        content["environment"].update(environment)
+        (tmp_path / name).write_text(json.dumps(content), encoding="utf-8")
+
+    write.path = tmp_path
+    return write
+
+
+def test_the_sample_is_of_no_real_card(sample):
+    assert sample["environment"]["card"] == "Example card"
+
+
+@pytest.mark.parametrize("path", [SAMPLE, *sorted(results.RESULTS.glob("*.json"))], ids=lambda path: path.name)
+def test_every_file_here_has_the_form(path):
+    results.check(results.load(path), path.name)
+
+
+def test_what_is_written_is_what_is_read():
+    assert results.SCHEMA == Record.SCHEMA
+
+
+def beside(sample):
+    return sample["parts"]["beside"]["items"]
+
+
+def timing(sample, name="router/decode-B1"):
+    return sample["parts"]["timings"]["items"][name]
+
+
+# By what is wrong: how the sample is broken, and the place that the error names.
+BROKEN = {
+    "no seed": (lambda s: s["environment"].pop("seed"), "environment: 'seed' is a required property"),
+    "a date in words": (lambda s: s["environment"].update(date="today"), "environment/date"),
+    "a word about the card": (lambda s: s["environment"].update(colour="red"), "'colour' was unexpected"),
+    "an unknown part": (lambda s: s["parts"].update(timing={"items": {}, "not_run": {}}), "'timing' was unexpected"),
+    "a part without reasons": (lambda s: s["parts"]["graph"].pop("not_run"), "parts/graph: 'not_run'"),
+    "an unknown status": (lambda s: timing(s).update(status="fine"), "timings/items/router/decode-B1/status"),
+    "no samples": (lambda s: timing(s).pop("samples_us"), "'samples_us' is a required property"),
+    "empty samples": (lambda s: timing(s).update(samples_us=[]), "router/decode-B1/samples_us"),
+    "a time in words": (lambda s: timing(s).update(median_us="3"), "router/decode-B1/median_us: '3' is not of type"),
+    "a time below zero": (lambda s: timing(s).update(low_us=-1), "router/decode-B1/low_us: -1 is less"),
+    "another launch": (lambda s: timing(s).update(launch="warp"), "router/decode-B1/launch: 'warp'"),
+    "an unknown field": (lambda s: timing(s).update(megahertz=1), "'megahertz' was unexpected"),
+    "an unknown implementation": (
+        lambda s: beside(s).update({"router/decode-B1/cublas": {}}), "parts/beside/items: 'router/decode-B1/cublas'"),
+    "a baseline without its factor": (
+        lambda s: beside(s)["router/decode-B1/reference"].pop("speed_up"),
+        "router/decode-B1/reference: 'speed_up' is a required"),
+    "no reason for no time": (
+        lambda s: s["parts"]["beside"]["not_run"].update({"router/decode-B1/liger": ""}), "router/decode-B1/liger"),
+    "a failure with a time": (
+        lambda s: timing(s).update(status="failed", error="off"), "properties are not allowed"),
+    "a failure without its text": (
+        lambda s: s["parts"]["graph"]["items"].update({"decode step": {"status": "failed"}}), "'error' is a required"),
+    "no reason to withhold": (
+        lambda s: s["parts"]["graph"]["items"].update({"decode step": {"status": "withheld"}}), "'reason' is a"),
+    "a kernel's check without dtype": (
+        lambda s: s["parts"]["kernels"]["items"].update({"router/tiny": {"status": "withheld", "reason": "x"}}),
+        "'router/tiny' does not match"),
+    "a check that measures": (
+        lambda s: s["parts"]["graph"]["items"]["decode step"].update(ratio=1), "'ratio' was unexpected"),
+    "no floor of a frame": (lambda s: s["parts"]["frames"]["items"]["B1"].pop("floor_us"), "'floor_us' is a"),
+    "frames by another name": (
+        lambda s: s["parts"]["frames"]["items"].update(one=s["parts"]["frames"]["items"]["B1"]), "'one' does not"),
+    "an unknown sanitizer": (
+        lambda s: s["parts"]["sanitizer"]["items"].update(synccheck={"status": "withheld", "reason": "x"}),
+        "'synccheck' is not one of"),
+    "a fraction of a test": (
+        lambda s: s["parts"]["tests"]["items"]["pytest -m gpu"].update(tests=1.5), "pytest -m gpu/tests"),
+    "a copy without its rate": (
+        lambda s: s["parts"]["calibration"]["items"]["copy"].pop("gb_per_s"), "copy: 'gb_per_s' is a required"),
+    "a whole that nobody knows": (
+        lambda s: s["parts"]["whole"]["items"].update(latency={"status": "withheld", "reason": "x"}), "'latency'"),
+    "codes agree in words": (
+        lambda s: s["parts"]["vocoder"]["items"]["clips-1/bfloat16"].update(agreement_db="good"), "agreement_db"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("break_it", "place"), BROKEN.values(), ids=BROKEN)
+def test_what_has_not_the_form_is_refused_with_its_place(sample, break_it, place):
+    break_it(sample)
+    with pytest.raises(ValueError, match=r"^mine\.json: at ") as error:
+        results.check(sample, "mine.json")
+    assert place in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s: s["environment"].update(driver=None, clock_mhz=None, cuda=None, l2_bytes=None),
+        lambda s: s["environment"].pop("driver"),
+        lambda s: s["parts"].clear(),
+        lambda s: s["parts"]["whole"]["items"]["prefill-128"].update(graph_us=None),
+        lambda s: timing(s).update(not_captured="capture is off", percent_of_copy=None, percent_of_floor=None),
+        lambda s: s["parts"]["graph"]["items"].update(
+            {"decode step": {"status": "failed", "error": "the device failed after it"}}),
+    ],
+    ids=["a silent machine", "no driver", "nothing run", "no graphs", "not captured", "a lost device"],
+)  # fmt: skip
+def test_what_a_run_may_leave_out_is_accepted(sample, change):
+    change(sample)
+    results.check(sample)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "is no JSON: Expecting property name"),
+        ("[]", "is no result file: it has no key 'schema'"),
+        ('{"router/f/c/sm_90": {"registers": 1}}', "no key 'schema'"),
+        ('{"schema": 1}', "has schema 1; this version reads 2"),
+        ('{"schema": "2"}', "has schema '2'; this version reads 2"),
+        ('{"schema": 2, "parts": []}', "lacks environment, parts"),
+        ('{"schema": 2, "environment": {"card": "A"}, "parts": {}}', "lacks environment/commit, environment/date"),
+    ],
+)
+def test_a_file_that_is_none_says_what_it_is_instead(tmp_path, text, said):
+    (tmp_path / "x.json").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"x\.json") as error:
+        results.load(tmp_path / "x.json")
+    assert said in str(error.value)
+
+
+def test_bytes_that_are_no_text(tmp_path):
+    (tmp_path / "x.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="is no JSON"):
+        results.load(tmp_path / "x.json")
+
+
+def test_a_part_that_is_no_part(sample):
+    del sample["parts"]["graph"]["items"]
+    with pytest.raises(ValueError, match="x lacks parts/graph/items"):
+        results.parse(json.dumps(sample), "x")
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="gone"):
+        results.load(tmp_path / "gone.json")
+
+
+def test_committed_results_come_newest_first_without_rehearsals(sample, folder):
+    folder("a.json", sample, commit="one", date="2026-01-02T00:00:00+00:00")
+    folder("b.json", sample, commit="two", date="2026-03-02T00:00:00+00:00")
+    folder("c.json", sample, commit="three", date="2026-03-01T23:30:00-02:00")  # later than the second
+    folder("d.json", sample, commit="four", date="2026-09-09T00:00:00+00:00", rehearsal=True)
+    found = results.committed(folder.path)
+    assert [result["environment"]["commit"] for result in found] == ["three", "two", "one"]
+
+
+def test_a_broken_committed_file_is_an_error(sample, folder):
+    folder("a.json", sample)
+    (folder.path / "b.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"b\.json is no JSON"):
+        results.committed(folder.path)
+
+
+def test_the_newest_of_a_card(sample, folder):
+    folder("a.json", sample, commit="old", date="2026-01-01T00:00:00Z")
+    folder("b.json", sample, card="Another", commit="new", date="2026-01-02T00:00:00Z")
+    assert results.newest(folder=folder.path)["environment"]["commit"] == "new"
+    assert results.newest("Example card", folder.path)["environment"]["commit"] == "old"
+    assert results.newest("A third", folder.path) is None
+
+
+def test_only_what_passed_is_a_measurement(sample):
+    assert results.passed(sample, "timings", "router/decode-B1")["median_us"] > 0
+    timing(sample).update(status="withheld")
+    assert results.passed(sample, "timings", "router/decode-B1") is None
+    assert results.passed(sample, "timings", "nothing") is None
+    assert results.passed(sample, "nothing", "nothing") is None
+
+
+def test_the_roof_is_the_calibration(sample):
+    copy_, product = (sample["parts"]["calibration"]["items"][name] for name in ("copy", "matmul"))
+    assert results.roof(sample) == Roof(copy_["gb_per_s"], product["tflop_per_s"])
+    del sample["parts"]["calibration"]
+    assert results.roof(sample) == Roof(None, None)

@@ -1,0 +1,311 @@
+"""The command for a GPU, as far as it goes without one: what it would run, its budget, its file, what it withholds."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from datetime import date
+
+import pytest
+import torch
+
+from zonos2_triton.bench.catalogue import KERNELS
+from zonos2_triton.bench.proof.verify import Mismatch
+from zonos2_triton.bench.suite import gpu, stages
+from zonos2_triton.bench.suite.presets import REAL
+from zonos2_triton.bench.suite.recorder import Budget, Item, NotRun, Record, Withheld
+from zonos2_triton.bench.timing import timer
+from zonos2_triton.bench.timing.timer import Device
+from zonos2_triton.bench.timing.vocoder import WORKS
+
+HERE = {"card": "NVIDIA H100 80GB HBM3", "commit": "0123456789ab", "sources": "s", "torch": "2.11", "triton": "3.6",
+        "arch": "sm_90", "driver": "1"}  # fmt: skip
+
+
+CPU = Device("cpu", 0, lambda: None, lambda run: 0.4, None)
+
+
+class Clock:
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def record(tmp_path):
+    return Record.open(tmp_path, HERE, date(2026, 1, 2))
+
+
+def items(part, clock, *names, seconds=1.0, spend=2.0, done=None):
+    def run(name, left):
+        clock.now += spend
+        if done is not None:
+            done.append(name)
+        return {"left": left}
+
+    return [Item(part, name, seconds, lambda left, name=name: run(name, left)) for name in names]
+
+
+def broken(part, name, error):
+    def run(left):
+        raise error
+
+    return Item(part, name, 0, run)
+
+
+def on_disk(record):
+    return json.loads(record.path.read_text(encoding="utf-8"))
+
+
+def go(record, parts, todo, clock, budget=1000.0, **more):
+    said = []
+    status = gpu.run(record, stages, todo, Budget(budget, clock), say=said.append, **more)
+    return status, "\n".join(said)
+
+
+def test_what_would_run_covers_the_catalogue():
+    listed = stages.plan(None, stages.PARTS, REAL)
+    names = {part: [item.name for item in listed if item.part == part] for part in stages.PARTS}
+    assert all(len(set(mine)) == len(mine) for mine in names.values())
+    real = {f"{kernel.name}/{w.name}" for kernel in KERNELS.values() for w in kernel.workloads if w.real}
+    small = {f"{kernel.name}/{w.name}" for kernel in KERNELS.values() for w in kernel.workloads if not w.real}
+    assert set(names["timings"]) == real
+    assert set(names["kernels"]) == {f"{name}/bfloat16" for name in real | small} | {
+        f"{name}/{dtype}" for name in small for dtype in ("float16", "float32")
+    }
+    # What is timed is checked before the budget can end.
+    assert {name.removesuffix("/bfloat16") for name in names["kernels"][: len(real)]} == real
+    timed = [name.split("/")[1] for name in names["timings"]]
+    assert timed[:9] == ["decode-B1"] * 9
+    assert (
+        timed.index("decode-B16") < timed.index("decode-B64") < timed.index("prefill-2048") < timed.index("decode-B4")
+    )
+
+
+def test_without_a_gpu_it_lists_and_succeeds():
+    clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [
+        sys.executable,
+        "-W",
+        "error",
+        "-m",
+        "zonos2_triton.bench.suite.gpu",
+        "--json",
+        "--only",
+        "kernels,timings",
+    ]
+    run = subprocess.run(command, capture_output=True, text=True, env=clean | {"CUDA_VISIBLE_DEVICES": ""})
+    assert run.returncode == 0, run.stderr
+    report = json.loads(run.stdout)
+    assert not report["ran"]
+    assert "no CUDA or ROCm device" in report["reason"]
+    assert {part: len(names) for part, names in report["would_run"].items()} == {
+        part: len(stages.plan(None, [part], REAL)) for part in ("kernels", "timings")
+    }
+
+
+def test_the_listing_is_for_people_too(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu.main(["--out", str(tmp_path / "none")]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("nothing was run: torch ")
+    assert "calibration: 2 items" in said
+    assert "  rotary decode-B1, " in said
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--only", "kernels,timing"], "--only must be one of environment, calibration, compile, tests, kernels, "
+         "invariance, graph, frames, vocoder, whole, hosts, timings, beside, baseline, sanitizer, got 'timing'; did "
+         "you mean 'timings'?"),
+        (["--only", ""], "got ''"),
+        (["--budget", "0"], "--budget must be a number of seconds above 0, got 0"),
+        (["--budget", "nan"], "above 0, got nan"),
+    ],
+)  # fmt: skip
+def test_bad_arguments(arguments, said, capsys):
+    assert gpu.main(arguments) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_an_interpreting_process_measures_nothing(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu, "interpreted", lambda: True)
+    assert gpu.main([]) == 2
+    assert "unset TRITON_INTERPRET" in capsys.readouterr().err
+
+
+def test_the_command_writes_reports_and_goes_on(monkeypatch, capsys, tmp_path, clock):
+    done = []
+    todo = [*items("kernels", clock, "a/x/bfloat16", done=done), broken("timings", "a/x", Withheld("a/y failed"))]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name, stand_in in {"interpreted": lambda: False, "environment": lambda *_: HERE, "_alive": lambda: True,
+                           "plan": lambda run, parts, scale: todo}.items():  # fmt: skip
+        monkeypatch.setattr(gpu, name, stand_in)
+    monkeypatch.setattr(timer, "cuda_device", lambda: CPU)
+    assert gpu.main(["--out", str(tmp_path), "--json"]) == 1
+    out, err = capsys.readouterr()
+    assert "withheld a/x: a/y failed" in err
+    assert json.loads(out)["parts"]["timings"]["items"]["a/x"]["reason"] == "a/y failed"
+    assert gpu.main(["--out", str(tmp_path)]) == 1
+    assert "a       x         withheld" in capsys.readouterr().out
+    assert done == ["a/x/bfloat16"]
+
+
+def test_a_failure_leaves_what_came_before_on_disk(record, clock):
+    def look(left):
+        assert on_disk(record)["parts"]["kernels"]["items"]["one"]["status"] == "passed"
+        raise KeyboardInterrupt
+
+    todo = [*items("kernels", clock, "one"), broken("kernels", "two", Mismatch("off")), Item("graph", "three", 0, look)]
+    with pytest.raises(KeyboardInterrupt):
+        go(record, ["kernels", "graph"], todo, clock)
+    found = on_disk(record)
+    assert found["schema"] == 2
+    assert found["environment"] == HERE
+    assert found["parts"]["kernels"]["items"]["two"] | {"seconds": 0} == {
+        "status": "failed", "error": "Mismatch: off", "seconds": 0}  # fmt: skip
+    assert not [path for path in record.path.parent.iterdir() if path != record.path]
+
+
+def test_a_failed_write_leaves_the_file_before(record):
+    record.keep("graph", "one", {"status": "passed"})
+    with pytest.raises(ValueError, match="JSON"):
+        record.keep("graph", "two", {"status": "passed", "value": float("nan")})
+    assert [*on_disk(record)["parts"]["graph"]["items"]] == ["one"]
+    assert not [path for path in record.path.parent.iterdir() if path != record.path]
+
+
+def test_the_budget_ends_and_says_what_it_left_out(record, clock):
+    status, said = go(record, ["kernels"], items("kernels", clock, "a", "b", "c", "d"), clock, budget=4.5)
+    assert status == 0
+    assert [*record.items("kernels")] == ["a", "b"]
+    assert on_disk(record)["parts"]["kernels"]["not_run"] == {"c": "no time left", "d": "no time left"}
+    assert "kernels: 2 passed" in said
+    assert "not run, no time left (2): c, d" in said
+
+
+def test_early_parts_leave_time_for_later_ones(record, clock):
+    todo = [*items("kernels", clock, "a", "b", spend=30), *items("timings", clock, "t")]
+    go(record, ["kernels", "timings"], todo, clock, budget=stages.PARTS["timings"] + 20)
+    assert [*record.items("kernels")] == ["a"]
+    assert [*record.items("timings")] == ["t"]
+    assert stages.reserve("sanitizer", stages.PARTS) == 0
+    assert stages.reserve("tests", ["tests", "graph"]) == stages.PARTS["graph"]
+
+
+def test_it_goes_on_where_it_stopped(record, clock):
+    done = []
+    todo = items("kernels", clock, "a", "b", "c", done=done)
+    go(record, ["kernels"], todo, clock, budget=3)
+    again = Record.open(record.path.parent, HERE, date(2026, 1, 5))
+    assert again.path == record.path
+    go(again, ["kernels"], todo, clock)
+    assert done == ["a", "b", "c"]
+    assert on_disk(record)["parts"]["kernels"]["not_run"] == {}
+    go(again, ["kernels"], todo, clock, again=True)
+    assert done == ["a", "b", "c"] * 2
+
+
+def test_another_commit_card_or_version_begins_anew(record, tmp_path):
+    assert record.path.name == "nvidia-h100-80gb-hbm3-2026-01-02-0123456789ab.json"
+    for name, number in (("torch", 2), ("sources", 3)):
+        other = Record.open(tmp_path, HERE | {name: "other"}, date(2026, 1, 2))
+        assert other.path.name == f"nvidia-h100-80gb-hbm3-2026-01-02-0123456789ab-{number}.json"
+    assert Record.open(tmp_path, HERE | {"commit": "f"}, date(2026, 1, 2)).path.name.endswith("-2026-01-02-f.json")
+    assert Record.open(tmp_path, HERE | {"card": "RTX"}).path.name.startswith("rtx-")
+    record.path.write_text("[1]", encoding="utf-8")  # no record: kept, not gone on with
+    assert Record.open(tmp_path, HERE, date(2026, 1, 2)).path != record.path
+
+
+def test_a_lost_device_ends_the_run(record, clock):
+    todo = items("kernels", clock, "a", "b")
+    answers = iter([True, False])
+    status, said = go(record, ["kernels"], [*todo[:1], *todo], clock, alive=lambda: next(answers), again=True)
+    assert status == 1
+    assert "no longer answers" in said
+    assert record.items("kernels")["a"]["error"] == "the device failed after it"
+
+
+@pytest.mark.parametrize("error", [NotRun("no pytest"), torch.OutOfMemoryError("no room\nand more")], ids=repr)
+def test_what_could_not_run_is_tried_again(record, clock, error):
+    status, said = go(record, ["tests"], [broken("tests", "a", error)], clock)
+    assert status == 0
+    assert record.items("tests") == {}
+    assert f"tests: nothing run\n  not run, {str(error).splitlines()[0]} (1): a" in said
+
+
+def plan(record, part):
+    return stages.plan(stages.Run(record, CPU, REAL), [part], REAL)
+
+
+def kernel_and_workload(name="add_rms_norm", workload="tiny", **changes):
+    kernel = dataclasses.replace(KERNELS[name], **changes)
+    return kernel, next(w for w in kernel.workloads if w.name == workload)
+
+
+def test_times_of_a_wrong_kernel_are_withheld(record, clock):
+    kernel, workload = kernel_and_workload(op=lambda x, residual, weight, eps: (x + residual, x))
+    run = stages.Run(record, CPU, REAL)
+    timed = Item("timings", "add_rms_norm/tiny", 0, lambda left: stages.timed(kernel, workload, run, left))
+    status, said = go(record, ["timings"], [timed], clock)
+    assert status == 1
+    assert "withheld add_rms_norm/tiny: add_rms_norm/tiny/bfloat16 failed" in said
+    assert record.items("kernels")["add_rms_norm/tiny/bfloat16"]["error"].startswith("Mismatch: add_rms_norm tiny")
+
+
+def test_times_are_withheld_where_any_check_of_the_kernel_failed(record):
+    kernel, workload = kernel_and_workload()
+    record.keep("kernels", "head/tiny/bfloat16", {"status": "failed", "error": "not this one"})
+    stages.prove(kernel, workload, stages.Run(record, CPU, REAL), 9)
+    assert record.items("kernels")["add_rms_norm/tiny/bfloat16"]["status"] == "passed"
+    record.keep("invariance", "add_rms_norm/batches", {"status": "failed", "error": ""})
+    with pytest.raises(Withheld, match=r"^add_rms_norm/batches failed$"):
+        stages.prove(kernel, workload, stages.Run(record, CPU, REAL), 9)
+
+
+def test_a_time_with_its_rates_and_what_stands_beside(record):
+    record.keep("calibration", "copy", {"status": "passed", "gb_per_s": 2.0})
+    kernel, workload = kernel_and_workload()
+    workload = dataclasses.replace(workload, name="decode-B1")
+    found = stages.timed(kernel, workload, stages.Run(record, CPU, REAL), 9)
+    assert found["median_us"] == pytest.approx(400 / 3)  # 0.4 ms, of three calls
+    assert found["gb_per_s"] == pytest.approx((4 * 3 * 48 + 48) * 2 / 133.3e-6 / 1e9, abs=0.01)
+    assert found["percent_of_copy"] == pytest.approx(50 * found["gb_per_s"], abs=1)
+    record.keep("beside", "add_rms_norm/decode-B1/reference", {"status": "passed", "median_us": 400.0})
+    record.keep("timings", "add_rms_norm/decode-B1", {"status": "passed"} | found)
+    heads, line = gpu.table(record).splitlines()
+    assert heads.endswith("reference us")
+    assert line.split()[:4] == ["add_rms_norm", "decode-B1", "133.3", "133.3"]
+    assert line.endswith("400.0")
+
+
+def test_frames_are_withheld_where_a_check_failed(record):
+    record.keep("invariance", "router/batches", {"status": "failed"})
+    item = next(item for item in plan(record, "frames") if item.name == "B1")
+    with pytest.raises(Withheld, match="router/batches failed"):
+        item.run(10.0)
+
+
+def test_times_of_the_vocoder_are_withheld_where_a_check_of_its_own_failed(record):
+    record.keep("kernels", "router/tiny/bfloat16", {"status": "failed"})
+    items = plan(record, "vocoder")
+    assert [item.name for item in items[:5]] == [*(f"{name}/bfloat16" for name in WORKS), "clips-1/float16"]
+    stages.Run(record, CPU, REAL).prove(lambda kernel: kernel in stages.VOCODER)
+    record.keep("graph", "vocoder/step", {"status": "failed"})
+    record.keep("kernels", "waveform/tiny/float16", {"status": "failed"})
+    with pytest.raises(Withheld, match=r"^waveform/tiny/float16, vocoder/step failed$"):
+        items[0].run(10.0)
+    frames = plan(record, "frames")[0]
+    with pytest.raises(Withheld, match=r"^router/tiny/bfloat16 failed$"):
+        frames.run(10.0)

@@ -1,0 +1,300 @@
+"""The plain PyTorch that the kernels are timed beside: it computes what the reference does, without the host."""
+
+import dataclasses
+import time
+
+import pytest
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from zonos2_triton.bench.baselines import torch_frame, torch_ops
+from zonos2_triton.bench.baselines.torch_frame import PlainFrame, State
+from zonos2_triton.bench.baselines.torch_ops import PLAIN
+from zonos2_triton.bench.catalogue import KERNELS
+from zonos2_triton.bench.proof.verify import verify
+from zonos2_triton.bench.suite.device_checks import layer_chain, random_weights
+from zonos2_triton.bench.suite.recorder import NotRun, Withheld
+from zonos2_triton.bench.timing import timer
+from zonos2_triton.model.runtime.batch_state import Slots
+from zonos2_triton.model.runtime.model_runner import Frames
+from zonos2_triton.reference import network
+from zonos2_triton.reference.ops import REFERENCE
+from zonos2_triton.reference.sampling import Sampling
+
+OPS = [field.name for field in dataclasses.fields(PLAIN)]
+CASES = [
+    pytest.param(KERNELS[name], workload, id=f"{name}-{workload.name}")
+    for name in OPS
+    for workload in KERNELS[name].workloads
+    if not workload.real
+]
+
+
+def changed(kernel, op, inputs):
+    """Results and changed arguments of a call."""
+    inputs = inputs | {name: inputs[name].clone() for name in kernel.mutates}
+    results = op(**inputs)
+    return [*pytree.tree_leaves(results), *(inputs[name] for name in kernel.mutates)]
+
+
+@pytest.mark.parametrize(("kernel", "workload"), CASES)
+def test_computes_what_the_reference_does(kernel, workload):
+    """In fp32 as exactly as the reference, judged as a kernel is; in fp64 to rounding."""
+    op = getattr(PLAIN, kernel.name)
+    verify(kernel, workload, "cpu", torch.float32, op)
+    inputs = kernel.make("cpu", torch.float64, **workload.sizes)
+    want, got = (changed(kernel, op, inputs) for op in (kernel.reference, op))
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11, equal_nan=False)
+
+
+def workload_of(op, name):
+    return next(workload for workload in KERNELS[op].workloads if workload.name == name)
+
+
+def without_values(kernel, workload):
+    inputs = kernel.make("cpu", torch.bfloat16, **workload.sizes)
+    return {name: value.to("meta") if isinstance(value, Tensor) else value for name, value in inputs.items()}
+
+
+class OnTheDevice(TorchDispatchMode):
+    """Inside, what an operation makes must be on the device whose tensors have no values."""
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        made = op(*args, **kwargs or {})
+        places = {str(value.device) for value in pytree.tree_leaves(made) if isinstance(value, Tensor)}
+        assert places <= {"meta"}, f"{op} makes a tensor on {places}"
+        return made
+
+
+class NothingBrought(TorchFunctionMode):
+    """Inside, no number of the host becomes a tensor."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        brings = function in (torch.tensor, torch.as_tensor) and not isinstance(args[0], Tensor)
+        assert not brings, f"{function.__name__} of {args[0]!r}"
+        return function(*args, **kwargs or {})
+
+
+FORMS = [pytest.param(*case.values, grouped, id=f"{case.id}-{'grouped' if grouped else 'plain'}")
+         for case in CASES for grouped in (False, True) if not grouped or case.values[0].name == "experts"]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kernel", "workload", "grouped"), FORMS)
+def test_reads_nothing_on_the_host(kernel, workload, grouped, monkeypatch):
+    """Nor does it bring anything from there."""
+    monkeypatch.setattr(torch_ops, "has_grouped", lambda device, dtype: grouped)
+    inputs = without_values(kernel, workload)
+    with OnTheDevice(), NothingBrought():
+        getattr(PLAIN, kernel.name)(**inputs)
+
+
+@pytest.mark.parametrize("op", ["decode_attention", "prefill_attention", "experts", "sample", "advance"])
+def test_why_the_reference_does_not_do(op):
+    """The check above finds what these of it do."""
+    inputs = without_values(KERNELS[op], workload_of(op, "tiny"))
+    with pytest.raises((AssertionError, RuntimeError, NotImplementedError)), OnTheDevice(), NothingBrought():
+        getattr(REFERENCE, op)(**inputs)
+
+
+@pytest.mark.parametrize("way", ["_gathered", "grouped", "_through_all"])
+@pytest.mark.parametrize("joined", [False, True], ids=["apart", "joined"])
+@pytest.mark.parametrize("name", ["top2", "skewed", "idle-top2", "empty-experts", "prefill"])
+def test_every_way_through_the_experts(name, joined, way, monkeypatch):
+    """Whichever a device takes; in bf16, which grouped products want, judged as a kernel is."""
+    monkeypatch.setattr(torch_ops, "FEW", 1000 if way == "_gathered" else 0)
+    monkeypatch.setattr(torch_ops, "has_grouped", lambda device, dtype: way == "grouped")
+    taken = []
+
+    def mixture(h, gate, up, down, ids, weights):
+        both = torch_frame._both(gate, up) if joined else None
+        assert (both is not None) == joined
+        return whole(h, gate, up, down, ids, weights, both)
+
+    whole, chosen = torch_ops.mixture, getattr(torch_ops, way)
+    monkeypatch.setattr(torch_ops, way, lambda *args: taken.append(way) or chosen(*args))
+    monkeypatch.setattr(torch_ops, "mixture", mixture)
+    verify(KERNELS["experts"], workload_of("experts", name), "cpu", torch.bfloat16, PLAIN.experts)
+    assert taken
+
+
+@pytest.mark.parametrize("name", ["tiny", "two-tiles", "all-experts", "first-layer-tiny", "many-experts"])
+@pytest.mark.parametrize("multiply", [torch_ops.library, torch_ops.reduction], ids=lambda way: way.__name__)
+def test_choice_without_sorting(name, multiply, seeded):
+    inputs = KERNELS["router"].make("cpu", torch.float64, **workload_of("router", name).sizes)
+    want = KERNELS["router"].reference(**inputs)
+    del inputs["positions"]
+    ids, weights, state = torch_ops.choose(**inputs, multiply=multiply)
+    assert torch.equal(ids.int(), want.expert_ids)
+    torch.testing.assert_close((weights, state), (want.expert_weights, want.state), rtol=1e-12, atol=1e-12)
+
+
+def test_of_choices_that_tie_the_lower_comes_first():
+    inputs = KERNELS["router"].make("cpu", torch.float64, **workload_of("router", "all-experts").sizes)
+    inputs["w3"], inputs["biases"] = torch.zeros_like(inputs["w3"]), torch.zeros_like(inputs["biases"])
+    del inputs["positions"]
+    assert torch_ops.choose(**inputs)[0].tolist() == [[0, 1, 2, 3]] * 2
+
+
+@pytest.mark.parametrize("name", ["tiny", "end-of-the-window", "ties", "half", "last-bits"])
+def test_draw_without_top_p(name):
+    """Where no request has one: the reference's codes."""
+    inputs = KERNELS["sample"].make("cpu", torch.float32, **workload_of("sample", name).sizes)
+    inputs["settings"][:, 2] = 0
+    codes, faults = torch_ops.sample_without_top_p(**inputs)
+    want = REFERENCE.sample(**inputs)
+    assert torch.equal(codes, want[0])
+    assert torch.equal(faults, want[1])
+    inputs["logits"][0, 0, 3], inputs["logits"][1, 1, 3] = float("nan"), float("inf")
+    for got, wanted in zip(torch_ops.sample_without_top_p(**inputs), REFERENCE.sample(**inputs), strict=True):
+        assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("op", ["decode_attention", "prefill_attention"])
+def test_pages_that_others_left_are_not_read(op):
+    """Of one page each that no position reaches, full of NaN."""
+    kernel = KERNELS[op]
+    inputs = kernel.make("cpu", torch.float64, **workload_of(op, "tiny").sizes)
+    spare = torch.full_like(inputs["k_cache"][:1], float("nan"))
+    inputs |= {name: torch.cat([inputs[name], spare]) for name in ("k_cache", "v_cache")}
+    unused = torch.full_like(inputs["block_table"][:, :1], len(inputs["k_cache"]) - 1)
+    inputs["block_table"] = torch.cat([inputs["block_table"], unused], 1)
+    want, got = (changed(kernel, way, inputs)[0] for way in (kernel.reference, getattr(PLAIN, op)))
+    torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-11)
+
+
+def test_idle_rows_leave_pages_that_live_ones_write():
+    """Their block tables are whatever was there before: all of page 0."""
+    kernel = KERNELS["decode_attention"]
+    inputs = kernel.make("cpu", torch.float64, **workload_of("decode_attention", "idle").sizes)
+    inputs["block_table"][0] = inputs["block_table"][1]
+    for positions in ((0, -1, 3), (-1, 0, 3), (-1, -1, -1)):
+        inputs["positions"] = torch.tensor(positions, dtype=torch.int32)
+        want, got = (changed(kernel, way, inputs) for way in (kernel.reference, PLAIN.decode_attention))
+        for a, b in zip(got, want, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Two dense layers and two mixtures, of which one takes two experts a row."""
+    config = layer_chain(small=True)
+    return network.bind(config, random_weights(config, "cpu", torch.float32))
+
+
+def test_a_model_draws_the_same_codes_on_it(model):
+    """Twelve frames of three streams and an idle row, every operation plain."""
+
+    def drawn(ops):
+        slots = Slots(model.config, 4, 4, 16, model.table)
+        for row, context in enumerate((5, 0, 40)):
+            slots.enter(row, [row + 1], context, 100, -1, Sampling().row(), row + 7)
+        for part in (*slots.cache.k, *slots.cache.v):
+            part.normal_(generator=torch.Generator().manual_seed(3))
+        frames = Frames(model, ops, slots, alone=False)
+        for _ in range(12):
+            frames.frame(4)
+        return slots.frames[:3, :12], slots.numbers
+
+    with torch.inference_mode():
+        (want, numbers), (got, same) = drawn(REFERENCE), drawn(PLAIN)
+    assert torch.equal(got, want)
+    assert torch.equal(same, numbers)
+    assert len(got.unique()) > 10  # codes that vary
+
+
+def elapsed(run):
+    before = time.perf_counter()
+    run()
+    return 1e3 * (time.perf_counter() - before)
+
+
+CPU = timer.Device("cpu", 1 << 20, lambda: None, elapsed, None)
+
+
+@pytest.mark.parametrize(("streams", "compile"), [(1, False), (3, "eager")], ids=["as-it-is", "traced-whole"])
+def test_a_frame_is_checked_and_timed(model, streams, compile):
+    """ "eager" is a backend that runs what the tracer saw: nothing in a piece of a frame breaks its graph."""
+    frame = PlainFrame(model)
+    found = frame.time(streams, 30, CPU, seconds=0.01, compile=compile, least=2)
+    assert found["median_us"] > 0
+    assert found["launch"] == "eager"
+    assert "by_products" in frame.how
+
+
+def test_a_prompt_is_checked_and_timed(model):
+    found = PlainFrame(model).time_prefill(20, CPU, seconds=0.01, compile="eager", least=2)
+    assert found["median_us"] > 0
+
+
+@pytest.mark.filterwarnings("ignore:.*flex_attention:UserWarning")  # that it is slow unless compiled
+def test_one_stream_as_a_gpu_takes_it(model):
+    """Sums instead of products, and flexible attention."""
+    frame, state = PlainFrame(model), State(model, 1, 30)
+    with torch.inference_mode():
+        frame.check(state, frame.pieces(state, torch_frame.flexible, torch_ops.reduction, False))
+
+
+def test_flexible_attention_is_traced_whole(seeded):
+    q, keys, values = seeded(3, 4, 16), seeded(3, 64, 2, 16), seeded(3, 64, 2, 16)
+    positions = torch.tensor([0, 30, 63], dtype=torch.int32)
+    traced = torch.compile(torch_frame.flexible, fullgraph=True, dynamic=False, backend="eager")
+    with torch.inference_mode():
+        got = traced(q, keys, values, positions)
+    torch.compiler.reset()
+    torch.testing.assert_close(got, torch_ops.by_products(q, keys, values, positions))
+
+
+def test_weights_are_shared_but_for_one(model):
+    """Gate and up of a mixture are read as the one tensor that they are views of."""
+    frame = PlainFrame(model)
+    for layer, own in zip(frame.layers, model.layers, strict=True):
+        assert layer.down is own.experts["down"]
+        assert (layer.both is None) == (own.router is None)
+        if layer.both is not None:
+            assert layer.both.untyped_storage().data_ptr() == own.experts["gate"].untyped_storage().data_ptr()
+            assert torch.equal(layer.both[:, 1::2], own.experts["up"])
+    copies = torch.randn(2, 6, 4)
+    assert torch_frame._both(copies[:, 1::2], copies[:, 0::2]) is None
+    assert torch_frame._both(copies, copies.clone()) is None
+
+
+@pytest.mark.parametrize("fault", ["layer", "carried", "logits", "draw", "nan"])
+def test_what_is_wrong_is_not_timed(model, fault, monkeypatch):
+    if fault == "layer":
+        monkeypatch.setattr(torch_ops, "gated", lambda y, gate: y.flatten(1))
+    elif fault == "carried":
+        choose = torch_ops.choose
+        monkeypatch.setattr(torch_ops, "choose", lambda *a, state, **b: choose(*a, state=None, **b))
+    elif fault == "logits":
+        head = torch_ops.head
+        monkeypatch.setattr(torch_ops, "head", lambda *a: 1.01 * head(*a))
+    elif fault == "draw":
+        draw = torch_ops.sample_without_top_p
+        monkeypatch.setattr(torch_ops, "sample_without_top_p", lambda *a: (draw(*a)[0] ^ 1, draw(*a)[1]))
+    else:
+        products = torch_ops.by_products
+        monkeypatch.setattr(torch_ops, "by_products", lambda *a: products(*a) * float("nan"))
+    with pytest.raises(Withheld):
+        PlainFrame(model).time(2, 30, CPU, seconds=0.01, compile=False, least=2)
+
+
+def test_what_does_not_compile_is_not_run(model, monkeypatch):
+    def graph_break(*args):
+        torch._dynamo.graph_break()
+
+    monkeypatch.setattr(torch_ops, "by_products", graph_break)
+    with pytest.raises(NotRun, match="Unsupported"):
+        PlainFrame(model).time(2, 30, CPU, seconds=0.01, compile="eager", least=2)
+
+
+@pytest.mark.slow
+def test_a_frame_by_the_compiler_itself(model):
+    """Minutes: a compiler of C++ takes half of one for each piece."""
+    frame = PlainFrame(model)
+    for streams in (1, 3):
+        assert frame.time(streams, 30, CPU, seconds=0.01, least=2)["median_us"] > 0
+    assert frame.time_prefill(20, CPU, seconds=0.01, least=2)["median_us"] > 0

@@ -1,0 +1,282 @@
+"""A folder to import sglang-omni's ZONOS2 from on a CPU: files of the published wheels, and stand-ins for the rest.
+
+From the wheels come SGLang's plugins with their HookRegistry, and of sglang-omni the model, its sampler, its codec and
+the processes of its stages. Stand-ins are what those import of SGLang's layers, of platforms and of everything that
+needs a GPU or a package beyond torch and transformers.
+"""
+
+import importlib
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zonos2_triton.reference.attention import causal_attention
+from zonos2_triton.reference.rotary import rotary, rotary_table
+
+REAL_SGLANG = ("srt/plugins/__init__.py", "srt/plugins/hook_registry.py")
+ZONOS2 = "models/zonos2"
+REAL_OMNI = (
+    *(
+        f"{ZONOS2}/{name}.py"
+        for name in ("sglang_model", "sampler", "radix_hash", "hf_config", "components/audio_codec")
+    ),
+    "pipeline/stage_workers.py",
+    "utils/imports.py",
+)
+# By module: the names in it that stand for its own, from this file.
+STANDINS = {
+    "sglang.srt.environ": ("envs",),
+    "sglang.srt.utils": ("kill_itself_when_parent_died",),
+    "sglang.srt.runtime_context": ("get_schedule",),
+    "sglang.srt.layers.logits_processor": ("LogitsProcessorOutput",),
+    "sglang.srt.layers.quantization.base_config": ("QuantizationConfig",),
+    "sglang_omni.cli": ("app",),
+    "sglang_omni.config.runtime": ("apply_typed_stage_kwargs", "resolve_factory_signature_args"),
+    "sglang_omni.models.zonos2.components.text_frontend": ("TTSSamplingParams",),
+    "sglang_omni.models.zonos2.model_runner": ("Zonos2ModelRunner",),
+    "sglang_omni.models.zonos2.payload_types": ("N_CODEBOOKS", "ZONOS2_SAMPLE_RATE"),
+    "sglang_omni.models.zonos2.stages": ("create_sglang_omni_tts_engine_executor", "create_vocoder_executor"),
+    "sglang_omni.pipeline.control_plane": ("StageControlPlane",),
+    "sglang_omni.pipeline.local_dispatch": ("LocalStageDispatcher",),
+    "sglang_omni.pipeline.stage.input": ("AggregatedInput", "DirectInput"),
+    "sglang_omni.pipeline.stage.runtime": ("Stage",),
+    "sglang_omni.pipeline.stage.stream_queue": ("StreamQueue",),
+    "sglang_omni.pipeline.tp_control": ("TPFollowerControlPlane", "TPLeaderFanout", "TPWorkQueueMessage"),
+    "sglang_omni.platforms": ("current_platform", "get_platform_spec"),
+    "sglang_omni.platforms.device_graph": ("DeviceGraphBackend", "ReplayableGraph"),
+    "sglang_omni.proto": ("AbortMessage", "AdminResultMessage"),
+    "sglang_omni.scheduling.message": ("StageScheduler",),
+    "sglang_omni.scheduling.stage_kv_budget": ("stage_kv_cache_budget",),
+    "sglang_omni.utils.gpu_compat": ("apply_gpu_compat_env_defaults", "get_gpu_compat_env_defaults"),
+    "sglang_omni.utils.gpu_memory": ("gpu_startup_lock",),
+    "sglang_omni.utils.ipc_weights": ("prepare_weight_share_process_compat",),
+    "sglang_omni.utils.logging": ("configure_dependency_loggers",),
+    "sglang_omni.utils.process": ("exit_without_teardown",),
+    "sglang_omni.vendor.sglang.core": ("ForwardBatch",),
+    "sglang_omni.vendor.sglang.layers": (
+        "RadixAttention",
+        "StandardTopKOutput",
+        "VocabParallelEmbedding",
+        "get_moe_impl_class",
+        "get_rope",
+    ),
+}
+
+
+def write_site(folder: Path, omni: Path, sglang: Path) -> Path:
+    """The folder, as an entry of sys.path; omni and sglang are the unpacked wheels."""
+    files = {f"sglang/{name}": (sglang / "sglang" / name).read_text(encoding="utf-8") for name in REAL_SGLANG}
+    files |= {f"sglang_omni/{name}": (omni / "sglang_omni" / name).read_text(encoding="utf-8") for name in REAL_OMNI}
+    modules = {name.replace(".", "/"): names for name, names in STANDINS.items()}
+    for path, names in modules.items():
+        package = any(other.startswith(f"{path}/") for other in (*modules, *files))
+        text = f"from tests.integrations.sglang_standins import {', '.join(names)}  # noqa: F401\n"
+        files[f"{path}/__init__.py" if package else f"{path}.py"] = text
+    for name, text in files.items():
+        for parent in [*Path(name).parents][:-1]:
+            (folder / parent).mkdir(parents=True, exist_ok=True)
+            (folder / parent / "__init__.py").touch()
+        (folder / name).write_text(text, encoding="utf-8")
+    return folder
+
+
+class RadixAttention(nn.Module):
+    """Causal attention of the sequences of one prefill, whose lengths are the whole ForwardBatch here."""
+
+    def __init__(self, num_heads: int, head_dim: int, scaling: float, num_kv_heads: int, layer_id: int) -> None:
+        super().__init__()
+        assert scaling == head_dim**-0.5
+        self.heads, self.kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, forward_batch: Any) -> Tensor:
+        assert all(t.is_contiguous() for t in (q, k, v))
+        parts = [
+            t.unflatten(1, (heads, self.head_dim)).split(forward_batch.lengths)
+            for t, heads in ((q, self.heads), (k, self.kv_heads), (v, self.kv_heads))
+        ]
+        return torch.cat([causal_attention(*sequence) for sequence in zip(*parts, strict=True)]).flatten(1).to(q.dtype)
+
+
+class _Rope:
+    def __init__(self, head_dim: int, table: Tensor) -> None:
+        self._head_dim, self._table = head_dim, table
+
+    def __call__(self, positions: Tensor, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        q, k = (
+            rotary(x.unflatten(1, (-1, self._head_dim)).float(), positions, self._table).flatten(1).to(x.dtype)
+            for x in (q, k)
+        )
+        return q, k
+
+
+def get_rope(head_size: int, rotary_dim: int, max_position: int, base: int, is_neox_style: bool) -> _Rope:
+    assert (rotary_dim, is_neox_style) == (head_size, False)
+    return _Rope(head_size, rotary_table(max_position, head_size, float(base), torch.zeros(1)))
+
+
+class StandardTopKOutput(NamedTuple):
+    topk_weights: Tensor
+    topk_ids: Tensor
+    router_logits: Tensor
+
+
+class UnquantizedFusedMoEMethod:
+    """As much as tells how a mixture is kept: with the names of SGLang's."""
+
+    def __init__(self) -> None:
+        self.with_bias = self.w13_swiglu_interleaved = False
+        self.runner = SimpleNamespace(runner_backend=_Backend("triton"))
+        self._aiter_runner = None
+
+
+class Fp8MoEMethod(UnquantizedFusedMoEMethod):
+    pass
+
+
+class _Backend:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def is_triton(self) -> bool:
+        return self.name == "triton"
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+class FusedMoE(nn.Module):
+    """The experts with gate and up below each other or, in SGLang's other order, row by row in turn."""
+
+    def __init__(
+        self, num_experts: int, top_k: int, hidden_size: int, intermediate_size: int, layer_id: int,
+        reduce_results: bool, quant_config: Any,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.w13_weight = nn.Parameter(torch.empty(num_experts, 2 * intermediate_size, hidden_size))
+        self.w2_weight = nn.Parameter(torch.empty(num_experts, hidden_size, intermediate_size))
+        self.moe_tp_size = self.moe_ep_size = 1
+        self.quant_method = UnquantizedFusedMoEMethod()
+        self.moe_runner_config = SimpleNamespace(
+            activation="silu", is_gated=True, apply_router_weight_on_input=False, no_combine=False,
+            routed_scaling_factor=None, gemm1_alpha=None, gemm1_clamp_limit=None, swiglu_limit=None,
+        )  # fmt: skip
+
+    def interleave(self) -> None:
+        halves = self.w13_weight.chunk(2, 1)
+        self.w13_weight = nn.Parameter(torch.stack(halves, 2).flatten(1, 2).contiguous(), requires_grad=False)
+        self.quant_method.w13_swiglu_interleaved = True
+
+    def forward(self, x: Tensor, topk: StandardTopKOutput) -> Tensor:
+        if self.quant_method.w13_swiglu_interleaved:
+            gate, up = self.w13_weight[:, 0::2], self.w13_weight[:, 1::2]
+        else:
+            gate, up = self.w13_weight.chunk(2, 1)
+        y = torch.zeros_like(x, dtype=torch.float32)
+        for k in range(topk.topk_ids.shape[1]):
+            for row, e in enumerate(topk.topk_ids[:, k].tolist()):
+                h = F.silu(gate[e] @ x[row]) * (up[e] @ x[row])
+                y[row] += topk.topk_weights[row, k] * (self.w2_weight[e] @ h).float()
+        return y.to(x.dtype)
+
+
+class FusedMoEWithLoRA(FusedMoE):
+    pass
+
+
+def get_moe_impl_class(quant_config: Any) -> type[FusedMoE]:
+    return FusedMoE
+
+
+class Zonos2ModelRunner:
+    """Its windows are those of the wheel's in the tests; here they have the parameters."""
+
+    def rep_window(self, row_t: Any, n: Any, cb_size: Any, params: Any) -> None: ...
+
+    def rep_window_ring(self, row_t: Any, n: Any, w: Any, cb_size: Any, device: Any) -> None: ...
+
+
+def app() -> None:
+    """`serve STAGE ...`: each stage in a process of its own, started as the engine does; says what it ended with."""
+    workers = importlib.import_module("sglang_omni.pipeline.stage_workers")
+    names, arguments = sys.argv[2:], {"model_path": "none"}
+    stages = [workers.StageLaunchConfig(stage_name=name, factory=name, factory_kwargs=arguments) for name in names]
+    group = workers.StageGroup("group", [workers.StageWorkerProcessSpec(stage.stage_name, [stage]) for stage in stages])
+    group.spawn(multiprocessing.get_context("spawn"))
+    for process in group.processes:
+        process.join()
+    for name, channel in zip(names, group.startup_error_channels, strict=True):
+        print("ended", name, channel.get(timeout=10).strip().splitlines()[-1])
+
+
+def create_vocoder_executor(model_path: str) -> None:
+    """A stage that ends its process with a list of what is hooked there."""
+    hooked = importlib.import_module("sglang.srt.plugins.hook_registry").HookRegistry._patched
+    raise RuntimeError(f"hooked: {' '.join(sorted(hooked))}")
+
+
+create_sglang_omni_tts_engine_executor = create_vocoder_executor
+
+
+class _Setting:
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def get(self) -> str | None:
+        return os.environ.get(self._name)
+
+
+envs = SimpleNamespace(SGLANG_PLUGINS=_Setting("SGLANG_PLUGINS"), SGLANG_PLATFORM=_Setting("SGLANG_PLATFORM"))
+current_platform = SimpleNamespace(
+    is_cuda_alike=lambda: False, get_stage_process_env=lambda spec: {}, set_device=lambda device: None
+)
+N_CODEBOOKS, ZONOS2_SAMPLE_RATE = 9, 44100
+
+
+def get_platform_spec(platform: Any) -> str:
+    return "cpu"
+
+
+def get_gpu_compat_env_defaults(environment: Any) -> dict[str, str]:
+    return {}
+
+
+def apply_typed_stage_kwargs(
+    factory: Callable[..., Any], kwargs: Any, typed: Any, *, stage_name: str
+) -> dict[str, Any]:
+    return dict(kwargs)
+
+
+def resolve_factory_signature_args(factory: Callable[..., Any], args: Any, **_: Any) -> dict[str, Any]:
+    return dict(args)
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    """What has no part in this."""
+
+
+kill_itself_when_parent_died = get_schedule = apply_gpu_compat_env_defaults = gpu_startup_lock = _nothing
+stage_kv_cache_budget = prepare_weight_share_process_compat = configure_dependency_loggers = LocalStageDispatcher = (
+    _nothing
+)
+
+
+def exit_without_teardown(status: int) -> None:
+    raise SystemExit(status)
+
+
+class _Unused:
+    """Named in annotations alone."""
+
+
+LogitsProcessorOutput = QuantizationConfig = TTSSamplingParams = VocabParallelEmbedding = ForwardBatch = _Unused
+DeviceGraphBackend = ReplayableGraph = StageControlPlane = AggregatedInput = DirectInput = Stage = StreamQueue = _Unused
+TPFollowerControlPlane = TPLeaderFanout = TPWorkQueueMessage = AbortMessage = AdminResultMessage = _Unused
+StageScheduler = _Unused

@@ -1,0 +1,394 @@
+"""The official offline API on the tiny model: names, types, defaults, and the same sound as of the whole pipeline."""
+
+import ast
+import importlib.util
+import inspect
+import logging
+import wave
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from zonos2_triton.model import TTSLLM, LoopOptions, Sampling, TTSSamplingParams, Zonos2, build_prompt
+from zonos2_triton.model.weights.tiny import PARAMS
+
+KEYS = ["audio_tokens", "eos_frame", "audio", "sample_rate"]
+OFFICIAL_PARAMS = {
+    "temperature": 1.15, "topk": 106, "top_p": 0.0, "min_p": 0.18, "max_tokens": 1024, "ignore_eos": False,
+    "repetition_window": 50, "repetition_penalty": 1.2, "repetition_codebooks": 8, "seed": None,
+}  # fmt: skip
+OFFICIAL_CALLS = {
+    "__init__": {"model_path": ..., "dtype": torch.bfloat16, "n_codebooks": None, "codebook_size": None,
+                 "text_vocab": None, "eoa_id": None, "audio_pad_id": None, "decode_audio": True, "kwargs": ...},
+    "generate": {"prompts": ..., "sampling_params": ..., "decode_audio": None, "speaking_rate_bucket": None,
+                 "quality_buckets": None},
+    "generate_one": {"prompt": ..., "sampling_params": None, "decode_audio": None, "speaking_rate_bucket": None,
+                     "quality_buckets": None},
+    "save_audio": {"audio_bytes": ..., "path": ..., "sample_rate": 44100},
+}  # fmt: skip
+SHORT = TTSSamplingParams(seed=7, max_tokens=20, ignore_eos=True)
+SAME = Sampling(seed=7, max_frames=20, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def llm(tiny_folder):
+    return TTSLLM(str(tiny_folder), dtype=torch.float32, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def mute(tiny_folder):
+    return TTSLLM(str(tiny_folder), dtype=torch.float32, decode_audio=False, device="cpu")
+
+
+def samples(result):
+    return torch.frombuffer(bytearray(result["audio"]), dtype=torch.float32)
+
+
+def spoken(tts, text, sampling, **prompt):
+    """What the rest of the package makes of the default conditioning."""
+    return tts.speak(text, sampling=sampling, **({"quality": {"trailing_silence_s": 3}} | prompt)).samples
+
+
+# Names, types and defaults.
+
+
+def test_the_parameters_are_the_official_ones():
+    assert {field.name: field.default for field in fields(TTSSamplingParams)} == OFFICIAL_PARAMS
+
+
+@pytest.mark.parametrize("method", OFFICIAL_CALLS)
+def test_the_calls_are_the_official_ones(method):
+    found = inspect.signature(getattr(TTSLLM, method)).parameters
+    defaults = {name: ... if p.default is p.empty else p.default for name, p in found.items() if name != "self"}
+    assert [*defaults.items()] == [*OFFICIAL_CALLS[method].items()]
+
+
+def official(file, name):
+    """A class of the official package, as its source has it; nothing of it is run."""
+    spec = importlib.util.find_spec("zonos2")
+    if spec is None:
+        pytest.skip("the official package zonos2 is not installed")
+    source = (Path(spec.submodule_search_locations[0]) / file).read_text(encoding="utf-8")
+    return next(node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == name)
+
+
+def test_the_official_source_has_those_parameters():
+    found = [node for node in official("message/tts.py", "TTSSamplingParams").body if isinstance(node, ast.AnnAssign)]
+    assert {node.target.id: ast.literal_eval(node.value) for node in found} == OFFICIAL_PARAMS
+
+
+@pytest.mark.parametrize("method", OFFICIAL_CALLS)
+def test_the_official_source_has_those_calls(method):
+    body = official("tts/llm.py", "TTSLLM").body
+    arguments = next(node for node in body if isinstance(node, ast.FunctionDef) and node.name == method).args
+    names = [a.arg for a in arguments.args[1:]] + ([arguments.kwarg.arg] if arguments.kwarg else [])
+    assert names == [*OFFICIAL_CALLS[method]]
+    own = [repr(default) for default in OFFICIAL_CALLS[method].values() if default is not ...]
+    assert [ast.unparse(default) for default in arguments.defaults] == own
+
+
+def test_its_sizes_are_attributes(llm):
+    sizes = {name: PARAMS[name] for name in ("n_codebooks", "codebook_size", "text_vocab", "eoa_id", "audio_pad_id")}
+    assert {name: getattr(llm, name) for name in sizes} == sizes
+    assert llm.decode_audio is True
+
+
+# Results.
+
+
+def test_results_are_those_of_speak(llm, tts):
+    result = llm.generate(["Hello."], SHORT)[0]
+    assert [*result] == KEYS
+    assert [type(value) for value in result.values()] == [list, type(None), bytes, int]
+    assert [len(frame) for frame in result["audio_tokens"]] == [9] * 20
+    assert all(type(code) is int for frame in result["audio_tokens"] for code in frame)
+    assert torch.equal(samples(result), spoken(tts, "Hello.", SAME))
+    assert result["sample_rate"] == 44100
+
+
+def test_the_audio_ends_where_the_codes_say(llm, tts):
+    result = llm.generate_one("Hello.", TTSSamplingParams(seed=7, max_tokens=400))
+    assert result["eos_frame"] is not None, "this seed was chosen because it ends"
+    assert len(samples(result)) == result["eos_frame"] * 512
+    assert torch.equal(samples(result), spoken(tts, "Hello.", Sampling(seed=7, max_frames=400)))
+
+
+def test_many_are_each_alone(llm):
+    texts = ["Hello.", "", "Grüße aus 東京 🚀"]
+    params = [TTSSamplingParams(seed=i, max_tokens=10 + 3 * i) for i in range(3)]
+    together = llm.generate(texts, params)
+    assert together == [llm.generate_one(text, own) for text, own in zip(texts, params, strict=True)]
+    assert [len(result["audio_tokens"]) for result in together] == [10, 13, 16]
+
+
+def test_one_setting_for_all(llm):
+    first, second = llm.generate(["a", "b"], SHORT)
+    assert first == llm.generate_one("a", SHORT)
+    assert second == llm.generate_one("b", SHORT)
+
+
+def test_no_prompts(llm):
+    assert llm.generate([], SHORT) == []
+
+
+def test_nothing_before_the_end_is_no_sound(llm, monkeypatch):
+    def ends(logits, *_):
+        return torch.full(logits.shape[:2], 1024, dtype=torch.int32), torch.zeros(logits.shape[:2], dtype=torch.int32)
+
+    ops = llm.backbone.ops
+    monkeypatch.setattr(llm.backbone, "ops", type(ops)(**{**vars(ops), "sample": ends}))
+    result = llm.generate_one("Hello.")
+    assert (result["eos_frame"], result["audio"]) == (0, b"")
+    assert len(result["audio_tokens"]) == 10
+
+
+def test_without_audio(llm, mute):
+    silent, without = llm.generate_one("Hello.", SHORT, decode_audio=False), mute.generate_one("Hello.", SHORT)
+    assert silent == without
+    assert silent["audio"] is None
+    assert silent["audio_tokens"] == llm.generate_one("Hello.", SHORT)["audio_tokens"]
+    with pytest.raises(ValueError, match=r"decode_audio is True, but this TTSLLM was made with decode_audio=False"):
+        mute.generate_one("Hello.", SHORT, decode_audio=True)
+
+
+def test_without_audio_no_codec_is_needed(tiny_folder, tmp_path):
+    for name in ("params.json", "model.safetensors"):
+        (tmp_path / name).symlink_to(tiny_folder / name)
+    made = TTSLLM(str(tmp_path), torch.float32, decode_audio=False, device="cpu")
+    assert len(made.generate_one("a", SHORT)["audio_tokens"]) == 20
+    with pytest.raises(FileNotFoundError, match="holds no vocoder"):
+        TTSLLM(str(tmp_path), torch.float32, device="cpu")
+
+
+def test_the_default_type_is_bfloat16(tiny_folder):
+    made = TTSLLM(str(tiny_folder), decode_audio=False, device="cpu")
+    assert made.backbone.dtype == torch.bfloat16
+
+
+def test_prompts_may_be_rows_of_ids(mute):
+    rows = build_prompt(mute.backbone.config, "Hello.", quality={"trailing_silence_s": 3})
+    expected = mute.generate(["Hello."], SHORT)
+    assert mute.generate([rows.tolist()], SHORT) == expected
+    assert mute.generate([rows], SHORT) == expected
+    assert mute.generate([rows.tolist()], SHORT, speaking_rate_bucket=3, quality_buckets={}) == expected
+
+
+# Conditioning.
+
+
+@pytest.mark.parametrize(
+    ("asked", "prompt"),
+    [
+        ({"quality_buckets": {}}, {"quality": None}),
+        ({"quality_buckets": []}, {"quality": None}),
+        ({"quality_buckets": {"lufs": 2, "max_pause": None}}, {"quality": {"lufs": 2}}),
+        ({"quality_buckets": [None, 4]}, {"quality": [None, 4]}),
+        ({"speaking_rate_bucket": 3}, {"speaking_rate": 3}),
+        ({"speaking_rate_bucket": [3]}, {"speaking_rate": 3}),
+    ],
+)
+def test_conditioning(mute, tts, asked, prompt):
+    own = {"quality": {"trailing_silence_s": 3}} | prompt
+    expected = tts.backbone.generate([build_prompt(tts.backbone.config, "a", **own)], SAME)
+    assert mute.generate(["a"], SHORT, **asked)[0]["audio_tokens"] == expected[0].frames.tolist()
+
+
+def test_a_rate_for_each(mute):
+    together = mute.generate(["a", "a"], SHORT, speaking_rate_bucket=[None, 5])
+    alone = [mute.generate_one("a", SHORT, speaking_rate_bucket=rate) for rate in (None, 5)]
+    assert together == alone
+    assert alone[0] != alone[1]
+
+
+def test_the_default_quality_is_what_the_model_has_of_it(mute, monkeypatch):
+    assert mute._quality(None) == {"trailing_silence_s": 3}
+    monkeypatch.setattr(mute, "backbone", SimpleNamespace(config=SimpleNamespace(quality_features=("lufs",))))
+    assert mute._quality(None) == {}
+
+
+# Settings.
+
+
+def test_settings_of_another_class(mute):
+    @dataclass
+    class Official:
+        temperature: float = 0.5
+        topk: int = 3
+        top_p: float = 0.9
+        min_p: float = 0.1
+        max_tokens: int = 12
+        ignore_eos: bool = True
+        repetition_window: int = 4
+        repetition_penalty: float = 2.0
+        repetition_codebooks: int = -1
+        seed: int | None = 3
+
+    own = Sampling(0.5, 3, 0.9, 0.1, 4, 2.0, -1, 12, True, 3)
+    assert mute.generate(["a"], Official()) == mute.generate(["a"], own)
+    assert mute.generate(["a"], [Official()]) != mute.generate(["a"], TTSSamplingParams(seed=3, max_tokens=12))
+
+
+@pytest.mark.parametrize(
+    ("params", "kind", "message"),
+    [
+        (TTSSamplingParams(max_tokens=0), ValueError, r"sampling_params\[0\]: max_tokens must be at least 1, got 0"),
+        (TTSSamplingParams(topk="x"), TypeError, r"sampling_params\[0\]: topk must be a number, got 'x'"),
+        (TTSSamplingParams(min_p=float("nan")), ValueError, r"sampling_params\[0\]: min_p must be finite, got nan"),
+        (TTSSamplingParams(seed=-1), ValueError, r"sampling_params\[0\]: seed must be an integer in 0\.\."),
+        (TTSSamplingParams(max_tokens=2100), ValueError, r"prompts\[0\]: max_frames is 2100, .* \(max_seqlen 2048\)"),
+        ({"seed": 1}, TypeError, r"sampling_params\[0\] must be TTSSamplingParams, got dict, which has no temperature"),
+        (None, TypeError, r"sampling_params\[0\] must be TTSSamplingParams, got NoneType, which has no temperature"),
+    ],
+)
+def test_settings_that_are_refused(mute, params, kind, message):
+    with pytest.raises(kind, match=message):
+        mute.generate(["a"], params)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "kind", "message"),
+    [
+        ("Hello.", {}, TypeError, "prompts must be a list of texts or of rows of ids, got str"),
+        (["a", "\ud800"], {}, ValueError, r"prompts\[1\]: text cannot be encoded: character 0 is the lone surrogate"),
+        (["a", [[1] * 10, [1] * 9]], {}, ValueError, r"prompts\[1\] must be a text or rows of 10 ids each, got \[\["),
+        (["a", None], {}, ValueError, r"prompts\[1\] must be a text or rows of 10 ids each, got None"),
+        ([[[1] * 9]], {}, ValueError, r"prompts\[0\] must be a tensor \[T, 10\] with T >= 1, got \[1, 9\]"),
+        ([[[1.5] * 10]], {}, TypeError, r"prompts\[0\] must be torch\.int32 or torch\.int64, got torch\.float32"),
+        ([[[1026] * 10]], {}, ValueError, r"prompts\[0\]\[0, 0\] must be in 0\.\.1025, got 1026"),
+        (["a"], {"speaking_rate_bucket": 8}, ValueError, r"prompts\[0\]: speaking_rate must be in 0\.\.7 or None"),
+        (["a"], {"speaking_rate_bucket": [1, 2]}, ValueError, "speaking_rate_bucket must be one for all or one for"),
+        (["a"], {"sampling_params": [SHORT] * 2}, ValueError, "sampling_params must be one for all or one for each"),
+        (["a"], {"quality_buckets": {"lufs": 12}}, ValueError, r"prompts\[0\]: quality\[0\] \(lufs\) must be in 0\."),
+        (["a"], {"quality_buckets": {"loud": 1}}, ValueError, r"prompts\[0\]: quality must name features .*, got loud"),
+        (["a"], {"quality_buckets": [1] * 7}, ValueError, r"prompts\[0\]: quality must name at most 6 buckets"),
+        (["a"], {"quality_buckets": "lufs"}, TypeError, "quality must be a list of buckets, a mapping"),
+    ],
+)  # fmt: skip
+def test_calls_that_are_refused(mute, prompts, options, kind, message):
+    with pytest.raises(kind, match=message):
+        mute.generate(prompts, **({"sampling_params": SHORT} | options))
+
+
+# Making one.
+
+
+@pytest.fixture
+def made(tiny_folder):
+    """A model with these further arguments."""
+    return lambda **options: TTSLLM(str(tiny_folder), torch.float32, decode_audio=False, device="cpu", **options)
+
+
+@pytest.mark.parametrize(
+    ("asked", "options"),
+    [
+        ({}, LoopOptions()),
+        ({"max_running_req": 3}, LoopOptions(streams=3)),
+        ({"max_extend_tokens": 100}, LoopOptions(prefill_rows=100)),
+        ({"max_extend_tokens": 8192}, LoopOptions(prefill_rows=4096)),
+        ({"num_page_override": 300}, LoopOptions(positions=300)),
+        ({"num_page_override": 300, "page_size": 16}, LoopOptions(positions=4800)),
+        ({"num_page_override": None, "page_size": 16}, LoopOptions()),
+        ({"cuda_graph_bs": []}, LoopOptions(graphs="off")),
+        ({"cuda_graph_max_bs": 0}, LoopOptions(graphs="off")),
+        ({"cuda_graph_max_bs": 64, "cuda_graph_bs": None}, LoopOptions()),
+        ({"tp_info": SimpleNamespace(rank=0, size=1), "use_dummy_weight": False}, LoopOptions()),
+    ],
+)
+def test_engine_arguments_with_a_meaning(made, asked, options):
+    assert made(**asked).backbone.options == options
+
+
+def test_a_shorter_context(made):
+    short = made(max_seq_len_override=64)
+    frames = short.generate_one("a", TTSSamplingParams(seed=1, ignore_eos=True))["audio_tokens"]
+    prompt = build_prompt(short.backbone.config, "a", quality={"trailing_silence_s": 3})
+    assert len(prompt) + len(frames) == 64
+
+
+def test_engine_arguments_without_a_meaning_are_told_once(made, caplog):
+    with caplog.at_level(logging.INFO, "zonos2_triton"):
+        made(attention_backend="fa", memory_ratio=0.8, max_running_req=2)
+    assert [record.getMessage() for record in caplog.records] == [
+        "TTSLLM: without a meaning here: attention_backend='fa', memory_ratio=0.8"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"use_dummy_weight": True}, ValueError, "use_dummy_weight must be False: there are no dummy weights here"),
+        ({"tp_info": SimpleNamespace(rank=0, size=2)}, ValueError, "tp_info must have the size 1, for there is no"),
+        ({"max_running_req": 257}, ValueError, r"max_running_req must be an integer in 1\.\.256, got 257"),
+        ({"max_extend_tokens": 0}, ValueError, r"max_extend_tokens must be an integer in 1\.\."),
+        ({"num_page_override": 1.5}, ValueError, r"num_page_override must be an integer in 1\.\."),
+        ({"num_page_override": 8, "page_size": True}, ValueError, r"page_size must be an integer in 1\.\."),
+        ({"max_seq_len_override": 4096}, ValueError, r"max_seq_len_override must be an integer in 1\.\.2048, got 4096"),
+        ({"n_codebooks": 8}, ValueError, "n_codebooks is 8, but the model has 9"),
+        ({"codebook_size": 512}, ValueError, "codebook_size is 512, but the model has 1024"),
+        ({"text_vocab": 500}, ValueError, "text_vocab is 500, but the model has 519"),
+        ({"eoa_id": 0}, ValueError, "eoa_id is 0, but the model has 1024"),
+        ({"audio_pad_id": 0}, ValueError, "audio_pad_id is 0, but the model has 1025"),
+        ({"backend": "cuda"}, ValueError, "backend must be one of reference, triton, auto, got 'cuda'"),
+        ({"max_streams": 3}, TypeError, r"TTSLLM\.__init__\(\) got an unexpected keyword argument 'max_streams'"),
+        ({"offline_mode": True}, TypeError, r"TTSLLM\.__init__\(\) got an unexpected keyword argument 'offline_mode'"),
+    ],
+)  # fmt: skip
+def test_arguments_that_are_refused(made, options, kind, message):
+    with pytest.raises(kind, match=message):
+        made(**options)
+
+
+def test_sizes_may_be_named(made):
+    made(n_codebooks=9, codebook_size=1024, text_vocab=519, eoa_id=1024, audio_pad_id=1025)
+
+
+def test_a_codec_of_its_own(tiny_folder, tmp_path):
+    codec = tmp_path / "codec.pth"
+    codec.symlink_to(tiny_folder / "dac" / "weights.pth")
+    made = TTSLLM(str(tiny_folder), torch.float32, device="cpu", vocoder=codec, vocoder_dtype=torch.float64)
+    assert made.vocoder.dtype == torch.float64
+    assert len(samples(made.generate_one("a", SHORT))) == 20 * 512
+
+
+# Files.
+
+
+def test_saving_clips_instead_of_wrapping(llm, tmp_path):
+    loud = np.array([0.0, 0.5, 1.2, -1.2, -0.5], dtype=np.float32)
+    llm.save_audio(loud.tobytes(), str(tmp_path / "loud.wav"), 22050)
+    with wave.open(str(tmp_path / "loud.wav")) as file:
+        assert (file.getnchannels(), file.getsampwidth(), file.getframerate()) == (1, 2, 22050)
+        assert np.frombuffer(file.readframes(9), np.int16).tolist() == [0, 16384, 32767, -32767, -16384]
+
+
+def test_saving_is_wave_whatever_the_name(llm, tmp_path):
+    llm.save_audio(b"", str(tmp_path / "sound"))
+    with wave.open(str(tmp_path / "sound")) as file:
+        assert (file.getnframes(), file.getframerate()) == (0, 44100)
+
+
+@pytest.mark.parametrize(
+    ("audio", "kind", "message"),
+    [
+        (None, TypeError, "audio_bytes must be the bytes of fp32 samples, got NoneType"),
+        (b"123", ValueError, "audio_bytes must hold samples of 4 bytes each, got 3 bytes"),
+        (np.array([np.nan], dtype=np.float32).tobytes(), ValueError, "samples must be finite to be saved"),
+    ],
+)
+def test_what_cannot_be_saved(llm, tmp_path, audio, kind, message):
+    with pytest.raises(kind, match=message):
+        llm.save_audio(audio, str(tmp_path / "a.wav"))
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_of_a_model_that_is_loaded(tiny_folder, llm):
+    tts = Zonos2.load(tiny_folder, device="cpu", dtype="float32")
+    made = TTSLLM.of(tts)
+    assert made.backbone is tts.backbone
+    assert made.vocoder is tts.vocoder
+    assert (made.n_codebooks, made.eoa_id, made.decode_audio) == (9, 1024, True)
+    assert made.generate(["a b"], SHORT) == llm.generate(["a b"], SHORT)

@@ -1,0 +1,281 @@
+"""Which tiles a launch gets."""
+
+import json
+import logging
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+import triton
+from triton.runtime import interpreter
+
+from zonos2_triton.bench.catalogue import KERNELS
+from zonos2_triton.bench.proof.invariants import INVARIANTS, exact
+from zonos2_triton.bench.proof.verify import Case
+from zonos2_triton.kernels import _launch_table
+from zonos2_triton.kernels._launch_table import ARCHITECTURES, TABLE, architecture, overrides, product_tiles, tiles
+from zonos2_triton.kernels._settings import CONFIG
+from zonos2_triton.reference import vocoder_layers
+
+
+@pytest.fixture
+def on_card(monkeypatch):
+    """As if a GPU were there."""
+
+    def choose(backend, arch):
+        monkeypatch.setattr(_launch_table, "interpreted", lambda: False)
+        driver = SimpleNamespace(get_current_target=lambda: SimpleNamespace(backend=backend, arch=arch))
+        monkeypatch.setattr(triton.runtime.driver, "_active", driver)
+
+    _launch_table._nearest.cache_clear()
+    yield choose
+    _launch_table._nearest.cache_clear()
+
+
+@pytest.fixture
+def overridden(monkeypatch, tmp_path):
+    """As if the environment named a file that holds this."""
+
+    def name(entries):
+        path = tmp_path / "launch.json"
+        path.write_text(entries if isinstance(entries, str) else json.dumps(entries), encoding="utf-8")
+        monkeypatch.setenv(CONFIG, str(path))
+        overrides.cache_clear()
+        return path
+
+    yield name
+    overrides.cache_clear()
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_card_has_tiles_of_its_own_name(on_card, caplog, name):
+    backend, arch = ("cuda", int(name[3:])) if name.startswith("sm_") else ("hip", name)
+    on_card(backend, arch)
+    assert architecture() == name
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    ("backend", "arch", "nearest"),
+    [
+        ("cuda", 103, "sm_100"),
+        ("cuda", 121, "sm_120"),
+        ("cuda", 87, "sm_86"),
+        ("cuda", 75, "sm_86"),
+        ("cuda", 130, "sm_86"),
+        ("hip", "gfx1100", "gfx942"),
+        ("hip", "gfx950", "gfx942"),
+    ],
+)
+def test_an_unknown_card_gets_the_nearest_and_the_log_says_so_once(on_card, caplog, backend, arch, nearest):
+    on_card(backend, arch)
+    with caplog.at_level(logging.WARNING, "zonos2_triton"):
+        assert [architecture(), architecture()] == [nearest, nearest]
+    name = f"sm_{arch}" if backend == "cuda" else arch
+    assert caplog.messages == [f"no tiles were chosen for {name}; it runs with those of {nearest}"]
+
+
+@pytest.mark.parametrize(("rows", "width"), [(1, 16), (16, 16), (17, 32), (32, 32), (33, 64), (64, 64), (256, 64)])
+def test_tiles_are_as_wide_as_the_rows_need(on_card, rows, width):
+    on_card("cuda", 90)
+    assert product_tiles("qkv_projection", False, torch.bfloat16, rows, 2048)["BLOCK_M"] == width
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compiled here, not interpreted")
+def test_the_interpreter_has_tiles_of_its_own():
+    assert architecture() == "interpreter"
+    assert tiles("decode_attention", "split", torch.float32)["SPLIT"] == 16
+
+
+def test_fp32_has_tiles_of_its_own(on_card):
+    on_card("cuda", 90)
+    half, single = (tiles("decode_attention", "split", dtype) for dtype in (torch.bfloat16, torch.float32))
+    assert half["BLOCK_S"] > single["BLOCK_S"]
+
+
+@pytest.mark.parametrize(("op", "role"), TABLE)
+def test_what_decides_the_order_of_sums_is_the_same_at_every_width(op, role):
+    """BLOCK_K is a step of a sum; splits and blocks of attention are places in the cache."""
+    for name, choice in TABLE[op, role].items():
+        widths = [launch.get("BLOCK_M", 0) for launch in choice]
+        assert widths == sorted(widths), name
+        for key in ("BLOCK_K", "SPLIT", "BLOCK_S"):
+            assert len({launch.get(key) for launch in choice}) == 1, name
+        assert not any(launch["enable_fp_fusion"] for launch in choice), name
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16", "float32", "tf32"])
+@pytest.mark.parametrize(("op", "role"), [pair for pair in TABLE if pair[0] in vocoder_layers.OPERATIONS])
+def test_a_step_of_clips_has_one_tile_for_every_length(on_card, op, role, kind):
+    """A row may come in steps of any length, beside any others."""
+    dtype = torch.float32 if kind == "tf32" else getattr(torch, kind)
+    for name in ("interpreter", *ARCHITECTURES):
+        if name != "interpreter":
+            on_card(*("cuda", int(name[3:])) if name.startswith("sm_") else ("hip", name))
+        one, *others = [tiles(op, role, dtype, rows, tf32=kind == "tf32") for rows in (1, 16, 17, 256, 10**6)]
+        assert all(other == one for other in others), name
+
+
+def test_products_of_few_rows_keep_one_instruction_on_sm_90():
+    """64 weights in a tile would make it the warpgroup's at some widths."""
+    for (_, role), choices in TABLE.items():
+        if role == "decode":
+            assert all(
+                launch["BLOCK_N"] < 64 for name, tiles in choices.items() if name != "interpreter" for launch in tiles
+            )
+
+
+def numbers(op="head", role="decode", dtype=torch.bfloat16, rows=1, **more):
+    launch = tiles(op, role, dtype, rows, **more)
+    return tuple(launch.get(key) for key in ("BLOCK_N", "BLOCK_K", "BLOCK_M", "num_warps", "num_stages"))
+
+
+def test_a_file_overrides_what_it_names_for_the_dtype_and_the_rows_it_names(on_card, overridden):
+    on_card("cuda", 90)
+    one, many, prefill = numbers(), numbers(rows=17), numbers(role="prefill")
+    overridden(
+        [
+            {"op": "head", "role": "decode", "dtype": "bfloat16", "BLOCK_K": 64, "num_stages": 3},
+            {"op": "head", "role": "decode", "dtype": "bfloat16", "rows": [17, 32], "num_warps": 8, "num_stages": 7},
+        ]
+    )
+    assert (one, many) == ((32, 128, 16, 4, 6), (32, 128, 32, 4, 4))
+    assert numbers() == (32, 64, 16, 4, 3)
+    assert numbers(rows=16) == (32, 64, 16, 4, 3)
+    assert numbers(rows=17) == numbers(rows=32) == (32, 64, 32, 8, 7)
+    assert numbers(rows=33)[3:] == (8, 3)
+    assert numbers(dtype=torch.float16) == one
+    assert numbers(role="prefill") == prefill
+    assert tiles("head", "decode", torch.bfloat16)["enable_fp_fusion"] is False
+    assert product_tiles("head", False, torch.bfloat16, 1, 64)["EVEN_K"] is True
+    assert product_tiles("head", False, torch.bfloat16, 1, 96)["EVEN_K"] is False
+
+
+def test_without_a_dtype_an_override_is_for_all_and_tf32_is_one_of_them(on_card, overridden):
+    on_card("cuda", 90)
+    overridden(
+        [
+            {"op": "advance", "role": "row", "num_warps": 2},
+            {"op": "waveform", "role": "taps", "num_warps": 2},
+            {"op": "waveform", "role": "taps", "dtype": "tf32", "num_warps": 8},
+            {"op": "waveform", "role": "taps", "dtype": "float32", "num_warps": 1},
+        ]
+    )
+    assert tiles("advance", "row", torch.int32)["num_warps"] == 2
+    warps = [numbers("waveform", "taps", dtype)[3] for dtype in (torch.float16, torch.float32)]
+    assert [*warps, numbers("waveform", "taps", torch.float32, tf32=True)[3]] == [2, 1, 8]
+
+
+def test_the_file_is_read_once_and_the_log_says_so(overridden, caplog):
+    path = overridden([{"op": "advance", "role": "row", "num_warps": 2}])
+    with caplog.at_level(logging.INFO, "zonos2_triton"):
+        tiles("advance", "row", torch.int32)
+        path.unlink()
+        assert tiles("advance", "row", torch.int32)["num_warps"] == 2
+    assert caplog.messages == [f"launch parameters of {path}: [{{'op': 'advance', 'role': 'row', 'num_warps': 2}}]"]
+
+
+HEAD = {"op": "head", "role": "decode"}
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({}, ": must be a list of objects, got dict"),
+        ([3], ": [0]: must be an object, got 3"),
+        ([{**HEAD, "num_warps": 4}, {"role": "row"}], ": [1].op: must be one of add_rms_norm, advance, "),
+        ([{"op": "heads", "role": "decode"}], ", waveform, got 'heads'"),
+        ([{"op": ["head"], "role": "decode"}], ", waveform, got ['head']"),
+        ([{"op": "head", "role": "row"}], ": [0].role: must be one of decode, prefill of head, got 'row'"),
+        ([{**HEAD, "dtype": "fp16"}], ".dtype: must be one of float32, tf32, float16, bfloat16, got 'fp16'"),
+        ([{**HEAD, "dtype": None}], ".dtype: must be one of float32, tf32, float16, bfloat16, got None"),
+        ([HEAD], ": [0]: must have at least one of BLOCK_K, BLOCK_M, BLOCK_N, num_stages, num_warps"),
+        (
+            [{**HEAD, "BLOCK_Z": 16}],
+            ".BLOCK_Z: head decode has no such number; it has BLOCK_K, BLOCK_M, BLOCK_N, num_stages, num_warps",
+        ),
+        ([{**HEAD, "enable_fp_fusion": True}], ".enable_fp_fusion: head decode has no such number"),
+        ([{"op": "rotary", "role": "row", "BLOCK_M": 16}], ".BLOCK_M: rotary row has no such number"),
+        ([{**HEAD, "BLOCK_N": 48}], ": [0].BLOCK_N: must be a power of two in 16..1024, got 48"),
+        ([{**HEAD, "BLOCK_N": 8}], ": [0].BLOCK_N: must be a power of two in 16..1024, got 8"),
+        ([{**HEAD, "BLOCK_N": 32.0}], ": [0].BLOCK_N: must be a power of two in 16..1024, got 32.0"),
+        ([{**HEAD, "num_warps": 3}], ": [0].num_warps: must be a power of two in 1..32, got 3"),
+        ([{**HEAD, "num_warps": True}], ": [0].num_warps: must be a power of two in 1..32, got True"),
+        ([{**HEAD, "num_stages": 0}], ": [0].num_stages: must be an integer in 1..16, got 0"),
+        ([{**HEAD, "num_stages": "3"}], ": [0].num_stages: must be an integer in 1..16, got '3'"),
+        ([{**HEAD, "rows": [1], "num_warps": 4}], ".rows: must be [least, most], both at least 1, got [1]"),
+        ([{**HEAD, "rows": [0, 4], "num_warps": 4}], ".rows: must be [least, most], both at least 1, got [0, 4]"),
+        ([{**HEAD, "rows": [4, 2], "num_warps": 4}], ".rows: must be [least, most], both at least 1, got [4, 2]"),
+        (
+            [{**HEAD, "rows": [1, 4], "BLOCK_K": 64}],
+            ": [0].BLOCK_K: cannot be had for some rows alone: bits would depend on the batch",
+        ),
+        (
+            [{"op": "decode_attention", "role": "split", "rows": [1, 4], "SPLIT": 64}],
+            ": [0].rows: role split has the same tiles for any number of rows",
+        ),
+        (
+            [{"op": "convolution", "role": "taps", "rows": [1, 4], "BLOCK_M": 64}],
+            ": [0].rows: role taps has the same tiles for any number of rows",
+        ),
+    ],
+)
+def test_a_wrong_file_is_refused_by_name_and_place(overridden, entries, message):
+    path = overridden(entries)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=rf"^{CONFIG}: {re.escape(str(path))}.*{re.escape(message)}"):
+            tiles("head", "decode", torch.float32)
+
+
+def test_no_kernel_is_launched_by_a_wrong_file(overridden):
+    overridden([{"op": "rotary", "role": "row"}])
+    kernel = KERNELS["rotary"]
+    with pytest.raises(ValueError, match=CONFIG):
+        kernel.op(**kernel.make("cpu", torch.float32, **kernel.workloads[-1].sizes))
+
+
+def test_all_numbers_of_the_table_might_be_in_a_file():
+    for (op, role), choices in TABLE.items():
+        for launch in (launch for name in choices if name != "interpreter" for launch in choices[name]):
+            entry = {key: launch[key] for key in launch if key not in ("enable_fp_fusion", "matrix_instr_nonkdim")}
+            pair, override = _launch_table._override("", {"op": op, "role": role, **entry})
+            assert (pair, override.numbers) == ((op, role), entry)
+
+
+# Other tiles than the interpreter's own, for one row and for several.
+OTHERS = [
+    {"op": "head", "role": "decode", "BLOCK_K": 32, "BLOCK_N": 16},
+    {"op": "head", "role": "decode", "rows": [2, 1000], "BLOCK_N": 64, "BLOCK_M": 32},
+    {"op": "decode_attention", "role": "split", "SPLIT": 32, "BLOCK_S": 16},
+    {"op": "convolution", "role": "taps", "BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16},
+]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compiled here, not interpreted")
+@pytest.mark.parametrize(
+    ("name", "workload", "launched"),
+    [
+        ("head", "one-row", {"BLOCK_K": 32, "BLOCK_N": 16, "BLOCK_M": 16}),
+        ("head", "two-tiles", {"BLOCK_K": 32, "BLOCK_N": 64, "BLOCK_M": 32}),
+        ("decode_attention", "split-edges", {"SPLIT": 32, "BLOCK_S": 16}),
+        ("convolution", "rows", {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16}),
+    ],
+)
+def test_other_tiles_are_launched_as_exact_and_no_bit_depends_on_the_batch(
+    overridden, monkeypatch, name, workload, launched
+):  # fmt: skip
+    kernel = KERNELS[name]
+    case = Case(kernel, next(entry for entry in kernel.workloads if entry.name == workload))
+    overridden(OTHERS)
+    launches, real = [], interpreter.GridExecutor.__call__
+
+    def spying(self, *args, **kwargs):
+        launches.append({key: kwargs[key] for key in launched})
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(interpreter.GridExecutor, "__call__", spying)
+    case.compare(case.run())
+    assert launches == [launched]
+    exact(case)
+    INVARIANTS["parts_alone"](case, None)

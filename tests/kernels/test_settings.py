@@ -1,0 +1,192 @@
+"""The environment variables: what each means, and what it may not hold."""
+
+import ast
+import logging
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from zonos2_triton.kernels import _settings
+from zonos2_triton.kernels._settings import (
+    BACKEND,
+    CONFIG,
+    DISABLE,
+    LOG,
+    NVTX,
+    PREFIX,
+    SGLANG,
+    SGLANG_PARTS,
+    VARIABLES,
+)
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _unset(monkeypatch):
+    for name in [name for name in os.environ if name.startswith(PREFIX)]:
+        monkeypatch.delenv(name)
+
+
+def test_nobody_else_reads_them():
+    """Others may name a variable in a message, but not where they have to do with the environment."""
+    found = []
+    for room in ("kernels", "model", "reference", "bench"):
+        for path in (ROOT / room).rglob("*.py"):
+            text = path.read_text(encoding="utf-8")
+            tree = ast.parse(text)
+            documented = {
+                id(node.body[0].value)
+                for node in ast.walk(tree)
+                if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node)
+            }
+            strings = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in documented]
+            named = any(isinstance(node.value, str) and PREFIX in node.value for node in strings)
+            if named and re.search(r"\benviron\b|\bgetenv\b", text):
+                found.append(str(path.relative_to(ROOT)))
+    assert found == ["kernels/_settings.py"]
+
+
+def test_unset_they_change_nothing():
+    assert _settings.backend() == "auto"
+    assert not _settings.disabled()
+    assert not _settings.nvtx()
+    assert _settings.config() is None
+    assert _settings.sglang_parts() == frozenset()
+    assert _settings.log_level() is None
+    assert _settings.present() == {}
+
+
+@pytest.mark.parametrize(("reader", "name"), [(_settings.disabled, DISABLE), (_settings.nvtx, NVTX)])
+@pytest.mark.parametrize(("value", "on"), [("", False), ("0", False), ("1", True)])
+def test_switches(monkeypatch, reader, name, value, on):
+    monkeypatch.setenv(name, value)
+    assert reader() is on
+
+
+@pytest.mark.parametrize(
+    ("value", "parts"),
+    [
+        ("", ()), ("0", ()), ("1", SGLANG_PARTS), ("all", SGLANG_PARTS), ("experts", ("experts",)),
+        ("vocoder, attention", ("attention", "vocoder")),
+    ],
+)  # fmt: skip
+def test_parts_of_sglang(monkeypatch, value, parts):
+    monkeypatch.setenv(SGLANG, value)
+    assert _settings.sglang_parts() == {*parts}
+
+
+@pytest.mark.parametrize(
+    ("reader", "name", "value", "accepted"),
+    [
+        (_settings.backend, BACKEND, "cuda", "auto, triton, reference"),
+        (_settings.disabled, DISABLE, "true", "0, 1"),
+        (_settings.nvtx, NVTX, "2", "0, 1"),
+        (_settings.log_level, LOG, "INFO", "debug, info, warning, error, off"),
+        (
+            _settings.sglang_parts,
+            SGLANG,
+            "attention,moe",
+            "0, 1, all, or a list of attention, experts, sampler, vocoder with commas between them",
+        ),
+        (_settings.sglang_parts, SGLANG, "attention,", "0, 1, all, or a list of attention, "),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_is_accepted(monkeypatch, reader, name, value, accepted):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=f"^{re.escape(f'{name} is {value!r}; accepted: {accepted}')}"):
+        reader()
+
+
+def test_the_file_of_launch_parameters(monkeypatch, tmp_path):
+    path = tmp_path / "launch.json"
+    monkeypatch.setenv(CONFIG, str(path))
+    missing = f"^{CONFIG} names {re.escape(repr(str(path)))}, which cannot be read: No such file or directory"
+    with pytest.raises(ValueError, match=missing):
+        _settings.config()
+    for wrong in (b"[1,", b"\xff"):
+        path.write_bytes(wrong)
+        with pytest.raises(ValueError, match=f"^{CONFIG} names .*launch.json', which is not JSON: "):
+            _settings.config()
+    path.write_text("[1]")
+    assert _settings.config() == (str(path), [1])
+    monkeypatch.setenv(CONFIG, "")
+    assert _settings.config() is None
+
+
+def test_what_is_set_and_what_is_wrong_with_it(monkeypatch):
+    monkeypatch.setenv(BACKEND, "reference")
+    monkeypatch.setenv(NVTX, "on")
+    monkeypatch.setenv(PREFIX + "BACKND", "triton")
+    names = ", ".join(VARIABLES)
+    assert _settings.present() == {
+        BACKEND: ("reference", None),
+        NVTX: ("on", f"{NVTX} is 'on'; accepted: 0, 1"),
+        PREFIX + "BACKND": ("triton", f"no variable of this name; there are {names}"),
+    }
+
+
+LOGGING = """
+import logging, sys
+{imports}
+logger = logging.getLogger("zonos2_triton")
+print([type(handler).__name__ for handler in logger.handlers], logger.level, logger.propagate)
+for level in ("debug", "info", "warning", "error", "critical"):
+    getattr(logger, level)("%s is said", level)
+"""
+
+
+def run(imports, **environment):
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "1", **environment}
+    code = LOGGING.format(imports=imports)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+
+
+@pytest.mark.parametrize(
+    ("value", "level", "said"),
+    [
+        ("debug", logging.DEBUG, ["debug", "info", "warning", "error", "critical"]),
+        ("warning", logging.WARNING, ["warning", "error", "critical"]),
+        ("off", logging.CRITICAL + 1, []),
+    ],
+)
+def test_the_log_goes_to_the_standard_error_from_its_level_on(value, level, said):
+    done = run("import zonos2_triton.model", **{LOG: value})
+    handlers = [] if value == "off" else ["StreamHandler"]
+    assert done.stdout == f"{handlers} {level} True\n"
+    assert done.stderr.splitlines() == [f"{one.upper()} zonos2_triton: {one} is said" for one in said]
+
+
+def test_importing_a_kernel_starts_the_log_too_and_once():
+    imports = "import zonos2_triton.kernels.rotary, zonos2_triton.kernels.sample, zonos2_triton.model"
+    done = run(imports, **{LOG: "error"})
+    assert done.stdout == f"['StreamHandler'] {logging.ERROR} True\n"
+    assert done.stderr.splitlines() == [
+        "ERROR zonos2_triton: error is said",
+        "CRITICAL zonos2_triton: critical is said",
+    ]
+
+
+def test_without_the_variable_the_log_is_the_applications():
+    done = run("import zonos2_triton.model")
+    assert done.stdout == "[] 0 True\n"
+    assert done.stderr.splitlines() == ["warning is said", "error is said", "critical is said"]  # Python's own way
+    done = run("import zonos2_triton.model; logging.basicConfig(format='mine: %(message)s', level='INFO')")
+    assert done.stderr.splitlines()[0] == "mine: info is said"
+
+
+@pytest.mark.parametrize(("name", "accepted"), [(LOG, "debug, info, warning, error, off"), (NVTX, "0, 1")])
+def test_what_counts_at_import_is_refused_there(name, accepted):
+    done = run("import zonos2_triton.model", **{name: "yes"})
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == f"ValueError: {name} is 'yes'; accepted: {accepted}"
+
+
+def test_ranges_are_on_from_the_import_on():
+    imports = "from zonos2_triton.model import nvtx; print(nvtx._sink)"
+    assert "NvtxRanges" in run(imports, **{NVTX: "1"}).stdout
+    assert run(imports, **{NVTX: "0"}).stdout.startswith("None")

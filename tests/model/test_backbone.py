@@ -1,0 +1,233 @@
+import dataclasses
+import time
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from zonos2_triton.model import Backbone, Sampling, Zonos2Config, build_prompt
+from zonos2_triton.reference import network as reference
+from zonos2_triton.reference.embedding import speaker_row
+
+GREEDY = {"temperature": 0, "repetition_window": 0}
+
+
+@pytest.fixture(scope="module")
+def golden_backbone(golden):
+    return golden.backbone(dtype=torch.float32)
+
+
+ATOL = {"hidden_states": 1e-3, "router_states": 1e-3, "router_probs": 1e-4, "expert_weights": 1e-4, "final_norm": 1e-3}
+
+
+@pytest.mark.parametrize("voice", ["spk", "nospk"])
+def test_golden_trace(golden, golden_backbone, voice):
+    io = golden.tensors("backbone_b_io")
+    speaker = io["speaker_embedding"] if voice == "spk" else None
+    trace = golden_backbone.trace(io[f"{voice}.prompt_ids"], speaker)
+    assert torch.equal(trace["expert_ids"], io[f"{voice}.expert_ids"].long())
+    for stage, atol in ATOL.items():
+        torch.testing.assert_close(trace[stage], io[f"{voice}.{stage}"], rtol=0, atol=atol)
+    at = io[f"{voice}.logits_positions"]
+    torch.testing.assert_close(trace["logits"][at], io[f"{voice}.logits"], rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "stored"),
+    [(GREEDY, "decode_codes"), ({"temperature": 0}, "decode_codes_greedy_reppen")],
+    ids=["plain", "penalised"],
+)
+def test_golden_greedy_codes(golden, golden_backbone, kind, stored):
+    io = golden.tensors("backbone_b_io")
+    want = io[f"spk.{stored}"]
+    sampling = Sampling(max_frames=len(want), **kind)
+    result = golden_backbone.generate([io["spk.prompt_ids"]], sampling, [io["speaker_embedding"]])[0]
+    assert torch.equal(result.frames, want.long())
+    assert result.eos_frame is None
+
+
+@settings(deadline=None, max_examples=15, derandomize=True)
+@given(cuts=st.sets(st.integers(1, 26), max_size=8))
+def test_cached_in_any_pieces_is_the_full_forward(golden, cuts):
+    """In fp64, where a wrong position or mask is not lost in rounding."""
+    backbone = golden.backbone(dtype=torch.float64)
+    io = golden.tensors("backbone_b_io")
+    ids, speaker = io["spk.prompt_ids"].long(), io["speaker_embedding"].double()
+    whole = backbone.trace(ids, speaker)
+    cache, page = reference.Cache(backbone.config, 1, len(ids), whole["logits"]), torch.zeros(1, dtype=torch.int32)
+    row = speaker_row(speaker, backbone.model.speaker)
+    edges = [0, *sorted(cuts), len(ids)]
+    with torch.inference_mode():
+        parts = [
+            reference.forward(backbone.model, reference.Batch.single(ids[a:b], a, page, row if a == 0 else None), cache)
+            for a, b in pairwise(edges)
+        ]
+    torch.testing.assert_close(torch.cat(parts), whole["hidden_states"][-1], rtol=0, atol=1e-11)
+
+
+@settings(deadline=None, max_examples=6, derandomize=True)
+@given(order=st.permutations(range(4)), seeds=st.lists(st.integers(0, 2**64 - 1), min_size=4, max_size=4))
+def test_a_batch_is_its_single_runs(tts, order, seeds):
+    """Bit for bit, in any order, with mates of other lengths, settings and voices."""
+    backbone = tts.backbone
+    voice = torch.randn(backbone.config.speaker_embedding_dim, generator=torch.Generator().manual_seed(1))
+    texts = ("", "a", "hello", "ab" * 40)
+    prompts = [build_prompt(backbone.config, text, speaker=i == 2) for i, text in enumerate(texts)]
+    voices = [None, None, voice, None]
+    kinds = [{}, {"temperature": 0.5, "top_k": 5}, {"min_p": 0.0, "top_p": 0.9}, {"repetition_penalty": 3.0}]
+    samplings = [
+        Sampling(seed=seed, max_frames=6 + i, **kind) for i, (seed, kind) in enumerate(zip(seeds, kinds, strict=True))
+    ]
+    alone = [backbone.generate([p], s, [v])[0] for p, s, v in zip(prompts, samplings, voices, strict=True)]
+    together = backbone.generate([prompts[i] for i in order], [samplings[i] for i in order], [voices[i] for i in order])
+    for i, result in zip(order, together, strict=True):
+        assert torch.equal(result.frames, alone[i].frames)
+        assert (result.eos_frame, result.seed) == (alone[i].eos_frame, seeds[i])
+
+
+def test_without_a_seed_each_call_differs_and_says_how_to_repeat_it(tts):
+    prompt = build_prompt(tts.backbone.config, "x")
+    first, second = tts.backbone.generate([prompt, prompt], Sampling(max_frames=4))
+    assert not torch.equal(first.frames, second.frames)
+    again = tts.backbone.generate([prompt], Sampling(max_frames=4, seed=first.seed))[0]
+    assert torch.equal(again.frames, first.frames)
+
+
+# Relative error of the final norm against fp64, teacher-forced, over tokens whose experts agree (bf16: 95 % of them):
+# fp32 1.6e-6, fp16 3.7e-3, bf16 4.4e-2 on a 2-core CPU, 2026-11-22. The bounds are twice that.
+PRECISIONS = {torch.float32: 3.2e-6, torch.float16: 7.4e-3, torch.bfloat16: 8.8e-2}
+
+
+@pytest.mark.parametrize(("dtype", "bound"), PRECISIONS.items(), ids=str)
+def test_runs_in_each_precision(golden, dtype, bound):
+    io = golden.tensors("backbone_b_io")
+    exact, got = (golden.backbone(dtype=d).trace(io["nospk.prompt_ids"]) for d in (torch.float64, dtype))
+    assert got["hidden_states"].dtype == dtype
+    same = (got["expert_ids"] == exact["expert_ids"]).all(0).all(-1)
+    assert same.double().mean() >= (0.9 if dtype == torch.bfloat16 else 1)
+    error = (got["final_norm"].double() - exact["final_norm"])[same].square().mean().sqrt()
+    assert error / exact["final_norm"].square().mean().sqrt() < bound
+
+
+def test_frames_stop_where_the_context_ends(golden_backbone):
+    config = golden_backbone.config
+    prompt = build_prompt(config, "x" * (config.max_seqlen - 19 - 3))
+    result = golden_backbone.generate([prompt], Sampling(seed=0, ignore_eos=True))[0]
+    assert len(result.frames) == config.max_seqlen - len(prompt) == 3
+
+
+def test_decoding_costs_what_the_context_costs_not_its_square(tts):
+    """With prompts of 200 and 1,600 rows: no frame recomputes its prompt, which would cost 8 times as much."""
+    seconds = {}
+    for length in (200, 1600):
+        prompt = build_prompt(tts.backbone.config, "x" * length)
+        frames = tts.backbone.stream(prompt, Sampling(seed=0, max_frames=16, ignore_eos=True))
+        next(frames)
+        times = []
+        for _ in range(15):
+            started = time.perf_counter()
+            next(frames)
+            times.append(time.perf_counter() - started)
+        seconds[length] = min(times)
+    assert seconds[1600] < 3 * seconds[200]
+
+
+def test_progress_sees_every_frame(tts):
+    seen = []
+    prompts = [build_prompt(tts.backbone.config, text) for text in "ab"]
+    results = tts.backbone.generate(
+        prompts, Sampling(seed=3, max_frames=5), progress=lambda i, frame: seen.append((i, frame.codes))
+    )
+    for i, result in enumerate(results):
+        assert torch.equal(torch.stack([codes for j, codes in seen if j == i]), result.frames)
+
+
+def changed(ids, row, column, value):
+    ids = ids.clone()
+    ids[row, column] = value
+    return ids
+
+
+PROMPT = torch.full((3, 10), 1)
+REJECTED = {
+    "ids-rank": ({"prompts": [PROMPT[0]]}, ValueError, r"prompts\[0\] must be a tensor \[T, 10\]"),
+    "ids-width": ({"prompts": [PROMPT[:, :9]]}, ValueError, r"prompts\[0\] must be .*got \[3, 9\]"),
+    "ids-empty": ({"prompts": [PROMPT[:0]]}, ValueError, r"T >= 1, got \[0, 10\]"),
+    "ids-list": ({"prompts": [[1] * 10]}, ValueError, r"got list"),
+    "ids-float": ({"prompts": [PROMPT.float()]}, TypeError, r"prompts\[0\] must be torch.int32 or torch.int64"),
+    "code-high": ({"prompts": [changed(PROMPT, 1, 4, 1026)]}, ValueError, r"\[1, 4\] must be in 0\.\.1025, got 1026"),
+    "code-negative": ({"prompts": [changed(PROMPT, 2, 0, -1)]}, ValueError, r"\[2, 0\] must be in 0\.\.1025, got -1"),
+    "text-high": ({"prompts": [changed(PROMPT, 0, 9, 520)]}, ValueError, r"\[0, 9\] must be in 0\.\.519, got 520"),
+    "too-long": ({"prompts": [PROMPT[:1].repeat(128, 1)]}, ValueError, r"128 rows.*max_seqlen is 128"),
+    "second": ({"prompts": [PROMPT, PROMPT[:, :2]]}, ValueError, r"prompts\[1\]"),
+    "samplings": ({"sampling": [Sampling(max_frames=1)] * 2}, ValueError, r"sampling must be one .* 1 prompts, got 2"),
+    "speakers": ({"speakers": []}, ValueError, r"speakers must be .* got 0"),
+    "voice-size": ({"speakers": [torch.zeros(39)]}, ValueError, r"speakers\[0\] must be .*=40\], got \[39\]"),
+    "voice-nan": ({"speakers": [torch.full((40,), torch.nan)]}, ValueError, r"speakers\[0\] must hold finite"),
+    "voice-int": ({"speakers": [torch.zeros(40).int()]}, ValueError, r"speakers\[0\] must hold finite"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), REJECTED.values(), ids=REJECTED)
+def test_rejects_before_any_work(golden_backbone, monkeypatch, arguments, error, message):
+    monkeypatch.setattr(reference, "forward", lambda *_: pytest.fail("computed before checking"))
+    with pytest.raises(error, match=message):
+        golden_backbone.generate(**{"prompts": [PROMPT], "sampling": Sampling(max_frames=1), **arguments})
+
+
+def test_rejects_a_voice_where_the_model_knows_none(golden_backbone):
+    mute = type(golden_backbone)(
+        dataclasses.replace(golden_backbone.config, speaker_enabled=False), golden_backbone.weights
+    )
+    with pytest.raises(ValueError, match="takes no speaker embedding"):
+        mute.trace(PROMPT, torch.zeros(40))
+
+
+@pytest.mark.parametrize(
+    ("placement", "message"),
+    [
+        ({"backend": "cuda"}, "backend must be one of reference, triton, auto, got 'cuda'"),
+        ({"backend": "triton", "dtype": "float64"}, "backend 'triton' runs in float32, bfloat16 and float16"),
+        ({"device": "meta"}, "device must be a CPU or a CUDA or ROCm device, got 'meta'"),
+        ({"device": "abacus"}, "device must be a torch device such as 'cpu' or 'cuda', got 'abacus'"),
+        ({"dtype": "int8"}, "dtype must be one of float64, float32, bfloat16, float16, got 'int8'"),
+        ({"dtype": torch.int8}, r"dtype must be one of .* got torch\.int8"),
+    ],
+    ids=str,
+)
+def test_rejects_a_placement(golden, placement, message):
+    with pytest.raises(ValueError, match=message):
+        golden.backbone(**placement)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_rejects_a_gpu_that_is_not_there(golden):
+    with pytest.raises(ValueError, match=r"device is 'cuda', but torch .* finds 0 GPUs"):
+        golden.backbone(device="cuda")
+
+
+def test_reports_logits_that_are_not_finite(golden_backbone):
+    weights = dict(golden_backbone.weights)
+    weights["out_norm.weight"] = weights["out_norm.weight"] * float("inf")
+    broken = type(golden_backbone)(golden_backbone.config, weights)
+    with pytest.raises(FloatingPointError, match="logits of frame 0 are not finite"):
+        broken.generate([PROMPT], Sampling(max_frames=1))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"head_dim": 24, "n_heads": 4}, "head dimension must be a power of two from 16, got 24"),
+        ({"moe_router_dim": 30}, "moe_router_dim must be a multiple of 4 for torch.float32, got 30"),
+    ],
+    ids=["head_dim", "moe_router_dim"],
+)
+def test_sizes_that_kernels_do_not_take_are_refused_at_once(golden, changed, message):
+    """The reference takes them."""
+    config = Zonos2Config.from_params(golden.json("params_b") | changed)
+    weights = {name: torch.zeros(shape) for name, shape in Backbone.layout(config).items()}
+    assert Backbone(config, weights, "reference").backend == "reference"
+    with pytest.raises(ValueError, match=f"backend 'triton': the {message}|backend 'triton': {message}"):
+        Backbone(config, weights, "triton")

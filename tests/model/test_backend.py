@@ -1,0 +1,128 @@
+"""What backend names mean, with the environment's word and without."""
+
+import logging
+import re
+
+import pytest
+import torch
+import triton
+
+from zonos2_triton.kernels._launch_table import overrides
+from zonos2_triton.kernels._settings import BACKEND, CONFIG, DISABLE
+from zonos2_triton.model import Vocoder, backend
+from zonos2_triton.model.backend import resolve_backend
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+on_a_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is no interpreter in this process")
+
+
+@pytest.fixture(autouse=True)
+def _unset(monkeypatch):
+    for name in (BACKEND, DISABLE, CONFIG):
+        monkeypatch.delenv(name, raising=False)
+    backend._warn_disabled.cache_clear()
+    overrides.cache_clear()
+    yield
+    overrides.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "dtype", "resolved"),
+    [
+        ("auto", CPU, torch.float32, "reference"),
+        ("auto", GPU, torch.bfloat16, "triton"),
+        ("auto", GPU, torch.float64, "reference"),
+        ("reference", GPU, torch.float32, "reference"),
+        ("triton", GPU, torch.float32, "triton"),
+    ],
+)
+def test_names_without_the_environment(asked, device, dtype, resolved):
+    assert resolve_backend(asked, device, dtype) == resolved
+
+
+@on_a_cpu
+def test_on_a_cpu_the_kernels_are_interpreted():
+    assert resolve_backend("triton", CPU) == "triton"
+
+
+@pytest.mark.parametrize(
+    ("value", "device", "resolved"),
+    [
+        ("", GPU, "triton"), ("auto", GPU, "triton"), ("auto", CPU, "reference"), ("triton", GPU, "triton"),
+        pytest.param("triton", CPU, "triton", marks=on_a_cpu), ("reference", GPU, "reference"),
+    ],
+)  # fmt: skip
+def test_auto_is_what_the_environment_says(monkeypatch, value, device, resolved):
+    monkeypatch.setenv(BACKEND, value)
+    assert resolve_backend("auto", device) == resolved
+
+
+@pytest.mark.parametrize(("value", "explicit"), [("triton", "reference"), ("reference", "triton"), ("wrong", "triton")])
+def test_an_explicit_name_wins_over_the_environment(monkeypatch, value, explicit):
+    monkeypatch.setenv(BACKEND, value)
+    assert resolve_backend(explicit, GPU) == explicit
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "message"),
+    [
+        ("cuda", torch.float32, f"{BACKEND} is 'cuda'; accepted: auto, triton, reference"),
+        ("Triton", torch.float32, f"{BACKEND} is 'Triton'; accepted: auto, triton, reference"),
+        ("triton", torch.float64, f"{BACKEND}: backend 'triton' runs in float32, bfloat16 and float16"),
+    ],
+)
+def test_what_the_environment_may_not_say(monkeypatch, value, dtype, message):
+    monkeypatch.setenv(BACKEND, value)
+    with pytest.raises(ValueError, match=f"^{message}"):
+        resolve_backend("auto", CPU, dtype)
+
+
+def test_a_backend_that_the_environment_asks_for_and_that_cannot_run(monkeypatch):
+    monkeypatch.setenv(BACKEND, "triton")
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
+    with pytest.raises(ValueError, match=f"^{BACKEND}: backend 'triton' on a CPU needs Triton's interpreter"):
+        resolve_backend("auto", CPU)
+    with pytest.raises(ValueError, match=r"^backend 'triton' on a CPU needs Triton's interpreter"):
+        resolve_backend("triton", CPU)
+
+
+@pytest.mark.parametrize("said", ["auto", "triton"])
+def test_disabled_is_the_reference_everywhere(monkeypatch, caplog, said):
+    monkeypatch.setenv(DISABLE, "1")
+    monkeypatch.setenv(BACKEND, said)
+    with caplog.at_level(logging.WARNING, "zonos2_triton"):
+        assert [resolve_backend(name, GPU, torch.float16) for name in ("auto", "reference")] == ["reference"] * 2
+        assert caplog.messages == []
+        assert [resolve_backend("triton", device) for device in (GPU, CPU)] == ["reference"] * 2
+    assert caplog.messages == [f"{DISABLE}=1: backend 'triton' was asked for, the reference runs"]
+
+
+def test_a_model_is_loaded_as_the_environment_says(monkeypatch, golden):
+    monkeypatch.setenv(DISABLE, "1")
+    vocoder: Vocoder = golden.vocoder("even", backend="triton")
+    assert vocoder.backend == "reference"
+
+
+@pytest.mark.parametrize(("value", "resolved"), [("", "triton"), ("0", "triton")])
+def test_not_disabled(monkeypatch, value, resolved):
+    monkeypatch.setenv(DISABLE, value)
+    assert resolve_backend("triton", GPU) == resolved
+
+
+def test_a_wrong_switch_is_named_whatever_is_asked_for(monkeypatch):
+    monkeypatch.setenv(DISABLE, "yes")
+    with pytest.raises(ValueError, match=f"^{DISABLE} is 'yes'; accepted: 0, 1"):
+        resolve_backend("reference", CPU)
+
+
+def test_an_unknown_name():
+    with pytest.raises(ValueError, match=r"^backend must be one of reference, triton, auto, got 'cuda'"):
+        resolve_backend("cuda", CPU)
+
+
+def test_a_wrong_file_of_launch_parameters_is_named_before_anything_is_loaded(monkeypatch, tmp_path):
+    path = tmp_path / "launch.json"
+    monkeypatch.setenv(CONFIG, str(path))
+    with pytest.raises(ValueError, match=f"^{CONFIG} names {re.escape(repr(str(path)))}, which cannot be read"):
+        resolve_backend("triton", GPU)
+    assert resolve_backend("reference", GPU) == "reference"

@@ -1,0 +1,203 @@
+"""Text to sound on the tiny model, through the real loaders."""
+
+import dataclasses
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from zonos2_triton.model import Audio, Sampling, SpeakerEncoder, SpeakerEncoderConfig, Zonos2, build_prompt
+from zonos2_triton.reference.delay import shear_up
+
+SHORT = Sampling(seed=7, max_frames=40, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def recording():
+    """Half a second of stereo at an odd rate."""
+    t = torch.arange(22050 // 2) / 22050
+    return torch.stack([torch.sin(2 * torch.pi * 220 * t), torch.sin(2 * torch.pi * 330 * t)]) / 2, 22050
+
+
+def test_speaking_is_prompt_generation_and_decoding(tts):
+    audio = tts.speak("Hello.", sampling=SHORT)
+    result = tts.backbone.generate([build_prompt(tts.backbone.config, "Hello.")], SHORT)[0]
+    samples = tts.vocoder.decode(shear_up(result.frames, 1025).T[None])[0]
+    assert torch.equal(audio.samples, samples)
+    assert audio.sample_rate == 44100
+    assert len(audio.samples) == 40 * 512
+
+
+def test_the_audio_ends_where_the_codes_say(tts):
+    sampling = Sampling(seed=7, max_frames=400)
+    result = tts.backbone.generate([build_prompt(tts.backbone.config, "Hello.")], sampling)[0]
+    assert result.eos_frame is not None, "this seed was chosen because it ends"
+    assert len(tts.speak("Hello.", sampling=sampling).samples) == result.eos_frame * 512
+
+
+def test_a_text_sounds_the_same_alone_in_a_batch_streamed_and_again(tts, tiny_folder, recording):
+    """Bit for bit, the file included; the second model is loaded anew."""
+    texts = ["Hello.", "", "Grüße aus 東京 🚀" * 3]
+    samplings = [dataclasses.replace(SHORT, seed=i, max_frames=60 + 7 * i) for i in range(3)]
+    together = tts.speak(texts, recording, samplings, accurate=False)
+    other = Zonos2.load(tiny_folder, device="cpu")
+    for text, sampling, audio in zip(texts, samplings, together, strict=True):
+        assert torch.equal(other.speak(text, recording, sampling, accurate=False).samples, audio.samples)
+        chunks = list(tts.stream(text, recording, sampling, accurate=False))
+        assert len(chunks) > 1
+        assert torch.equal(torch.cat(chunks), audio.samples)
+
+
+def test_conditioning_reaches_the_model(tts, recording):
+    variants = [
+        {},
+        {"speaking_rate": 3},
+        {"quality": {"lufs": 2}},
+        {"speaker": recording},
+        {"speaker": recording, "accurate": False},
+        {"speaker": recording, "clean_background": True},
+    ]
+    sounds = [tts.speak("a", sampling=SHORT, **variant).samples for variant in variants]
+    assert all(not torch.equal(a, b) for i, a in enumerate(sounds) for b in sounds[:i])
+
+
+def test_a_voice_is_the_same_from_file_waveform_and_embedding(tts, tmp_path, recording):
+    waveform, rate = recording
+    mono = Audio(waveform[0], rate)
+    mono.save(tmp_path / "voice.flac")
+    quantised = (waveform[0].double() * 32767).round().float() / 32768
+    embedding = tts.speaker_encoder.embed(quantised, rate)
+    sounds = [tts.speak("a", voice, SHORT).samples for voice in (tmp_path / "voice.flac", (quantised, rate), embedding)]
+    assert torch.equal(sounds[0], sounds[1])
+    assert torch.equal(sounds[0], sounds[2])
+
+
+def test_no_frames_of_audio_are_an_empty_sound(tts, monkeypatch):
+    """eos_frame 0 can happen: the first frame shows an end."""
+
+    def ends(logits, *_):
+        return torch.full(logits.shape[:2], 1024, dtype=torch.int32), torch.zeros(logits.shape[:2], dtype=torch.int32)
+
+    monkeypatch.setattr(tts.backbone, "ops", replace(tts.backbone.ops, sample=ends))
+    audio = tts.speak("a", sampling=Sampling(seed=0))
+    assert audio.samples.shape == (0,)
+    assert list(tts.stream("a", sampling=Sampling(seed=0))) == []
+
+
+def test_the_model_says_that_its_weights_are_random(tts):
+    assert "random weights" in tts.notice
+    assert "random weights" in tts.speak("", sampling=SHORT).comment
+    assert "synthetic speech" in tts.comment
+
+
+@pytest.fixture
+def folder(tiny_folder, tmp_path):
+    return shutil.copytree(tiny_folder, tmp_path / "model")
+
+
+def test_a_folder_as_others_arrange_it(folder, tts):
+    """A pickle of weights, the codec's file beside it, no speaker encoder."""
+    from safetensors.torch import load_file
+
+    torch.save({"model": load_file(folder / "model.safetensors")}, folder / "model.pth")
+    (folder / "model.safetensors").unlink()
+    (folder / "dac" / "weights.pth").rename(folder / "weights_44khz_8kbps_0.0.1.pth")
+    (folder / "dac").rmdir()
+    shutil.rmtree(folder / "speaker_encoder")
+    other = Zonos2.load(folder, device="cpu")
+    assert torch.equal(other.speak("a", sampling=SHORT).samples, tts.speak("a", sampling=SHORT).samples)
+    with pytest.raises(ValueError, match="no speaker encoder was found"):
+        other.speak("a", (torch.ones(5000), 24000))
+
+
+@pytest.mark.parametrize(
+    ("remove", "message"),
+    [("params.json", "holds no params.json"), ("model.safetensors", "holds no weights"), ("dac", "holds no vocoder")],
+)
+def test_says_what_a_folder_lacks(folder, remove, message):
+    path = folder / remove
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(FileNotFoundError, match=message):
+        Zonos2.load(folder, device="cpu")
+
+
+def test_two_candidates_are_not_chosen_between(folder):
+    (folder / "model.safetensors").rename(folder / "a.safetensors")
+    shutil.copy(folder / "a.safetensors", folder / "b.safetensors")
+    with pytest.raises(ValueError, match=r"several files for weights: a\.safetensors, b\.safetensors"):
+        Zonos2.load(folder, device="cpu")
+
+
+def test_a_file_is_no_model_folder(folder):
+    with pytest.raises(FileNotFoundError, match="model must be a folder"):
+        Zonos2.load(folder / "params.json", device="cpu")
+
+
+def test_parts_must_fit_each_other(tts, golden):
+    config = SpeakerEncoderConfig(**golden.json("speaker_encoder_tiny")["config"])
+    other = SpeakerEncoder.from_state(config, golden.tensors("speaker_encoder_tiny", "weights."))
+    with pytest.raises(ValueError, match="speaker encoder makes 64 numbers, the backbone takes 48"):
+        Zonos2(tts.backbone, tts.vocoder, other)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        pytest.param(
+            {"text": "x" * 2048}, ValueError, r"2067 rows.*takes 2047; shorten it by at least 20 bytes", id="long"
+        ),
+        pytest.param({"text": "\udcff"}, ValueError, "lone surrogate", id="surrogate"),
+        pytest.param({"text": None}, TypeError, "text must be a string", id="none"),
+        pytest.param({"speaking_rate": 9}, ValueError, "speaking_rate must be in", id="rate"),
+        pytest.param({"speaker": torch.zeros(47)}, ValueError, r"=48\], got \[47\]", id="voice-size"),
+        pytest.param({"speaker": (torch.zeros(9000), 24000)}, ValueError, "waveform is silent", id="voice-silent"),
+        pytest.param({"speaker": (torch.ones(9), 24000)}, ValueError, "shorter than one analysis", id="voice-short"),
+        pytest.param({"speaker": "nowhere.wav"}, FileNotFoundError, "nowhere.wav is not a file", id="voice-missing"),
+        pytest.param({"speaker": 7}, TypeError, "speaker must be a file", id="voice-kind"),
+        pytest.param({"colour": 7}, TypeError, "colour", id="unknown"),
+    ],
+)
+@pytest.mark.parametrize("way", ["speak", "stream"])
+def test_rejects_before_any_work(tts, way, arguments, error, message):
+    """A stream too: not at the first chunk, but when it is asked for."""
+    with pytest.raises(error, match=message):
+        getattr(tts, way)(**{"text": "x", "sampling": SHORT, **arguments})
+
+
+def test_results_are_ordinary_tensors(tts):
+    """They may be changed in place and differentiated through, whole or streamed."""
+    samples = [tts.speak("a", sampling=SHORT).samples, *tts.stream("a", sampling=SHORT)]
+    trace = tts.backbone.trace(build_prompt(tts.backbone.config, "a"))
+    embedding = tts.speaker_encoder.embed(torch.ones(3000), 24000)
+    assert not any(t.is_inference() for t in [*samples, *trace.values(), embedding])
+
+
+def test_a_model_whose_logits_are_not_finite_is_one_line(tiny_folder, tmp_path, capsys, monkeypatch):
+    from zonos2_triton.model.cli import main
+
+    monkeypatch.setattr("zonos2_triton.reference.network.logits", lambda *_: torch.full((1, 9, 1026), torch.nan))
+    assert main(["say", "a", "--model", str(tiny_folder), "--out", str(tmp_path / "a.wav")]) == 2
+    assert "error: prompts[0]: the logits of frame 0 are not finite" in capsys.readouterr().err
+    assert list(tmp_path.glob("*a.wav*")) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_the_default_dtype_of_the_process_changes_nothing(tts, dtype):
+    want = tts.speak("a", sampling=SHORT).samples
+    frames = torch.randint(0, 1024, (40, 9), generator=torch.Generator().manual_seed(0))
+    faded = [tts.vocoder.stream("overlap").push(frames[:30])]
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(dtype)
+        assert torch.equal(tts.speak("a", sampling=SHORT).samples, want)
+        assert torch.equal(torch.cat(list(tts.stream("a", sampling=SHORT))), want)
+        assert torch.equal(tts.vocoder.stream("overlap").push(frames[:30]), faded[0])
+    finally:
+        torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("way", ["speak", "stream"])
+def test_sampling_must_be_one(tts, way):
+    with pytest.raises(TypeError, match="sampling"):
+        getattr(tts, way)("a", sampling=None)

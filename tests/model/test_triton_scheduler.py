@@ -1,0 +1,117 @@
+"""The frame loop on the kernels, interpreted: batches that are padded as graphs are, and requests that come and go."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from zonos2_triton.bench.proof.interpreter import checked
+from zonos2_triton.model import Backbone, LoopOptions, Sampling
+from zonos2_triton.model.runtime.scheduler import Loop
+
+pytestmark = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="kernels are compiled here; test_gpu_loop.py has them"
+)
+
+
+@pytest.fixture(autouse=True)
+def interpreter():
+    """Quicker than as it comes; the kernels' own tests check each launch."""
+    with checked(bounds=False, undefined=False, races=False) as launches:
+        yield launches
+
+
+@pytest.fixture(scope="module")
+def short(golden):
+    """The first two layers: dense, and a mixture of two experts a row."""
+    loaded = golden.backbone(dtype=torch.float32)
+    return dataclasses.replace(loaded.config, n_layers=2, moe_end_from_layer=0), loaded.weights
+
+
+def backbone_of(short, padded, **options):
+    """A backbone with a loop of its own; padded: its batches are those of graphs, with idle rows."""
+    config, weights = short
+    backbone = Backbone(config, weights, "triton", LoopOptions(**options))
+    capture = (lambda call: call) if padded else None
+    backbone._loop = Loop(backbone.model, backbone.ops, backbone.options, alone=False, capture=capture)
+    return backbone
+
+
+def requests(count):
+    """Prompts of lengths 1, 4, 7, ..., and settings of their own."""
+    generator = torch.Generator().manual_seed(5)
+    prompts = [torch.randint(0, 500, (1 + 3 * i % 11, 10), generator=generator) for i in range(count)]
+    kinds = ({}, {"top_p": 0.9}, {"temperature": 0.6, "min_p": 0.0}, {"repetition_penalty": 3.0})
+    return prompts, [Sampling(seed=2**64 - 1 - i, max_frames=2 + i % 3, **kinds[i % 4]) for i in range(count)]
+
+
+@pytest.fixture(scope="module")
+def alone(short):
+    """Of each of 17 requests: its frames when nothing else runs, without graphs. Computed when asked for."""
+    prompts, samplings = requests(17)
+    found = {}
+
+    def frames(i):
+        if i not in found:
+            found[i] = backbone_of(short, False).generate([prompts[i]], samplings[i])[0].frames
+        return found[i]
+
+    return frames
+
+
+@pytest.mark.parametrize(
+    ("count", "look"), [(2, 1), (3, 8), (9, 2)], ids=["batch-2-look-1", "batch-3-look-8", "batch-9-look-2"]
+)
+def test_padded_batches_change_no_bit(short, alone, count, look):
+    """On both sides of the borders of buckets; looks so rare that ended rows stay in the batch, idle."""
+    prompts, samplings = requests(count)
+    results = backbone_of(short, True, look=look).generate(prompts, samplings)
+    for i in {0, 1, count // 2, count - 1}:
+        assert torch.equal(results[i].frames, alone(i))
+
+
+def test_requests_that_join_late_cross_every_border(short, alone):
+    """One, then two, then nine, then seventeen at a time, streamed; and the last of them leave one after the other."""
+    backbone = backbone_of(short, True, streams=17, look=1)
+    prompts, samplings = requests(17)
+    streams, got = {}, {}
+    for upto in (1, 2, 9, 17):
+        for i in range(len(streams), upto):
+            streams[i] = backbone.stream(prompts[i], samplings[i])
+        newest = upto - 1
+        got[newest] = [next(streams[newest])]
+    for i, stream in streams.items():
+        got[i] = got.get(i, []) + list(stream)
+    assert [len(got[i]) for i in range(17)] == [s.max_frames for s in samplings]
+    for i in (0, 1, 8, 9, 16):
+        assert torch.equal(torch.stack([frame.codes for frame in got[i]]), alone(i))
+    assert len(backbone.loop.slots.free) == backbone.loop.pages
+
+
+def test_a_prompt_in_pieces_between_frames_is_the_prompt(short):
+    """With a voice, whose row is the first of the first piece only."""
+    config, _ = short
+    prompt = torch.randint(0, 500, (21, 10), generator=torch.Generator().manual_seed(3))
+    voice = torch.randn(config.speaker_embedding_dim, generator=torch.Generator().manual_seed(4))
+    sampling = Sampling(seed=5, max_frames=3)
+    whole = backbone_of(short, False).generate([prompt], sampling, [voice])[0]
+    backbone = backbone_of(short, True, prefill_rows=8)
+    busy = backbone.stream(requests(2)[0][1], Sampling(seed=1, max_frames=30, ignore_eos=True))
+    next(busy)
+    late = backbone.stream(prompt, sampling, voice)
+    assert torch.equal(torch.stack([frame.codes for frame in late]), whole.frames)
+    busy.close()
+
+
+def test_launches_of_a_frame(short, interpreter):
+    """Embedding, 5 for a dense layer, 6 for a mixture, head, draw, and what follows from it."""
+    backbone = backbone_of(short, False)
+    prompts, samplings = requests(3)
+    streams = [backbone.stream(p, s) for p, s in zip(prompts, samplings, strict=True)]
+    with backbone.loop.exclusive():
+        backbone.loop._admit()
+        before = interpreter.launches
+        backbone.loop._frames.frame(3)
+    assert interpreter.launches - before == 1 + 5 + 6 + 3
+    for stream in streams:
+        stream.close()

@@ -1,0 +1,135 @@
+"""The house: what may import what, what a wheel holds, and what an import may cost."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("kernels", "model", "reference", "bench")
+MAY_IMPORT = {
+    "reference": {"reference"},
+    "kernels": {"kernels", "reference"},  # the latter in one place: see below
+    "model": {"model", "reference", "kernels"},
+    "bench": {*ROOMS},
+}
+LIBRARIES = {
+    "reference": {"torch", "einops"},
+    "kernels": {"torch", "triton"},
+    "model": {"torch", "triton", "numpy", "nvtx", "safetensors", "soundfile", "tqdm", "huggingface_hub", "matplotlib"},
+    "bench": {
+        "torch",
+        "triton",
+        "numpy",
+        "einops",
+        "pytest",
+        "jinja2",
+        "jsonschema",
+        "matplotlib",
+        "scipy",
+        "flash_attn",
+        "flashinfer",
+        "liger_kernel",
+        "transformers",  # where they are installed
+    },
+}
+REFERENCE = "zonos2_triton.reference"
+FILES = [
+    pytest.param(room, path, id=str(path.relative_to(ROOT)))
+    for room in ROOMS
+    for path in sorted((ROOT / room).rglob("*.py"))
+]
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, wherever in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno} is a relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize(("room", "path"), FILES)
+def test_imports_follow_the_arrows(room, path):
+    names = imports(path)
+    rooms = {name.split(".")[1] for name in names if name.startswith("zonos2_triton.")}
+    libraries = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"zonos2_triton"}
+    assert rooms <= MAY_IMPORT[room]
+    assert libraries <= LIBRARIES[room]
+
+
+def test_kernels_know_the_reference_in_one_place_and_load_it_there_alone():
+    """Where an operation on a CPU is its reference; whoever has a GPU need not load it."""
+    kernels = [path for room, path in (case.values for case in FILES) if room == "kernels"]
+    knowing = [path.name for path in kernels if any(name.startswith(REFERENCE) for name in imports(path))]
+    assert knowing == ["_common.py"]
+    tree = ast.parse((ROOT / "kernels" / "_common.py").read_text(encoding="utf-8"))
+    top = {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
+    assert not any(module.startswith(REFERENCE) for module in top)
+
+
+def test_the_source_tree_links_to_every_room():
+    tree = ROOT / ".src" / "zonos2_triton"
+    assert {path.name: path.readlink().as_posix() for path in tree.iterdir() if path.is_symlink()} == {
+        room: f"../../{room}" for room in ROOMS
+    }
+    folders = {path.parent for room in ROOMS for path in (ROOT / room).rglob("*.py")}
+    assert not [folder for folder in folders if not (folder / "__init__.py").is_file()]
+
+
+def test_the_top_level_is_what_the_readme_maps():
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("not a git checkout")
+    top = {name.split("/")[0] for name in tracked.stdout.splitlines() if not name.startswith(".")}
+    needed = {*ROOMS, "tests", "pyproject.toml", "README.md", "Makefile", "LICENSE"}
+    assert needed <= top <= {*needed, "CONTRIBUTING.md", "CHANGELOG.md"}
+
+
+IMPORT_TEST = """
+import socket, sys, time
+import torch
+
+def refused(*args, **kwargs):
+    raise AssertionError("importing opened a socket")
+
+socket.socket.connect = socket.create_connection = socket.getaddrinfo = refused
+environment, started = dict(__import__("os").environ), time.perf_counter()
+import zonos2_triton.model
+seconds = time.perf_counter() - started
+assert not torch.cuda.is_initialized(), "importing touched a device"
+assert dict(__import__("os").environ) == environment, "importing changed the environment"
+heavy = {"triton", "soundfile", "matplotlib", "huggingface_hub", "transformers"} & sys.modules.keys()
+assert not heavy, f"importing loaded {heavy}"
+print(seconds)
+"""
+
+
+SETTINGS_TEST = """
+import sys
+import zonos2_triton.kernels
+before = {*sys.modules}
+import zonos2_triton.kernels._settings
+print(*sorted({name.split(".")[0] for name in {*sys.modules} - before}))
+"""
+
+
+def test_settings_are_read_without_torch_and_triton():
+    """Of the standard library alone; so they may be read wherever a process begins."""
+    run = subprocess.run([sys.executable, "-c", SETTINGS_TEST], capture_output=True, text=True, check=True)
+    assert {*run.stdout.split()} - {*sys.stdlib_module_names} == {"zonos2_triton"}
+
+
+def test_importing_is_quick_and_touches_nothing():
+    """1.5 s beyond torch itself is the promise; 0.1 s was seen on two cores."""
+    command = [sys.executable, "-W", "error", "-c", IMPORT_TEST]
+    run = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
+    assert run.returncode == 0, run.stderr
+    assert float(run.stdout) < 1.5
