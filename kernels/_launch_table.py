@@ -17,7 +17,7 @@ import torch
 import triton
 
 from zonos2_triton.kernels import _settings
-from zonos2_triton.kernels._common import Launch, interpreted
+from zonos2_triton.kernels._operator import Launch, interpreted
 
 LOG = logging.getLogger("zonos2_triton")
 

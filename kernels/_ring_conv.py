@@ -14,8 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zonos2_triton.kernels._common import Cost, check_range, readable
+from zonos2_triton.kernels._args import check_range, readable
 from zonos2_triton.kernels._math import cast, mma, snake
+from zonos2_triton.kernels._operator import Cost
 
 OPEN = 2**31 - 1  # the length of a clip that is not known yet
 MOST_LANES = 2**31 - 2**16

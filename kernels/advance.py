@@ -22,8 +22,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zonos2_triton.kernels._common import Arg, Cost, block, by_reference, check, check_range, fake, on_chip
+from zonos2_triton.kernels._args import Arg, check, check_range
 from zonos2_triton.kernels._launch_table import tiles
+from zonos2_triton.kernels._operator import Cost, block, by_reference, fake, on_chip
 
 OUT, FAULTY = -1, -2
 MOST_CODEBOOKS = 32  # lanes of the one warp

@@ -26,22 +26,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zonos2_triton.kernels._common import (
-    Arg,
-    Cost,
-    block,
-    by_reference,
-    cdiv,
-    check,
-    check_batch,
-    check_range,
-    check_rows,
-    fake,
-    fresh_counters,
-    on_chip,
-)
+from zonos2_triton.kernels._args import Arg, check, check_batch, check_range, check_rows
 from zonos2_triton.kernels._launch_table import tiles
 from zonos2_triton.kernels._math import cast, last_to_arrive, mma, turn, unit
+from zonos2_triton.kernels._operator import Cost, block, by_reference, cdiv, fake, fresh_counters, on_chip
 from zonos2_triton.kernels.rotary import check_head_dim
 
 QK_EPS = 1e-6  # of the head norms

@@ -26,24 +26,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zonos2_triton.kernels._common import (
-    Arg,
-    Cost,
-    block,
-    by_reference,
-    cdiv,
-    check,
-    check_batch,
-    check_range,
-    check_rows,
-    fake,
-    fresh_counters,
-    on_chip,
-    readable,
-)
+from zonos2_triton.kernels._args import Arg, check, check_batch, check_range, check_rows, readable
 from zonos2_triton.kernels._gemm import product
 from zonos2_triton.kernels._launch_table import product_tiles
 from zonos2_triton.kernels._math import cast, last_to_arrive, silu
+from zonos2_triton.kernels._operator import Cost, block, by_reference, cdiv, fake, fresh_counters, on_chip
 from zonos2_triton.kernels.add_rms_norm import normed
 
 

@@ -15,9 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zonos2_triton.kernels._common import Arg, Cost, block, by_reference, check, check_range, check_rows, fake, on_chip
+from zonos2_triton.kernels._args import Arg, check, check_range, check_rows
 from zonos2_triton.kernels._launch_table import tiles
 from zonos2_triton.kernels._math import cast
+from zonos2_triton.kernels._operator import Cost, block, by_reference, fake, on_chip
 
 
 @triton.jit

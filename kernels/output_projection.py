@@ -16,10 +16,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zonos2_triton.kernels._common import Arg, Cost, by_reference, cdiv, check, check_batch, check_rows, fake, on_chip
+from zonos2_triton.kernels._args import Arg, check, check_batch, check_rows
 from zonos2_triton.kernels._gemm import product
 from zonos2_triton.kernels._launch_table import product_tiles
 from zonos2_triton.kernels._math import cast
+from zonos2_triton.kernels._operator import Cost, by_reference, cdiv, fake, on_chip
 
 
 @triton.jit(do_not_specialize=["M"])  # one binary for every batch

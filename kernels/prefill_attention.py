@@ -20,9 +20,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zonos2_triton.kernels._common import Arg, Cost, by_reference, cdiv, check_range, fake, on_chip, readable
+from zonos2_triton.kernels._args import Arg, check_range, readable
 from zonos2_triton.kernels._launch_table import tiles
 from zonos2_triton.kernels._math import cast, finite, mma, turn, unit
+from zonos2_triton.kernels._operator import Cost, by_reference, cdiv, fake, on_chip
 from zonos2_triton.kernels.decode_attention import LOG2E, QK_EPS, check_attention, outputs
 
 

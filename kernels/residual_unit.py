@@ -23,9 +23,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zonos2_triton.kernels._common import Arg, Cost, block, by_reference, cdiv, check, fake, on_chip
+from zonos2_triton.kernels._args import Arg, check
 from zonos2_triton.kernels._launch_table import tiles
 from zonos2_triton.kernels._math import cast, mma, snake
+from zonos2_triton.kernels._operator import Cost, block, by_reference, cdiv, fake, on_chip
 from zonos2_triton.kernels._ring_conv import (
     check_outputs,
     check_ring,

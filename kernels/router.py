@@ -28,21 +28,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zonos2_triton.kernels._common import (
-    Arg,
-    Cost,
-    block,
-    by_reference,
-    cdiv,
-    check,
-    check_rows,
-    fake,
-    fresh_counters,
-    on_chip,
-)
+from zonos2_triton.kernels._args import Arg, check, check_rows
 from zonos2_triton.kernels._gemm import product
 from zonos2_triton.kernels._launch_table import tiles
 from zonos2_triton.kernels._math import cast, gelu, last_to_arrive, mma
+from zonos2_triton.kernels._operator import Cost, block, by_reference, cdiv, fake, fresh_counters, on_chip
 
 ROWS = 16  # of a tile: the least that matrix instructions take; more would share no weights, which are few
 SORTED = 128  # slots that are sorted at a time

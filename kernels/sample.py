@@ -24,9 +24,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zonos2_triton.kernels._common import Arg, Cost, block, by_reference, check, fake, on_chip, readable
+from zonos2_triton.kernels._args import Arg, check, readable
 from zonos2_triton.kernels._launch_table import tiles
 from zonos2_triton.kernels._math import decaying
+from zonos2_triton.kernels._operator import Cost, block, by_reference, fake, on_chip
 
 LARGEST = 3.4028234663852886e38  # of the finite fp32 numbers
 MASS = 2.0**40  # of the largest weight, in the integers that weights are compared and normalised by

@@ -37,7 +37,7 @@ def ops_of(backend: str, config: "Zonos2Config", device: torch.device, dtype: to
         router,
         sample,
     )
-    from zonos2_triton.kernels._common import check_rows
+    from zonos2_triton.kernels._args import check_rows
     from zonos2_triton.kernels.rotary import check_head_dim
 
     check_head_dim("backend 'triton'", config.head_dim)

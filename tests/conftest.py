@@ -1,14 +1,20 @@
-"""Fixtures: the golden vectors, and one tiny model on disk for the whole run."""
+"""Fixtures shared by the whole suite, and which tests are collected on this machine."""
 
 import copy
 import json
 import os
-from collections.abc import Callable
+import signal
+import subprocess
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -23,6 +29,60 @@ from zonos2_triton.reference import vocoder_layers
 
 # The models here are so small that a second thread gains nothing, and on a busy machine it makes them wait.
 torch.set_num_threads(1)
+# A shell starts background jobs with SIGINT ignored; tests interrupt processes that would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+settings.register_profile("fast", max_examples=10, deadline=None)
+settings.register_profile("full", max_examples=100, deadline=None)
+settings.load_profile("fast")
+NOT_COLLECTED = pytest.StashKey[Counter[str]]()
+
+
+def lacking(item: pytest.Item) -> str | None:
+    """What this machine lacks for a test: of the markers gpu, interpreter and needs(package, ...)."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        return "a GPU"
+    if item.get_closest_marker("interpreter") and torch.cuda.is_available():
+        return "Triton's interpreter: this process compiles"
+    packages = [package for marker in item.iter_markers("needs") for package in marker.args]
+    return next((package for package in packages if find_spec(package) is None), None)
+
+
+@pytest.hookimpl(trylast=True)  # of the tests that -m and -k leave
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    lacked = {item: lacking(item) for item in items}
+    config.stash[NOT_COLLECTED] = Counter(filter(None, lacked.values()))
+    if hasattr(config, "workeroutput"):  # of a worker of xdist
+        config.workeroutput["not_collected"] = dict(config.stash[NOT_COLLECTED])
+    items[:] = [item for item in items if lacked[item] is None]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    node.config.stash[NOT_COLLECTED] = Counter(getattr(node, "workeroutput", {}).get("not_collected", {}))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    counts = config.stash.get(NOT_COLLECTED, Counter())
+    if counts:
+        reasons = ", ".join(f"{count} need {what}" for what, count in counts.items())
+        terminalreporter.write_line(f"{counts.total()} tests are not collected here: {reasons}")
+
+
+@pytest.fixture
+def spawn() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """subprocess.Popen with text pipes; when the test ends, so does all that it started."""
+    started: list[subprocess.Popen[str]] = []
+
+    def spawning(command: list[str], **options: Any) -> subprocess.Popen[str]:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+        started.append(subprocess.Popen(command, **pipes | options))
+        return started[-1]
+
+    yield spawning
+    for process in started:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 class Golden:

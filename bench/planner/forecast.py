@@ -18,7 +18,7 @@ from zonos2_triton.bench.specs.gpus import Card
 from zonos2_triton.bench.specs.roofline import Roof
 from zonos2_triton.bench.suite import results as stored
 from zonos2_triton.bench.timing.vocoder import step_costs
-from zonos2_triton.kernels._common import Cost
+from zonos2_triton.kernels._operator import Cost
 from zonos2_triton.model.ops import ROWS_AT_ONCE, SEQUENCES_AT_ONCE
 
 FLOOR, MEASURED_FLOOR, MEASURED = "floor", "floor (measured bandwidth)", "measured"

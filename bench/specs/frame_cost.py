@@ -5,7 +5,7 @@ from typing import Any
 
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.specs.backbone import distinct
-from zonos2_triton.kernels._common import Cost
+from zonos2_triton.kernels._operator import Cost
 from zonos2_triton.reference.config import Zonos2Config
 
 

@@ -11,7 +11,7 @@ from zonos2_triton.bench.compiler.cubin_stats import TARGETS
 from zonos2_triton.bench.compiler.gate import Expectations, Expected
 from zonos2_triton.bench.specs import inputs
 from zonos2_triton.bench.specs.inputs import Sizes
-from zonos2_triton.kernels._common import Cost
+from zonos2_triton.kernels._operator import Cost
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ from zonos2_triton.bench.suite.recorder import Budget, Item, Record, perform
 from zonos2_triton.bench.suite.results import RESULTS
 from zonos2_triton.bench.suite.stages import PARTS, SEED, Run, plan, reserve
 from zonos2_triton.bench.timing import timer
-from zonos2_triton.kernels._common import interpreted
+from zonos2_triton.kernels._operator import interpreted
 
 REHEARSED = Path(".gpu") / "rehearsal"  # of a dry run
 BUDGET = 530.0  # seconds: under nine minutes, start and end included

@@ -15,7 +15,7 @@ from torch import Tensor
 from zonos2_triton.bench.specs.frame_cost import frame_cost, prompt_cost, total
 from zonos2_triton.bench.specs.roofline import UNKNOWN, Roof
 from zonos2_triton.bench.timing import timer
-from zonos2_triton.kernels._common import Cost
+from zonos2_triton.kernels._operator import Cost
 from zonos2_triton.model.ops import PAGE_SIZE, ops_of
 from zonos2_triton.model.runtime.batch_state import Slots, pages_of
 from zonos2_triton.model.runtime.model_runner import Frames

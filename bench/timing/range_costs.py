@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from zonos2_triton.bench.specs.frame_cost import frame_cost, prompt_cost
 from zonos2_triton.bench.timing.range_times import Node, Path, Work
 from zonos2_triton.bench.timing.vocoder import step_costs
-from zonos2_triton.kernels._common import Cost
+from zonos2_triton.kernels._operator import Cost
 from zonos2_triton.model.pipeline import Zonos2
 from zonos2_triton.model.vocoder_decoder import Decoder
 from zonos2_triton.reference.vocoder import DILATIONS

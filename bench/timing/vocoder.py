@@ -16,7 +16,7 @@ from zonos2_triton.bench.specs.roofline import UNKNOWN, Roof
 from zonos2_triton.bench.suite.device_checks import as_delayed, clip_spans, random_codec, random_codes
 from zonos2_triton.bench.suite.recorder import Withheld
 from zonos2_triton.bench.timing import timer
-from zonos2_triton.kernels._common import Cost
+from zonos2_triton.kernels._operator import Cost
 from zonos2_triton.kernels.residual_unit import WIDEST
 from zonos2_triton.model.vocoder import Vocoder
 from zonos2_triton.reference import vocoder as reference

@@ -1,7 +1,6 @@
 """The flash-attn baseline: everything around the package against the reference, with a stand-in for the package."""
 
 import dataclasses
-import importlib.util
 import sys
 from itertools import pairwise
 from types import SimpleNamespace
@@ -150,8 +149,7 @@ def test_fp32_is_refused():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.skipif(importlib.util.find_spec("flash_attn") is None, reason="flash-attn is not installed")
+@pytest.mark.needs("flash_attn")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("kernel", "workload"), [*SMALL, *REAL])
 def test_the_package_itself(kernel, workload, dtype):

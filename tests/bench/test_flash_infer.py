@@ -1,6 +1,5 @@
 """FlashInfer's place beside the kernels: plans, pages and layouts, with a stand-in of its documented signatures."""
 
-import importlib.util
 import sys
 from types import SimpleNamespace
 
@@ -170,8 +169,7 @@ def test_a_workload_that_it_cannot_express():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.skipif(importlib.util.find_spec("flashinfer") is None, reason="flashinfer is not installed")
+@pytest.mark.needs("flashinfer")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("kernel", "workload"), cases(real=True))
 def test_the_package_itself(kernel, workload, dtype):

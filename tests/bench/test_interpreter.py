@@ -14,9 +14,7 @@ from zonos2_triton.bench.proof.interpreter import DataRace, OutOfBounds, checked
 from zonos2_triton.bench.proof.poison import GuardBandTouched, poisoned
 from zonos2_triton.kernels._interpreter import repair
 
-pytestmark = pytest.mark.skipif(
-    not triton.knobs.runtime.interpret, reason="kernels are compiled here; set TRITON_INTERPRET=1 to interpret them"
-)
+pytestmark = pytest.mark.interpreter
 repair()
 
 ORDERS = [None, "reversed", 0, 1, 2, 3]

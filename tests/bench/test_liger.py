@@ -1,6 +1,5 @@
 """Liger's place beside the kernels: layouts and roundings, with a stand-in of its signatures."""
 
-import importlib.util
 import sys
 from types import ModuleType
 
@@ -102,8 +101,7 @@ def test_the_mixture_is_not_its():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.skipif(importlib.util.find_spec("liger_kernel") is None, reason="liger-kernel is not installed")
+@pytest.mark.needs("liger_kernel")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(("kernel", "workload"), [*cases(real=False), *cases(real=True)])
 def test_the_package_itself(kernel, workload, dtype):

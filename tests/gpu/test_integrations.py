@@ -16,9 +16,7 @@ from zonos2_triton.model.weights.tiny import PARAMS, backbone_weights
 from zonos2_triton.reference.numeric import exact_numerics
 from zonos2_triton.reference.vocoder import VocoderConfig
 
-CUDA = pytest.param(
-    "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
-)
+CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
 ENGINE = {
     "n_layers": 3, "dim": 64, "head_dim": 16, "n_heads": 4, "n_kv_heads": 2, "ffn_dim_multiplier": 1.5,
     "multiple_of": 16, "codebook_size": 30, "eoa_id": 30, "audio_pad_id": 31, "moe_router_dim": 16, "max_seqlen": 64,

@@ -12,7 +12,6 @@ from zonos2_triton.reference import network as reference
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

@@ -7,7 +7,6 @@ from zonos2_triton.model import Backbone, LoopOptions, Sampling, build_prompt
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
 COUNT = 19

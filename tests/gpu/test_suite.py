@@ -7,7 +7,6 @@ from zonos2_triton.model import Sampling, SpeakerEncoder, SpeakerEncoderConfig, 
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
 

@@ -11,7 +11,6 @@ from zonos2_triton.reference.delay import shear_up
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

@@ -26,7 +26,7 @@ from zonos2_triton.model.integrations.patching import Replacement, Swaps
 from zonos2_triton.model.weights.codec_checkpoint import official_name
 
 pytestmark = [
-    pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compiled here, not interpreted"),
+    pytest.mark.interpreter,
     pytest.mark.filterwarnings("ignore:.torch.nn.utils.weight_norm. is deprecated:FutureWarning"),  # dac uses it
 ]
 

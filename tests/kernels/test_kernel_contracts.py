@@ -14,7 +14,7 @@ from torch.library import CustomOpDef
 from zonos2_triton import kernels
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.kernels import residual_unit
-from zonos2_triton.kernels._common import Cost
+from zonos2_triton.kernels._operator import Cost
 from zonos2_triton.model import VocoderConfig
 
 MODULES = [info.name for info in pkgutil.iter_modules(kernels.__path__) if not info.name.startswith("_")]

@@ -5,9 +5,9 @@ import torch
 from triton.runtime import interpreter
 
 from zonos2_triton.bench.catalogue import KERNELS
-from zonos2_triton.kernels._common import fresh_counters
+from zonos2_triton.kernels._operator import fresh_counters
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU nothing is looked at that costs time")
+pytestmark = pytest.mark.interpreter
 
 # Small workloads with every argument; elsewhere: tiny.
 FULLEST = {
@@ -460,5 +460,5 @@ def of_tiles(name, message):
 )
 def test_wrong_values_where_the_reference_runs(name, inputs, message, monkeypatch):
     """On a CPU without the interpreter."""
-    monkeypatch.setattr("zonos2_triton.kernels._common.interpreted", lambda: False)
+    monkeypatch.setattr("zonos2_triton.kernels._operator.interpreted", lambda: False)
     refuses(ValueError, name, inputs, message)

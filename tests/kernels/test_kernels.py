@@ -21,7 +21,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 # fp32 shows a change of order that half precision would round away, so that is where two orders are compared.
 ORDERS = {"float32": ("reversed", 0), "bfloat16": (1,), "float16": (2,)}
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compiled here, not interpreted")
+pytestmark = pytest.mark.interpreter
 
 
 def small(name):

@@ -82,7 +82,7 @@ def test_tiles_are_as_wide_as_the_rows_need(on_card, rows, width):
     assert product_tiles("qkv_projection", False, torch.bfloat16, rows, 2048)["BLOCK_M"] == width
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compiled here, not interpreted")
+@pytest.mark.interpreter
 def test_the_interpreter_has_tiles_of_its_own():
     assert architecture() == "interpreter"
     assert tiles("decode_attention", "split", torch.float32)["SPLIT"] == 16
@@ -252,7 +252,7 @@ OTHERS = [
 ]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compiled here, not interpreted")
+@pytest.mark.interpreter
 @pytest.mark.parametrize(
     ("name", "workload", "launched"),
     [

@@ -16,8 +16,8 @@ import torch
 import triton
 
 from zonos2_triton.bench.catalogue import KERNELS
-from zonos2_triton.kernels import _common
-from zonos2_triton.kernels._common import by_reference, on_chip
+from zonos2_triton.kernels import _operator
+from zonos2_triton.kernels._operator import by_reference, on_chip
 from zonos2_triton.model import Backbone
 from zonos2_triton.reference.numeric import SWITCHES
 
@@ -171,7 +171,7 @@ def test_pytorch_finds_nothing_wrong_with_an_operator(on_a_cpu, name):
     assert on_a_cpu["opcheck"][name] == dict.fromkeys(CHECKS, "SUCCESS")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is no interpreter in this process")
+@pytest.mark.interpreter
 def test_what_is_wrong_gets_the_errors_of_the_interpreter(on_a_cpu):
     here = refusals()
     assert on_a_cpu["refusals"] == here
@@ -191,9 +191,9 @@ def test_importing_a_module_registers_its_operation(name):
 
 def test_the_kernel_runs_where_it_can(monkeypatch):
     x = torch.zeros(1)
-    monkeypatch.setattr(_common, "interpreted", lambda: True)
+    monkeypatch.setattr(_operator, "interpreted", lambda: True)
     assert on_chip(x)
-    monkeypatch.setattr(_common, "interpreted", lambda: False)
+    monkeypatch.setattr(_operator, "interpreted", lambda: False)
     assert not on_chip(x)
     with torch._subclasses.fake_tensor.FakeTensorMode():
         assert on_chip(torch.zeros(1))
@@ -202,15 +202,15 @@ def test_the_kernel_runs_where_it_can(monkeypatch):
 def test_results_are_nobody_elses_memory(monkeypatch):
     """As an operator must return them, whatever the reference returns."""
     x = torch.arange(6.0).view(2, 3)
-    monkeypatch.setattr(_common, "_reference", lambda op: lambda x, y: (x, x.T, y, y, x + 1))
+    monkeypatch.setattr(_operator, "_reference", lambda op: lambda x, y: (x, x.T, y, y, x + 1))
     y = torch.ones(2)
     results = by_reference("any", x, y=y)
     assert [*map(torch.equal, results, (x, x.T, y, y, x + 1))] == [True] * 5
     assert len({tensor.untyped_storage().data_ptr() for tensor in (*results, x, y)}) == 7
     assert all(result.is_contiguous() for result in results)
-    monkeypatch.setattr(_common, "_reference", lambda op: lambda x: x[0])
+    monkeypatch.setattr(_operator, "_reference", lambda op: lambda x: x[0])
     assert by_reference("any", x).data_ptr() != x.data_ptr()
-    monkeypatch.setattr(_common, "_reference", lambda op: lambda x: None)
+    monkeypatch.setattr(_operator, "_reference", lambda op: lambda x: None)
     assert by_reference("any", x) is None
 
 
@@ -221,7 +221,7 @@ def test_the_reference_runs_in_ieee_fp32_and_without_gradients(monkeypatch):
         seen.append(([getattr(owner, name) for owner, name, _ in SWITCHES], torch.is_grad_enabled()))
         return x * 1
 
-    monkeypatch.setattr(_common, "_reference", lambda op: spying)
+    monkeypatch.setattr(_operator, "_reference", lambda op: spying)
     by_reference("any", torch.ones(2, requires_grad=True))
     assert seen == [([value for _, _, value in SWITCHES], False)]
 

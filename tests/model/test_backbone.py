@@ -202,7 +202,7 @@ def test_rejects_a_placement(golden, placement, message):
         golden.backbone(**placement)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+@pytest.mark.interpreter
 def test_rejects_a_gpu_that_is_not_there(golden):
     with pytest.raises(ValueError, match=r"device is 'cuda', but torch .* finds 0 GPUs"):
         golden.backbone(device="cuda")

@@ -13,7 +13,7 @@ from zonos2_triton.model import Vocoder, backend
 from zonos2_triton.model.backend import resolve_backend
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
-on_a_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is no interpreter in this process")
+on_a_cpu = pytest.mark.interpreter
 
 
 @pytest.fixture(autouse=True)

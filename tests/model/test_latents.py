@@ -10,7 +10,7 @@ from zonos2_triton.model import vocoder as vocoder_module
 from zonos2_triton.model.weights.tiny import codec_weights
 from zonos2_triton.reference import vocoder as reference
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compiled here, not interpreted")
+pytestmark = pytest.mark.interpreter
 
 BOTH = pytest.mark.parametrize("backend", ["reference", "triton"])
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -14,7 +14,7 @@ from zonos2_triton.reference.network import Batch, Cache, Stages
 
 pytestmark = [
     pytest.mark.usefixtures("interpreter"),
-    pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compiled here; test_gpu_kernels.py has them"),
+    pytest.mark.interpreter,
 ]
 
 

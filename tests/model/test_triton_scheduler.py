@@ -9,9 +9,7 @@ from zonos2_triton.bench.proof.interpreter import checked
 from zonos2_triton.model import Backbone, LoopOptions, Sampling
 from zonos2_triton.model.runtime.scheduler import Loop
 
-pytestmark = pytest.mark.skipif(
-    torch.cuda.is_available(), reason="kernels are compiled here; test_gpu_loop.py has them"
-)
+pytestmark = pytest.mark.interpreter
 
 
 @pytest.fixture(autouse=True)

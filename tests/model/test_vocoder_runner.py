@@ -18,9 +18,7 @@ from zonos2_triton.model.weights.tiny import codec_weights
 from zonos2_triton.reference.advance import FAULTY, OUT
 from zonos2_triton.reference.delay import shear_up
 
-pytestmark = pytest.mark.skipif(
-    torch.cuda.is_available(), reason="kernels are compiled here; test_gpu_vocoder.py has them"
-)
+pytestmark = pytest.mark.interpreter
 CODEC = VocoderConfig(latent_dim=4, decoder_dim=4, decoder_rates=(8,), codebook_dim=2)
 TEXTS = ("", "a", "hello", "ab" * 20, "xyz")
 

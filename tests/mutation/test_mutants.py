@@ -4,7 +4,6 @@ import sys
 
 import pytest
 import torch
-import triton
 
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.proof.invariants import INVARIANTS, exact
@@ -12,9 +11,7 @@ from zonos2_triton.bench.proof.mutants import FAULTS
 from zonos2_triton.bench.proof.mutation import Fault, checks, killed, mutant, small
 from zonos2_triton.bench.proof.verify import Case, Mismatch
 
-pytestmark = pytest.mark.skipif(
-    not triton.knobs.runtime.interpret, reason="kernels are compiled here; set TRITON_INTERPRET=1 to interpret them"
-)
+pytestmark = pytest.mark.interpreter
 
 
 def cases():
