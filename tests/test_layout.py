@@ -2,8 +2,11 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
+import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -91,6 +94,115 @@ def test_the_top_level_is_what_the_readme_maps():
     top = {name.split("/")[0] for name in tracked.stdout.splitlines() if not name.startswith(".")}
     needed = {*ROOMS, "tests", "pyproject.toml", "README.md", "Makefile", "LICENSE"}
     assert needed <= top <= {*needed, "CONTRIBUTING.md", "CHANGELOG.md"}
+
+
+def modules() -> dict[str, Path]:
+    """Every module by its dotted name."""
+    found = {}
+    for room in ROOMS:
+        for path in (ROOT / room).rglob("*.py"):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found[".".join(["zonos2_triton", *parts]).removesuffix(".__init__")] = path
+    return found
+
+
+def test_no_file_imports_itself_through_others():
+    """Packages are left out: an __init__ gathers what its modules define."""
+    known = {name: path for name, path in modules().items() if path.name != "__init__.py"}
+    edges = {
+        name: {target for full in imports(path) for target in (full, full.rpartition(".")[0]) if target in known}
+        for name, path in known.items()
+    }
+    done: set[str] = set()
+
+    def visit(name: str, way: list[str]) -> None:
+        assert name not in way, " -> ".join([*way[way.index(name) :], name])
+        if name not in done:
+            for target in sorted(edges[name]):
+                visit(target, [*way, name])
+            done.add(name)
+
+    for name in edges:
+        visit(name, [])
+
+
+def test_rooms_and_files_stay_small():
+    lines = {
+        path: len(path.read_text(encoding="utf-8").splitlines())
+        for room in (*ROOMS, "tests")
+        for path in (ROOT / room).rglob("*.py")
+    }
+    assert {str(path.relative_to(ROOT)): n for path, n in lines.items() if n > 400} == {}
+    for room, most in (("bench", 9_500), ("tests", 17_000)):
+        assert sum(n for path, n in lines.items() if path.is_relative_to(ROOT / room)) <= most
+
+
+@pytest.mark.needs("jedi")
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [("kernels.router", "router"), ("model.pipeline", "Zonos2"), ("bench.catalogue", "KERNELS")],
+)
+def test_an_editor_jumps_to_the_file_in_its_room(module, name):
+    import jedi
+
+    text = f"from zonos2_triton.{module} import {name}\n{name}\n"
+    project = jedi.Project(ROOT, added_sys_path=[str(ROOT / ".src")], load_unsafe_extensions=False)
+    (found,) = jedi.Script(text, path=ROOT / "example.py", project=project).goto(2, 0, follow_imports=True)
+    assert found.module_path.resolve() == ROOT / f"{module.replace('.', '/')}.py"
+
+
+@pytest.mark.slow
+def test_the_type_checker_reads_the_file_in_its_room(tmp_path):
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text("from zonos2_triton.kernels._settings import backend\nbackend(1)\n", encoding="utf-8")
+    command = [sys.executable, "-m", "mypy", "--verbose", str(wrong)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert 'Too many arguments for "backend"' in run.stdout
+    (line,) = [
+        line
+        for line in run.stderr.splitlines()
+        if "Parsing" in line and line.endswith("(zonos2_triton.kernels._settings)")
+    ]
+    assert (ROOT / line.split()[-2]).resolve() == ROOT / "kernels" / "_settings.py"
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_every_module_and_no_relative_link(tmp_path):
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", f"--outdir={tmp_path}", str(ROOT)]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    (path,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(path) as wheel:
+        names = set(wheel.namelist())
+        (metadata,) = [wheel.read(name).decode() for name in names if name.endswith("/METADATA")]
+    files = {
+        str(Path("zonos2_triton", file.relative_to(ROOT)))
+        for room in ROOMS
+        for file in (ROOT / room).rglob("*")
+        if file.suffix in {".py", ".json", ".j2"}
+    }
+    assert files | {"zonos2_triton/__init__.py", "zonos2_triton/py.typed"} == {
+        name for name in names if not name.startswith("zonos2_triton-")
+    }
+    assert all(link.startswith("https://") for link in re.findall(r"\]\(([^)]+)\)", metadata))
+
+
+def test_every_direct_dependency_is_locked():
+    """The pair of torch and Triton that a file names is the one that it pins."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = {name: lines for name, lines in project["optional-dependencies"].items() if name != "flash-attn"}
+    lines = [*project["dependencies"], *(line for extra in extras.values() for line in extra)]
+    wanted = {re.split(r"[\[<>=;]", line)[0].replace("_", "-") for line in lines}
+    locks = sorted((ROOT / ".ci").glob("torch-*.txt"))
+    assert len(locks) >= 3
+    for lock in locks:
+        pins = dict(re.findall(r"^([\w.-]+)==([\w.]+)", lock.read_text(encoding="utf-8"), flags=re.MULTILINE))
+        assert wanted - {"zonos2-triton"} <= pins.keys()
+        assert lock.stem == f"torch-{minor(pins['torch'])}-triton-{minor(pins['triton'])}"
+
+
+def minor(version: str) -> str:
+    return ".".join(version.split(".")[:2])
 
 
 IMPORT_TEST = """
