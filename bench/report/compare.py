@@ -9,30 +9,27 @@ What this can tell: that the two runs differ beyond the scatter inside of each. 
 share its clocks, its temperature, its addresses, so they are not independent, and two runs of the same code may differ
 significantly by a percent or so; that is what the threshold is for. Where it matters, run both again, in turns. With
 five samples a side no p survives the adjustment for a hundred items; a row that moved and is not significant says so.
-
-The interval of the ratio is made of order statistics: each median lies in its own at 97.5 %, so their quotient in this
-one at 95 % or more, under the same assumption.
 """
 
 import json
 import subprocess
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from zonos2_triton.bench.compiler.gate import Change, differences
+from zonos2_triton.bench.figures import number, percent, text_table
 from zonos2_triton.bench.suite import results
 from zonos2_triton.bench.suite.results import Result
 
 SIGNIFICANT = 0.01
 THRESHOLD = 0.02
-CONFIDENCE = 0.975  # of each median's interval
 # What else may have made the difference; clocks that were read before the run may be those of a card at rest.
 CONDITIONS = ("driver", "torch", "cuda", "triton", "clock_mhz", "memory_clock_mhz", "most_mhz", "most_memory_mhz",
               "power_limit_w", "seed")  # fmt: skip
 BASELINE_FIELDS = {"launches", "registers", "spills", "shared", "instructions", "matrix", "wide", "narrow"}
+HEADS = ("item", "verdict", "before", "after", "change", "p", "note")
 
 
 @dataclass(frozen=True)
@@ -44,11 +41,20 @@ class Row:
     after: float
     unit: str  # us, ms
     ratio: float  # after / before
-    low: float  # of the ratio
-    high: float
     p: float  # adjusted
     verdict: str  # faster, slower, same
     note: str = ""
+
+    @property
+    def judged(self) -> bool:
+        """The calibration is no work of ours."""
+        return not self.name.startswith("calibration/")
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """Under HEADS."""
+        medians = (f"{number(median)} {self.unit}" for median in (self.before, self.after))
+        return (self.name, self.verdict, *medians, percent(self.ratio), f"{self.p:.2g}", self.note)
 
 
 @dataclass(frozen=True)
@@ -59,39 +65,46 @@ class Comparison:
     before: str
     after: str
     threshold: float
-    warnings: tuple[str, ...] = ()
-    rows: tuple[Row, ...] = ()
-    failing: tuple[str, ...] = ()  # or withheld, and were not
-    recovered: tuple[str, ...] = ()
-    vanished: tuple[str, ...] = ()  # had a result, have none
-    changes: tuple[Change, ...] = ()  # between baselines
+    warnings: Sequence[str] = ()
+    rows: Sequence[Row] = ()  # what moved most first
+    failing: Sequence[str] = ()  # or withheld, and were not
+    recovered: Sequence[str] = ()
+    vanished: Sequence[str] = ()  # had a result, have none
+    changes: Sequence[Change] = ()  # between baselines
 
     @property
     def worse(self) -> bool:
-        slower = any(row.verdict == "slower" and _judged(row.name) for row in self.rows)
+        slower = any(row.verdict == "slower" and row.judged for row in self.rows)
         return slower or bool(self.failing) or any(change.worse for change in self.changes)
 
-    def count(self, verdict: str) -> int:
-        return sum(row.verdict == verdict for row in self.rows)
+    @property
+    def counts(self) -> str:
+        """How many rows are slower, faster, the same."""
+        verdicts = [row.verdict for row in self.rows]
+        counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in ("slower", "faster", "same"))
+        apart = f"apart: more than {100 * self.threshold:g} %, p < {SIGNIFICANT} by Mann-Whitney, adjusted by Holm"
+        return f"{len(self.rows)} measured in both: {counts} ({apart})"
+
+    @property
+    def remarks(self) -> list[str]:
+        """What is no row."""
+        said = {"warning": self.warnings, "FAILING": self.failing, "recovered": self.recovered,
+                "vanished": self.vanished}  # fmt: skip
+        return [f"{what}: {each}" for what, listed in said.items() for each in listed]
 
     def as_json(self) -> dict[str, Any]:
         """For json.dumps."""
         return asdict(self) | {"worse": self.worse}
 
     def as_text(self) -> str:
-        """For a terminal: what moved first, then the counts."""
-        lines = [f"before: {self.before}", f"after:  {self.after}"]
-        lines += [f"warning: {warning}" for warning in self.warnings]
-        for what, names in (("FAILING", self.failing), ("recovered", self.recovered), ("vanished", self.vanished)):
-            lines += [f"{what} {name}" for name in names]
+        """For a terminal."""
+        lines = [f"before: {self.before}", f"after:  {self.after}", *self.remarks]
         lines += [f"{'worse' if change.worse else 'changed'}: {change.key}: {change.text}" for change in self.changes]
         if self.kind == "baselines":
             lines.append(f"{len(self.changes)} differences, {sum(change.worse for change in self.changes)} worse")
         else:
-            lines += _aligned(sorted(self.rows, key=lambda row: -abs(row.ratio - 1))) if self.rows else []
-            counts = ", ".join(f"{self.count(verdict)} {verdict}" for verdict in ("slower", "faster", "same"))
-            apart = f"apart: more than {100 * self.threshold:g} %, p < {SIGNIFICANT}"
-            lines.append(f"{len(self.rows)} measured in both: {counts} ({apart}); {len(self.failing)} newly failing")
+            lines += [text_table([HEADS, *(row.cells for row in self.rows)])] if self.rows else []
+            lines.append(f"{self.counts}; {len(self.failing)} newly failing")
         return "\n".join([*lines, "worse" if self.worse else "not worse"])
 
 
@@ -128,24 +141,23 @@ def compare(before: Input, after: Input, threshold: float = THRESHOLD, force: bo
         raise ValueError(f"threshold must be a fraction from 0 to below 1, got {threshold:g}")
     if before.kind != after.kind:
         raise ValueError(f"both must be of one kind: {before.name} is of {before.kind}, {after.name} of {after.kind}")
+    head = (before.kind, before.name, after.name, threshold)
     if before.kind == "baselines":
-        changes = differences(after.content, before.content)
-        return Comparison(before.kind, before.name, after.name, threshold, changes=tuple(changes))
+        return Comparison(*head, changes=differences(after.content, before.content))
+    rows = _rows(before.content, after.content, threshold)
     warnings = [*_obstacles((before, after), force), *_conditions(before.content, after.content)]
-    rows = tuple(_rows(before.content, after.content, threshold))
-    for row in rows:
-        if row.verdict != "same" and not _judged(row.name):
-            warnings.append(f"the card itself is {row.verdict}: {row.name}, {_percent(row.ratio)}")
+    warnings += [
+        f"the card itself is {row.verdict}: {row.name}, {percent(row.ratio)}"
+        for row in rows
+        if row.verdict != "same" and not row.judged
+    ]
     old, new = _statuses(before.content), _statuses(after.content)
-    passes = [name for name, status in new.items() if status == "passed"]
-    was_bad = {name for name, status in old.items() if status != "passed"}
-    failing = [name for name in new if name not in passes and name not in was_bad]
-    vanished = [name for name in old if name not in new]
+    failing = [name for name, status in new.items() if status != "passed" and old.get(name, "passed") == "passed"]
     return Comparison(
-        before.kind, before.name, after.name, threshold, tuple(warnings), rows,
-        failing=tuple(f"{name}: {_why(after.content, name)}" for name in failing),
-        recovered=tuple(name for name in passes if name in was_bad),
-        vanished=tuple(f"{name}: {_why(after.content, name)}" for name in vanished),
+        *head, warnings, rows,
+        failing=[f"{name}: {_why(after.content, name)}" for name in failing],
+        recovered=[name for name, status in old.items() if status != "passed" and new.get(name) == "passed"],
+        vanished=[f"{name}: {_why(after.content, name)}" for name in old if name not in new],
     )  # fmt: skip
 
 
@@ -171,18 +183,18 @@ def _is_row(key: str, row: Any) -> bool:
     return key.count("/") == 3 and isinstance(row, dict) and row.keys() >= BASELINE_FIELDS
 
 
-def _obstacles(inputs: Sequence[Input], force: bool) -> Iterator[str]:
+def _obstacles(inputs: Sequence[Input], force: bool) -> list[str]:
     """What has to be forced."""
-    found = []
-    cards = [result.content["environment"]["card"] for result in inputs]
-    if cards[0] != cards[1]:
-        found.append(f"different cards: {cards[0]}, {cards[1]}")
-    for result in inputs:
-        if result.content["environment"]["rehearsal"]:
-            found.append(f"{result.name} is a rehearsal on a CPU, which says nothing of speed")
+    old, new = (result.content["environment"]["card"] for result in inputs)
+    found = [f"different cards: {old}, {new}"] if old != new else []
+    found += [
+        f"{result.name} is a rehearsal on a CPU, which says nothing of speed"
+        for result in inputs
+        if result.content["environment"]["rehearsal"]
+    ]
     if found and not force:
         raise ValueError(f"{'; '.join(found)}. Compare them all the same with --force")
-    yield from found
+    return found
 
 
 def _conditions(before: Result, after: Result) -> Iterator[str]:
@@ -192,17 +204,12 @@ def _conditions(before: Result, after: Result) -> Iterator[str]:
             yield f"{name}: {old} before, {new} after"
 
 
-def _judged(name: str) -> bool:
-    """The calibration is no work of ours."""
-    return not name.startswith("calibration/")
-
-
-def _rows(before: Result, after: Result, threshold: float) -> Iterator[Row]:
+def _rows(before: Result, after: Result, threshold: float) -> list[Row]:
     old, new = _measured(before), _measured(after)
     names = [name for name in new if name in old]
-    values = [_p_value(old[name], new[name]) for name in names]
-    for name, p in zip(names, holm(values), strict=True):
-        yield _row(name, old[name], new[name], p, threshold)
+    adjusted = holm([_p_value(old[name], new[name]) for name in names])
+    rows = [_row(name, old[name], new[name], p, threshold) for name, p in zip(names, adjusted, strict=True)]
+    return sorted(rows, key=lambda row: -abs(row.ratio - 1))
 
 
 def _measured(content: Result) -> dict[str, dict[str, Any]]:
@@ -210,8 +217,8 @@ def _measured(content: Result) -> dict[str, dict[str, Any]]:
     return {
         f"{part}/{name}": found
         for part in content["parts"]
-        for name, found in results.items(content, part).items()
-        if found["status"] == "passed" and ("samples_us" in found or "samples_ms" in found)
+        for name, found in results.all_passed(content, part).items()
+        if "samples_us" in found or "samples_ms" in found
     }
 
 
@@ -223,7 +230,6 @@ def _row(name: str, old: Mapping[str, Any], new: Mapping[str, Any], p: float, th
     unit = _unit(new)
     was, now = old[f"median_{unit}"], new[f"median_{unit}"]
     ratio = now / was
-    (low_before, high_before), (low_after, high_after) = (median_interval(f[f"samples_{unit}"]) for f in (old, new))
     far, sure = abs(ratio - 1) > threshold, p < SIGNIFICANT
     notes = [f"{key} {old[key]} -> {new[key]}" for key in ("launch", "cache") if old.get(key) != new.get(key)]
     if far and not sure:
@@ -232,16 +238,19 @@ def _row(name: str, old: Mapping[str, Any], new: Mapping[str, Any], p: float, th
     if sure and not far:
         notes.append("significant, below the threshold")
     verdict = ("slower" if ratio > 1 else "faster") if far and sure else "same"
-    low, high = low_after / high_before, high_after / low_before
-    return Row(name, was, now, unit, ratio, low, high, p, verdict, "; ".join(notes))
+    return Row(name, was, now, unit, ratio, p, verdict, "; ".join(notes))
 
 
 def _p_value(old: Mapping[str, Any], new: Mapping[str, Any]) -> float:
     """Of the samples being of one distribution."""
+    try:
+        from scipy.stats import mannwhitneyu
+    except ImportError as error:
+        raise ImportError("comparing results needs scipy: pip install 'zonos2-triton[report]'") from error
     samples = [found[f"samples_{_unit(found)}"] for found in (old, new)]
     if len({*samples[0], *samples[1]}) == 1:
         return 1.0
-    return float(_scipy().mannwhitneyu(*samples, alternative="two-sided").pvalue)
+    return float(mannwhitneyu(*samples, alternative="two-sided").pvalue)
 
 
 def holm(values: Sequence[float]) -> list[float]:
@@ -253,33 +262,9 @@ def holm(values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def median_interval(samples: Collection[float]) -> tuple[float, float]:
-    """Order statistics that enclose the median at CONFIDENCE or more; all of the samples where there are too few."""
-    ordered, n = sorted(samples), len(samples)
-    outside = _outside(n)
-    return ordered[max(outside - 1, 0)], ordered[min(n - outside, n - 1)]
-
-
-@cache
-def _outside(n: int) -> int:
-    """So many of n at either end lie beyond the interval, less one."""
-    return int(_scipy().binom.ppf((1 - CONFIDENCE) / 2, n, 0.5))
-
-
-def _scipy() -> Any:
-    try:
-        import scipy.stats
-    except ImportError as error:
-        raise ImportError("comparing results needs scipy: pip install 'zonos2-triton[report]'") from error
-    return scipy.stats
-
-
 def _statuses(content: Result) -> dict[str, str]:
-    return {
-        f"{part}/{name}": found["status"]
-        for part in content["parts"]
-        for name, found in results.items(content, part).items()
-    }
+    parts = content["parts"]
+    return {f"{part}/{name}": found["status"] for part in parts for name, found in results.items(content, part).items()}
 
 
 def _why(content: Result, name: str) -> str:
@@ -287,17 +272,3 @@ def _why(content: Result, name: str) -> str:
     part, item = name.split("/", 1)
     found = results.items(content, part).get(item, {})
     return found.get("error") or found.get("reason") or results.left_out(content, part).get(item, "no longer there")
-
-
-def _aligned(rows: Sequence[Row]) -> list[str]:
-    lines = [("verdict", "item", "before", "after", "change", "95 %", "p", "")]
-    for row in rows:
-        interval = f"{_percent(row.low)} to {_percent(row.high)}"
-        lines.append((row.verdict, row.name, f"{row.before:.4g} {row.unit}", f"{row.after:.4g} {row.unit}",
-                      _percent(row.ratio), interval, f"{row.p:.2g}", row.note))  # fmt: skip
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
-
-
-def _percent(ratio: float) -> str:
-    return f"{100 * (ratio - 1):+.1f} %"

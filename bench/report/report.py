@@ -9,16 +9,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from zonos2_triton.bench.report import plots
 from zonos2_triton.bench.report.compare import Input, compare
-from zonos2_triton.bench.report.page import Section
-from zonos2_triton.bench.report.sections import comparison, sections
+from zonos2_triton.bench.report.sections import Section, comparison, sections
 from zonos2_triton.bench.suite import results
 from zonos2_triton.bench.suite.results import Result
 from zonos2_triton.model.audio import whole_file
 
-TEMPLATE = "report.html.j2"
-NEEDS = "a report needs {}: pip install 'zonos2-triton[report]'"
+TEMPLATE = Path(__file__).parent / "report.html.j2"
 
 
 class Run(NamedTuple):
@@ -32,45 +29,34 @@ class Run(NamedTuple):
 def html(found: Sequence[tuple[str, Result]]) -> str:
     """HTML of results, each with its file's name. ImportError: jinja2, matplotlib or scipy is not installed."""
     try:
-        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+        from jinja2 import Environment, StrictUndefined
     except ImportError as error:
-        raise ImportError(NEEDS.format("jinja2")) from error
-    plots.available()
-    by_card: dict[str, list[tuple[str, Result]]] = {}
-    for name, result in found:
-        by_card.setdefault(result["environment"]["card"], []).append((name, result))
-    runs = [_run(sorted(mine, key=_when), f"run{n}") for n, mine in enumerate(by_card.values(), 1)]
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        keep_trailing_newline=True,
-    )  # fmt: skip
-    names, title = [name for name, _ in found], f"zonos2-triton on {' and '.join(by_card)}"
-    return environment.get_template(TEMPLATE).render(title=title, runs=runs, names=names)
+        raise ImportError("a report needs jinja2: pip install 'zonos2-triton[report]'") from error
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    cards = dict.fromkeys(result["environment"]["card"] for _, result in found)
+    runs = [_run([named for named in found if named[1]["environment"]["card"] == card]) for card in cards]
+    return template.render(runs=runs, names=[name for name, _ in found]) + "\n"
 
 
-def _when(named: tuple[str, Result]) -> tuple[object, str]:
-    return results.moment(named[1]), named[0]
-
-
-def _run(mine: Sequence[tuple[str, Result]], prefix: str) -> Run:
-    """mine: of one card, newest last."""
-    name, newest = mine[-1]
+def _run(mine: Sequence[tuple[str, Result]]) -> Run:
+    """mine: of one card."""
+    *older, (name, newest) = sorted(mine, key=lambda named: (results.moment(named[1]), named[0]))
     told = newest["environment"]
-    made = sections(newest, prefix)
-    if not told["rehearsal"]:
-        for n, (older, before) in enumerate(reversed(mine[:-1]), 1):
-            compared = compare(Input(older, "results", before), Input(name, "results", newest))
-            made.append(comparison(compared, f"{prefix}-comparison-{n}"))
-    title = f"{told['card']}, commit {told['commit']}, {told['date'][:10]}"
-    return Run(title, told["rehearsal"], made)
+    made = sections(newest)
+    for old, before in reversed(older):
+        if not told["rehearsal"]:
+            compared = compare(Input(old, "results", before), Input(name, "results", newest))
+            made.append(comparison(compared))
+    return Run(f"{told['card']}, commit {told['commit']}, {told['date'][:10]}", told["rehearsal"], made)
 
 
 def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
     """Add the options of the command to `parser`; what comes back runs it and returns its exit status."""
     parser.description = "One self-contained HTML page of result files of `make gpu`."
     parser.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="JSON files, as in bench/results/")
-    parser.add_argument("-o", "--out", type=Path, default=Path("report.html"), metavar="FILE",
-                        help="default: %(default)s; replaced once the page is whole")  # fmt: skip
+    out = "default: %(default)s; replaced once the page is whole"
+    parser.add_argument("-o", "--out", type=Path, default=Path("report.html"), metavar="FILE", help=out)
     return _command
 
 

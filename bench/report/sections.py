@@ -1,113 +1,246 @@
 """What the report says of one run, section by section. How it looks is the template's."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-from zonos2_triton.bench.report.compare import SIGNIFICANT, Comparison, Row
-from zonos2_triton.bench.report.frame_sections import frames, stages, whole
-from zonos2_triton.bench.report.host_section import hosts
-from zonos2_triton.bench.report.kernel_sections import errors, kernels, rooflines, vocoder
-from zonos2_triton.bench.report.page import NONE, Section, Table, number
+from zonos2_triton.bench.catalogue import KERNELS
+from zonos2_triton.bench.figures import NONE, engineering, number, numeric
+from zonos2_triton.bench.report.compare import HEADS, Comparison
+from zonos2_triton.bench.report.plots import Plot, curves, roofline
+from zonos2_triton.bench.specs.gpus import recognised
 from zonos2_triton.bench.specs.performance_targets import CARD, CHECKS, GOALS, REPETITIONS
-from zonos2_triton.bench.suite.results import Result, items, left_out, roof
+from zonos2_triton.bench.specs.roofline import UNKNOWN
+from zonos2_triton.bench.suite.results import Result, all_passed, beside, items, left_out, passed, roof
+from zonos2_triton.reference.vocoder import VocoderConfig
+from zonos2_triton.reference.vocoder_layers import OPERATIONS
 
-CONDITIONS = {
-    "card": "card", "arch": "architecture", "memory_gib": "memory, GiB", "multiprocessors": "multiprocessors",
-    "l2_bytes": "last cache, bytes", "driver": "driver", "clock_mhz": "clock when the run began, MHz",
-    "most_mhz": "highest clock, MHz", "memory_clock_mhz": "memory clock when the run began, MHz",
-    "most_memory_mhz": "highest memory clock, MHz", "power_limit_w": "power limit, W",
-    "power_w": "power when the run began, W", "temperature_c": "temperature when the run began, °C",
-    "torch": "torch", "cuda": "CUDA", "triton": "Triton", "python": "Python", "platform": "platform",
-    "commit": "commit", "sources": "hash of the sources", "date": "date", "seed": "seed of the inputs",
-}  # fmt: skip
+FRAME_US = VocoderConfig().hop / VocoderConfig().sample_rate * 1e6  # of audio
+ABOUT_GOALS = (
+    f"The goals are for an {CARD} and bf16. A figure counts when it is the median of {REPETITIONS} repetitions or "
+    "more, and every check of the run passed."
+)
+ABOUT_ROOFS = (
+    "What a kernel computes in a second over what it computes for each byte that it has to move, one point a workload. "
+    "Solid: the measured copy bandwidth and matrix rate; dashed: the card's data sheet."
+)
+ABOUT_ERRORS = "RMS error against fp64, over plain PyTorch's at the same precision: 1 is as exact as PyTorch."
+# Parts of a run that are figures: title and text of the section.
+MEASURED = {
+    "frames": (
+        "Frames",
+        "A whole frame of the 8B model with random weights in one CUDA graph: forward, head, filters, "
+        "draw, feedback. The real-time factor is the frame's time over that of its sound, for each stream.",
+    ),
+    "whole": (
+        "From text to sound",
+        "Prompts up to the logits of the last row; text to first audio and the host's work "
+        "on a frame, by the host's clock; memory while one stream speaks.",
+    ),
+    "vocoder": (
+        "Vocoder",
+        "Clips, and steps of streams, of a 44.1 kHz codec with random weights. Agreement is signal "
+        "to error against the same decoder in plain PyTorch at the same precision.",
+    ),
+    "hosts": (
+        "Drop-in",
+        "Before and after accelerate(), called as its users call it: launched by the host, no graph, "
+        "random weights. The error is the largest difference over the largest magnitude of the original.",
+    ),
+    "timings": (
+        "Kernels",
+        "Time of one call at the 8B model's shapes, in bf16. (×) is how many times as long another "
+        "implementation takes: below 1 it is the quicker one.",
+    ),
+}
+NO_FIGURES = ("status", "seconds", "calls_per_sample", "copies", "dtype", "flops")
 
 
-Maker = Callable[[Result, str], Section]
+class Table(NamedTuple):
+    """Rows by head; the first column heads each row."""
+
+    caption: str
+    rows: Sequence[Mapping[str, str]]
+    folded: bool = False  # for whoever looks for it
+
+    @property
+    def heads(self) -> dict[str, bool]:
+        """Those under which something stands, and whether it is numbers, which are set flush right."""
+        columns = {head: [row.get(head, "") for row in self.rows] for row in self.rows for head in row}
+        return {head: numeric(cells) for head, cells in columns.items() if {*cells} - {NONE, ""}}
 
 
-def sections(result: Result, prefix: str) -> list[Section]:
-    """Of one run; prefix: of ids, this run's alone on the page."""
-    makers: list[Maker] = [
-        conditions, correctness, goals, frames, stages, whole, vocoder, hosts, rooflines, kernels, errors,
-    ]  # fmt: skip
-    return [maker(result, prefix) for maker in makers]
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands under it."""
+
+    title: str
+    text: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+    plots: Sequence[Plot] = ()
+    problems: Sequence[str] = ()  # what has no figure, and why
+    measured: bool = True
 
 
-def conditions(result: Result, prefix: str) -> Section:
-    told = result["environment"]
-    rows = [(label, _said(told[key])) for key, label in CONDITIONS.items() if told.get(key) is not None]
+def sections(result: Result) -> list[Section]:
+    """Of one run."""
+    figures = [measured(result, part) for part in MEASURED]
+    return [conditions(result), correctness(result), goals(result), *figures, rooflines(result), errors(result)]
+
+
+def conditions(result: Result) -> Section:
+    told = {key.replace("_", " "): value for key, value in result["environment"].items() if value is not None}
     copy, product = roof(result)
-    rows.append(("copy bandwidth measured, GB/s", number(copy)))
-    rows.append(("matrix rate measured in bf16, TFLOP/s", number(product)))
-    return Section(
-        f"{prefix}-conditions", "Conditions", tables=[Table("What was measured on", ("what", "value"), rows)]
-    )
+    told |= {"copy bandwidth measured, GB/s": number(copy), "matrix rate measured in bf16, TFLOP/s": number(product)}
+    rows = [{"what": what, "value": f"{v:g}" if isinstance(v, float) else str(v)} for what, v in told.items()]
+    return Section("Conditions", tables=[Table("What was measured on", rows)])
 
 
-def _said(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def correctness(result: Result, prefix: str) -> Section:
-    rows, failed, total = [], [], 0
+def correctness(result: Result) -> Section:
+    rows = []
     for part in result["parts"]:
-        found = items(result, part)
-        counts = [
-            sum(each["status"] == status for each in found.values()) for status in ("passed", "failed", "withheld")
-        ]
-        rows.append((part, *map(str, (*counts, len(left_out(result, part))))))
-        failed += [f"{part}: {name}: {each['error']}" for name, each in found.items() if each["status"] == "failed"]
-        total += len(found) if part in CHECKS else 0
-    wrong = sum(each["status"] != "passed" for part in CHECKS for each in items(result, part).values())
-    if not total:
+        found = [each["status"] for each in items(result, part).values()]
+        counts = {status: str(found.count(status)) for status in ("passed", "failed", "withheld")}
+        rows.append({"part": part, **counts, "not run": str(len(left_out(result, part)))})
+    checks = [each["status"] for part in CHECKS for each in items(result, part).values()]
+    wrong = len(checks) - checks.count("passed")
+    if not checks:
         verdict = "No check was run: nothing here is known to be right."
     elif wrong:
-        verdict = f"{wrong} of {total} checks did not pass."
+        verdict = f"{wrong} of {len(checks)} checks did not pass."
     else:
-        verdict = f"All {total} checks that were run passed."
-    skipped = sum(len(left_out(result, part)) for part in CHECKS)
-    verdict += f" {skipped} were not run." if skipped else ""
-    tables = [Table("Items by part", ("part", "passed", "failed", "withheld", "not run"), rows)] if rows else []
-    return Section(f"{prefix}-correctness", "Correctness", tables=tables, problems=failed, measured=bool(total),
-                   verdict=verdict)  # fmt: skip
+        verdict = f"All {len(checks)} checks that were run passed."
+    if skipped := sum(len(left_out(result, part)) for part in CHECKS):
+        verdict += f" {skipped} were not run."
+    problems = [f"{part}: {problem}" for part in CHECKS for problem in _problems(result, part)]
+    return Section("Correctness", [verdict], [Table("Items by part", rows)], problems=problems, measured=bool(checks))
 
 
-def goals(result: Result, prefix: str) -> Section:
+def goals(result: Result) -> Section:
     rows = []
     for goal in GOALS:
-        found, verdict = goal.find(result), goal.verdict(result)
-        hidden = found is None or result["environment"]["rehearsal"]
-        rows.append((goal.what, goal.text, NONE if hidden or found is None else number(found.value), verdict))
-    text = (
-        f"The goals are for an {CARD} and bf16. A figure counts when it is the median of {REPETITIONS} repetitions or "
-        "more, and every check of the run passed."
-    )
-    table = Table("Goals", ("figure", "goal", "measured", "verdict"), rows)
-    return Section(f"{prefix}-goals", "Goals", [text], [table])
+        found = None if result["environment"]["rehearsal"] else goal.find(result)
+        value = None if found is None else found.value
+        rows.append(
+            {"figure": goal.what, "goal": goal.text, "measured": number(value), "verdict": goal.verdict(result)}
+        )
+    return Section("Goals", [ABOUT_GOALS], [Table("Goals", rows)])
 
 
-def comparison(found: Comparison, name: str) -> Section:
+def measured(result: Result, part: str) -> Section:
+    """Every figure of a part, under its key in the file; beside it other implementations of the same."""
+    title, about = MEASURED[part]
+    groups: dict[str, list[Mapping[str, str]]] = {}
+    not_timed = []
+    for name, found in all_passed(result, part).items():
+        others = beside(result, name) if part == "timings" else {"torch.compile": passed(result, "baseline", name)}
+        derived = {"real_time_factor": found["median_us"] / FRAME_US} if part == "frames" else {}
+        row = found | derived | others
+        group = part if part == "frames" else re.split(r"/|-\d", name)[0]
+        groups.setdefault(group, []).append({"item": name, **_cells(row)})
+        not_timed += [
+            (each["not_timed"], f"{name}, {other}")
+            for other, each in row.items()
+            if isinstance(each, dict) and "not_timed" in each
+        ]
+    captions = {name: f"{name}: {KERNELS[name].replaces}" if name in KERNELS else name for name in groups}
+    tables = [Table(captions[name], rows) for name, rows in groups.items()]
+    problems = [*_problems(result, part), *_grouped(not_timed)]
+    return Section(title, [about], tables, [*_frames(result)] if part == "frames" else (), problems, bool(tables))
+
+
+def _cells(found: Mapping[str, Any]) -> dict[str, str]:
+    """The figures of an item, by what they are."""
+    cells = {}
+    for key, value in found.items():
+        if key in NO_FIGURES or key.startswith(("samples", "high")):
+            continue
+        if key.startswith("low"):
+            unit = key.removeprefix("low_")
+            cells[f"20 to 80 %, {unit}"] = f"{number(value)} to {number(found[f'high_{unit}'])}"
+        elif key.endswith("bytes"):
+            cells[key.removesuffix("_bytes")] = NONE if value is None else engineering(value, "B")
+        else:
+            cells[key.replace("_", " ").replace("percent", "%")] = _cell(value)
+    return cells
+
+
+def _cell(value: Any) -> str:
+    """Of another implementation: its time and ours into it. Of errors: the largest."""
+    if isinstance(value, dict) and "median_us" in value:
+        times = "" if value.get("speed_up") is None else f" (×{value['speed_up']:.2f})"
+        return f"{number(value['median_us'])}{times}"
+    if isinstance(value, dict):
+        return NONE if "not_timed" in value else f"{max(value.values()):.1e}"
+    return str(value) if isinstance(value, int | str) else number(value)
+
+
+def _frames(result: Result) -> Iterator[Plot]:
+    """At the context at which most numbers of streams were measured."""
+    found = [*all_passed(result, "frames").values()]
+    contexts = [each["context"] for each in found]
+    context = max(contexts, key=contexts.count, default=0)
+    mine = sorted((each for each in found if each["context"] == context), key=lambda each: each["streams"])
+    compiled = {each["streams"]: each for each in all_passed(result, "baseline").values() if "streams" in each}
+    if len(mine) > 1:
+        lines = {key: [(each["streams"], each[key]) for each in mine if each[key]] for key in ("median_us", "floor_us")}
+        beside_ours = [(n, each["median_us"]) for n, each in compiled.items() if each["context"] == context]
+        named = {"this project": lines["median_us"], "torch.compile": beside_ours, "floor": lines["floor_us"]}
+        yield curves(named, f"Time of a frame by the number of streams, {context:,} rows in the cache of each")
+
+
+def rooflines(result: Result) -> Section:
+    card, drawn = recognised(result["environment"]["card"]), []
+    for of, is_of in (("backbone", False), ("vocoder", True)):
+        kernels: dict[str, list[tuple[float, float]]] = {}
+        for name, each in all_passed(result, "timings").items():
+            kernel = name.split("/")[0]
+            if (kernel in OPERATIONS) == is_of and each["flops"] and each["bytes"]:
+                point = (each["flops"] / each["bytes"], each["flops"] / each["median_us"] / 1e6)
+                kernels.setdefault(kernel, []).append(point)
+        if kernels:
+            sheet = card.roof if card else UNKNOWN
+            drawn.append(roofline(kernels, roof(result), sheet, f"Kernels of the {of} under the card's roofs"))
+    return Section("Roofline", [ABOUT_ROOFS], plots=drawn, measured=bool(drawn))
+
+
+def errors(result: Result) -> Section:
+    worst: dict[str, dict[str, tuple[float, str]]] = {}
+    for name, each in all_passed(result, "kernels").items():
+        kernel, workload, dtype = name.split("/")
+        mine = worst.setdefault(kernel, {})
+        mine[dtype] = max(mine.get(dtype, (-1.0, "")), (each["ratio"], workload))
+    rows = [
+        {"kernel": kernel, **{f"worst in {dtype}": f"{ratio:.3f} at {at}" for dtype, (ratio, at) in mine.items()}}
+        for kernel, mine in worst.items()
+    ]
+    return Section("Errors", [ABOUT_ERRORS], [Table("Error of each kernel, as a ratio", rows)], measured=bool(rows))
+
+
+def comparison(found: Comparison) -> Section:
     """Of an earlier run with this one."""
-    counts = ", ".join(f"{found.count(verdict)} {verdict}" for verdict in ("slower", "faster", "same"))
-    text = (
-        f"{len(found.rows)} items were measured in both: {counts}. Slower or faster: more than "
-        f"{100 * found.threshold:g} % apart, and p\u00a0<\u00a0{SIGNIFICANT} by a Mann-Whitney U test, adjusted by "
-        "Holm for their number. Samples of one run share its clocks, so that a run may differ from another of the same "
-        "code."
-    )
-    heads = ("item", "verdict", "before", "after", "change", "95 %, from", "to", "p", "note")
-    ordered = sorted(found.rows, key=lambda row: -abs(row.ratio - 1))
-    moved = [_compared(row) for row in ordered if row.verdict != "same"]
-    rest = [_compared(row) for row in ordered if row.verdict == "same"]
-    said = {"not the same": found.warnings, "failing": found.failing, "passes again": found.recovered,
-            "no longer measured": found.vanished}  # fmt: skip
-    problems = [f"{what}: {each}" for what, listed in said.items() for each in listed]
-    return Section(name, f"From {found.before} to {found.after}", [text],
-                   [Table.of("Slower or faster", heads, moved)] if moved else (), problems=problems,
-                   folded=[Table.of("The same", heads, rest)] if rest else ())  # fmt: skip
+    same = [row.verdict == "same" for row in found.rows]
+    rows = [dict(zip(HEADS, row.cells, strict=True)) for row in found.rows]
+    tables = [
+        Table(caption, [row for row, is_same in zip(rows, same, strict=True) if is_same == folded], folded)
+        for caption, folded in (("Slower or faster", False), ("The same", True))
+    ]
+    return Section(f"From {found.before} to {found.after}", [found.counts + "."], tables, problems=found.remarks)
 
 
-def _compared(row: Row) -> tuple[str, ...]:
-    low, change, high = (f"{100 * (ratio - 1):+.1f} %" for ratio in (row.low, row.ratio, row.high))
-    unit = "µs" if row.unit == "us" else row.unit
-    return (row.name, row.verdict, f"{number(row.before)} {unit}", f"{number(row.after)} {unit}", change, low, high,
-            f"{row.p:.2g}", row.note)  # fmt: skip
+def _problems(result: Result, part: str) -> Iterator[str]:
+    """What has no figure, and why."""
+    for name, each in items(result, part).items():
+        if each["status"] != "passed":
+            yield f"{name}: {each['status']}: {each.get('error') or each.get('reason')}"
+    yield from _grouped((f"not run: {why}", name) for name, why in left_out(result, part).items())
+
+
+def _grouped(pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """Things by what is said of them."""
+    groups: dict[str, list[str]] = {}
+    for said, thing in pairs:
+        groups.setdefault(said, []).append(thing)
+    for said, things in groups.items():
+        yield f"{said} ({len(things)}): {'; '.join(things)}"

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.compiler.gate import SNAPSHOTS
+from zonos2_triton.bench.figures import engineering
 from zonos2_triton.bench.specs.performance_targets import GOALS
-from zonos2_triton.bench.specs.spec import Kernel, Workload
+from zonos2_triton.bench.specs.spec import Kernel
 from zonos2_triton.bench.suite.results import Result, newest, passed
 
 README = Path(__file__).resolve().parents[2] / "README.md"
@@ -46,35 +47,24 @@ def newest_baseline() -> Path:
 
 
 def _kernel(kernel: Kernel, baseline: Mapping[str, Mapping[str, int]], result: Result | None) -> tuple[str, ...]:
-    workload = _one_row(kernel)
+    named = {workload.name: workload for workload in kernel.workloads}
+    workload = named.get("decode-B1") or next(workload for workload in kernel.workloads if workload.real)
     cost = kernel.cost_of(workload, itemsize=2)
-    compiled = []
-    for key, values in baseline.items():
-        name, _, config, target = key.split("/")
-        if (name, config, target) == (kernel.name, f"{workload.name}-bfloat16", TARGET):
-            compiled.append(f"{values['registers']}, {values['shared'] / 1024:.0f} KiB")
+    compiled = [
+        f"{values['registers']}, {values['shared'] / 1024:.0f} KiB"
+        for key, values in baseline.items()
+        if key.split("/")[0] == kernel.name and key.split("/")[2:] == [f"{workload.name}-bfloat16", TARGET]
+    ]
     timed = passed(result, "timings", f"{kernel.name}/{workload.name}") if result else None
     return (
         f"`{kernel.name}`",
         kernel.replaces,
         workload.name,
-        _engineering(cost.bytes, "B"),
-        _engineering(cost.flops, "FLOP"),
+        engineering(cost.bytes, "B"),
+        engineering(cost.flops, "FLOP"),
         "; ".join(compiled),
         f"{timed['median_us']:.1f} us" if timed else UNMEASURED,
     )
-
-
-def _one_row(kernel: Kernel) -> Workload:
-    named = {workload.name: workload for workload in kernel.workloads}
-    return named.get("decode-B1") or next(workload for workload in kernel.workloads if workload.real)
-
-
-def _engineering(value: float, unit: str) -> str:
-    for factor, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= factor:
-            return f"{value / factor:.3g} {prefix}{unit}"
-    return f"{value:.3g} {unit}"
 
 
 def _conditions(result: Result | None) -> str:
