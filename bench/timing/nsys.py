@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from zonos2_triton.bench.timing.range_times import Node, bare
+from zonos2_triton.bench.timing.range_times import bare
 from zonos2_triton.model.nvtx import DOMAIN, SWITCH
 
 HOST, DEVICE, KERNELS = "nvtx_sum", "nvtx_gpu_proj_sum", "cuda_gpu_kern_sum"  # reports
@@ -42,53 +42,47 @@ def record(nsys: str, program: Sequence[str], report: Path, on_device: bool) -> 
     OSError: either of them failed.
     """
     captured = ["--capture-range=cudaProfilerApi", "--capture-range-end=stop"] if on_device else []
-    command = [
-        nsys, "profile", "--trace=cuda,nvtx,osrt", "--cuda-graph-trace=node", "--sample=none", "--cpuctxsw=none",
-        *captured, "--force-overwrite=true", f"--output={report.with_suffix('')}", *program,
-    ]  # fmt: skip
-    _run(command, {SWITCH: "1"})
+    command = [nsys, "profile", "--trace=cuda,nvtx,osrt", "--cuda-graph-trace=node", "--sample=none"]
+    command += ["--cpuctxsw=none", *captured, "--force-overwrite=true", f"--output={report.with_suffix('')}"]
+    _run([*command, *program], {SWITCH: "1"})
     if not report.is_file():
         raise OSError(f"nsys profile wrote no {report.name}")
 
 
-def sums(nsys: str, report: Path, name: str) -> dict[str, tuple[int, float]]:
-    """Of one of COLUMNS: {what: (count, nanoseconds)}; empty where the report has nothing of the kind."""
-    command = [nsys, "stats", "--report", name, "--format", "csv", "--output", "-", "--force-export=true", str(report)]
-    what, count, total = COLUMNS[name]
-    return {row[what]: (int(row[count]), _number(row[total])) for row in parsed(_run(command), (what, count, total))}
-
-
-def parsed(text: str, columns: Sequence[str]) -> list[dict[str, str]]:
-    """The rows of the CSV in what `nsys stats` prints: it begins where a line has these columns."""
-    lines = text.splitlines()
-    for i, line in enumerate(lines):
-        if set(columns) <= {*next(csv.reader([line]), [])}:
-            end = next((j for j in range(i, len(lines)) if not lines[j].strip()), len(lines))
-            return list(csv.DictReader(lines[i:end]))
-    return []
-
-
-def ranges(nsys: str, report: Path) -> Node:
-    """Our ranges, by name alone; of the device where it did anything in them."""
-    root = Node()
-    for text, (count, ns) in (sums(nsys, report, DEVICE) or sums(nsys, report, HOST)).items():
+def ranges(nsys: str, report: Path) -> list[dict[str, Any]]:
+    """Sums of our ranges; of the device where it did anything in them."""
+    found = []
+    for text, sums in (_sums(nsys, report, DEVICE) or _sums(nsys, report, HOST)).items():
         domain, _, label = text.partition(":")
-        name = bare(label)
-        if domain == DOMAIN and name is not None:
-            node = root.child(name)
-            node.count, node.us = node.count + count, node.us + ns / 1e3
-    return root
+        if domain == DOMAIN and (name := bare(label)):
+            found.append({"range": name, **sums})
+    return found
 
 
 def kernels(nsys: str, report: Path) -> list[dict[str, Any]]:
-    """What ran on the device, the longest first."""
-    found = sums(nsys, report, KERNELS)
-    ordered = sorted(found.items(), key=lambda item: -item[1][1])
-    return [{"kernel": name, "count": count, "total_us": round(ns / 1e3, 3)} for name, (count, ns) in ordered]
+    """Sums of what ran on the device, the longest first."""
+    found = [{"kernel": name, **sums} for name, sums in _sums(nsys, report, KERNELS).items()]
+    return sorted(found, key=lambda row: -row["total_us"])
 
 
-def _number(text: str) -> float:
-    return float(text.replace(",", ""))
+def _sums(nsys: str, report: Path, name: str) -> dict[str, dict[str, Any]]:
+    """Of one of COLUMNS, by what is timed; empty where the report has nothing of the kind."""
+    command = [nsys, "stats", "--report", name, "--format", "csv", "--output", "-", "--force-export=true", str(report)]
+    what, count, total = COLUMNS[name]
+    return {
+        row[what]: {"count": int(row[count]), "total_us": float(row[total].replace(",", "")) / 1e3}
+        for row in _parsed(_run(command), COLUMNS[name])
+    }
+
+
+def _parsed(text: str, columns: Sequence[str]) -> list[dict[str, str]]:
+    """The rows of the CSV in what `nsys stats` prints: it begins where a line has these columns."""
+    lines = text.splitlines()
+    for i, line in enumerate(lines):
+        if {*columns} <= {*next(csv.reader([line]), [])}:
+            end = next((j for j in range(i, len(lines)) if not lines[j].strip()), len(lines))
+            return list(csv.DictReader(lines[i:end]))
+    return []
 
 
 def _run(command: Sequence[str], more: dict[str, str] | None = None) -> str:

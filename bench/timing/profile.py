@@ -16,7 +16,6 @@ import json
 import shutil
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,20 +24,18 @@ from typing import Any
 import torch
 
 from zonos2_triton.bench.cli_choices import chosen
-from zonos2_triton.bench.specs.roofline import Roof
+from zonos2_triton.bench.specs.roofline import UNKNOWN, Roof
 from zonos2_triton.bench.timing import nsys
-from zonos2_triton.bench.timing.profiled import REAL, generation, loaded, measured_roof, speaking
+from zonos2_triton.bench.timing.profiled import REAL, TEXT, loaded, measured_roof, speaking
 from zonos2_triton.bench.timing.range_times import Node, label, of_hatchet, of_trace, rows, table
-from zonos2_triton.kernels._settings import nvtx
 from zonos2_triton.model.audio import whole_file
-from zonos2_triton.model.backend import BACKENDS, resolve_device
-from zonos2_triton.model.nvtx import Range, Sink, recorded, sink_of
+from zonos2_triton.model.backend import BACKENDS, resolve_backend, resolve_device
+from zonos2_triton.model.nvtx import Range, recorded
 from zonos2_triton.model.ops import SEQUENCES_AT_ONCE
-from zonos2_triton.model.pipeline import Zonos2
+from zonos2_triton.model.prompt import build_prompt
 
 TOOLS = {"torch": (".json", ".json.gz"), "nsys": (".nsys-rep",), "proton": (".hatchet",)}  # endings of their files
 GRAPHS = ("off", "lazy")
-OUTERMOST = ("model/generate", "codec/decode")
 
 
 def checked(options: argparse.Namespace) -> argparse.Namespace:
@@ -71,8 +68,8 @@ def _file(out: Path | None, tool: str) -> Path:
     return out
 
 
-def by_torch(call: Callable[[], object], out: Path, device: torch.device, packed: bool) -> Node:
-    """Record `call` into `out`, gzipped or not."""
+def by_torch(call: Callable[[], object], out: Path, device: torch.device, ending: str) -> Node:
+    """Record `call` into `out`, gzipped where `ending` says so."""
     from torch.profiler import ProfilerActivity, profile, record_function
 
     def sink(name: str, payload: int | None) -> Range:
@@ -85,10 +82,10 @@ def by_torch(call: Callable[[], object], out: Path, device: torch.device, packed
         if on_device:
             torch.cuda.synchronize(device)
     with tempfile.TemporaryDirectory() as folder:
-        profiler.export_chrome_trace(str(plain := Path(folder) / "trace.json"))
-        with plain.open("rb") as source, gzip.open(out, "wb") if packed else out.open("wb") as target:
-            shutil.copyfileobj(source, target)
-        return of_trace(json.loads(plain.read_text(encoding="utf-8"))["traceEvents"], on_device)
+        profiler.export_chrome_trace(str(trace := Path(folder) / f"trace{ending}"))
+        shutil.copyfile(trace, out)
+    content = out.read_bytes()
+    return of_trace(json.loads(gzip.decompress(content) if ending == ".gz" else content)["traceEvents"], on_device)
 
 
 def by_proton(call: Callable[[], object], out: Path) -> Node:
@@ -106,122 +103,98 @@ def by_proton(call: Callable[[], object], out: Path) -> Node:
                 torch.cuda.synchronize()
         finally:
             proton.finalize(session)
-        written = Path(folder) / "profile.hatchet"
-        shutil.copyfile(written, out)
-        return of_hatchet(json.loads(written.read_text(encoding="utf-8"))[0])
+        shutil.copyfile(Path(folder) / "profile.hatchet", out)
+    return of_hatchet(json.loads(out.read_text(encoding="utf-8"))[0])
 
 
 def here(options: argparse.Namespace) -> dict[str, Any]:
     """A report, recorded in this process."""
     with whole_file(options.out) as part, loaded(options) as tts:
-        call = speaking(tts, options)
-        if not _interpreted(options, tts):
+        call, backend = speaking(tts, options), tts.backbone.backend
+        if options.device.type == "cuda" or backend == "reference":  # the interpreter has nothing to warm up
             call()
         if options.tool == "proton":
             root = by_proton(call, part)
         else:
-            root = by_torch(call, part, options.device, packed=options.out.suffix == ".gz")
-        from zonos2_triton.bench.timing.range_costs import counts, placed
+            root = by_torch(call, part, options.device, options.out.suffix)
+        from zonos2_triton.bench.timing.range_costs import Generation, counts, placed
 
         roof = measured_roof(options.device)
-        work = placed(root, generation(tts, options).work(counts(root)))
-        return _report(options, tts.backbone.backend, roof) | {"ranges": rows(root, work, roof)}
-
-
-def _interpreted(options: argparse.Namespace, tts: Zonos2) -> bool:
-    """There is nothing to warm up, and all of it is slow."""
-    return options.device.type == "cpu" and tts.backbone.backend == "triton"
+        prompt_rows = len(build_prompt(tts.backbone.config, TEXT))
+        work = Generation(tts, options.streams, options.frames, prompt_rows).work(counts(root))
+        return _report(options, backend, roof) | {"ranges": rows(root, placed(root, work), roof)}
 
 
 def by_nsys(options: argparse.Namespace) -> dict[str, Any]:
-    """A report, recorded in another process under nsys."""
+    """A report, recorded in another process under nsys: sums by name, without floors."""
     tool, on_device = nsys.executable(), options.device.type == "cuda"
+    backend = resolve_backend(options.backend, options.device)
     with whole_file(options.out) as part, tempfile.TemporaryDirectory() as folder:
-        report, told = Path(folder) / "profile.nsys-rep", Path(folder) / "told.json"
-        program = [
-            sys.executable, "-m", "zonos2_triton.bench.timing.profile", "--inside", str(told), "--out", folder,
-            "--device", str(options.device),
-            *(f"--{name}={getattr(options, name)}" for name in ("backend", "graphs", "frames", "streams")),
-            *(["--model", options.model] if options.model else []),
-        ]  # fmt: skip
+        report = Path(folder) / "profile.nsys-rep"
+        told = {name: getattr(options, name) for name in ("device", "backend", "graphs", "frames", "streams", "model")}
+        arguments = [f"--{name}={value}" for name, value in told.items() if value is not None]
+        program = [sys.executable, "-m", "zonos2_triton.bench.timing.profile", "--inside", *arguments]
         nsys.record(tool, program, report, on_device)
-        root, kernels = nsys.ranges(tool, report), nsys.kernels(tool, report)
+        found = {"ranges": nsys.ranges(tool, report), "kernels": nsys.kernels(tool, report)}
         shutil.copyfile(report, part)
-        about = json.loads(told.read_text(encoding="utf-8"))
-    roof = Roof(*about["roof"])
-    found = rows(root, {(name,): (moved, flops) for name, (moved, flops) in about["work"].items()}, roof, OUTERMOST)
-    return _report(options, about["backend"], roof) | {"ranges": found, "kernels": kernels}
+    return _report(options, backend, UNKNOWN) | found
 
 
 def inside(options: argparse.Namespace) -> int:
-    """Under nsys: run, and leave what the ranges' costs are in the file `options.inside`.
-
-    On a CPU nsys records the whole process, so that nothing runs before.
-    """
-    from zonos2_triton.bench.timing.range_costs import flat
-
-    sink, seen = sink_of(nvtx()), Counter[str]()
-    on_device = options.device.type == "cuda"
+    """Under nsys: run. On a CPU nsys records the whole process, so that nothing runs before."""
     with loaded(options) as tts:
         call = speaking(tts, options)
-        if on_device:
-            with recorded(None):
-                call()
+        if options.device.type == "cuda":
+            call()
             torch.cuda.synchronize(options.device)
             torch.cuda.profiler.start()
-        with recorded(sink and _counting(sink, seen)):
             call()
-        if on_device:
             torch.cuda.synchronize(options.device)
             torch.cuda.profiler.stop()
-        work = flat(generation(tts, options).work(seen))
-        told = {"backend": tts.backbone.backend, "roof": measured_roof(options.device), "work": work}
-    options.inside.write_text(json.dumps(told), encoding="utf-8")
+        else:
+            call()
     return 0
-
-
-def _counting(sink: Sink, seen: Counter[str]) -> Sink:
-    def counted(name: str, payload: int | None) -> Range:
-        seen[name] += 1
-        return sink(name, payload)
-
-    return counted
 
 
 def _report(options: argparse.Namespace, backend: str, roof: Roof) -> dict[str, Any]:
     on_device = options.device.type == "cuda"
-    name = torch.cuda.get_device_name(options.device) if on_device else "CPU"
     return {
-        "trace": str(options.out), "tool": options.tool, "model": options.model or "tiny", "device": name,
-        "backend": backend, "graphs": options.graphs if on_device else "off", "streams": options.streams,
-        "frames": options.frames, "time_of": "device" if on_device else "host", "copy_gb_per_s": roof.gb_per_s,
-        "matmul_tflop_per_s": roof.tflop_per_s, "notes": _notes(options, backend, on_device),
-    }  # fmt: skip
+        "trace": str(options.out),
+        "tool": options.tool,
+        "model": options.model or "tiny",
+        "device": torch.cuda.get_device_name(options.device) if on_device else "CPU",
+        "backend": backend,
+        "graphs": options.graphs if on_device else "off",
+        "streams": options.streams,
+        "frames": options.frames,
+        "time_of": "device" if on_device else "host",
+        "copy_gb_per_s": roof.gb_per_s,
+        "matmul_tflop_per_s": roof.tflop_per_s,
+        "notes": [_note(options.graphs, backend, on_device)],
+    }
 
 
-def _notes(options: argparse.Namespace, backend: str, on_device: bool) -> list[str]:
+def _note(graphs: str, backend: str, on_device: bool) -> str:
+    if not on_device and backend == "triton":
+        return "kernels run in Triton's interpreter: their times mean nothing"
     if not on_device:
-        times = "kernels run in Triton's interpreter: their times mean nothing"
-        return [times if backend == "triton" else "host times of a CPU, the profiler's own cost among them"]
-    if options.graphs == "lazy":
-        return ["frames are replays of a graph: what is in them shows with --graphs off"]
-    return ["kernels were launched one by one: how long a frame really takes shows with --graphs lazy"]
+        return "host times of a CPU, the profiler's own cost among them"
+    if graphs == "lazy":
+        return "frames are replays of a graph: what is in them shows with --graphs off"
+    return "kernels were launched one by one: how long a frame really takes shows with --graphs lazy"
 
 
 def shown(report: dict[str, Any]) -> str:
     """The report for a person to read."""
-    lines = [
-        "{model} model, {backend} backend on {device}: {streams} x {frames} frames, {time_of} time".format(**report),
-        f"copy bandwidth measured just now: {report['copy_gb_per_s']:g} GB/s",
-        *report["notes"],
-        table(report["ranges"]),
-    ]
+    about = "{model} model, {backend} backend on {device}: {streams} x {frames} frames, {time_of} time"
+    lines = [about.format(**report), *report["notes"]]
+    if report["copy_gb_per_s"]:
+        lines.append(f"copy bandwidth measured just now: {report['copy_gb_per_s']:g} GB/s")
+    lines.append(table(report["ranges"]))
     for kernel in report.get("kernels", [])[:10]:
         lines.append("{kernel}: {count} calls, {total_us:.1f} us".format(**kernel))
-    opens = "Nsight Systems" if report["tool"] == "nsys" else "proton-viewer"
-    return "\n".join(
-        [*lines, f"{report['trace']}: {'ui.perfetto.dev' if report['tool'] == 'torch' else opens} opens it"]
-    )
+    viewers = {"torch": "ui.perfetto.dev", "nsys": "Nsight Systems", "proton": "proton-viewer"}
+    return "\n".join([*lines, f"{report['trace']}: {viewers[report['tool']]} opens it"])
 
 
 def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
@@ -234,9 +207,8 @@ def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")
     parser.add_argument("--backend", default="auto", help=f"one of {', '.join(BACKENDS)}; default: auto")
     parser.add_argument("--graphs", default="off", help="off: layers show; lazy: frames are replayed; default: off")
-    parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="or a folder; default: profile.json.gz, or as the tool"
-    )
+    out = "or a folder; default: profile.json.gz, or as the tool"
+    parser.add_argument("--out", type=Path, metavar="FILE", help=out)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     return _command
 
@@ -252,12 +224,10 @@ def main(argv: list[str] | None = None) -> int:
     """The command by itself. Exit status: 0 done, 2 bad input or a tool that failed."""
     parser = argparse.ArgumentParser(prog="python -m zonos2_triton.bench.timing.profile")
     execute = command(parser)
-    parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     try:
-        if options.inside is not None:
-            return inside(checked(options))
-        return execute(options)
+        return inside(checked(options)) if options.inside else execute(options)
     except (ValueError, OSError, ImportError) as error:
         print(f"profile: error: {error}", file=sys.stderr)
         return 2

@@ -6,22 +6,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from zonos2_triton.bench.specs.roofline import Roof
 from zonos2_triton.model.backbone import Backbone
 from zonos2_triton.model.pipeline import Zonos2
-from zonos2_triton.model.prompt import build_prompt
 from zonos2_triton.model.runtime.scheduler import LoopOptions
 from zonos2_triton.model.vocoder import Vocoder
 from zonos2_triton.model.weights.tiny import write_tiny
 from zonos2_triton.reference.sampling import Sampling
 from zonos2_triton.reference.vocoder import VocoderConfig
-
-if TYPE_CHECKING:  # its costs are the kernels': Triton must not be imported before a model has settled how
-    from zonos2_triton.bench.timing.range_costs import Generation
 
 REAL = "8b"
 TEXT = "A quick brown fox jumps over the lazy dog."
@@ -56,12 +51,6 @@ def speaking(tts: Zonos2, options: argparse.Namespace) -> Callable[[], object]:
     """Equal prompts to their sound, each with a seed of its own."""
     settings = [Sampling(seed=i, max_frames=options.frames, ignore_eos=True) for i in range(options.streams)]
     return partial(tts.speak, [TEXT] * options.streams, sampling=settings)
-
-
-def generation(tts: Zonos2, options: argparse.Namespace) -> "Generation":
-    from zonos2_triton.bench.timing.range_costs import Generation
-
-    return Generation(tts, options.streams, options.frames, len(build_prompt(tts.backbone.config, TEXT)))
 
 
 def measured_roof(device: torch.device) -> Roof:

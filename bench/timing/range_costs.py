@@ -92,15 +92,6 @@ def placed(root: Node, work: Mapping[Path, Work]) -> dict[Path, Work]:
     return found
 
 
-def flat(work: Mapping[Path, Work]) -> dict[str, Work]:
-    """`work` by name alone, for ranges of which nobody knows what they lay in."""
-    found = dict[str, Work]()
-    for path, (moved, flops) in work.items():
-        before = found.get(path[-1], (0, 0))
-        found[path[-1]] = before[0] + moved, before[1] + flops
-    return found
-
-
 def counts(root: Node) -> dict[str, int]:
     """Calls of each stage."""
     found = dict.fromkeys(STAGES, 0)

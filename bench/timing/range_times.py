@@ -5,14 +5,17 @@ kernels and copies which were launched inside it; on a CPU it is the host's.
 """
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from zonos2_triton.bench.figures import engineering, text_table
 from zonos2_triton.bench.specs.roofline import Roof
 
 CATEGORIES = ("model/", "kernel/", "codec/")
 LAUNCHES, DEVICE = ("cuda_runtime", "cuda_driver"), ("kernel", "gpu_memcpy", "gpu_memset")  # categories of Kineto
+
+HEADS = ("range", "count", "total ms", "mean us", "share %", "bytes", "floor us", "% of floor")
 
 Path = tuple[str, ...]  # names, the outermost first
 Work = tuple[float, float]  # bytes and floating-point operations of all calls of a range together
@@ -88,34 +91,24 @@ def of_hatchet(tree: Mapping[str, Any]) -> Node:
     return node
 
 
-def rows(
-    root: Node, work: Mapping[Path, Work], roof: Roof, outermost: Collection[str] | None = None
-) -> list[dict[str, Any]]:
+def rows(root: Node, work: Mapping[Path, Work], roof: Roof) -> list[dict[str, Any]]:
     """A dictionary for each range; bytes and floor are those of one call, null where nobody has counted them.
 
     work: by path, of all calls of a range together; a range that is not there has the sum of those in it.
-    outermost: ranges that make the whole, where the tree does not tell.
     """
-    whole = sum(node.us for name, node in root.children.items() if outermost is None or name in outermost)
-    found = []
+    whole, found = sum(node.us for node in root.children.values()), []
     for path, node in root.walk():
         calls, total = max(node.count, 1), _work(node, path, work)
         mean = node.us / calls
-        moved, flops = (None, None) if total is None else (part / calls for part in total)
-        floor = None if moved is None or flops is None else roof.floor_us(moved, flops)
-        found.append(
-            {
-                "range": path[-1], "path": list(path), "count": node.count, "total_us": round(node.us, 3),
-                "mean_us": round(mean, 3), "share": round(100 * node.us / whole, 2) if whole else None,
-                "bytes": _rounded(moved), "floor_us": _rounded(floor, 3),
-                "percent_of_floor": _rounded(100 * floor / mean, 3) if floor is not None and mean else None,
-            }
-        )  # fmt: skip
+        floor = None if total is None else roof.floor_us(*(part / calls for part in total))
+        row: dict[str, Any] = {"range": path[-1], "path": list(path), "count": node.count}
+        row |= {"total_us": round(node.us, 3), "mean_us": round(mean, 3)}
+        row["share"] = round(100 * node.us / whole, 2) if whole else None
+        row["bytes"] = None if total is None else round(total[0] / calls)
+        row["floor_us"] = None if floor is None else round(floor, 3)
+        row["percent_of_floor"] = None if floor is None or not mean else round(100 * floor / mean, 3)
+        found.append(row)
     return found
-
-
-def _rounded(value: float | None, digits: int | None = None) -> float | None:
-    return None if value is None else round(value, digits)
 
 
 def _work(node: Node, path: Path, work: Mapping[Path, Work]) -> Work | None:
@@ -126,38 +119,19 @@ def _work(node: Node, path: Path, work: Mapping[Path, Work]) -> Work | None:
     return (sum(moved for moved, _ in known), sum(flops for _, flops in known)) if known else None
 
 
-COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "range": lambda row: "  " * (len(row["path"]) - 1) + row["range"],
-    "count": lambda row: str(row["count"]),
-    "total ms": lambda row: f"{row['total_us'] / 1e3:.3f}",
-    "mean us": lambda row: f"{row['mean_us']:.1f}",
-    "share %": lambda row: _number(row["share"]),
-    "bytes": lambda row: _bytes(row["bytes"]),
-    "floor us": lambda row: _number(row["floor_us"]),
-    "% of floor": lambda row: _number(row["percent_of_floor"]),
-}
-
-
 def table(found: list[dict[str, Any]]) -> str:
-    """The rows for a person to read."""
-    lines = [tuple(COLUMNS), *(tuple(show(row) for show in COLUMNS.values()) for row in found)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            text.ljust(w) if i == 0 else text.rjust(w) for i, (text, w) in enumerate(zip(line, widths, strict=True))
+    """The rows for a person to read; sums by name have no mean, share or floor."""
+    lines = [HEADS]
+    for row in found:
+        name = "  " * (len(row.get("path", [""])) - 1) + row["range"]
+        moved = engineering(row["bytes"], "B") if row.get("bytes") is not None else ""
+        share, floor, percent = (_number(row.get(key)) for key in ("share", "floor_us", "percent_of_floor"))
+        mean = row["total_us"] / max(row["count"], 1)
+        lines.append(
+            (name, str(row["count"]), f"{row['total_us'] / 1e3:.3f}", f"{mean:.1f}", share, moved, floor, percent)
         )
-        for line in lines
-    )
+    return text_table(lines)
 
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
-
-
-def _bytes(value: int | None) -> str:
-    if value is None:
-        return ""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value} B"

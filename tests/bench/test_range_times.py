@@ -3,7 +3,7 @@
 import pytest
 
 from zonos2_triton.bench.specs.roofline import UNKNOWN, Roof
-from zonos2_triton.bench.timing.range_times import COLUMNS, Node, bare, label, of_hatchet, of_trace, rows, table
+from zonos2_triton.bench.timing.range_times import HEADS, Node, bare, label, of_hatchet, of_trace, rows, table
 
 
 def ranged(name, start, us, **more):
@@ -113,7 +113,7 @@ def test_an_empty_tree_and_idle_ranges_are_rows_too():
 def test_the_table_shows_depth_and_leaves_out_what_is_unknown():
     root = of_trace(TRACE, on_device=False)
     lines = table(rows(root, {("codec/decode",): (1.5e9, 0)}, Roof(1.0, None))).splitlines()
-    assert lines[0].split() == " ".join(COLUMNS).split()
+    assert lines[0].split() == " ".join(HEADS).split()
     assert lines[3].startswith("    model/layer ")
     assert lines[-1].split() == ["codec/decode", "1", "0.040", "40.0", "40", "1.5", "GB", "1500000", "3750000"]
     assert "None" not in "".join(lines)
