@@ -5,12 +5,12 @@ where a tensor has a shape and no memory.
 """
 
 import math
-from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from zonos2_triton.bench.suite.device_checks import whole_model
 from zonos2_triton.model.ops import PAGE_SIZE, ROWS_AT_ONCE, SEQUENCES_AT_ONCE, vocoder_ops
@@ -35,19 +35,12 @@ GROUPS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Precision:
-    """How many bits a weight has; the cache and all that is computed have those of `dtype`."""
+class Precision(NamedTuple):
+    """Of weights; the cache and all that is computed are of `dtype`."""
 
     name: str
     dtype: torch.dtype
-    experts: float | None = None  # bits of an expert's weight, scales included; None: as all others
-    others: float | None = None  # None: as the dtype
-
-    @property
-    def runs(self) -> bool:
-        """Whether there are kernels for it."""
-        return self.experts is None
+    expert_bits: float | None = None  # of an expert's weight, scales included; None: as the dtype, and it has kernels
 
     @property
     def codec(self) -> torch.dtype:
@@ -56,9 +49,7 @@ class Precision:
 
     def share(self, part: str) -> float:
         """Of the bytes that a part of the weights has in `dtype`."""
-        full = 8.0 * self.dtype.itemsize
-        others = self.others or full
-        return (self.experts or others if part == "experts" else others) / full
+        return self.expert_bits / 8 / self.dtype.itemsize if self.expert_bits and part == "experts" else 1.0
 
 
 PRECISIONS = {
@@ -67,9 +58,8 @@ PRECISIONS = {
         Precision("bf16", torch.bfloat16),
         Precision("fp16", torch.float16),
         Precision("fp32", torch.float32),
-        Precision("int8", torch.bfloat16, experts=8),
-        Precision("int4", torch.bfloat16, experts=4.25),  # a scale of 16 bits for every 64 weights
-        Precision("int8-everywhere", torch.bfloat16, experts=8, others=8),
+        Precision("int8", torch.bfloat16, 8),
+        Precision("int4", torch.bfloat16, 4.25),  # a scale of 16 bits for every 64 weights
     )
 }
 
@@ -86,12 +76,13 @@ def parts(precision: Precision, streams: int, rows: int, prompt: int) -> list[Pa
     """Of a loop whose streams have `rows` rows of the cache each; prompt: rows that each begins with."""
     weights = {f"weights: {name}": count * precision.share(name) * precision.dtype.itemsize
                for name, count in parameters().items()}  # fmt: skip
+    dtype = str(precision.codec).removeprefix("torch.")
     state, rings = _loop(buckets(streams)[-1], precision)
     return [
         *(Part(name, size, LAYOUT) for name, size in weights.items()),
         Part("embedding again, as one table", weights["weights: embedding"], LAYOUT),
         Part("rotary table", _rotary(precision.dtype), LAYOUT),
-        Part(f"vocoder, {_word(precision.codec)}, as loaded and packed", vocoder_of(precision.codec)[1], LAYOUT),
+        Part(f"vocoder, {dtype}, as loaded and packed", vocoder_of(precision.codec)[1], LAYOUT),
         Part("cache", streams * pages_of(rows) * _page(precision.dtype), LAYOUT),
         Part("vocoder's rings", rings, LAYOUT),
         Part("state of the loop", state, LAYOUT),
@@ -108,9 +99,7 @@ def total(precision: Precision, streams: int, rows: int, prompt: int) -> float:
 def most(precision: Precision, rows: int, prompt: int, capacity: float) -> int:
     """How many streams fit into so many bytes, up to those that one loop takes; 0: none."""
     # Not by bisection: with more streams the rings may take less, in more steps.
-    return next(
-        (n for n in range(SEQUENCES_AT_ONCE, 0, -1) if total(precision, n, rows, prompt) <= capacity), 0
-    )  # fmt: skip
+    return next((n for n in range(SEQUENCES_AT_ONCE, 0, -1) if total(precision, n, rows, prompt) <= capacity), 0)
 
 
 @cache
@@ -140,18 +129,8 @@ def _loop(rows: int, precision: Precision) -> tuple[float, float]:
 
 def _held(found: object) -> int:
     """Bytes of the memory behind all tensors in dictionaries, lists and tuples, counted once each."""
-    behind: dict[int, int] = {}
-
-    def look(into: object) -> None:
-        if isinstance(into, Tensor):
-            storage = into.untyped_storage()
-            behind[storage._cdata] = storage.nbytes()
-        elif isinstance(into, dict | list | tuple):
-            for each in into.values() if isinstance(into, dict) else into:
-                look(each)
-
-    look(found)
-    return sum(behind.values())
+    storages = [leaf.untyped_storage() for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]
+    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
 
 
 @cache
@@ -173,7 +152,3 @@ def _prefill(precision: Precision, rows: int) -> float:
     q_dim, kv_dim = c.heads * c.head_dim, c.kv_heads * c.head_dim
     width = 3 * c.dim + (2 * q_dim + 2 * kv_dim + c.heads) + c.max_experts_per_token * c.ffn_dim
     return rows * width * precision.dtype.itemsize
-
-
-def _word(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
