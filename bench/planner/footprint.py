@@ -35,33 +35,9 @@ GROUPS = {
 }  # fmt: skip
 
 
-class Precision(NamedTuple):
-    """Of weights; the cache and all that is computed are of `dtype`."""
-
-    name: str
-    dtype: torch.dtype
-    expert_bits: float | None = None  # of an expert's weight, scales included; None: as the dtype, and it has kernels
-
-    @property
-    def codec(self) -> torch.dtype:
-        """Of the vocoder."""
-        return torch.float32 if self.dtype == torch.float32 else torch.float16
-
-    def share(self, part: str) -> float:
-        """Of the bytes that a part of the weights has in `dtype`."""
-        return self.expert_bits / 8 / self.dtype.itemsize if self.expert_bits and part == "experts" else 1.0
-
-
-PRECISIONS = {
-    precision.name: precision
-    for precision in (
-        Precision("bf16", torch.bfloat16),
-        Precision("fp16", torch.float16),
-        Precision("fp32", torch.float32),
-        Precision("int8", torch.bfloat16, 8),
-        Precision("int4", torch.bfloat16, 4.25),  # a scale of 16 bits for every 64 weights
-    )
-}
+# Bits of an expert's weight, scales included. The cache and all else that is computed are in bf16, the vocoder in fp16.
+PRECISIONS = {"bf16": 16.0, "int8": 8.0, "int4": 4.25}  # a scale of 16 bits for every 64 weights
+DTYPE, CODEC_DTYPE = torch.bfloat16, torch.float16
 
 
 class Part(NamedTuple):
@@ -72,34 +48,35 @@ class Part(NamedTuple):
     kind: str
 
 
-def parts(precision: Precision, streams: int, rows: int, prompt: int) -> list[Part]:
+def parts(precision: str, streams: int, rows: int, prompt: int) -> list[Part]:
     """Of a loop whose streams have `rows` rows of the cache each; prompt: rows that each begins with."""
-    weights = {f"weights: {name}": count * precision.share(name) * precision.dtype.itemsize
-               for name, count in parameters().items()}  # fmt: skip
-    dtype = str(precision.codec).removeprefix("torch.")
-    state, rings = _loop(buckets(streams)[-1], precision)
+    weights = {name: count * DTYPE.itemsize * share(precision, name) for name, count in parameters().items()}
+    state, rings = _loop(buckets(streams)[-1])
     return [
-        *(Part(name, size, LAYOUT) for name, size in weights.items()),
-        Part("embedding again, as one table", weights["weights: embedding"], LAYOUT),
-        Part("rotary table", _rotary(precision.dtype), LAYOUT),
-        Part(f"vocoder, {dtype}, as loaded and packed", vocoder_of(precision.codec)[1], LAYOUT),
-        Part("cache", streams * pages_of(rows) * _page(precision.dtype), LAYOUT),
+        *(Part(f"weights: {name}", size, LAYOUT) for name, size in weights.items()),
+        Part("embedding again, as one table", weights["embedding"], LAYOUT),
+        Part("rotary table", rotary_table(MODEL.max_seqlen, MODEL.head_dim, MODEL.rope_theta, _meta()).nbytes, LAYOUT),
+        Part("vocoder, float16, as loaded and packed", vocoder_of(CODEC_DTYPE)[1], LAYOUT),
+        Part("cache", streams * pages_of(rows) * _page(), LAYOUT),
         Part("vocoder's rings", rings, LAYOUT),
         Part("state of the loop", state, LAYOUT),
-        Part("activations of a prefill", _prefill(precision, min(streams * prompt, ROWS_AT_ONCE)), ESTIMATE),
+        Part("activations of a prefill", _prefill(min(streams * prompt, ROWS_AT_ONCE)), ESTIMATE),
         Part("context, kernels, allocator", RESERVE, ESTIMATE),
     ]
 
 
-def total(precision: Precision, streams: int, rows: int, prompt: int) -> float:
-    """Bytes."""
-    return sum(part.bytes for part in parts(precision, streams, rows, prompt))
+def share(precision: str, part: str) -> float:
+    """Of the bytes that a part of the weights has in bf16."""
+    return PRECISIONS[precision] / PRECISIONS["bf16"] if part == "experts" else 1.0
 
 
-def most(precision: Precision, rows: int, prompt: int, capacity: float) -> int:
+def most(precision: str, rows: int, prompt: int, capacity: float) -> int:
     """How many streams fit into so many bytes, up to those that one loop takes; 0: none."""
     # Not by bisection: with more streams the rings may take less, in more steps.
-    return next((n for n in range(SEQUENCES_AT_ONCE, 0, -1) if total(precision, n, rows, prompt) <= capacity), 0)
+    for streams in range(SEQUENCES_AT_ONCE, 0, -1):
+        if sum(part.bytes for part in parts(precision, streams, rows, prompt)) <= capacity:
+            return streams
+    return 0
 
 
 @cache
@@ -120,11 +97,16 @@ def vocoder_of(dtype: torch.dtype) -> tuple[Decoder, int]:
 
 
 @cache
-def _loop(rows: int, precision: Precision) -> tuple[float, float]:
+def _loop(rows: int) -> tuple[float, float]:
     """Bytes of the state of a loop of so many rows, and of the rings of its vocoder."""
-    slots = Slots(MODEL, rows, 0, LOOK + MODEL.n_codebooks, torch.empty(0, dtype=precision.dtype, device="meta"))
-    speech = Speech(vocoder_of(precision.codec)[0], slots, LOOK + 1)
+    slots = Slots(MODEL, rows, 0, LOOK + MODEL.n_codebooks, _meta())
+    speech = Speech(vocoder_of(CODEC_DTYPE)[0], slots, LOOK + 1)
     return _held([vars(slots), vars(speech)]), _held(speech._rings.tensors())
+
+
+def _meta() -> Tensor:
+    """What tensors of the model are like."""
+    return torch.empty(0, dtype=DTYPE, device="meta")
 
 
 def _held(found: object) -> int:
@@ -134,21 +116,15 @@ def _held(found: object) -> int:
 
 
 @cache
-def _page(dtype: torch.dtype) -> int:
+def _page() -> int:
     """Bytes of a page of the cache in all layers."""
-    made = network.Cache(MODEL, 1, PAGE_SIZE, torch.empty(0, dtype=dtype, device="meta"))
+    made = network.Cache(MODEL, 1, PAGE_SIZE, _meta())
     return _held([made.k, made.v])
 
 
-@cache
-def _rotary(dtype: torch.dtype) -> int:
-    like = torch.empty(0, dtype=dtype, device="meta")
-    return rotary_table(MODEL.max_seqlen, MODEL.head_dim, MODEL.rope_theta, like).nbytes
-
-
-def _prefill(precision: Precision, rows: int) -> float:
+def _prefill(rows: int) -> float:
     """What lives at once in a layer: the stream before and after, its norm, projections, attention, the experts' h."""
     c = MODEL
     q_dim, kv_dim = c.heads * c.head_dim, c.kv_heads * c.head_dim
     width = 3 * c.dim + (2 * q_dim + 2 * kv_dim + c.heads) + c.max_experts_per_token * c.ffn_dim
-    return rows * width * precision.dtype.itemsize
+    return rows * width * DTYPE.itemsize

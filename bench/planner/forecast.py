@@ -9,12 +9,9 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
-import torch
-
-from zonos2_triton.bench.planner.footprint import CODEC, LOOK, MODEL, Precision, vocoder_of
+from zonos2_triton.bench.planner.footprint import CODEC, CODEC_DTYPE, LOOK, MODEL, share, vocoder_of
 from zonos2_triton.bench.specs.frame_cost import frame_cost, prompt_cost
 from zonos2_triton.bench.specs.gpus import Card
-from zonos2_triton.bench.specs.roofline import Roof
 from zonos2_triton.bench.timing.vocoder import step_costs
 from zonos2_triton.kernels._operator import Cost
 from zonos2_triton.model.ops import ROWS_AT_ONCE, SEQUENCES_AT_ONCE
@@ -33,13 +30,11 @@ class Moved(NamedTuple):
 class Forecast:
     """Floors of one precision and context, at the rates of a card's data sheet."""
 
-    def __init__(self, card: Card, precision: Precision, context: int) -> None:
-        self.precision, self.context = precision, context
-        # Matrix rates are of half precision.
-        self.roof = Roof(card.gb_per_s, None if precision.dtype == torch.float32 else card.tflop_per_s)
+    def __init__(self, card: Card, precision: str, context: int) -> None:
+        self.card, self.precision, self.context = card, precision, context
 
     def floor(self, cost: Moved) -> float:
-        floor = self.roof.floor_us(*cost)
+        floor = self.card.roof.floor_us(*cost)
         assert floor is not None  # every card has a bandwidth
         return floor
 
@@ -47,7 +42,7 @@ class Forecast:
         """Of a frame of all streams, codes drawn."""
         # The last frame of a full context has one row less behind it.
         behind = min(context or self.context, MODEL.max_seqlen - 1)
-        return self._moved(_frame(streams, behind, self.precision.dtype.itemsize))
+        return self._moved(_frame(streams, behind))
 
     def frame(self, streams: int) -> float:
         """Of the backbone."""
@@ -55,7 +50,7 @@ class Forecast:
 
     def vocoder(self, streams: int) -> float:
         """Its share of a frame of all streams."""
-        return self.floor(_step(streams, self.precision.codec.itemsize)) / LOOK
+        return self.floor(_step(streams)) / LOOK
 
     def first_audio(self, streams: int, prompt: int) -> dict[str, Any]:
         """From the texts of all streams, which begin together, to the first samples of each."""
@@ -76,31 +71,30 @@ class Forecast:
 
     def _prefill(self, streams: int, prompt: int) -> float:
         """Of all prompts together, in pieces of at most ROWS_AT_ONCE rows, each of which reads the weights."""
-        size, rows = self.precision.dtype.itemsize, streams * prompt
-        alone = prompt_cost(MODEL, prompt, size)["prefill_attention"]
+        rows, alone = streams * prompt, prompt_cost(MODEL, prompt)["prefill_attention"]
         time = 0.0
         for first in range(0, rows, ROWS_AT_ONCE):
             n = min(ROWS_AT_ONCE, rows - first)
             # A prompt attends to no other one: a piece has so many prompts' worth of attention.
             attention = Cost(round(n / prompt * alone.bytes), round(n / prompt * alone.flops))
-            time += self.floor(self._moved({**prompt_cost(MODEL, n, size), "prefill_attention": attention}))
+            time += self.floor(self._moved({**prompt_cost(MODEL, n), "prefill_attention": attention}))
         return time
 
     def _moved(self, costs: Mapping[str, Cost]) -> Moved:
         """All together, with the weights in this precision's bits."""
-        moved = (c.bytes * (1.0 if part in NO_WEIGHTS else self.precision.share(part)) for part, c in costs.items())
+        moved = (c.bytes * (1.0 if part in NO_WEIGHTS else share(self.precision, part)) for part, c in costs.items())
         return Moved(sum(moved), float(sum(cost.flops for cost in costs.values())))
 
 
 @cache
-def _frame(streams: int, behind: int, itemsize: int) -> Mapping[str, Cost]:
-    return frame_cost(MODEL, streams, behind, itemsize)
+def _frame(streams: int, behind: int) -> Mapping[str, Cost]:
+    return frame_cost(MODEL, streams, behind)
 
 
 @cache
-def _step(streams: int, itemsize: int) -> Moved:
+def _step(streams: int) -> Moved:
     """Of the vocoder, of the frames between two looks."""
-    costs = step_costs(CODEC, streams, LOOK, itemsize)
+    costs = step_costs(CODEC, streams, LOOK, CODEC_DTYPE.itemsize)
     return Moved(sum(cost.bytes for cost in costs), sum(cost.flops for cost in costs))
 
 
@@ -110,6 +104,6 @@ def frames_to_sound() -> int:
     The last codebook comes n_codebooks - 1 frames late, the vocoder's first sample waits for its lag, and the loop
     looks after the first frame and then every LOOK.
     """
-    decoder, _ = vocoder_of(torch.float16)
+    decoder, _ = vocoder_of(CODEC_DTYPE)
     frames = decoder.lag // CODEC.hop + 1 + MODEL.n_codebooks - 1
     return 1 + LOOK * math.ceil((frames - 1) / LOOK)

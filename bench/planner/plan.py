@@ -20,7 +20,7 @@ import torch
 from zonos2_triton.bench.cli_choices import chosen
 from zonos2_triton.bench.figures import text_table
 from zonos2_triton.bench.planner import footprint
-from zonos2_triton.bench.planner.footprint import MODEL, PRECISIONS, Precision
+from zonos2_triton.bench.planner.footprint import MODEL, PRECISIONS
 from zonos2_triton.bench.planner.forecast import FRAME_US, Forecast
 from zonos2_triton.bench.specs.gpus import CARDS, Card, card, recognised
 from zonos2_triton.bench.suite.presets import REAL
@@ -45,18 +45,17 @@ def plan(
     check_range("context", context, LONGEST)
     prompt = min(usual_prompt(), context) if prompt is None else prompt
     check_range("prompt", prompt, context, " = context, which it is part of")
-    p = PRECISIONS[chosen("precision", [precision], PRECISIONS)[0]]
+    chosen("precision", [precision], PRECISIONS)
     rows = min(context + 1, LONGEST)
-    parts, capacity = footprint.parts(p, streams, rows, prompt), card.memory_gb * 1e9
-    needed, fit = sum(part.bytes for part in parts), footprint.most(p, rows, prompt, capacity)
-    advice = [] if needed <= capacity else [*_would_fit(p, streams, rows, prompt, capacity, fit)]
-    forecast = Forecast(card, p, context)
+    parts, capacity = footprint.parts(precision, streams, rows, prompt), card.memory_gb * 1e9
+    needed, fit = sum(part.bytes for part in parts), footprint.most(precision, rows, prompt, capacity)
+    forecast = Forecast(card, precision, context)
     frame, sound, real_time = forecast.frame(streams), forecast.vocoder(streams), forecast.in_real_time()
     return {
         "card": asdict(card),
         "streams": streams,
-        "precision": p.name,
-        "has_kernels": p.expert_bits is None,
+        "precision": precision,
+        "has_kernels": precision == "bf16",
         "context": context,
         "prompt": prompt,
         "memory": {
@@ -64,7 +63,6 @@ def plan(
             "bytes": needed,
             "capacity": {"bytes": capacity},
             "parts": [part._asdict() for part in parts],
-            "would_fit": advice,
         },
         "frame": {
             **forecast.cost(streams)._asdict(),
@@ -80,7 +78,7 @@ def plan(
             "most": SEQUENCES_AT_ONCE,
         },
         "first_audio": forecast.first_audio(streams, prompt),
-        "notes": [*_notes(card, p, needed <= capacity, frame + sound)],
+        "notes": [*_notes(card, precision, needed <= capacity, frame + sound)],
     }
 
 
@@ -90,16 +88,13 @@ def _rates(us: float, streams: int) -> dict[str, float]:
     return {"us": us, "rtf": rtf, "times_real_time": streams / rtf, "frames_per_s": 1e6 / us}
 
 
-def _notes(card: Card, p: Precision, fits: bool, frame_us: float) -> Iterator[str]:
+def _notes(card: Card, precision: str, fits: bool, frame_us: float) -> Iterator[str]:
     """What a reader must know besides."""
-    if p.expert_bits:
-        yield f"{p.name} has no kernels in this project yet: its figures are floors of what could be"
-    if p.dtype == torch.float32:
-        yield "floors of fp32 are those of its bytes alone: matrix rates are of half precision"
-    else:
-        half, full = (footprint.vocoder_of(dtype)[1] for dtype in (torch.float16, torch.float32))
-        more = f"its default, float32, takes {_gb(full - half)} more, and more for its rings"
-        yield f"the vocoder is taken in float16 (vocoder_dtype); {more}"
+    half, full = (footprint.vocoder_of(dtype)[1] for dtype in (torch.float16, torch.float32))
+    more = f"its default, float32, takes {_gb(full - half)} more, and more for its rings"
+    yield f"the vocoder is taken in float16 (vocoder_dtype); {more}"
+    if precision != "bf16":
+        yield f"{precision} has no kernels in this project yet: its figures are floors of what could be"
     if card.tflop_per_s is None:
         yield "no matrix rate is known of this card: floors are those of bytes alone"
     if not fits:
@@ -108,31 +103,15 @@ def _notes(card: Card, p: Precision, fits: bool, frame_us: float) -> Iterator[st
         yield f"not in real time: a frame is {FRAME_US / 1e3:.2f} ms of sound"
 
 
-def _would_fit(p: Precision, streams: int, rows: int, prompt: int, capacity: float, fit: int) -> Iterator[str]:
-    """Each way to make do with less, or with more."""
-    if fit:
-        yield f"{fit} stream{'s' if fit > 1 else ''} of this context"
-    smaller = [p for p in PRECISIONS.values() if footprint.total(p, streams, rows, prompt) <= capacity]
-    if smaller:
-        yield "precision " + ", ".join(f"{p.name}{' (no kernels yet)' if p.expert_bits else ''}" for p in smaller)
-    needed = footprint.total(p, streams, rows, prompt)
-    sizes = sorted(c.memory_gb for c in CARDS if c.memory_gb * 1e9 >= needed)
-    if sizes:
-        yield f"a card of {sizes[0]:g} GB: {', '.join(c.name for c in CARDS if c.memory_gb == sizes[0])}"
-    if not (fit or smaller or sizes):
-        yield "nothing that this table knows"
-
-
 def as_text(found: dict[str, Any]) -> str:
     """A plan for a terminal of 100 columns."""
     of, memory, first, most = found["card"], found["memory"], found["first_audio"], SEQUENCES_AT_ONCE
     rate = f", {of['tflop_per_s']:g} TFLOP/s in bf16" if of["tflop_per_s"] else ""
     head = [f"{of['name']} ({of['arch']}): {of['memory_gb']:.4g} GB, {of['gb_per_s']:g} GB/s{rate}"]
-    head += [
-        f"source: {of['source']}",
-        "streams: {streams}, {precision}, {context} rows of context each".format(**found),
-    ]
-    head += [f"a prompt of {found['prompt']} included; every time is a floor"]
+    head.append(f"source: {of['source']}")
+    head.append(
+        "{streams} streams, {precision}; rows of each: {context}, a prompt of {prompt} included".format(**found)
+    )
     parts = [(part["name"], f"{part['bytes'] / 1e9:.3f}", part["kind"]) for part in memory["parts"]]
     verdict = "fits" if memory["fits"] else "DOES NOT FIT"
     parts.append((f"of {_gb(memory['capacity']['bytes'])}", f"{memory['bytes'] / 1e9:.3f}", verdict))
@@ -145,12 +124,11 @@ def as_text(found: dict[str, Any]) -> str:
              "their sound": "vocoder", "text to first audio": "total"}  # fmt: skip
     tables = [
         [("memory", "GB", ""), *parts],
-        [("frame, " + _gb(found["frame"]["bytes"]), "ms", "RTF", "x real time", "frames/s"), *frames],
+        [("frame, " + _gb(found["frame"]["bytes"]), "ms at least", "RTF", "x real time", "frames/s"), *frames],
         [(f"streams, of {most}", ""), *((name, str(found["streams_at_once"][key])) for name, key in counts.items())],
-        [("first audio", "ms"), *((name, f"{first[key]['us'] / 1e3:.2f}") for name, key in times.items())],
+        [("first audio", "ms at least"), *((name, f"{first[key]['us'] / 1e3:.2f}") for name, key in times.items())],
     ]
-    said = [*(f"would fit: {line}" for line in memory["would_fit"]), *found["notes"]]
-    notes = [fill(line, WIDTH, initial_indent="- ", subsequent_indent="  ") for line in said]
+    notes = [fill(note, WIDTH, initial_indent="- ", subsequent_indent="  ") for note in found["notes"]]
     return "\n\n".join(["\n".join(head), *map(text_table, tables), "\n".join(notes)])
 
 

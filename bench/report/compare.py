@@ -29,6 +29,7 @@ THRESHOLD = 0.02
 CONDITIONS = ("driver", "torch", "cuda", "triton", "clock_mhz", "memory_clock_mhz", "most_mhz", "most_memory_mhz",
               "power_limit_w", "seed")  # fmt: skip
 BASELINE_FIELDS = {"launches", "registers", "spills", "shared", "instructions", "matrix", "wide", "narrow"}
+UNITS = {"samples_us": "us", "samples_ms": "ms"}
 HEADS = ("item", "verdict", "before", "after", "change", "p", "note")
 
 
@@ -144,21 +145,24 @@ def compare(before: Input, after: Input, threshold: float = THRESHOLD, force: bo
     head = (before.kind, before.name, after.name, threshold)
     if before.kind == "baselines":
         return Comparison(*head, changes=differences(after.content, before.content))
-    rows = _rows(before.content, after.content, threshold)
+    old, new = _items(before.content), _items(after.content)
+    rows = _rows(old, new, threshold)
     warnings = [*_obstacles((before, after), force), *_conditions(before.content, after.content)]
     warnings += [
         f"the card itself is {row.verdict}: {row.name}, {percent(row.ratio)}"
         for row in rows
         if row.verdict != "same" and not row.judged
     ]
-    old, new = _statuses(before.content), _statuses(after.content)
-    failing = [name for name, status in new.items() if status != "passed" and old.get(name, "passed") == "passed"]
+    bad = [name for name, found in new.items() if found["status"] != "passed"]
+    was_bad = [name for name, found in old.items() if found["status"] != "passed"]
     return Comparison(
-        *head, warnings, rows,
-        failing=[f"{name}: {_why(after.content, name)}" for name in failing],
-        recovered=[name for name, status in old.items() if status != "passed" and new.get(name) == "passed"],
-        vanished=[f"{name}: {_why(after.content, name)}" for name in old if name not in new],
-    )  # fmt: skip
+        *head,
+        warnings,
+        rows,
+        failing=[f"{name}: {new[name].get('error') or new[name]['reason']}" for name in bad if name not in was_bad],
+        recovered=[name for name in was_bad if name in new and name not in bad],
+        vanished=[f"{name}: {_left_out(after.content, name)}" for name in old if name not in new],
+    )
 
 
 def _text(name: str) -> str:
@@ -204,41 +208,43 @@ def _conditions(before: Result, after: Result) -> Iterator[str]:
             yield f"{name}: {old} before, {new} after"
 
 
-def _rows(before: Result, after: Result, threshold: float) -> list[Row]:
-    old, new = _measured(before), _measured(after)
-    names = [name for name in new if name in old]
-    adjusted = holm([_p_value(old[name], new[name]) for name in names])
-    rows = [_row(name, old[name], new[name], p, threshold) for name, p in zip(names, adjusted, strict=True)]
+def _items(content: Result) -> dict[str, dict[str, Any]]:
+    """By part/item."""
+    parts = content["parts"]
+    return {f"{part}/{name}": found for part in parts for name, found in results.items(content, part).items()}
+
+
+def _left_out(content: Result, name: str) -> str:
+    """Why an item has no result, where the run mentions it."""
+    part, item = name.split("/", 1)
+    return results.left_out(content, part).get(item, "no longer there")
+
+
+def _rows(old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]], threshold: float) -> list[Row]:
+    """Of what passed in both and has samples."""
+    both = [(name, old[name], new[name]) for name in new if name in old]
+    both = [row for row in both if all(f["status"] == "passed" and f.keys() & UNITS.keys() for f in row[1:])]
+    adjusted = holm([_p_value(before, after) for _, before, after in both])
+    rows = [_row(*row, p, threshold) for row, p in zip(both, adjusted, strict=True)]
     return sorted(rows, key=lambda row: -abs(row.ratio - 1))
 
 
-def _measured(content: Result) -> dict[str, dict[str, Any]]:
-    """What passed and has samples, by part/item."""
-    return {
-        f"{part}/{name}": found
-        for part in content["parts"]
-        for name, found in results.all_passed(content, part).items()
-        if "samples_us" in found or "samples_ms" in found
-    }
-
-
-def _unit(found: Mapping[str, Any]) -> str:
-    return "us" if "samples_us" in found else "ms"
-
-
 def _row(name: str, old: Mapping[str, Any], new: Mapping[str, Any], p: float, threshold: float) -> Row:
-    unit = _unit(new)
+    unit = next(unit for key, unit in UNITS.items() if key in new)
     was, now = old[f"median_{unit}"], new[f"median_{unit}"]
     ratio = now / was
     far, sure = abs(ratio - 1) > threshold, p < SIGNIFICANT
     notes = [f"{key} {old[key]} -> {new[key]}" for key in ("launch", "cache") if old.get(key) != new.get(key)]
     if far and not sure:
-        counts = " and ".join(str(len(found[f"samples_{unit}"])) for found in (old, new))
-        notes.append(f"not significant, {counts} samples")
+        notes.append("not significant, {} and {} samples".format(*map(len, _samples(old, new))))
     if sure and not far:
         notes.append("significant, below the threshold")
     verdict = ("slower" if ratio > 1 else "faster") if far and sure else "same"
     return Row(name, was, now, unit, ratio, p, verdict, "; ".join(notes))
+
+
+def _samples(*found: Mapping[str, Any]) -> list[list[float]]:
+    return [each[key] for each in found for key in UNITS if key in each]
 
 
 def _p_value(old: Mapping[str, Any], new: Mapping[str, Any]) -> float:
@@ -247,10 +253,10 @@ def _p_value(old: Mapping[str, Any], new: Mapping[str, Any]) -> float:
         from scipy.stats import mannwhitneyu
     except ImportError as error:
         raise ImportError("comparing results needs scipy: pip install 'zonos2-triton[report]'") from error
-    samples = [found[f"samples_{_unit(found)}"] for found in (old, new)]
-    if len({*samples[0], *samples[1]}) == 1:
+    before, after = _samples(old, new)
+    if {*before, *after} == {before[0]}:
         return 1.0
-    return float(mannwhitneyu(*samples, alternative="two-sided").pvalue)
+    return float(mannwhitneyu(before, after, alternative="two-sided").pvalue)
 
 
 def holm(values: Sequence[float]) -> list[float]:
@@ -260,15 +266,3 @@ def holm(values: Sequence[float]) -> list[float]:
         largest = max(largest, min((len(values) - rank) * values[index], 1.0))
         adjusted[index] = largest
     return adjusted
-
-
-def _statuses(content: Result) -> dict[str, str]:
-    parts = content["parts"]
-    return {f"{part}/{name}": found["status"] for part in parts for name, found in results.items(content, part).items()}
-
-
-def _why(content: Result, name: str) -> str:
-    """Nothing is known of an item that the run does not mention."""
-    part, item = name.split("/", 1)
-    found = results.items(content, part).get(item, {})
-    return found.get("error") or found.get("reason") or results.left_out(content, part).get(item, "no longer there")

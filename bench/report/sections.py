@@ -1,14 +1,14 @@
 """What the report says of one run, section by section. How it looks is the template's."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.figures import NONE, engineering, number, numeric
 from zonos2_triton.bench.report.compare import HEADS, Comparison
-from zonos2_triton.bench.report.plots import Plot, curves, roofline
+from zonos2_triton.bench.report.plots import Plot, roofline
 from zonos2_triton.bench.specs.gpus import recognised
 from zonos2_triton.bench.specs.performance_targets import CARD, CHECKS, GOALS, REPETITIONS
 from zonos2_triton.bench.specs.roofline import UNKNOWN
@@ -21,38 +21,21 @@ ABOUT_GOALS = (
     f"The goals are for an {CARD} and bf16. A figure counts when it is the median of {REPETITIONS} repetitions or "
     "more, and every check of the run passed."
 )
-ABOUT_ROOFS = (
-    "What a kernel computes in a second over what it computes for each byte that it has to move, one point a workload. "
-    "Solid: the measured copy bandwidth and matrix rate; dashed: the card's data sheet."
-)
+ABOUT_ROOFS = "One point a workload. Solid: the measured copy bandwidth and matrix rate; dashed: the card's data sheet."
+ABOUT_FRAMES = "The 8B model with random weights in a CUDA graph. The real-time factor is of each stream."
+ABOUT_WHOLE = "Prompts up to logits; text to audio and the host's work on a frame, by the host's clock; memory."
+ABOUT_VOCODER = "Random weights, 44.1 kHz. Agreement is with the same decoder in plain PyTorch at the same precision."
+ABOUT_HOSTS = "Before and after accelerate(), as its users call it: no graph, random weights. Errors are relative."
+ABOUT_KERNELS = "At the 8B model's shapes, in bf16. (×): how many times as long another implementation takes."
 ABOUT_ERRORS = "RMS error against fp64, over plain PyTorch's at the same precision: 1 is as exact as PyTorch."
 # Parts of a run that are figures: title and text of the section.
 MEASURED = {
-    "frames": (
-        "Frames",
-        "A whole frame of the 8B model with random weights in one CUDA graph: forward, head, filters, "
-        "draw, feedback. The real-time factor is the frame's time over that of its sound, for each stream.",
-    ),
-    "whole": (
-        "From text to sound",
-        "Prompts up to the logits of the last row; text to first audio and the host's work "
-        "on a frame, by the host's clock; memory while one stream speaks.",
-    ),
-    "vocoder": (
-        "Vocoder",
-        "Clips, and steps of streams, of a 44.1 kHz codec with random weights. Agreement is signal "
-        "to error against the same decoder in plain PyTorch at the same precision.",
-    ),
-    "hosts": (
-        "Drop-in",
-        "Before and after accelerate(), called as its users call it: launched by the host, no graph, "
-        "random weights. The error is the largest difference over the largest magnitude of the original.",
-    ),
-    "timings": (
-        "Kernels",
-        "Time of one call at the 8B model's shapes, in bf16. (×) is how many times as long another "
-        "implementation takes: below 1 it is the quicker one.",
-    ),
+    "frames": ("Frames", ABOUT_FRAMES),
+    "whole": ("From text to sound", ABOUT_WHOLE),
+    "vocoder": ("Vocoder", ABOUT_VOCODER),
+    "hosts": ("Drop-in", ABOUT_HOSTS),
+    "timings": ("Kernels", ABOUT_KERNELS),
+    "kernels": ("Errors", ABOUT_ERRORS),
 }
 NO_FIGURES = ("status", "seconds", "calls_per_sample", "copies", "dtype", "flops")
 
@@ -86,7 +69,7 @@ class Section:
 def sections(result: Result) -> list[Section]:
     """Of one run."""
     figures = [measured(result, part) for part in MEASURED]
-    return [conditions(result), correctness(result), goals(result), *figures, rooflines(result), errors(result)]
+    return [conditions(result), correctness(result), goals(result), *figures, rooflines(result)]
 
 
 def conditions(result: Result) -> Section:
@@ -132,22 +115,15 @@ def measured(result: Result, part: str) -> Section:
     """Every figure of a part, under its key in the file; beside it other implementations of the same."""
     title, about = MEASURED[part]
     groups: dict[str, list[Mapping[str, str]]] = {}
-    not_timed = []
     for name, found in all_passed(result, part).items():
         others = beside(result, name) if part == "timings" else {"torch.compile": passed(result, "baseline", name)}
         derived = {"real_time_factor": found["median_us"] / FRAME_US} if part == "frames" else {}
-        row = found | derived | others
-        group = part if part == "frames" else re.split(r"/|-\d", name)[0]
-        groups.setdefault(group, []).append({"item": name, **_cells(row)})
-        not_timed += [
-            (each["not_timed"], f"{name}, {other}")
-            for other, each in row.items()
-            if isinstance(each, dict) and "not_timed" in each
-        ]
+        group = title if part in ("frames", "kernels") else re.split(r"/|-\d", name)[0]
+        groups.setdefault(group, []).append({"item": name, **_cells(found | derived | others)})
     captions = {name: f"{name}: {KERNELS[name].replaces}" if name in KERNELS else name for name in groups}
-    tables = [Table(captions[name], rows) for name, rows in groups.items()]
-    problems = [*_problems(result, part), *_grouped(not_timed)]
-    return Section(title, [about], tables, [*_frames(result)] if part == "frames" else (), problems, bool(tables))
+    tables = [Table(captions[name], rows, folded=part == "kernels") for name, rows in groups.items()]
+    problems = [*_problems(result, part), *(_problems(result, "beside") if part == "timings" else ())]
+    return Section(title, [about], tables, problems=problems, measured=bool(tables))
 
 
 def _cells(found: Mapping[str, Any]) -> dict[str, str]:
@@ -172,22 +148,8 @@ def _cell(value: Any) -> str:
         times = "" if value.get("speed_up") is None else f" (×{value['speed_up']:.2f})"
         return f"{number(value['median_us'])}{times}"
     if isinstance(value, dict):
-        return NONE if "not_timed" in value else f"{max(value.values()):.1e}"
+        return value.get("not_timed") or f"{max(value.values()):.1e}"
     return str(value) if isinstance(value, int | str) else number(value)
-
-
-def _frames(result: Result) -> Iterator[Plot]:
-    """At the context at which most numbers of streams were measured."""
-    found = [*all_passed(result, "frames").values()]
-    contexts = [each["context"] for each in found]
-    context = max(contexts, key=contexts.count, default=0)
-    mine = sorted((each for each in found if each["context"] == context), key=lambda each: each["streams"])
-    compiled = {each["streams"]: each for each in all_passed(result, "baseline").values() if "streams" in each}
-    if len(mine) > 1:
-        lines = {key: [(each["streams"], each[key]) for each in mine if each[key]] for key in ("median_us", "floor_us")}
-        beside_ours = [(n, each["median_us"]) for n, each in compiled.items() if each["context"] == context]
-        named = {"this project": lines["median_us"], "torch.compile": beside_ours, "floor": lines["floor_us"]}
-        yield curves(named, f"Time of a frame by the number of streams, {context:,} rows in the cache of each")
 
 
 def rooflines(result: Result) -> Section:
@@ -203,19 +165,6 @@ def rooflines(result: Result) -> Section:
             sheet = card.roof if card else UNKNOWN
             drawn.append(roofline(kernels, roof(result), sheet, f"Kernels of the {of} under the card's roofs"))
     return Section("Roofline", [ABOUT_ROOFS], plots=drawn, measured=bool(drawn))
-
-
-def errors(result: Result) -> Section:
-    worst: dict[str, dict[str, tuple[float, str]]] = {}
-    for name, each in all_passed(result, "kernels").items():
-        kernel, workload, dtype = name.split("/")
-        mine = worst.setdefault(kernel, {})
-        mine[dtype] = max(mine.get(dtype, (-1.0, "")), (each["ratio"], workload))
-    rows = [
-        {"kernel": kernel, **{f"worst in {dtype}": f"{ratio:.3f} at {at}" for dtype, (ratio, at) in mine.items()}}
-        for kernel, mine in worst.items()
-    ]
-    return Section("Errors", [ABOUT_ERRORS], [Table("Error of each kernel, as a ratio", rows)], measured=bool(rows))
 
 
 def comparison(found: Comparison) -> Section:
@@ -234,13 +183,8 @@ def _problems(result: Result, part: str) -> Iterator[str]:
     for name, each in items(result, part).items():
         if each["status"] != "passed":
             yield f"{name}: {each['status']}: {each.get('error') or each.get('reason')}"
-    yield from _grouped((f"not run: {why}", name) for name, why in left_out(result, part).items())
-
-
-def _grouped(pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
-    """Things by what is said of them."""
-    groups: dict[str, list[str]] = {}
-    for said, thing in pairs:
-        groups.setdefault(said, []).append(thing)
-    for said, things in groups.items():
-        yield f"{said} ({len(things)}): {'; '.join(things)}"
+    reasons: dict[str, list[str]] = {}
+    for name, why in left_out(result, part).items():
+        reasons.setdefault(why, []).append(name)
+    for why, names in reasons.items():
+        yield f"not run: {why} ({len(names)}): {'; '.join(names)}"

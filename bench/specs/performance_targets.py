@@ -1,6 +1,6 @@
 """What this project has to reach on an H200 in bf16, and what a run reached of it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -53,46 +53,26 @@ class Goal:
         return "met"
 
 
-def _median(part: str, name: str, per: float = 1.0) -> Callable[[Result], Found | None]:
-    """Microseconds, in units of so many."""
+def _least(part: str, names: Sequence[str], *keys: str, per: float = 1.0) -> Callable[[Result], Found | None]:
+    """Of items, the least of what stands under nested keys, in units of so many; None: it is not known of each."""
 
     def find(result: Result) -> Found | None:
-        found = passed(result, part, name)
-        return None if found is None else Found(found["median_us"] / per, len(found["samples_us"]))
+        known = []
+        for name in names:
+            item = passed(result, part, name) or {}
+            value: Any = item
+            for key in keys:
+                value = (value or {}).get(key)
+            if value is None:
+                return None
+            known.append(Found(value / per, len(item.get("samples_us") or item["samples_ms"])))
+        return min(known)
 
     return find
 
 
-def _sixteen_frames(result: Result) -> Found | None:
-    found = passed(result, "whole", "first-audio/1") or {}
-    return Found(found["sixteen_frames_ms"], len(found["samples_ms"])) if "sixteen_frames_ms" in found else None
-
-
-def _worst(found: Iterable[Found | None]) -> Found | None:
-    """None where one of them is not known."""
-    listed = list(found)
-    known = [each for each in listed if each is not None]
-    return min(known, default=None) if len(known) == len(listed) else None
-
-
-def _vocoder(work: str, figure: Callable[[dict[str, Any]], float | None]) -> Callable[[Result], Found | None]:
-    """The worse of both precisions."""
-
-    def one(result: Result, dtype: str) -> Found | None:
-        found = passed(result, "vocoder", f"{work}/{dtype}")
-        value = None if found is None else figure(found)
-        return None if found is None or value is None else Found(value, len(found["samples_us"]))
-
-    return lambda result: _worst(one(result, dtype) for dtype in DTYPES)
-
-
-def _long_attention(result: Result) -> Found | None:
-    """The worst share of copy bandwidth where 16 sequences or more have 4,000 rows or more in the cache."""
-    kernel = KERNELS["decode_attention"]
-    names = [w.name for w in kernel.workloads if w.real and w.sizes["B"] >= 16 and w.sizes["context"] >= 4000]
-    found = [passed(result, "timings", f"{kernel.name}/{name}") or {} for name in names]
-    shares = [(each.get("percent_of_copy"), len(each.get("samples_us", ()))) for each in found]
-    return _worst(None if value is None else Found(value, repetitions) for value, repetitions in shares)
+def _median(part: str, name: str, per: float = 1.0) -> Callable[[Result], Found | None]:
+    return _least(part, [name], "median_us", per=per)
 
 
 def _prefill_attention(result: Result) -> Found | None:
@@ -115,13 +95,9 @@ def _memory(result: Result) -> Found | None:
     return Found((found["peak_bytes"] - found["weights_bytes"] - found["vocoder_bytes"]) / 1e9, None)
 
 
-def _compiled(found: dict[str, Any]) -> float | None:
-    return found["compiled"].get("speed_up")
-
-
-def _floor(found: dict[str, Any]) -> float | None:
-    return found.get("percent_of_floor")
-
+_ATTENTION = KERNELS["decode_attention"]
+_LONG = [w.name for w in _ATTENTION.workloads if w.real and w.sizes["B"] >= 16 and w.sizes["context"] >= 4000]
+_CLIP, _STREAMS = ([f"{work}/{dtype}" for dtype in DTYPES] for work in ("clips-1", "streams-64"))
 
 GOALS = (
     Goal("frame, 1 stream, 1,000 frames of context", 0.52, "ms", _median("frames", "B1", 1e3)),
@@ -129,15 +105,20 @@ GOALS = (
     Goal("frame, 64 streams", 5.2, "ms", _median("frames", "B64", 1e3)),
     Goal("frame, 1 stream, 8-bit experts", 0.40, "ms", lambda result: None),
     Goal("frame, 1 stream, 4-bit experts", 0.34, "ms", lambda result: None),
-    Goal("text to the first 16 frames of audio, 1 stream", 30, "ms", _sixteen_frames),
-    Goal("vocoder, a 10 s clip, against torch.compile", 2, "times", _vocoder("clips-1", _compiled), at_least=True),
-    Goal("vocoder, 64 streams, against torch.compile", 2, "times", _vocoder("streams-64", _compiled), at_least=True),
-    Goal("vocoder, a 10 s clip, share of its floor", 50, "%", _vocoder("clips-1", _floor), at_least=True),
-    Goal("vocoder, 64 streams, share of its floor", 50, "%", _vocoder("streams-64", _floor), at_least=True),
+    Goal("text to the first 16 frames of audio, 1 stream", 30, "ms",
+         _least("whole", ["first-audio/1"], "sixteen_frames_ms")),
+    Goal("vocoder, a 10 s clip, against torch.compile", 2, "times",
+         _least("vocoder", _CLIP, "compiled", "speed_up"), at_least=True),
+    Goal("vocoder, 64 streams, against torch.compile", 2, "times",
+         _least("vocoder", _STREAMS, "compiled", "speed_up"), at_least=True),
+    Goal("vocoder, a 10 s clip, share of its floor", 50, "%",
+         _least("vocoder", _CLIP, "percent_of_floor"), at_least=True),
+    Goal("vocoder, 64 streams, share of its floor", 50, "%",
+         _least("vocoder", _STREAMS, "percent_of_floor"), at_least=True),
     Goal("sampler, 1 stream", 8, "µs", _median("timings", "sample/decode-B1")),
     Goal("sampler, 64 streams", 20, "µs", _median("timings", "sample/decode-B64")),
-    Goal("decode attention, 16 streams or more at 4,000 or more, share of copy bandwidth", 80, "%", _long_attention,
-         at_least=True),
+    Goal("decode attention, 16 streams or more at 4,000 or more, share of copy bandwidth", 80, "%",
+         _least("timings", [f"{_ATTENTION.name}/{name}" for name in _LONG], "percent_of_copy"), at_least=True),
     Goal("prefill attention, speed as a share of the best library's", 75, "%", _prefill_attention, at_least=True),
     Goal("peak memory beside the weights, 1 stream of 60 s", 1.0, "GB", _memory),
 )  # fmt: skip

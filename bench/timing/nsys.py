@@ -5,24 +5,15 @@ AnalysisGuide). Ranges come as sums by name: of the host's clock, and, where the
 to the last kernel that was launched in each.
 """
 
-import csv
 import os
 import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from zonos2_triton.bench.timing.range_times import bare
-from zonos2_triton.model.nvtx import DOMAIN, SWITCH
+from zonos2_triton.model.nvtx import SWITCH
 
-HOST, DEVICE, KERNELS = "nvtx_sum", "nvtx_gpu_proj_sum", "cuda_gpu_kern_sum"  # reports
-# Of each report that is read: what is timed, how often, how long.
-COLUMNS = {
-    HOST: ("Range", "Instances", "Total Time (ns)"),
-    DEVICE: ("Range", "Range Instances", "Total Proj Time (ns)"),
-    KERNELS: ("Name", "Instances", "Total Time (ns)"),
-}
+REPORTS = ("nvtx_sum", "nvtx_gpu_proj_sum", "cuda_gpu_kern_sum")
 
 
 def executable() -> str:
@@ -49,40 +40,9 @@ def record(nsys: str, program: Sequence[str], report: Path, on_device: bool) -> 
         raise OSError(f"nsys profile wrote no {report.name}")
 
 
-def ranges(nsys: str, report: Path) -> list[dict[str, Any]]:
-    """Sums of our ranges; of the device where it did anything in them."""
-    found = []
-    for text, sums in (_sums(nsys, report, DEVICE) or _sums(nsys, report, HOST)).items():
-        domain, _, label = text.partition(":")
-        if domain == DOMAIN and (name := bare(label)):
-            found.append({"range": name, **sums})
-    return found
-
-
-def kernels(nsys: str, report: Path) -> list[dict[str, Any]]:
-    """Sums of what ran on the device, the longest first."""
-    found = [{"kernel": name, **sums} for name, sums in _sums(nsys, report, KERNELS).items()]
-    return sorted(found, key=lambda row: -row["total_us"])
-
-
-def _sums(nsys: str, report: Path, name: str) -> dict[str, dict[str, Any]]:
-    """Of one of COLUMNS, by what is timed; empty where the report has nothing of the kind."""
-    command = [nsys, "stats", "--report", name, "--format", "csv", "--output", "-", "--force-export=true", str(report)]
-    what, count, total = COLUMNS[name]
-    return {
-        row[what]: {"count": int(row[count]), "total_us": float(row[total].replace(",", "")) / 1e3}
-        for row in _parsed(_run(command), COLUMNS[name])
-    }
-
-
-def _parsed(text: str, columns: Sequence[str]) -> list[dict[str, str]]:
-    """The rows of the CSV in what `nsys stats` prints: it begins where a line has these columns."""
-    lines = text.splitlines()
-    for i, line in enumerate(lines):
-        if {*columns} <= {*next(csv.reader([line]), [])}:
-            end = next((j for j in range(i, len(lines)) if not lines[j].strip()), len(lines))
-            return list(csv.DictReader(lines[i:end]))
-    return []
+def sums(nsys: str, report: Path) -> str:
+    """Time by range and by kernel, as nsys itself prints it."""
+    return _run([nsys, "stats", "--report", ",".join(REPORTS), "--force-export=true", str(report)])
 
 
 def _run(command: Sequence[str], more: dict[str, str] | None = None) -> str:

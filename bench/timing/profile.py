@@ -1,6 +1,6 @@
 """Where the time of a generation goes: time by range, and a trace that Perfetto or Nsight Systems opens.
 
-    python -m zonos2_triton.bench.timing.profile [--model DIR] [--tool torch|nsys|proton] [--out FILE] [--json]
+    zonos2-triton profile [--model DIR] [--tool torch|nsys|proton] [--out FILE] [--json]
 
 torch   torch.profiler, on a CPU and on a GPU; Chrome JSON
 nsys    Nsight Systems, started from here; its own report
@@ -133,9 +133,9 @@ def by_nsys(options: argparse.Namespace) -> dict[str, Any]:
         report = Path(folder) / "profile.nsys-rep"
         told = {name: getattr(options, name) for name in ("device", "backend", "graphs", "frames", "streams", "model")}
         arguments = [f"--{name}={value}" for name, value in told.items() if value is not None]
-        program = [sys.executable, "-m", "zonos2_triton.bench.timing.profile", "--inside", *arguments]
+        program = [sys.executable, "-m", "zonos2_triton.model.cli", "profile", "--inside", *arguments]
         nsys.record(tool, program, report, on_device)
-        found = {"ranges": nsys.ranges(tool, report), "kernels": nsys.kernels(tool, report)}
+        found = {"sums": nsys.sums(tool, report)}
         shutil.copyfile(report, part)
     return _report(options, backend, UNKNOWN) | found
 
@@ -190,9 +190,7 @@ def shown(report: dict[str, Any]) -> str:
     lines = [about.format(**report), *report["notes"]]
     if report["copy_gb_per_s"]:
         lines.append(f"copy bandwidth measured just now: {report['copy_gb_per_s']:g} GB/s")
-    lines.append(table(report["ranges"]))
-    for kernel in report.get("kernels", [])[:10]:
-        lines.append("{kernel}: {count} calls, {total_us:.1f} us".format(**kernel))
+    lines.append(table(report["ranges"]) if "ranges" in report else report["sums"])
     viewers = {"torch": "ui.perfetto.dev", "nsys": "Nsight Systems", "proton": "proton-viewer"}
     return "\n".join([*lines, f"{report['trace']}: {viewers[report['tool']]} opens it"])
 
@@ -210,28 +208,14 @@ def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     out = "or a folder; default: profile.json.gz, or as the tool"
     parser.add_argument("--out", type=Path, metavar="FILE", help=out)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     return _command
 
 
 def _command(options: argparse.Namespace) -> int:
     options = checked(options)
+    if options.inside:
+        return inside(options)
     report = by_nsys(options) if options.tool == "nsys" else here(options)
     print(json.dumps(report, indent=1) if options.json else shown(report))
     return 0
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The command by itself. Exit status: 0 done, 2 bad input or a tool that failed."""
-    parser = argparse.ArgumentParser(prog="python -m zonos2_triton.bench.timing.profile")
-    execute = command(parser)
-    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args(argv)
-    try:
-        return inside(checked(options)) if options.inside else execute(options)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"profile: error: {error}", file=sys.stderr)
-        return 2
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

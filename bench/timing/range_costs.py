@@ -1,7 +1,7 @@
 """What the ranges of a generation must move and compute: the kernels' own costs, by range."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from zonos2_triton.bench.specs.frame_cost import frame_cost, prompt_cost
@@ -9,8 +9,6 @@ from zonos2_triton.bench.timing.range_times import Node, Path, Work
 from zonos2_triton.bench.timing.vocoder import step_costs
 from zonos2_triton.kernels._operator import Cost
 from zonos2_triton.model.pipeline import Zonos2
-from zonos2_triton.model.vocoder_decoder import Decoder
-from zonos2_triton.reference.vocoder import DILATIONS
 
 # Ranges that a cost is known for, whatever they lie in; each is one forward, draw or decoding.
 CODEC = ("codec/decode", "codec/speak", "codec/step")  # the last may lie in either of the others
@@ -61,25 +59,7 @@ class Generation:
             together = self.streams if calls["codec/speak"] else 1
             frames = (self.frames + vocoder.decoder.lookahead) * self.streams / together
             parts = step_costs(config, together, math.ceil(frames / steps), itemsize)
-        found: dict[Path, Work] = {(stage,): _sum(parts, steps) for stage in seen}
-        if calls["codec/step"]:
-            for path, cost in zip(_places(vocoder.decoder), parts, strict=True):
-                for part in range(2, len(path) + 1):
-                    _add(found, path[:part], cost, steps)
-        return found
-
-
-def _places(decoder: Decoder) -> Iterator[Path]:
-    """Where the launches of `Decoder.step` lie, in order."""
-    step, block = ("codec/step",), ("codec/step", "codec/block")
-    yield (*step, "kernel/codebook_sum")
-    yield (*step, "kernel/convolution")
-    for i in range(1, len(decoder.config.decoder_rates) + 1):
-        yield (*block, "kernel/transposed_convolution")
-        fused = decoder.config.decoder_dim >> i <= decoder.ops.widest_unit
-        for name in (["residual_unit"] if fused else ["convolution"] * 2) * len(DILATIONS):
-            yield (*block, f"kernel/{name}")
-    yield (*step, "kernel/waveform")
+        return {(stage,): _sum(parts, steps) for stage in seen}
 
 
 def placed(root: Node, work: Mapping[Path, Work]) -> dict[Path, Work]:

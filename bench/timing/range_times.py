@@ -94,11 +94,11 @@ def of_hatchet(tree: Mapping[str, Any]) -> Node:
 def rows(root: Node, work: Mapping[Path, Work], roof: Roof) -> list[dict[str, Any]]:
     """A dictionary for each range; bytes and floor are those of one call, null where nobody has counted them.
 
-    work: by path, of all calls of a range together; a range that is not there has the sum of those in it.
+    work: by path, of all calls of a range together.
     """
     whole, found = sum(node.us for node in root.children.values()), []
     for path, node in root.walk():
-        calls, total = max(node.count, 1), _work(node, path, work)
+        calls, total = max(node.count, 1), work.get(path)
         mean = node.us / calls
         floor = None if total is None else roof.floor_us(*(part / calls for part in total))
         row: dict[str, Any] = {"range": path[-1], "path": list(path), "count": node.count}
@@ -111,22 +111,13 @@ def rows(root: Node, work: Mapping[Path, Work], roof: Roof) -> list[dict[str, An
     return found
 
 
-def _work(node: Node, path: Path, work: Mapping[Path, Work]) -> Work | None:
-    if path in work:
-        return work[path]
-    parts = [_work(child, (*path, name), work) for name, child in node.children.items()]
-    known = [part for part in parts if part is not None]
-    return (sum(moved for moved, _ in known), sum(flops for _, flops in known)) if known else None
-
-
 def table(found: list[dict[str, Any]]) -> str:
-    """The rows for a person to read; sums by name have no mean, share or floor."""
+    """The rows for a person to read."""
     lines = [HEADS]
     for row in found:
-        name = "  " * (len(row.get("path", [""])) - 1) + row["range"]
-        moved = engineering(row["bytes"], "B") if row.get("bytes") is not None else ""
-        share, floor, percent = (_number(row.get(key)) for key in ("share", "floor_us", "percent_of_floor"))
-        mean = row["total_us"] / max(row["count"], 1)
+        name, mean = "  " * (len(row["path"]) - 1) + row["range"], row["mean_us"]
+        moved = "" if row["bytes"] is None else engineering(row["bytes"], "B")
+        share, floor, percent = (_number(row[key]) for key in ("share", "floor_us", "percent_of_floor"))
         lines.append(
             (name, str(row["count"]), f"{row['total_us'] / 1e3:.3f}", f"{mean:.1f}", share, moved, floor, percent)
         )

@@ -18,7 +18,7 @@ from zonos2_triton.bench.timing import profile
 from zonos2_triton.bench.timing.profiled import TEXT
 from zonos2_triton.bench.timing.range_times import bare
 from zonos2_triton.bench.timing.vocoder import step_costs
-from zonos2_triton.model import build_prompt
+from zonos2_triton.model import build_prompt, cli
 from zonos2_triton.model.nvtx import annotate
 
 FRAMES = 3
@@ -143,9 +143,9 @@ def test_a_failure_leaves_no_file(tiny_folder, tmp_path, monkeypatch):
 def test_bad_input_is_refused_before_any_work(argv, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(profile, "loaded", lambda _: pytest.fail("a model was loaded"))
-    assert profile.main(argv) == 2
+    assert cli.main(["profile", *argv]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("profile: error: ")
+    assert said.startswith("zonos2-triton: error: ")
     with pytest.raises((ValueError, OSError), match=message):
         profile._command(options_of(*argv))
     assert [*tmp_path.iterdir()] == []
@@ -165,7 +165,8 @@ import sys
 import zonos2_triton.bench.timing.profile as profile
 assert "triton" not in sys.modules
 import triton
-sys.exit(profile.main(["--backend", "triton", "--device", "cpu", "--frames", "1"]))
+from zonos2_triton.model import cli
+sys.exit(cli.main(["profile", "--backend", "triton", "--device", "cpu", "--frames", "1"]))
 """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, cwd=tmp_path)

@@ -10,7 +10,6 @@ from zonos2_triton.bench.suite.device_checks import whole_model
 from zonos2_triton.bench.timing.range_costs import STAGES, Generation, counts, placed
 from zonos2_triton.bench.timing.range_times import Node
 from zonos2_triton.bench.timing.vocoder import step_costs
-from zonos2_triton.kernels.residual_unit import WIDEST
 from zonos2_triton.reference.vocoder import VocoderConfig
 
 ROWS, FRAMES, STREAMS = 60, 40, 4
@@ -18,9 +17,8 @@ ROWS, FRAMES, STREAMS = 60, 40, 4
 
 def generation(dtype=torch.bfloat16, backend="triton"):
     """Of the 8B model and the real codec, without their weights."""
-    codec, ops = VocoderConfig(), SimpleNamespace(widest_unit=0 if dtype == torch.float32 else WIDEST)
-    decoder = SimpleNamespace(lookahead=10, config=codec, ops=ops)
-    vocoder = SimpleNamespace(backend=backend, config=codec, dtype=dtype, decoder=decoder)
+    decoder = SimpleNamespace(lookahead=10)
+    vocoder = SimpleNamespace(backend=backend, config=VocoderConfig(), dtype=dtype, decoder=decoder)
     backbone = SimpleNamespace(config=whole_model(), dtype=torch.bfloat16)
     return Generation(SimpleNamespace(backbone=backbone, vocoder=vocoder), STREAMS, FRAMES, ROWS)
 
@@ -62,34 +60,25 @@ def test_prompts_are_read_together_or_one_after_the_other(calls):
     assert work["model/start",][0] == head + work["model/start", "model/draw"][0]
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-def test_a_step_of_the_codec_is_its_blocks_and_what_is_around_them(dtype):
-    work = generation(dtype).work({"codec/step": 5, "codec/speak": 5})
-    each = step_costs(VocoderConfig(), STREAMS, (FRAMES + 10) // 5, dtype.itemsize)
-    assert work["codec/step",] == (5 * sum(c.bytes for c in each), 5 * sum(c.flops for c in each))
-    inside = [("codec/block",), ("kernel/codebook_sum",), ("kernel/convolution",), ("kernel/waveform",)]
-    assert sum(work["codec/step", *path][0] for path in inside) == work["codec/step",][0]
-    fused = ("codec/step", "codec/block", "kernel/residual_unit") in work
-    assert fused == (dtype == torch.float16)
-    within = [value[0] for path, value in work.items() if path[:2] == ("codec/step", "codec/block") and len(path) == 3]
-    assert sum(within) == work["codec/step", "codec/block"][0]
-    assert work["codec/speak",] == work["codec/step",]
+# Calls of stages of the codec; clips that are decoded together, and frames of each step.
+CODEC = {
+    "steps of all": ({"codec/step": 5, "codec/speak": 5}, STREAMS, (FRAMES + 10) // 5),
+    "steps of a graph": ({"codec/speak": 5}, STREAMS, (FRAMES + 10) // 5),
+    "clip by clip": ({"codec/decode": STREAMS, "codec/step": STREAMS}, 1, FRAMES + 10),
+}
 
 
-def test_steps_of_a_graph_and_windows_of_the_reference_are_whole():
-    each = step_costs(VocoderConfig(), STREAMS, (FRAMES + 10) // 5, 2)
-    work = generation(torch.float16).work({"codec/speak": 5})
-    assert work == {("codec/speak",): (5 * sum(c.bytes for c in each), 5 * sum(c.flops for c in each))}
+@pytest.mark.parametrize(("calls", "together", "frames"), CODEC.values(), ids=CODEC)
+def test_steps_of_the_codec_are_whole(calls, together, frames):
+    each, steps = step_costs(VocoderConfig(), together, frames, 2), next(iter(calls.values()))
+    whole = steps * sum(cost.bytes for cost in each), steps * sum(cost.flops for cost in each)
+    assert generation(torch.float16).work(calls) == {(stage,): whole for stage in calls}
+
+
+def test_windows_of_the_reference_are_whole():
     alone = step_costs(VocoderConfig(), 1, FRAMES, 4)
     work = generation(torch.float32, "reference").work({"codec/decode": STREAMS})
     assert work == {("codec/decode",): (STREAMS * sum(c.bytes for c in alone), STREAMS * sum(c.flops for c in alone))}
-
-
-def test_clips_decoded_one_by_one_are_each_a_row():
-    """A step of each of four clips, for all of its frames."""
-    work = generation(torch.float16).work({"codec/decode": STREAMS, "codec/step": STREAMS})
-    each = step_costs(VocoderConfig(), 1, FRAMES + 10, 2)
-    assert work["codec/step",][0] == STREAMS * sum(c.bytes for c in each)
 
 
 def test_costs_find_their_places_in_a_tree():

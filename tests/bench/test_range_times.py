@@ -96,8 +96,6 @@ def test_rows_have_shares_and_floors():
     assert (layer["bytes"], layer["floor_us"], layer["percent_of_floor"]) == (10_000, 10, 80)
     assert layer["share"] == 25
     assert by_name["kernel/experts"]["percent_of_floor"] == 100
-    assert by_name["model/frame"]["bytes"] == 10_000  # of its layers, twenty kilobytes in two frames
-    assert by_name["model/frames"]["bytes"] == 20_000
     assert by_name["codec/decode"]["bytes"] is by_name["codec/decode"]["floor_us"] is None
     assert sum(by_name[name]["share"] for name in ("model/frames", "codec/decode")) == 100
     unknown = {row["range"]: row for row in rows(root, work, UNKNOWN)}["model/layer"]

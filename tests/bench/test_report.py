@@ -18,7 +18,7 @@ from zonos2_triton.model import cli
 
 SAMPLE = Path(__file__).parent / "results" / "sample.json"
 SECTIONS = ("Conditions", "Correctness", "Goals", "Frames", "From text to sound", "Vocoder", "Drop-in", "Kernels",
-            "Roofline", "Errors")  # fmt: skip
+            "Errors", "Roofline")  # fmt: skip
 VOID = {"meta", "link", "img"}
 HOSTILE = "</td><script>alert('1 & 2')</script><b> $\\frac{1}{0}$ {{ 7*7 }}"
 EXAMPLE, ANOTHER = "Example card, commit 0123456789ab, 2026-01-02", "Another card, commit abcdefabcdef, 2026-02-02"
@@ -104,12 +104,11 @@ def test_the_page_stands_alone_and_can_be_read_aloud(made):
 
 
 def test_plots_are_pictures_with_text(made):
-    frames, backbone, vocoder = made.drawn()
-    assert ">torch.compile</text>" in frames
+    backbone, vocoder = made.drawn()
     assert ">decode_attention</text>" in backbone
     assert ">residual_unit</text>" in vocoder
     assert all(picture["alt"] for picture in made.of("img"))
-    assert "mathdefault" not in frames + backbone + vocoder
+    assert "mathdefault" not in backbone + vocoder
 
 
 def test_figures_of_the_file_are_on_the_page(made, whole):
@@ -117,15 +116,15 @@ def test_figures_of_the_file_are_on_the_page(made, whole):
     kernels, frames = made.section("Kernels"), made.section("Frames")
     assert f">{number(parts['timings']['experts/decode-B1']['median_us'])}<" in kernels
     assert f"(×{parts['beside']['experts/decode-B1/compiled']['speed_up']:.2f})" in kernels
-    worst = max(f["ratio"] for name, f in parts["kernels"].items() if re.fullmatch("experts/.*/bfloat16", name))
-    assert f">{worst:.3f} at " in made.section("Errors")
+    ratio = parts["kernels"]["experts/decode-B1/bfloat16"]["ratio"]
+    assert re.search(rf">experts/decode-B1/bfloat16</th>.*>{number(ratio)}<", made.section("Errors"))
     assert f">{number(parts['frames']['B16']['median_us'] / 11609.977)}<" in frames
     assert f"(×{parts['baseline']['B16']['speed_up']:.2f})" in frames
     whole_text = made.section("From text to sound")
     assert f">{number(parts['whole']['first-audio/1']['sixteen_frames_ms'])}<" in whole_text
     assert f"(×{parts['baseline']['prefill-2048']['speed_up']:.2f})" in whole_text
     assert ">4.2e-03<" in made.section("Drop-in")
-    assert "flashinfer is not installed (10): decode_attention/decode-B1-first, flashinfer;" in kernels
+    assert "not run: flashinfer is not installed (10): decode_attention/decode-B1-first/flashinfer;" in kernels
     assert "not run: no time left (2): experts/decode-B256; head/decode-B256" in kernels
     assert "All 114 checks that were run passed. 2 were not run." in made.section("Correctness")
 
@@ -163,7 +162,7 @@ def test_a_rehearsal_is_loud_about_it(sample):
 def test_a_known_card_has_its_data_sheet_too(sample, made):
     sample["environment"]["card"] = "NVIDIA H200"
     known = Page(html([("x.json", sample)])).drawn()
-    assert [drawn.count("stroke-dasharray") for drawn in (*known, *made.drawn()[1:])] == [1, 0, 0]
+    assert [drawn.count("stroke-dasharray") for drawn in (*known, *made.drawn())] == [1, 0, 0]
 
 
 def test_names_are_text_whatever_they_are(sample):
