@@ -10,27 +10,16 @@ from zonos2_triton.bench.specs.gpus import CARDS, card, recognised
 NAMES = {
     "NVIDIA H100 80GB HBM3": "h100",
     "NVIDIA H100 PCIe": "h100-pcie",
-    "NVIDIA H100 NVL": "h100-nvl",
     "NVIDIA H200": "h200",
-    "NVIDIA GH200 480GB": "gh200",
     "NVIDIA A100-SXM4-80GB": "a100",
     "A100-SXM4-40GB": "a100-40gb",
     "NVIDIA A100-PCIE-40GB": "a100-40gb",
-    "NVIDIA A100 80GB PCIe": "a100-pcie",
     "NVIDIA A10": "a10",
-    "NVIDIA A10G": "a10g",
     "NVIDIA L4": "l4",
-    "NVIDIA L40S": "l40s",
-    "NVIDIA B200": "b200",
-    "NVIDIA GB200": "gb200",
-    "NVIDIA GeForce RTX 3090": "rtx3090",
     "NVIDIA GeForce RTX 4090": "rtx4090",
-    "NVIDIA GeForce RTX 5090": "rtx5090",
     "NVIDIA RTX PRO 6000 Blackwell Workstation Edition": "rtx-pro-6000",
-    "NVIDIA RTX PRO 6000 Blackwell Server Edition": "rtx-pro-6000-server",
     "AMD Instinct MI300X": "mi300x",
     "AMD Instinct MI300X VF": "mi300x",
-    "AMD Instinct MI325X": "mi325x",
 }
 STRANGERS = (
     "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GeForce RTX 4090 D", "Tesla T4",
@@ -67,20 +56,9 @@ def test_a_name_that_is_like_none_has_no_hint():
         card("abacus")
 
 
-# GB/s and dense bf16 TFLOP/s, by the makers' sheets.
-SHEETS = {
-    "h200": (4800, 989.5), "h100": (3350, 989.4), "a100": (2039, 312), "l40s": (864, 362.05), "l4": (300, 121),
-    "rtx3090": (936, 71), "rtx4090": (1008, 165.2), "rtx5090": (1792, 209.5), "mi300x": (5300, 1307.4),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(("name", "rates"), SHEETS.items())
-def test_the_roof_is_the_data_sheets(name, rates):
-    assert card(name).roof == rates
-
-
 def test_the_table():
     assert len({known.name for known in CARDS}) == len(CARDS)
+    assert card("h200").roof == (4800, 989.5)
     served = {*TARGETS, "gfx950"}  # the last one as gfx942
     for known in CARDS:
         assert known.arch in served
