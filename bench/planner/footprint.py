@@ -55,7 +55,7 @@ def parts(precision: str, streams: int, rows: int, prompt: int) -> list[Part]:
     return [
         *(Part(f"weights: {name}", size, LAYOUT) for name, size in weights.items()),
         Part("embedding again, as one table", weights["embedding"], LAYOUT),
-        Part("rotary table", rotary_table(MODEL.max_seqlen, MODEL.head_dim, MODEL.rope_theta, _meta()).nbytes, LAYOUT),
+        Part("rotary table", _rotary(), LAYOUT),
         Part("vocoder, float16, as loaded and packed", vocoder_of(CODEC_DTYPE)[1], LAYOUT),
         Part("cache", streams * pages_of(rows) * _page(), LAYOUT),
         Part("vocoder's rings", rings, LAYOUT),
@@ -120,6 +120,11 @@ def _page() -> int:
     """Bytes of a page of the cache in all layers."""
     made = network.Cache(MODEL, 1, PAGE_SIZE, _meta())
     return _held([made.k, made.v])
+
+
+@cache
+def _rotary() -> int:
+    return rotary_table(MODEL.max_seqlen, MODEL.head_dim, MODEL.rope_theta, _meta()).nbytes
 
 
 def _prefill(rows: int) -> float:

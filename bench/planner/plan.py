@@ -122,7 +122,7 @@ def as_text(found: dict[str, Any]) -> str:
     counts = {"fit, at this context": "fit", "in real time": "real_time", "both": "both"}
     times = {"prompts into the cache": "prefill", f"{first['frames']} frames": "frames_time",
              "their sound": "vocoder", "text to first audio": "total"}  # fmt: skip
-    tables = [
+    tables: list[list[tuple[str, ...]]] = [
         [("memory", "GB", ""), *parts],
         [("frame, " + _gb(found["frame"]["bytes"]), "ms at least", "RTF", "x real time", "frames/s"), *frames],
         [(f"streams, of {most}", ""), *((name, str(found["streams_at_once"][key])) for name, key in counts.items())],

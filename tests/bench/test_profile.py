@@ -110,20 +110,6 @@ def test_interpreted_and_replayed_times_say_so(device, backend, graphs, said):
     assert said in profile._note(graphs, backend, device == "cuda")
 
 
-def test_a_failure_leaves_no_file(tiny_folder, tmp_path, monkeypatch):
-    def fails(*_):
-        raise ValueError("no")
-
-    monkeypatch.setattr(profile, "of_trace", fails)
-    out = tmp_path / "trace.json"
-    out.write_text("before", encoding="utf-8")
-    options = profile.checked(options_of("--model", tiny_folder, "--frames", 1, "--device", "cpu", "--out", out))
-    with pytest.raises(ValueError, match="no"):
-        profile.here(options)
-    assert [path.name for path in tmp_path.iterdir()] == ["trace.json"]
-    assert out.read_text(encoding="utf-8") == "before"
-
-
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
