@@ -302,7 +302,7 @@ def test_a_file_is_named_once_and_not_overwritten(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("library", ["jinja2", "matplotlib", "jsonschema"])
-def test_what_a_report_needs_is_named(monkeypatch, report, whole, tmp_path, library):
+def test_what_a_report_needs_is_named(monkeypatch, report, sample, tmp_path, library):
     monkeypatch.setitem(__import__("sys").modules, library, None)
-    assert f"{library}: pip install 'zonos2-triton[report]'" in report(whole)
+    assert f"{library}: pip install 'zonos2-triton[report]'" in report(sample)
     assert [path.name for path in tmp_path.iterdir()] == ["in0.json"]
