@@ -4,6 +4,7 @@ python -m zonos2_triton.bench.report.tables    # writes them into README.md
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from zonos2_triton.bench.specs.performance_targets import GOALS
 from zonos2_triton.bench.specs.spec import Kernel
 from zonos2_triton.bench.suite.results import Result, newest, passed
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+ROOT = Path(__file__).resolve().parents[2]
+README = ROOT / "README.md"
+LOCKED = ("torch", "triton", "numpy", "einops", "safetensors", "transformers")
 TARGET = "sm_90"
 UNMEASURED = "not yet measured on a GPU"
 CONDITIONS = ("card", "driver", "power_limit_w", "torch", "triton", "commit", "date")
@@ -38,7 +41,22 @@ def goal_table(result: Result | None) -> str:
     return _markdown([("figure", "goal, on an H200", "measured", ""), *rows]) + _conditions(result)
 
 
-TABLES: Mapping[str, Callable[[Result | None], str]] = {"kernels": kernel_table, "goals": goal_table}
+def version_table(_: Result | None) -> str:
+    """Markdown: a line per lock file, the one of `make test` first; the lowest version where Python's decides."""
+    default = re.findall(r"^LOCK \?= (\S+)", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    locks = sorted((ROOT / ".ci").glob("torch-*.txt"), key=lambda path: (path.name != Path(default[0]).name, path.name))
+    rows = []
+    for lock in locks:
+        pins = dict(reversed(re.findall(r"^([\w-]+)==([\w.]+)", lock.read_text(encoding="utf-8"), flags=re.MULTILINE)))
+        rows.append((f"[`{lock.name}`](.ci/{lock.name})", *(pins[name] for name in LOCKED)))
+    return _markdown([("lock file", *LOCKED), *rows])
+
+
+TABLES: Mapping[str, Callable[[Result | None], str]] = {
+    "kernels": kernel_table,
+    "goals": goal_table,
+    "versions": version_table,
+}
 
 
 def newest_baseline() -> Path:
