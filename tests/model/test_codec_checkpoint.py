@@ -1,0 +1,241 @@
+"""A vocoder from its tensors and files: spellings of weight norm, what is refused, and DacModel of transformers."""
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.model.codecs import frames_of, random_codec
+from zonos2_triton.model import Vocoder, VocoderConfig
+from zonos2_triton.model.weights.codec_checkpoint import official_name
+from zonos2_triton.model.weights.tiny import save_official_codec
+
+CONV = "decoder.model.0"  # of the odd codec: weight_v [32, 20, 7], weight_g [32, 1, 1], bias [32]
+G_SHAPES, V_SHAPES = [(1, 1, 1), (1, 20, 1), (33, 1, 1), (32,)], [(32, 20), (32, 20, 5), (30, 20, 7)]  # wrong ones
+CODES = frames_of(12, codebooks=9, top=1026).T[None]
+
+
+@pytest.fixture(scope="module")
+def odd(golden):
+    return golden.vocoder("odd")
+
+
+@pytest.fixture
+def weights(golden):
+    return golden.tensors("dac_tiny", "odd.weights.")
+
+
+def renamed(weights, g, v):
+    return {tensor.replace("weight_g", g).replace("weight_v", v): value for tensor, value in weights.items()}
+
+
+class TestState:
+    @pytest.mark.parametrize("prefix", ["parametrizations.", ""], ids=["parametrizations", "without-the-word"])
+    def test_spellings_of_weight_norm(self, odd, weights, prefix):
+        names = (f"{prefix}weight.original{i}" for i in range(2))
+        assert torch.equal(Vocoder.from_state(odd.config, renamed(weights, *names)).decode(CODES), odd.decode(CODES))
+
+    def test_folded(self, odd, weights):
+        """As torch itself folds it."""
+        folded = {tensor: value for tensor, value in weights.items() if not tensor.endswith(("_g", "_v"))}
+        for tensor in [tensor for tensor in weights if tensor.endswith("_g")]:
+            base = tensor.removesuffix("_g")
+            folded[base] = torch._weight_norm(weights[f"{base}_v"], weights[tensor], 0)
+        audio = Vocoder.from_state(odd.config, folded).decode(CODES)
+        torch.testing.assert_close(audio, odd.decode(CODES), atol=1e-5, rtol=0)
+
+    def test_fp64_is_folded_in_fp64(self, odd, weights):
+        g, v = weights[f"{CONV}.weight_g"].double(), weights[f"{CONV}.weight_v"].double()
+        got = Vocoder.from_state(odd.config, weights, dtype=torch.float64).state[f"{CONV}.weight"]
+        torch.testing.assert_close(got, torch._weight_norm(v, g, 0), atol=1e-15, rtol=1e-14)
+
+    def test_encode_side_is_ignored(self, odd, weights):
+        more = {
+            "encoder.block.0.weight_v": torch.full((2, 2), torch.nan),
+            "encoder.steps": torch.tensor(3),
+            "quantizer.quantizers.0.in_proj.weight_g": torch.ones(4, 1, 1),
+            "quantizer.quantizers.0.in_proj.bias": torch.full((4,), torch.inf),
+        }
+        assert torch.equal(Vocoder.from_state(odd.config, {**weights, **more}).decode(CODES), odd.decode(CODES))
+
+    def test_every_wrong_tensor_is_listed(self, odd, weights):
+        del weights["decoder.model.1.block.0.alpha"], weights["quantizer.quantizers.8.codebook.weight"]
+        weights[f"{CONV}.bias"] = torch.zeros(3)
+        weights["decoder.model.4.alpha"] = torch.zeros(4)
+        weights["decoder.model.9.bias"] = torch.zeros(2)
+        with pytest.raises(ValueError, match="do not fit") as error:
+            Vocoder.from_state(odd.config, weights)
+        for text in (
+            "missing (2)",
+            "decoder.model.1.block.0.alpha [1, 32, 1]",
+            "quantizer.quantizers.8.codebook.weight [1024, 4]",
+            "surplus (1)",
+            "decoder.model.9.bias [2]",
+            "wrong shape (2)",
+            f"{CONV}.bias is [3], expected [32]",
+            "decoder.model.4.alpha is [4], expected [1, 4, 1]",
+        ):
+            assert text in str(error.value)
+
+    @pytest.mark.parametrize("half", ["g", "v"])
+    def test_half_a_weight_norm(self, odd, weights, half):
+        del weights[f"{CONV}.weight_{half}"]
+        with pytest.raises(ValueError, match=rf"missing \(1\): {CONV}\.weight \[32, 20, 7\]"):
+            Vocoder.from_state(odd.config, weights)
+
+    @pytest.mark.parametrize("bad", [torch.nan, torch.inf], ids=str)
+    def test_values_must_be_finite(self, odd, weights, bad):
+        weights[f"{CONV}.bias"][5] = weights["decoder.model.2.block.1.weight_g"][0] = bad
+        both = rf"(?s){CONV}\.bias holds NaN.*decoder\.model\.2\.block\.1\.weight_g holds NaN"
+        with pytest.raises(ValueError, match=both):
+            Vocoder.from_state(odd.config, weights)
+
+    @pytest.mark.parametrize(
+        ("tensor", "value", "message"),
+        [
+            pytest.param("bias", torch.zeros(32).long(), "must be a dense floating-point tensor, got .*64", id="int"),
+            *(
+                pytest.param("weight_g", torch.ones(s), "", id=f"g-{s}")
+                for s in ((1, 1, 1), (1, 20, 1), (33, 1, 1), 32)
+            ),
+            *(pytest.param("weight_v", torch.ones(s), "", id=f"v-{s}") for s in ((32, 20), (32, 20, 5), (30, 20, 7))),
+            pytest.param("weight_v", torch.zeros(32, 20, 7), "", id="v-without-a-direction"),
+            pytest.param("weight", torch.ones(32, 20, 7), "", id="both-folded-and-not"),
+        ],
+    )
+    def test_wrong_tensors(self, odd, weights, tensor, value, message):
+        """A g that broadcasts would give a wrong sound in silence; 0 / |0| is NaN: finite tensors, a weight that is
+        not."""
+        weights[f"{CONV}.{tensor}"] = value
+        with pytest.raises(ValueError, match=rf"{CONV}\..*{message}"):
+            Vocoder.from_state(odd.config, weights)
+
+    def test_what_only_overflows_in_the_wanted_precision(self, odd, weights):
+        weights[f"{CONV}.weight_g"] *= 1e7
+        Vocoder.from_state(odd.config, weights)
+        with pytest.raises(ValueError, match=rf"{CONV}\.weight holds NaN or Inf"):
+            Vocoder.from_state(odd.config, weights, dtype=torch.float16)
+
+    @pytest.mark.parametrize(("argument", "value"), [("backend", "cuda"), ("dtype", "fp32"), ("device", "gpu")])
+    def test_placement(self, odd, weights, argument, value):
+        with pytest.raises(ValueError, match=f"{argument} must be .*, got '{value}'"):
+            Vocoder.from_state(odd.config, weights, **{argument: value})
+
+
+class TestFiles:
+    def test_official_file(self, odd, tmp_path):
+        save_official_codec(tmp_path / "weights.pth", odd.config, odd.state)
+        for path in (tmp_path / "weights.pth", str(tmp_path / "weights.pth"), tmp_path):
+            loaded = Vocoder.load(path)
+            assert loaded.config == odd.config
+            torch.testing.assert_close(loaded.decode(CODES), odd.decode(CODES), atol=1e-5, rtol=0)
+            assert "never trained" in loaded.metadata["notice"]
+
+    def test_latent_dim_follows_from_the_encoder(self, tmp_path):
+        """The released file leaves it out: encoder_dim doubles with each of encoder_rates."""
+        made = random_codec((4, 3, 2), n_codebooks=9, codebook_size=1024, latent_dim=24, decoder_dim=16)
+        kwargs = {
+            "encoder_dim": 3,
+            "encoder_rates": [2, 3, 4],
+            "latent_dim": None,
+            "decoder_dim": 16,
+            "decoder_rates": [4, 3, 2],
+            "n_codebooks": 9,
+            "codebook_size": 1024,
+            "codebook_dim": 4,
+            "quantizer_dropout": 0.5,
+            "sample_rate": 44100,
+        }
+        torch.save({"state_dict": made.state, "metadata": {"kwargs": kwargs}}, tmp_path / "weights.pth")
+        assert Vocoder.load(tmp_path / "weights.pth").config == made.config
+
+    @pytest.mark.parametrize("kwargs", [{"decoder_rates": 4}, [1]], ids=["rates-no-list", "no-mapping"])
+    def test_official_file_of_wrong_arguments(self, odd, tmp_path, kwargs):
+        torch.save({"state_dict": odd.state, "metadata": {"kwargs": kwargs}}, tmp_path / "weights.pth")
+        with pytest.raises(ValueError, match=r"weights\.pth"):
+            Vocoder.load(tmp_path / "weights.pth")
+
+    def test_wrong_tensors_name_the_file(self, odd, tmp_path):
+        state = {tensor: value for tensor, value in odd.state.items() if tensor != f"{CONV}.bias"}
+        save_official_codec(tmp_path / "weights.pth", odd.config, state)
+        with pytest.raises(ValueError, match=rf"(?s)weights\.pth: .*missing \(1\): {CONV}\.bias \[32\]"):
+            Vocoder.load(tmp_path / "weights.pth")
+
+    @pytest.mark.parametrize(
+        "text",
+        ["[]", "{", "{}", '{"downsampling_ratios": 4}', '{"downsampling_ratios": [2], "hidden_size": 0}'],
+        ids=["list", "truncated", "empty", "ratios-no-list", "size-zero"],
+    )
+    def test_wrong_configuration(self, tmp_path, text):
+        save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
+        (tmp_path / "config.json").write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match=r"config\.json is not the configuration"):
+            Vocoder.load(tmp_path)
+
+    @pytest.mark.parametrize(
+        "ratios",
+        [{"downsampling_ratios": [2, 3, 4]}, {"upsampling_ratios": [4, 3, 2], "downsampling_ratios": [8, 8]}],
+        ids=["down", "up-and-down"],
+    )
+    def test_rates_of_a_transformers_configuration(self, odd, tmp_path, ratios):
+        """Those of the decoder if it has its own, else the encoder's, reversed."""
+        sizes = {"hidden_size": 20, "decoder_hidden_size": 32, "n_codebooks": 9, "codebook_size": 1024}
+        settings = {**sizes, "codebook_dim": 4, "sampling_rate": 44_100, **ratios}
+        save_file(odd.state, tmp_path / "model.safetensors")
+        (tmp_path / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+        assert Vocoder.load(tmp_path).config == odd.config
+
+    def test_nothing_there(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match="holds no vocoder weights"):
+            Vocoder.load(tmp_path)
+        with pytest.raises(FileNotFoundError, match=r"weights\.pth is not a file"):
+            Vocoder.load(tmp_path / "weights.pth")
+
+
+@pytest.mark.needs("transformers")
+@pytest.mark.parametrize(
+    ("ratios", "weight_norm"),
+    [
+        pytest.param((2, 4, 8, 8), True, id="real-rates-weight-norm"),
+        pytest.param((2, 3, 4), False, id="one-odd-rate-folded"),
+        pytest.param((3, 5), True, id="odd-rates-weight-norm"),
+    ],
+)
+def test_transformers(tmp_path, ratios, weight_norm):
+    """DacModel of the transformers library: the same codec, written by others, in a layout of its own."""
+    import transformers
+
+    config = transformers.DacConfig(
+        encoder_hidden_size=4,
+        downsampling_ratios=list(ratios),
+        decoder_hidden_size=32,
+        codebook_dim=4,
+        sampling_rate=24_000,
+    )
+    model, generator = transformers.DacModel(config).eval(), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for tensor, value in model.named_parameters():
+            if tensor.endswith("alpha"):
+                value.uniform_(0.5, 1.5, generator=generator)
+            elif value.ndim == 3:
+                value.normal_(0, 0.7 * math.prod(value.shape[1:]) ** -0.5, generator=generator)
+            else:
+                value.normal_(0, 1 if "codebook" in tensor else 0.02, generator=generator)
+        model.decoder.conv2.weight.mul_(0.3)
+    if weight_norm:
+        model.apply_weight_norm()
+    model.save_pretrained(tmp_path)
+    vocoder, codes = Vocoder.load(tmp_path), torch.randint(1024, (2, 9, 20), generator=generator)
+    sizes = {"latent_dim": 4 * 2 ** len(ratios), "decoder_dim": 32, "codebook_dim": 4, "sample_rate": 24_000}
+    assert vocoder.config == VocoderConfig(decoder_rates=ratios[::-1], **sizes)
+    with torch.no_grad():
+        want = model.decode(audio_codes=codes).audio_values
+    assert 0.1 < want.std() < 0.7, "a silent or clipped clip would show little"
+    torch.testing.assert_close(vocoder.decode(codes), want, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["decoder.block.x.snake1.alpha", "decoder.block.0", "decoder.norm.weight", "encoder"])
+def test_names_that_transformers_does_not_have_stay(name):
+    assert official_name(name, VocoderConfig()) == name
