@@ -1,0 +1,309 @@
+"""Streams in steps, as the kernels take them: each sample is right, comes when it is due, and rows stay apart."""
+
+import math
+from contextlib import nullcontext
+from itertools import accumulate, zip_longest
+from unittest.mock import patch
+
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.model.codecs import decibels, frames_of, in_windows, integer_codec, one_by_one, push_all, talks
+from zonos2_triton.model import Vocoder
+from zonos2_triton.model import vocoder_streams as streams_module
+from zonos2_triton.reference import vocoder as reference
+
+
+@pytest.fixture(scope="module")
+def codecs(in_steps):
+    """By their rates. With (1, 3) a clip is four samples shorter than its frames, more than one frame."""
+    found = {rates: in_steps(integer_codec(rates)) for rates in ((3, 2), (1, 3), (5,))}
+    for vocoder in found.values():
+        whole = vocoder.decode(frames_of(70).T[None])
+        assert torch.equal(whole, Vocoder(vocoder.config, vocoder.state).decode(frames_of(70).T[None]))
+    return found
+
+
+@pytest.fixture
+def five(codecs):
+    return codecs[5,]
+
+
+def as_if_nothing_followed(vocoder, frames, complete, eos_frame=None):
+    """All samples that there would be if the codes of these frames were all, and those that lack were silence."""
+    config, state = vocoder.config, vocoder.state
+    length = complete + 2 * vocoder.decoder.lookahead
+    length = length if eos_frame is None else min(length, eos_frame)
+    z = torch.zeros(1, config.latent_dim, length, dtype=torch.float64)
+    for c in range(config.n_codebooks):
+        ids = frames[c : c + length, c].clamp(max=config.codebook_size - 1)
+        part = f"quantizer.quantizers.{c}"
+        vectors = state[f"{part}.codebook.weight"][ids] @ state[f"{part}.out_proj.weight"][..., 0].T
+        z[0, :, : len(ids)] += (vectors + state[f"{part}.out_proj.bias"]).T
+    with patch.object(reference, "codebook_sum", lambda *_: z):
+        return reference.decode(config, state, torch.zeros(1, 3, length))["audio"][0].float()
+
+
+class Schedule:
+    """What a stream has emitted after each message, by the rule that users read."""
+
+    def __init__(self, vocoder, lookahead=None, chunk=16, first_chunk=1):
+        self.config, self.decoder = vocoder.config, vocoder.decoder
+        self.lookahead = min(self.decoder.lookahead if lookahead is None else lookahead, self.decoder.lookahead)
+        self.chunk, self.first_chunk = chunk, first_chunk
+        self.eos_frame, self.done, self.sent, self.final, self.over = None, 0, 0, 0, False
+
+    def push(self, total, eos_frame, last):
+        """-> samples so far, and how many of them are final."""
+        self.eos_frame = self.eos_frame if eos_frame is None else eos_frame
+        end = total if self.eos_frame is None else min(total, self.eos_frame)
+        complete = max(min(total - self.config.n_codebooks + 1, end), 0)
+        self.over = self.over or last or complete == self.eos_frame
+        if self.over:
+            self.sent = self.final = self.config.samples(end)
+        elif complete - self.done >= self.chunk if self.sent else complete >= self.lookahead + self.first_chunk:
+            self.done, hop = complete, self.config.hop
+            known = complete if self.eos_frame is None else self.eos_frame
+            self.final = min(max(complete * hop - self.decoder.lag, self.final), self.config.samples(known))
+            sent = min((complete - self.lookahead) * hop, self.config.samples(complete))
+            self.sent = self.final if self.lookahead == self.decoder.lookahead else max(self.final, sent)
+        return self.sent, self.final
+
+
+waits = st.integers(1, 20), st.integers(1, 5)  # chunk, first_chunk
+rates = st.sampled_from([(3, 2), (1, 3), (5,)])
+
+
+def spans_of(vocoder):
+    """(the spans of each step that the vocoder's decoder takes from here on, the context in which they are kept)."""
+    seen, step = [], vocoder.decoder.step
+
+    def seeing(made, codes, spans, frames, delayed):
+        assert frames == spans[:, 1].max(), "more than any row needs"
+        seen.append(spans.tolist())
+        return step(made, codes, spans, frames, delayed)
+
+    return seen, patch.object(vocoder.decoder, "step", seeing)
+
+
+class TestOneClip:
+    @given(rates, talks(), *waits)
+    @example((3, 2), one_by_one(frames_of(70)), 1, 1)
+    @example((3, 2), (frames_of(70), [(0, 70, None, True)]), 1, 1)
+    def test_exact(self, codecs, rates, talk, chunk, first_chunk):
+        """Joined it is the clip, each sample comes when it is due, and each frame goes through the layers once."""
+        vocoder, (frames, messages), emitted = codecs[rates], talk, [torch.zeros(0)]
+        stream = vocoder.stream(chunk=chunk, first_chunk=first_chunk)
+        schedule = Schedule(vocoder, None, chunk, first_chunk)
+        seen, watched = spans_of(vocoder)
+        with watched:
+            for begin, end, eos_frame, last in messages:
+                emitted.append(stream.push(frames[begin:end], eos_frame, last))
+                assert emitted[-1].dtype == torch.float32
+                assert sum(map(len, emitted)) == schedule.push(end, eos_frame, last)[0]
+        assert torch.equal(torch.cat(emitted), in_windows(vocoder, frames, schedule.eos_frame))
+        assert stream.signal_to_error == math.inf
+        assert [done for ((done, *_),) in seen] == [0, *accumulate(count for ((_, count, *_),) in seen)][:-1]
+        length = len(frames) if schedule.eos_frame is None else schedule.eos_frame
+        assert sum(count for ((_, count, *_),) in seen) == (length + vocoder.decoder.lookahead if length else 0)
+
+    @given(rates, talks(), *waits, st.integers(0, 60))
+    @example((1, 3), one_by_one(frames_of(70)), 1, 1, 0)
+    @example((1, 3), (frames_of(70), [(0, 30, None, False), (30, 32, 28, True)]), 1, 1, 0)
+    def test_lookahead(self, codecs, rates, talk, chunk, first_chunk, lookahead):
+        """What comes early is the clip as if nothing followed, what comes late the clip; and the error is between."""
+        vocoder, (frames, messages), emitted = codecs[rates], talk, torch.zeros(0)
+        options = {"lookahead": lookahead, "chunk": chunk, "first_chunk": first_chunk}
+        stream, schedule = vocoder.stream(**options), Schedule(vocoder, **options)
+        eos_frame = next((eos for *_, eos, _ in messages if eos is not None), None)
+        true, early = in_windows(vocoder, frames, eos_frame), []
+        for begin, end, eos, last in messages:
+            got, start = stream.push(frames[begin:end], eos, last), len(emitted)
+            sent, final = schedule.push(end, eos, last)
+            assert start + len(got) == sent
+            emitted = torch.cat([emitted, got])
+            assert torch.equal(emitted[start:final], true[start:final])
+            if sent > max(start, final):
+                early.append(range(max(start, final), sent))
+                guess = as_if_nothing_followed(vocoder, frames[:end], schedule.done, schedule.eos_frame)
+                assert torch.equal(emitted[early[-1]], guess[early[-1]])
+            known = [i for at in early for i in at if i < final]
+            assert stream.signal_to_error == pytest.approx(decibels(emitted[known], true[known]), rel=1e-9)
+        assert len(emitted) == len(true)
+
+    def test_what_is_emitted_early_is_one_step_more(self, five):
+        """None where nothing is due, and none at the end."""
+        stream, steps = five.stream(lookahead=3, chunk=4), []
+        seen, watched = spans_of(five)
+        with watched:
+            for count, eos_frame in ((5, None), (1, None), (2, None), (3, None), (4, None), (4, 14), (1, None)):
+                stream.push(frames_of(count), eos_frame)
+                steps.append([span[:2] for (span,) in seen])
+                seen.clear()
+        ahead = 12 - 3
+        early = [[0, 4], [4, ahead]], [[4, 5], [9, ahead]], [[9, 4], [13, ahead]]
+        assert steps == [[], early[0], [], early[1], early[2], [[13, 12], [25, 1]], []]
+
+    def test_the_reference_looks_ahead_in_steps_too(self, five):
+        """Its windows emit what is final alone."""
+        plain, talk = Vocoder(five.config, five.state), (frames_of(30), [(0, 9, None, False), (9, 30, None, True)])
+        assert torch.equal(push_all(plain.stream(lookahead=2), talk), push_all(five.stream(lookahead=2), talk))
+
+    @pytest.mark.parametrize("rates", [(3, 2), (5,)], ids=str)
+    def test_more_lookahead_is_no_worse(self, codecs, rates):
+        heard, needed = [], codecs[rates].decoder.lookahead
+        for lookahead in (0, needed // 4, needed // 2, needed - 1, needed, needed + 9):
+            stream = codecs[rates].stream(lookahead=lookahead, chunk=4)
+            push_all(stream, one_by_one(frames_of(80)))
+            heard.append(stream.signal_to_error)
+        assert heard == sorted(heard)
+        assert heard[0] < 10 < heard[-3]
+        assert heard[-2:] == [math.inf, math.inf]
+
+
+@st.composite
+def rounds(draw):
+    """(frames, eos_frame) of the clips of each of three rows, one after the other, and rounds of messages to all rows.
+
+    An entry of a round is None, or (restart, begin, end, eos_frame, last) for the clip that the row is at.
+    """
+    rows = []
+    for row in range(3):
+        entries = []
+        for number in range(draw(st.integers(1, 2))):
+            frames, messages = draw(talks(most=40))
+            finished = messages if draw(st.booleans()) else messages[:-1]  # the next clip may begin in the midst of it
+            entries += [(row, number, frames, i == 0, *message) for i, message in enumerate(finished)]
+        for _ in range(draw(st.integers(0, 4))):
+            entries.insert(draw(st.integers(0, len(entries))), None)
+        rows.append(entries)
+    return [[*turn] for turn in zip_longest(*rows)]
+
+
+class Largest(TorchDispatchMode):
+    """Keeps the number of elements of the largest tensor that any operation makes."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.elements = max(self.elements, out.numel() if isinstance(out, torch.Tensor) else 0)
+        return out
+
+
+TWO = frames_of(2)
+WRONG_ROUNDS = {
+    "no-rows": ({"frames": []}, ValueError, "frames must hold one entry for each of the 3 rows, got 0"),
+    "more-rows": ({"frames": [None] * 4}, ValueError, "frames must hold one entry for each of the 3 rows, got 4"),
+    "fewer-ends": ({"eos_frames": [31]}, ValueError, "eos_frames must hold one entry for each of the 3 rows, got 1"),
+    "fewer-last": ({"last": [True] * 2}, ValueError, "last must hold one entry for each of the 3 rows, got 2"),
+    "width": ({"frames": [TWO, TWO[:, :2], None]}, ValueError, r"row 1: frames must be .* \[n, 3\], got \[2, 2\]"),
+    "float": ({"frames": [TWO, TWO.float(), None]}, TypeError, "row 1: frames must be integers, got torch.float32"),
+    "negative": ({"frames": [TWO, TWO - 18, None]}, ValueError, r"row 1: frames\[0, 0\] must be in 0..17, got"),
+    "too-large": ({"frames": [TWO + 18, TWO, None]}, ValueError, r"row 0: frames\[0, 0\] must be in 0..17, got"),
+    "closed": ({"frames": [TWO, TWO, TWO[:0]]}, ValueError, "row 2: this stream was closed by last=True; open another"),
+    "closed-again": ({"last": [False, True, True]}, ValueError, "row 2: this stream was closed by last=True"),
+    "end-decoded": ({"eos_frames": [30, 17, None]}, ValueError, "row 1: eos_frame must be at least 18, which are"),
+    "end-moved": ({"eos_frames": [31, None, None]}, ValueError, "row 0: eos_frame was 30 in an earlier .* got 31"),
+    "end-not-pushed": ({"last": [True, True, False]}, ValueError, "row 0: eos_frame must be at most the 29 .* got 30"),
+}
+
+
+class TestRows:
+    @given(rounds(), *waits, st.none() | st.integers(0, 30))
+    def test_each_row_is_a_stream_of_its_own(self, codecs, turns, chunk, first_chunk, lookahead):
+        """Rows that begin late, sit out, end early, and begin again."""
+        vocoder, options = codecs[3, 2], {"chunk": chunk, "first_chunk": first_chunk, "lookahead": lookahead}
+        streams, alone = vocoder.streams(3, **options), [vocoder.streams(1, **options) for _ in range(3)]
+        for turn in turns:
+            messages = [(None, None, False)] * 3
+            for entry in filter(None, turn):
+                row, number, frames, first, begin, end, eos_frame, last = entry
+                if first and number:
+                    streams.restart(row)
+                    alone[row] = vocoder.streams(1, **options)
+                messages[row] = frames[begin:end], eos_frame, last
+            got = streams.push(*zip(*messages, strict=True))
+            for row, message in enumerate(messages):
+                assert torch.equal(got[row], alone[row].push(*([part] for part in message))[0])
+                assert streams.signal_to_error(row) == alone[row].signal_to_error()
+
+    def test_one_step_for_all(self, five):
+        """However many rows have something to do; none if none has. A row without is no part of it."""
+        streams = five.streams(3)
+        seen, watched = spans_of(five)
+        with watched:
+            streams.push([frames_of(20), frames_of(18), None])
+            streams.push([frames_of(3), frames_of(3), frames_of(13)])
+            streams.push([frames_of(13), None, frames_of(2)], eos_frames=[None, 16, None])
+            streams.push([None, None, None])
+        assert [[span[:2] for span in spans] for spans in seen] == [
+            [[0, 16], [0, 16], [0, 0]],
+            [[16, 2], [16, 0], [0, 0]],
+            [[18, 16], [16, 12], [0, 13]],
+        ]
+
+    def test_a_row_that_begins_again_forgets(self, codecs):
+        vocoder = codecs[3, 2]
+        streams = vocoder.streams(2, lookahead=0)
+        streams.push([frames_of(30)] * 2, last=[True, False])
+        streams.push([None, frames_of(40, seed=1)])
+        assert streams.signal_to_error(1) < math.inf
+        streams.restart(0)
+        streams.restart(1)
+        assert streams.signal_to_error(1) == math.inf
+        got = streams.push([frames_of(12, seed=2), frames_of(12, seed=3)], last=[True, True])
+        assert all(map(torch.equal, got, [in_windows(vocoder, frames_of(12, seed=seed)) for seed in (2, 3)]))
+
+    @pytest.mark.parametrize("case", WRONG_ROUNDS)
+    def test_a_refused_push_changes_no_row(self, five, case):
+        """The first row ends at frame 30, of which 20 have come; the second is open; the third is closed."""
+        frames, emitted = frames_of(60), []
+        messages, error, text = WRONG_ROUNDS[case]
+        for refused in (True, False):
+            streams = five.streams(3, lookahead=2)
+            out = [streams.push([frames[:20]] * 3, [30, None, None], [False, False, True])]
+            if refused:
+                with pytest.raises(error, match=text):
+                    streams.push(**{"frames": [frames[20:29], frames[20:29], None], **messages})
+            out.append(streams.push([frames[20:40], frames[20:], None]))
+            out.append(streams.push([None, None, None], last=[True, True, False]))
+            emitted.append([torch.cat(parts) for parts in zip(*out, strict=True)])
+        assert all(map(torch.equal, *emitted))
+        assert [*map(len, emitted[0])] == [five.config.samples(n) for n in (30, 60, 20)]
+
+    @pytest.mark.parametrize("row", [-1, 3, True, 1.0, None], ids=repr)
+    def test_a_row_that_is_not_there(self, five, row):
+        with pytest.raises(ValueError, match=rf"row must be in 0..2, got {row}"):
+            five.streams(3).restart(row)
+
+    @pytest.mark.parametrize("value", [-1, True, 2.0, "2"], ids=repr)
+    @pytest.mark.parametrize(("name", "least"), [("rows", 1), ("chunk", 1), ("first_chunk", 1), ("lookahead", 0)])
+    def test_settings(self, five, name, least, value):
+        """Also one less than the least of each."""
+        for wrong in (value, least - 1):
+            with pytest.raises(ValueError, match=f"{name} must be an integer from {least}, got {wrong!r}"):
+                five.streams(**{"rows": 1, name: wrong})
+
+    def test_a_long_clip_is_not_kept(self, five):
+        """A message costs what it brings, not what came before it; and a caller may reuse its buffer, though what it
+        said is decoded later."""
+        streams, frames, buffer = five.streams(1), frames_of(360), torch.zeros(18, 3, dtype=torch.int64)
+        sizes, chunks = [], []
+        for i, part in enumerate(frames.split(18)):
+            buffer.copy_(part)
+            with Largest() as largest:
+                chunks += streams.push([buffer], last=[i == 19])
+            sizes.append(largest.elements)
+        assert max(sizes[5:]) == max(sizes[:5]) < frames.numel()
+        assert torch.equal(torch.cat(chunks), in_windows(five, frames))
+
+    def test_kernels_run_where_the_weights_are(self, five, monkeypatch):
+        """On the second of two GPUs too, whichever is the current one."""
+        entered = []
+        monkeypatch.setattr(streams_module, "current", lambda device: entered.append(device) or nullcontext())
+        five.stream().push(frames_of(20), last=True)
+        assert {*entered} == {five.device}
