@@ -210,12 +210,19 @@ class TestInSteps:
     def test_steps_and_batches(self, codecs, in_steps, monkeypatch, name, widest_unit):
         """In steps of five frames, three clips at a time, whichever units are one operation."""
         clips = [random_codes(9, n, seed=n) for n in (12, 0, 1, 33, 7)]
-        vocoder = in_steps(codecs[name], widest_unit)
+        vocoder, seen = in_steps(codecs[name], widest_unit), []
         monkeypatch.setattr(vocoder_module, "ACTIVATIONS", vocoder.decoder.room(3, 5))
         monkeypatch.setattr(vocoder_module, "ROWS_TOGETHER", 3)
-        assert vocoder._frames_together(3) == 5
+        step = vocoder.decoder.step
+        monkeypatch.setattr(vocoder.decoder, "step", lambda *args: seen.append(args[2].tolist()) or step(*args))
         for audio, wanted in zip(vocoder.decode(clips), codecs[name].decode(clips), strict=True):
             torch.testing.assert_close(audio, wanted, atol=WINDOWED_ATOL, rtol=0)
+        assert all(any(count for _, count, *_ in spans) for spans in seen), "no step is for nothing"
+        assert max(count for spans in seen if len(spans) == 3 for _, count, *_ in spans) == 5
+        for row, length in enumerate((12, 0, 1)):  # of the first batch: every frame once
+            spans = [spans[row] for spans in seen if len(spans) == 3]
+            made = [frame for done, count, *_ in spans for frame in range(done, done + count)]
+            assert made == [*range(length + vocoder.decoder.lookahead if length else 0)]
 
     def test_a_step_takes_a_frame_at_least(self, codecs, in_steps, monkeypatch):
         monkeypatch.setattr(vocoder_module, "ACTIVATIONS", 1)
