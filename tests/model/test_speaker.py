@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from zonos2_triton.model import SpeakerEncoder, SpeakerEncoderConfig
 from zonos2_triton.reference.speaker_encoder import layout
 
-EMBED_ATOL, LOG_MEL_ATOL = 5e-4, 2e-3  # of the golden vectors
+EMBED_ATOL = 5e-4  # of the golden vectors; their mel spectrograms are in test_mel.py
 WAVES = ["wav24k_mono", "wav44k_stereo", "wav16k_mono_1d", "wav48k_mono"]
 TINY = {
     "enc_dim": 64,
@@ -49,29 +49,19 @@ class TestGolden:
             torch.testing.assert_close(encoder.embed_mel(mel), want, atol=EMBED_ATOL, rtol=0)
 
     @pytest.mark.parametrize("name", WAVES)
-    def test_log_mel(self, encoder, stored, name):
-        mel = encoder.log_mel(stored[f"front_end.{name}.mono_24k"])
-        torch.testing.assert_close(mel, stored[f"front_end.{name}.log_mel"], atol=LOG_MEL_ATOL, rtol=0)
-
-    @pytest.mark.parametrize("name", WAVES)
     def test_embed(self, golden, encoder, stored, name):
         rates = {wave["name"]: wave["sample_rate"] for wave in golden.json("speaker_encoder_tiny")["front_end"]}
         embedding = encoder.embed(stored[f"front_end.{name}.waveform"], rates[name])
         torch.testing.assert_close(embedding, stored[f"front_end.{name}.embedding"], atol=EMBED_ATOL, rtol=0)
 
-
-class TestLayout:
-    def test_released_encoder(self, golden):
-        known = golden.json("speaker_encoder_tiny")
-        config = SpeakerEncoderConfig()
+    def test_layout(self, golden):
+        """Of the released encoder, and of this one."""
+        known, config = golden.json("speaker_encoder_tiny"), SpeakerEncoderConfig()
         assert config == SpeakerEncoderConfig(**known["real_config"])
         names = layout(config)
         assert names == known["real_weights"]
         assert len(names) == known["real_n_tensors"] == 76
         assert sum(map(math.prod, names.values())) == known["real_parameter_count"] == 12_001_088
-
-    def test_tiny_encoder(self, golden):
-        known = golden.json("speaker_encoder_tiny")
         assert layout(SpeakerEncoderConfig(**known["config"])) == known["weights"]
 
 
@@ -125,9 +115,7 @@ class TestEmbed:
     @pytest.mark.parametrize(
         ("change", "error", "message"),
         [
-            pytest.param(
-                lambda x: (x * 32767).short(), TypeError, "floating-point tensor, got torch.int16", id="int16"
-            ),
+            pytest.param(lambda x: (x * 32767).short(), TypeError, "floating-point .*, got torch.int16", id="int16"),
             pytest.param(lambda x: x > 0, TypeError, "floating-point tensor, got torch.bool", id="bool"),
             pytest.param(lambda x: x.tolist(), TypeError, "floating-point tensor, got list", id="list"),
             pytest.param(lambda x: x.numpy(), TypeError, "floating-point tensor, got ndarray", id="numpy"),
@@ -183,12 +171,14 @@ class TestWeights:
         weights["blocks.4.conv.weight"] = torch.zeros(2)
         with pytest.raises(ValueError, match="the speaker encoder do not fit") as error:
             SpeakerEncoder.from_state(encoder.config, weights)
-        text = str(error.value)
-        assert "missing (2)" in text
-        assert "fc.bias [64]" in text
-        assert "blocks.2.tdnn1.conv.weight [16, 16, 1]" in text
-        assert "surplus (1): blocks.4.conv.weight [2]" in text
-        assert "wrong shape (1): mfa.conv.bias is [3], expected [48]" in text
+        for text in (
+            "missing (2)",
+            "fc.bias [64]",
+            "blocks.2.tdnn1.conv.weight [16, 16, 1]",
+            "surplus (1): blocks.4.conv.weight [2]",
+            "wrong shape (1): mfa.conv.bias is [3], expected [48]",
+        ):
+            assert text in str(error.value)
 
     @pytest.mark.parametrize(
         ("value", "message"),
@@ -219,10 +209,7 @@ class TestConfig:
             ({"enc_dim": [64]}, "enc_dim must be"),
             ({"enc_se_channels": 8.0}, "enc_se_channels must be a positive integer, got 8.0"),
             ({"enc_attention_channels": True}, "enc_attention_channels must be a positive integer, got True"),
-            (
-                {"enc_dilations": [1, 2, 3, -4, 1]},
-                r"enc_dilations must be a list of positive integers, got \[1, 2, 3, -4, 1\]",
-            ),
+            ({"enc_dilations": [1, 2, 3, -4, 1]}, r"enc_dilations .* positive integers, got \[1, 2, 3, -4, 1\]"),
             ({"enc_channels": 16}, "enc_channels must be"),
             (
                 {"enc_channels": [16, 16], "enc_kernel_sizes": [5, 1], "enc_dilations": [1, 1]},
@@ -269,17 +256,17 @@ class TestLoad:
         embedding = SpeakerEncoder.load(folder).embed(voice, 24_000)
         torch.testing.assert_close(embedding, encoder.embed(voice, 24_000), atol=1e-5, rtol=0)
 
-    def test_missing_config(self, folder):
-        (folder / "config.json").unlink()
-        with pytest.raises(FileNotFoundError, match=r"config\.json"):
+    @pytest.mark.parametrize(
+        ("missing", "message"),
+        [
+            ("config.json", r"config\.json"),
+            ("model.safetensors", r"holds no speaker encoder weights; looked for model\.safetensors"),
+        ],
+    )
+    def test_missing(self, folder, missing, message):
+        (folder / missing).unlink()
+        with pytest.raises(FileNotFoundError, match=message):
             SpeakerEncoder.load(folder)
-
-    def test_missing_weights(self, folder):
-        (folder / "model.safetensors").unlink()
-        with pytest.raises(FileNotFoundError, match=r"holds no speaker encoder weights; looked for model\.safetensors"):
-            SpeakerEncoder.load(folder)
-
-    def test_missing_folder(self, folder):
         with pytest.raises(FileNotFoundError, match="absent"):
             SpeakerEncoder.load(folder / "absent")
 

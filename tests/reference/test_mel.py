@@ -34,30 +34,21 @@ class LargestTensor(TorchDispatchMode):
         return out
 
 
-class TestGolden:
-    @pytest.fixture(params=WAVES)
-    def wave(self, golden, request):
-        return golden.tensors("speaker_encoder_tiny", f"front_end.{request.param}.")
-
-    @pytest.fixture
-    def rate(self, golden, request):
-        rates = {w["name"]: w["sample_rate"] for w in golden.json("speaker_encoder_tiny")["front_end"]}
-        assert sorted(rates) == sorted(WAVES)
-        return rates[request.node.callspec.params["wave"]]
-
-    def test_resample(self, wave, rate):
-        waveform = wave["waveform"] if wave["waveform"].ndim == 1 else wave["waveform"].mean(0)
-        torch.testing.assert_close(resample(waveform, rate), wave["mono_24k"], atol=MONO_ATOL, rtol=0)
-
-    def test_log_mel(self, wave):
-        torch.testing.assert_close(log_mel(wave["mono_24k"]), wave["log_mel"], atol=LOG_MEL_ATOL, rtol=0)
+@pytest.mark.parametrize("name", WAVES)
+def test_golden(golden, name):
+    rates = {wave["name"]: wave["sample_rate"] for wave in golden.json("speaker_encoder_tiny")["front_end"]}
+    assert sorted(rates) == sorted(WAVES)
+    stored = golden.tensors("speaker_encoder_tiny", f"front_end.{name}.")
+    mono = stored["waveform"] if stored["waveform"].ndim == 1 else stored["waveform"].mean(0)
+    torch.testing.assert_close(resample(mono, rates[name]), stored["mono_24k"], atol=MONO_ATOL, rtol=0)
+    torch.testing.assert_close(log_mel(stored["mono_24k"]), stored["log_mel"], atol=LOG_MEL_ATOL, rtol=0)
 
 
 class TestResample:
-    @pytest.mark.parametrize(("rate", "new_rate"), [(24_000, 24_000), (44_101, 44_101), (1, 1)])
-    def test_same_rate_changes_nothing(self, seeded, rate, new_rate):
+    @pytest.mark.parametrize("rate", [24_000, 44_101, 1])
+    def test_same_rate_changes_nothing(self, seeded, rate):
         x = seeded(50)
-        assert torch.equal(resample(x, rate, new_rate), x)
+        assert torch.equal(resample(x, rate, rate), x)
 
     @pytest.mark.parametrize("rate", [400, 7919, 8000, 22_050, 24_001, 44_100, 44_101, 96_000, 192_000])
     @pytest.mark.parametrize("n", [1, 2, 147, 999])
@@ -113,47 +104,34 @@ class TestResample:
         assert sizes[1] <= 1.01 * sizes[0]
 
 
-class TestFilterbank:
-    @staticmethod
-    def edges():
-        """The 130 corners of the triangles in Hz: 200 / 3 Hz per mel up to 1 kHz, then 27 mels per factor of 6.4."""
-        top = 15 + 27 * math.log(TOP_HZ / 1000, 6.4)
-        mels = [top * i / (MELS + 1) for i in range(MELS + 2)]
-        return torch.tensor([m * 200 / 3 if m < 15 else 1000 * 6.4 ** ((m - 15) / 27) for m in mels]).double()
+def edges():
+    """The 130 corners of the triangles in Hz: 200 / 3 Hz per mel up to 1 kHz, then 27 mels per factor of 6.4."""
+    top = 15 + 27 * math.log(TOP_HZ / 1000, 6.4)
+    mels = [top * i / (MELS + 1) for i in range(MELS + 2)]
+    return torch.tensor([m * 200 / 3 if m < 15 else 1000 * 6.4 ** ((m - 15) / 27) for m in mels]).double()
 
+
+class TestFilterbank:
+    @pytest.mark.needs("transformers")
     def test_oracle(self):
         """As the transformers library makes it."""
-        audio_utils = pytest.importorskip("transformers.audio_utils")
-        want = audio_utils.mel_filter_bank(
-            N_FFT // 2 + 1, MELS, 0.0, TOP_HZ, SAMPLE_RATE, norm="slaney", mel_scale="slaney"
-        )
+        from transformers.audio_utils import mel_filter_bank
+
+        want = mel_filter_bank(N_FFT // 2 + 1, MELS, 0.0, TOP_HZ, SAMPLE_RATE, norm="slaney", mel_scale="slaney")
         torch.testing.assert_close(mel_filterbank(), torch.from_numpy(want), atol=1e-12, rtol=0)
 
-    def test_areas(self):
-        """Each triangle has area 1; sampled at the bins the narrow ones miss it by up to 8 %, measured."""
-        areas = mel_filterbank().sum(0) * BIN_HZ
-        edges = self.edges()
-        wide = edges[2:] - edges[:-2] > 8 * BIN_HZ
-        assert wide.sum() > 40
-        torch.testing.assert_close(areas, torch.ones_like(areas), atol=0.1, rtol=0)
-        torch.testing.assert_close(areas[wide], torch.ones_like(areas[wide]), atol=0.02, rtol=0)
-
     def test_triangles_are_a_partition(self):
-        """Undo the scaling: between the first and the last peak each frequency is shared out in full."""
-        edges = self.edges()
-        shares = mel_filterbank() * (edges[2:] - edges[:-2]) / 2
-        bins = torch.arange(N_FFT // 2 + 1) * BIN_HZ
-        between = (bins >= edges[1]) & (bins <= edges[-2])
-        assert between.sum() > 480
+        """Undo the scaling to area 1: between the first and the last peak each frequency is shared out in full."""
+        widths = edges()[2:] - edges()[:-2]
+        shares, bins = mel_filterbank() * widths / 2, torch.arange(N_FFT // 2 + 1) * BIN_HZ
+        between = shares[(bins >= edges()[1]) & (bins <= edges()[-2])]
+        assert len(between) > 480
         assert shares.min() == 0
-        torch.testing.assert_close(
-            shares[between].sum(1), torch.ones(int(between.sum()), dtype=torch.float64), atol=2e-4, rtol=0
-        )
+        torch.testing.assert_close(between.sum(1), torch.ones(len(between)).double(), atol=2e-4, rtol=0)
 
     @pytest.mark.parametrize("hz", [150, 440, 1000, 3000, 8000, 11_000])
     def test_a_tone_lands_in_its_band(self, hz):
-        peaks = self.edges()[1:-1]
-        assert log_mel(sine(SAMPLE_RATE, hz))[20].argmax() == (peaks - hz).abs().argmin()
+        assert log_mel(sine(SAMPLE_RATE, hz))[20].argmax() == (edges()[1:-1] - hz).abs().argmin()
 
 
 class TestLogMel:
@@ -167,6 +145,5 @@ class TestLogMel:
     def test_magnitude_not_power(self, seeded):
         """Ten times as loud is log(10) more, not twice that."""
         x = seeded(4096)
-        torch.testing.assert_close(
-            log_mel(10 * x) - log_mel(x), torch.full((16, MELS), math.log(10)), atol=1e-4, rtol=0
-        )
+        louder = log_mel(10 * x) - log_mel(x)
+        torch.testing.assert_close(louder, torch.full((16, MELS), math.log(10)), atol=1e-4, rtol=0)
