@@ -152,17 +152,6 @@ class TestOneClip:
         plain, talk = Vocoder(five.config, five.state), (frames_of(30), [(0, 9, None, False), (9, 30, None, True)])
         assert torch.equal(push_all(plain.stream(lookahead=2), talk), push_all(five.stream(lookahead=2), talk))
 
-    @pytest.mark.parametrize("rates", [(3, 2), (5,)], ids=str)
-    def test_more_lookahead_is_no_worse(self, codecs, rates):
-        heard, needed = [], codecs[rates].decoder.lookahead
-        for lookahead in (0, needed // 4, needed // 2, needed - 1, needed, needed + 9):
-            stream = codecs[rates].stream(lookahead=lookahead, chunk=4)
-            push_all(stream, one_by_one(frames_of(80)))
-            heard.append(stream.signal_to_error)
-        assert heard == sorted(heard)
-        assert heard[0] < 10 < heard[-3]
-        assert heard[-2:] == [math.inf, math.inf]
-
 
 @st.composite
 def rounds(draw):
@@ -197,15 +186,11 @@ class Largest(TorchDispatchMode):
 TWO = frames_of(2)
 WRONG_ROUNDS = {
     "no-rows": ({"frames": []}, ValueError, "frames must hold one entry for each of the 3 rows, got 0"),
-    "more-rows": ({"frames": [None] * 4}, ValueError, "frames must hold one entry for each of the 3 rows, got 4"),
     "fewer-ends": ({"eos_frames": [31]}, ValueError, "eos_frames must hold one entry for each of the 3 rows, got 1"),
     "fewer-last": ({"last": [True] * 2}, ValueError, "last must hold one entry for each of the 3 rows, got 2"),
     "width": ({"frames": [TWO, TWO[:, :2], None]}, ValueError, r"row 1: frames must be .* \[n, 3\], got \[2, 2\]"),
-    "float": ({"frames": [TWO, TWO.float(), None]}, TypeError, "row 1: frames must be integers, got torch.float32"),
-    "negative": ({"frames": [TWO, TWO - 18, None]}, ValueError, r"row 1: frames\[0, 0\] must be in 0..17, got"),
     "too-large": ({"frames": [TWO + 18, TWO, None]}, ValueError, r"row 0: frames\[0, 0\] must be in 0..17, got"),
     "closed": ({"frames": [TWO, TWO, TWO[:0]]}, ValueError, "row 2: this stream was closed by last=True; open another"),
-    "closed-again": ({"last": [False, True, True]}, ValueError, "row 2: this stream was closed by last=True"),
     "end-decoded": ({"eos_frames": [30, 17, None]}, ValueError, "row 1: eos_frame must be at least 18, which are"),
     "end-moved": ({"eos_frames": [31, None, None]}, ValueError, "row 0: eos_frame was 30 in an earlier .* got 31"),
     "end-not-pushed": ({"last": [True, True, False]}, ValueError, "row 0: eos_frame must be at most the 29 .* got 30"),
@@ -245,18 +230,6 @@ class TestRows:
             [[16, 2], [16, 0], [0, 0]],
             [[18, 16], [16, 12], [0, 13]],
         ]
-
-    def test_a_row_that_begins_again_forgets(self, codecs):
-        vocoder = codecs[3, 2]
-        streams = vocoder.streams(2, lookahead=0)
-        streams.push([frames_of(30)] * 2, last=[True, False])
-        streams.push([None, frames_of(40, seed=1)])
-        assert streams.signal_to_error(1) < math.inf
-        streams.restart(0)
-        streams.restart(1)
-        assert streams.signal_to_error(1) == math.inf
-        got = streams.push([frames_of(12, seed=2), frames_of(12, seed=3)], last=[True, True])
-        assert all(map(torch.equal, got, [in_windows(vocoder, frames_of(12, seed=seed)) for seed in (2, 3)]))
 
     @pytest.mark.parametrize("case", WRONG_ROUNDS)
     def test_a_refused_push_changes_no_row(self, five, case):

@@ -72,13 +72,6 @@ class TestEmbed:
         torch.testing.assert_close(stereo, encoder.embed((left + right) / 2, 24_000), atol=1e-5, rtol=0)
         assert not torch.allclose(stereo, encoder.embed(left, 24_000), atol=0.01)
 
-    @pytest.mark.parametrize("rate", [24_000, 16_000])
-    def test_one_channel_with_and_without_its_axis(self, encoder, voice, rate):
-        assert torch.equal(encoder.embed(voice[None], rate), encoder.embed(voice, rate))
-
-    def test_is_log_mel_then_embed_mel(self, encoder, voice):
-        assert torch.equal(encoder.embed(voice, 24_000), encoder.embed_mel(encoder.log_mel(voice)))
-
     @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
     def test_any_floats_are_computed_in_fp32(self, encoder, voice, dtype):
         embedding = encoder.embed(voice.to(dtype), 24_000)
@@ -93,13 +86,13 @@ class TestEmbed:
     @pytest.mark.parametrize(
         ("samples", "rate"),
         [
-            pytest.param(1, 24_000, id="one-sample"),
-            pytest.param(1023, 24_000, id="below-a-window"),
-            pytest.param(1024, 24_000, id="a-window"),
-            pytest.param(1279, 24_000, id="below-five-frames"),
-            pytest.param(1881, 44_100, id="below-a-window-44100"),
-            pytest.param(1882, 44_100, id="a-window-44100"),
-            pytest.param(2350, 44_100, id="below-five-frames-44100"),
+            (1, 24_000),
+            (1023, 24_000),  # a window is 1024
+            (1024, 24_000),
+            (1279, 24_000),
+            (1881, 44_100),
+            (1882, 44_100),
+            (2350, 44_100),
         ],
     )
     def test_too_short(self, encoder, voice, samples, rate):
@@ -117,10 +110,8 @@ class TestEmbed:
         [
             pytest.param(lambda x: (x * 32767).short(), TypeError, "floating-point .*, got torch.int16", id="int16"),
             pytest.param(lambda x: x > 0, TypeError, "floating-point tensor, got torch.bool", id="bool"),
-            pytest.param(lambda x: x.tolist(), TypeError, "floating-point tensor, got list", id="list"),
             pytest.param(lambda x: x.numpy(), TypeError, "floating-point tensor, got ndarray", id="numpy"),
             pytest.param(lambda x: x.index_fill(0, torch.tensor(7), torch.nan), ValueError, "finite", id="nan"),
-            pytest.param(lambda x: x.index_fill(0, torch.tensor(7), -torch.inf), ValueError, "finite", id="inf"),
             pytest.param(torch.zeros_like, ValueError, "waveform is silent: its largest sample is 0", id="silent"),
             pytest.param(lambda x: x / x.abs().max() * 2**-15.1, ValueError, "silent", id="below-a-16-bit-step"),
             pytest.param(lambda x: torch.stack([x, -x]), ValueError, "silent", id="channels-cancel"),
@@ -165,34 +156,18 @@ class TestWeights:
         other = SpeakerEncoder.from_state(encoder.config, prefixed)
         assert torch.equal(other.embed(voice, 24_000), encoder.embed(voice, 24_000))
 
-    def test_every_wrong_tensor_is_listed(self, encoder, weights):
-        del weights["fc.bias"], weights["blocks.2.tdnn1.conv.weight"]
-        weights["mfa.conv.bias"] = torch.zeros(3)
-        weights["blocks.4.conv.weight"] = torch.zeros(2)
-        with pytest.raises(ValueError, match="the speaker encoder do not fit") as error:
-            SpeakerEncoder.from_state(encoder.config, weights)
-        for text in (
-            "missing (2)",
-            "fc.bias [64]",
-            "blocks.2.tdnn1.conv.weight [16, 16, 1]",
-            "surplus (1): blocks.4.conv.weight [2]",
-            "wrong shape (1): mfa.conv.bias is [3], expected [48]",
-        ):
-            assert text in str(error.value)
-
     @pytest.mark.parametrize(
         ("value", "message"),
         [
             (torch.full((64,), torch.nan), "fc.bias holds NaN or Inf"),
-            (torch.full((64,), torch.inf), "fc.bias holds NaN or Inf"),
             (torch.zeros(64, dtype=torch.int64), r"fc.bias must be a dense floating-point tensor, got torch.int64"),
+            (torch.zeros(3), r"(?s)the speaker encoder do not fit.*fc.bias is \[3\], expected \[64\]"),
         ],
-        ids=["nan", "inf", "int"],
+        ids=["nan", "int", "shape"],
     )
     def test_values(self, encoder, weights, value, message):
-        weights["fc.bias"] = value
         with pytest.raises(ValueError, match=message):
-            SpeakerEncoder.from_state(encoder.config, weights)
+            SpeakerEncoder.from_state(encoder.config, weights | {"fc.bias": value})
 
     def test_16_bit_weights_are_computed_in_fp32(self, encoder, weights, voice):
         halves = {name: value.bfloat16() for name, value in weights.items()}
@@ -280,10 +255,4 @@ class TestLoad:
     def test_a_wrong_size_names_the_folder(self, folder, settings, change):
         (folder / "config.json").write_text(json.dumps({**settings, **change}))
         with pytest.raises(ValueError, match=folder.name):
-            SpeakerEncoder.load(folder)
-
-    def test_truncated_weights(self, folder):
-        content = (folder / "model.safetensors").read_bytes()
-        (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
-        with pytest.raises(ValueError, match=r"model\.safetensors is truncated"):
             SpeakerEncoder.load(folder)

@@ -9,11 +9,9 @@ from tests.model.codecs import AUDIO_ATOL, assert_golden, assert_golden_frame, d
 from zonos2_triton.model import Vocoder, VocoderConfig
 from zonos2_triton.model import vocoder as vocoder_module
 from zonos2_triton.reference.vocoder import layout, snake
-from zonos2_triton.reference.vocoder_layers import OPEN
 
 WINDOWED_ATOL = 2e-5  # windows against one pass, fp32; measured 9.3e-6 (even), 2.6e-6 (odd)
 WINDOWED_FP64_ATOL = 1e-7  # the one rounding to fp32
-REACH_KEYS = {"even": "even (same rates as the 44.1 kHz model)", "odd": "odd"}
 CODES = torch.zeros(1, 9, 2, dtype=torch.int64)
 
 both_codecs = pytest.mark.parametrize("name", ["even", "odd"])
@@ -69,22 +67,6 @@ class TestRealLayout:
         decoder = sum(math.prod(shape) for tensor, shape in expected.items() if tensor.startswith("decoder."))
         assert decoder == real["parameter_count"]["decoder_folded"]
 
-    def test_multiply_adds_per_frame(self, golden):
-        """A convolution makes out_length x weights of them, a transposed one in_length x weights."""
-        config, real = VocoderConfig(), golden.json("dac_44khz_layout")
-        lengths = [math.prod(config.decoder_rates[:i]) for i in range(len(config.decoder_rates) + 1)]  # 1, 8, ..., 512
-        counts = {}
-        for tensor, shape in layout(config).items():
-            if not tensor.endswith(".weight") or ".codebook." in tensor:
-                continue
-            part, _, number, *inner = tensor.removesuffix(".weight").split(".")
-            stage = int(number) if part == "decoder" else 0
-            transposed = inner == ["block", "1"] and part == "decoder"
-            length = lengths[min(stage, len(lengths) - 1) - transposed]
-            counts[tensor.removesuffix(".weight")] = math.prod(shape) * length
-        assert counts == real["macs_per_frame_per_conv"]
-        assert sum(counts.values()) == real["macs_per_frame_total"] == 804_151_296
-
     def test_windows_of_the_real_codec(self):
         """Ten frames per side: what streaming latency and the cost of windows rest on."""
         assert VocoderConfig().frames_behind(32 * 512, 64 * 512) == (22, 74)
@@ -92,17 +74,6 @@ class TestRealLayout:
 
 class TestReach:
     """Which frames a sample depends on: too few would be heard at window borders, too many cost latency."""
-
-    @both_codecs
-    def test_golden(self, golden, codecs, name):
-        known = golden.json("dac_tiny")["decoder_reach_samples_relative_to_frame_start"][REACH_KEYS[name]]
-        frame, config = 100, codecs[name].config
-        assert config.hop == known["hop"]
-        inside = known["first"], 0, known["last"]
-        for offset in (known["first"] - 1, *inside, known["last"] + 1):
-            sample = frame * config.hop + offset
-            first, end = config.frames_behind(sample, sample + 1)
-            assert (first <= frame < end) == (offset in inside), f"sample {offset} from the start of its frame"
 
     @pytest.mark.parametrize(("name", "frames"), [("even", 24), ("odd", 44), ("all_odd", 90)])
     def test_experiment(self, codecs, name, frames):
@@ -236,24 +207,6 @@ class TestInSteps:
         assert [config.frames_behind(at, at + 1)[1] for at in (ready - 1, ready)] == [50, 51]
         assert decoder.lookahead == max(config.frames_behind(50 * config.hop, 51 * config.hop)[1] - 51, 0)
 
-    @pytest.mark.parametrize("name", ["odd", "all_odd"])
-    def test_what_a_step_finished(self, codecs, name):
-        """Of a row by itself: samples from where the step before left off, and columns that hold them."""
-        config, decoder = codecs[name].config, codecs[name].decoder
-        for length in (0, 1, 3, 40, OPEN):
-            total, begin = config.samples(length) if length < OPEN else None, 0
-            for done in range(0, min(length, 30) + decoder.lookahead, 7):
-                where, columns = decoder.finished(done, 7, length)
-                assert where.start == begin
-                begin = where.stop
-                assert where.stop - where.start == columns.stop - columns.start
-                if where.start < where.stop:
-                    assert 0 <= columns.start <= columns.stop <= 7 * config.hop
-                    assert columns.start - where.start == decoder.lag - done * config.hop
-            assert total is None or length > 30 or begin == total
-            nothing, _ = decoder.finished(7, 0, length)
-            assert nothing.start == nothing.stop
-
 
 class TestRejects:
     @pytest.mark.parametrize("method", ["decode", "trace"])
@@ -279,13 +232,9 @@ class TestRejects:
     @pytest.mark.parametrize(
         ("clip", "error", "message"),
         [
-            pytest.param(CODES[0].repeat(2, 1), ValueError, r"must be a tensor \[9, T\], got \[18, 2\]", id="many"),
             pytest.param(CODES, ValueError, r"must be a tensor \[9, T\], got \[1, 9, 2\]", id="rank-3"),
-            pytest.param(CODES[0, :, 0], ValueError, r"must be a tensor \[9, T\], got \[9\]", id="rank-1"),
             pytest.param(CODES[0, :0], ValueError, r"must be a tensor \[9, T\], got \[0, 2\]", id="none"),
             pytest.param(CODES[0].float(), TypeError, "must be integers, got torch.float32", id="float"),
-            pytest.param(CODES[0] + 1026, ValueError, r"0, 0\] must be in 0..1025, got 1026", id="too-large"),
-            pytest.param([[0]] * 9, ValueError, r"must be a tensor \[9, T\], got list", id="list"),
             pytest.param(CODES[0, :1], ValueError, r"must have the 9 codebooks of codes\[0\], got 1", id="fewer"),
         ],
     )
@@ -303,11 +252,8 @@ class TestRejects:
         ("settings", "message"),
         [
             pytest.param({"mode": "fast"}, "mode must be 'exact' or 'overlap', got 'fast'", id="mode"),
-            pytest.param({"overlap": -1}, "overlap must be an integer from 0, got -1", id="overlap-negative"),
-            pytest.param({"overlap": 2.0}, "overlap must be an integer from 0, got 2.0", id="overlap-float"),
-            pytest.param({"overlap": True}, "overlap must be an integer from 0, got True", id="overlap-bool"),
-            pytest.param({"chunk": 0}, "chunk must be an integer from 1, got 0", id="chunk-zero"),
-            pytest.param({"chunk": "8"}, "chunk must be an integer from 1, got '8'", id="chunk-text"),
+            pytest.param({"overlap": -1}, "overlap must be an integer from 0, got -1", id="overlap"),
+            pytest.param({"chunk": 0}, "chunk must be an integer from 1, got 0", id="chunk"),
         ],
     )
     def test_stream_settings(self, codecs, settings, message):

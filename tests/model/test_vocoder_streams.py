@@ -147,11 +147,6 @@ class TestOverlap:
         frames = random_frames(50)
         assert torch.equal(codecs["odd"].stream("overlap").push(frames, last=True), clip(codecs["odd"], frames))
 
-    def test_an_overlap_longer_than_all_withholds_all(self, codecs):
-        frames, stream = random_frames(40), codecs["odd"].stream("overlap", overlap=40, chunk=3)
-        chunks = [stream.push(frame[None], last=i == 39) for i, frame in enumerate(frames)]
-        assert [*map(len, chunks)] == [0] * 39 + [codecs["odd"].config.samples(40)]
-
     def test_settings_reach_the_stream(self, codecs):
         """Sixteen complete frames, four of them withheld."""
         stream = codecs["even"].stream("overlap")
