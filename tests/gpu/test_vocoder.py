@@ -1,26 +1,20 @@
-"""The vocoder on a GPU: golden audio; clips equal bit for bit whole, as streams, in company and in the loop."""
-
-import math
+"""The vocoder on a GPU: half precision, and clips equal bit for bit whole, as streams, in company and in the loop."""
 
 import pytest
 import torch
 
+from tests.model.codecs import SMALL, aligned, clip, frames_of
+from zonos2_triton.bench.proof.invariants import same_bits
+from zonos2_triton.bench.proof.lookahead import decibels
 from zonos2_triton.bench.suite import device_checks
 from zonos2_triton.model import Backbone, LoopOptions, Sampling, Vocoder, VocoderConfig, Zonos2, build_prompt
-from zonos2_triton.reference.delay import shear_up
 
-pytestmark = [
-    pytest.mark.gpu,
-]
+pytestmark = pytest.mark.gpu
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-AUDIO_ATOL = 1e-4  # of the golden vectors
 HALF_DB = {torch.bfloat16: 34, torch.float16: 50}  # by the kernels' reference on a CPU: 36.2 and 52.3
 WIDEST = 24  # channels of a residual unit in one launch: the codec has wider ones, and narrower
 FRAMES = 44
-TINY = VocoderConfig(
-    latent_dim=8, decoder_dim=8, decoder_rates=(3, 2), n_codebooks=3, codebook_size=16, codebook_dim=4
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=DTYPES, ids=str)
@@ -31,35 +25,8 @@ def vocoder(request, golden):
     return made
 
 
-def frames_of(n, seed=0):
-    return torch.randint(1024, (n, 9), generator=torch.Generator().manual_seed(seed))
-
-
-def aligned(frames, eos_frame=None):
-    return shear_up(frames, 1025)[:eos_frame].T
-
-
-def clip(vocoder, frames, eos_frame=None):
-    return vocoder.decode(aligned(frames, eos_frame)[None])[0]
-
-
-def same_bits(a, b):
-    return torch.equal(a.view(torch.int32), b.view(torch.int32))
-
-
-def db(got, want):
-    got, want = got.double(), want.double()
-    return 10 * math.log10(float(want.square().sum() / (got - want).square().sum()))
-
-
-def test_golden_audio(golden):
-    vocoder, stored = golden.vocoder("even", device="cuda", backend="triton"), golden.tensors("dac_tiny", "even.")
-    assert (vocoder.dtype, vocoder.tf32) == (torch.float32, False)
-    audio = vocoder.decode(stored["codes"])
-    assert audio.device.type == "cuda"
-    torch.testing.assert_close(audio.cpu(), stored["out.audio"], rtol=0, atol=AUDIO_ATOL)
-    first = vocoder.decode(stored["codes"][:1, :, :1])
-    torch.testing.assert_close(first.cpu(), stored["single_frame.audio"], rtol=0, atol=AUDIO_ATOL)
+def random_frames(n, seed=0):
+    return frames_of(n, seed, codebooks=9, top=1024)
 
 
 @pytest.mark.parametrize("vocoder", [torch.bfloat16, torch.float16], indirect=True, ids=str)
@@ -68,21 +35,21 @@ def test_half_precision(golden, vocoder):
     rounded = {name: tensor.float().cpu() for name, tensor in vocoder.state.items()}
     codes = golden.tensors("dac_tiny")["even.codes"]
     want = Vocoder(vocoder.config, rounded, "reference").decode(codes)
-    assert db(vocoder.decode(codes).cpu(), want) > HALF_DB[vocoder.dtype]
+    assert decibels(vocoder.decode(codes).cpu(), want) > HALF_DB[vocoder.dtype]
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 16])
 def test_a_stream_is_its_clip(vocoder, chunk):
-    frames, stream = frames_of(FRAMES), vocoder.stream(chunk=chunk)
+    frames, stream = random_frames(FRAMES), vocoder.stream(chunk=chunk)
     parts = [stream.push(part) for part in frames.split((5, 1, 26, 12))]
     parts.append(stream.push(frames[:0], FRAMES - 3, last=True))
     assert same_bits(torch.cat(parts), clip(vocoder, frames, FRAMES - 3))
 
 
 def test_a_batch_is_its_clips(vocoder):
-    frames = [frames_of(n, seed=n) for n in (FRAMES, 0, 3, 17, FRAMES + 5)]
+    frames = [random_frames(n, seed=n) for n in (FRAMES, 0, 3, 17, FRAMES + 5)]
     wanted = [clip(vocoder, each) for each in frames]
-    assert all(map(same_bits, vocoder.decode([*map(aligned, frames)]), wanted))
+    assert all(map(same_bits, vocoder.decode([aligned(vocoder, each) for each in frames]), wanted))
     streams = vocoder.streams(len(frames), chunk=5)
     first = streams.push([each[:16] for each in frames], last=[len(each) <= 16 for each in frames])
     second = streams.push(
@@ -93,8 +60,8 @@ def test_a_batch_is_its_clips(vocoder):
 
 def test_steps_and_graphs():
     """Rings full of NaN, rows of other lengths; and a captured step. `make gpu` does so at the real sizes."""
-    device_checks.vocoder_steps(TINY, "cuda", torch.float32)
-    device_checks.vocoder_graph(TINY, "cuda", torch.float32)
+    for check in (device_checks.vocoder_steps, device_checks.vocoder_graph):
+        check(VocoderConfig(**SMALL, decoder_rates=(3, 2)), "cuda", torch.float32)
 
 
 def test_a_step_neither_waits_nor_allocates(vocoder):
@@ -142,24 +109,6 @@ def test_what_the_loop_speaks_is_the_clip(tiny_folder, vocoder, caplog, graphs, 
     assert not caplog.records, "capture failed"
     assert bool(backbone.loop._voices.captured) == (graphs != "off")
     assert addresses == [ring.data_ptr() for ring in backbone.loop.speech._rings.tensors()]
-
-
-def test_samples_come_with_the_frames(tiny_folder, vocoder):
-    backbone = speaking(tiny_folder, vocoder.decoder, streams=4, look=3)
-    prompts, _ = requests(backbone, 3)
-    sampling = Sampling(seed=5, max_frames=48, ignore_eos=True)
-    mates = [
-        backbone.stream(prompt, Sampling(seed=i, max_frames=50, ignore_eos=True)) for i, prompt in enumerate(prompts)
-    ]
-    for mate in mates:
-        next(mate)
-    frames = [*backbone.stream(prompts[1], sampling)]
-    for mate in mates:
-        mate.close()
-    parts = [frame.samples for frame in frames if frame.samples is not None]
-    assert sum(len(part) > 0 for part in parts) > 2
-    want = clip(vocoder, torch.stack([frame.codes for frame in frames]))
-    assert same_bits(torch.cat(parts).cpu(), want.cpu())
 
 
 def test_speaking_neither_waits_nor_allocates(tiny_folder, vocoder):

@@ -98,10 +98,3 @@ def push_all(stream, talk):
     """Joined samples of all messages of a talk."""
     frames, messages = talk
     return torch.cat([stream.push(frames[begin:end], eos_frame, last) for begin, end, eos_frame, last in messages])
-
-
-def decibels(got, want):
-    """Signal to error; inf: they are the same."""
-    got, want = got.double(), want.double()
-    error = float((got - want).square().sum())
-    return 10 * math.log10(float(want.square().sum()) / error) if error else math.inf

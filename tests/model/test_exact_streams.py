@@ -11,7 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.model.codecs import decibels, frames_of, in_windows, integer_codec, one_by_one, push_all, talks
+from tests.model.codecs import frames_of, in_windows, integer_codec, one_by_one, push_all, talks
+from zonos2_triton.bench.proof.lookahead import decibels
 from zonos2_triton.model import Vocoder
 from zonos2_triton.model import vocoder_streams as streams_module
 from zonos2_triton.reference import vocoder as reference

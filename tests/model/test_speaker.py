@@ -150,12 +150,6 @@ class TestEmbed:
 
 
 class TestWeights:
-    def test_prefix_of_a_joint_checkpoint(self, encoder, weights, voice):
-        prefixed = {f"speaker_encoder.{name}": value for name, value in weights.items()}
-        prefixed["talker.norm.weight"] = torch.full((4,), torch.nan)
-        other = SpeakerEncoder.from_state(encoder.config, prefixed)
-        assert torch.equal(other.embed(voice, 24_000), encoder.embed(voice, 24_000))
-
     @pytest.mark.parametrize(
         ("value", "message"),
         [
@@ -227,7 +221,9 @@ class TestLoad:
 
     def test_prefixed_names_in_another_file_name(self, folder, weights, encoder, voice):
         (folder / "model.safetensors").unlink()
-        save_file({f"speaker_encoder.{name}": t for name, t in weights.items()}, folder / "encoder.safetensors")
+        prefixed = {f"speaker_encoder.{name}": t for name, t in weights.items()}
+        others = {"talker.norm.weight": torch.full((4,), torch.nan)}  # of a joint checkpoint
+        save_file(prefixed | others, folder / "encoder.safetensors")
         embedding = SpeakerEncoder.load(folder).embed(voice, 24_000)
         torch.testing.assert_close(embedding, encoder.embed(voice, 24_000), atol=1e-5, rtol=0)
 

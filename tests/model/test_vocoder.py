@@ -5,9 +5,11 @@ import math
 import pytest
 import torch
 
-from tests.model.codecs import AUDIO_ATOL, assert_golden, assert_golden_frame, decibels, random_codec
+from tests.model.codecs import AUDIO_ATOL, assert_golden, assert_golden_frame, random_codec
+from zonos2_triton.bench.proof.lookahead import decibels
 from zonos2_triton.model import Vocoder, VocoderConfig
 from zonos2_triton.model import vocoder as vocoder_module
+from zonos2_triton.reference import vocoder as vocoder_reference
 from zonos2_triton.reference.vocoder import layout, snake
 
 WINDOWED_ATOL = 2e-5  # windows against one pass, fp32; measured 9.3e-6 (even), 2.6e-6 (odd)
@@ -161,6 +163,8 @@ class TestShortClips:
         audio = vocoder.decode(none)
         assert (audio.shape, audio.dtype) == ((2, 0), torch.float32)
         assert vocoder.decode([]) == []
+        latents = torch.zeros(2, vocoder.config.latent_dim, 0)
+        assert vocoder.decode_latents(latents).shape == (2, 0)
         assert vocoder.config.samples(0) == 0
         with pytest.raises(ValueError, match="codes must hold at least one frame to be traced"):
             vocoder.trace(none)
@@ -206,6 +210,44 @@ class TestInSteps:
         ready = 50 * config.hop - decoder.lag  # samples that are final after 50 frames
         assert [config.frames_behind(at, at + 1)[1] for at in (ready - 1, ready)] == [50, 51]
         assert decoder.lookahead == max(config.frames_behind(50 * config.hop, 51 * config.hop)[1] - 51, 0)
+
+
+class TestLatents:
+    @pytest.mark.parametrize(("dtype", "frames", "atol"), [("float32", 40, 1e-5), ("float64", 20, 1e-13)])
+    def test_in_one_pass(self, dtype, frames, atol):
+        """What codes sum to, and the samples of that; double precision stays."""
+        vocoder, codes = random_codec((3, 2), dtype=getattr(torch, dtype)), random_codes(2, 3, frames, top=16)
+        want, z = vocoder_reference.decode(vocoder.config, vocoder.state, codes), vocoder.latents(codes)
+        torch.testing.assert_close(z, want["z"], atol=1e-6, rtol=0)
+        torch.testing.assert_close(vocoder.decode_latents(z), want["audio"], atol=atol, rtol=0)
+        strided = z.mT.contiguous().mT
+        assert torch.equal(vocoder.decode_latents(strided), vocoder.decode_latents(z.contiguous()))
+
+    def test_clips_of_one_length_need_nothing_of_the_host(self, way, monkeypatch):
+        """Which a CUDA graph could not hold."""
+        vocoder, sent = way(random_codec((3, 2))), []
+        monkeypatch.setattr(vocoder_module, "upload", lambda values, device: sent.append(values.tolist()) or values)
+        vocoder.decode_latents(torch.randn(2, 8, 5))
+        assert not sent
+        vocoder.decode([random_codes(3, 2, top=18), random_codes(3, 4, top=18)])
+        assert sent == ([[2, 4]] if vocoder.backend == "triton" else [])
+
+    @pytest.mark.parametrize(
+        ("z", "error", "message"),
+        [
+            pytest.param(torch.zeros(8, 3), ValueError, r"z must be a tensor \[B, 8, T\] .*, got \[8, 3\]", id="2d"),
+            pytest.param(torch.zeros(1, 7, 3), ValueError, r"\[B, 8, T\].*, got \[1, 7, 3\]", id="width"),
+            pytest.param(torch.zeros(0, 8, 3), ValueError, r"B >= 1, got \[0, 8, 3\]", id="no-clips"),
+            pytest.param([1.0], ValueError, r"z must be a tensor .*, got list", id="a-list"),
+            pytest.param(torch.zeros(1, 8, 3, device="meta"), ValueError, "z must be on cpu.*, got meta", id="device"),
+            pytest.param(
+                torch.zeros(1, 8, 3).half(), TypeError, "float32 like the weights, got torch.float16", id="dtype"
+            ),
+        ],
+    )
+    def test_rejects(self, z, error, message):
+        with pytest.raises(error, match=message):
+            random_codec((3, 2)).decode_latents(z)
 
 
 class TestRejects:
