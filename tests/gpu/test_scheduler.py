@@ -5,9 +5,7 @@ import torch
 
 from zonos2_triton.model import Backbone, LoopOptions, Sampling, build_prompt
 
-pytestmark = [
-    pytest.mark.gpu,
-]
+pytestmark = pytest.mark.gpu
 
 COUNT = 19
 

@@ -3,37 +3,16 @@
 import pytest
 import torch
 
-from zonos2_triton.model import Sampling, SpeakerEncoder, SpeakerEncoderConfig, Vocoder, Zonos2, build_prompt
+from zonos2_triton.model import Sampling, SpeakerEncoder, SpeakerEncoderConfig, Zonos2, build_prompt
 
-pytestmark = [
-    pytest.mark.gpu,
-]
+pytestmark = pytest.mark.gpu
 
 
-@pytest.fixture(params=["as-it-comes", "tf32-allowed"])
-def tf32(request):
+@pytest.fixture(params=["ieee", "tf32"])
+def tf32(request, monkeypatch):
     """A user may have allowed TF32; fp32 is IEEE fp32 here all the same."""
-    switches = torch.backends.cuda.matmul, torch.backends.cudnn.conv
-    before = [switch.fp32_precision for switch in switches]
-    if request.param == "tf32-allowed":
-        for switch in switches:
-            switch.fp32_precision = "tf32"
-    yield
-    for switch, value in zip(switches, before, strict=True):
-        switch.fp32_precision = value
-
-
-@pytest.mark.usefixtures("tf32")
-@pytest.mark.parametrize("voice", ["spk", "nospk"])
-def test_backbone(golden, voice):
-    io = golden.tensors("backbone_b_io")
-    speaker = io["speaker_embedding"] if voice == "spk" else None
-    trace = golden.backbone(device="cuda", dtype=torch.float32).trace(io[f"{voice}.prompt_ids"], speaker)
-    assert trace["logits"].device.type == "cuda"
-    assert torch.equal(trace["expert_ids"].cpu(), io[f"{voice}.expert_ids"].long())
-    torch.testing.assert_close(trace["hidden_states"].cpu(), io[f"{voice}.hidden_states"], rtol=0, atol=1e-3)
-    at = io[f"{voice}.logits_positions"]
-    torch.testing.assert_close(trace["logits"].cpu()[at], io[f"{voice}.logits"], rtol=0, atol=2e-3)
+    for switch in (torch.backends.cuda.matmul, torch.backends.cudnn.conv) if request.param == "tf32" else ():
+        monkeypatch.setattr(switch, "fp32_precision", "tf32")
 
 
 @pytest.mark.usefixtures("tf32")
@@ -51,15 +30,6 @@ def test_speaker_encoder(golden):
     encoder = SpeakerEncoder.from_state(SpeakerEncoderConfig(**vectors["config"]), weights, device="cuda")
     embedding = encoder.embed(stored["wav44k_stereo.waveform"], 44100)
     torch.testing.assert_close(embedding.cpu(), stored["wav44k_stereo.embedding"], rtol=0, atol=5e-4)
-
-
-def test_a_stream_is_its_clip(golden):
-    vocoder: Vocoder = golden.vocoder("even", device="cuda")
-    frames = torch.randint(0, 1024, (100, 9), generator=torch.Generator().manual_seed(0))
-    stream = vocoder.stream()
-    chunks = [stream.push(frame[None], last=i == 99) for i, frame in enumerate(frames)]
-    whole = vocoder.stream().push(frames, last=True)
-    assert torch.equal(torch.cat(chunks), whole)
 
 
 def test_pipeline(tiny_folder):

@@ -1,16 +1,17 @@
 """Text to sound on the tiny model, through the real loaders."""
 
-import dataclasses
 import shutil
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from zonos2_triton.model import Audio, Sampling, SpeakerEncoder, SpeakerEncoderConfig, Zonos2, build_prompt
+from zonos2_triton.model.cli import main
 from zonos2_triton.reference.delay import shear_up
 
-SHORT = Sampling(seed=7, max_frames=40, ignore_eos=True)
+SHORT = Sampling(seed=7, max_frames=12, ignore_eos=True)
 
 
 @pytest.fixture(scope="module")
@@ -22,11 +23,12 @@ def recording():
 
 def test_speaking_is_prompt_generation_and_decoding(tts):
     audio = tts.speak("Hello.", sampling=SHORT)
+    assert audio.comment == tts.comment
     result = tts.backbone.generate([build_prompt(tts.backbone.config, "Hello.")], SHORT)[0]
     samples = tts.vocoder.decode(shear_up(result.frames, 1025).T[None])[0]
     assert torch.equal(audio.samples, samples)
     assert audio.sample_rate == 44100
-    assert len(audio.samples) == 40 * 512
+    assert len(audio.samples) == SHORT.max_frames * 512
 
 
 def test_the_audio_ends_where_the_codes_say(tts):
@@ -38,8 +40,8 @@ def test_the_audio_ends_where_the_codes_say(tts):
 
 def test_a_text_sounds_the_same_alone_in_a_batch_streamed_and_again(tts, tiny_folder, recording):
     """Bit for bit, the file included; the second model is loaded anew."""
-    texts = ["Hello.", "", "Grüße aus 東京 🚀" * 3]
-    samplings = [dataclasses.replace(SHORT, seed=i, max_frames=60 + 7 * i) for i in range(3)]
+    texts = ["Hello.", "", "Grüße aus 東京 🚀"]
+    samplings = [replace(SHORT, seed=i, max_frames=40 + 7 * i) for i in range(3)]
     together = tts.speak(texts, recording, samplings, accurate=False)
     other = Zonos2.load(tiny_folder, device="cpu")
     for text, sampling, audio in zip(texts, samplings, together, strict=True):
@@ -50,16 +52,11 @@ def test_a_text_sounds_the_same_alone_in_a_batch_streamed_and_again(tts, tiny_fo
 
 
 def test_conditioning_reaches_the_model(tts, recording):
-    variants = [
-        {},
-        {"speaking_rate": 3},
-        {"quality": {"lufs": 2}},
-        {"speaker": recording},
-        {"speaker": recording, "accurate": False},
-        {"speaker": recording, "clean_background": True},
-    ]
+    voice = {"speaker": recording}
+    variants = ({}, {"speaking_rate": 3}, {"quality": {"lufs": 2}}, voice, voice | {"accurate": False},
+                voice | {"clean_background": True})  # fmt: skip
     sounds = [tts.speak("a", sampling=SHORT, **variant).samples for variant in variants]
-    assert all(not torch.equal(a, b) for i, a in enumerate(sounds) for b in sounds[:i])
+    assert len({tuple(sound.tolist()) for sound in sounds}) == len(variants)
 
 
 def test_a_voice_is_the_same_from_file_waveform_and_embedding(tts, tmp_path, recording):
@@ -85,12 +82,6 @@ def test_no_frames_of_audio_are_an_empty_sound(tts, monkeypatch):
     assert list(tts.stream("a", sampling=Sampling(seed=0))) == []
 
 
-def test_the_model_says_that_its_weights_are_random(tts):
-    assert "random weights" in tts.notice
-    assert "random weights" in tts.speak("", sampling=SHORT).comment
-    assert "synthetic speech" in tts.comment
-
-
 @pytest.fixture
 def folder(tiny_folder, tmp_path):
     return shutil.copytree(tiny_folder, tmp_path / "model")
@@ -98,8 +89,6 @@ def folder(tiny_folder, tmp_path):
 
 def test_a_folder_as_others_arrange_it(folder, tts):
     """A pickle of weights, the codec's file beside it, no speaker encoder."""
-    from safetensors.torch import load_file
-
     torch.save({"model": load_file(folder / "model.safetensors")}, folder / "model.pth")
     (folder / "model.safetensors").unlink()
     (folder / "dac" / "weights.pth").rename(folder / "weights_44khz_8kbps_0.0.1.pth")
@@ -116,8 +105,7 @@ def test_a_folder_as_others_arrange_it(folder, tts):
     [("params.json", "holds no params.json"), ("model.safetensors", "holds no weights"), ("dac", "holds no vocoder")],
 )
 def test_says_what_a_folder_lacks(folder, remove, message):
-    path = folder / remove
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (folder / remove).rename(folder.parent / remove)
     with pytest.raises(FileNotFoundError, match=message):
         Zonos2.load(folder, device="cpu")
 
@@ -141,23 +129,22 @@ def test_parts_must_fit_each_other(tts, golden):
         Zonos2(tts.backbone, tts.vocoder, other)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        pytest.param(
-            {"text": "x" * 2048}, ValueError, r"2067 rows.*takes 2047; shorten it by at least 20 bytes", id="long"
-        ),
-        pytest.param({"text": "\udcff"}, ValueError, "lone surrogate", id="surrogate"),
-        pytest.param({"text": None}, TypeError, "text must be a string", id="none"),
-        pytest.param({"speaking_rate": 9}, ValueError, "speaking_rate must be in", id="rate"),
-        pytest.param({"speaker": torch.zeros(47)}, ValueError, r"=48\], got \[47\]", id="voice-size"),
-        pytest.param({"speaker": (torch.zeros(9000), 24000)}, ValueError, "waveform is silent", id="voice-silent"),
-        pytest.param({"speaker": (torch.ones(9), 24000)}, ValueError, "shorter than one analysis", id="voice-short"),
-        pytest.param({"speaker": "nowhere.wav"}, FileNotFoundError, "nowhere.wav is not a file", id="voice-missing"),
-        pytest.param({"speaker": 7}, TypeError, "speaker must be a file", id="voice-kind"),
-        pytest.param({"colour": 7}, TypeError, "colour", id="unknown"),
-    ],
-)
+REJECTED = {
+    "long": ({"text": "x" * 2048}, ValueError, r"2067 rows.*takes 2047; shorten it by at least 20 bytes"),
+    "surrogate": ({"text": "\udcff"}, ValueError, "lone surrogate"),
+    "none": ({"text": None}, TypeError, "text must be a string"),
+    "rate": ({"speaking_rate": 9}, ValueError, "speaking_rate must be in"),
+    "voice-size": ({"speaker": torch.zeros(47)}, ValueError, r"=48\], got \[47\]"),
+    "voice-silent": ({"speaker": (torch.zeros(9000), 24000)}, ValueError, "waveform is silent"),
+    "voice-short": ({"speaker": (torch.ones(9), 24000)}, ValueError, "shorter than one analysis"),
+    "voice-missing": ({"speaker": "nowhere.wav"}, FileNotFoundError, "nowhere.wav is not a file"),
+    "voice-kind": ({"speaker": 7}, TypeError, "speaker must be a file"),
+    "unknown": ({"colour": 7}, TypeError, "colour"),
+    "sampling": ({"sampling": None}, TypeError, "sampling"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), REJECTED.values(), ids=REJECTED)
 @pytest.mark.parametrize("way", ["speak", "stream"])
 def test_rejects_before_any_work(tts, way, arguments, error, message):
     """A stream too: not at the first chunk, but when it is asked for."""
@@ -174,30 +161,22 @@ def test_results_are_ordinary_tensors(tts):
 
 
 def test_a_model_whose_logits_are_not_finite_is_one_line(tiny_folder, tmp_path, capsys, monkeypatch):
-    from zonos2_triton.model.cli import main
-
     monkeypatch.setattr("zonos2_triton.reference.network.logits", lambda *_: torch.full((1, 9, 1026), torch.nan))
     assert main(["say", "a", "--model", str(tiny_folder), "--out", str(tmp_path / "a.wav")]) == 2
     assert "error: prompts[0]: the logits of frame 0 are not finite" in capsys.readouterr().err
     assert list(tmp_path.glob("*a.wav*")) == []
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
-def test_the_default_dtype_of_the_process_changes_nothing(tts, dtype):
+def test_the_default_dtype_of_the_process_changes_nothing(tts):
     want = tts.speak("a", sampling=SHORT).samples
-    frames = torch.randint(0, 1024, (40, 9), generator=torch.Generator().manual_seed(0))
-    faded = [tts.vocoder.stream("overlap").push(frames[:30])]
+    frames = torch.randint(0, 1024, (30, 9), generator=torch.Generator().manual_seed(0))
+    faded = tts.vocoder.stream("overlap").push(frames)
     before = torch.get_default_dtype()
     try:
-        torch.set_default_dtype(dtype)
-        assert torch.equal(tts.speak("a", sampling=SHORT).samples, want)
-        assert torch.equal(torch.cat(list(tts.stream("a", sampling=SHORT))), want)
-        assert torch.equal(tts.vocoder.stream("overlap").push(frames[:30]), faded[0])
+        for dtype in (torch.float64, torch.bfloat16):
+            torch.set_default_dtype(dtype)
+            assert torch.equal(tts.speak("a", sampling=SHORT).samples, want)
+            assert torch.equal(torch.cat(list(tts.stream("a", sampling=SHORT))), want)
+            assert torch.equal(tts.vocoder.stream("overlap").push(frames), faded)
     finally:
         torch.set_default_dtype(before)
-
-
-@pytest.mark.parametrize("way", ["speak", "stream"])
-def test_sampling_must_be_one(tts, way):
-    with pytest.raises(TypeError, match="sampling"):
-        getattr(tts, way)("a", sampling=None)

@@ -1,4 +1,4 @@
-"""The backbone on its kernels, interpreted: golden vectors, launches per frame, and what a batch must not change."""
+"""The backbone on its kernels, interpreted: what a batch, pages, pieces and NaN must not change, by a bit."""
 
 import dataclasses
 from itertools import pairwise
@@ -7,27 +7,18 @@ import pytest
 import torch
 
 from zonos2_triton.bench.proof.interpreter import checked
-from zonos2_triton.model import Backbone, Sampling
-from zonos2_triton.model.ops import PAGE_SIZE
+from zonos2_triton.model import Backbone
 from zonos2_triton.reference import network as reference
 from zonos2_triton.reference.network import Batch, Cache, Stages
 
-pytestmark = [
-    pytest.mark.usefixtures("interpreter"),
-    pytest.mark.interpreter,
-]
+pytestmark = pytest.mark.interpreter
 
 
-@pytest.fixture
+@pytest.fixture(scope="module", autouse=True)
 def interpreter():
     """Quicker than as it comes; the kernels' own tests check each launch."""
-    with checked(bounds=False, undefined=False, races=False) as launches:
-        yield launches
-
-
-@pytest.fixture(scope="module")
-def triton_backbone(golden):
-    return golden.backbone(dtype=torch.float32, backend="triton")
+    with checked(bounds=False, undefined=False, races=False):
+        yield
 
 
 def shortened(backbone):
@@ -37,13 +28,8 @@ def shortened(backbone):
 
 
 @pytest.fixture(scope="module")
-def short_backbone(triton_backbone):
-    return shortened(triton_backbone)
-
-
-@pytest.fixture(scope="module")
-def io(golden):
-    return golden.tensors("backbone_b_io")
+def short_backbone(golden):
+    return shortened(golden.backbone(dtype=torch.float32, backend="triton"))
 
 
 def forward(backbone, pieces, page_size=8, dtype=None):
@@ -87,54 +73,17 @@ def assert_same_bits(got, want):
         assert torch.equal(a.view(torch.int32), b.view(torch.int32)), name
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def prompts(count):
     """Of lengths 1, 4, 7, ...; ids at random."""
     generator = torch.Generator().manual_seed(5)
     return [torch.randint(0, 500, (1 + 3 * i % 11, 10), generator=generator) for i in range(count)]
 
 
-ATOL = {"hidden_states": 1e-3, "router_states": 1e-3, "router_probs": 1e-4, "expert_weights": 1e-4, "final_norm": 1e-3}
-
-
-@pytest.mark.parametrize("voice", ["spk", "nospk"])
-def test_golden_trace(io, triton_backbone, voice):
-    speaker = io["speaker_embedding"] if voice == "spk" else None
-    trace = triton_backbone.trace(io[f"{voice}.prompt_ids"], speaker)
-    assert torch.equal(trace["expert_ids"], io[f"{voice}.expert_ids"].long())
-    for stage, atol in ATOL.items():
-        torch.testing.assert_close(trace[stage], io[f"{voice}.{stage}"], rtol=0, atol=atol)
-    at = io[f"{voice}.logits_positions"]
-    torch.testing.assert_close(trace["logits"][at], io[f"{voice}.logits"], rtol=0, atol=2e-3)
-
-
-def test_golden_greedy_codes(io, triton_backbone):
-    """With and without the penalty, beside a mate of another length and voice."""
-    prompt, voice = io["spk.prompt_ids"], io["speaker_embedding"]
-    plain, penalised = io["spk.decode_codes"].long(), io["spk.decode_codes_greedy_reppen"].long()
-    samplings = [
-        Sampling(temperature=0, repetition_window=0, max_frames=len(plain)),
-        Sampling(max_frames=4, seed=1),
-        Sampling(temperature=0, max_frames=len(penalised)),
-    ]
-    results = triton_backbone.generate([prompt, io["nospk.prompt_ids"][:9], prompt], samplings, [voice, None, voice])
-    assert torch.equal(results[0].frames, plain)
-    assert torch.equal(results[2].frames, penalised)
-
-
-def test_launches_of_a_frame(triton_backbone, interpreter):
-    """At most 6 for a layer with a mixture and 5 for a dense one; the embedding and the head are one each."""
-    config = triton_backbone.config
-    ids = torch.zeros(3, 10, dtype=torch.int64)
-    cache = Cache(config, 3, PAGE_SIZE, triton_backbone.model.table)
-    pages, starts = torch.arange(3, dtype=torch.int32)[:, None], torch.tensor([0, 5, 40], dtype=torch.int32)
-    before = interpreter.launches
-    x = reference.forward(triton_backbone.model, Batch(ids, pages, starts), cache, triton_backbone.ops)
-    reference.logits(triton_backbone.model, x, triton_backbone.ops)
-    mixtures = len(config.moe_layers)
-    assert interpreter.launches - before == 2 + 6 * mixtures + 5 * (config.n_layers - mixtures)
-
-
-@pytest.mark.parametrize("count", [2, 17, 33], ids="batch-{}".format)
+@pytest.mark.parametrize("count", [2, slow(17), slow(33)], ids="batch-{}".format)
 def test_a_batch_changes_no_bit(short_backbone, count):
     """On both sides of every number of rows that tiles change at: prefill together, then a frame together."""
     every = prompts(count)
@@ -146,6 +95,7 @@ def test_a_batch_changes_no_bit(short_backbone, count):
         assert_same_bits(together[i], alone[i])
 
 
+@pytest.mark.slow
 def test_sequences_may_join_and_leave(short_backbone):
     """A sequence at any place of a batch, with mates that come and go."""
     a, b, c = prompts(3)
@@ -163,22 +113,29 @@ def test_sequences_may_join_and_leave(short_backbone):
         assert_same_bits(together[name], alone[name])
 
 
-@pytest.mark.parametrize("cuts", [[1], [16], [15, 17], [8, 9, 31], [33]], ids=str)
-def test_a_prompt_in_pieces_is_the_prompt(short_backbone, cuts):
-    """Cut at, before and behind the borders of the attention's blocks, and of its tiles of rows."""
+@pytest.fixture(scope="module")
+def whole(short_backbone):
+    """A prompt of 37 rows, and what it becomes at once: three frames are decoded behind 34 rows of prompt."""
     prompt = torch.randint(0, 500, (37, 10), generator=torch.Generator().manual_seed(7))
-    whole = forward(short_backbone, [(False, {0: prompt})])
+    decoded = [(False, {0: prompt[:34]}), *((True, {0: prompt[t : t + 1]}) for t in range(34, 37))]
+    return prompt, forward(short_backbone, [(False, {0: prompt})])[0], decoded, forward(short_backbone, decoded)[0]
+
+
+@pytest.mark.parametrize("cuts", [slow([1]), [16], slow([15, 17]), slow([8, 9, 31]), slow([33])], ids=str)
+def test_a_prompt_in_pieces_is_the_prompt(short_backbone, whole, cuts):
+    """Cut at, before and behind the borders of the attention's blocks, and of its tiles of rows."""
+    prompt, at_once, _, _ = whole
     pieces = [(False, {0: prompt[a:b]}) for a, b in pairwise([0, *cuts, 37])]
-    assert_same_bits(whole[0], forward(short_backbone, pieces)[0])
+    assert_same_bits(at_once, forward(short_backbone, pieces)[0])
 
 
-@pytest.mark.parametrize("page_size", [1, 5, 64], ids="pages-of-{}".format)
-def test_pages_change_no_bit(short_backbone, page_size):
-    prompt = torch.randint(0, 500, (18, 10), generator=torch.Generator().manual_seed(8))
-    steps = [(False, {0: prompt[:15]}), *((True, {0: prompt[t : t + 1]}) for t in range(15, 18))]
-    assert_same_bits(forward(short_backbone, steps, page_size)[0], forward(short_backbone, steps)[0])
+@pytest.mark.parametrize("page_size", [slow(1), 5, slow(64)], ids="pages-of-{}".format)
+def test_pages_change_no_bit(short_backbone, whole, page_size):
+    _, _, steps, decoded = whole
+    assert_same_bits(forward(short_backbone, steps, page_size)[0], decoded)
 
 
+@pytest.mark.slow
 def test_decoding_across_the_splits_of_the_cache_is_the_reference(golden, short_backbone):
     """Positions on both sides of one, two and four splits, against the reference in fp64."""
     exact = shortened(golden.backbone(dtype=torch.float64))
@@ -190,109 +147,78 @@ def test_decoding_across_the_splits_of_the_cache_is_the_reference(golden, short_
         torch.testing.assert_close(hidden[:, t].double(), want[:, t], rtol=0, atol=1e-4, msg=f"position {t}")
 
 
-@pytest.mark.filterwarnings("ignore:All-NaN slice")  # of numpy, in the interpreter
-def test_a_mate_that_is_not_finite_changes_no_bit(short_backbone):
-    """NaN from the first row on, through prefill and decoding, in every layer and in the cache."""
-    model, config = short_backbone.model, short_backbone.config
-    a, b, c = prompts(4)[1:]
-    row = torch.full((1, 10), 7)
+def packed(pieces, pages, **more):
+    """Prompts side by side from position 0."""
+    cuts = torch.tensor([0, *map(len, pieces)]).cumsum(0).int()
+    starts = torch.zeros(len(pieces), dtype=torch.int32)
+    return Batch(torch.cat(pieces), pages, starts, cuts, max(map(len, pieces)), **more)
 
-    def run(poisoned):
-        table, cache = torch.arange(12, dtype=torch.int32).reshape(3, 4), Cache(config, 12, 8, model.table)
-        cuts = torch.tensor([0, len(a), len(a) + len(b), len(a) + len(b) + len(c)], dtype=torch.int32)
-        index = torch.full((int(cuts[-1]),), -1, dtype=torch.int32)
-        index[len(a)] = 0  # the first row of b
-        voice = torch.full((1, config.dim), torch.nan if poisoned else 0.5)
-        batch = Batch(
-            torch.cat([a, b, c]), table, torch.zeros(3, dtype=torch.int32), cuts, max(map(len, (a, b, c))), voice, index
-        )
-        first = reference.forward(model, batch, cache, short_backbone.ops)
-        second = reference.forward(model, Batch(row.repeat(3, 1), table, cuts.diff()), cache, short_backbone.ops)
+
+PAGES = torch.arange(12, dtype=torch.int32).reshape(3, 4)  # of eight positions
+
+
+@pytest.mark.filterwarnings("ignore:All-NaN slice")  # of numpy, in the interpreter
+def test_a_row_that_is_not_finite_changes_no_bit_of_earlier_rows_and_mates(short_backbone):
+    """NaN in the first layer on, through prefill and decoding, and in the cache. Causality holds for NaN too."""
+    model, config, ops = short_backbone.model, short_backbone.config, short_backbone.ops
+    ids = torch.randint(0, 500, (38, 10), generator=torch.Generator().manual_seed(10))
+    a, b, c, row = ids.split([4, 21, 10, 3])
+    sick = 4 + 18  # a row of b, behind the first block of the attention
+    index = torch.full((35,), -1, dtype=torch.int32)
+    index[sick] = 0
+
+    def run(value):
+        cache, voice = Cache(config, 12, 8, model.table), torch.full((1, config.dim), value)
+        batch = packed([a, b, c], PAGES, speakers=voice, speaker_index=index)
+        first = reference.forward(model, batch, cache, ops)
+        second = reference.forward(model, Batch(row, PAGES, batch.cu_seqlens.diff()), cache, ops)
         return first, second, torch.stack([*cache.k, *cache.v])
 
-    healthy, sick = run(False), run(True)
-    rows = torch.arange(len(healthy[0]))
-    mates = (rows < len(a)) | (rows >= len(a) + len(b))
-    assert sick[0][~mates].isnan().all()
-    assert sick[1][1].isnan().all()
-    for got, want in ((sick[0][mates], healthy[0][mates]), (sick[1][[0, 2]], healthy[1][[0, 2]])):
-        assert torch.equal(got, want)
-    assert torch.equal(sick[2][:, [0, 1, 2, 3, 8, 9, 10, 11]], healthy[2][:, [0, 1, 2, 3, 8, 9, 10, 11]])
+    (first, second, cached), (want_first, want_second, want_cached) = run(torch.nan), run(0.5)
+    assert first[sick:25].isnan().all()
+    assert second[1].isnan().all()
+    healthy = [*range(sick), *range(25, 35)]
+    assert torch.equal(first[healthy], want_first[healthy])
+    assert torch.equal(second[[0, 2]], want_second[[0, 2]])
+    of_mates = PAGES[[0, 2]].flatten().long()
+    assert torch.equal(cached[:, of_mates], want_cached[:, of_mates])
 
 
 @pytest.mark.filterwarnings("ignore:All-NaN slice")  # of numpy, in the interpreter
 def test_idle_rows_change_no_bit(short_backbone):
     """Between live ones, two on the same pages as a live one, one NaN: they go to no expert and write no page."""
     model, config, ops = short_backbone.model, short_backbone.config, short_backbone.ops
-    a, b, c = prompts(4)[1:]
-    pages = torch.arange(12, dtype=torch.int32).reshape(3, 4)
-    cuts = torch.tensor([0, len(a), len(a) + len(b), len(a) + len(b) + len(c)], dtype=torch.int32)
+    pieces = prompts(4)[1:]
     ids = torch.randint(0, 500, (3, 10), generator=torch.Generator().manual_seed(11))
     voice = torch.full((1, config.dim), torch.nan)
 
     def run(rows, idle):
+        """rows: of each the number of a live sequence, or the pages of an idle row."""
         cache, stages = Cache(config, 16, 8, model.table), Stages()
-        batch = Batch(torch.cat([a, b, c]), pages, torch.zeros(3, dtype=torch.int32), cuts, max(map(len, (a, b, c))))
-        reference.forward(model, batch, cache, ops)
-        table = torch.stack([pages[i] if i is not None else torch.tensor(at, dtype=torch.int32) for i, at in rows])
-        starts = torch.tensor([int(cuts.diff()[i]) if i is not None else idle for i, _ in rows], dtype=torch.int32)
+        reference.forward(model, packed(pieces, PAGES), cache, ops)
+        live = [row for row, at in enumerate(rows) if isinstance(at, int)]
+        table = torch.stack([PAGES[at] if row in live else torch.tensor(at).int() for row, at in enumerate(rows)])
+        starts = torch.tensor([len(pieces[at]) if row in live else idle for row, at in enumerate(rows)])
         index = torch.full((len(rows),), -1, dtype=torch.int32)
-        index[0] = 0 if rows[0][0] is None else -1
-        step = Batch(ids[[i or 0 for i, _ in rows]], table, starts, speakers=voice, speaker_index=index)
+        index[0] = -1 if 0 in live else 0
+        own = ids[[at if row in live else 0 for row, at in enumerate(rows)]]
+        step = Batch(own, table, starts.int(), speakers=voice, speaker_index=index)
         x = reference.forward(model, step, cache, ops, stages)
-        live = [row for row, (i, _) in enumerate(rows) if i is not None]
         counts = [int(routing.offsets[-1]) // routing.expert_ids.shape[1] for routing in stages.routings]
         assert counts == [len(live)] * 2
         return x[live], reference.logits(model, x, ops)[live], torch.stack([*cache.k, *cache.v])
 
-    alone = run([(0, None), (1, None), (2, None)], 0)
+    alone = run([0, 1, 2], 0)
     for idle in (-1, -(2**31)):
-        mixed = run([(None, [0, 1, 2, 3]), (0, None), (None, [12, 13, 14, 15]), (1, None), (None, [8, 9, 10, 11]),
-                     (2, None)], idle)  # fmt: skip
-        assert_same_bits(mixed, alone)
-
-
-@pytest.mark.filterwarnings("ignore:All-NaN slice")  # of numpy, in the interpreter
-def test_a_later_row_that_is_not_finite_leaves_earlier_ones_alone(short_backbone):
-    """Of one sequence: causality holds for NaN too."""
-    model, config = short_backbone.model, short_backbone.config
-    ids = torch.randint(0, 500, (21, 10), generator=torch.Generator().manual_seed(10))
-    page = torch.zeros(1, dtype=torch.int32)
-    index = torch.full((21,), -1, dtype=torch.int32)
-    index[18] = 0
-
-    def run(value):
-        batch = dataclasses.replace(
-            Batch.single(ids, 0, page), speakers=torch.full((1, config.dim), value), speaker_index=index
-        )
-        return reference.forward(model, batch, Cache(config, 1, 21, model.table), short_backbone.ops)
-
-    healthy, sick = run(0.5), run(torch.nan)
-    assert torch.equal(sick[:18], healthy[:18])
-    assert sick[18:].isnan().all()
-
-
-def test_again_is_the_same(io, short_backbone):
-    sampling = Sampling(seed=3, max_frames=3)
-    once, twice = (short_backbone.generate([io["nospk.prompt_ids"][:7]], sampling)[0].frames for _ in range(2))
-    assert torch.equal(once, twice)
-
-
-def test_generation_is_the_same_alone_and_together(io, short_backbone):
-    voices = [None, io["speaker_embedding"], None]
-    texts = [io["nospk.prompt_ids"][:5], io["spk.prompt_ids"], io["nospk.prompt_ids"][:11]]
-    samplings = [Sampling(seed=i, max_frames=2 + i) for i in range(3)]
-    together = short_backbone.generate(texts, samplings, voices)
-    for i in (0, 1, 2):
-        alone = short_backbone.generate([texts[i]], samplings[i], [voices[i]])[0]
-        assert torch.equal(alone.frames, together[i].frames)
-        assert len(alone.frames) == 2 + i
+        assert_same_bits(run([[0, 1, 2, 3], 0, [12, 13, 14, 15], 1, [8, 9, 10, 11], 2], idle), alone)
 
 
 # RMS error of the final norm against fp64, teacher-forced, of tokens that go to the same experts, over the reference's.
 # Measured in the interpreter, 2026-11-25: bf16 1.08, fp16 0.99. A token near a tie of its experts makes it jump.
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_other_precisions(golden, io, dtype):
+def test_other_precisions(golden, dtype):
+    io = golden.tensors("backbone_b_io")
     squares = dict.fromkeys(("reference", "triton"), 0.0)
     for voice in ("spk", "nospk"):
         ids, speaker = io[f"{voice}.prompt_ids"], io["speaker_embedding"] if voice == "spk" else None

@@ -1,6 +1,7 @@
 """The frame loop on the kernels, interpreted: batches that are padded as graphs are, and requests that come and go."""
 
 import dataclasses
+from functools import cache
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from zonos2_triton.model.runtime.scheduler import Loop
 pytestmark = pytest.mark.interpreter
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def interpreter():
     """Quicker than as it comes; the kernels' own tests check each launch."""
     with checked(bounds=False, undefined=False, races=False) as launches:
@@ -47,18 +48,12 @@ def requests(count):
 def alone(short):
     """Of each of 17 requests: its frames when nothing else runs, without graphs. Computed when asked for."""
     prompts, samplings = requests(17)
-    found = {}
-
-    def frames(i):
-        if i not in found:
-            found[i] = backbone_of(short, False).generate([prompts[i]], samplings[i])[0].frames
-        return found[i]
-
-    return frames
+    return cache(lambda i: backbone_of(short, False).generate([prompts[i]], samplings[i])[0].frames)
 
 
 @pytest.mark.parametrize(
-    ("count", "look"), [(2, 1), (3, 8), (9, 2)], ids=["batch-2-look-1", "batch-3-look-8", "batch-9-look-2"]
+    ("count", "look"),
+    [(3, 8), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((2, 1), (9, 2)))],
 )
 def test_padded_batches_change_no_bit(short, alone, count, look):
     """On both sides of the borders of buckets; looks so rare that ended rows stay in the batch, idle."""
@@ -68,6 +63,7 @@ def test_padded_batches_change_no_bit(short, alone, count, look):
         assert torch.equal(results[i].frames, alone(i))
 
 
+@pytest.mark.slow
 def test_requests_that_join_late_cross_every_border(short, alone):
     """One, then two, then nine, then seventeen at a time, streamed; and the last of them leave one after the other."""
     backbone = backbone_of(short, True, streams=17, look=1)
@@ -103,13 +99,12 @@ def test_a_prompt_in_pieces_between_frames_is_the_prompt(short):
 
 def test_launches_of_a_frame(short, interpreter):
     """Embedding, 5 for a dense layer, 6 for a mixture, head, draw, and what follows from it."""
-    backbone = backbone_of(short, False)
+    backbone = backbone_of(short, False, look=1)
     prompts, samplings = requests(3)
     streams = [backbone.stream(p, s) for p, s in zip(prompts, samplings, strict=True)]
-    with backbone.loop.exclusive():
-        backbone.loop._admit()
-        before = interpreter.launches
-        backbone.loop._frames.frame(3)
+    assert len([next(streams[2]) for _ in range(2)]) == 2  # the prompts, and a frame
+    before = interpreter.launches
+    next(streams[2])
     assert interpreter.launches - before == 1 + 5 + 6 + 3
     for stream in streams:
         stream.close()
