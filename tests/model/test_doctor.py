@@ -22,11 +22,7 @@ def test_says_what_will_run_where(capsys):
     assert report["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert report["devices"][0]["device"] == "cpu"
     assert report["devices"][0]["runs"] == "reference"
-    assert report["backends"] == {
-        "reference": "ready",
-        "triton": "ready",
-        "auto": "means reference",
-    }
+    assert report["backends"] == {"reference": "ready", "triton": "ready", "auto": "means reference"}
     assert report["missing"] == []
     assert report["variables"] == {}
     assert report["op_schemas"].count(".") == 2

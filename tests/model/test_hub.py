@@ -3,24 +3,22 @@
 import shutil
 import socket
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from zonos2_triton.model import Zonos2
 from zonos2_triton.model.weights.hub import CODEC_REPO, FILES, REPO_ID, SPEAKER_REPO, resolve_path
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+needs_hub = pytest.mark.needs("huggingface_hub")
 
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch, tmp_path):
-    """HF_HUB_OFFLINE=1 with an empty cache, in an empty folder; a connection that is tried all the same fails."""
-    tried: list[object] = []
+    """In an empty folder; a connection that is tried fails."""
+    tried = []
 
-    def refuse(_: socket.socket, address: object) -> None:
+    def refuse(_, address):
         tried.append(address)
         raise OSError("no network in this test")
 
@@ -32,36 +30,20 @@ def offline(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def cached(monkeypatch, tmp_path) -> Callable[..., Path]:
-    """Put a folder into the hub's cache as the main branch of a repository."""
-    constants = pytest.importorskip("huggingface_hub.constants", reason="needs the hub extra")
-    cache = tmp_path / "cache"
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+def cached(monkeypatch, tmp_path):
+    """HF_HUB_OFFLINE=1; puts a folder into the hub's cache as the main branch of a repository."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
-    def put(repo: str, folder: Path, commit: str = COMMIT) -> Path:
-        root = cache / f"models--{repo.replace('/', '--')}"
+    def put(repo, folder):
+        root, commit = tmp_path / "cache" / f"models--{repo.replace('/', '--')}", "0123456789abcdef" * 2 + "01234567"
         (root / "refs").mkdir(parents=True)
         (root / "refs" / "main").write_text(commit)
         return Path(shutil.copytree(folder, root / "snapshots" / commit))
 
     return put
-
-
-@pytest.fixture
-def downloads(monkeypatch, cached) -> list[dict[str, Any]]:
-    """The calls of snapshot_download; the cache lacks the repository, the hub has it."""
-    hub = pytest.importorskip("huggingface_hub", reason="needs the hub extra")
-    calls: list[dict[str, Any]] = []
-
-    def snapshot_download(repo: str, **options: Any) -> str:
-        calls.append({"repo": repo, **options})
-        if options.get("local_files_only"):
-            raise hub.errors.LocalEntryNotFoundError("not in the cache")
-        return "/downloaded"
-
-    monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
-    return calls
 
 
 @pytest.mark.parametrize("kind", [str, Path])
@@ -74,20 +56,16 @@ def test_what_is_here_needs_no_hub(monkeypatch, kind, name):
     assert resolve_path(kind(name)) == Path(name)
 
 
-def test_cached_repository_is_found_offline(cached, tiny_folder):
+@needs_hub
+def test_cached_repository_is_found_offline_unless_a_folder_has_its_name(cached, tiny_folder):
     snapshot = cached("owner/name", tiny_folder)
     assert resolve_path("owner/name").samefile(snapshot)
-
-
-def test_folder_wins_over_a_cached_repository_of_its_name(cached, tiny_folder):
-    snapshot = cached("owner/name", tiny_folder)
     folder = Path("owner/name")
     folder.mkdir(parents=True)
-    found = resolve_path("owner/name")
-    assert found.samefile(folder)
-    assert not found.samefile(snapshot)
+    assert resolve_path("owner/name").samefile(folder)
 
 
+@needs_hub
 def test_model_loads_from_three_cached_repositories(cached, tiny_folder):
     cached("owner/whole", tiny_folder)
     cached("descript/codec", tiny_folder / "dac")
@@ -96,7 +74,11 @@ def test_model_loads_from_three_cached_repositories(cached, tiny_folder):
     assert tts.backbone.config.speaker_embedding_dim == tts.speaker_encoder.config.enc_dim
 
 
-def test_repository_that_is_not_cached(cached):
+@needs_hub
+@pytest.mark.parametrize("branch", [False, True], ids=["nothing", "a-branch-without-its-snapshot"])
+def test_repository_that_is_not_cached(cached, tmp_path, branch):
+    if branch:
+        shutil.rmtree(cached("owner/name", tmp_path / "here"))
     with pytest.raises(FileNotFoundError) as raised:
         resolve_path("owner/name")
     text = str(raised.value)
@@ -104,81 +86,54 @@ def test_repository_that_is_not_cached(cached):
     assert "HF_HUB_OFFLINE" in text
 
 
-def test_branch_without_its_snapshot(cached, tiny_folder):
-    shutil.rmtree(cached("owner/name", tiny_folder))
-    with pytest.raises(FileNotFoundError, match="not in the hub's cache"):
-        resolve_path("owner/name")
-
-
-def test_one_call_completes_what_the_cache_has(downloads):
+@needs_hub
+def test_one_call_completes_what_the_cache_has(monkeypatch):
     """Asking the cache alone first would take half a download for a whole one."""
+    calls = []
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda *args, **options: calls.append((args, options)) or "/downloaded"
+    )
     assert resolve_path("owner/name") == Path("/downloaded")
-    assert [(call["repo"], call.get("local_files_only", False)) for call in downloads] == [("owner/name", False)]
-    assert all(call["allow_patterns"] == FILES for call in downloads)
+    assert calls == [(("owner/name",), {"allow_patterns": FILES})]
 
 
-@pytest.mark.parametrize(
-    ("file", "fetched"),
-    [
-        ("params.json", True),
-        ("model.safetensors", True),
-        ("model.safetensors.index.json", True),
-        ("consolidated/consolidated.pth", True),
-        ("weights_44khz.pth", True),
-        ("model.pt", True),
-        ("README.md", False),
-        ("sample.wav", False),
-        ("modeling.py", False),
-    ],
-)
-def test_files_that_are_fetched(file, fetched):
-    utils = pytest.importorskip("huggingface_hub.utils", reason="needs the hub extra")
-    assert list(utils.filter_repo_objects([file], allow_patterns=FILES)) == [file] * fetched
+@needs_hub
+def test_files_that_are_fetched():
+    from huggingface_hub.utils import filter_repo_objects
+
+    fetched = ["params.json", "model.safetensors", "model.safetensors.index.json", "consolidated/consolidated.pth",
+               "weights_44khz.pth", "model.pt"]  # fmt: skip
+    others = ["README.md", "sample.wav", "modeling.py"]
+    assert list(filter_repo_objects([*fetched, *others], allow_patterns=FILES)) == fetched
 
 
+@needs_hub
 @pytest.mark.parametrize("error", [OSError("no route"), ValueError("404"), RuntimeError("disk")], ids=repr)
-def test_whatever_fails_at_fetching_is_told(monkeypatch, downloads, error):
-    hub = sys.modules["huggingface_hub"]
-    from_cache = hub.snapshot_download
-
-    def snapshot_download(repo: str, **options: Any) -> str:
-        if options.get("local_files_only"):
-            return from_cache(repo, **options)
+def test_whatever_fails_at_fetching_is_told(monkeypatch, error):
+    def failing(*_, **__):
         raise error
 
-    monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", failing)
     with pytest.raises(FileNotFoundError, match=f"owner/name is no local folder.*cannot be fetched: {error}") as raised:
         resolve_path("owner/name")
     assert raised.value.__cause__ is error
 
 
-@pytest.mark.parametrize("hub", [True, False], ids=["with the extra", "without the extra"])
-@pytest.mark.parametrize(
-    "name",
-    [
-        "gone",
-        "gone/",
-        "/gone",
-        "/gone/model",
-        "a/b/c",
-        "owner/na me",
-        "owner/name\n",
-        "https://hub/owner/name",
-        pytest.param("./gone", id="./gone"),
-        pytest.param("../gone", id="../gone"),
-        pytest.param(Path("owner/name"), id="Path"),
-    ],
-)
-def test_neither_here_nor_a_hub_id(monkeypatch, request, name, hub):
-    if hub:
-        request.getfixturevalue("cached")
-    else:
+NO_IDS = ["gone", "gone/", "/gone", "/gone/model", "a/b/c", "owner/na me", "owner/name\n", "https://hub/owner/name",
+          "./gone", "../gone", Path("owner/name")]  # fmt: skip
+
+
+@pytest.mark.parametrize("hub", [pytest.param(True, marks=needs_hub), False], ids=["with the extra", "without"])
+@pytest.mark.parametrize("name", NO_IDS, ids=repr)
+def test_neither_here_nor_a_hub_id(monkeypatch, name, hub):
+    if not hub:
         monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(FileNotFoundError, match="is neither a file or folder here nor a hub id") as raised:
         resolve_path(name)
     assert str(raised.value).startswith(str(name))
 
 
+@needs_hub
 @pytest.mark.parametrize("name", ["owner/na--me", "owner/name.git", "owner/" + "n" * 97], ids=["--", ".git", "long"])
 def test_id_that_the_hub_refuses(cached, name):
     with pytest.raises(FileNotFoundError, match=name):
@@ -191,6 +146,6 @@ def test_missing_extra_is_named(monkeypatch):
         resolve_path("owner/name")
 
 
-@pytest.mark.parametrize("repo", [CODEC_REPO, SPEAKER_REPO])
-def test_named_repositories_are_hub_ids(repo):
-    assert REPO_ID.fullmatch(repo)
+def test_named_repositories_are_hub_ids():
+    assert REPO_ID.fullmatch(CODEC_REPO)
+    assert REPO_ID.fullmatch(SPEAKER_REPO)

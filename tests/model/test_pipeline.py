@@ -41,13 +41,13 @@ def test_the_audio_ends_where_the_codes_say(tts):
 def test_a_text_sounds_the_same_alone_in_a_batch_streamed_and_again(tts, tiny_folder, recording):
     """Bit for bit, the file included; the second model is loaded anew."""
     texts = ["Hello.", "", "Grüße aus 東京 🚀"]
-    samplings = [replace(SHORT, seed=i, max_frames=40 + 7 * i) for i in range(3)]
+    samplings = [replace(SHORT, seed=i, max_frames=frames) for i, frames in enumerate((60, 12, 33))]
     together = tts.speak(texts, recording, samplings, accurate=False)
     other = Zonos2.load(tiny_folder, device="cpu")
     for text, sampling, audio in zip(texts, samplings, together, strict=True):
         assert torch.equal(other.speak(text, recording, sampling, accurate=False).samples, audio.samples)
         chunks = list(tts.stream(text, recording, sampling, accurate=False))
-        assert len(chunks) > 1
+        assert len(chunks) > 1 or sampling.max_frames < 60
         assert torch.equal(torch.cat(chunks), audio.samples)
 
 
