@@ -94,26 +94,6 @@ def test_cached_in_any_pieces_is_the_full_forward(golden, cuts):
     torch.testing.assert_close(torch.cat(parts), whole["hidden_states"][-1], rtol=0, atol=1e-11)
 
 
-def test_a_batch_is_its_single_runs(tts):
-    """Bit for bit, in any order, with mates of other lengths, settings and voices."""
-    backbone = tts.backbone
-    voice = torch.randn(backbone.config.speaker_embedding_dim, generator=torch.Generator().manual_seed(1))
-    texts = ("", "a", "hello", "ab" * 40)
-    prompts = [build_prompt(backbone.config, text, speaker=i == 2) for i, text in enumerate(texts)]
-    voices = [None, None, voice, None]
-    kinds = [{}, {"temperature": 0.5, "top_k": 5}, {"min_p": 0.0, "top_p": 0.9}, {"repetition_penalty": 3.0}]
-    seeds = (0, 2**63, 2**64 - 1, 7)
-    samplings = [
-        Sampling(seed=seed, max_frames=6 + i, **kind) for i, (seed, kind) in enumerate(zip(seeds, kinds, strict=True))
-    ]
-    alone = [backbone.generate([p], s, [v])[0] for p, s, v in zip(prompts, samplings, voices, strict=True)]
-    for order in ((0, 1, 2, 3), (2, 0, 3, 1), (3, 2, 1, 0)):
-        mixed = ([values[i] for i in order] for values in (prompts, samplings, voices))
-        for i, result in zip(order, backbone.generate(*mixed), strict=True):
-            assert torch.equal(result.frames, alone[i].frames)
-            assert (result.eos_frame, result.seed) == (alone[i].eos_frame, seeds[i])
-
-
 def test_without_a_seed_each_call_differs_and_says_how_to_repeat_it(tts):
     prompt = build_prompt(tts.backbone.config, "x")
     first, second = tts.backbone.generate([prompt, prompt], Sampling(max_frames=4))

@@ -78,11 +78,11 @@ def test_a_seed_that_was_not_given_is_reported(tiny_folder, tmp_path, capsys):
 def test_every_option_reaches_the_model(say, tmp_path):
     Audio(torch.sin(torch.arange(20000) / 9), 16000).save(tmp_path / "voice.wav")
     lines = ("", "--rate 3", "--quality lufs=2", "--temperature 0.3", "--top-k 2", "--top-p 0.3", "--min-p 0.9",
-             "--repetition-penalty 9", "--speaker voice.wav", "--speaker voice.wav --expressive",
-             "--speaker voice.wav --clean-background")  # fmt: skip
+             "--max-frames 24", "--max-frames 24 --repetition-penalty 9", "--speaker voice.wav",
+             "--speaker voice.wav --expressive", "--speaker voice.wav --clean-background")  # fmt: skip
     sounds = set()
     for line in lines:
-        status, _, err = say("--max-frames", 24, *line.replace("voice.wav", str(tmp_path / "voice.wav")).split())
+        status, _, err = say(*line.replace("voice.wav", str(tmp_path / "voice.wav")).split())
         assert status == 0, err
         sounds.add((tmp_path / "out.wav").read_bytes())
     assert len(sounds) == len(lines)
@@ -116,6 +116,10 @@ def test_a_picture_of_the_sound(say, tmp_path):
         (["--backend", "triton", "--dtype", "float64"], "backend 'triton' runs in float32, bfloat16 and float16"),
         (["--out", "out.mp4"], "a sound file must end in .wav, .flac, .ogg, got 'out.mp4'"),
         (["--out", "no/such/folder/out.wav"], "cannot write no/such/folder/out.wav: No such file or directory"),
+        (
+            ["--out", "a.wav", "--spectrogram", "a.wav"],
+            "--spectrogram and --out must be two files, got 'a.wav' for both",
+        ),
         (["--spectrogram", "no/such/folder/out.png"], "cannot write no/such/folder/out.png: No such file"),
     ],
     ids=lambda value: value[0] + "=" + value[1] if isinstance(value, list) else "",
@@ -183,22 +187,11 @@ def test_interrupted_while_generating(spawn, tiny_folder, tmp_path, stop, stream
     assert (tmp_path / "out.wav").read_text() == "older"
 
 
-def test_tiny_refuses_a_folder_with_files(tmp_path, capsys):
-    (tmp_path / "mine").write_text("x")
-    assert main(["tiny", str(tmp_path)]) == 2
-    assert "is not empty" in capsys.readouterr().err
-    assert files(tmp_path) == ["mine"]
-
-
 def test_what_a_picture_needs_is_known_before_the_model_is_read(say, tmp_path, monkeypatch):
     monkeypatch.setattr("zonos2_triton.model.plot.find_spec", lambda name: None)
     status, _, err = say("--spectrogram", tmp_path / "x.png", model="nowhere")
     assert status == 2
     assert "a spectrogram needs matplotlib: pip install 'zonos2-triton[plot]'" in err
-
-
-def test_picture_and_sound_are_two_files(say, tmp_path):
-    assert "must be two files" in say("--spectrogram", tmp_path / "out.wav")[2]
 
 
 @pytest.mark.slow
@@ -212,7 +205,7 @@ def test_nobody_reads_the_closing_line(spawn, tiny_folder, tmp_path):
     assert (tmp_path / "a.wav").exists()
 
 
-def test_an_interrupted_tiny_leaves_nothing(tmp_path, capsys, monkeypatch):
+def test_a_tiny_that_fails_or_is_interrupted_leaves_nothing(tmp_path, capsys, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
@@ -221,3 +214,7 @@ def test_an_interrupted_tiny_leaves_nothing(tmp_path, capsys, monkeypatch):
     assert files(tmp_path) == []
     assert main(["tiny", str(tmp_path / "new"), "--seed", str(2**70)]) == 2
     assert "seed must be an integer in 0..2**63 - 1" in capsys.readouterr().err
+    (tmp_path / "mine").write_text("x")
+    assert main(["tiny", str(tmp_path)]) == 2
+    assert "is not empty" in capsys.readouterr().err
+    assert files(tmp_path) == ["mine"]

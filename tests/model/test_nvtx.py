@@ -38,7 +38,7 @@ class Recorder:
             assert self.open.pop() == name
 
     def count(self, name):
-        return sum(entry[1] == name for entry in self.entered)
+        return len(self.payloads(name))
 
     def payloads(self, name):
         return [payload for _, found, payload in self.entered if found == name]
@@ -82,25 +82,19 @@ def test_an_idle_range_costs_next_to_nothing():
 
 
 def test_recorded_listens_for_the_time_of_its_block_and_on_top_of_another():
+    """Ranges nest, and close where their block fails."""
     outer, inner = Recorder(), Recorder()
     with recorded(outer):
         with annotate("model/a"), recorded(inner), annotate("model/b", 2):
             pass
-        with pytest.raises(KeyError), recorded(inner):
+        with pytest.raises(KeyError), annotate("model/c"), annotate("model/d"), recorded(inner):
             raise KeyError
-        with annotate("model/c"):
+        with annotate("model/e"):
             pass
-    assert annotate("model/d") is ranges.OFF
-    assert outer.entered == [(0, "model/a", None), (0, "model/c", None)]
+    assert annotate("model/f") is ranges.OFF
+    assert outer.entered == [(0, "model/a", None), (0, "model/c", None), (1, "model/d", None), (0, "model/e", None)]
     assert inner.entered == [(0, "model/b", 2)]
-
-
-def test_ranges_nest_and_close_where_their_block_fails():
-    recorder = Recorder()
-    with recorded(recorder), pytest.raises(KeyError), annotate("model/a"), annotate("model/b"):
-        raise KeyError
-    assert recorder.entered == [(0, "model/a", None), (1, "model/b", None)]
-    assert recorder.open == []
+    assert outer.open == inner.open == []
 
 
 def test_every_operation_of_a_table_is_a_range_with_its_rows():
@@ -151,16 +145,18 @@ def test_without_the_package_the_switch_warns_once_and_nothing_is_on(monkeypatch
 
 @pytest.fixture(scope="module")
 def spoken(tts):
-    """A recording of two texts spoken, and the sounds."""
-    recorder = Recorder()
+    """What was recorded of two texts spoken, which sound as they do without."""
+    texts, recorder = ["Hello.", "a"], Recorder()
     with recorded(recorder):
-        sounds = tts.speak(["Hello.", "a"], sampling=SHORT)
-    return recorder, sounds
+        sounds = tts.speak(texts, sampling=SHORT)
+    with recorded(None):
+        quiet = tts.speak(texts, sampling=SHORT)
+    assert all(torch.equal(a.samples, b.samples) for a, b in zip(sounds, quiet, strict=True))
+    return recorder
 
 
 def test_a_generation_is_the_expected_tree(tts, spoken):
     """The reference computes each row alone, so that a frame of two rows is two forwards; no row is computed again."""
-    recorder, _ = spoken
     config, prompts, frames = tts.backbone.config, 2, SHORT.max_frames - 1
     steps = 2 * frames
     passes = prompts + steps
@@ -172,12 +168,12 @@ def test_a_generation_is_the_expected_tree(tts, spoken):
         "kernel/sample": 1 + steps, "kernel/advance": 1 + steps, "codec/decode": 2,
         **{name: passes * count for name, count in per_pass.items()},
     }  # fmt: skip
-    assert {name: recorder.count(name) for name in expected} == expected
-    assert recorder.open == []
+    assert {name: spoken.count(name) for name in expected} == expected
+    assert spoken.open == []
     parents = {"model/generate": {None}, "codec/decode": {None}, "model/layer": {"model/prefill", "model/frame"},
                "kernel/experts": {"model/layer"}, "kernel/sample": {"model/draw"}, "model/frame": {"model/frames"},
                "kernel/head": {"model/start", "model/frame"}}  # fmt: skip
-    assert {name: recorder.parents(name) for name in parents} == parents
+    assert {name: spoken.parents(name) for name in parents} == parents
     rows = [len(build_prompt(config, text)) for text in ("Hello.", "a")]
     in_layers = [n for n in rows for _ in range(config.n_layers)]
     payloads = {
@@ -189,13 +185,7 @@ def test_a_generation_is_the_expected_tree(tts, spoken):
         "kernel/qkv_projection": in_layers + [1] * (steps * config.n_layers),
         "codec/decode": [SHORT.max_frames] * 2,
     }
-    assert {name: recorder.payloads(name) for name in payloads} == payloads
-
-
-def test_sounds_are_the_same_with_ranges_and_without(tts, spoken):
-    _, sounds = spoken
-    for sound, again in zip(sounds, tts.speak(["Hello.", "a"], sampling=SHORT), strict=True):
-        assert torch.equal(sound.samples, again.samples)
+    assert {name: spoken.payloads(name) for name in payloads} == payloads
 
 
 def test_a_step_of_the_codec_is_blocks_of_operations(tts, in_steps):

@@ -21,27 +21,24 @@ def recording():
     return torch.stack([torch.sin(2 * torch.pi * 220 * t), torch.sin(2 * torch.pi * 330 * t)]) / 2, 22050
 
 
-def test_speaking_is_prompt_generation_and_decoding(tts):
-    audio = tts.speak("Hello.", sampling=SHORT)
-    assert audio.comment == tts.comment
-    result = tts.backbone.generate([build_prompt(tts.backbone.config, "Hello.")], SHORT)[0]
-    samples = tts.vocoder.decode(shear_up(result.frames, 1025).T[None])[0]
-    assert torch.equal(audio.samples, samples)
-    assert audio.sample_rate == 44100
-    assert len(audio.samples) == SHORT.max_frames * 512
-
-
-def test_the_audio_ends_where_the_codes_say(tts):
-    sampling = Sampling(seed=7, max_frames=400)
+@pytest.mark.parametrize(
+    ("sampling", "frames"), [(SHORT, 12), (Sampling(seed=0, max_frames=60), 13), (Sampling(seed=26, max_frames=60), 0)]
+)
+def test_speaking_is_prompt_generation_and_decoding(tts, sampling, frames):
+    """Up to where the codes say that it ends; these seeds were chosen because they end, one at its first frame."""
+    audio = tts.speak("Hello.", sampling=sampling)
     result = tts.backbone.generate([build_prompt(tts.backbone.config, "Hello.")], sampling)[0]
-    assert result.eos_frame is not None, "this seed was chosen because it ends"
-    assert len(tts.speak("Hello.", sampling=sampling).samples) == result.eos_frame * 512
+    assert result.eos_frame == (None if sampling.ignore_eos else frames)
+    assert torch.equal(audio.samples, tts.vocoder.decode([shear_up(result.frames, 1025)[:frames].T])[0])
+    assert len(audio.samples) == frames * 512
+    assert sum(map(len, tts.stream("Hello.", sampling=sampling))) == frames * 512
+    assert (audio.sample_rate, audio.comment) == (44100, tts.comment)
 
 
 def test_a_text_sounds_the_same_alone_in_a_batch_streamed_and_again(tts, tiny_folder, recording):
     """Bit for bit, the file included; the second model is loaded anew."""
     texts = ["Hello.", "", "Grüße aus 東京 🚀"]
-    samplings = [replace(SHORT, seed=i, max_frames=frames) for i, frames in enumerate((60, 12, 33))]
+    samplings = [replace(SHORT, seed=i, max_frames=frames) for i, frames in enumerate((60, 12, 20))]
     together = tts.speak(texts, recording, samplings, accurate=False)
     other = Zonos2.load(tiny_folder, device="cpu")
     for text, sampling, audio in zip(texts, samplings, together, strict=True):
@@ -49,14 +46,6 @@ def test_a_text_sounds_the_same_alone_in_a_batch_streamed_and_again(tts, tiny_fo
         chunks = list(tts.stream(text, recording, sampling, accurate=False))
         assert len(chunks) > 1 or sampling.max_frames < 60
         assert torch.equal(torch.cat(chunks), audio.samples)
-
-
-def test_conditioning_reaches_the_model(tts, recording):
-    voice = {"speaker": recording}
-    variants = ({}, {"speaking_rate": 3}, {"quality": {"lufs": 2}}, voice, voice | {"accurate": False},
-                voice | {"clean_background": True})  # fmt: skip
-    sounds = [tts.speak("a", sampling=SHORT, **variant).samples for variant in variants]
-    assert len({tuple(sound.tolist()) for sound in sounds}) == len(variants)
 
 
 def test_a_voice_is_the_same_from_file_waveform_and_embedding(tts, tmp_path, recording):
@@ -68,18 +57,6 @@ def test_a_voice_is_the_same_from_file_waveform_and_embedding(tts, tmp_path, rec
     sounds = [tts.speak("a", voice, SHORT).samples for voice in (tmp_path / "voice.flac", (quantised, rate), embedding)]
     assert torch.equal(sounds[0], sounds[1])
     assert torch.equal(sounds[0], sounds[2])
-
-
-def test_no_frames_of_audio_are_an_empty_sound(tts, monkeypatch):
-    """eos_frame 0 can happen: the first frame shows an end."""
-
-    def ends(logits, *_):
-        return torch.full(logits.shape[:2], 1024, dtype=torch.int32), torch.zeros(logits.shape[:2], dtype=torch.int32)
-
-    monkeypatch.setattr(tts.backbone, "ops", replace(tts.backbone.ops, sample=ends))
-    audio = tts.speak("a", sampling=Sampling(seed=0))
-    assert audio.samples.shape == (0,)
-    assert list(tts.stream("a", sampling=Sampling(seed=0))) == []
 
 
 @pytest.fixture
@@ -110,13 +87,6 @@ def test_says_what_a_folder_lacks(folder, remove, message):
         Zonos2.load(folder, device="cpu")
 
 
-def test_two_candidates_are_not_chosen_between(folder):
-    (folder / "model.safetensors").rename(folder / "a.safetensors")
-    shutil.copy(folder / "a.safetensors", folder / "b.safetensors")
-    with pytest.raises(ValueError, match=r"several files for weights: a\.safetensors, b\.safetensors"):
-        Zonos2.load(folder, device="cpu")
-
-
 def test_a_file_is_no_model_folder(folder):
     with pytest.raises(FileNotFoundError, match="model must be a folder"):
         Zonos2.load(folder / "params.json", device="cpu")
@@ -131,7 +101,6 @@ def test_parts_must_fit_each_other(tts, golden):
 
 REJECTED = {
     "long": ({"text": "x" * 2048}, ValueError, r"2067 rows.*takes 2047; shorten it by at least 20 bytes"),
-    "surrogate": ({"text": "\udcff"}, ValueError, "lone surrogate"),
     "none": ({"text": None}, TypeError, "text must be a string"),
     "rate": ({"speaking_rate": 9}, ValueError, "speaking_rate must be in"),
     "voice-size": ({"speaker": torch.zeros(47)}, ValueError, r"=48\], got \[47\]"),

@@ -284,11 +284,11 @@ def test_threads_share_the_loop(make, requests, alone):
 
 
 class Seen(TorchDispatchMode):
-    """Every operation of torch that runs inside."""
+    """The names of the operations of torch that run inside."""
 
-    def __init__(self):
-        super().__init__()
+    def __enter__(self):
         self.names = []
+        return super().__enter__()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.names.append(func._schema.name)

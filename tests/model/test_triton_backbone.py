@@ -95,24 +95,6 @@ def test_a_batch_changes_no_bit(short_backbone, count):
         assert_same_bits(together[i], alone[i])
 
 
-@pytest.mark.slow
-def test_sequences_may_join_and_leave(short_backbone):
-    """A sequence at any place of a batch, with mates that come and go."""
-    a, b, c = prompts(3)
-    row = torch.full((1, 10), 7)
-    steps = [
-        (False, {"a": a, "b": b}),
-        (True, {"a": row, "b": row}),
-        (False, {"c": c}),
-        (True, {"c": row, "b": row}),
-        (True, {"b": row, "c": row}),
-    ]
-    together = forward(short_backbone, steps)
-    for name in "abc":
-        alone = forward(short_backbone, [(decode, {name: piece[name]}) for decode, piece in steps if name in piece])
-        assert_same_bits(together[name], alone[name])
-
-
 @pytest.fixture(scope="module")
 def whole(short_backbone):
     """A prompt of 37 rows, and what it becomes at once: three frames are decoded behind 34 rows of prompt."""

@@ -46,16 +46,6 @@ def test_rotary_turns_neighbours_as_complex_numbers(randn):
     )
 
 
-def test_rotary_scores_depend_on_distance_only(randn):
-    q, k = randn(1, 1, 16), randn(1, 1, 16)
-    table = rotary_table(6144, 16, 1e4, q)
-
-    def score(at, distance):
-        return (rotary(q, torch.tensor([at]), table) * rotary(k, torch.tensor([at - distance]), table)).sum()
-
-    torch.testing.assert_close(score(5000, 7), score(7, 7))
-
-
 @pytest.mark.parametrize(("T", "S"), [(1, 1), (1, 9), (4, 9), (9, 9)], ids=["first", "decode", "chunk", "prefill"])
 def test_causal_attention_is_torchs(randn, T, S):
     q, k, v = randn(T, 4, 8), randn(S, 2, 8), randn(S, 2, 8)
@@ -68,30 +58,19 @@ def test_causal_attention_is_torchs(randn, T, S):
 
 @pytest.mark.parametrize("page_size", [1, 3, 16])
 def test_attention_is_its_formula(randn, page_size):
-    """Row by row, head by head, with the cache filled in pieces, of pages that lie in no order."""
+    """By PyTorch's attention, with the cache filled in pieces, of pages that lie in no order."""
     T, D, HQ, HKV, DH, theta = 5, 12, 4, 2, 6, 100.0
     x, wq, wkv = randn(T, D), randn(HQ * DH, D), randn(2, HKV * DH, D)
     gater, temp, wo = randn(HQ, D), randn(HQ), randn(D, HQ * DH)
     norm_weight, table = randn(D), rotary_table(9, DH, theta, randn(1))
-    h = F.rms_norm(x, (D,), norm_weight, EPS)
-
-    def normed(y):
-        return y / (y.square().mean() + 1e-6).sqrt()
-
-    def turned(y, at):
-        return rotary(y[None, None], torch.tensor([at]), table)[0, 0]
-
-    want = torch.zeros(T, D, dtype=torch.float64)
-    for t in range(T):
-        parts = []
-        for head_number in range(HQ):
-            rows = slice(head_number // 2 * DH, (head_number // 2 + 1) * DH)
-            q = turned(normed(wq[head_number * DH : (head_number + 1) * DH] @ h[t]) * temp[head_number].abs(), t)
-            keys = torch.stack([turned(normed(wkv[0, rows] @ h[s]), s) for s in range(t + 1)])
-            values = torch.stack([wkv[1, rows] @ h[s] for s in range(t + 1)])
-            weights = (keys @ q / math.sqrt(DH)).softmax(0)
-            parts.append(torch.sigmoid(gater[head_number] @ h[t]) * (weights @ values))
-        want[t] = x[t] + wo @ torch.cat(parts)
+    h, t = F.rms_norm(x, (D,), norm_weight, EPS), torch.arange(T)
+    q, k, v = ((h @ weight.T).unflatten(1, (-1, DH)) for weight in (wq, *wkv))
+    q, k = (F.rms_norm(heads, (DH,), None, 1e-6) for heads in (q, k))
+    q, k = rotary(q * temp.abs()[:, None], t, table), rotary(k, t, table)
+    y = F.scaled_dot_product_attention(
+        *(heads.transpose(0, 1)[None] for heads in (q, k, v)), is_causal=True, enable_gqa=True
+    )[0].transpose(0, 1)
+    want = x + (torch.sigmoid(h @ gater.T)[..., None] * y).flatten(1) @ wo.T
     pages = -(-9 // page_size)
     k_cache, v_cache = (torch.zeros(pages, page_size, HKV, DH, dtype=torch.float64) for _ in range(2))
     block_table = torch.arange(pages - 1, -1, -1, dtype=torch.int32)[None]
@@ -107,25 +86,6 @@ def test_attention_is_its_formula(randn, page_size):
     torch.testing.assert_close(torch.cat(got), want)
     unused = block_table[0].long()[torch.arange(T, 9) // page_size], torch.arange(T, 9) % page_size
     assert (k_cache[unused] == 0).all()
-
-
-def test_packed_sequences_are_each_alone(randn):
-    HQ, HKV, DH, lengths, starts = 2, 1, 4, [3, 1, 2], [0, 2, 1]
-    qkvg, temp, table = randn(6, (HQ + 2 * HKV) * DH + HQ), randn(HQ), rotary_table(8, DH, 100.0, randn(1))
-    k_cache, v_cache = randn(12, 2, HKV, DH), randn(12, 2, HKV, DH)
-    block_table = torch.randperm(12, generator=torch.Generator().manual_seed(0)).int().reshape(3, 4)
-    numbers = torch.tensor([starts, lengths], dtype=torch.int32)
-    cuts = F.pad(numbers[1].cumsum(0), (1, 0)).int()
-    alone = []
-    for b in range(3):
-        rows = slice(int(cuts[b]), int(cuts[b + 1]))
-        caches = k_cache.clone(), v_cache.clone()
-        one = torch.tensor([0, lengths[b]], dtype=torch.int32)
-        alone.append(
-            prefill_attention(qkvg[rows], temp, table, *caches, block_table[b : b + 1], numbers[0, b : b + 1], one, 3)
-        )
-    got = prefill_attention(qkvg, temp, table, k_cache, v_cache, block_table, numbers[0], cuts, 3)
-    assert torch.equal(got, torch.cat(alone))
 
 
 def test_idle_rows_of_a_decode_step_leave_the_cache_alone(randn):
