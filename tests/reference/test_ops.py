@@ -46,14 +46,22 @@ def test_rotary_turns_neighbours_as_complex_numbers(randn):
     )
 
 
+def attention_of(q, k, v, starts):
+    """By PyTorch, sequence by sequence: queries of the new rows, keys and values of all, the new ones last."""
+    parts = []
+    for sequence, start in zip(zip(q, k, v, strict=True), starts, strict=True):
+        new = len(sequence[0])
+        mask = torch.ones(new, start + new, dtype=torch.bool).tril(start)
+        heads = (part.transpose(0, 1)[None] for part in sequence)
+        y = F.scaled_dot_product_attention(*heads, attn_mask=mask, enable_gqa=True)
+        parts.append(y[0].transpose(0, 1).flatten(1))
+    return torch.cat(parts)
+
+
 @pytest.mark.parametrize(("T", "S"), [(1, 1), (1, 9), (4, 9), (9, 9)], ids=["first", "decode", "chunk", "prefill"])
 def test_causal_attention_is_torchs(randn, T, S):
     q, k, v = randn(T, 4, 8), randn(S, 2, 8), randn(S, 2, 8)
-    mask = torch.ones(T, S, dtype=torch.bool).tril(S - T)
-    want = F.scaled_dot_product_attention(
-        *(t.transpose(0, 1)[None] for t in (q, k, v)), attn_mask=mask, enable_gqa=True
-    )[0].transpose(0, 1)
-    torch.testing.assert_close(causal_attention(q, k, v), want)
+    torch.testing.assert_close(causal_attention(q, k, v).flatten(1), attention_of([q], [k], [v], [S - T]))
 
 
 @pytest.mark.parametrize("page_size", [1, 3, 16])
@@ -67,10 +75,8 @@ def test_attention_is_its_formula(randn, page_size):
     q, k, v = ((h @ weight.T).unflatten(1, (-1, DH)) for weight in (wq, *wkv))
     q, k = (F.rms_norm(heads, (DH,), None, 1e-6) for heads in (q, k))
     q, k = rotary(q * temp.abs()[:, None], t, table), rotary(k, t, table)
-    y = F.scaled_dot_product_attention(
-        *(heads.transpose(0, 1)[None] for heads in (q, k, v)), is_causal=True, enable_gqa=True
-    )[0].transpose(0, 1)
-    want = x + (torch.sigmoid(h @ gater.T)[..., None] * y).flatten(1) @ wo.T
+    gates = torch.sigmoid(h @ gater.T).repeat_interleave(DH, 1)
+    want = x + (gates * attention_of([q], [k], [v], [0])) @ wo.T
     pages = -(-9 // page_size)
     k_cache, v_cache = (torch.zeros(pages, page_size, HKV, DH, dtype=torch.float64) for _ in range(2))
     block_table = torch.arange(pages - 1, -1, -1, dtype=torch.int32)[None]
@@ -101,18 +107,6 @@ def test_idle_rows_of_a_decode_step_leave_the_cache_alone(randn):
     assert torch.equal(got[live], want)
     assert (got[:2] == 0).all()
     assert all(torch.equal(*pair) for pair in zip(caches, others, strict=True))
-
-
-def attention_of(q, k, v, starts):
-    """By PyTorch, sequence by sequence: queries of the new rows, keys and values of all, the new ones last."""
-    parts = []
-    for sequence, start in zip(zip(q, k, v, strict=True), starts, strict=True):
-        new = len(sequence[0])
-        mask = torch.ones(new, start + new, dtype=torch.bool).tril(start)
-        heads = (part.transpose(0, 1)[None] for part in sequence)
-        y = F.scaled_dot_product_attention(*heads, attn_mask=mask, enable_gqa=True)
-        parts.append(y[0].transpose(0, 1).flatten(1))
-    return torch.cat(parts)
 
 
 @pytest.mark.parametrize("page_size", [1, 2])
@@ -169,16 +163,6 @@ def test_what_is_normed_already_is_taken_as_it_is(randn):
         total = experts(x, weight, *parts, *choice, residual=False)
         assert torch.equal(experts(h, None, *parts, *choice, residual=False), total)
         torch.testing.assert_close(experts(x, weight, *parts, *choice), x + total)
-
-
-def test_without_a_residual_a_row_of_no_expert_is_zero(randn):
-    x, E = randn(4, 8), 3
-    order, offsets = by_expert(torch.tensor([[0, 1], [E, E], [2, 0], [E, E]]), E)
-    got = experts(
-        x, randn(8), randn(E, 4, 8), randn(E, 4, 8), randn(E, 8, 4), EPS, order, offsets, randn(4, 2), residual=False
-    )
-    assert (got[[1, 3]] == 0).all()
-    assert (got[[0, 2]] != 0).all()
 
 
 def test_add_rms_norm_returns_the_sum_and_its_norm(randn):
@@ -263,6 +247,9 @@ def test_idle_rows_go_to_no_expert(randn):
     want = experts(x, *tensors, EPS, every.order, every.offsets, every.expert_weights)
     torch.testing.assert_close(y[live], want[live])
     assert torch.equal(y[[1, 3]], x[[1, 3]])
+    alone = experts(x, *tensors, EPS, got.order, got.offsets, weights, residual=False)
+    assert (alone[[1, 3]] == 0).all()
+    assert (alone[live] != 0).all()
 
 
 def test_router_prefers_the_lower_expert_in_a_tie():
