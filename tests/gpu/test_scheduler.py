@@ -41,19 +41,6 @@ def test_a_batch_with_graphs_is_each_alone_without(make, alone, caplog, graphs, 
     assert len(backbone.loop.slots.free) == backbone.loop.pages
 
 
-def test_late_comers_change_nothing(make, alone):
-    backbone = make(streams=16)
-    prompts, samplings = requests(backbone)
-    streams, got = {}, {}
-    for upto in (1, 2, 8, 9, 16, 17, COUNT):
-        for i in range(len(streams), upto):
-            streams[i] = backbone.stream(prompts[i], samplings[i])
-            got[i] = []
-        got[upto - 1].append(next(streams[upto - 1]))
-    for i, stream in streams.items():
-        assert torch.equal(torch.stack([frame.codes for frame in [*got[i], *stream]]), alone[i])
-
-
 def test_frames_neither_wait_nor_allocate(make):
     backbone = make(streams=4)
     prompts, _ = requests(backbone)

@@ -169,9 +169,7 @@ def test_rejects_before_any_work(golden_backbone, monkeypatch, arguments, error,
 
 
 def test_rejects_a_voice_where_the_model_knows_none(golden_backbone):
-    mute = type(golden_backbone)(
-        dataclasses.replace(golden_backbone.config, speaker_enabled=False), golden_backbone.weights
-    )
+    mute = Backbone(dataclasses.replace(golden_backbone.config, speaker_enabled=False), golden_backbone.weights)
     with pytest.raises(ValueError, match="takes no speaker embedding"):
         mute.trace(PROMPT, torch.zeros(40))
 
@@ -200,9 +198,9 @@ def test_rejects_a_gpu_that_is_not_there(golden):
 
 
 def test_reports_logits_that_are_not_finite(golden_backbone):
-    weights = dict(golden_backbone.weights)
-    weights["out_norm.weight"] = weights["out_norm.weight"] * float("inf")
-    broken = type(golden_backbone)(golden_backbone.config, weights)
+    weights = golden_backbone.weights
+    weights = weights | {"out_norm.weight": weights["out_norm.weight"] * float("inf")}
+    broken = Backbone(golden_backbone.config, weights)
     with pytest.raises(FloatingPointError, match="logits of frame 0 are not finite"):
         broken.generate([PROMPT], Sampling(max_frames=1))
 

@@ -116,10 +116,7 @@ def test_a_picture_of_the_sound(say, tmp_path):
         (["--backend", "triton", "--dtype", "float64"], "backend 'triton' runs in float32, bfloat16 and float16"),
         (["--out", "out.mp4"], "a sound file must end in .wav, .flac, .ogg, got 'out.mp4'"),
         (["--out", "no/such/folder/out.wav"], "cannot write no/such/folder/out.wav: No such file or directory"),
-        (
-            ["--out", "a.wav", "--spectrogram", "a.wav"],
-            "--spectrogram and --out must be two files, got 'a.wav' for both",
-        ),
+        (["--out", "a.wav", "--spectrogram", "a.wav"], "--spectrogram and --out must be two files, got 'a.wav'"),
         (["--spectrogram", "no/such/folder/out.png"], "cannot write no/such/folder/out.png: No such file"),
     ],
     ids=lambda value: value[0] + "=" + value[1] if isinstance(value, list) else "",
@@ -151,9 +148,9 @@ def test_unknown_keys_are_one_warning(say, tiny_folder, tmp_path):
 
 
 def read_until(terminal, pattern):
-    """What a process shows, up to the pattern or its end; two minutes of silence are too long."""
+    """What a process shows, up to the pattern or its end; five minutes of silence are too long."""
     shown = b""
-    while not re.search(pattern, shown) and select.select([terminal], [], [], 120)[0]:
+    while not re.search(pattern, shown) and select.select([terminal], [], [], 300)[0]:
         try:
             shown += os.read(terminal, 4096)
         except OSError:  # the other end is closed
@@ -180,7 +177,7 @@ def test_interrupted_while_generating(spawn, tiny_folder, tmp_path, stop, stream
     process.send_signal(stop)
     shown += read_until(ours, rb"nothing was written\r\n")
     os.close(ours)
-    assert process.wait(timeout=120) == 130
+    assert process.wait(timeout=300) == 130
     assert shown.endswith(b"zonos2-triton: interrupted; nothing was written\r\n")
     assert b"Traceback" not in shown
     assert files(tmp_path) == ["out.wav"]
