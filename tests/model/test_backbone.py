@@ -13,7 +13,9 @@ from zonos2_triton.reference import network as reference
 from zonos2_triton.reference.embedding import speaker_row
 
 ATOL = {"hidden_states": 1e-3, "router_states": 1e-3, "router_probs": 1e-4, "expert_weights": 1e-4, "final_norm": 1e-3}
+REFERENCE = pytest.param(("cpu", "reference", False), id="reference")
 CPU_KERNELS = pytest.param(("cpu", "triton", False), marks=pytest.mark.interpreter, id="triton")
+SLOW_KERNELS = pytest.param(*CPU_KERNELS.values, marks=[*CPU_KERNELS.marks, pytest.mark.slow], id="triton")
 ON_A_GPU = [
     pytest.param(("cuda", "reference", False), marks=pytest.mark.gpu, id="gpu-reference"),
     pytest.param(("cuda", "reference", True), marks=pytest.mark.gpu, id="gpu-reference-tf32-allowed"),
@@ -38,11 +40,8 @@ def placed(request, golden, monkeypatch):
         yield golden.backbone(dtype=torch.float32, device=device, backend=backend)
 
 
-REFERENCE = pytest.param(("cpu", "reference", False), id="reference")
-
-
 @pytest.mark.parametrize("placed", [REFERENCE, CPU_KERNELS, *ON_A_GPU], indirect=True)
-@pytest.mark.parametrize("voice", ["spk", "nospk"])
+@pytest.mark.parametrize("voice", ["spk", pytest.param("nospk", marks=pytest.mark.slow)])
 def test_golden_trace(golden, placed, voice):
     io = golden.tensors("backbone_b_io")
     speaker = io["speaker_embedding"] if voice == "spk" else None
@@ -54,9 +53,6 @@ def test_golden_trace(golden, placed, voice):
         torch.testing.assert_close(trace[stage], io[f"{voice}.{stage}"], rtol=0, atol=atol)
     at = io[f"{voice}.logits_positions"]
     torch.testing.assert_close(trace["logits"][at], io[f"{voice}.logits"], rtol=0, atol=2e-3)
-
-
-SLOW_KERNELS = pytest.param(*CPU_KERNELS.values, marks=[*CPU_KERNELS.marks, pytest.mark.slow], id="triton")
 
 
 @pytest.mark.parametrize("placed", [REFERENCE, SLOW_KERNELS, *ON_A_GPU], indirect=True)

@@ -82,6 +82,7 @@ def test_requests_that_join_late_cross_every_border(short, alone):
     assert len(backbone.loop.slots.free) == backbone.loop.pages
 
 
+@pytest.mark.slow
 def test_a_prompt_in_pieces_between_frames_is_the_prompt(short):
     """With a voice, whose row is the first of the first piece only."""
     config, _ = short
