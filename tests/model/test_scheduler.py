@@ -27,16 +27,28 @@ def weights(golden):
     return loaded.config, loaded.weights
 
 
+def assert_empty(backbone):
+    """No row, no page and no request is left behind."""
+    loop = backbone.loop
+    loop.sweep()
+    assert sorted(loop.slots.free) == list(range(loop.pages))
+    assert (loop.slots.positions < 0).all()
+    assert [*loop.waiting, *loop.filling, *loop.running] == []
+
+
 @pytest.fixture
 def make(weights):
-    """A backbone with a loop of its own; ahead: what has come is read one look later, as on a GPU."""
+    """A backbone with a loop of its own, empty in the end; ahead: what came is read one look later, as on a GPU."""
+    backbones = []
 
     def made(ahead=False, **options):
-        backbone = Backbone(*weights, backend="reference", options=LoopOptions(**options))
-        backbone.loop._ahead = ahead
-        return backbone
+        backbones.append(Backbone(*weights, backend="reference", options=LoopOptions(**options)))
+        backbones[-1].loop._ahead = ahead
+        return backbones[-1]
 
-    return made
+    yield made
+    for backbone in backbones:
+        assert_empty(backbone)
 
 
 @pytest.fixture(scope="module")
@@ -63,15 +75,6 @@ def assert_same(results, alone, failed=()):
         assert i in failed or torch.equal(results[i].frames, want)
 
 
-def assert_empty(backbone):
-    """No row, no page and no request is left behind."""
-    loop = backbone.loop
-    loop.sweep()
-    assert sorted(loop.slots.free) == list(range(loop.pages))
-    assert (loop.slots.positions < 0).all()
-    assert [*loop.waiting, *loop.filling, *loop.running] == []
-
-
 ahead = pytest.mark.parametrize("ahead", [False, True], ids=["", "ahead"])
 
 
@@ -83,13 +86,11 @@ def test_a_batch_of_any_size_and_look_is_each_alone(make, requests, alone, ahead
     """Fewer rows than requests: they take turns."""
     backbone = make(ahead, streams=streams, look=look)
     assert_same(backbone.generate(*requests), alone)
-    assert_empty(backbone)
 
 
 def test_a_cache_for_one_serves_them_one_after_the_other(make, requests, alone):
     backbone = make(streams=5, positions=PAGE_SIZE * pages_of(len(requests[0][3]) + 20))
     assert_same(backbone.generate(*requests), alone)
-    assert_empty(backbone)
 
 
 @ahead
@@ -107,7 +108,6 @@ def test_late_comers_change_nothing_and_are_not_changed(make, requests, alone, l
     for i, frames in got.items():
         assert torch.equal(codes(frames), alone[i])
         assert [frame.last for frame in frames] == [False] * (len(frames) - 1) + [True]
-    assert_empty(backbone)
 
 
 def test_a_prompt_in_small_pieces_holds_nobody_up_for_long(make, monkeypatch):
@@ -154,7 +154,6 @@ def test_eos_ends_a_stream_and_is_told_from_then_on(make, requests):
     assert len(frames) <= 15
     ignoring = backbone.generate([prompt], Sampling(seed=1, max_frames=30, ignore_eos=True))[0]
     assert (len(ignoring.frames), ignoring.eos_frame) == (30, None)
-    assert_empty(backbone)
 
 
 def test_no_frame_is_asked_for_that_nobody_waits_for(make, requests, monkeypatch):
@@ -188,7 +187,6 @@ def test_logits_that_are_not_finite_end_one_request(make, requests, alone, look,
         next(stream)
     with pytest.raises(FloatingPointError, match=r"prompts\[3\]"):
         backbone.generate(prompts, samplings)
-    assert_empty(backbone)
 
 
 def test_a_callback_that_raises_ends_its_own_request(make, requests, alone):
@@ -209,7 +207,6 @@ def test_a_callback_that_raises_ends_its_own_request(make, requests, alone):
     with pytest.raises(LookupError, match="not interested"):
         backbone.generate(prompts[:2], samplings[:2], progress=progress)
     assert torch.equal(codes([first, *mine]), alone[3])
-    assert_empty(backbone)
 
 
 @ahead
@@ -226,7 +223,6 @@ def test_cancelled_and_forgotten_streams_give_their_places_back(make, requests, 
         assert torch.equal(codes(waiting), alone[1])
     assert list(never_read) == []
     assert list(closed) == []  # what was under way when it was closed went nowhere
-    assert_empty(backbone)
 
 
 def test_a_consumer_that_stops_reading_holds_nobody_up(make, requests, alone):
@@ -255,7 +251,6 @@ def test_no_memory_for_one_prompt_is_its_own_error(make, requests, alone, monkey
     results = backbone.generate(prompts, samplings, return_exceptions=True)
     assert isinstance(results[3], error)
     assert_same(results, alone, failed=[3])
-    assert_empty(backbone)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("device lost"), KeyboardInterrupt()], ids=repr)
@@ -271,7 +266,6 @@ def test_when_the_loop_itself_fails_everybody_is_told(make, requests, alone, mon
     for stream in others:
         with pytest.raises(RuntimeError, match=r"device lost|the frame loop was stopped: KeyboardInterrupt"):
             list(stream)
-    assert_empty(backbone)
     assert torch.equal(backbone.generate([prompts[4]], samplings[4])[0].frames, alone[4])
 
 
@@ -280,7 +274,6 @@ def test_threads_share_the_loop(make, requests, alone):
     with ThreadPoolExecutor(5) as threads:
         got = [*threads.map(lambda prompt, sampling: codes(backbone.stream(prompt, sampling)), *requests)]
     assert all(map(torch.equal, got, alone))
-    assert_empty(backbone)
 
 
 class Seen(TorchDispatchMode):
@@ -393,4 +386,3 @@ def test_rejects_what_the_context_or_the_cache_does_not_hold(make, requests):
         backbone.generate(prompts, [fine, Sampling(max_frames=60), fine])
     with pytest.raises(TypeError, match=r"sampling\[1\] must be a Sampling object, got None"):
         backbone.generate(prompts, [fine, None, fine])
-    assert_empty(backbone)
