@@ -82,14 +82,11 @@ def test_official_codec_file_is_its_folded_tensors(tmp_path):
     stored = torch.load(path, weights_only=True)["state_dict"]
     normed = {name for name in folded if name.endswith(".weight") and "codebook" not in name}
     assert stored.keys() == folded.keys() - normed | {name + end for name in normed for end in ("_g", "_v")}
-    loaded, direct = Vocoder.load(path), Vocoder.from_state(CODEC, folded)
+    loaded = Vocoder.load(path)
     assert loaded.config == CODEC
     assert loaded.state.keys() == reference.layout(CODEC).keys()
-    codes = torch.randint(0, 1024, (1, 9, 40), generator=torch.Generator().manual_seed(0))
-    expected = direct.decode(codes)
-    error = loaded.decode(codes) - expected
-    # Measured 2026-11-22 on a 2-core CPU: 6.3e-7; g * v / |v| rounds each weight once more.
-    assert error.square().mean().sqrt() < 2e-6 * expected.square().mean().sqrt()
+    for name, tensor in folded.items():
+        torch.testing.assert_close(loaded.state[name], tensor)  # g * v / |v| rounds each weight once more
 
 
 @pytest.mark.parametrize("seed", [0, 1])
