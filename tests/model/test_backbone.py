@@ -72,14 +72,19 @@ def test_golden_greedy_codes(golden, placed):
     assert results[0].eos_frame is results[2].eos_frame is None
 
 
-@given(cuts=st.sets(st.integers(1, 26), max_size=8))
-def test_cached_in_any_pieces_is_the_full_forward(golden, cuts):
-    """In fp64, where a wrong position or mask is not lost in rounding."""
-    backbone = golden.backbone(dtype=torch.float64)
-    io = golden.tensors("backbone_b_io")
+@pytest.fixture(scope="module")
+def whole(golden):
+    """A backbone in fp64, a prompt, a voice, and the trace of both at once."""
+    backbone, io = golden.backbone(dtype=torch.float64), golden.tensors("backbone_b_io")
     ids, speaker = io["spk.prompt_ids"].long(), io["speaker_embedding"].double()
-    whole = backbone.trace(ids, speaker)
-    cache, page = reference.Cache(backbone.config, 1, len(ids), whole["logits"]), torch.zeros(1, dtype=torch.int32)
+    return backbone, ids, speaker, backbone.trace(ids, speaker)
+
+
+@given(cuts=st.sets(st.integers(1, 26), max_size=8))
+def test_cached_in_any_pieces_is_the_full_forward(whole, cuts):
+    """In fp64, where a wrong position or mask is not lost in rounding."""
+    backbone, ids, speaker, trace = whole
+    cache, page = reference.Cache(backbone.config, 1, len(ids), trace["logits"]), torch.zeros(1, dtype=torch.int32)
     row = speaker_row(speaker, backbone.model.speaker)
     edges = [0, *sorted(cuts), len(ids)]
     with torch.inference_mode():
@@ -87,7 +92,7 @@ def test_cached_in_any_pieces_is_the_full_forward(golden, cuts):
             reference.forward(backbone.model, reference.Batch.single(ids[a:b], a, page, row if a == 0 else None), cache)
             for a, b in pairwise(edges)
         ]
-    torch.testing.assert_close(torch.cat(parts), whole["hidden_states"][-1], rtol=0, atol=1e-11)
+    torch.testing.assert_close(torch.cat(parts), trace["hidden_states"][-1], rtol=0, atol=1e-11)
 
 
 def test_without_a_seed_each_call_differs_and_says_how_to_repeat_it(tts):
