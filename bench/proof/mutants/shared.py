@@ -1,0 +1,80 @@
+"""How mutants are written, and those of the helpers that several kernels share."""
+
+import re
+from itertools import chain
+
+from zonos2_triton.bench.proof.mutation import Fault, faults_in
+
+_EDIT = re.compile(r"\{\{(.*?) => (.*?)\}\}", re.DOTALL)
+
+
+def mutants(file: str, *shared: tuple[Fault, ...], **texts: str) -> tuple[Fault, ...]:
+    """The shared ones, and those of a module: by name, a text of it, with {{old => new}} where the mutant differs."""
+    pairs = {name: (_EDIT.sub(r"\1", text), _EDIT.sub(r"\2", text)) for name, text in texts.items()}
+    return (*chain(*shared), *faults_in(file, **pairs))
+
+
+def swapped(first: str, second: str) -> str:
+    """Two statements in the other order."""
+    return "{{" + first + second + " => " + second + first + "}}"
+
+
+EXPONENTIAL = mutants(
+    "_math",
+    exponential_without_its_correction="({{(high - (one - 1.0)) + (low + r * r * p) => low + r * r * p}})",
+    exponential_without_the_low_part="low = n * {{-LN2_LOW => 0.0}}",
+    exponential_of_a_wide_remainder="tl.floor(c * LOG2E{{ + 0.5 => }})",
+)
+TRUNCATED = mutants("_math", truncated="({{(bits + 0x7FFF + ((bits >> 16) & 1)) => bits}} & 0xFFFF0000)")
+TURNED = mutants(
+    "_math",
+    sine_of_the_wrong_sign="(even * cos {{- => +}} odd * sin, {{even * sin + odd * cos => odd * cos - even * sin}})",
+    pair_swapped="(even * {{cos - => sin +}} odd * {{sin => cos}}, even * {{sin + => cos -}} odd * {{cos => sin}})",
+)
+HEAD_NORM = mutants(
+    "_math",
+    head_norm_without_epsilon="/ DH{{ + EPS => }})",
+    head_norm_of_the_sum="{{/ DH  => }}+ EPS)",
+)
+TANH = mutants(
+    "_math",
+    tanh_without_sign="{{tl.where(x < 0, -t, t) => t}}",
+    tanh_by_too_short_a_fraction="s * {{(1260.0 + s * 21.0) => 1260.0}}",
+    tanh_series_too_far="a < {{0.625 => 6.25}}",
+)
+COUNTED = mutants(
+    "_math",
+    counter_stays="{{    if last:\n        tl.store(counter_ptr, 0)\n => }}",
+    no_barrier_before_the_count="{{    tl.debug_barrier()  # what every thread stored comes before the count\n => }}",
+    relaxed_count='sem="{{acq_rel => relaxed}}"',
+    count_within_a_block='scope="{{gpu => cta}}"',
+    last_but_one_joins="last = seen == n - {{1 => 2}}",
+)
+MULTIPLIED = mutants(
+    "_gemm",
+    tail_of_K_not_masked="if {{not EVEN_K => K < 0}}:\n            mask_w",
+    tail_of_K_one_too_long="(k {{< => <=}} K)[None, :]\n            mask_x = mask_x & (k {{< => <=}} K)[:, None]",
+    tail_of_K_one_too_short="mask_x & (k < K{{ =>  - 1}})[:, None]",
+    last_block_of_K_only="acc = mma(w, x, {{acc => tl.zeros_like(acc)}})",
+)
+NORMED = mutants(
+    "_gemm",
+    norm_weight_forgotten="cast(wide{{ * gain[:, None] => }}, w.dtype)",
+    squares_of_the_last_block_only="squares {{+= => =}} wide * wide",
+)
+
+# Of all tiles of rows; each is its own program.
+ROW_TILES = {
+    "rows_not_masked": "mask_m, mask_n = offs_m {{< M => >= 0}},",
+    "one_row_too_many": "mask_m, mask_n = offs_m {{< => <=}} M,",
+    "one_row_too_few": "mask_m, mask_n = offs_m < M{{ =>  - 1}},",
+}
+SCALED = {
+    "norm_without_epsilon": "tl.rsqrt(squares / D{{ + eps => }})",
+    "norm_of_the_sum": "tl.rsqrt(squares {{/ D  => }}+ eps)",
+}
+
+GELU = mutants(
+    "_math", gelu_by_tanh="{{tl.erf(x * 0.7071067811865476) => tanh(0.7978845608028654 * (x + 0.044715 * x * x * x))}}"
+)
+SILU = mutants("_math", silu_is_sigmoid="return {{x => 1.0}} / (1.0 + tl.exp(-x))")
