@@ -317,10 +317,7 @@ FRAME = (
         head,
         reference_head.head,
         "output norm, 9 x 1026 logits, soft-cap",
-        {
-            "_head_kernel": Expected(max_instructions=6000, max_narrow=80, **_PRODUCT),
-            "_add_rms_norm_kernel": _NORM,
-        },
+        {"_head_kernel": Expected(max_instructions=6000, max_narrow=80, **_PRODUCT), "_add_rms_norm_kernel": _NORM},
         real={"D": D, "N": C * V, "codebooks": C},
         at={
             **_DECODE,

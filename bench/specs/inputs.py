@@ -1,6 +1,6 @@
 """Inputs for every operation, by size: the same for the same seed.
 
-One function per operation, with its name; what it returns are the keyword arguments of the kernel and of the reference.
+One function per operation, with its name; it returns the keyword arguments of the kernel and of the reference.
 """
 
 import math
@@ -18,6 +18,8 @@ from zonos2_triton.reference.vocoder_layers import OPEN, packed_codebooks
 Sizes = dict[str, Any]
 EPS = 1e-5
 Settings = dict[str, float]  # keyword arguments of `Sampling`
+Numbers = tuple[int, ...]
+Span = tuple[int, ...]  # of `spans`: frames before the step, of the step, of the clip, of codes that came
 
 
 class Inputs:
@@ -32,7 +34,7 @@ class Inputs:
         dtype = dtype or self.dtype
         if self.dry:
             return torch.empty(shape, device=self.device, dtype=dtype)
-        if self.device.type == "cuda" and torch.cuda.is_available() and torch.Size(shape).numel() > 1 << 22:
+        if self.device.type == "cuda" and torch.Size(shape).numel() > 1 << 22:
             seed = int(torch.randint(1 << 30, (1,), generator=self.generator))
             generator = torch.Generator(self.device).manual_seed(seed)
             return torch.randn(shape, generator=generator, device=self.device, dtype=dtype).mul_(scale)
@@ -73,12 +75,10 @@ class Inputs:
 
 
 def frame_embedding(
-    device: str, dtype: torch.dtype, M: int, D: int, columns: int, V: int, text: int, voices: int = 0,
-    norm: bool = True, seed: int = 0,
-) -> dict[str, Any]:  # fmt: skip
-    new = Inputs(device, dtype, seed)
+    new: Inputs, M: int, D: int, columns: int, V: int, text: int, voices: int = 0, norm: bool = True
+) -> Sizes:
     ids = torch.cat([new.randint(0, V, M, columns - 1), new.randint(0, text, M, 1)], 1)
-    voiced: dict[str, Any] = {"speakers": None, "speaker_index": None}
+    voiced: Sizes = {"speakers": None, "speaker_index": None}
     if voices:
         index = [row % (voices + 1) - 1 for row in range(M)]
         voiced = {"speakers": new.randn(voices, D), "speaker_index": new.int32(index)}
@@ -86,20 +86,12 @@ def frame_embedding(
     return {"ids": ids, "table": table, "codebook_vocab": V, "eps": EPS, **voiced, "norm": norm}
 
 
-def add_rms_norm(
-    device: str, dtype: torch.dtype, M: int, D: int, residual: bool = True, seed: int = 0
-) -> dict[str, Any]:
-    new = Inputs(device, dtype, seed)
-    return {
-        "x": new.randn(M, D),
-        "residual": new.randn(M, D) if residual else None,
-        "weight": new.gain(D),
-        "eps": EPS,
-    }  # fmt: skip
+def add_rms_norm(new: Inputs, M: int, D: int, residual: bool = True) -> Sizes:
+    x, more = new.randn(M, D), new.randn(M, D) if residual else None
+    return {"x": x, "residual": more, "weight": new.gain(D), "eps": EPS}
 
 
-def rotary(device: str, dtype: torch.dtype, M: int, H: int, DH: int, P: int, seed: int = 0) -> dict[str, Any]:
-    new = Inputs(device, dtype, seed)
+def rotary(new: Inputs, M: int, H: int, DH: int, P: int) -> Sizes:
     positions = new.randint(0, P, M)
     positions.narrow(0, M - 1, 1).fill_(P - 1)
     table = rotary_table(P, DH, 1e4, new.randn(1))
@@ -107,36 +99,20 @@ def rotary(device: str, dtype: torch.dtype, M: int, H: int, DH: int, P: int, see
 
 
 def qkv_projection(
-    device: str, dtype: torch.dtype, M: int, D: int, NQ: int, NKV: int, G: int, prefill: bool = False,
-    normed: bool = False, seed: int = 0,
-) -> dict[str, Any]:  # fmt: skip
-    new = Inputs(device, dtype, seed)
-    return {
-        "x": new.randn(M, D),
-        "norm_weight": None if normed else new.gain(D),
-        "wq": new.weight(NQ, D),
-        "wkv": new.weight(2, NKV, D),
-        "gater": new.weight(G, D),
-        "eps": EPS,
-        "prefill": prefill,
-    }
+    new: Inputs, M: int, D: int, NQ: int, NKV: int, G: int, prefill: bool = False, normed: bool = False
+) -> Sizes:
+    x, gain = new.randn(M, D), None if normed else new.gain(D)
+    weights = {"wq": new.weight(NQ, D), "wkv": new.weight(2, NKV, D), "gater": new.weight(G, D)}
+    return {"x": x, "norm_weight": gain, **weights, "eps": EPS, "prefill": prefill}
 
 
-def output_projection(
-    device: str, dtype: torch.dtype, M: int, K: int, D: int, prefill: bool = False, residual: bool = True,
-    seed: int = 0,
-) -> dict[str, Any]:  # fmt: skip
-    new = Inputs(device, dtype, seed)
-    return {
-        "y": new.randn(M, K),
-        "weight": new.weight(D, K),
-        "residual": new.randn(M, D) if residual else None,
-        "prefill": prefill,
-    }
+def output_projection(new: Inputs, M: int, K: int, D: int, prefill: bool = False, residual: bool = True) -> Sizes:
+    y, weight = new.randn(M, K), new.weight(D, K)
+    return {"y": y, "weight": weight, "residual": new.randn(M, D) if residual else None, "prefill": prefill}
 
 
 def _attention(
-    new: Inputs, rows: int, B: int, context: int, HQ: int, HKV: int, DH: int, page_size: int, plain: bool
+    new: Inputs, rows: int, B: int, context: int, HQ: int, HKV: int, DH: int, page_size: int = 64, plain: bool = False
 ) -> Sizes:
     """What both attentions take; room for `context` positions a sequence; plain: without temp and table."""
     each = -(-context // page_size)
@@ -151,39 +127,30 @@ def _attention(
     }
 
 
-def decode_attention(
-    device: str, dtype: torch.dtype, B: int, context: int, HQ: int, HKV: int, DH: int, page_size: int = 64,
-    plain: bool = False, contexts: tuple[int, ...] = (), seed: int = 0,
-) -> dict[str, Any]:  # fmt: skip
-    """contexts: positions in each sequence's cache, where they are not all `context`, which is then the largest."""
-    new = Inputs(device, dtype, seed)
+def decode_attention(new: Inputs, B: int, context: int, contexts: Numbers = (), **sizes: Any) -> Sizes:
+    """contexts: positions in each sequence's cache, where they are not all `context`, which is then the largest.
+
+    sizes: of `_attention`.
+    """
     numbers = [contexts[b % len(contexts)] for b in range(B)] if contexts else [context] * B
-    return {**_attention(new, B, B, context + 1, HQ, HKV, DH, page_size, plain), "positions": new.int32(numbers)}
+    return {**_attention(new, B, B, context + 1, **sizes), "positions": new.int32(numbers)}
 
 
 def prefill_attention(
-    device: str, dtype: torch.dtype, T: int, context: int, B: int, HQ: int, HKV: int, DH: int, page_size: int = 64,
-    plain: bool = False, rows: tuple[int, ...] = (), contexts: tuple[int, ...] = (), seed: int = 0,
-) -> dict[str, Any]:  # fmt: skip
+    new: Inputs, T: int, context: int, B: int, rows: Numbers = (), contexts: Numbers = (), **sizes: Any
+) -> Sizes:
     """rows and contexts: new and cached positions of each sequence, where they are not T / B and `context`."""
-    new = Inputs(device, dtype, seed)
     rows, contexts = rows or (T // B,) * B, contexts or (context,) * B
-    cuts = [sum(rows[:b]) for b in range(B + 1)]
     most = max(row + start for row, start in zip(rows, contexts, strict=True))
-    return {
-        **_attention(new, T, B, most, HQ, HKV, DH, page_size, plain),
-        "starts": new.int32(list(contexts)),
-        "cu_seqlens": new.int32(cuts),
-        "longest": max(rows),
-    }
+    made = _attention(new, T, B, most, **sizes)
+    cuts = [sum(rows[:b]) for b in range(B + 1)]
+    return {**made, "starts": new.int32(list(contexts)), "cu_seqlens": new.int32(cuts), "longest": max(rows)}
 
 
 def router(
-    device: str, dtype: torch.dtype, M: int, D: int, R: int, E: int, k: int, carry: bool = True,
-    idle: tuple[int, ...] = (), normed: bool = False, seed: int = 0,
-) -> dict[str, Any]:  # fmt: skip
+    new: Inputs, M: int, D: int, R: int, E: int, k: int, carry: bool = True, idle: Numbers = (), normed: bool = False
+) -> Sizes:
     """idle: rows with a negative position; none: positions are not given."""
-    new = Inputs(device, dtype, seed)
     positions = new.int32([-1 if row in idle else row for row in range(M)]) if idle else None
     return {
         "x": new.randn(M, D),
@@ -199,58 +166,47 @@ def router(
         "b2": 0.1 * new.randn(R),
         "w3": 3 * new.weight(E, R),
         "biases": 0.1 * new.randn(E),
-        "k": k,
-        "eps": EPS,
-        "positions": positions,
+        **{"k": k, "eps": EPS, "positions": positions},
     }
 
 
 def experts(
-    device: str, dtype: torch.dtype, M: int, D: int, I: int, E: int, k: int, active: float = 0, prefill: bool = False,
-    routed: bool = True, skew: bool = False, idle: tuple[int, ...] = (), normed: bool = False, residual: bool = True,
-    seed: int = 0,
-) -> dict[str, Any]:  # fmt: skip
+    new: Inputs, M: int, D: int, I: int, E: int, k: int, active: float = 0, prefill: bool = False,
+    routed: bool = True, skew: bool = False, idle: Numbers = (), normed: bool = False, residual: bool = True,
+) -> Sizes:  # fmt: skip
     """skew as in `Inputs.choices`; `active` is for `cost`; idle: rows that go to no expert, with weights of NaN."""
-    new = Inputs(device, dtype, seed)
     w13 = new.weight(E, 2 * I, D)
     gate, up = (w13[:, 0::2], w13[:, 1::2]) if routed else (w13[:, I:], w13[:, :I])
-    chosen: dict[str, Any] = {}
+    chosen: Sizes = {}
     if routed:
         ids, weights = new.choices(M, k, E, skew), new.randn(M, k, dtype=torch.float32).sigmoid()
         ids[list(idle)], weights[list(idle)] = E, float("nan")
         order, offsets = by_expert(ids, E)
         chosen = {"order": order, "offsets": offsets, "expert_weights": weights}
-    norm_weight, down = None if normed else new.gain(D), new.weight(E, D, I)
-    return {
-        "x": new.randn(M, D), "norm_weight": norm_weight, "gate": gate, "up": up, "down": down, "eps": EPS, **chosen,
-        "prefill": prefill, "residual": residual,
-    }  # fmt: skip
+    chosen |= {"gate": gate, "up": up, "norm_weight": None if normed else new.gain(D), "down": new.weight(E, D, I)}
+    return {"x": new.randn(M, D), **chosen, "eps": EPS, "prefill": prefill, "residual": residual}
 
 
 def head(
-    device: str, dtype: torch.dtype, M: int, D: int, N: int, codebooks: int, prefill: bool = False,
-    softcap: float = 15.0, normed: bool = False, seed: int = 0,
-) -> dict[str, Any]:  # fmt: skip
-    new = Inputs(device, dtype, seed)
-    return {
-        "x": new.randn(M, D), "norm_weight": None if normed else new.gain(D), "weight": 4 * new.weight(N, D),
-        "n_codebooks": codebooks, "eps": EPS, "softcap": softcap, "prefill": prefill,
-    }  # fmt: skip
+    new: Inputs, M: int, D: int, N: int, codebooks: int, prefill: bool = False, softcap: float = 15.0,
+    normed: bool = False,
+) -> Sizes:  # fmt: skip
+    x, gain, weight = new.randn(M, D), None if normed else new.gain(D), 4 * new.weight(N, D)
+    options = {"n_codebooks": codebooks, "eps": EPS, "softcap": softcap, "prefill": prefill}
+    return {"x": x, "norm_weight": gain, "weight": weight, **options}
 
 
 def sample(
-    device: str, dtype: torch.dtype, B: int, C: int, V: int, settings: tuple[Settings, ...] = ({},), step: int = 40,
+    new: Inputs, B: int, C: int, V: int, settings: tuple[Settings, ...] = ({},), step: int = 40,
     spread: float = 3.0, whole: bool = False, levels: tuple[tuple[float, ...], ...] = (), recent: int = 0,
-    seed: int = 0,
-) -> dict[str, Any]:  # fmt: skip
+) -> Sizes:  # fmt: skip
     """Of fixed dtypes. settings: each request's, in turn; step: the least number of frames so far; spread: of the
     logits; whole: they are rounded to whole numbers, so that many tie; levels: each request's, in turn, which its rows
     take in turn, instead of random ones; recent: so many frames ago the likeliest code of each row came last."""
-    new = Inputs(device, dtype, seed)
     logits = new.randn(B, C, V, scale=spread, dtype=torch.float32)
     if levels:
         numbers = [[kind[v % len(kind)] for v in range(V)] for kind in (levels * B)[:B]]
-        logits = torch.tensor(numbers, dtype=torch.float32, device=device)[:, None].repeat(1, C, 1)
+        logits = torch.tensor(numbers, dtype=torch.float32, device=new.device)[:, None].repeat(1, C, 1)
     came = new.randint(0, step, B, C, V)
     last_seen = torch.where(new.randint(0, 3, B, C, V) == 0, came, NEVER)  # a third of the codes came before
     steps = new.int32([step + b for b in range(B)])
@@ -260,8 +216,8 @@ def sample(
     seeds = [(b + 1) * 0x9E3779B97F4A7C15 % 2**64 - 2**63 for b in range(B)]  # all 64 bits
     return {
         "logits": logits.round() if whole else logits,
-        "settings": torch.tensor(rows, dtype=torch.float32, device=device),
-        "seeds": torch.tensor(seeds, dtype=torch.int64, device=device),
+        "settings": torch.tensor(rows, dtype=torch.float32, device=new.device),
+        "seeds": torch.tensor(seeds, dtype=torch.int64, device=new.device),
         "steps": steps,
         "last_seen": last_seen,
     }
@@ -281,45 +237,40 @@ def last_bits(requests: int) -> Sizes:
     return {"B": requests, "V": 30, "levels": tuple(levels), "settings": settings}
 
 
-def advance(
-    device: str, dtype: torch.dtype, B: int, C: int, V: int, N: int, rows: tuple[dict[str, Any], ...] = ({},),
-    seed: int = 0,
-) -> dict[str, Any]:  # fmt: skip
+def advance(new: Inputs, B: int, C: int, V: int, N: int, rows: tuple[Sizes, ...] = ({},)) -> Sizes:
     """Of fixed dtypes. rows: what is special about a request, in turn: its step, limit, eoa_id, eos_frame or position;
     ends: codebooks whose code is the end; fault: a codebook that has one. The end is code V - 2."""
-    new = Inputs(device, dtype, seed)
-    codes, faults = new.randint(0, V - 2, B, C), torch.zeros(B, C, dtype=torch.int32, device=device)
+    codes, faults = new.randint(0, V - 2, B, C), torch.zeros(B, C, dtype=torch.int32, device=new.device)
     kinds = [rows[b % len(rows)] for b in range(B)]
     for b, kind in enumerate(kinds):
         codes[b, list(kind.get("ends", ()))] = V - 2
         if "fault" in kind:
             faults[b, kind["fault"]] = 1
-
-    def numbers(name: str, usual: int) -> Tensor:
-        return new.int32([kind.get(name, usual) for kind in kinds])
-
-    return {
-        "codes": codes, "faults": faults, "positions": numbers("position", 70), "steps": numbers("step", 20),
-        "limits": numbers("limit", 60), "eoa_ids": numbers("eoa_id", V - 2), "eos_frames": numbers("eos_frame", -1),
-        "ids": new.randint(0, V, B, C + 1), "last_seen": new.randint(-5, 20, B, C, V),
-        "frames": new.randint(0, V, B, N, C + 1), "text_id": 2 * V,
-    }  # fmt: skip
+    usual = {"position": 70, "step": 20, "limit": 60, "eoa_id": V - 2, "eos_frame": -1}
+    numbers = {f"{name}s": new.int32([kind.get(name, number) for kind in kinds]) for name, number in usual.items()}
+    ids, last_seen, frames = new.randint(0, V, B, C + 1), new.randint(-5, 20, B, C, V), new.randint(0, V, B, N, C + 1)
+    changed = {"codes": codes, "faults": faults, **numbers, "ids": ids, "last_seen": last_seen, "frames": frames}
+    return {**changed, "text_id": 2 * V}
 
 
-Row = tuple[int, ...]  # of `spans`: frames before the step, of the step, of the clip, of codes that came
-
-
-def _spans(new: Inputs, B: int, frames: int, rows: tuple[Row, ...]) -> Tensor:
+def _spans(new: Inputs, B: int, frames: int, rows: tuple[Span, ...]) -> Tensor:
     """The rows in turn; without any, every row is in the middle of a clip."""
-    usual = (20, frames, OPEN, 20 + frames + 64)
-    return torch.tensor(
-        [rows[b % len(rows)] if rows else usual for b in range(B)], dtype=torch.int32, device=new.device
-    )
+    spans = rows or ((20, frames, OPEN, 20 + frames + 64),)
+    return torch.tensor([spans[b % len(spans)] for b in range(B)], dtype=torch.int32, device=new.device)
+
+
+def _step(
+    new: Inputs, B: int, frames: int, rate: int, lag: int = 0, short: int = 0, tf32: bool = False,
+    rows: tuple[Span, ...] = (),
+) -> Sizes:  # fmt: skip
+    """What all convolutions take."""
+    sizes = {"frames": frames, "rate": rate, "lag": lag, "short": short, "tf32": tf32 and new.dtype == torch.float32}
+    return {"spans": _spans(new, B, frames, rows), **sizes}
 
 
 def _outputs(
-    new: Inputs, B: int, positions: int, channels: int, y: bool, act: bool, spare: int
-) -> dict[str, Tensor | None]:  # fmt: skip
+    new: Inputs, B: int, positions: int, channels: int, spare: int, y: bool = False, act: bool = True
+) -> Sizes:
     """Rings that are longer than they have to be, and of different lengths; what lies in them is to stay there."""
     return {
         "alpha": 1 + 0.3 * new.randn(channels) if act else None,
@@ -329,79 +280,84 @@ def _outputs(
 
 
 def codebook_sum(
-    device: str, dtype: torch.dtype, B: int, frames: int, C: int, V: int, K: int, D: int, N: int = 0, W: int = 0,
-    delayed: bool = False, rows: tuple[Row, ...] = (), spare: int = 6, seed: int = 0,
-) -> dict[str, Any]:  # fmt: skip
+    new: Inputs, B: int, frames: int, C: int, V: int, K: int, D: int, N: int = 0, W: int = 0, delayed: bool = False,
+    rows: tuple[Span, ...] = (), spare: int = 6,
+) -> Sizes:  # fmt: skip
     """N: frames that the ring of codes holds, W: its columns, where they are more than there have to be; codes reach
     up to V + 1, which end and pad a clip."""
-    new = Inputs(device, dtype, seed)
     weights, biases = [new.weight(D, K) for _ in range(C)], [0.1 * new.randn(D) for _ in range(C)]
     return {
         "codes": new.randint(0, V + 2, B, N or frames + C, W or C),
         "tables": new.randn(C, V, K),
         "weight": packed_codebooks([weight[..., None] for weight in weights], biases),
-        "spans": _spans(new, B, frames, rows),
-        "frames": frames,
-        "delayed": delayed,
+        **{"spans": _spans(new, B, frames, rows), "frames": frames, "delayed": delayed},
         "z": new.randn(B, frames + spare, D),
     }
 
 
 def convolution(
-    device: str, dtype: torch.dtype, B: int, frames: int, rate: int, Ci: int, Co: int, taps: int, dilation: int = 1,
-    lag: int = 0, short: int = 0, residual: bool = False, y: bool = False, act: bool = True,
-    rows: tuple[Row, ...] = (), spare: int = 0, tf32: bool = False, seed: int = 0,
-) -> dict[str, Any]:  # fmt: skip
-    new = Inputs(device, dtype, seed)
+    new: Inputs,
+    B: int,
+    frames: int,
+    rate: int,
+    Ci: int,
+    Co: int,
+    taps: int,
+    dilation: int = 1,
+    residual: bool = False,
+    y: bool = False,
+    act: bool = True,
+    spare: int = 0,
+    **step: Any,
+) -> Sizes:
     each = frames * rate
     return {
         "x": new.randn(B, each + (taps - 1) * dilation + spare, Ci),
         "weight": new.weight(Co, taps * Ci),
         "bias": 0.1 * new.randn(Co),
-        "spans": _spans(new, B, frames, rows),
-        **{
-            "frames": frames,
-            "rate": rate,
-            "lag": lag,
-            "short": short,
-            "dilation": dilation,
-            "tf32": tf32 and dtype == torch.float32,
-        },
+        **_step(new, B, frames, rate, **step),
+        "dilation": dilation,
         "residual": new.randn(B, each + 3 * spare, Co, dtype=torch.float32) if residual else None,
-        **_outputs(new, B, each, Co, y, act, spare),
+        **_outputs(new, B, each, Co, spare, y, act),
     }
 
 
 def transposed_convolution(
-    device: str, dtype: torch.dtype, B: int, frames: int, rate: int, Ci: int, Co: int, stride: int, lag: int = 0,
-    short: int = 0, y: bool = True, act: bool = True, rows: tuple[Row, ...] = (), spare: int = 0, tf32: bool = False,
-    seed: int = 0,
-) -> dict[str, Any]:  # fmt: skip
-    new = Inputs(device, dtype, seed)
-    each = frames * rate
+    new: Inputs,
+    B: int,
+    frames: int,
+    rate: int,
+    Ci: int,
+    Co: int,
+    stride: int,
+    y: bool = True,
+    act: bool = True,
+    spare: int = 0,
+    **step: Any,
+) -> Sizes:
     return {
-        "x": new.randn(B, each + 1 + spare, Ci),
+        "x": new.randn(B, frames * rate + 1 + spare, Ci),
         "weight": new.weight(stride * Co, 2 * Ci),
         "bias": 0.1 * new.randn(Co),
-        "spans": _spans(new, B, frames, rows),
-        **{
-            "frames": frames,
-            "rate": rate,
-            "lag": lag,
-            "short": short,
-            "stride": stride,
-            "tf32": tf32 and dtype == torch.float32,
-        },
-        **_outputs(new, B, stride * each, Co, y, act, spare),
+        **_step(new, B, frames, rate, **step),
+        "stride": stride,
+        **_outputs(new, B, stride * frames * rate, Co, spare, y, act),
     }
 
 
 def residual_unit(
-    device: str, dtype: torch.dtype, B: int, frames: int, rate: int, C: int, taps: int = 7, dilation: int = 1,
-    lag: int = 0, short: int = 0, y: bool = True, act: bool = True, rows: tuple[Row, ...] = (), spare: int = 0,
-    tf32: bool = False, seed: int = 0,
-) -> dict[str, Any]:  # fmt: skip
-    new = Inputs(device, dtype, seed)
+    new: Inputs,
+    B: int,
+    frames: int,
+    rate: int,
+    C: int,
+    taps: int = 7,
+    dilation: int = 1,
+    y: bool = True,
+    act: bool = True,
+    spare: int = 0,
+    **step: Any,
+) -> Sizes:
     each = frames * rate
     return {
         "x": new.randn(B, each + (taps - 1) * dilation + spare, C),
@@ -411,30 +367,20 @@ def residual_unit(
         "inner_alpha": 1 + 0.3 * new.randn(C),
         "inner_weight": new.weight(C, C),
         "inner_bias": 0.1 * new.randn(C),
-        "spans": _spans(new, B, frames, rows),
-        **{
-            "frames": frames,
-            "rate": rate,
-            "lag": lag,
-            "short": short,
-            "dilation": dilation,
-            "tf32": tf32 and dtype == torch.float32,
-        },
-        **_outputs(new, B, each, C, y, act, spare),
+        **_step(new, B, frames, rate, **step),
+        "dilation": dilation,
+        **_outputs(new, B, each, C, spare, y, act),
     }
 
 
 def waveform(
-    device: str, dtype: torch.dtype, B: int, frames: int, rate: int, Ci: int, taps: int = 7, lag: int = 0,
-    short: int = 0, y: bool = False, rows: tuple[Row, ...] = (), spare: int = 0, tf32: bool = False, seed: int = 0,
-) -> dict[str, Any]:  # fmt: skip
-    new = Inputs(device, dtype, seed)
+    new: Inputs, B: int, frames: int, rate: int, Ci: int, taps: int = 7, y: bool = False, spare: int = 0, **step: Any
+) -> Sizes:
     each = frames * rate
     return {
         "x": new.randn(B, each + taps - 1 + spare, Ci),
         "weight": new.weight(1, taps * Ci),
         "bias": 0.1 * new.randn(1),
-        "spans": _spans(new, B, frames, rows),
-        **{"frames": frames, "rate": rate, "lag": lag, "short": short, "tf32": tf32 and dtype == torch.float32},
+        **_step(new, B, frames, rate, **step),
         "y": new.randn(B, each + spare, 1, dtype=torch.float32) if y else None,
     }

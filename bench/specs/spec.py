@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch.library import CustomOpDef  # type: ignore[attr-defined]
 
 from zonos2_triton.bench.compiler.cubin_stats import TARGETS
@@ -46,14 +47,17 @@ class Kernel:
 
 def record(
     module: Any, reference: Callable[..., Any], replaces: str, expects: Mapping[str, Expected], real: Sizes,
-    at: Mapping[str, Sizes], small: Sizes, edges: Mapping[str, Sizes], mutates: tuple[str, ...] = (),
+    at: Mapping[str, Sizes], small: Sizes, edges: Mapping[str, Sizes], mutates: tuple[str, ...] = ()
 ) -> Kernel:  # fmt: skip
     """The record of the operation that `module` is named after.
 
     real and small are sizes that its workloads share; at and edges say by workload which ones it adds or replaces.
     """
     name = module.__name__.rsplit(".", 1)[1]
+
+    def make(device: str | torch.device, dtype: torch.dtype, seed: int = 0, **sizes: Any) -> Sizes:
+        return getattr(inputs, name)(inputs.Inputs(device, dtype, seed), **sizes)
+
     listed = [Workload(key, {**real, **more}) for key, more in at.items()]
     listed += [Workload(key, {**small, **more}, real=False) for key, more in edges.items()]
-    make = getattr(inputs, name)
     return Kernel(name, getattr(module, name), reference, module.cost, make, tuple(listed), expects, replaces, mutates)
