@@ -18,7 +18,6 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -340,9 +339,7 @@ def table(rows: Iterable[Row]) -> str:
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
-def command(
-    parser: argparse.ArgumentParser, catalogue: str = CATALOGUE, baselines: Path = SNAPSHOTS
-) -> Callable[[argparse.Namespace], int]:
+def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
     """Add the options of the command to `parser`; what comes back runs it and returns its exit status."""
     parser.description = "Compile every kernel for GPUs that need not be there, and judge what the compiler made."
     parser.add_argument("--target", nargs="+", action="extend", metavar="ARCH", help=f"of {', '.join(TARGETS)}")
@@ -350,25 +347,25 @@ def command(
     parser.add_argument("--dtype", nargs="+", action="extend", metavar="NAME", help=f"of {', '.join(DTYPES)}")
     parser.add_argument("--jobs", type=int, metavar="N", help="processes; default: one per core")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
-    parser.add_argument(
-        "--update-baseline", action="store_true", help="what was compiled becomes what is compared with"
-    )
-    return partial(_command, catalogue, baselines)
+    parser.add_argument("--update-baseline", action="store_true", help="what was compiled is what is compared with")
+    return _command
 
 
-def _command(catalogue: str, baselines: Path, options: argparse.Namespace) -> int:
-    """Exit status: 0 all as meant, 1 failures or changes for the worse."""
-    rows = run(options.target, options.kernel, options.jobs, catalogue, options.dtype)
+def _command(options: argparse.Namespace) -> int:
+    """Exit status: 0 all as meant, 1 failures, changes for the worse, or no snapshot of this version of Triton."""
+    rows = run(options.target, options.kernel, options.jobs, dtypes=options.dtype)
     import triton
 
-    version = ".".join(triton.__version__.split(".")[:2])
-    path = baselines / f"triton-{version}.json"
+    path = SNAPSHOTS / f"triton-{'.'.join(triton.__version__.split('.')[:2])}.json"
     baseline = read_baseline(path)
     changes = [] if baseline is None else compare(rows, baseline)
+    failed, worse = sum(bool(row.failures) for row in rows), sum(change.worse for change in changes)
+    against = f"{worse} worse than {path.name}"
+    if baseline is None:
+        against = f"there is no {path.name} to compare with; --update-baseline makes it"
     if options.update_baseline:
-        write_baseline(path, rows, importlib.import_module(catalogue).KERNELS.keys())
-    failed = sum(bool(row.failures) for row in rows)
-    worse = 0 if options.update_baseline else sum(change.worse for change in changes)
+        write_baseline(path, rows, importlib.import_module(CATALOGUE).KERNELS.keys())
+        worse, against = 0, f"{path.name} is updated"
     if options.json:
         report = {"triton": triton.__version__, "baseline": None if baseline is None else path.name}
         report |= {"rows": [asdict(row) for row in rows], "changes": [asdict(change) for change in changes]}
@@ -377,11 +374,8 @@ def _command(catalogue: str, baselines: Path, options: argparse.Namespace) -> in
         print(table(rows))
         for change in changes:
             print(f"{'worse' if change.worse else 'changed'}: {change.key}: {change.text}")
-        against = (
-            f"{worse} worse than {path.name}" if baseline is not None else f"there is no {path.name} to compare with"
-        )
         print(f"triton {triton.__version__}: {len(rows)} rows, {failed} failed, {against}")
-    return 1 if failed or worse else 0
+    return 1 if failed or worse or not path.exists() else 0
 
 
 def main(argv: list[str] | None = None) -> int:

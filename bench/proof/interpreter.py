@@ -260,10 +260,10 @@ class Checks:
         self.patched: set[int] = set()
         self.history: History
 
-    def builder_members(self, asserts: bool) -> dict[str, Any]:
+    def builder_members(self) -> dict[str, Any]:
         # The overflow check makes an integer operation five times slower, and is ignored unless debug is on; then it
         # would forbid the wrap-around that random numbers rest on.
-        options = replace(self.builder.options, sanitize_overflow=False, debug=asserts)
+        options = replace(self.builder.options, sanitize_overflow=False, debug=True)
         members = {
             "options": options,
             "set_grid_dim": self._set_grid_dim,
@@ -404,8 +404,6 @@ def checked(
     undefined: bool = True,
     races: bool = True,
     order: int | Literal["reversed"] | None = None,
-    asserts: bool = True,
-    fast: bool = True,
 ) -> Iterator[Checks]:
     """Checks each kernel that the interpreter launches inside the block; `launches` of what it yields counts them.
 
@@ -413,9 +411,8 @@ def checked(
     undefined  lanes that a load without `other` masks off are NaN or a wild integer, not 0
     races      no two accesses of one launch depend on which program or thread comes first: DataRace
     order      the programs of a grid run shuffled by this seed, or "reversed"
-    asserts    tl.device_assert raises AssertionError
-    fast       device functions are called 100 us quicker
 
+    tl.device_assert raises AssertionError.
     Raises RuntimeError inside another such block, and where kernels are compiled: nothing would be checked there.
     """
     global _checking
@@ -427,10 +424,9 @@ def checked(
     with ExitStack() as patches:
         _checking = True
         try:
-            patches.enter_context(patch.multiple(interpreter.interpreter_builder, **checks.builder_members(asserts)))
+            patches.enter_context(patch.multiple(interpreter.interpreter_builder, **checks.builder_members()))
             patches.enter_context(patch.multiple(interpreter.GridExecutor, **checks.executor_members()))
-            if fast:
-                patches.enter_context(patch.multiple(interpreter.InterpretedFunction, **checks.function_members()))
+            patches.enter_context(patch.multiple(interpreter.InterpretedFunction, **checks.function_members()))
             yield checks
         finally:
             _checking = False

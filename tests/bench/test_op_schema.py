@@ -1,6 +1,5 @@
 """The listing of the public schemas, and the version that a change of them needs."""
 
-import json
 import re
 import tomllib
 from pathlib import Path
@@ -46,11 +45,7 @@ def test_the_registered_schemas_are_those_of_the_listing():
         ("minor", F.replace("n=1", "n=1, Tensor(a4!)? c=None"), "f: argument c is new, by default None"),
         ("minor", F.replace("Tensor x", "Tensor? x"), "f: argument x is Tensor?, it was Tensor"),
         ("minor", F.replace("Tensor(a1!) y", "Tensor(a1!)? y"), "f: argument y is Tensor!?, it was Tensor!"),
-        (
-            "minor",
-            F.replace("eps", "eps=0.5"),
-            "f: argument eps is by default 0.5, it was without a default",
-        ),
+        ("minor", F.replace("eps", "eps=0.5"), "f: argument eps is by default 0.5, it was without a default"),
         ("patch", F.replace("a1", "a7"), f"f is written {F.replace('a1', 'a7')}, it was {F}"),
     ],
 )
@@ -79,34 +74,26 @@ def test_the_greatest_change_decides(levels, least):
 
 
 def test_a_listing_is_written_at_a_version_that_is_high_enough(tmp_path):
-    path = tmp_path / "schemas.json"
+    path, more = tmp_path / "schemas.json", {**OLD, "h": OLD["g"]}
     write(path, "1.0.0", OLD)
     assert read(path) == {"version": "1.0.0", "ops": OLD}
-    before = path.read_text()
-    more = {**OLD, "h": OLD["g"]}
     for low in ("1.0.0", "1.0.9", "0.9.0"):
-        with pytest.raises(
-            ValueError, match=rf"^version {low} is too low, at least 1\.1\.0 is needed:\nminor: h is new"
-        ):
+        with pytest.raises(ValueError, match=rf"^version {low} is too low, at least 1\.1\.0 is needed:\nminor: h is"):
             write(path, low, more)
-    assert path.read_text() == before
+    assert read(path)["version"] == "1.0.0"
     write(path, "1.1.0", more)
     write(path, "1.1.0", more)
-    assert read(path)["version"] == "1.1.0"
+    assert read(path) == {"version": "1.1.0", "ops": more}
     with pytest.raises(ValueError, match=r"too low, at least 2\.0\.0"):
         write(path, "1.9.0", OLD)
-    write(path, "2.1.0", OLD)
     with pytest.raises(ValueError, match=r"a version is three numbers, such as 1\.2\.0, got '3'"):
         write(path, "3", OLD)
 
 
 def test_the_command_says_what_changed_and_writes(tmp_path, monkeypatch, capsys):
-    listing = tmp_path / "schemas.json"
-    monkeypatch.setattr(op_schema, "LISTING", listing)
+    monkeypatch.setattr(op_schema, "LISTING", tmp_path / "schemas.json")
     monkeypatch.setattr(op_schema, "registered", lambda: OLD)
-    assert op_schema.main(["--write", "1.0.0"]) == 0
-    assert json.loads(listing.read_text()) == {"version": "1.0.0", "ops": OLD}
-    assert op_schema.main([]) == 0
+    assert (op_schema.main(["--write", "1.0.0"]), op_schema.main([])) == (0, 0)
     monkeypatch.setattr(op_schema, "registered", lambda: {"g": OLD["g"]})
     capsys.readouterr()
     assert op_schema.main([]) == 1
@@ -114,10 +101,9 @@ def test_the_command_says_what_changed_and_writes(tmp_path, monkeypatch, capsys)
     with pytest.raises(SystemExit, match="2"):
         op_schema.main(["--write", "1.1.0"])
     assert "version 1.1.0 is too low, at least 2.0.0 is needed" in capsys.readouterr().err
-    assert "f" in json.loads(listing.read_text())["ops"]
 
 
 def test_the_listing_is_in_the_wheel():
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
-    assert LISTING.name in project["tool"]["setuptools"]["package-data"]["zonos2_triton.kernels"]
+    assert f"*{LISTING.suffix}" in project["tool"]["setuptools"]["package-data"]["*"]
     assert re.fullmatch(r"\d+\.\d+\.\d+", read(LISTING)["version"])

@@ -1,8 +1,6 @@
-"""Kernels compiled before they are needed: by whom, and that the launch then finds them."""
+"""Kernels compiled before they are needed; `test_gate` has what hindered one."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 
@@ -15,6 +13,12 @@ def test_an_architecture_that_the_gate_does_not_know():
         precompile("sm_70", 60)
 
 
+def test_no_time():
+    with pytest.raises(NotRun, match="not done after 0 s; what was compiled is kept"):
+        precompile("sm_90", 0.0, ["rotary"], jobs=1)
+
+
+@pytest.mark.slow
 def test_one_kernel_in_a_process_of_its_own(monkeypatch, tmp_path):
     """Of this one, which interprets, nothing changes; what the child compiled lies in the cache."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
@@ -24,26 +28,3 @@ def test_one_kernel_in_a_process_of_its_own(monkeypatch, tmp_path):
     assert found["left_to_the_launch"] == []
     assert found["binaries"] == found["workloads"] > 8
     assert len([*tmp_path.rglob("*.cubin")]) > 1
-
-
-def test_no_time(monkeypatch):
-    with pytest.raises(NotRun, match="not done after 0 s; what was compiled is kept"):
-        precompile("sm_90", 0.0, ["rotary"], jobs=1)
-
-
-CHILD = """
-from zonos2_triton.bench import precompile as module
-from zonos2_triton.bench.catalogue import KERNELS
-
-print(module.compile_one("rotary", "tiny", "float32", "sm_90"))
-record = KERNELS["rotary"]
-object.__setattr__(record, "make", lambda *_, **__: {})
-print(module.compile_one("rotary", "tiny", "float32", "sm_90"))
-"""
-
-
-def test_what_hindered_a_workload_is_said():
-    clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    run = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, env=clean)
-    assert run.stdout.splitlines()[0] == "(1, '')", run.stderr
-    assert "missing 3 required positional arguments" in run.stdout.splitlines()[1]

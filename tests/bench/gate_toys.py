@@ -1,0 +1,183 @@
+"""A catalogue of toys for the compile gate, whose names say what is wrong with them, and some real kernels.
+
+The compiler runs in a process of its own: `python -m gate_toys FILE` there pickles what tests look at into the file.
+"""
+
+import os
+import pickle
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from zonos2_triton.bench import catalogue
+from zonos2_triton.bench.compiler import warmup
+from zonos2_triton.bench.compiler.gate import Expected, run
+from zonos2_triton.bench.compiler.offline_compile import dry_run, fake_tensors
+
+
+@triton.jit
+def _scale_kernel(x_ptr, y_ptr, n, factor, BLOCK: tl.constexpr):
+    offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(y_ptr + offs, tl.load(x_ptr + offs, mask=offs < n, other=0.0) * factor, mask=offs < n)
+
+
+@triton.jit
+def _center_kernel(x_ptr, y_ptr, BLOCK: tl.constexpr):
+    offs = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + offs).to(tl.float32)
+    tl.store(y_ptr + offs, (x - tl.sum(x) / BLOCK).to(tl.bfloat16))
+
+
+@triton.jit
+def _dot_kernel(x_ptr, y_ptr, K, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr):
+    i, k = tl.arange(0, BLOCK), tl.arange(0, BLOCK_K)
+    acc = tl.zeros((BLOCK, BLOCK), tl.float32)
+    for start in range(0, K, BLOCK_K):
+        x = tl.load(x_ptr + i[:, None] * K + start + k[None, :])
+        acc = tl.dot(x, x.trans(), acc)
+    tl.store(y_ptr + i[:, None] * BLOCK + i[None, :], acc.to(tl.bfloat16))
+
+
+@triton.jit
+def _columns_kernel(x_ptr, y_ptr, K: tl.constexpr, BLOCK: tl.constexpr):
+    k, i = tl.arange(0, K), tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + k[:, None] * BLOCK + i[None, :]).to(tl.float32)
+    tl.store(y_ptr + i, tl.sum(x, axis=0).to(tl.bfloat16))
+
+
+@triton.jit
+def _broken_kernel(x_ptr):
+    tl.store(x_ptr + tl.arange(0, 48), 0.0)
+
+
+@triton.jit
+def _refused_kernel(x_ptr, y_ptr, BLOCK: tl.constexpr):
+    offs = tl.arange(0, BLOCK)
+    tl.store(y_ptr + offs, tl.load(x_ptr + offs, cache_modifier=".cg", eviction_policy="evict_first"))
+
+
+def _scaled(x, n, BLOCK):
+    y = torch.empty_like(x)
+    _scale_kernel[lambda meta: (triton.cdiv(n, meta["BLOCK"]),)](x, y, n, 2.0, BLOCK=BLOCK)
+    return y
+
+
+def clean(x):
+    arch = driver.active.get_current_target().arch
+    for factor in range(3):
+        _scale_kernel[(2,)](x, torch.empty_like(x), x.shape[0], 0.5 * factor, BLOCK=4096 if arch == 90 else 2048)
+    _scaled(x, x.shape[0], 8192)
+
+
+def broken(x):
+    _broken_kernel[(1,)](x)
+    _scaled(x, x.shape[0], 2048)
+
+
+def host(x):
+    raise ValueError("x must have two axes")
+
+
+def _workload(name: str, M: int, real: bool = True) -> SimpleNamespace:
+    return SimpleNamespace(name=name, sizes={"M": M}, real=real)
+
+
+@dataclass(frozen=True)
+class Toy:
+    op: SimpleNamespace
+    expects: Mapping[str, Expected]
+    targets: tuple[str, ...]
+    workloads: tuple[SimpleNamespace, ...]
+
+    def make(self, device: Any, dtype: torch.dtype, M: int) -> dict[str, Any]:
+        return {"x": torch.randn(M, device=device, dtype=dtype)}
+
+
+MEANT = {"*": Expected(10_000)}
+SCALE = {"_scale_*": Expected(400, stream16=True)}
+SIZES = _workload("M64", 65536), _workload("toy", 0, real=False)
+BATCHES = _workload("decode-B16", 16), _workload("decode-B128", 128)
+
+
+def _toy(run: Any, expects: Any = MEANT, targets: Any = ("sm_90",), workloads: Any = SIZES) -> Toy:
+    return Toy(SimpleNamespace(_init_fn=run), expects, targets, workloads)
+
+
+KERNELS: dict[str, Any] = {
+    "clean": _toy(clean, SCALE, ("sm_90", "sm_120", "gfx942")),
+    "spills": _toy(lambda x: _center_kernel[(1,)](x, x, BLOCK=4096, num_warps=1, maxnreg=64)),
+    "odd_length": _toy(lambda x: _scaled(x, x.shape[0] - 1, 2048), SCALE),
+    "odd_view": _toy(lambda x: _scaled(x[1:], x.shape[0], 2048), SCALE),
+    "large_tiles": _toy(
+        lambda x: _dot_kernel[(1,)](x, x, 4096, BLOCK=128, BLOCK_K=128, num_warps=8, num_stages=5),
+        {"*": Expected(10_000, matrix=True)},
+        ("sm_90", "sm_120"),
+    ),
+    "broken": _toy(broken, SCALE),
+    "refused": _toy(lambda x: _refused_kernel[(1,)](x, x, BLOCK=2048)),
+    "host": _toy(host),
+    "silent": _toy(lambda x: None),
+    "unstated": _toy(lambda x: _scaled(x, x.shape[0], 2048), {"_other_kernel": Expected(400)}),
+    "crash": _toy(lambda x: os._exit(3)),
+    "batch_dependent": _toy(
+        lambda x: _columns_kernel[(1,)](x, x, K=64, BLOCK=x.shape[0]),
+        {"*": Expected(10_000, invariant=True)},
+        workloads=BATCHES,
+    ),
+}
+# Of the real ones, one that moves, one that multiplies, and one that draws, at a few of their sizes.
+for name, sizes in {"rotary": ["B1"], "output_projection": ["B1", "B64"], "sample": ["B1"]}.items():
+    record = catalogue.KERNELS[name]
+    some = tuple(workload for workload in record.workloads if workload.name.removeprefix("decode-") in sizes)
+    KERNELS[name] = replace(record, targets=("sm_90",), workloads=some)
+
+
+def launches(target: str) -> list[tuple[str, tuple[int, ...], int, str | None, int]]:
+    """Of the clean toy."""
+    with dry_run(target) as found, fake_tensors():
+        clean(torch.empty(65536, dtype=torch.bfloat16, device="cuda"))
+    return [(x.function, x.grid, x.count, x.error, x.kernel.metadata.target.arch) for x in found]
+
+
+def no_trace() -> bool:
+    """Whether a dry run that fails leaves Triton as it was."""
+    before = JITFunction.run, driver._active
+    try:
+        with dry_run("sm_90"):
+            host(None)
+    except ValueError:
+        return before == (JITFunction.run, driver._active) and not _scale_kernel.device_caches
+    return False
+
+
+def warmed_up() -> list[tuple[int, str]]:
+    """What `compile_one` says of a workload, and of one whose inputs are lacking."""
+    found = [warmup.compile_one("rotary", "tiny", "float32", "sm_90")]
+    object.__setattr__(catalogue.KERNELS["rotary"], "make", lambda *_, **__: {})
+    return [*found, warmup.compile_one("rotary", "tiny", "float32", "sm_90")]
+
+
+def fused() -> bool:
+    """Whether a product and a sum of the draw are rounded as one: that would draw other codes."""
+    record = catalogue.KERNELS["sample"]
+    with dry_run("sm_90") as found, fake_tensors():
+        record.op._init_fn(**record.make(torch.device("cuda"), torch.bfloat16, **record.workloads[0].sizes))
+    return any("fma." in launch.kernel.asm["ptx"] for launch in found)
+
+
+if __name__ == "__main__":
+    names = sys.argv[2:] or [name for name in KERNELS if name != "crash"]
+    found: dict[str, Any] = {"rows": run(None, names, 2, "gate_toys", ["bfloat16"])}
+    if not sys.argv[2:]:
+        found |= {"launches": [launches("sm_90"), launches("sm_120")], "fused": fused()}
+        found |= {"no_trace": no_trace(), "warmed_up": warmed_up()}
+    Path(sys.argv[1]).write_bytes(pickle.dumps(found))

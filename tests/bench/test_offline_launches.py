@@ -1,0 +1,118 @@
+"""A frame and a vocoder step for a GPU that need not be there: what they launch, and that they ask the device nothing.
+
+Unchanged host code on tensors without storage, at the real sizes: reading a value of one would fail. Launches are
+counted and not made; what the compiler makes of them is the compile gate's.
+"""
+
+from collections import Counter
+from functools import partial
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from triton.runtime import interpreter
+
+from zonos2_triton.bench.compiler.offline_compile import fake_tensors
+from zonos2_triton.bench.suite.device_checks import layer_chain
+from zonos2_triton.model.ops import ops_of, vocoder_ops
+from zonos2_triton.model.runtime.batch_state import Slots
+from zonos2_triton.model.runtime.model_runner import Frames
+from zonos2_triton.model.runtime.vocoder_runner import Speech
+from zonos2_triton.model.vocoder_decoder import Decoder, VocoderOps
+from zonos2_triton.reference import network as reference
+from zonos2_triton.reference.ops import Ops
+from zonos2_triton.reference.vocoder import VocoderConfig, layout
+
+pytestmark = pytest.mark.interpreter
+CUDA = torch.device("cuda")
+
+# What needs no device: memory from the allocator (of a graph: its own), and other views of it.
+QUIET = {"aten::empty", "aten::new_empty", "aten::empty_like", "aten::empty_strided", "aten::slice", "aten::select",
+         "aten::as_strided", "aten::view", "aten::unbind", "aten::alias", "prim::device"}  # fmt: skip
+# What the loop's numbers become spans by: a launch each, of as many numbers as there are rows.
+PLANNING = {"aten::lt", "aten::gt", "aten::ge", "aten::eq", "aten::where", "aten::scalar_tensor", "aten::sub",
+            "aten::add", "aten::add_", "aten::clamp", "aten::minimum", "aten::bitwise_or", "aten::bitwise_not",
+            "aten::stack"}  # fmt: skip
+STEP = {
+    "_codebook_sum_kernel": 1,
+    "_convolution_kernel": 1 + 2 * 3 * 2,
+    "_transposed_convolution_kernel": 4,
+    "_residual_unit_kernel": 2 * 3,
+    "_waveform_kernel": 1,
+}
+
+
+class Seen(TorchDispatchMode):
+    """The operations of PyTorch, and how often each ran."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.counts[func._schema.name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def launches():
+    """How often each kernel was launched, on tensors without storage."""
+    counts = Counter()
+    count = patch.object(interpreter.GridExecutor, "__call__", lambda self, *_, **__: counts.update([self.fn.__name__]))
+    with count, fake_tensors(), torch.no_grad():
+        yield counts
+
+
+def launching(op):
+    """For tensors without storage the dispatcher would take what only tells the results' shapes."""
+    if isinstance(op, partial):
+        return partial(op.func._init_fn, **op.keywords)
+    return getattr(op, "_init_fn", op)
+
+
+def weights(shapes):
+    return {name: torch.empty(shape, dtype=torch.bfloat16, device=CUDA) for name, shape in shapes.items()}
+
+
+def test_a_frame_launches_its_kernels_and_asks_the_device_nothing(launches):
+    """Two dense layers of 5 launches, two mixtures of 6; embedding, head, draw, and what follows from it."""
+    config = layer_chain()
+    model = reference.bind(config, weights(reference.layout(config)))
+    ops = vars(ops_of("triton", config, CUDA, torch.bfloat16))
+    slots = Slots(config, 8, 64, 9, model.table)
+    frames = Frames(model, Ops(**{name: launching(op) for name, op in ops.items()}), slots, alone=False)
+    with Seen() as seen:
+        frames.frame(4)
+    assert launches.total() == 1 + 2 * 5 + 2 * 6 + 3
+    assert (launches["_sample_kernel"], launches["_advance_kernel"]) == (1, 1)
+    assert seen.counts.keys() <= QUIET
+
+
+@pytest.fixture
+def decoder(launches):
+    config, ops = VocoderConfig(), vocoder_ops(torch.bfloat16)._asdict()
+    return Decoder(config, weights(layout(config)), VocoderOps(**{name: launching(op) for name, op in ops.items()}))
+
+
+def test_a_vocoder_step_launches_its_kernels_and_asks_the_device_nothing(launches, decoder):
+    """Two blocks whose units are two launches each, two whose units are one."""
+    rings = decoder.rings(4, 16)
+    codes, spans = (torch.zeros(4, *shape, dtype=torch.int32, device=CUDA) for shape in ((32, 9), (4,)))
+    with Seen() as seen:
+        samples = decoder.step(rings, codes, spans, 16)
+    assert launches == STEP
+    assert seen.counts.keys() <= QUIET
+    assert (samples.shape, samples.dtype) == ((4, 16 * 512), torch.float32)
+
+
+def test_a_vocoder_step_is_planned_on_the_device(launches, decoder):
+    """What it takes beside the step's kernels are launches that a graph holds: no value comes to the host."""
+    slots = Slots(layer_chain(), 8, 64, 17, torch.empty(1, dtype=torch.bfloat16, device=CUDA))
+    speech = Speech(decoder, slots, 9)
+    with Seen() as seen:
+        speech.advance(4)
+    assert (speech.steps, launches) == (1, STEP)
+    planning = {name: count for name, count in seen.counts.items() if name not in QUIET}
+    assert planning.keys() <= PLANNING
+    assert sum(planning.values()) <= 24
