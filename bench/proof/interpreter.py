@@ -2,13 +2,7 @@
 
 The interpreter runs one program after another, reads and writes whatever address it is given, and fills lanes that a
 load masks off with zeros. A GPU does none of that, so a kernel may pass here and fail there. `checked()` closes the
-gap for every launch inside it; `poison.poisoned()` for every allocation.
-
-What orders two programs of one launch. An atomic with release semantics publishes what its program did before its last
-`tl.debug_barrier()` (what came later may be the work of threads that have not got there), and all that the program
-itself had learned. An atomic with acquire semantics on the same address learns what was published there: at once if
-it is a scalar, whose result Triton hands to all threads through a barrier; after the next barrier if it is a block.
-`sem="relaxed"` and `scope="cta"` order nothing. Scalar atomics of a program count as made by one thread.
+gap for every launch inside it; `poison.poisoned()` for every allocation. What orders two programs is in `races`.
 
 What is not seen. An address that strays from one argument into another, or into a gap of a strided one. NaN in `tl.max`
 and `tl.min` of Triton 3.9, which skip it. Races between accesses of different width through one buffer: elements count
@@ -23,7 +17,7 @@ import sys
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Literal
 from unittest.mock import patch
 
@@ -33,66 +27,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from triton.runtime import interpreter
 
+from zonos2_triton.bench.proof import races
 from zonos2_triton.bench.proof.poison import extent_bytes
 
-Ints = NDArray[np.int64]
-Addresses = NDArray[np.uint64]
+DataRace = races.DataRace
 
 
 class OutOfBounds(IndexError):
     """A lane that is not masked off addresses memory outside every tensor argument of the launch."""
-
-
-class DataRace(RuntimeError):
-    """What a kernel computes depends on which of its programs or threads comes first."""
-
-
-# Accesses by what they conflict with. A scalar atomic is made by one thread, a block of them by all threads of a
-# program: only the latter needs a barrier before another atomic can publish it.
-LOAD, STORE, ATOMIC, ATOMIC_BLOCK = range(4)
-CONFLICTS = {
-    LOAD: (STORE, ATOMIC, ATOMIC_BLOCK),
-    STORE: (STORE, LOAD, ATOMIC, ATOMIC_BLOCK),
-    ATOMIC: (STORE, LOAD),
-    ATOMIC_BLOCK: (STORE, LOAD),
-}
-DOES = {LOAD: "loads", STORE: "stores", ATOMIC: "atomically updates", ATOMIC_BLOCK: "atomically updates"}
-DID = {LOAD: "loaded", STORE: "stored", ATOMIC: "atomically updated", ATOMIC_BLOCK: "atomically updated"}
-
-# A stamp is who << EVENT_BITS | event: program + 1 (0 is nobody), and its barriers or scalar atomics until then.
-EVENT_BITS = 32
-EVENT = (1 << EVENT_BITS) - 1
-ALL = 1 << EVENT_BITS  # more than any event
-
-
-@dataclass(eq=False)
-class Memory:
-    """The extent of a tensor argument, or of several that overlap, with the last access of each kind to each element.
-
-    Stamps cost nothing until touched, as the system zeroes pages on demand. `displaced` holds the loads and atomics
-    that a later one replaced without being ordered after it: a store has to be ordered after all of them.
-    """
-
-    start: int
-    end: int
-    itemsize: int
-    names: str
-    stamps: dict[int, Ints] = field(default_factory=dict)
-    displaced: dict[int, list[tuple[Ints, Ints]]] = field(default_factory=dict)
-
-    def elements(self, addresses: Addresses) -> Ints:
-        return ((addresses - np.uint64(self.start)) // np.uint64(self.itemsize)).view(np.int64)
-
-    def stamps_of(self, kind: int) -> Ints:
-        if kind not in self.stamps:
-            self.stamps[kind] = np.zeros(-(-(self.end - self.start) // self.itemsize), np.int64)
-        return self.stamps[kind]
-
-    def displaced_at(self, kind: int, elements: Ints) -> tuple[Ints, Ints]:
-        where, stamps = (np.concatenate(parts) for parts in zip(*self.displaced[kind], strict=True))
-        self.displaced[kind] = [(where, stamps)]
-        hit = np.isin(where, elements)
-        return where[hit], stamps[hit]
 
 
 def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
@@ -116,17 +58,19 @@ class Arguments:
             for name, tensor in _tensors(*argument)
             if tensor.numel()
         )
-        self.memories = [Memory(0, 0, 1, "")]  # so that an address below all others has a predecessor too
+        self.memories = [races.Memory(0, 0, 1, "")]  # so that an address below all others has a predecessor too
         for start, end, itemsize, name in found:
             last = self.memories[-1]
             if start < last.end:
                 last.end, last.itemsize = max(last.end, end), min(last.itemsize, itemsize)
                 last.names += f"/{name}"
             else:
-                self.memories.append(Memory(start, end, itemsize, name))
+                self.memories.append(races.Memory(start, end, itemsize, name))
         self.starts = [memory.start for memory in self.memories]
 
-    def locate(self, addresses: Addresses, size: int) -> tuple[list[tuple[Memory, Addresses]], Addresses]:
+    def locate(
+        self, addresses: races.Addresses, size: int
+    ) -> tuple[list[tuple[races.Memory, races.Addresses]], races.Addresses]:
         """The accesses by memory, and those in none. Most often all are in one, and two reductions tell."""
         low, high = int(addresses.min()), int(addresses.max())
         memory = self.memories[bisect_right(self.starts, low) - 1]
@@ -149,95 +93,6 @@ class Arguments:
         return f"the first {distance} bytes {side} of {names}"
 
 
-class History:
-    """Who did what in one launch, and what the program that runs now knows of it.
-
-    Programs run one after another, so an earlier access is never ordered after a later one, and two accesses race
-    unless the later program knows of the earlier event. `clock[kind is ATOMIC, who]` counts the events known.
-    """
-
-    def __init__(self, kernel: str, grid: tuple[int, ...]) -> None:
-        self.kernel, self.grid = kernel, grid
-        self.published: dict[int, Ints] = {}  # clocks by address, never changed in place
-
-    def begin(self, program: int) -> None:
-        self.who, self.segment, self.atomics = program + 1, 0, 0
-        self.clock = np.zeros((2, math.prod(self.grid) + 1), np.int64)
-        self.clock[:, [0, self.who]] = ALL
-        self.pending: list[Ints] = []
-
-    def barrier(self) -> None:
-        self.segment += 1
-        self._learn(self.pending)
-        self.pending = []
-
-    def _learn(self, clocks: Iterable[Ints]) -> None:
-        for clock in clocks:
-            np.maximum(self.clock, clock, out=self.clock)
-
-    def acquire(self, addresses: list[int], scalar: bool) -> None:
-        found = {id(clock): clock for a in addresses if (clock := self.published.get(a)) is not None}
-        if scalar:
-            self._learn(found.values())
-        else:
-            self.pending.extend(found.values())
-
-    def release(self, addresses: list[int]) -> None:
-        mine = self.clock.copy()
-        mine[:, self.who] = self.segment, self.atomics
-        merged: dict[int, tuple[Ints, Ints]] = {}  # many lanes share few clocks; the old ones are kept for their ids
-        for a in addresses:
-            old = self.published.get(a, mine)
-            if id(old) not in merged:
-                merged[id(old)] = old, np.maximum(old, mine)
-            self.published[a] = merged[id(old)][1]
-
-    def access(self, kind: int, memory: Memory, elements: Ints) -> None:
-        for other in CONFLICTS[kind]:
-            if other not in memory.stamps:
-                continue
-            last = memory.stamps[other][elements]
-            if not last.any():
-                continue
-            self._compare(kind, other, memory, elements, last)
-            if kind == STORE and other in memory.displaced:
-                self._compare(kind, other, memory, *memory.displaced_at(other, elements))
-        stamps = memory.stamps_of(kind)
-        if kind != STORE:
-            last = stamps[elements]
-            late = self._unordered(kind, last)
-            if late.any():
-                memory.displaced.setdefault(kind, []).append((elements[late], last[late]))
-        stamps[elements] = self._stamp(kind)
-        self.atomics += kind == ATOMIC
-
-    def _stamp(self, kind: int) -> int:
-        return self.who << EVENT_BITS | (self.atomics if kind == ATOMIC else self.segment)
-
-    def _unordered(self, kind: int, stamps: Ints) -> NDArray[np.bool_]:
-        return (stamps & EVENT) >= self.clock[int(kind == ATOMIC)][stamps >> EVENT_BITS]
-
-    def _compare(self, kind: int, other: int, memory: Memory, elements: Ints, stamps: Ints) -> None:
-        """Raises where an access of this kind, now, meets one of the other kind that nothing orders before it."""
-        late = self._unordered(other, stamps)
-        if late.any():
-            whose = f"{self._program(int(stamps[late][0]) >> EVENT_BITS)} {DID[other]}"
-            both = f"{DOES[kind]} {self._elements(memory, elements[late])} that {whose}"
-            raise DataRace(f"{self.kernel}: {self._program(self.who)} {both}, and nothing orders the two")
-        if kind in (LOAD, ATOMIC_BLOCK) and other in (STORE, ATOMIC_BLOCK):
-            own = stamps == self._stamp(other)
-            if own.any():
-                both = f"{DOES[kind]} {self._elements(memory, elements[own])} that it {DID[other]}"
-                raise DataRace(f"{self.kernel}: {self._program(self.who)} {both}, with no tl.debug_barrier() between")
-
-    def _elements(self, memory: Memory, elements: Ints) -> str:
-        distinct = np.unique(elements)
-        return f"{distinct.size} elements of {memory.names} (the first is {distinct[0]})"
-
-    def _program(self, who: int) -> str:
-        return f"program {tuple(int(i) for i in np.unravel_index(who - 1, self.grid))}"
-
-
 def _undefined(dtype: Any, shape: tuple[int, ...]) -> Any:
     """NaN or a large integer, in the bits in which the interpreter keeps `dtype`."""
     kept = interpreter._get_np_dtype(dtype)
@@ -252,13 +107,14 @@ class Checks:
     The names replaced, and how they call each other, were seen in Triton 3.6.0 and 3.9.0. All of them are private.
     """
 
+    history: races.History  # of the launch that runs
+
     def __init__(self, bounds: bool, undefined: bool, races: bool, order: int | Literal["reversed"] | None) -> None:
         self.bounds, self.undefined, self.races, self.order = bounds, undefined, races, order
         self.builder = interpreter.interpreter_builder
         self.launches = 0  # how many were checked
         self.inside_atomic = False
         self.patched: set[int] = set()
-        self.history: History
 
     def builder_members(self) -> dict[str, Any]:
         # The overflow check makes an integer operation five times slower, and is ignored unless debug is on; then it
@@ -327,14 +183,14 @@ class Checks:
         elif self.order is not None:
             programs = np.random.default_rng(self.order).permutation(programs)
         self.sequence = programs
-        self.history = History(self.kernel, grid)
+        self.history = races.History(self.kernel, grid)
 
     def _set_grid_idx(self, *index: int) -> None:
         program = int(self.sequence[np.ravel_multi_index(index, self.grid)])
         self.original["set_grid_idx"](*(int(i) for i in np.unravel_index(program, self.grid)))
         self.history.begin(program)
 
-    def _access(self, kind: int, pointers: Any, mask: NDArray[np.bool_] | None) -> Addresses:
+    def _access(self, kind: int, pointers: Any, mask: NDArray[np.bool_] | None) -> races.Addresses:
         """The addresses that are not masked off, after the checks."""
         addresses = pointers.data.ravel() if mask is None else pointers.data[mask]
         if not addresses.size:
@@ -344,7 +200,7 @@ class Checks:
         if self.bounds and outside.size:
             where = self.arguments.nearest(int(outside[0]), size)
             lanes = f"{outside.size} of {addresses.size} lanes outside every tensor argument ({where})"
-            raise OutOfBounds(f"{self.kernel}: program {self.builder.grid_idx} {DOES[kind]} {lanes}")
+            raise OutOfBounds(f"{self.kernel}: program {self.builder.grid_idx} {races.DOES[kind]} {lanes}")
         for memory, some in groups if self.races else ():
             self.history.access(kind, memory, memory.elements(some))
         return addresses
@@ -352,14 +208,14 @@ class Checks:
     def _load(self, pointers: Any, mask: Any, other: Any, *rest: Any, **named: Any) -> Any:
         if not self.inside_atomic:
             on = _lanes_on(mask, pointers)
-            self._access(LOAD, pointers, on)
+            self._access(races.LOAD, pointers, on)
             if self.undefined and on is not None and other is None:
                 other = _undefined(pointers.get_element_ty(), pointers.data.shape)
         return self.original["create_masked_load"](pointers, mask, other, *rest, **named)
 
     def _store(self, pointers: Any, value: Any, mask: Any, *rest: Any, **named: Any) -> Any:
         if not self.inside_atomic:
-            self._access(STORE, pointers, _lanes_on(mask, pointers))
+            self._access(races.STORE, pointers, _lanes_on(mask, pointers))
         return self.original["create_masked_store"](pointers, value, mask, *rest, **named)
 
     def _atomic(self, original: Callable[..., Any], pointers_at: int, masked: bool) -> Callable[..., Any]:
@@ -369,7 +225,7 @@ class Checks:
             # The conflicts of the atomic itself are looked for before it learns anything: a plain store that is only
             # ordered by this very atomic would not be ordered if this program came first.
             on = _lanes_on(mask, pointers) if masked else None
-            addresses = self._access(ATOMIC if scalar else ATOMIC_BLOCK, pointers, on)
+            addresses = self._access(races.ATOMIC if scalar else races.ATOMIC_BLOCK, pointers, on)
             self.inside_atomic = True
             try:
                 result = original(*args)

@@ -17,12 +17,12 @@ from torch import Tensor
 from zonos2_triton.bench.proof import ring_access
 from zonos2_triton.bench.proof.interpreter import checked
 from zonos2_triton.bench.proof.poison import poisoned
+from zonos2_triton.bench.proof.variants import VARIANTS, Inputs
 from zonos2_triton.bench.proof.verify import Case, Tensors
 from zonos2_triton.bench.specs.spec import Kernel
 from zonos2_triton.reference.router import by_expert
 
 Op = Callable[..., Any] | None
-Inputs = dict[str, Any]
 
 
 class Broken(AssertionError):
@@ -40,7 +40,7 @@ def run(case: Case, op: Op = None, sequence: int | Literal["reversed"] | None = 
     for name, x in read.items():
         if not same_bits(x, before[name]):
             x.copy_(before[name])  # the case goes on to the next check
-            raise Broken(f"{_name(case)}: {name} was changed")
+            raise Broken(f"{case.name}: {name} was changed")
     return outputs
 
 
@@ -60,7 +60,7 @@ def rounded_once(case: Case, op: Op = None) -> None:
         # What was rounded is a sum in fp32, not the oracle.
         off = (x.double() - oracle).abs() / (half + 8 * single * oracle.abs().max())
         if not (off <= 1.01).all():
-            raise Broken(f"{_name(case)}: {name} is off by up to {float(off.max()):.3g} halves of a last place, not 1")
+            raise Broken(f"{case.name}: {name} is off by up to {float(off.max()):.3g} halves of a last place, not 1")
 
 
 def any_order(case: Case, op: Op = None) -> None:
@@ -77,7 +77,7 @@ def counters_return(case: Case, op: Op = None) -> None:
     counters = torch.zeros(256, dtype=torch.int32, device=case.device)
     first = run(case, op, counters=counters)
     if counters.any():
-        raise Broken(f"{_name(case)}: {int(counters.count_nonzero())} counters are not zero after the call")
+        raise Broken(f"{case.name}: {int(counters.count_nonzero())} counters are not zero after the call")
     _require_same(case, "the second call with the same counters", first, run(case, op, counters=counters))
 
 
@@ -87,8 +87,8 @@ def parts_alone(case: Case, op: Op = None) -> None:
     together = run(case, op)
     for unit in sorted({0, units // 2, units - 1, *_idle(case)[:1]}):
         alone = _alone(case, unit)
-        single = _share(case, {**case.inputs, **alone}, run(case, op, **alone), 0)
-        _require_same(case, f"{unit} of {units} alone", _share(case, case.inputs, together, unit), single)
+        single = _share({**case.inputs, **alone}, run(case, op, **alone), 0)
+        _require_same(case, f"{unit} of {units} alone", _share(case.inputs, together, unit), single)
 
 
 def nan_stays(case: Case, op: Op = None) -> None:
@@ -101,11 +101,11 @@ def nan_stays(case: Case, op: Op = None) -> None:
     for unit, name in product(sorted({0, units - 1, *idle[:1]}), by):
         spoilt = run(case, op, **_spoilt(case, unit, name))
         for other in range(units):
-            mine, before = (_share(case, case.inputs, outputs, other) for outputs in (spoilt, clean))
+            mine, before = (_share(case.inputs, outputs, other) for outputs in (spoilt, clean))
             if other != unit or unit in unread:
                 _require_same(case, f"{other} beside NaN in {unit}", before, mine)
             elif all(x.isfinite().all() for x in mine.values()) and not mine.get("faults", torch.zeros(1)).any():
-                raise Broken(f"{_name(case)}: NaN in {unit} cannot be seen in its results")
+                raise Broken(f"{case.name}: NaN in {unit} cannot be seen in its results")
         if case.kernel.name == "router":
             _require_sorted(case, spoilt)
 
@@ -128,7 +128,7 @@ def later_stays_later(case: Case, op: Op = None) -> None:
             others = [*range(at), *range(end, len(got))]
             _require_same(case, f"rows beside {value} in {at}", {"result": clean[others]}, {"result": got[others]})
             if got[at:end].isfinite().any():
-                raise Broken(f"{_name(case)}: {value} in the values of row {at} does not reach all rows that see it")
+                raise Broken(f"{case.name}: {value} in the values of row {at} does not reach all rows that see it")
 
 
 def stale_cache(case: Case, op: Op = None) -> None:
@@ -255,7 +255,7 @@ ROWS: Mapping[str, tuple[str, ...]] = {
 
 def variants(kernel: Kernel) -> Iterator[tuple[str, Kernel]]:
     """The kernel with inputs that show what ordinary ones hide, and what they are."""
-    for name, change in _VARIANTS.get(kernel.name, {}).items():
+    for name, change in VARIANTS.get(kernel.name, {}).items():
 
         def make(*args: Any, change: Callable[[Inputs], Inputs] = change, **kwargs: Any) -> Inputs:
             inputs = kernel.make(*args, **kwargs)
@@ -277,20 +277,16 @@ def _require_same(case: Case, what: str, want: Tensors, got: Tensors) -> None:
     for name, x in want.items():
         if not same_bits(x, got[name]):
             wrong = int((x != got[name]).sum()) if x.shape == got[name].shape else "all"
-            raise Broken(f"{_name(case)}: {what}: {wrong} of {x.numel()} elements of {name} differ")
+            raise Broken(f"{case.name}: {what}: {wrong} of {x.numel()} elements of {name} differ")
 
 
 def _require_sorted(case: Case, outputs: Tensors) -> None:
     ids, experts = outputs["expert_ids"], outputs["probs"].shape[1]
     if ((ids < 0) | (ids >= experts)).any():
-        raise Broken(f"{_name(case)}: an expert out of range, of a row of NaN")
+        raise Broken(f"{case.name}: an expert out of range, of a row of NaN")
     for name, want in zip(("order", "offsets"), by_expert(ids, experts, case.inputs["positions"]), strict=True):
         if not torch.equal(outputs[name], want):
-            raise Broken(f"{_name(case)}: {name} does not sort the chosen experts")
-
-
-def _name(case: Case) -> str:
-    return f"{case.kernel.name} {case.workload.name} {str(case.dtype).removeprefix('torch.')}"
+            raise Broken(f"{case.name}: {name} does not sort the chosen experts")
 
 
 def _int32(*numbers: int) -> Tensor:
@@ -328,15 +324,16 @@ def _idle(case: Case) -> list[int]:
     return [] if positions is None else (positions < 0).nonzero().flatten().tolist()
 
 
-def _rows(case: Case, unit: int) -> slice:
-    if case.kernel.name == "prefill_attention":
-        return slice(*case.inputs["cu_seqlens"][unit : unit + 2].tolist())
+def _rows(inputs: Inputs, unit: int) -> slice:
+    """Of the results, those of a row or sequence of a call."""
+    if "cu_seqlens" in inputs:
+        return slice(*inputs["cu_seqlens"][unit : unit + 2].tolist())
     return slice(unit, unit + 1)
 
 
 def _alone(case: Case, unit: int) -> Inputs:
     """The arguments that differ when this row or sequence comes alone."""
-    rows = _rows(case, unit)
+    rows = _rows(case.inputs, unit)
     names = [name for name in ROWS[case.kernel.name] if case.inputs.get(name) is not None]
     alone: Inputs = {name: case.inputs[name][rows].clone() for name in names}
     if case.kernel.name == "prefill_attention":
@@ -352,17 +349,13 @@ def _alone(case: Case, unit: int) -> Inputs:
     return alone
 
 
-def _share(case: Case, inputs: Inputs, outputs: Tensors, unit: int) -> Tensors:
+def _share(inputs: Inputs, outputs: Tensors, unit: int) -> Tensors:
     """What of the outputs is this row's or sequence's, where `inputs` were those of the call."""
-    if case.kernel.name == "prefill_attention":
-        rows = slice(*inputs["cu_seqlens"][unit : unit + 2].tolist())
-    else:
-        rows = slice(unit, unit + 1)
-    shared = ("order", "offsets")
+    rows = _rows(inputs, unit)
     return {
         name: x[inputs["block_table"][unit].long()] if name in MUTABLE else x[rows]
         for name, x in outputs.items()
-        if name not in shared
+        if name not in ("order", "offsets")
     }
 
 
@@ -383,50 +376,5 @@ def _spoilt(case: Case, unit: int, name: str) -> Inputs:
         codes[unit] = 0
         return {"codes": codes, "tables": F.pad(case.inputs["tables"], (0, 0, 1, 0), value=float("nan"))}
     x = case.inputs[name].clone()
-    x[_rows(case, unit)] = float("nan")
+    x[_rows(case.inputs, unit)] = float("nan")
     return {name: x}
-
-
-# An epsilon that counts; at its real size a wrong one could not be seen. That of the head norms is a constant: there
-# the rows have to be small.
-_EPSILON: Mapping[str, Callable[[Inputs], Inputs]] = {"epsilon": lambda inputs: {"eps": 0.5}}
-_HEADS: Mapping[str, Callable[[Inputs], Inputs]] = {
-    "epsilon": lambda inputs: {"qkvg": inputs["qkvg"] * 1e-3},
-    "negative-temp": lambda inputs: {"temp": -inputs["temp"]},
-}
-
-
-def _not_finite(inputs: Inputs) -> Inputs:
-    """Of `sample`: one such logit among others in every row but the last, which is nothing but -inf."""
-    logits = inputs["logits"].clone()
-    rows = logits.view(-1, logits.shape[-1])
-    for row, value in enumerate((float("nan"), float("inf"), float("-inf"))):
-        rows[row::4, 5 + row] = value
-    rows[-1] = float("-inf")
-    return {"logits": logits}
-
-
-def _beyond_fp32(inputs: Inputs) -> Inputs:
-    """Of `sample`: logits that the least temperature takes to infinity, several in a row."""
-    settings = inputs["settings"].clone()
-    settings[:, 0] = 1e-6
-    return {"logits": inputs["logits"] * 1e34, "settings": settings}
-
-
-# What a sine is taken of, so large that its reduction has nothing left.
-_FAR: Mapping[str, Callable[[Inputs], Inputs]] = {"far": lambda inputs: {"bias": inputs["bias"] * 1e30}}
-_VARIANTS: Mapping[str, Mapping[str, Callable[[Inputs], Inputs]]] = {
-    **dict.fromkeys(("frame_embedding", "add_rms_norm", "qkv_projection", "experts"), _EPSILON),
-    **dict.fromkeys(("decode_attention", "prefill_attention"), _HEADS),
-    **dict.fromkeys(("convolution", "transposed_convolution", "residual_unit"), _FAR),
-    "head": {**_EPSILON, "loud": lambda inputs: {"weight": 16 * inputs["weight"]}},
-    "sample": {
-        "not-finite": _not_finite,
-        "far": lambda inputs: {"logits": inputs["logits"] * 1e3},
-        "beyond-fp32": _beyond_fp32,
-    },
-    "router": {
-        **_EPSILON,
-        "ties": lambda inputs: {"w3": torch.zeros_like(inputs["w3"]), "biases": torch.zeros_like(inputs["biases"])},
-    },
-}

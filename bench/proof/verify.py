@@ -87,7 +87,7 @@ class Case:
     def compare(self, outputs: Mapping[str, Tensor], ratio: float = RATIO, spread: float = SPREAD) -> Report:
         """Raises Mismatch, naming output, place, both values, ratio and bound. ratio and spread: the bounds."""
         if outputs.keys() != self.plain.keys():
-            raise Mismatch(f"{self._name}: returned {[*outputs]}, not {[*self.plain]}")
+            raise Mismatch(f"{self.name}: returned {[*outputs]}, not {[*self.plain]}")
         for name, plain in self.plain.items():
             self._check_kind(name, outputs[name], plain)
         errors = [
@@ -102,7 +102,7 @@ class Case:
         return Report(self.kernel.name, self.workload.name, self.dtype, self.device, tuple(errors))
 
     @property
-    def _name(self) -> str:
+    def name(self) -> str:
         return f"{self.kernel.name} {self.workload.name} {str(self.dtype).removeprefix('torch.')}"
 
     def _run(self, op: Callable[..., Any], inputs: Mapping[str, Any]) -> Tensors:
@@ -117,11 +117,11 @@ class Case:
 
     def _check_kind(self, name: str, out: Any, plain: Tensor) -> None:
         if not isinstance(out, Tensor):
-            raise Mismatch(f"{self._name}: {name} is no tensor but {type(out).__name__}")
+            raise Mismatch(f"{self.name}: {name} is no tensor but {type(out).__name__}")
         for what in ("shape", "dtype", "device"):
             got, want = getattr(out, what), getattr(plain, what)
             if got != want:
-                raise Mismatch(f"{self._name}: {name} has {what} {got}, the reference's has {want}")
+                raise Mismatch(f"{self.name}: {name} has {what} {got}, the reference's has {want}")
 
     def _error(self, name: str, out: Tensor, most: float, spread: float) -> Error:
         oracle, plain = self.oracle[name], self.plain[name]
@@ -153,7 +153,7 @@ class Case:
     ) -> str:  # fmt: skip
         where = tuple(wrong.nonzero()[0].tolist())
         return (
-            f"{self._name}: {error.output}: {what}, first at {where}: {float(out[where])!r}, oracle "
+            f"{self.name}: {error.output}: {what}, first at {where}: {float(out[where])!r}, oracle "
             f"{float(oracle[where])!r}; ratio to plain PyTorch {error.ratio:.3g}, bound {most:g}"
         )
 
@@ -162,7 +162,7 @@ class Case:
             wrong = out != want
             where = tuple(wrong.nonzero()[0].tolist())
             raise Mismatch(
-                f"{self._name}: {name}: {int(wrong.sum())} of {out.numel()} elements differ, first at {where}: "
+                f"{self.name}: {name}: {int(wrong.sum())} of {out.numel()} elements differ, first at {where}: "
                 f"{out[where].item()}, wanted {want[where].item()}; these are exact"
             )
 
