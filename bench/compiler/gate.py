@@ -92,16 +92,12 @@ def judge(stats: Stats, target: str, expected: Expected) -> list[str]:
         if not stats.wide:
             wrong.append(f"no 16-byte loads: {stats.narrow} narrower ones")
         elif stats.narrow > allowed and "tma" not in stats.loads:
-            wrong.append(
-                f"{stats.narrow} loads narrower than 16 bytes beside {stats.wide} of 16, at most {allowed} meant"
-            )
+            beside = f"beside {stats.wide} of 16, at most {allowed} meant"
+            wrong.append(f"{stats.narrow} loads narrower than 16 bytes {beside}")
+    warpgroup = expected.warpgroup and target in ("sm_90", "sm_100")
     if (expected.matrix or expected.warpgroup) and not stats.matrix:
         wrong.append("no matrix instructions")
-    elif (
-        expected.warpgroup
-        and target in ("sm_90", "sm_100")
-        and not any("GMMA" in f or "UTC" in f for f in stats.matrix)
-    ):
+    elif warpgroup and not any("GMMA" in family or "UTC" in family for family in stats.matrix):
         wrong.append(f"no matrix instructions of a warpgroup, only {', '.join(stats.matrix)}")
     if stats.instructions > expected.max_instructions:
         wrong.append(f"{stats.instructions} instructions, at most {expected.max_instructions} meant")
@@ -285,16 +281,12 @@ def _subject(key: str) -> tuple[str, str, str]:
     return kernel, config.split("#")[0].rsplit("-", 1)[-1], target
 
 
-def _place(key: str) -> str:
-    """The workload that a row belongs to."""
-    kernel, _, config, target = key.split("/")
-    return f"{kernel}/{config.split('#')[0]}/{target}"
-
-
 def _launches(rows: Mapping[str, Mapping[str, int]]) -> Counter[str]:
+    """Of all functions of a workload."""
     total = Counter[str]()
     for key, values in rows.items():
-        total[_place(key)] += values["launches"]
+        kernel, _, config, target = key.split("/")
+        total[f"{kernel}/{config.split('#')[0]}/{target}"] += values["launches"]
     return total
 
 
@@ -306,11 +298,8 @@ def read_baseline(path: Path) -> dict[str, dict[str, int]] | None:
 def write_baseline(path: Path, rows: Sequence[Row], known: Collection[str]) -> None:
     """Rows replace those of the same kernel, dtype and target; rows of kernels that are no longer known go."""
     done = {_subject(row.key) for row in rows}
-    kept: dict[str, dict[str, int]] = {}
-    for key, values in (read_baseline(path) or {}).items():
-        subject = _subject(key)
-        if subject[0] in known and subject not in done:
-            kept[key] = values
+    kept = read_baseline(path) or {}
+    kept = {key: kept[key] for key in kept if _subject(key)[0] in known and _subject(key) not in done}
     kept |= _measured(rows)
     lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(kept[key])}" for key in sorted(kept))
     path.parent.mkdir(exist_ok=True)

@@ -6,8 +6,7 @@ The compiler runs in a process of its own: `python -m gate_toys FILE` there pick
 import os
 import pickle
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -91,15 +90,8 @@ def _workload(name: str, M: int, real: bool = True) -> SimpleNamespace:
     return SimpleNamespace(name=name, sizes={"M": M}, real=real)
 
 
-@dataclass(frozen=True)
-class Toy:
-    op: SimpleNamespace
-    expects: Mapping[str, Expected]
-    targets: tuple[str, ...]
-    workloads: tuple[SimpleNamespace, ...]
-
-    def make(self, device: Any, dtype: torch.dtype, M: int) -> dict[str, Any]:
-        return {"x": torch.randn(M, device=device, dtype=dtype)}
+def _make(device: Any, dtype: torch.dtype, M: int) -> dict[str, Any]:
+    return {"x": torch.randn(M, device=device, dtype=dtype)}
 
 
 MEANT = {"*": Expected(10_000)}
@@ -108,8 +100,9 @@ SIZES = _workload("M64", 65536), _workload("toy", 0, real=False)
 BATCHES = _workload("decode-B16", 16), _workload("decode-B128", 128)
 
 
-def _toy(run: Any, expects: Any = MEANT, targets: Any = ("sm_90",), workloads: Any = SIZES) -> Toy:
-    return Toy(SimpleNamespace(_init_fn=run), expects, targets, workloads)
+def _toy(run: Any, expects: Any = MEANT, targets: Any = ("sm_90",), workloads: Any = SIZES) -> SimpleNamespace:
+    op = SimpleNamespace(_init_fn=run)
+    return SimpleNamespace(op=op, make=_make, expects=expects, targets=targets, workloads=workloads)
 
 
 KERNELS: dict[str, Any] = {

@@ -66,16 +66,6 @@ def _last_arriver_kernel(
 
 
 @triton.jit
-def _groups_kernel(x_ptr, counters_ptr, GROUP: tl.constexpr, EVERYONE: tl.constexpr):
-    """Programs of a group read x[group]; its last arriver overwrites it, or where EVERYONE that of the next group."""
-    group = tl.program_id(0) // GROUP
-    x = tl.load(x_ptr + group)
-    tl.debug_barrier()
-    if tl.atomic_add(counters_ptr + group, 1, sem="acq_rel") == GROUP - 1:
-        tl.store(x_ptr + (group + EVERYONE) % (tl.num_programs(0) // GROUP), x + 1)
-
-
-@triton.jit
 def _silent_kernel(x_ptr, counter_ptr, SILENT: tl.constexpr):
     """All load x; all but SILENT count; the last of those that count overwrites x."""
     x = tl.load(x_ptr)
@@ -164,7 +154,7 @@ def test_bounds_of_a_store_and_of_an_atomic():
     with pytest.raises(OutOfBounds, match="stores 8 of 8 lanes"):
         launch(_claim_kernel, 3, torch.zeros(16), STRIDE=8, BLOCK=8)
     with pytest.raises(OutOfBounds, match="atomically updates 1 of 1 lanes"):
-        launch(_groups_kernel, 4, torch.zeros(4), counters(), GROUP=2, EVERYONE=False)
+        launch(_silent_kernel, 4, torch.zeros(1), counters(0), SILENT=-1)
 
 
 @in_every_order
@@ -225,17 +215,8 @@ def test_last_of_the_grid_is_not_the_last_to_arrive():
 
 
 @in_every_order
-def test_store_is_ordered_after_several_loads(order):
-    x = torch.arange(3.0)
-    launch(_groups_kernel, 12, x, counters(3), order=order, GROUP=4, EVERYONE=False)
-    assert x.tolist() == [1, 2, 3]
-    with pytest.raises(DataRace):
-        launch(_groups_kernel, 12, x, counters(3), order=order, GROUP=4, EVERYONE=True)
-
-
-@in_every_order
 def test_store_is_compared_with_each_load(order):
-    """Not only with the last one."""
+    """It is ordered after all, and not only compared with the last one."""
     x = torch.zeros(1)
     launch(_silent_kernel, 5, x, counters(), order=order, SILENT=-1)
     assert x.item() == 1
