@@ -4,7 +4,6 @@ import hashlib
 import importlib.util
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,13 +18,12 @@ import triton
 from zonos2_triton.bench.suite.recorder import NotRun
 
 ROOT = Path(__file__).resolve().parents[2]  # rooms are imported through links
+NO_TESTS = 5  # pytest's exit status
 SMI = {
     "driver": "driver_version", "clock_mhz": "clocks.sm", "memory_clock_mhz": "clocks.mem", "most_mhz": "clocks.max.sm",
     "most_memory_mhz": "clocks.max.mem", "power_limit_w": "power.limit", "power_w": "power.draw",
     "temperature_c": "temperature.gpu",
 }  # fmt: skip
-
-
 # In place of a card: every step, at small sizes, on a CPU in Triton's interpreter.
 REHEARSAL = {
     "card": "CPU rehearsal", "arch": "interpreter", "memory_gib": 0.0, "multiprocessors": 0, "l2_bytes": None,
@@ -65,20 +63,19 @@ def _card() -> dict[str, Any]:
 
 def smi(uuid: str) -> dict[str, Any]:
     """What nvidia-smi says of the card; nothing where there is none."""
-    if not shutil.which("nvidia-smi"):
-        return {}
-    query = ["nvidia-smi", f"--query-gpu={','.join(SMI.values())}", "--format=csv,noheader,nounits"]
+    which = ["-i", f"GPU-{uuid}"] if uuid else []
+    said = _said("nvidia-smi", f"--query-gpu={','.join(SMI.values())}", "--format=csv,noheader,nounits", *which)
+    values = [value.strip() for value in said.partition("\n")[0].split(",")] if said else []
+    return {name: _number(value) for name, value in zip(SMI, values, strict=True)} if len(values) == len(SMI) else {}
+
+
+def _said(*command: str) -> str | None:
+    """What a program prints; None: it is not there, fails or takes too long."""
     try:
-        said = subprocess.run(
-            [*query, *(["-i", f"GPU-{uuid}"] if uuid else [])], capture_output=True, text=True, timeout=20
-        )  # fmt: skip
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
-        return {}
-    line = next(iter(said.stdout.splitlines()), "")
-    values = [value.strip() for value in line.split(",")]
-    if said.returncode or len(values) != len(SMI):
-        return {}
-    return {name: _number(value) for name, value in zip(SMI, values, strict=True)}
+        return None
+    return None if run.returncode else run.stdout.strip()
 
 
 def _number(text: str) -> float | str | None:
@@ -92,16 +89,9 @@ def _number(text: str) -> float | str | None:
 
 def commit() -> str:
     """Twelve digits, with -dirty where tracked files have changed; "unknown" outside of a checkout."""
-    try:
-        said = [
-            subprocess.run(["git", *line], cwd=ROOT, capture_output=True, text=True, timeout=20)
-            for line in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
-        ]
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    if any(run.returncode for run in said):
-        return "unknown"
-    return said[0].stdout.strip() + ("-dirty" if said[1].stdout.strip() else "")
+    head = _said("git", "rev-parse", "--short=12", "HEAD")
+    changed = _said("git", "status", "--porcelain", "--untracked-files=no")
+    return "unknown" if head is None or changed is None else head + ("-dirty" if changed else "")
 
 
 def sources() -> str:
@@ -116,15 +106,15 @@ def sources() -> str:
 def run_tests(seconds: float, folder: Path = ROOT / "tests") -> dict[str, Any]:
     """The tests marked gpu. AssertionError: some failed. NotRun: there are none here, or they took too long."""
     # Only files that have such tests: the others may import what this machine lacks.
-    files = [str(path) for path in sorted(folder.glob("test_*.py")) if "mark.gpu" in path.read_text(encoding="utf-8")]
+    files = [str(path) for path in sorted(folder.rglob("test_*.py")) if "mark.gpu" in path.read_text(encoding="utf-8")]
     if not files:
         raise NotRun(f"no tests marked gpu in {folder}")
     if importlib.util.find_spec("pytest") is None:
         raise NotRun("pytest is not installed")
+    compiled = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "junit.xml"
         command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", f"--junitxml={report}"]
-        compiled = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
         try:
             run = subprocess.run(
                 [*command, *files], cwd=folder.parent, env=compiled, capture_output=True, text=True, timeout=seconds
@@ -133,22 +123,16 @@ def run_tests(seconds: float, folder: Path = ROOT / "tests") -> dict[str, Any]:
             raise NotRun(f"not done after {seconds:.0f} s; what was compiled is kept for the next run") from error
         if not report.exists():
             raise AssertionError(f"pytest ended with status {run.returncode}: {(run.stdout + run.stderr)[-2000:]}")
-        counts, failures = read_junit(report.read_text(encoding="utf-8"))
-    if failures or run.returncode:
-        raise AssertionError(f"{counts}, status {run.returncode}; " + "; ".join(failures))
-    return counts
-
-
-def read_junit(text: str) -> tuple[dict[str, Any], list[str]]:
-    """Counts, and of each failure its name and the beginning of what it says."""
-    suites = list(ET.fromstring(text).iter("testsuite"))
-    counts: dict[str, Any] = {
-        name: sum(int(suite.get(name, 0)) for suite in suites) for name in ("tests", "failures", "errors", "skipped")
-    }
+        if run.returncode == NO_TESTS:
+            raise NotRun("none of the tests marked gpu runs on this machine")
+        suites = [*ET.parse(report).iter("testsuite")]
+    counts = {name: sum(int(s.get(name, 0)) for s in suites) for name in ("tests", "failures", "errors", "skipped")}
     failures = [
         f"{case.get('classname')}::{case.get('name')}: {(fault.get('message') or fault.text or '')[:500]}"
         for suite in suites
         for case in suite.iter("testcase")
         for fault in (*case.iter("failure"), *case.iter("error"))
     ]
-    return counts, failures
+    if failures or run.returncode:
+        raise AssertionError(f"{counts}, status {run.returncode}; " + "; ".join(failures))
+    return counts

@@ -1,5 +1,6 @@
-"""What a result says of the machine, and the tests that run in a process of their own."""
+"""What a result says of the machine, and what runs in processes of their own, as far as a CPU shows it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,8 +9,26 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from zonos2_triton.bench.suite import environment
+from zonos2_triton.bench.suite import environment, stages
+from zonos2_triton.bench.suite.presets import REAL
 from zonos2_triton.bench.suite.recorder import NotRun
+
+# What a GPU machine need not have.
+LACKING = ("hypothesis", "jedi", "nvtx", "pytest_benchmark", "xdist")
+
+
+@pytest.fixture
+def bare(tmp_path, monkeypatch):
+    """Processes import no package that is LACKING, and zonos2_triton through the links of the repository."""
+    lines = [f"import sys; sys.modules.update(dict.fromkeys({LACKING}))"]
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{environment.ROOT / '.src'}")
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+
+    def install(*more):
+        (tmp_path / "sitecustomize.py").write_text("\n".join([*lines, *more]), encoding="utf-8")
+
+    return install
 
 
 def test_the_environment_of_a_card(monkeypatch, tmp_path):
@@ -30,41 +49,54 @@ def test_the_environment_of_a_card(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
     assert environment.commit() == "unknown"
     assert environment.smi("u-1") == {}
-
-
-def test_through_links_the_tests_are_found(tmp_path):
-    """As `make gpu` runs it."""
-    (tmp_path / "zonos2_triton").mkdir()
-    for room in ("kernels", "model", "reference", "bench"):
-        (tmp_path / "zonos2_triton" / room).symlink_to(environment.ROOT / room)
-    said = subprocess.run(
-        [sys.executable, "-c", "from zonos2_triton.bench.suite.environment import ROOT; print(ROOT)"],
-        env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert said.stdout.strip() == str(environment.ROOT), said.stderr
-    assert (environment.ROOT / "tests" / "bench" / "test_environment.py").samefile(__file__)
+    rehearsed = environment.environment(3, rehearsal=True)
+    assert rehearsed | {"card": "CPU rehearsal", "rehearsal": True, "torch": torch.__version__} == rehearsed
 
 
 def test_the_tests_of_a_device_run_in_a_process_of_their_own(tmp_path, monkeypatch):
+    """Those of every folder, none but those."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     (tmp_path / "test_other.py").write_text("import what_this_machine_lacks\n", encoding="utf-8")
     with pytest.raises(NotRun, match="no tests marked gpu"):
         environment.run_tests(60, tmp_path)
+    (tmp_path / "room").mkdir()
     body = """
-import os, time, pytest
-pytestmark = pytest.mark.gpu
+import os, pytest
+@pytest.mark.gpu
 def test_compiled():
     assert "TRITON_INTERPRET" not in os.environ
+@pytest.mark.gpu
+def test_wrong():
+    assert 1 == 2
+def test_elsewhere():
+    assert False
 """
-    (tmp_path / "test_one.py").write_text(body, encoding="utf-8")
-    assert environment.run_tests(60, tmp_path) == {"tests": 1, "failures": 0, "errors": 0, "skipped": 0}
-    (tmp_path / "test_two.py").write_text(body + "def test_wrong():\n    assert 1 == 2\n", encoding="utf-8")
-    with pytest.raises(AssertionError, match=r"'tests': 3, 'failures': 1.*test_two::test_wrong: .*assert 1 == 2"):
+    (tmp_path / "room" / "test_one.py").write_text(body, encoding="utf-8")
+    with pytest.raises(AssertionError, match=r"'tests': 2, 'failures': 1.*test_one::test_wrong: .*assert 1 == 2"):
         environment.run_tests(60, tmp_path)
     with pytest.raises(NotRun, match="not done after 0 s"):
         environment.run_tests(0.01, tmp_path)
 
 
-def test_a_rehearsal_names_no_card():
-    found = environment.environment(3, rehearsal=True)
-    assert found | {"card": "CPU rehearsal", "rehearsal": True, "seed": 3, "torch": torch.__version__} == found
+def test_the_tests_of_a_device_import_what_a_gpu_machine_has(bare, monkeypatch):
+    """They are all collected, as `make gpu` does it: an import that fails would be an error of it."""
+    bare("import torch", "torch.cuda.is_available = lambda: True")
+    monkeypatch.setenv("PYTEST_ADDOPTS", "--collect-only")
+    assert environment.run_tests(300) == {"tests": 0, "failures": 0, "errors": 0, "skipped": 0}
+
+
+@pytest.mark.slow
+def test_without_a_gpu_it_lists_and_succeeds(bare, monkeypatch, tmp_path):
+    """Nor is the package installed there: it is found through links."""
+    bare()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    command = [sys.executable, "-W", "error", "-m", "zonos2_triton.bench.suite.gpu", "--json"]
+    run = subprocess.run([*command, "--only", "kernels,timings"], capture_output=True, text=True, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    report = json.loads(run.stdout)
+    assert not report["ran"]
+    assert "no CUDA or ROCm device" in report["reason"]
+    assert {part: len(names) for part, names in report["would_run"].items()} == {
+        part: len(stages.plan(None, [part], REAL)) for part in ("kernels", "timings")
+    }
+    assert (environment.ROOT / "tests" / "bench" / "test_environment.py").samefile(__file__)
