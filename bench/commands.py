@@ -71,21 +71,19 @@ def _verify(options: argparse.Namespace) -> int:
     found: list[dict[str, Any]] = []
     say = print if not options.json else (lambda *_: None)
     say(f"on {torch.cuda.get_device_name()}" if on_gpu else SMOKE)
+    cases = [(kernel, w, dtype) for kernel in kernels for w in kernel.workloads if w.name in names for dtype in dtypes]
     with nullcontext() if on_gpu else gpu.rehearsed():
-        for kernel in kernels:
-            for workload in kernel.workloads:
-                for dtype in dtypes if workload.name in names else ():
-                    row: dict[str, Any] = {"kernel": kernel.name, "workload": workload.name, "dtype": dtype}
-                    try:
-                        report = verify(kernel, workload, "cuda" if on_gpu else "cpu", DTYPES[dtype], seed=options.seed)
-                        row |= {"passed": True, "ratio": round(report.ratio, 3)}
-                        say(
-                            f"{kernel.name:22} {workload.name:24} {dtype:9} error {report.ratio:.2f} of plain PyTorch's"
-                        )
-                    except Mismatch as error:
-                        row |= {"passed": False, "error": str(error)}
-                        say(f"{kernel.name:22} {workload.name:24} {dtype:9} FAILED: {error}")
-                    found.append(row)
+        for kernel, workload, dtype in cases:
+            row: dict[str, Any] = {"kernel": kernel.name, "workload": workload.name, "dtype": dtype}
+            try:
+                report = verify(kernel, workload, "cuda" if on_gpu else "cpu", DTYPES[dtype], seed=options.seed)
+                row |= {"passed": True, "ratio": round(report.ratio, 3)}
+                verdict = f"error {report.ratio:.2f} of plain PyTorch's"
+            except Mismatch as error:
+                row |= {"passed": False, "error": str(error)}
+                verdict = f"FAILED: {error}"
+            say(f"{kernel.name:22} {workload.name:24} {dtype:9} {verdict}")
+            found.append(row)
     wrong = [row for row in found if not row["passed"]]
     if options.json:
         print(json.dumps({"device": "cuda" if on_gpu else "interpreter", "results": found}, indent=1))
@@ -107,15 +105,12 @@ def _bench(options: argparse.Namespace) -> int:
     names = chosen("workload", options.workload, sorted(known))
     if not on_gpu:
         interpreting()
-    parts, wanted = ["calibration", "timings", "beside"], {kernel.name for kernel in kernels}
+    parts, wanted = ["calibration", "timings", "beside"], {f"{k.name}/{name}" for k in kernels for name in names}
     with tempfile.TemporaryDirectory() as scratch, nullcontext() if on_gpu else gpu.rehearsed():
         record = Record.open(options.out or Path(scratch), environment(SEED, not on_gpu))
         device = timer.cuda_device() if on_gpu else timer.cpu_device()
-        items = [
-            item
-            for item in plan(Run(record, device, scale), parts, scale)
-            if item.part == "calibration" or (item.name.split("/")[0] in wanted and item.name.split("/")[1] in names)
-        ]
+        listed = plan(Run(record, device, scale), parts, scale)
+        items = [i for i in listed if i.part == "calibration" or "/".join(i.name.split("/")[:2]) in wanted]
         say = (lambda _: None) if options.json else print
         say(f"on {torch.cuda.get_device_name()}" if on_gpu else SMOKE)
         status = gpu.run(record, parts, items, Budget(float("inf")), say=say)

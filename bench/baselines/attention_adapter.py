@@ -14,10 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from zonos2_triton.reference.attention import QK_EPS, query_heads
-from zonos2_triton.reference.norm import rms_norm
-from zonos2_triton.reference.numeric import wide
-from zonos2_triton.reference.rotary import rotary
+from zonos2_triton.bench.baselines import torch_ops
+from zonos2_triton.reference.attention import query_heads
 
 Inputs = dict[str, Any]
 Call = Callable[[], Any]  # the timed part: on the inputs that it was prepared for
@@ -92,14 +90,7 @@ def _begin(
     qkvg: Tensor, temp: Tensor | None, table: Tensor | None, positions: Tensor, k_cache: Tensor, v_cache: Tensor,
     slots: Index, keys: Tensor | None, values: Tensor | None, at: Index | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
-    heads, (kv_heads, head_dim) = query_heads(qkvg, temp, k_cache), k_cache.shape[2:]
-    widths = [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim]
-    q, k, v = (part.unflatten(1, (-1, head_dim)) for part in qkvg[:, : sum(widths)].split(widths, 1))
-    gate = None
-    if temp is not None and table is not None:
-        k = rotary(rms_norm(wide(k), None, QK_EPS), positions, table).to(qkvg.dtype)
-        q = rotary(rms_norm(wide(q), None, QK_EPS) * wide(temp)[:, None].abs(), positions, table).to(qkvg.dtype)
-        gate = qkvg[:, -heads:]
+    q, k, v, gate = torch_ops.entering(qkvg, temp, table, positions, k_cache)
     k_cache[slots], v_cache[slots] = k, v
     if keys is not None and values is not None:
         keys[at], values[at] = k, v
@@ -107,13 +98,8 @@ def _begin(
 
 
 def end(y: Tensor, gate: Tensor | None) -> Tensor:
-    """`gated`, in one launch."""
-    return fused(gated, y.device.type)(y, gate)
-
-
-def gated(y: Tensor, gate: Tensor | None) -> Tensor:
-    """y [T, HQ, DH], gate [T, HQ] -> [T, HQ * DH], each head scaled by sigmoid(gate), where there is one."""
-    return (y if gate is None else (wide(y) * torch.sigmoid(wide(gate))[..., None]).to(y.dtype)).flatten(1)
+    """`torch_ops.gated`, in one launch."""
+    return fused(torch_ops.gated, y.device.type)(y, gate)
 
 
 def without_idle(prepare: Prepare) -> Prepare:

@@ -13,44 +13,34 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from zonos2_triton.bench.baselines.attention_adapter import (
-    Call,
-    Inputs,
-    Rows,
-    Twin,
-    begin,
-    decode_rows,
-    end,
-    prefill_rows,
-    unpaged,
-    without_idle,
-)
+from zonos2_triton.bench.baselines import attention_adapter as adapter
+from zonos2_triton.bench.baselines.attention_adapter import Call, Inputs, Twin
 
 PAGE = 256
 DTYPES = (torch.float16, torch.bfloat16)
 
 
-@without_idle
+@adapter.without_idle
 def prepare_decode(inputs: Inputs) -> Call:
     """The package writes its own cache in the launch that reads it."""
-    package, rows = _package(), decode_rows(inputs)
+    package, rows = _package(), adapter.decode_rows(inputs)
     keys, values, pages = _large_pages(inputs, max(rows.lengths))
     positions, scale = inputs["positions"].int(), keys.shape[3] ** -0.5
 
     def run() -> Tensor:
-        q, k, v, gate = begin(inputs, rows)
+        q, k, v, gate = adapter.begin(inputs, rows)
         y = package.flash_attn_with_kvcache(
             q[:, None], keys, values, k=k[:, None], v=v[:, None], cache_seqlens=positions, block_table=pages,
             softmax_scale=scale, causal=True,
         )  # fmt: skip
-        return end(y[:, 0], gate)
+        return adapter.end(y[:, 0], gate)
 
     return run
 
 
 def prepare_prefill(inputs: Inputs) -> Call:
     """Prompts packed one after the other, as they come."""
-    package, rows = _package(), prefill_rows(inputs)
+    package, rows = _package(), adapter.prefill_rows(inputs)
     cu_seqlens, longest, scale = inputs["cu_seqlens"], inputs["longest"], inputs["k_cache"].shape[3] ** -0.5
     begins = not bool(inputs["starts"].any())
     most = max(rows.lengths)
@@ -59,15 +49,16 @@ def prepare_prefill(inputs: Inputs) -> Call:
     twin, more = None, {}
     if not begins:
         keys, values, pages = _large_pages(inputs, most)
-        twin, more = _twin(keys, values, pages, rows), {"block_table": pages}
+        twin = Twin(keys, values, (pages.long()[rows.sequence, rows.positions // PAGE], rows.positions % PAGE))
+        more = {"block_table": pages}
 
     def run() -> Tensor:
-        q, k, v, gate = begin(inputs, rows, twin)
+        q, k, v, gate = adapter.begin(inputs, rows, twin)
         y = package.flash_attn_varlen_func(
             q, *((k, v) if twin is None else twin[:2]), cu_seqlens, cu_keys, longest, most, softmax_scale=scale,
             causal=True, **more,
         )  # fmt: skip
-        return end(y, gate)
+        return adapter.end(y, gate)
 
     return run
 
@@ -80,12 +71,11 @@ def prefill_attention(
 
     ImportError: flash-attn is not installed. TypeError: it computes in neither fp16 nor bf16.
     """
+    inputs = dict(locals())
     _package()
     if qkvg.dtype not in DTYPES:
         raise TypeError(f"flash_attention: qkvg must be torch.float16 or torch.bfloat16, got {qkvg.dtype}")
-    step = {"starts": starts, "cu_seqlens": cu_seqlens, "longest": longest}
-    caches = {"k_cache": k_cache, "v_cache": v_cache, "block_table": block_table}
-    return prepare_prefill({"qkvg": qkvg, "temp": temp, "table": table, **caches, **step})()
+    return prepare_prefill(inputs)()
 
 
 def _package() -> ModuleType:
@@ -103,11 +93,7 @@ def _large_pages(inputs: Inputs, positions: int) -> tuple[Tensor, Tensor, Tensor
     """Keys and values [pages, PAGE, HKV, DH], and the block table of those pages."""
     B, each = len(inputs["block_table"]), -(-positions // PAGE)
     keys, values = (
-        unpaged(inputs[name], inputs["block_table"], each * PAGE).unflatten(1, (each, PAGE)).flatten(0, 1)
+        adapter.unpaged(inputs[name], inputs["block_table"], each * PAGE).unflatten(1, (each, PAGE)).flatten(0, 1)
         for name in ("k_cache", "v_cache")
     )
     return keys, values, torch.arange(B * each, dtype=torch.int32, device=keys.device).view(B, each)
-
-
-def _twin(keys: Tensor, values: Tensor, pages: Tensor, rows: Rows) -> Twin:
-    return Twin(keys, values, (pages.long()[rows.sequence, rows.positions // PAGE], rows.positions % PAGE))

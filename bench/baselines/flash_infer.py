@@ -12,28 +12,20 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from zonos2_triton.bench.baselines.attention_adapter import (
-    Call,
-    Inputs,
-    begin,
-    decode_rows,
-    end,
-    heads_of,
-    prefill_rows,
-    without_idle,
-)
+from zonos2_triton.bench.baselines import attention_adapter as adapter
+from zonos2_triton.bench.baselines.attention_adapter import Call, Inputs
 
 WORKSPACE = 128 << 20  # bytes, as its documentation advises
 HEAD_DIMS = (64, 128, 256)
 TENSOR_CORES_FROM = 4  # query heads for each of the keys and values: below it, its other decode kernel is quicker
 
 
-@without_idle
+@adapter.without_idle
 def decode_attention(inputs: Inputs) -> Call:
     """Planned for CUDA graphs, where a plan may not change the launch: one that fits a single step helps nobody."""
-    rows, (page_size, kv_heads, head_dim) = decode_rows(inputs), inputs["k_cache"].shape[1:]
+    rows, (page_size, kv_heads, head_dim) = adapter.decode_rows(inputs), inputs["k_cache"].shape[1:]
     indptr, indices, last = _pages(inputs, rows.lengths)
-    heads, dtype, device = heads_of(inputs), inputs["qkvg"].dtype, inputs["qkvg"].device
+    heads, dtype, device = adapter.heads_of(inputs), inputs["qkvg"].dtype, inputs["qkvg"].device
     wrapper = _package().BatchDecodeWithPagedKVCacheWrapper(
         _workspace(device), "NHD", use_cuda_graph=True, use_tensor_cores=heads // kv_heads >= TENSOR_CORES_FROM,
         paged_kv_indptr_buffer=torch.empty_like(indptr, device=device),
@@ -46,25 +38,25 @@ def decode_attention(inputs: Inputs) -> Call:
     )  # fmt: skip
 
     def run() -> Tensor:
-        q, _, _, gate = begin(inputs, rows)
-        return end(wrapper.run(q, (inputs["k_cache"], inputs["v_cache"])), gate)
+        q, _, _, gate = adapter.begin(inputs, rows)
+        return adapter.end(wrapper.run(q, (inputs["k_cache"], inputs["v_cache"])), gate)
 
     return run
 
 
 def prefill_attention(inputs: Inputs) -> Call:
     """Planned for this batch alone, as prompts are."""
-    rows, (page_size, kv_heads, head_dim) = prefill_rows(inputs), inputs["k_cache"].shape[1:]
+    rows, (page_size, kv_heads, head_dim) = adapter.prefill_rows(inputs), inputs["k_cache"].shape[1:]
     dtype = inputs["qkvg"].dtype
     wrapper = _package().BatchPrefillWithPagedKVCacheWrapper(_workspace(inputs["qkvg"].device), "NHD")
     wrapper.plan(
-        inputs["cu_seqlens"], *_pages(inputs, rows.lengths), heads_of(inputs), kv_heads, head_dim, page_size,
+        inputs["cu_seqlens"], *_pages(inputs, rows.lengths), adapter.heads_of(inputs), kv_heads, head_dim, page_size,
         causal=True, sm_scale=head_dim**-0.5, q_data_type=dtype, kv_data_type=dtype,
     )  # fmt: skip
 
     def run() -> Tensor:
-        q, _, _, gate = begin(inputs, rows)
-        return end(wrapper.run(q, (inputs["k_cache"], inputs["v_cache"])), gate)
+        q, _, _, gate = adapter.begin(inputs, rows)
+        return adapter.end(wrapper.run(q, (inputs["k_cache"], inputs["v_cache"])), gate)
 
     return run
 

@@ -74,9 +74,7 @@ class Implementation:
     captured: bool = True  # by a CUDA graph; False: it reads on the host
     seconds: float = 2.0  # not begun with less left: what compiling takes
 
-    def missing(
-        self, kernel: Kernel, workload: Workload | None, dtype: torch.dtype, device: str
-    ) -> str | None:  # fmt: skip
+    def missing(self, kernel: Kernel, workload: Workload | None, dtype: torch.dtype, device: str) -> str | None:
         """Why it cannot run, or None. workload None: at any."""
         if kernel.name in self.differs:
             return self.differs[kernel.name]
@@ -133,7 +131,7 @@ def time_one(
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            raise NotRun(f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]) from error
+            raise NotRun(timer.first_line(error)) from error
         finally:
             torch.compiler.reset()
     return found | {"speed_up": ours_us and round(found["median_us"] / ours_us, 3)}
@@ -175,11 +173,7 @@ def _liger_fits(kernel: Kernel, workload: Workload) -> str | None:
 
 _ATTENTIONS = ("decode_attention", "prefill_attention")
 ALL = (
-    Implementation(
-        "reference",
-        {name: _eager(kernel) for name, kernel in KERNELS.items()},
-        captured=False,
-    ),
+    Implementation("reference", {name: _eager(kernel) for name, kernel in KERNELS.items()}, captured=False),
     Implementation(
         "compiled",
         {name: _compiled(name) for name in KERNELS if name not in OPERATIONS},

@@ -11,40 +11,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zonos2_triton.bench.baselines.attention_adapter import (
-    Call,
-    Inputs,
-    Rows,
-    Twin,
-    begin,
-    decode_rows,
-    end,
-    fused,
-    gated,
-    heads_of,
-    prefill_rows,
-    unpaged,
-    without_idle,
-)
+from zonos2_triton.bench.baselines import attention_adapter as adapter
+from zonos2_triton.bench.baselines import torch_ops
+from zonos2_triton.bench.baselines.attention_adapter import Call, Inputs, Rows, Twin
 
 
-@without_idle
+@adapter.without_idle
 def decode_attention(inputs: Inputs) -> Call:
     """One launch of the attention for the batch, masked by position.
 
     The query heads that share a key/value head are taken as rows of one problem: nothing is repeated for them, and the
     kernels that take a mask but no grouped heads can be chosen.
     """
-    rows = decode_rows(inputs)
+    rows = adapter.decode_rows(inputs)
     twin = _contiguous(inputs, rows, inputs["block_table"].shape[1] * inputs["k_cache"].shape[1])
     kv_heads, positions = twin.keys.shape[1], inputs["positions"]
     seen = torch.arange(twin.keys.shape[2], device=positions.device) <= positions[:, None]
     mask = _additive(seen, inputs["qkvg"])[:, None, None]
 
     def run() -> Tensor:
-        q, _, _, gate = begin(inputs, rows, twin)
+        q, _, _, gate = adapter.begin(inputs, rows, twin)
         y = F.scaled_dot_product_attention(q.unflatten(1, (kv_heads, -1)), twin.keys, twin.values, attn_mask=mask)
-        return end(y.flatten(1, 2), gate)
+        return adapter.end(y.flatten(1, 2), gate)
 
     return run
 
@@ -57,34 +45,34 @@ def prefill_attention(inputs: Inputs) -> Call:
 
 
 def _uniform(inputs: Inputs) -> Call:
-    rows, B = prefill_rows(inputs), len(inputs["starts"])
+    rows, B = adapter.prefill_rows(inputs), len(inputs["starts"])
 
     def run() -> Tensor:
-        q, k, v, gate = begin(inputs, rows)
+        q, k, v, gate = adapter.begin(inputs, rows)
         q, k, v = (part.unflatten(0, (B, -1)).transpose(1, 2) for part in (q, k, v))  # [B, H, T, DH]
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-        return end(y.transpose(1, 2).flatten(0, 1), gate)
+        return adapter.end(y.transpose(1, 2).flatten(0, 1), gate)
 
     return run
 
 
 def _padded(inputs: Inputs) -> Call:
-    rows, device = prefill_rows(inputs), inputs["qkvg"].device
+    rows, device = adapter.prefill_rows(inputs), inputs["qkvg"].device
     twin = _contiguous(inputs, rows, max(rows.lengths))
     first, counts, T = inputs["cu_seqlens"][:-1].long(), inputs["cu_seqlens"].diff(), inputs["longest"]
     number = torch.arange(T, device=device)
     taken = (first[:, None] + number).clamp(max=len(rows.sequence) - 1)  # [B, T]: past a sequence's rows, any
     kept = (number < counts[:, None]).flatten().nonzero()[:, 0]
     kv_heads, S = twin.keys.shape[1:3]
-    group = heads_of(inputs) // kv_heads
+    group = adapter.heads_of(inputs) // kv_heads
     seen = torch.arange(S, device=device) <= (inputs["starts"][:, None] + number)[..., None]  # [B, T, S]
     mask = _additive(seen, inputs["qkvg"])[:, None].repeat(1, 1, group, 1)  # [B, 1, group * T, S]
 
     def run() -> Tensor:
-        q, _, _, gate = begin(inputs, rows, twin)
-        y = F.scaled_dot_product_attention(fused(_grouped, device.type)(q, taken, kv_heads), twin.keys, twin.values,
-                                           attn_mask=mask)  # fmt: skip
-        return fused(_ungrouped, device.type)(y, gate, T, kept)
+        q, _, _, gate = adapter.begin(inputs, rows, twin)
+        q = adapter.fused(_grouped, device.type)(q, taken, kv_heads)
+        y = F.scaled_dot_product_attention(q, twin.keys, twin.values, attn_mask=mask)
+        return adapter.fused(_ungrouped, device.type)(y, gate, T, kept)
 
     return run
 
@@ -96,7 +84,7 @@ def _grouped(q: Tensor, taken: Tensor, kv_heads: int) -> Tensor:
 
 def _ungrouped(y: Tensor, gate: Tensor | None, T: int, kept: Tensor) -> Tensor:
     heads = y.unflatten(2, (-1, T)).permute(0, 3, 1, 2, 4).flatten(2, 3).flatten(0, 1)  # [B * T, HQ, DH]
-    return gated(heads[kept], gate)
+    return torch_ops.gated(heads[kept], gate)
 
 
 def _additive(seen: Tensor, like: Tensor) -> Tensor:
@@ -105,6 +93,6 @@ def _additive(seen: Tensor, like: Tensor) -> Tensor:
 
 
 def _contiguous(inputs: Inputs, rows: Rows, positions: int) -> Twin:
-    caches = (unpaged(inputs[name], inputs["block_table"], positions) for name in ("k_cache", "v_cache"))
+    caches = (adapter.unpaged(inputs[name], inputs["block_table"], positions) for name in ("k_cache", "v_cache"))
     keys, values = (cache.transpose(1, 2).contiguous() for cache in caches)
     return Twin(keys, values, (rows.sequence, slice(None), rows.positions))

@@ -16,6 +16,7 @@ from zonos2_triton.bench.baselines import torch_ops
 from zonos2_triton.bench.baselines.torch_ops import Multiply
 from zonos2_triton.bench.suite.recorder import NotRun, Withheld
 from zonos2_triton.bench.timing import timer
+from zonos2_triton.bench.timing.frame import FOREVER
 from zonos2_triton.model.runtime.batch_state import Slots
 from zonos2_triton.reference import network as reference
 from zonos2_triton.reference.embedding import frame_embedding
@@ -24,7 +25,6 @@ from zonos2_triton.reference.numeric import exact_numerics, wide
 from zonos2_triton.reference.ops import REFERENCE
 from zonos2_triton.reference.sampling import Sampling
 
-FOREVER = 2**30  # frames
 ROUND = 64  # positions: room for a context comes in these
 # How far a row may be off, in RMS, from the same layer of the reference on the same row; and the share of rows that may
 # be further off, of which two experts were nearly as good. On a CPU, 8 layers of width 512, at most: 4.1e-3, 4.8e-4,
@@ -96,8 +96,7 @@ class PlainFrame:
         Each stream has `context` rows in its cache before every sample. All ways of `ways` are tried, the quickest
         counts. Withheld: a layer, the logits or the draw are not the reference's. NotRun: nothing compiled.
         """
-        found: list[tuple[dict[str, Any], str]] = []
-        errors: list[Exception] = []
+        found, errors = list[tuple[dict[str, Any], str]](), list[Exception]()
         for multiply in ways(streams):
             for attention in attentions(self.device, compile):
                 try:
@@ -130,9 +129,8 @@ class PlainFrame:
         with exact_numerics():
             self.check(state, pieces)
             rewind()
-            found = timer.measure(
-                [lambda: self.frame(state, pieces)], replace(device, clear=rewind), seconds, **more
-            )  # fmt: skip
+            rewound = replace(device, clear=rewind)
+            found = timer.measure([lambda: self.frame(state, pieces)], rewound, seconds, **more)
         if bool((state.slots.positions < 0).any()):
             raise Withheld("a stream ended while it was timed: logits were not finite")
         return found
@@ -173,20 +171,10 @@ class PlainFrame:
 
     def check(self, state: "State", pieces: Pieces) -> None:
         """Withheld unless each piece makes of the reference's rows what the reference makes of them. Draws a frame."""
-        s, stages = state.slots, reference.Stages()
+        s, most = state.slots, AGREE[self.model.table.dtype]
         state.randomise()
-        reference.forward(self.model, state.batch(), state.cache, stages=stages)
-        hidden, routings = stages.hidden_states, iter(stages.routings)
-        off = [_off(pieces.enter(s.ids), hidden[0])]
-        carried: Tensor | None = None
-        for i, weights in enumerate(self.layers):
-            x, own = pieces.layer(hidden[i], carried, weights, state.cache.k[i], state.cache.v[i])
-            off.append(_off(x, hidden[i + 1]))
-            carried = None if weights.router is None else next(routings).state
-            if own is not None and carried is not None:
-                off.append(_off(own, carried))
-        self._judge(torch.stack(off))
-        most = AGREE[self.model.table.dtype]
+        hidden, off = self._layers_off(state.batch(), state.cache, pieces.layer)
+        self._judge([_off(pieces.enter(s.ids), hidden[0]), *off])
         before = s.settings, s.seeds, s.steps.clone(), s.last_seen.clone()
         want = reference.logits(self.model, hidden[-1])
         logits, codes = pieces.leave(hidden[-1])
@@ -221,8 +209,7 @@ class PlainFrame:
         ids[:, -1] = numbers % 256
         cache = reference.Cache(config, 1, rows, self.model.table)
         page, start = torch.zeros(2, 1, dtype=torch.int32, device=self.device)
-        cuts = torch.zeros(2, dtype=torch.int32, device=self.device)
-        cuts[1] = rows
+        cuts = torch.arange(2, dtype=torch.int32, device=self.device) * rows
 
         def attend(qkvg: Tensor, temp: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
             return torch_ops.prefill_attention(
@@ -241,24 +228,29 @@ class PlainFrame:
                 x, carried = layer(x, carried, weights, cache.k[i], cache.v[i])
             return leave(x)
 
-        self._check_prefill(reference.Batch.single(ids, 0, page), cache, layer)
+        self._judge(self._layers_off(reference.Batch.single(ids, 0, page), cache, layer)[1])
         if not bool(run().isfinite().all()):
             raise Withheld("the logits of a prompt are not finite")
         return run
 
-    def _check_prefill(self, batch: reference.Batch, cache: reference.Cache, layer: Layered) -> None:
-        """Withheld unless each layer makes of the reference's rows what the reference makes of them."""
-        stages = reference.Stages()
+    def _layers_off(
+        self, batch: reference.Batch, cache: reference.Cache, layer: Layered
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The reference's rows before and after each layer, and how far off each layer makes them of one another."""
+        stages, carried, off = reference.Stages(), None, list[Tensor]()
         reference.forward(self.model, batch, cache, stages=stages)
-        off, carried, routings = list[Tensor](), None, iter(stages.routings)
+        hidden, routings = stages.hidden_states, iter(stages.routings)
         for i, weights in enumerate(self.layers):
-            x, _ = layer(stages.hidden_states[i], carried, weights, cache.k[i], cache.v[i])
-            off.append(_off(x, stages.hidden_states[i + 1]))
+            x, own = layer(hidden[i], carried, weights, cache.k[i], cache.v[i])
+            off.append(_off(x, hidden[i + 1]))
             carried = None if weights.router is None else next(routings).state
-        self._judge(torch.stack(off))
+            if own is not None and carried is not None:
+                off.append(_off(own, carried))
+        return hidden, off
 
-    def _judge(self, off: Tensor) -> None:
-        most = AGREE[self.model.table.dtype]
+    def _judge(self, found: list[Tensor]) -> None:
+        """Withheld where more rows are off than may be."""
+        off, most = torch.stack(found), AGREE[self.model.table.dtype]
         wrong = ~(off <= most)  # so that NaN counts
         if not float(wrong.float().mean()) <= MAY_CHOOSE_OTHERWISE:
             raise Withheld(
@@ -372,5 +364,4 @@ def _explain(errors: list[Exception]) -> Any:
     for error in errors:
         if isinstance(error, Withheld):
             raise error
-    first = errors[0]
-    raise NotRun(f"{type(first).__name__}: {first}".strip().splitlines()[0][:300]) from first
+    raise NotRun(timer.first_line(errors[0])) from errors[0]

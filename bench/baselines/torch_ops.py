@@ -53,7 +53,7 @@ def heads_of(
     return q, k, v, qkvg[:, -heads:]
 
 
-def _entering(
+def entering(
     qkvg: Tensor, temp: Tensor | None, table: Tensor | None, positions: Tensor, k_cache: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
     """`heads_of`; without temp and table the rows as they are, and no gate."""
@@ -65,8 +65,8 @@ def _entering(
 
 
 def gated(y: Tensor, gate: Tensor | None) -> Tensor:
-    """y [T, HQ, DH], gate [T, HQ] or None: no gate -> [T, HQ * DH]."""
-    return (y if gate is None else (wide(y) * torch.sigmoid(wide(gate))[..., None]).to(gate.dtype)).flatten(1)
+    """y [T, HQ, DH], gate [T, HQ] -> [T, HQ * DH], each head scaled by sigmoid(gate), where there is one."""
+    return (y if gate is None else (wide(y) * torch.sigmoid(wide(gate))[..., None]).to(y.dtype)).flatten(1)
 
 
 def by_products(q: Tensor, keys: Tensor, values: Tensor, positions: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ def decode_attention(
     # An idle row writes what the first live one writes, to the same place; where none is live, what is there already.
     row = torch.where(live, torch.arange(len(live), device=live.device), live.int().argmax())
     at = positions[row].clamp(min=0).long()
-    q, k, v, gate = _entering(qkvg[row], temp, table, at, k_cache)
+    q, k, v, gate = entering(qkvg[row], temp, table, at, k_cache)
     place = block_table[row, at // page_size].long(), at % page_size
     for cache, new in ((k_cache, k), (v_cache, v)):
         cache[place] = torch.where(live.any(), new, cache[place])
@@ -113,7 +113,7 @@ def prefill_attention(
     sequence = torch.searchsorted(cuts[1:], rows, right=True)
     number = rows - cuts[sequence]
     at = starts.long()[sequence] + number
-    q, k, v, gate = _entering(qkvg, temp, table, at, k_cache)
+    q, k, v, gate = entering(qkvg, temp, table, at, k_cache)
     place = block_table[sequence, at // page_size].long(), at % page_size
     k_cache[place], v_cache[place] = k, v
     capacity = block_table.shape[1] * page_size

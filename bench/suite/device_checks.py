@@ -3,24 +3,26 @@
 Every check raises Mismatch, naming what differs. All of them run in Triton's interpreter too, on small sizes.
 """
 
-import math
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.proof.invariants import ROWS
 from zonos2_triton.bench.proof.verify import Mismatch
 from zonos2_triton.bench.specs.inputs import Sizes
+from zonos2_triton.bench.timing.timer import Call, cuda_graph
 from zonos2_triton.model.ops import ops_of, vocoder_ops
 from zonos2_triton.model.vocoder_decoder import Decoder, Rings
-from zonos2_triton.model.weights.tiny import PARAMS
+from zonos2_triton.model.weights.tiny import PARAMS, codec_weights
 from zonos2_triton.reference import network as reference
-from zonos2_triton.reference import vocoder
 from zonos2_triton.reference.config import Zonos2Config
+from zonos2_triton.reference.delay import shear
 from zonos2_triton.reference.router import by_expert
 from zonos2_triton.reference.vocoder import VocoderConfig
 
@@ -28,6 +30,18 @@ from zonos2_triton.reference.vocoder import VocoderConfig
 BATCHES = (1, 16, 17, 32, 33, 64, 65, 256)
 BATCHED = ("qkv_projection", "decode_attention", "output_projection", "router", "experts", "head", "sample")
 RAGGED = {"router": 4}  # results from this one on are lists of the whole batch's slots
+
+# Of the 8B model.
+LAYER = {
+    "dim": 2048, "head_dim": 128, "n_kv_heads": 4, "multiple_of": 256, "max_seqlen": 6144, "moe_n_experts": 16,
+    "moe_router_dim": 128,
+}  # fmt: skip
+WHOLE = LAYER | {
+    "n_layers": 28, "moe_start_from_layer": 3, "moe_end_from_layer": 1, "special_topk_layers": {"26": 2},
+    "speaker_embedding_dim": 2048, "speaker_lda_dim": 1024,
+}  # fmt: skip
+CHAIN = {"n_layers": 4, "moe_start_from_layer": 1, "special_topk_layers": {"2": 2}}
+FEW_CODES = {"codebook_size": 14, "eoa_id": 14, "audio_pad_id": 15}
 
 
 def workload_sizes(kernel: str, name: str) -> Sizes:
@@ -106,58 +120,45 @@ def prefill_in_chunks(
 
 def whole_model() -> Zonos2Config:
     """The 8B model's sizes."""
-    sizes = {
-        "dim": 2048, "head_dim": 128, "n_kv_heads": 4, "multiple_of": 256, "max_seqlen": 6144, "n_layers": 28,
-        "moe_n_experts": 16, "moe_router_dim": 128, "moe_start_from_layer": 3, "moe_end_from_layer": 1,
-        "special_topk_layers": {"26": 2}, "speaker_embedding_dim": 2048, "speaker_lda_dim": 1024,
-    }  # fmt: skip
-    return Zonos2Config.from_params(PARAMS | sizes)
+    return Zonos2Config.from_params(PARAMS | WHOLE)
 
 
 def layer_chain(small: bool = False) -> Zonos2Config:
     """Two dense layers and two mixtures, of which one takes two experts a row: at the 8B model's sizes, or tiny."""
-    real: dict[str, Any] = {
-        "dim": 2048, "head_dim": 128, "n_kv_heads": 4, "multiple_of": 256, "max_seqlen": 6144, "moe_n_experts": 16,
-        "moe_router_dim": 128,
-    }  # fmt: skip
-    few = {"codebook_size": 14, "eoa_id": 14, "audio_pad_id": 15}
-    depth = {"n_layers": 4, "moe_start_from_layer": 1, "special_topk_layers": {"2": 2}}
-    return Zonos2Config.from_params(PARAMS | depth | (few if small else real))
+    return Zonos2Config.from_params(PARAMS | CHAIN | (FEW_CODES if small else LAYER))
 
 
 def graph_capture(
     config: Zonos2Config, device: str, dtype: torch.dtype = torch.bfloat16, batch: int = 4, context: int = 300,
-    capture: Callable[[Callable[[], object]], Callable[[], object]] | None = None,
+    capture: Callable[[Call], Call] = cuda_graph,
 ) -> None:  # fmt: skip
     """A decode step captured with one frame's ids and replayed with another's: logits and cache as the host's launches.
 
-    capture: what makes a replay of a call; by default a CUDA graph.
+    capture: what makes a replay of a call.
     """
-    model, ops = (
-        reference.bind(config, random_weights(config, device, dtype)),
-        ops_of("triton", config, torch.device(device), dtype),
-    )
+    model = reference.bind(config, random_weights(config, device, dtype))
+    ops = ops_of("triton", config, torch.device(device), dtype)
     generator = torch.Generator().manual_seed(1)
     pages = -(-(context + 1) // 64)
     table = torch.arange(batch * pages, dtype=torch.int32, device=device).view(batch, pages)
     starts = torch.full((batch,), context, dtype=torch.int32, device=device)
     # Two frames: codes and text.
     frames = torch.randint(0, config.codebook_size, (2, batch, config.n_codebooks), generator=generator)
-    frames = torch.nn.functional.pad(frames, (0, 1), value=config.text_vocab).to(device)
+    frames = F.pad(frames, (0, 1), value=config.text_vocab).to(device)
     ids = frames[0].clone()
-    start = reference.Cache(config, batch * pages, 64, model.table)
-    for part in (*start.k, *start.v):
+    eager = reference.Cache(config, batch * pages, 64, model.table)
+    for part in (*eager.k, *eager.v):
         part.copy_(torch.randn(part.shape, generator=generator))
+    captured = deepcopy(eager)
 
     def step(cache: reference.Cache) -> Tensor:
         x = reference.forward(model, reference.Batch(ids, table, starts), cache, ops)
         return reference.logits(model, x, ops)
 
     with torch.inference_mode():
-        eager, captured = _copied(start), _copied(start)
         step(captured)  # compiles
         results: list[Tensor] = []
-        replay = (capture or _cuda_graph)(lambda: results.append(step(captured)))
+        replay = capture(lambda: results.append(step(captured)))
         ids.copy_(frames[1])
         replay()
         want = step(eager)
@@ -187,7 +188,7 @@ def vocoder_steps(
 
 def vocoder_graph(
     config: VocoderConfig, device: str, dtype: torch.dtype = torch.bfloat16, frames: int = 40, chunk: int = 16,
-    rows: int = 4, capture: Callable[[Callable[[], object]], Callable[[], object]] | None = None,
+    rows: int = 4, capture: Callable[[Call], Call] = cuda_graph,
 ) -> None:  # fmt: skip
     """A step captured at a clip's begin and replayed to its end: samples and rings as the host's launches leave them.
 
@@ -200,7 +201,7 @@ def vocoder_graph(
     with torch.inference_mode():
         decoder.step(captured, codes, spans, chunk, True)  # compiles; a step may be done twice
         results: list[Tensor] = []
-        replay = (capture or _cuda_graph)(lambda: results.append(decoder.step(captured, codes, spans, chunk, True)))
+        replay = capture(lambda: results.append(decoder.step(captured, codes, spans, chunk, True)))
         got = []
         for planned in plan:
             spans.copy_(planned)
@@ -223,14 +224,14 @@ def clip_spans(
     decoder: Decoder, lengths: Sequence[int], chunk: int, device: str, delayed: bool = False
 ) -> list[Tensor]:  # fmt: skip
     """spans [B, 4] of the steps that take clips of so many frames to their end."""
-    known = [n + (decoder.config.n_codebooks - 1) * delayed for n in lengths]
-    steps = range(0, max(lengths) + decoder.lookahead, chunk)
-    counts = [[max(min(chunk, n + decoder.lookahead - done), 0) * (n > 0) for n in lengths] for done in steps]
+    known = [~(n + (decoder.config.n_codebooks - 1) * delayed) for n in lengths]
+
+    def count(length: int, done: int) -> int:
+        return max(min(chunk, length + decoder.lookahead - done), 0) * (length > 0)
+
     return [
-        torch.tensor(
-            [(done, *row) for row in zip(count, lengths, [~k for k in known], strict=True)], device=device
-        ).int()
-        for done, count in zip(steps, counts, strict=True)
+        torch.tensor([(done, count(n, done), n, k) for n, k in zip(lengths, known, strict=True)], device=device).int()
+        for done in range(0, max(lengths) + decoder.lookahead, chunk)
     ]
 
 
@@ -250,19 +251,7 @@ def random_codes(config: VocoderConfig, rows: int, frames: int, device: str) -> 
 
 def as_delayed(codes: Tensor) -> Tensor:
     """Codebook c of a frame c frames later: [B, T, C] -> [B, T + C - 1, C]."""
-    B, T, C = codes.shape
-    late = codes.new_zeros(B, T + C - 1, C)
-    for c in range(C):
-        late[:, c : c + T, c] = codes[..., c]
-    return late
-
-
-def _cuda_graph(run: Callable[[], object]) -> Callable[[], object]:
-    graph = torch.cuda.CUDAGraph()
-    torch.cuda.synchronize()
-    with torch.cuda.graph(graph):
-        run()
-    return graph.replay
+    return torch.stack([shear(F.pad(clip, (0, 0, 0, clip.shape[1] - 1)), 0) for clip in codes])
 
 
 def random_weights(config: Zonos2Config, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -277,25 +266,10 @@ def random_weights(config: Zonos2Config, device: str, dtype: torch.dtype) -> dic
 
 
 def random_codec(config: VocoderConfig, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Likewise, of a decoder that is neither silent nor clipped: `codec_weights` of model.tiny."""
-    generator = torch.Generator(device).manual_seed(0)
-    weights = {}
-    for name, shape in vocoder.layout(config).items():
-        x = torch.randn(shape, generator=generator, device=device)
-        if name.endswith(".alpha"):
-            x.uniform_(0.5, 1.5, generator=generator)
-        elif name.endswith(".bias"):
-            x *= 0.02
-        elif ".codebook." not in name:
-            x *= 0.65 / math.sqrt(math.prod(shape[1:]))
-        weights[name] = x.to(dtype)
-    return weights
-
-
-def _copied(cache: reference.Cache) -> reference.Cache:
-    twin = object.__new__(reference.Cache)
-    twin.page_size, twin.k, twin.v = cache.page_size, [k.clone() for k in cache.k], [v.clone() for v in cache.v]
-    return twin
+    """Likewise, of a decoder that is neither silent nor clipped."""
+    with torch.device(device):
+        weights = codec_weights(config, torch.Generator(device).manual_seed(0))
+    return {name: weight.to(dtype) for name, weight in weights.items()}
 
 
 def _rows_of(kernel: str, inputs: dict[str, Any], rows: Sequence[int]) -> dict[str, Any]:

@@ -41,13 +41,17 @@ from zonos2_triton.bench.proof.interpreter import checked, interpreting
 from zonos2_triton.bench.suite.environment import environment
 from zonos2_triton.bench.suite.presets import REAL, REHEARSAL
 from zonos2_triton.bench.suite.recorder import Budget, Item, Record, perform
-from zonos2_triton.bench.suite.results import RESULTS
+from zonos2_triton.bench.suite.results import RESULTS, SCHEMA
 from zonos2_triton.bench.suite.stages import PARTS, SEED, Run, plan, reserve
 from zonos2_triton.bench.timing import timer
 from zonos2_triton.kernels._operator import interpreted
 
 REHEARSED = Path(".gpu") / "rehearsal"  # of a dry run
 BUDGET = 530.0  # seconds: under nine minutes, start and end included
+COLUMNS = {
+    "us": "median_us", "20 %": "low_us", "80 %": "high_us", "GB/s": "gb_per_s", "TFLOP/s": "tflop_per_s",
+    "% floor": "percent_of_floor",
+}  # fmt: skip
 SHOWN = ("card", "arch", "driver", "torch", "triton", "commit")
 
 
@@ -94,25 +98,13 @@ def table(record: Record) -> str:
     """The timings for a person to read: ours, then the median of each other implementation."""
     timings = record.items("timings")
     others = list(dict.fromkeys(name.split("/")[2] for name in record.items("beside")))
-    heads = [
-        "kernel",
-        "workload",
-        "us",
-        "20 %",
-        "80 %",
-        "GB/s",
-        "TFLOP/s",
-        "% floor",
-        *(f"{name} us" for name in others),
-    ]
-    lines = [heads]
+    lines = [["kernel", "workload", *COLUMNS, *(f"{name} us" for name in others)]]
     for name, found in timings.items():
         if found["status"] != "passed":
-            lines.append([*name.split("/"), found["status"], *[""] * (len(heads) - 3)])
+            lines.append([*name.split("/"), found["status"], *[""] * (len(lines[0]) - 3)])
             continue
         beside = [record.items("beside").get(f"{name}/{other}", {}).get("median_us") for other in others]
-        numbers = [found[key] for key in ("median_us", "low_us", "high_us", "gb_per_s", "tflop_per_s")]
-        numbers += [found["percent_of_floor"], *beside]
+        numbers = [*(found[key] for key in COLUMNS.values()), *beside]
         lines.append([*name.split("/"), *("" if number is None else f"{number:.1f}" for number in numbers)])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
@@ -123,7 +115,7 @@ def listing(parts: Collection[str], as_json: bool) -> str:
     names = {part: [item.name for item in plan(None, [part], REAL)] for part in parts}
     reason = f"torch {torch.__version__} finds no CUDA or ROCm device"
     if as_json:
-        return json.dumps({"schema": Record.SCHEMA, "ran": False, "reason": reason, "would_run": names}, indent=1)
+        return json.dumps({"schema": SCHEMA, "ran": False, "reason": reason, "would_run": names}, indent=1)
     lines = [f"nothing was run: {reason}. On a GPU this would run:"]
     for part, items in names.items():
         lines.append(f"{part}: {len(items)} items" if items else f"{part}: with every part")

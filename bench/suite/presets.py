@@ -43,11 +43,6 @@ class Scale:
         small = {"n_layers": 3, "moe_start_from_layer": 1, "special_topk_layers": {"1": 2}}
         return whole_model() if self.real else Zonos2Config.from_params(PARAMS | small)
 
-    @property
-    def clips(self) -> list[str]:
-        """Works of whole clips."""
-        return [name for name, work in self.vocoder.items() if work.whole]
-
     @cached_property
     def chain(self) -> Zonos2Config:
         """A few layers of the same sizes."""

@@ -7,10 +7,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from zonos2_triton.bench.suite import results
+from zonos2_triton.bench.suite.results import SCHEMA
 
 # What must be the same for a result to count as this run's.
 IDENTITY = ("card", "commit", "sources", "torch", "triton")
@@ -50,39 +54,35 @@ class Record:
     Status of an item: passed, failed (with the error's text), withheld (with the reason).
     """
 
-    SCHEMA = 2
-
     def __init__(self, path: Path, content: dict[str, Any]) -> None:
         self.path, self.content = path, content
 
     @classmethod
     def open(cls, folder: Path, environment: dict[str, Any], today: date | None = None) -> "Record":
         """The newest record of the same card, commit, sources and versions, to go on with; else a new one."""
-        names = [_word(str(environment[name])) for name in ("card", "commit")]
+        card, commit = (_word(str(environment[name])) for name in ("card", "commit"))
         same = [environment.get(name) for name in IDENTITY]
-        for path in sorted(folder.glob(f"{names[0]}-*-{names[1]}*.json"), reverse=True):
+        for path in sorted(folder.glob(f"{card}-*-{commit}*.json"), reverse=True):
             try:
                 content = json.loads(path.read_text(encoding="utf-8"))
-                if content["schema"] == cls.SCHEMA and [content["environment"].get(n) for n in IDENTITY] == same:
+                if content["schema"] == SCHEMA and [content["environment"].get(n) for n in IDENTITY] == same:
                     return cls(path, content)
             except (ValueError, KeyError, TypeError, AttributeError):
                 continue  # no record; it keeps its name
-        stem = f"{names[0]}-{(today or date.today()).isoformat()}-{names[1]}"
-        path, number = folder / f"{stem}.json", 1
-        while path.exists():
-            number += 1
-            path = folder / f"{stem}-{number}.json"
-        record = cls(path, {"schema": cls.SCHEMA, "environment": environment, "parts": {}})
+        stem = f"{card}-{(today or date.today()).isoformat()}-{commit}"
+        names = chain([stem], (f"{stem}-{number}" for number in count(2)))
+        path = next(path for name in names if not (path := folder / f"{name}.json").exists())
+        record = cls(path, {"schema": SCHEMA, "environment": environment, "parts": {}})
         record.write()
         return record
 
     def items(self, part: str) -> dict[str, dict[str, Any]]:
         """The results of a part, by item."""
-        return self.content["parts"].get(part, {}).get("items", {})
+        return results.items(self.content, part)
 
     def left_out(self, part: str) -> dict[str, str]:
         """Why items of a part have no result."""
-        return self.content["parts"].get(part, {}).get("not_run", {})
+        return results.left_out(self.content, part)
 
     def keep(self, part: str, name: str, result: dict[str, Any]) -> None:
         mine = self._part(part)

@@ -43,18 +43,16 @@ def parse(text: str, name: str) -> Result:
         raise ValueError(f"{name} has schema {content['schema']!r}; this version reads {SCHEMA}")
     lacking = [key for key in ("environment", "parts") if not isinstance(content.get(key), dict)]
     if not lacking:
-        lacking = [f"environment/{key}" for key in KNOWN_BY if key not in content["environment"]]
-    if not lacking:
         parts = content["parts"].items()
-        held = ((part, key, found) for part, found in parts for key in ("items", "not_run"))
-        lacking = [f"parts/{part}/{key}" for part, key, found in held if not _holds(found, key)]
+        lacking = [f"environment/{key}" for key in KNOWN_BY if key not in content["environment"]] or [
+            f"parts/{part}/{key}"
+            for part, found in parts
+            for key in ("items", "not_run")
+            if not (isinstance(found, dict) and isinstance(found.get(key), dict))
+        ]
     if lacking:
         raise ValueError(f"{name} lacks {', '.join(lacking)}")
     return content
-
-
-def _holds(found: Any, key: str) -> bool:
-    return isinstance(found, dict) and isinstance(found.get(key), dict)
 
 
 def check(content: Mapping[str, Any], name: str = "the result") -> None:

@@ -6,7 +6,7 @@ An item is listed without a device, performed with one. Sizes are those of a `Sc
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, cast
 
 from zonos2_triton.bench.baselines.providers import Implementation, beside, time_one
 from zonos2_triton.bench.baselines.torch_frame import PlainFrame
@@ -54,8 +54,7 @@ class Run:
     @cached_property
     def whole(self) -> Whole:
         """The model of random weights."""
-        scale = self.scale
-        return Whole(scale.config, scale.codec, scale.text, self.device.name, DTYPES["bfloat16"])
+        return Whole(self.scale.config, self.scale.codec, self.scale.text, self.device.name, DTYPES[TIMED])
 
     @cached_property
     def frames(self) -> FrameTimer:
@@ -95,26 +94,22 @@ class Run:
 
 
 Does = Callable[[Run, float], dict[str, Any]]  # of an item, given the seconds left
+Listed = Iterator[tuple[str, float, Does]]  # items: name, seconds without which it is not begun
 
 
 def plan(run: Run | None, parts: Collection[str], scale: Scale) -> list[Item]:
     """Everything there is to run in `parts`, in order. run None: only to be listed."""
-    makers: dict[str, Callable[[Scale], Iterator[tuple[str, float, Does]]]] = {
+    makers: dict[str, Callable[[Scale], Listed]] = {
         "calibration": _calibration, "compile": _compile, "tests": _tests, "kernels": _kernels,
         "invariance": _invariance, "graph": _graph, "frames": _frames, "vocoder": _vocoder, "whole": _whole,
         "hosts": _hosts, "timings": _timings, "beside": _beside, "baseline": _baseline, "sanitizer": _sanitizer,
     }  # fmt: skip
     return [
-        Item(part, name, seconds, partial(_do, does, run))
+        Item(part, name, seconds, partial(does, cast(Run, run)))
         for part in parts
         if part in makers
         for name, seconds, does in makers[part](scale)
     ]
-
-
-def _do(does: Does, run: Run | None, left: float) -> dict[str, Any]:
-    assert run is not None
-    return does(run, left)
 
 
 def reserve(part: str, parts: Collection[str]) -> float:
@@ -123,13 +118,13 @@ def reserve(part: str, parts: Collection[str]) -> float:
     return sum(PARTS[later] for later in names[names.index(part) + 1 :] if later in parts)
 
 
-def _calibration(scale: Scale) -> Iterator[tuple[str, float, Does]]:
+def _calibration(scale: Scale) -> Listed:
     sizes = (1 << 30, 8192) if scale.real else (1 << 20, 256)
     yield "copy", 3, lambda run, left: timer.copy_bandwidth(run.device, sizes[0])
     yield "matmul", 3, lambda run, left: timer.matmul_rate(run.device, sizes[1])
 
 
-def _compile(scale: Scale) -> Iterator[tuple[str, float, Does]]:
+def _compile(scale: Scale) -> Listed:
     """Not a check: it saves the later parts the time."""
 
     def compiled(run: Run, left: float) -> dict[str, Any]:
@@ -139,22 +134,18 @@ def _compile(scale: Scale) -> Iterator[tuple[str, float, Does]]:
     yield "all", 20, compiled
 
 
-def _tests(scale: Scale) -> Iterator[tuple[str, float, Does]]:
+def _tests(scale: Scale) -> Listed:
     yield "pytest -m gpu", 30, lambda run, left: run_tests(min(TESTS_LIMIT, left))
 
 
-def _kernels(scale: Scale) -> Iterator[tuple[str, float, Does]]:
+def _kernels(scale: Scale) -> Listed:
     """First what is timed."""
-
-    def check(kernel: Kernel, workload: Workload, dtype: str) -> tuple[str, float, Does]:
-        return f"{kernel.name}/{workload.name}/{dtype}", 4, partial(_verified, kernel, workload, dtype)
-
-    if scale.real:
+    checked: list[tuple[str, Callable[[Kernel], list[Workload]]]] = [(TIMED, scale.timed)] if scale.real else []
+    checked += [(dtype, partial(scale.verified, dtype=dtype)) for dtype in DTYPES]
+    for dtype, workloads in checked:
         for kernel in KERNELS.values():
-            yield from (check(kernel, workload, "bfloat16") for workload in scale.timed(kernel))
-    for dtype in DTYPES:
-        for kernel in KERNELS.values():
-            yield from (check(kernel, workload, dtype) for workload in scale.verified(kernel, dtype))
+            for workload in workloads(kernel):
+                yield f"{kernel.name}/{workload.name}/{dtype}", 4, partial(_verified, kernel, workload, dtype)
 
 
 def _verified(kernel: Kernel, workload: Workload, dtype: str, run: Run, left: float) -> dict[str, Any]:
@@ -166,7 +157,7 @@ def _verified(kernel: Kernel, workload: Workload, dtype: str, run: Run, left: fl
     }
 
 
-def _invariance(scale: Scale) -> Iterator[tuple[str, float, Does]]:
+def _invariance(scale: Scale) -> Listed:
     def item(name: str, check: Callable[..., None], *arguments: Any, **more: Any) -> tuple[str, float, Does]:
         def checked(run: Run, left: float) -> dict[str, Any]:
             check(*arguments, run.device.name, **more)
@@ -178,20 +169,19 @@ def _invariance(scale: Scale) -> Iterator[tuple[str, float, Does]]:
         found = checks.workload_sizes(kernel, workload if scale.real else small) | more
         return {name: value for name, value in found.items() if name not in ("contexts", "rows", "idle")}
 
-    most = max(scale.batches)
+    def batches(label: str, kernel: str, workload: str, small: str = "tiny") -> tuple[str, float, Does]:
+        rows = "B" if "B" in sizes(kernel, workload, small) else "M"
+        batched = sizes(kernel, workload, small, **{rows: max(scale.batches)})
+        return item(f"{kernel}/{label}", checks.batch_invariance, kernel, batched, batches=scale.batches)
+
     for name in checks.BATCHED:
-        rows: dict[str, Any] = {"B" if "B" in sizes(name, "decode-B256") else "M": most}
-        yield item(f"{name}/batches", checks.batch_invariance, name, sizes(name, "decode-B256", **rows),
-                   batches=scale.batches)  # fmt: skip
-    variants = (
-        ("top2", "decode-B64-top2", "top2"), ("dense", "dense-B64", "dense"), ("sum", "sum-B256", "sum-top2"),
-    )  # fmt: skip
-    for label, workload, small in variants:
-        yield item(f"experts/batches-{label}", checks.batch_invariance, "experts",
-                   sizes("experts", workload, small, M=most), batches=scale.batches)  # fmt: skip
-    yield item("prefill_attention/pieces", checks.prefill_in_chunks,
-               sizes("prefill_attention", "prefill-2048", T=300 if scale.real else 20),
-               cuts=(1, 65, 128, 200) if scale.real else (2, 10, 16))  # fmt: skip
+        yield batches("batches", name, "decode-B256")
+    yield batches("batches-top2", "experts", "decode-B64-top2", "top2")
+    yield batches("batches-dense", "experts", "dense-B64", "dense")
+    yield batches("batches-sum", "experts", "sum-B256", "sum-top2")
+    rows, cuts = (300, (1, 65, 128, 200)) if scale.real else (20, (2, 10, 16))
+    attention = sizes("prefill_attention", "prefill-2048", T=rows)
+    yield item("prefill_attention/pieces", checks.prefill_in_chunks, attention, cuts=cuts)
     for name in ("qkv_projection", "output_projection", "router", "experts", "head"):
         workload = "prefill-128" if name == "head" else "prefill-2048"
         small = "prefill" if "prefill" in {w.name for w in KERNELS[name].workloads} else "tiny"
@@ -200,21 +190,20 @@ def _invariance(scale: Scale) -> Iterator[tuple[str, float, Does]]:
         yield item(f"vocoder/steps-{dtype}", checks.vocoder_steps, scale.codec, dtype=DTYPES[dtype], frames=scale.clip)
 
 
-def _graph(scale: Scale) -> Iterator[tuple[str, float, Does]]:
-    def item(name: str, check: Callable[..., None], config: Any, **more: Any) -> tuple[str, float, Does]:
-        def checked(run: Run, left: float) -> dict[str, Any]:
-            # Without graphs, as in a rehearsal, a replay is the call itself.
-            capture = None if run.device.capture else lambda call: call
-            check(config, run.device.name, capture=capture, **more)
-            return {}
+def _graph(scale: Scale) -> Listed:
+    def replayed(
+        check: Callable[..., None], config: Any, sizes: dict[str, int], run: Run, left: float
+    ) -> dict[str, Any]:
+        # Without graphs, as in a rehearsal, a replay is the call itself.
+        check(config, run.device.name, capture=run.device.capture or (lambda call: call), **sizes)
+        return {}
 
-        return name, 10, checked
+    context = {"context": 300 if scale.real else 5}
+    yield "decode step", 10, partial(replayed, checks.graph_capture, scale.chain, context)
+    yield "vocoder/step", 10, partial(replayed, checks.vocoder_graph, scale.codec, {"frames": scale.clip})
 
-    yield item("decode step", checks.graph_capture, scale.chain, context=300 if scale.real else 5)
-    yield item("vocoder/step", checks.vocoder_graph, scale.codec, frames=scale.clip)
 
-
-def _frames(scale: Scale) -> Iterator[tuple[str, float, Does]]:
+def _frames(scale: Scale) -> Listed:
     def timed(streams: int, context: int, run: Run, left: float) -> dict[str, Any]:
         run.prove(lambda kernel: kernel not in VOCODER)
         return run.frames.time(streams, context, run.device, run.roof)
@@ -226,7 +215,7 @@ def _frames(scale: Scale) -> Iterator[tuple[str, float, Does]]:
             yield f"B{streams}/context-{context}", 6, partial(timed, streams, context)
 
 
-def _vocoder(scale: Scale) -> Iterator[tuple[str, float, Does]]:
+def _vocoder(scale: Scale) -> Listed:
     def timed(name: str, dtype: str, run: Run, left: float) -> dict[str, Any]:
         run.prove(lambda kernel: kernel in VOCODER)
         mode = "default" if scale.real and left > COMPILING else None
@@ -237,32 +226,23 @@ def _vocoder(scale: Scale) -> Iterator[tuple[str, float, Does]]:
             yield f"{name}/{dtype}", 12, partial(timed, name, dtype)
 
 
-def _whole(scale: Scale) -> Iterator[tuple[str, float, Does]]:
-    def item(name: str, seconds: float, does: Does) -> tuple[str, float, Does]:
+def _whole(scale: Scale) -> Listed:
+    def item(name: str, seconds: float, does: Callable[..., dict[str, Any]], *sizes: int) -> tuple[str, float, Does]:
         def proven(run: Run, left: float) -> dict[str, Any]:
             run.prove(lambda kernel: True)
-            return does(run, left)
+            return does(run, *sizes)
 
         return name, seconds, proven
 
-    def first(streams: int, run: Run, left: float) -> dict[str, Any]:
-        return run.whole.first_audio(streams, scale.rounds)
-
-    def host(streams: int, run: Run, left: float) -> dict[str, Any]:
-        return run.whole.host(streams, scale.looks)
-
-    def prompt(rows: int, run: Run, left: float) -> dict[str, Any]:
-        return run.frames.time_prompt(rows, run.device, run.roof)
-
-    for streams in scale.together:
-        yield item(f"first-audio/{streams}", 5, partial(first, streams))
-        yield item(f"host/B{streams}", 5, partial(host, streams))
-    for rows in scale.prefills:
-        yield item(f"prefill-{rows}", 4, partial(prompt, rows))
-    yield item("memory", 10, lambda run, left: run.whole.memory(scale.seconds_of_audio))
+    for n in scale.together:
+        yield item(f"first-audio/{n}", 5, lambda run, streams: run.whole.first_audio(streams, scale.rounds), n)
+        yield item(f"host/B{n}", 5, lambda run, streams: run.whole.host(streams, scale.looks), n)
+    for n in scale.prefills:
+        yield item(f"prefill-{n}", 4, lambda run, rows: run.frames.time_prompt(rows, run.device, run.roof), n)
+    yield item("memory", 10, lambda run: run.whole.memory(scale.seconds_of_audio))
 
 
-def _hosts(scale: Scale) -> Iterator[tuple[str, float, Does]]:
+def _hosts(scale: Scale) -> Listed:
     """Before and after, as their users call them."""
 
     def codec(name: str, dtype: str, run: Run, left: float) -> dict[str, Any]:
@@ -273,7 +253,7 @@ def _hosts(scale: Scale) -> Iterator[tuple[str, float, Does]]:
         run.prove(lambda kernel: True)
         return run.whole.offline(streams, scale.rounds)
 
-    for name in scale.clips:
+    for name in (name for name, work in scale.vocoder.items() if work.whole):
         for dtype in scale.host_dtypes:
             yield f"DacModel/{name}/{dtype}", 8, partial(codec, name, dtype)
     for streams in scale.together:
@@ -286,7 +266,7 @@ def by_value(workload: Workload) -> tuple[int, bool]:
     return rank, "prefill" not in workload.name and "chunk" not in workload.name
 
 
-def _timings(scale: Scale) -> Iterator[tuple[str, float, Does]]:
+def _timings(scale: Scale) -> Listed:
     pairs = [(kernel, workload) for kernel in KERNELS.values() for workload in scale.timed(kernel)]
     for kernel, workload in sorted(pairs, key=lambda pair: by_value(pair[1])):
         yield f"{kernel.name}/{workload.name}", 3, partial(timed, kernel, workload)
@@ -312,7 +292,7 @@ def prove(kernel: Kernel, workload: Workload, run: Run, left: float) -> None:
             raise Withheld(f"{name} failed")
 
 
-def _beside(scale: Scale) -> Iterator[tuple[str, float, Does]]:
+def _beside(scale: Scale) -> Listed:
     """Other implementations, at the first workloads; those that must be compiled last."""
 
     def timed(one: Implementation, kernel: Kernel, workload: Workload, run: Run, left: float) -> dict[str, Any]:
@@ -330,36 +310,33 @@ def _beside(scale: Scale) -> Iterator[tuple[str, float, Does]]:
         yield f"{kernel.name}/{workload.name}/{one.name}", one.seconds, partial(timed, one, kernel, workload)
 
 
-def _baseline(scale: Scale) -> Iterator[tuple[str, float, Does]]:
+def _baseline(scale: Scale) -> Listed:
     """Frames and a prompt by plain PyTorch. A compiler takes its time, so they come late; a failure is none of ours."""
 
-    def item(part: str, name: str, seconds: float, does: Does) -> tuple[str, float, Does]:
+    def timed(part: str, name: str, call: Callable[[Run], dict[str, Any]], run: Run, left: float) -> dict[str, Any]:
         """part: of ours, by the same name."""
+        try:
+            found = call(run)
+        except Withheld as reason:
+            raise NotRun(str(reason)) from reason
+        ours = run.record.items(part).get(name, {}).get("median_us")
+        return found | {"how": run.plain.how, "speed_up": ours and round(found["median_us"] / ours, 3)}
 
-        def timed(run: Run, left: float) -> dict[str, Any]:
-            try:
-                found = does(run, left)
-            except Withheld as reason:
-                raise NotRun(str(reason)) from reason
-            ours = run.record.items(part).get(name, {}).get("median_us")
-            return found | {"how": run.plain.how, "speed_up": ours and round(found["median_us"] / ours, 3)}
-
-        return name, seconds, timed
-
-    def frame(streams: int, run: Run, left: float) -> dict[str, Any]:
+    def frame(streams: int, run: Run) -> dict[str, Any]:
         found = run.plain.time(streams, scale.context, run.device, compile=scale.real)
         return found | {"streams": streams, "context": scale.context}
 
-    def prompt(rows: int, run: Run, left: float) -> dict[str, Any]:
+    def prompt(rows: int, run: Run) -> dict[str, Any]:
         return run.plain.time_prefill(rows, run.device, compile=scale.real) | {"rows": rows}
 
     for streams in scale.baselines:
-        yield item("frames", f"B{streams}", 80 if streams == 1 else 45, partial(frame, streams))
-    rows = scale.prefills[-1]
-    yield item("whole", f"prefill-{rows}", 45, partial(prompt, rows))
+        name = f"B{streams}"
+        yield name, 80 if streams == 1 else 45, partial(timed, "frames", name, partial(frame, streams))
+    name = f"prefill-{scale.prefills[-1]}"
+    yield name, 45, partial(timed, "whole", name, partial(prompt, scale.prefills[-1]))
 
 
-def _sanitizer(scale: Scale) -> Iterator[tuple[str, float, Does]]:
+def _sanitizer(scale: Scale) -> Listed:
     def sanitized(tool: str, run: Run, left: float) -> dict[str, Any]:
         return sanitizer.run(tool, left)
 

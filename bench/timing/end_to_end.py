@@ -5,7 +5,7 @@ Weights are random, made on the device: no figure here depends on their values.
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,13 +32,12 @@ SETTLED = 3  # looks after which graphs are captured and prompts in the cache
 class Whole:
     """A model and a codec; what is made of them shares their weights."""
 
-    def __init__(
-        self, config: Zonos2Config, codec: VocoderConfig, text: str, device: str, dtype: torch.dtype
-    ) -> None:  # fmt: skip
+    def __init__(self, config: Zonos2Config, codec: VocoderConfig, text: str, device: str, dtype: torch.dtype) -> None:
         self.config, self.codec, self.text, self.device = config, codec, text, device
         self.prompt = build_prompt(config, text)
         self.weights = random_weights(config, device, dtype)
         self.model = reference.bind(config, self.weights)
+        self.longest = 2 * SIXTEEN + config.n_codebooks + 8  # frames of a text whose first samples are waited for
 
     def speaking(self, streams: int, frames: int) -> Zonos2:
         """With room for so many streams of so many frames, on the kernels where they are compiled."""
@@ -49,20 +48,17 @@ class Whole:
 
     def first_audio(self, streams: int, rounds: int) -> dict[str, Any]:
         """Milliseconds from the texts, all at once, to the last one's first samples; and to its first 16 frames."""
-        frames = 2 * SIXTEEN + self.config.n_codebooks + 8
-        tts = self.speaking(streams, frames)
-        first, sixteen = zip(*(self._first(tts, streams, frames, n) for n in range(rounds + 1)), strict=True)
+        tts = self.speaking(streams, self.longest)
+        first, sixteen = zip(*(self._first(tts, streams, n) for n in range(rounds + 1)), strict=True)
         return {
             "streams": streams, "prompt_rows": len(self.prompt), "frames": SIXTEEN,
             **_spread(first[1:], "ms"), "sixteen_frames_ms": quantiles(sixteen[1:])[1],
         }  # fmt: skip
 
-    def _first(self, tts: Zonos2, streams: int, frames: int, seed: int) -> tuple[float, float]:
+    def _first(self, tts: Zonos2, streams: int, seed: int) -> tuple[float, float]:
         started = time.perf_counter()
-        chunks = [
-            tts.stream(self.text, sampling=Sampling(seed=seed * streams + i, max_frames=frames, ignore_eos=True))
-            for i in range(streams)
-        ]
+        seeds = range(seed * streams, (seed + 1) * streams)
+        chunks = [tts.stream(self.text, sampling=_sampling(seed, self.longest)) for seed in seeds]
         came = [len(next(each)) for each in chunks]
         first = (time.perf_counter() - started) * 1e3
         for each, samples in zip(chunks, came, strict=True):
@@ -75,12 +71,11 @@ class Whole:
 
     def offline(self, streams: int, rounds: int) -> dict[str, Any]:
         """Milliseconds of `TTSLLM.generate` for so many texts at once, from the call to all of their sound."""
-        frames = 2 * SIXTEEN + self.config.n_codebooks + 8
+        frames = self.longest
         tts, samples = TTSLLM.of(self.speaking(streams, frames)), []
         for n in range(rounds + 1):
-            params = [
-                TTSSamplingParams(seed=n * streams + i, max_tokens=frames, ignore_eos=True) for i in range(streams)
-            ]
+            seeds = range(n * streams, (n + 1) * streams)
+            params = [TTSSamplingParams(seed=seed, max_tokens=frames, ignore_eos=True) for seed in seeds]
             started = time.perf_counter()
             results = tts.generate([self.text] * streams, params)
             samples.append((time.perf_counter() - started) * 1e3)
@@ -95,12 +90,8 @@ class Whole:
         Not counted is the time for which it waits for the device.
         """
         frames = (looks + SETTLED + 1) * 8
-        tts, watch = self.speaking(streams, frames), Stopwatch()
-        samples = []
-        running = [
-            tts.backbone.stream(self.prompt, Sampling(seed=i, max_frames=frames, ignore_eos=True))
-            for i in range(streams)
-        ]
+        tts, watch, samples = self.speaking(streams, frames), Stopwatch(), list[float]()
+        running = [tts.backbone.stream(self.prompt, _sampling(i, frames)) for i in range(streams)]
         each = tts.backbone.loop.look
         try:
             with recorded(watch):
@@ -128,7 +119,7 @@ class Whole:
             torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated() if on_gpu else 0
         tts = self.speaking(1, frames)
-        audio = tts.speak(self.text, sampling=Sampling(seed=0, max_frames=frames, ignore_eos=True))
+        audio = tts.speak(self.text, sampling=_sampling(0, frames))
         cache = tts.backbone.loop.slots.cache
         return {
             "weights_bytes": weights,
@@ -154,7 +145,11 @@ class Stopwatch:
             self.spent[name] += time.perf_counter() - started
 
 
-def _spread(samples: Any, unit: str, digits: Callable[[float], float] = lambda x: round(x, 3)) -> dict[str, Any]:
-    low, middle, high = map(digits, quantiles(list(samples)))
-    return {f"median_{unit}": middle, f"low_{unit}": low, f"high_{unit}": high,
-            f"samples_{unit}": [digits(s) for s in samples]}  # fmt: skip
+def _sampling(seed: int, frames: int) -> Sampling:
+    return Sampling(seed=seed, max_frames=frames, ignore_eos=True)
+
+
+def _spread(samples: Iterable[float], unit: str) -> dict[str, Any]:
+    kept = [round(sample, 3) for sample in samples]
+    low, middle, high = (round(value, 3) for value in quantiles(kept))
+    return {f"median_{unit}": middle, f"low_{unit}": low, f"high_{unit}": high, f"samples_{unit}": kept}

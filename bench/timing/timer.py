@@ -9,6 +9,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, islice
@@ -22,6 +23,7 @@ from zonos2_triton.bench.specs.spec import Kernel, Workload
 
 MOST_HELD = 2 << 30  # bytes of all sets of inputs together
 MOST_COPIES = 256
+OWN_VALUES = 4  # sets of inputs that are no copies
 SMALL = 1 << 19  # bytes: what a decode step's own activations come to; the launch before leaves those in L2
 ENOUGH_CALLS, ENOUGH_MS = 20, 1.0  # in a sample: either makes the events' resolution no matter
 LEAST_SAMPLES, MOST_SAMPLES = 20, 200
@@ -60,6 +62,15 @@ def rotation(touched: int, held: int, l2: int) -> Rotation:
     return Rotation(1, "flushed")
 
 
+def cuda_graph(run: Call) -> Call:
+    """A replay of the call's launches."""
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
 def cuda_device() -> Device:
     """The current GPU."""
     properties: Any = torch.cuda.get_device_properties(torch.cuda.current_device())
@@ -75,14 +86,7 @@ def cuda_device() -> Device:
         end.synchronize()
         return float(start.elapsed_time(end))
 
-    def capture(run: Call) -> Call:
-        graph = torch.cuda.CUDAGraph()
-        torch.cuda.synchronize()
-        with torch.cuda.graph(graph):
-            run()
-        return graph.replay
-
-    return Device("cuda", l2, filler.zero_, elapsed, capture)
+    return Device("cuda", l2, filler.zero_, elapsed, cuda_graph)
 
 
 def cpu_device() -> Device:
@@ -160,11 +164,16 @@ def quantiles(samples: Sequence[float]) -> tuple[float, float, float]:
 def input_sets(
     kernel: Kernel, workload: Workload, device: Device, dtype: torch.dtype = torch.bfloat16
 ) -> tuple[list[dict[str, Any]], Rotation]:
-    """Inputs of the same sizes that take turns, as many as keep each other out of the cache."""
+    """Inputs of the same sizes that take turns, as many as keep each other out of the cache.
+
+    The first few have values of their own: other experts, say. The rest are copies.
+    """
     made = kernel.make(device.name, dtype, **workload.sizes)
-    held = sum(t.untyped_storage().nbytes() for t in _own_storage(made))
+    storages = [t.untyped_storage() for t in made.values() if isinstance(t, Tensor)]
+    held = sum({s.data_ptr(): s.nbytes() for s in storages}.values())  # gate and up are views of one
     turns = rotation(kernel.cost_of(workload, dtype.itemsize).bytes, held, device.l2)
-    return [made, *(_another(kernel, workload, made, device.name, dtype, n) for n in range(1, turns.copies))], turns
+    sets = [kernel.make(device.name, dtype, seed=n, **workload.sizes) for n in range(1, min(turns.copies, OWN_VALUES))]
+    return [made, *sets, *(deepcopy(made) for _ in range(OWN_VALUES, turns.copies))], turns
 
 
 def time_kernel(
@@ -218,26 +227,6 @@ def matmul_rate(device: Device, n: int = 8192, seconds: float = 0.5) -> dict[str
     return timing | {"flops": 2 * n**3, "tflop_per_s": round(2 * n**3 / timing["median_us"] / 1e6, 2)}
 
 
-def _own_storage(inputs: dict[str, Any]) -> list[Tensor]:
-    """One tensor per storage: gate and up are views of one."""
-    tensors = [value for value in inputs.values() if isinstance(value, Tensor)]
-    return list({t.untyped_storage().data_ptr(): t for t in tensors}.values())
-
-
-def _another(
-    kernel: Kernel, workload: Workload, made: dict[str, Any], device: str, dtype: torch.dtype, number: int
-) -> dict[str, Any]:
-    """Inputs of the same sizes in memory of their own. The first few have values of their own: other experts, say."""
-    if number < 4:
-        return kernel.make(device, dtype, seed=number, **workload.sizes)
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().clone() for t in _own_storage(made)}
-    return {
-        name: _moved(value, storages[value.untyped_storage().data_ptr()]) if isinstance(value, Tensor) else value
-        for name, value in made.items()
-    }
-
-
-def _moved(tensor: Tensor, storage: Any) -> Tensor:
-    """The tensor's place in a copy of its storage."""
-    empty = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-    return empty.set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
+def first_line(error: Exception) -> str:
+    """What an error is, as a result file has it."""
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]

@@ -4,8 +4,7 @@ Weights and codes are random; the time does not depend on their values. What is 
 decoder before, sample by sample.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -88,28 +87,22 @@ class VocoderTimer:
         found = timer.measure([call], device, seconds, "flushed", **more)
         microseconds = found["median_us"]
         audio = rows * work.frames * self.config.hop / self.config.sample_rate
-        cost = self.cost(rows, work.frames)
-        moved = timer.rates(cost.bytes, cost.flops, microseconds, roof)
+        costs = step_costs(self.config, rows, work.frames, self.dtype.itemsize)
+        moved = timer.rates(sum(c.bytes for c in costs), sum(c.flops for c in costs), microseconds, roof)
         result = found | {
             "rows": rows, "frames": work.frames, "frames_of_a_step": frames, "agreement_db": agreement,
             "audio_s_per_s": round(audio / microseconds * 1e6, 1), **moved,
             "activation_bytes": None if peak is None else held + peak,
         }  # fmt: skip
         part = ids[..., : work.frames].contiguous()
-        result["eager"] = self._beside(self._plain, part, device, seconds, False, more)
+        result["eager"] = self._beside(self._plain, part, device, seconds, more, graph=False)
         result["compiled"] = {"not_timed": "no time left"}
         if mode is not None:
-            beside = self._beside(self._compiled(mode), part, device, seconds, True, more)
-            result["compiled"] = beside | {"mode": mode}
+            result["compiled"] = self._beside(self._compiled(mode), part, device, seconds, more) | {"mode": mode}
         for beside in (result["eager"], result["compiled"]):
             if "median_us" in beside:
                 beside["speed_up"] = round(beside["median_us"] / microseconds, 3)
         return result
-
-    def cost(self, rows: int, frames: int) -> Cost:
-        """Of so many frames of each row, by the kernels' own costs."""
-        costs = step_costs(self.config, rows, frames, self.dtype.itemsize)
-        return Cost(sum(cost.bytes for cost in costs), sum(cost.flops for cost in costs))
 
     def _agreement(self, samples: Tensor, ids: Tensor) -> float:
         """dB; clip by clip, so that the plain decoder holds the activations of one."""
@@ -133,20 +126,22 @@ class VocoderTimer:
         return torch.compile(self._plain, mode=mode, dynamic=False)
 
     def _beside(
-        self, run: Callable[[Tensor], Tensor], ids: Tensor, device: timer.Device, seconds: float, graph: bool,
-        more: dict[str, Any],
+        self, run: Callable[[Tensor], Tensor], ids: Tensor, device: timer.Device, seconds: float,
+        more: dict[str, Any], graph: bool = True,
     ) -> dict[str, Any]:  # fmt: skip
         """Its time, or why there is none: a compiler that is not there, or memory."""
+        cudnn: Any = torch.backends.cudnn
+        before, cudnn.benchmark = cudnn.benchmark, True  # it tries its ways when a shape first comes
         try:
-            with _quickest_convolutions():
-                run(ids)
-                peak = timer.peak(device, lambda: run(ids))
-                options = {"least": 5} | more | {"graph": graph and more.get("graph", True)}
-                found = timer.measure([lambda: run(ids)], device, seconds, "flushed", **options)
+            run(ids)
+            peak = timer.peak(device, lambda: run(ids))
+            options = {"least": 5} | more | {"graph": graph and more.get("graph", True)}
+            found = timer.measure([lambda: run(ids)], device, seconds, "flushed", **options)
             return found | {"activation_bytes": peak}
         except Exception as error:
-            return {"not_timed": f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]}
+            return {"not_timed": timer.first_line(error)}
         finally:
+            cudnn.benchmark = before
             torch.compiler.reset()
 
 
@@ -170,14 +165,3 @@ def step_costs(config: VocoderConfig, rows: int, frames: int, itemsize: int) -> 
                 costs += [cost("convolution", rate=rate, Ci=width, Co=width, taps=KERNEL)]
                 costs += [cost("convolution", rate=rate, Ci=width, Co=width, taps=1, residual=True, y=y)]
     return [*costs, cost("waveform", rate=rate, Ci=width, taps=KERNEL)]
-
-
-@contextmanager
-def _quickest_convolutions() -> Iterator[None]:
-    """Inside, cuDNN tries its ways when a shape first comes."""
-    cudnn: Any = torch.backends.cudnn
-    before, cudnn.benchmark = cudnn.benchmark, True
-    try:
-        yield
-    finally:
-        cudnn.benchmark = before
