@@ -23,11 +23,12 @@ def test_verify_says_how_exact_a_kernel_is(capsys):
     assert said[3] == "2 passed, 0 failed"
 
 
-def test_verify_in_a_process_that_compiles_begins_again(tmp_path):
+@pytest.mark.slow
+def test_verify_in_a_process_that_compiles_begins_again():
     """What was imported as a compiler cannot interpret; the output is that of one run."""
     clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "zonos2_triton.model.cli", "verify", "--kernel", "advance", "--workload", "tiny",
-               "--dtype", "float32", "--json"]  # fmt: skip
+    options = ["verify", "--kernel", "advance", "--workload", "tiny", "--dtype", "float32", "--json"]
+    command = [sys.executable, "-m", "zonos2_triton.model.cli", *options]
     run = subprocess.run(command, capture_output=True, text=True, env=clean)
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout)

@@ -2,6 +2,7 @@
 
 import time
 from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,13 +28,12 @@ def test_text_to_first_audio(whole):
     assert 0 < found["low_ms"] == found["median_ms"] == found["high_ms"] <= found["sixteen_frames_ms"]
 
 
-def test_what_is_waited_for(whole, monkeypatch):
+def test_what_is_waited_for(whole):
     """First the last text's first samples, then 16 frames of each; then the rest is not wanted."""
-    hop, chunks, read = whole.codec.hop, [[3, 5], [1, 20 * whole.codec.hop]], []
-    chunks[0].append(16 * hop)
+    hop, read = whole.codec.hop, []
 
     class Stream:
-        def __init__(self, sizes):
+        def __init__(self, *sizes):
             self.sizes, self.closed = list(sizes), False
 
         def __next__(self):
@@ -43,10 +43,10 @@ def test_what_is_waited_for(whole, monkeypatch):
         def close(self):
             self.closed = True
 
-    streams = [Stream(sizes) for sizes in chunks]
+    streams = [Stream(3, 5, 16 * hop), Stream(1, 20 * hop)]
     waiting = iter(streams)
-    tts = type("Tts", (), {"stream": lambda self, text, sampling: next(waiting)})()
-    first, sixteen = whole._first(tts, 2, 60, 0)
+    tts = SimpleNamespace(stream=lambda text, sampling: next(waiting))
+    first, sixteen = whole._first(tts, 2, 0)
     assert read == [3, 1, 5, 16 * hop, 20 * hop]
     assert first <= sixteen
     assert all(stream.closed for stream in streams)

@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 
+from zonos2_triton.bench.suite.gpu import rehearsed
 from zonos2_triton.bench.suite.presets import REHEARSAL
 from zonos2_triton.bench.suite.recorder import NotRun
 from zonos2_triton.bench.timing import integrations, timer
@@ -19,27 +20,34 @@ def device():
     return timer.cpu_device()
 
 
-def test_the_model_has_the_sizes_of_the_codec():
-    config = REHEARSAL.codec
-    model = integrations.dac_model(config, "cpu", torch.float32)
+@pytest.fixture(autouse=True)
+def quick():
+    """The interpreter without its checks of each access, which tests of the kernels have."""
+    with rehearsed():
+        yield
+
+
+@pytest.fixture(scope="module")
+def model():
+    return integrations.dac_model(REHEARSAL.codec, "cpu", torch.float32)
+
+
+def test_the_model_has_the_sizes_of_the_codec(model):
+    config, first = REHEARSAL.codec, model.decoder.conv1
     assert [block.conv_t1.stride[0] for block in model.decoder.block] == list(config.decoder_rates)
-    assert (model.decoder.conv1.in_channels, model.decoder.conv1.out_channels) == (
-        config.latent_dim,
-        config.decoder_dim,
-    )
+    assert (first.in_channels, first.out_channels) == (config.latent_dim, config.decoder_dim)
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_both_are_timed_and_the_second_is_swapped(device, monkeypatch):
-    seen = []
-    model = integrations.dac_model(REHEARSAL.codec, "cpu", torch.float32)
-    monkeypatch.setattr(integrations, "dac_model", lambda *_: model)
-    measure = timer.measure
+@pytest.mark.slow
+def test_both_are_timed_and_the_second_is_swapped(device, model, monkeypatch):
+    seen, measure = [], timer.measure
 
     def watched(*args):
         seen.append("forward" in vars(model.decoder))
         return measure(*args)
 
+    monkeypatch.setattr(integrations, "dac_model", lambda *_: model)
     monkeypatch.setattr(integrations.timer, "measure", watched)
     found = integrations.time_dac_model(REHEARSAL.codec, WORK, device, torch.float32, seconds=0.01)
     assert seen == [False, True]

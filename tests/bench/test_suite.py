@@ -2,10 +2,8 @@
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from datetime import date
+from functools import partial
 
 import pytest
 import torch
@@ -13,8 +11,9 @@ import torch
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.proof.verify import Mismatch
 from zonos2_triton.bench.suite import gpu, stages
-from zonos2_triton.bench.suite.presets import REAL
+from zonos2_triton.bench.suite.presets import REAL, REHEARSAL
 from zonos2_triton.bench.suite.recorder import Budget, Item, NotRun, Record, Withheld
+from zonos2_triton.bench.suite.results import check
 from zonos2_triton.bench.timing import timer
 from zonos2_triton.bench.timing.timer import Device
 from zonos2_triton.bench.timing.vocoder import WORKS
@@ -27,8 +26,7 @@ CPU = Device("cpu", 0, lambda: None, lambda run: 0.4, None)
 
 
 class Clock:
-    def __init__(self):
-        self.now = 100.0
+    now = 100.0
 
     def __call__(self):
         return self.now
@@ -44,14 +42,16 @@ def record(tmp_path):
     return Record.open(tmp_path, HERE, date(2026, 1, 2))
 
 
-def items(part, clock, *names, seconds=1.0, spend=2.0, done=None):
+def items(part, clock, *names, spend=2.0, done=None):
+    """They take `spend` seconds each, and are not begun with less than one left."""
+
     def run(name, left):
         clock.now += spend
         if done is not None:
             done.append(name)
         return {"left": left}
 
-    return [Item(part, name, seconds, lambda left, name=name: run(name, left)) for name in names]
+    return [Item(part, name, 1.0, partial(run, name)) for name in names]
 
 
 def broken(part, name, error):
@@ -67,7 +67,7 @@ def on_disk(record):
 
 def go(record, parts, todo, clock, budget=1000.0, **more):
     said = []
-    status = gpu.run(record, stages, todo, Budget(budget, clock), say=said.append, **more)
+    status = gpu.run(record, parts, todo, Budget(budget, clock), say=said.append, **more)
     return status, "\n".join(said)
 
 
@@ -88,28 +88,6 @@ def test_what_would_run_covers_the_catalogue():
     assert (
         timed.index("decode-B16") < timed.index("decode-B64") < timed.index("prefill-2048") < timed.index("decode-B4")
     )
-
-
-def test_without_a_gpu_it_lists_and_succeeds():
-    clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [
-        sys.executable,
-        "-W",
-        "error",
-        "-m",
-        "zonos2_triton.bench.suite.gpu",
-        "--json",
-        "--only",
-        "kernels,timings",
-    ]
-    run = subprocess.run(command, capture_output=True, text=True, env=clean | {"CUDA_VISIBLE_DEVICES": ""})
-    assert run.returncode == 0, run.stderr
-    report = json.loads(run.stdout)
-    assert not report["ran"]
-    assert "no CUDA or ROCm device" in report["reason"]
-    assert {part: len(names) for part, names in report["would_run"].items()} == {
-        part: len(stages.plan(None, [part], REAL)) for part in ("kernels", "timings")
-    }
 
 
 def test_the_listing_is_for_people_too(monkeypatch, capsys, tmp_path):
@@ -149,10 +127,11 @@ def test_the_command_writes_reports_and_goes_on(monkeypatch, capsys, tmp_path, c
     done = []
     todo = [*items("kernels", clock, "a/x/bfloat16", done=done), broken("timings", "a/x", Withheld("a/y failed"))]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for name, stand_in in {"interpreted": lambda: False, "environment": lambda *_: HERE, "_alive": lambda: True,
-                           "plan": lambda run, parts, scale: todo}.items():  # fmt: skip
-        monkeypatch.setattr(gpu, name, stand_in)
     monkeypatch.setattr(timer, "cuda_device", lambda: CPU)
+    monkeypatch.setattr(gpu, "interpreted", lambda: False)
+    monkeypatch.setattr(gpu, "environment", lambda *_: HERE)
+    monkeypatch.setattr(gpu, "_alive", lambda: True)
+    monkeypatch.setattr(gpu, "plan", lambda run, parts, scale: todo)
     assert gpu.main(["--out", str(tmp_path), "--json"]) == 1
     out, err = capsys.readouterr()
     assert "withheld a/x: a/y failed" in err
@@ -245,10 +224,6 @@ def test_what_could_not_run_is_tried_again(record, clock, error):
     assert f"tests: nothing run\n  not run, {str(error).splitlines()[0]} (1): a" in said
 
 
-def plan(record, part):
-    return stages.plan(stages.Run(record, CPU, REAL), [part], REAL)
-
-
 def kernel_and_workload(name="add_rms_norm", workload="tiny", **changes):
     kernel = dataclasses.replace(KERNELS[name], **changes)
     return kernel, next(w for w in kernel.workloads if w.name == workload)
@@ -257,7 +232,7 @@ def kernel_and_workload(name="add_rms_norm", workload="tiny", **changes):
 def test_times_of_a_wrong_kernel_are_withheld(record, clock):
     kernel, workload = kernel_and_workload(op=lambda x, residual, weight, eps: (x + residual, x))
     run = stages.Run(record, CPU, REAL)
-    timed = Item("timings", "add_rms_norm/tiny", 0, lambda left: stages.timed(kernel, workload, run, left))
+    timed = Item("timings", "add_rms_norm/tiny", 0, partial(stages.timed, kernel, workload, run))
     status, said = go(record, ["timings"], [timed], clock)
     assert status == 1
     assert "withheld add_rms_norm/tiny: add_rms_norm/tiny/bfloat16 failed" in said
@@ -290,22 +265,60 @@ def test_a_time_with_its_rates_and_what_stands_beside(record):
     assert line.endswith("400.0")
 
 
-def test_frames_are_withheld_where_a_check_failed(record):
-    record.keep("invariance", "router/batches", {"status": "failed"})
-    item = next(item for item in plan(record, "frames") if item.name == "B1")
-    with pytest.raises(Withheld, match="router/batches failed"):
-        item.run(10.0)
-
-
-def test_times_of_the_vocoder_are_withheld_where_a_check_of_its_own_failed(record):
+def test_times_of_frames_and_of_the_vocoder_are_withheld_where_a_check_of_their_own_failed(record):
     record.keep("kernels", "router/tiny/bfloat16", {"status": "failed"})
-    items = plan(record, "vocoder")
+    run = stages.Run(record, CPU, REAL)
+    items = stages.plan(run, ["vocoder", "frames"], REAL)
     assert [item.name for item in items[:5]] == [*(f"{name}/bfloat16" for name in WORKS), "clips-1/float16"]
-    stages.Run(record, CPU, REAL).prove(lambda kernel: kernel in stages.VOCODER)
+    run.prove(lambda kernel: kernel in stages.VOCODER)
     record.keep("graph", "vocoder/step", {"status": "failed"})
     record.keep("kernels", "waveform/tiny/float16", {"status": "failed"})
     with pytest.raises(Withheld, match=r"^waveform/tiny/float16, vocoder/step failed$"):
         items[0].run(10.0)
-    frames = plan(record, "frames")[0]
+    frames = next(item for item in items if item.part == "frames")
     with pytest.raises(Withheld, match=r"^router/tiny/bfloat16 failed$"):
         frames.run(10.0)
+
+
+# A rehearsal: `gpu --dry-run` takes every step, at small sizes, in Triton's interpreter.
+
+
+def rehearse(folder, *only):
+    """The record, and whether all passed."""
+    arguments = ["--dry-run", "--out", str(folder), "--budget", "3000", *(["--only", ",".join(only)] if only else [])]
+    status = gpu.main(arguments)
+    return json.loads(next(folder.glob("*.json")).read_text(encoding="utf-8")), status
+
+
+def complete(found, *names):
+    """Each item of these parts has a result, which fits the schema and says that it is a rehearsal."""
+    check(found)
+    assert found["environment"]["rehearsal"]
+    for part in names:
+        listed = {item.name for item in stages.plan(None, [part], REHEARSAL)}
+        part = found["parts"][part]
+        assert part["items"].keys() | part["not_run"].keys() == listed
+        assert all(result["status"] == "passed" for result in part["items"].values())
+
+
+QUICK = ("calibration", "kernels", "timings")
+
+
+def test_a_part_of_it(tmp_path, capsys):
+    """Every kernel, checked and then timed."""
+    found, status = rehearse(tmp_path, *QUICK)
+    assert status == 0
+    assert "no figure is of speed" in capsys.readouterr().out
+    complete(found, *QUICK)
+    assert not any(found["parts"][part]["not_run"] for part in QUICK)
+
+
+@pytest.mark.slow
+def test_the_whole_of_it(tmp_path):
+    found, status = rehearse(tmp_path)
+    assert status == 0
+    complete(found, *[part for part in stages.PARTS if part != "environment"])
+    left = {part: mine["not_run"] for part, mine in found["parts"].items() if mine["not_run"]}
+    assert left.keys() <= {"tests", "sanitizer", "beside"}
+    timed, others = (found["parts"][part]["items"] for part in ("timings", "beside"))
+    assert {f"{name}/reference" for name in timed} <= others.keys()

@@ -14,9 +14,8 @@ from zonos2_triton.bench.timing.timer import Device, Rotation, measure, quantile
 CPU = Device("cpu", 0, lambda: None, lambda run: 0.4, None)
 
 
-def kernel_and_workload(name="add_rms_norm", workload="tiny", **changes):
-    kernel = dataclasses.replace(KERNELS[name], **changes)
-    return kernel, next(w for w in kernel.workloads if w.name == workload)
+def kernel_and_workload(name, workload="tiny"):
+    return KERNELS[name], next(w for w in KERNELS[name].workloads if w.name == workload)
 
 
 @pytest.mark.parametrize(
@@ -74,9 +73,7 @@ def test_quantiles_and_rates():
         "percent_of_matmul": 25, "floor_us": 1, "percent_of_floor": 50, "percent_of_sheet": 25}  # fmt: skip
     nothing = rates(1, 1, 1.0)
     assert all(nothing[name] is None for name in nothing if name.startswith("percent") or name == "floor_us")
-
-
-def test_a_floor_is_the_slower_of_the_two():
+    # A floor is the slower of the two.
     assert Roof(1000, 1).floor_us(2e9, 1e9) == 2000
     assert Roof(1000, 1).floor_us(1e6, 3e6) == 3
     assert Roof(1000, None).floor_us(1e6, 3e6) == 1
@@ -92,17 +89,17 @@ def test_a_rehearsal_takes_few_samples_by_the_host_s_clock():
 
 
 def test_sets_of_inputs_share_no_memory():
-    """And keep what is shared within a set: gate and up are views of one tensor."""
+    """And keep what is shared within a set: gate and up are views of one tensor. The last is a copy."""
     kernel, workload = kernel_and_workload("experts")
-    made = kernel.make("cpu", torch.float32, **workload.sizes)
-    other, copy = (timer._another(kernel, workload, made, "cpu", torch.float32, n) for n in (1, 4))
+    l2 = kernel.cost_of(workload, 4).bytes * timer.OWN_VALUES // 2 + 1
+    sets, turns = timer.input_sets(kernel, workload, dataclasses.replace(CPU, l2=l2), torch.float32)
+    made, other, *_, copy = sets
+    assert len(sets) == turns.copies == timer.OWN_VALUES + 1
     assert not torch.equal(other["x"], made["x"])
-    for name, value in made.items():
-        if isinstance(value, torch.Tensor):
-            assert torch.equal(copy[name], value)
-            assert copy[name].data_ptr() != value.data_ptr()
-    shared = copy["gate"].untyped_storage().data_ptr()
-    assert copy["up"].untyped_storage().data_ptr() == shared != made["up"].untyped_storage().data_ptr()
+    for name in (name for name, value in made.items() if isinstance(value, torch.Tensor)):
+        assert torch.equal(copy[name], made[name])
+        assert len({one[name].untyped_storage().data_ptr() for one in sets}) == len(sets)
+    assert copy["up"].untyped_storage().data_ptr() == copy["gate"].untyped_storage().data_ptr()
 
 
 def test_a_kernel_is_timed_on_sets_that_exceed_the_cache():

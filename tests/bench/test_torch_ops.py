@@ -1,7 +1,7 @@
 """The plain PyTorch that the kernels are timed beside: it computes what the reference does, without the host."""
 
 import dataclasses
-import time
+from functools import partial
 
 import pytest
 import torch
@@ -33,22 +33,26 @@ CASES = [
 ]
 
 
-def changed(kernel, op, inputs):
-    """Results and changed arguments of a call."""
-    inputs = inputs | {name: inputs[name].clone() for name in kernel.mutates}
-    results = op(**inputs)
-    return [*pytree.tree_leaves(results), *(inputs[name] for name in kernel.mutates)]
+def same_in_fp64(kernel, inputs):
+    """The results, and the arguments that a call changes."""
+
+    def called(op):
+        mine = inputs | {name: inputs[name].clone() for name in kernel.mutates}
+        return [*pytree.tree_leaves(op(**mine)), *(mine[name] for name in kernel.mutates)]
+
+    for a, b in zip(*map(called, (getattr(PLAIN, kernel.name), kernel.reference)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11, equal_nan=False)
+
+
+def made(op, name, dtype=torch.float64):
+    return KERNELS[op].make("cpu", dtype, **workload_of(op, name).sizes)
 
 
 @pytest.mark.parametrize(("kernel", "workload"), CASES)
 def test_computes_what_the_reference_does(kernel, workload):
     """In fp32 as exactly as the reference, judged as a kernel is; in fp64 to rounding."""
-    op = getattr(PLAIN, kernel.name)
-    verify(kernel, workload, "cpu", torch.float32, op)
-    inputs = kernel.make("cpu", torch.float64, **workload.sizes)
-    want, got = (changed(kernel, op, inputs) for op in (kernel.reference, op))
-    for a, b in zip(got, want, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11, equal_nan=False)
+    verify(kernel, workload, "cpu", torch.float32, getattr(PLAIN, kernel.name))
+    same_in_fp64(kernel, kernel.make("cpu", torch.float64, **workload.sizes))
 
 
 def workload_of(op, name):
@@ -56,7 +60,7 @@ def workload_of(op, name):
 
 
 def without_values(kernel, workload):
-    inputs = kernel.make("cpu", torch.bfloat16, **workload.sizes)
+    inputs = made(kernel.name, workload.name, torch.bfloat16)
     return {name: value.to("meta") if isinstance(value, Tensor) else value for name, value in inputs.items()}
 
 
@@ -123,8 +127,8 @@ def test_every_way_through_the_experts(name, joined, way, monkeypatch):
 
 @pytest.mark.parametrize("name", ["tiny", "two-tiles", "all-experts", "first-layer-tiny", "many-experts"])
 @pytest.mark.parametrize("multiply", [torch_ops.library, torch_ops.reduction], ids=lambda way: way.__name__)
-def test_choice_without_sorting(name, multiply, seeded):
-    inputs = KERNELS["router"].make("cpu", torch.float64, **workload_of("router", name).sizes)
+def test_choice_without_sorting(name, multiply):
+    inputs = made("router", name)
     want = KERNELS["router"].reference(**inputs)
     del inputs["positions"]
     ids, weights, state = torch_ops.choose(**inputs, multiply=multiply)
@@ -133,7 +137,7 @@ def test_choice_without_sorting(name, multiply, seeded):
 
 
 def test_of_choices_that_tie_the_lower_comes_first():
-    inputs = KERNELS["router"].make("cpu", torch.float64, **workload_of("router", "all-experts").sizes)
+    inputs = made("router", "all-experts")
     inputs["w3"], inputs["biases"] = torch.zeros_like(inputs["w3"]), torch.zeros_like(inputs["biases"])
     del inputs["positions"]
     assert torch_ops.choose(**inputs)[0].tolist() == [[0, 1, 2, 3]] * 2
@@ -142,40 +146,33 @@ def test_of_choices_that_tie_the_lower_comes_first():
 @pytest.mark.parametrize("name", ["tiny", "end-of-the-window", "ties", "half", "last-bits"])
 def test_draw_without_top_p(name):
     """Where no request has one: the reference's codes."""
-    inputs = KERNELS["sample"].make("cpu", torch.float32, **workload_of("sample", name).sizes)
+    inputs = made("sample", name, torch.float32)
     inputs["settings"][:, 2] = 0
-    codes, faults = torch_ops.sample_without_top_p(**inputs)
-    want = REFERENCE.sample(**inputs)
-    assert torch.equal(codes, want[0])
-    assert torch.equal(faults, want[1])
-    inputs["logits"][0, 0, 3], inputs["logits"][1, 1, 3] = float("nan"), float("inf")
-    for got, wanted in zip(torch_ops.sample_without_top_p(**inputs), REFERENCE.sample(**inputs), strict=True):
-        assert torch.equal(got, wanted)
+    for spoilt in (False, True):
+        if spoilt:
+            inputs["logits"][0, 0, 3], inputs["logits"][1, 1, 3] = float("nan"), float("inf")
+        for got, want in zip(torch_ops.sample_without_top_p(**inputs), REFERENCE.sample(**inputs), strict=True):
+            assert torch.equal(got, want)
 
 
 @pytest.mark.parametrize("op", ["decode_attention", "prefill_attention"])
 def test_pages_that_others_left_are_not_read(op):
     """Of one page each that no position reaches, full of NaN."""
-    kernel = KERNELS[op]
-    inputs = kernel.make("cpu", torch.float64, **workload_of(op, "tiny").sizes)
+    inputs = made(op, "tiny")
     spare = torch.full_like(inputs["k_cache"][:1], float("nan"))
     inputs |= {name: torch.cat([inputs[name], spare]) for name in ("k_cache", "v_cache")}
     unused = torch.full_like(inputs["block_table"][:, :1], len(inputs["k_cache"]) - 1)
     inputs["block_table"] = torch.cat([inputs["block_table"], unused], 1)
-    want, got = (changed(kernel, way, inputs)[0] for way in (kernel.reference, getattr(PLAIN, op)))
-    torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-11)
+    results = (way(**inputs) for way in (getattr(PLAIN, op), KERNELS[op].reference))
+    torch.testing.assert_close(*results, rtol=1e-11, atol=1e-11)
 
 
 def test_idle_rows_leave_pages_that_live_ones_write():
     """Their block tables are whatever was there before: all of page 0."""
-    kernel = KERNELS["decode_attention"]
-    inputs = kernel.make("cpu", torch.float64, **workload_of("decode_attention", "idle").sizes)
+    inputs = made("decode_attention", "idle")
     inputs["block_table"][0] = inputs["block_table"][1]
     for positions in ((0, -1, 3), (-1, 0, 3), (-1, -1, -1)):
-        inputs["positions"] = torch.tensor(positions, dtype=torch.int32)
-        want, got = (changed(kernel, way, inputs) for way in (kernel.reference, PLAIN.decode_attention))
-        for a, b in zip(got, want, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+        same_in_fp64(KERNELS["decode_attention"], inputs | {"positions": torch.tensor(positions, dtype=torch.int32)})
 
 
 @pytest.fixture(scope="module")
@@ -206,16 +203,14 @@ def test_a_model_draws_the_same_codes_on_it(model):
     assert len(got.unique()) > 10  # codes that vary
 
 
-def elapsed(run):
-    before = time.perf_counter()
-    run()
-    return 1e3 * (time.perf_counter() - before)
+CPU = dataclasses.replace(timer.cpu_device(), l2=1 << 20)
 
 
-CPU = timer.Device("cpu", 1 << 20, lambda: None, elapsed, None)
+TRACED = pytest.param("eager", marks=pytest.mark.slow, id="traced-whole")
 
 
-@pytest.mark.parametrize(("streams", "compile"), [(1, False), (3, "eager")], ids=["as-it-is", "traced-whole"])
+@pytest.mark.parametrize("compile", [False, TRACED])
+@pytest.mark.parametrize("streams", [1, 3])
 def test_a_frame_is_checked_and_timed(model, streams, compile):
     """ "eager" is a backend that runs what the tracer saw: nothing in a piece of a frame breaks its graph."""
     frame = PlainFrame(model)
@@ -225,9 +220,9 @@ def test_a_frame_is_checked_and_timed(model, streams, compile):
     assert "by_products" in frame.how
 
 
-def test_a_prompt_is_checked_and_timed(model):
-    found = PlainFrame(model).time_prefill(20, CPU, seconds=0.01, compile="eager", least=2)
-    assert found["median_us"] > 0
+@pytest.mark.parametrize("compile", [False, TRACED])
+def test_a_prompt_is_checked_and_timed(model, compile):
+    assert PlainFrame(model).time_prefill(20, CPU, seconds=0.01, compile=compile, least=2)["median_us"] > 0
 
 
 @pytest.mark.filterwarnings("ignore:.*flex_attention:UserWarning")  # that it is slow unless compiled
@@ -262,22 +257,18 @@ def test_weights_are_shared_but_for_one(model):
     assert torch_frame._both(copies, copies.clone()) is None
 
 
-@pytest.mark.parametrize("fault", ["layer", "carried", "logits", "draw", "nan"])
-def test_what_is_wrong_is_not_timed(model, fault, monkeypatch):
-    if fault == "layer":
-        monkeypatch.setattr(torch_ops, "gated", lambda y, gate: y.flatten(1))
-    elif fault == "carried":
-        choose = torch_ops.choose
-        monkeypatch.setattr(torch_ops, "choose", lambda *a, state, **b: choose(*a, state=None, **b))
-    elif fault == "logits":
-        head = torch_ops.head
-        monkeypatch.setattr(torch_ops, "head", lambda *a: 1.01 * head(*a))
-    elif fault == "draw":
-        draw = torch_ops.sample_without_top_p
-        monkeypatch.setattr(torch_ops, "sample_without_top_p", lambda *a: (draw(*a)[0] ^ 1, draw(*a)[1]))
-    else:
-        products = torch_ops.by_products
-        monkeypatch.setattr(torch_ops, "by_products", lambda *a: products(*a) * float("nan"))
+@pytest.mark.parametrize(
+    ("part", "wrong"),
+    [
+        ("gated", lambda right, y, gate: y.flatten(1)),
+        ("choose", lambda right, *args, state, **more: right(*args, state=None, **more)),
+        ("head", lambda right, *args: 1.01 * right(*args)),
+        ("sample_without_top_p", lambda right, *args: (right(*args)[0] ^ 1, right(*args)[1])),
+        ("by_products", lambda right, *args: right(*args) * float("nan")),
+    ],
+)
+def test_what_is_wrong_is_not_timed(model, part, wrong, monkeypatch):
+    monkeypatch.setattr(torch_ops, part, partial(wrong, getattr(torch_ops, part)))
     with pytest.raises(Withheld):
         PlainFrame(model).time(2, 30, CPU, seconds=0.01, compile=False, least=2)
 
@@ -293,8 +284,7 @@ def test_what_does_not_compile_is_not_run(model, monkeypatch):
 
 @pytest.mark.slow
 def test_a_frame_by_the_compiler_itself(model):
-    """Minutes: a compiler of C++ takes half of one for each piece."""
+    """Minutes: a compiler of C++ takes half of one for each piece. One stream tries both ways to multiply."""
     frame = PlainFrame(model)
-    for streams in (1, 3):
-        assert frame.time(streams, 30, CPU, seconds=0.01, least=2)["median_us"] > 0
+    assert frame.time(1, 30, CPU, seconds=0.01, least=2)["median_us"] > 0
     assert frame.time_prefill(20, CPU, seconds=0.01, least=2)["median_us"] > 0

@@ -1,46 +1,44 @@
 """The vocoder, timed beside plain PyTorch on a small codec."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 
-from zonos2_triton.bench.proof.interpreter import checked
 from zonos2_triton.bench.suite.recorder import Withheld
 from zonos2_triton.bench.timing.timer import Device
 from zonos2_triton.bench.timing.vocoder import VocoderTimer, Work, step_costs
+from zonos2_triton.model import Vocoder
 from zonos2_triton.reference.vocoder import VocoderConfig, layout
 
 CPU = Device("cpu", 0, lambda: None, lambda run: 0.4, None)
 CODEC = VocoderConfig(latent_dim=8, decoder_dim=6, decoder_rates=(5,), n_codebooks=3, codebook_size=16, codebook_dim=4)
 
 
-def test_a_vocoder_is_timed_beside_pytorch(monkeypatch):
-    """On a small codec, interpreted: clips in several steps, and a step of streams; compiled or not."""
+def test_a_vocoder_is_timed_beside_pytorch(in_steps, monkeypatch):
+    """On a small codec, by the kernels' reference: clips in several steps, and a step of streams; compiled or not."""
     timer = VocoderTimer(CODEC, "cpu", torch.float32)
+    timer.vocoder = in_steps(Vocoder(CODEC, timer.state, "reference"))
     monkeypatch.setattr(timer.vocoder, "_frames_together", lambda rows: 12)
     monkeypatch.setattr(timer, "_compiled", lambda mode: timer._plain)
-    with checked(bounds=False, undefined=False, races=False):
-        found = timer.time(Work(2, 5, True), CPU, seconds=0.0, graph=False, least=1)
-        assert (found["rows"], found["frames"], found["frames_of_a_step"]) == (2, 5, 12)
-        assert found["audio_s_per_s"] == pytest.approx(2 * 5 * 5 / 44100 / 400e-6, abs=0.1)
-        assert found["agreement_db"] > 90
-        assert found["eager"]["speed_up"] == found["compiled"]["speed_up"] == 1
-        assert found["compiled"]["mode"] == "default"
-        assert timer.time(Work(1, 4, False), CPU, seconds=0.0, mode=None, graph=False, least=1)["compiled"] == {
-            "not_timed": "no time left"}  # fmt: skip
+    streams = partial(timer.time, Work(1, 4, False), CPU, seconds=0.0, graph=False, least=1)
+    found = timer.time(Work(2, 5, True), CPU, seconds=0.0, graph=False, least=1)
+    assert (found["rows"], found["frames"], found["frames_of_a_step"]) == (2, 5, 12)
+    assert found["audio_s_per_s"] == pytest.approx(2 * 5 * 5 / 44100 / 400e-6, abs=0.1)
+    assert found["agreement_db"] > 90
+    assert found["eager"]["speed_up"] == found["compiled"]["speed_up"] == 1
+    assert found["compiled"]["mode"] == "default"
+    assert streams(mode=None)["compiled"] == {"not_timed": "no time left"}
 
-        def broken(mode):
-            raise RuntimeError("no C compiler\nand more")
+    def broken(mode):
+        raise RuntimeError("no C compiler\nand more")
 
-        monkeypatch.setattr(timer, "_compiled", lambda mode: broken)
-        found = timer.time(Work(1, 4, False), CPU, seconds=0.0, graph=False, least=1)
-        assert found["compiled"] == {"not_timed": "RuntimeError: no C compiler", "mode": "default"}
-        monkeypatch.setattr(timer, "_plain", lambda ids: torch.ones(1, 59))
-        with pytest.raises(
-            Withheld, match=r"are .* dB from the plain decoder's, which is less than 90 in torch\.float32"
-        ):
-            timer.time(Work(1, 4, False), CPU, seconds=0.0, graph=False, least=1)
+    monkeypatch.setattr(timer, "_compiled", lambda mode: broken)
+    assert streams()["compiled"] == {"not_timed": "RuntimeError: no C compiler", "mode": "default"}
+    monkeypatch.setattr(timer, "_plain", lambda ids: torch.ones(1, 59))
+    with pytest.raises(Withheld, match=r"are .* dB from the plain decoder's, which is less than 90 in torch\.float32"):
+        streams()
 
 
 def test_the_cost_of_a_step_is_that_of_its_launches():
