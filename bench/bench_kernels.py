@@ -2,7 +2,7 @@
 
 On a GPU at the 8B model's shapes, by `timer.measure`: caches cold, launches from a CUDA graph; extra_info has what
 `make gpu` records of it. The benchmark's own figures there are of the whole call, launched by the host. On a CPU it is
-a smoke test, once, in Triton's interpreter at small shapes, which says nothing about speed.
+a smoke test, one call after another, in Triton's interpreter at small shapes, which says nothing about speed.
 
 Nothing is timed before it was verified on the very inputs. A kernel that fails fails its bench; of the others the
 bench is skipped, with the reason.
@@ -80,5 +80,5 @@ def bench_kernel(benchmark, kernel, workload, other, device, roof, machine):
             if GPU:
                 torch.cuda.synchronize()
 
-        benchmark.pedantic(run, rounds=20 if GPU else 1, warmup_rounds=5 if GPU else 0)
+        benchmark.pedantic(run, rounds=20 if GPU else 1, warmup_rounds=5 if GPU else 1)
     torch.compiler.reset()
