@@ -41,7 +41,7 @@ from zonos2_triton.bench.proof.interpreter import checked, interpreting
 from zonos2_triton.bench.suite.environment import environment
 from zonos2_triton.bench.suite.presets import REAL, REHEARSAL
 from zonos2_triton.bench.suite.recorder import Budget, Item, Record, perform
-from zonos2_triton.bench.suite.results import RESULTS, SCHEMA
+from zonos2_triton.bench.suite.results import RESULTS
 from zonos2_triton.bench.suite.stages import PARTS, SEED, Run, plan, reserve
 from zonos2_triton.bench.timing import timer
 from zonos2_triton.kernels._operator import interpreted
@@ -115,7 +115,7 @@ def listing(parts: Collection[str], as_json: bool) -> str:
     names = {part: [item.name for item in plan(None, [part], REAL)] for part in parts}
     reason = f"torch {torch.__version__} finds no CUDA or ROCm device"
     if as_json:
-        return json.dumps({"schema": SCHEMA, "ran": False, "reason": reason, "would_run": names}, indent=1)
+        return json.dumps({"schema": Record.SCHEMA, "ran": False, "reason": reason, "would_run": names}, indent=1)
     lines = [f"nothing was run: {reason}. On a GPU this would run:"]
     for part, items in names.items():
         lines.append(f"{part}: {len(items)} items" if items else f"{part}: with every part")

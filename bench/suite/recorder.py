@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from zonos2_triton.bench.suite import results
-from zonos2_triton.bench.suite.results import SCHEMA
 
 # What must be the same for a result to count as this run's.
 IDENTITY = ("card", "commit", "sources", "torch", "triton")
@@ -54,6 +53,8 @@ class Record:
     Status of an item: passed, failed (with the error's text), withheld (with the reason).
     """
 
+    SCHEMA = results.SCHEMA
+
     def __init__(self, path: Path, content: dict[str, Any]) -> None:
         self.path, self.content = path, content
 
@@ -65,14 +66,14 @@ class Record:
         for path in sorted(folder.glob(f"{card}-*-{commit}*.json"), reverse=True):
             try:
                 content = json.loads(path.read_text(encoding="utf-8"))
-                if content["schema"] == SCHEMA and [content["environment"].get(n) for n in IDENTITY] == same:
+                if content["schema"] == cls.SCHEMA and [content["environment"].get(n) for n in IDENTITY] == same:
                     return cls(path, content)
             except (ValueError, KeyError, TypeError, AttributeError):
                 continue  # no record; it keeps its name
         stem = f"{card}-{(today or date.today()).isoformat()}-{commit}"
         names = chain([stem], (f"{stem}-{number}" for number in count(2)))
         path = next(path for name in names if not (path := folder / f"{name}.json").exists())
-        record = cls(path, {"schema": SCHEMA, "environment": environment, "parts": {}})
+        record = cls(path, {"schema": cls.SCHEMA, "environment": environment, "parts": {}})
         record.write()
         return record
 

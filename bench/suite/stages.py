@@ -320,7 +320,7 @@ def _baseline(scale: Scale) -> Listed:
         except Withheld as reason:
             raise NotRun(str(reason)) from reason
         ours = run.record.items(part).get(name, {}).get("median_us")
-        return found | {"how": run.plain.how, "speed_up": ours and round(found["median_us"] / ours, 3)}
+        return found | {"how": run.plain.how, "speed_up": ours and timer.ratio(found["median_us"], ours)}
 
     def frame(streams: int, run: Run) -> dict[str, Any]:
         found = run.plain.time(streams, scale.context, run.device, compile=scale.real)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from zonos2_triton.bench.suite.device_checks import random_codec, random_weights
-from zonos2_triton.bench.timing.timer import quantiles
+from zonos2_triton.bench.timing.timer import quantiles, ratio
 from zonos2_triton.model.backbone import Backbone
 from zonos2_triton.model.integrations.zonos2_engine.offline import TTSLLM, TTSSamplingParams
 from zonos2_triton.model.nvtx import recorded
@@ -81,7 +81,7 @@ class Whole:
             samples.append((time.perf_counter() - started) * 1e3)
         found = _spread(samples[1:], "ms")
         seconds = sum(len(result["audio"]) for result in results) / 4 / self.codec.sample_rate
-        speed = round(seconds / found["median_ms"] * 1e3, 3)
+        speed = ratio(1e3 * seconds, found["median_ms"])
         return {"prompts": streams, "frames": frames, **found, "audio_s_per_s": speed}
 
     def host(self, streams: int, looks: int) -> dict[str, Any]:

@@ -56,6 +56,6 @@ def time_dac_model(
         after = timed()
     return {
         "host": f"{report.host} {report.host_version}", "rows": work.rows, "frames": work.frames, "before": before,
-        "after": after, "speed_up": round(before["median_us"] / after["median_us"], 3),
+        "after": after, "speed_up": timer.ratio(before["median_us"], after["median_us"]),
         "errors": {swap.op: swap.error for swap in report.swapped},
     }  # fmt: skip

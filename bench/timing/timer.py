@@ -210,6 +210,11 @@ def percent(part: float, whole: float | None) -> float | None:
     return round(100 * part / whole, 1) if whole else None
 
 
+def ratio(part: float, whole: float) -> float:
+    """Four digits of it: even where one of them is interpreted it is not 0, which a result may not be."""
+    return float(f"{part / whole:.4g}")
+
+
 def copy_bandwidth(device: Device, size: int = 1 << 30, seconds: float = 0.5) -> dict[str, Any]:
     """Of a large copy within the device, reads and writes counted."""
     # Not zeros: memory and links may spend less on them.

@@ -91,7 +91,7 @@ class VocoderTimer:
         moved = timer.rates(sum(c.bytes for c in costs), sum(c.flops for c in costs), microseconds, roof)
         result = found | {
             "rows": rows, "frames": work.frames, "frames_of_a_step": frames, "agreement_db": agreement,
-            "audio_s_per_s": round(audio / microseconds * 1e6, 1), **moved,
+            "audio_s_per_s": timer.ratio(1e6 * audio, microseconds), **moved,
             "activation_bytes": None if peak is None else held + peak,
         }  # fmt: skip
         part = ids[..., : work.frames].contiguous()
@@ -101,7 +101,7 @@ class VocoderTimer:
             result["compiled"] = self._beside(self._compiled(mode), part, device, seconds, more) | {"mode": mode}
         for beside in (result["eager"], result["compiled"]):
             if "median_us" in beside:
-                beside["speed_up"] = round(beside["median_us"] / microseconds, 3)
+                beside["speed_up"] = timer.ratio(beside["median_us"], microseconds)
         return result
 
     def _agreement(self, samples: Tensor, ids: Tensor) -> float:

@@ -52,7 +52,7 @@ def test_both_are_timed_and_the_second_is_swapped(device, model, monkeypatch):
     found = integrations.time_dac_model(REHEARSAL.codec, WORK, device, torch.float32, seconds=0.01)
     assert seen == [False, True]
     assert "forward" not in vars(model.decoder)
-    assert found["speed_up"] == round(found["before"]["median_us"] / found["after"]["median_us"], 3)
+    assert found["speed_up"] == timer.ratio(found["before"]["median_us"], found["after"]["median_us"])
     assert found["errors"].keys() == {"from_codes", "decoder"}
 
 

@@ -68,6 +68,7 @@ def test_what_cannot_be_captured_runs_as_it_is():
 def test_quantiles_and_rates():
     assert quantiles([float(n) for n in range(11)]) == (2, 5, 8)
     assert quantiles([7.0]) == (7, 7, 7)
+    assert (timer.ratio(4, 3), timer.ratio(1, 3e6)) == (1.333, 3.333e-7)
     assert rates(3_000_000, 6_000_000, 2.0, Roof(3000, 12), Roof(6000, None)) == {
         "bytes": 3_000_000, "flops": 6_000_000, "gb_per_s": 1500, "tflop_per_s": 3, "percent_of_copy": 50,
         "percent_of_matmul": 25, "floor_us": 1, "percent_of_floor": 50, "percent_of_sheet": 25}  # fmt: skip
