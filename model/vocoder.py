@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -12,8 +12,10 @@ from torch import Tensor
 from zonos2_triton.model.backend import current, resolve_backend, resolve_device, resolve_dtype
 from zonos2_triton.model.ops import vocoder_ops
 from zonos2_triton.model.runtime.batch_state import upload
-from zonos2_triton.model.vocoder_decoder import Decoder, VocoderOps
+from zonos2_triton.model.vocoder_decoder import Decoder, VocoderOps, checked_codes
+from zonos2_triton.model.vocoder_schedule import clip_steps, same_clips
 from zonos2_triton.model.vocoder_streams import ExactStream, OverlapStream, Streams, WindowStream
+from zonos2_triton.model.vocoder_windows import Windows
 from zonos2_triton.model.weights.checkpoint import Checkpoint, check_layout, check_values, one_file
 from zonos2_triton.model.weights.codec_checkpoint import (
     fold_weight_norms,
@@ -28,7 +30,6 @@ from zonos2_triton.reference.numeric import exact_numerics
 from zonos2_triton.reference.vocoder import VocoderConfig
 
 CODEC_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "*.safetensors", "*.pth")  # in a folder
-WINDOW = 32  # frames that the reference decodes together
 ROWS_TOGETHER = 64  # clips that the kernels decode together
 ACTIVATIONS = 768 << 20  # bytes that the activations of a step may fill
 
@@ -38,7 +39,7 @@ class Vocoder:
 
     The kernels take a clip through in steps: each position of each layer is computed once, from the same numbers in the
     same order wherever a step begins, so that a stream, a batch and a whole clip are equal bit for bit. The reference
-    leaves its sums to libraries, whose order depends on the length; it decodes in windows of WINDOW frames that lie at
+    leaves its sums to libraries, whose order depends on the length; it decodes in windows of 32 frames that lie at
     fixed multiples of it, each with the frames around it that its samples depend on (10 per side at the 44.1 kHz
     rates). Either way memory is bounded by a step, not by the clip.
     """
@@ -66,6 +67,11 @@ class Vocoder:
             return Decoder(self.config, self.state, vocoder_ops(self.dtype), self.tf32)
         plain = VocoderOps(*(getattr(vocoder_layers, name) for name in vocoder_layers.OPERATIONS))
         return Decoder(self.config, self.state, plain)
+
+    @cached_property
+    def windows(self) -> Windows:
+        """How the reference decodes its clips."""
+        return Windows(self.config, self.state, self.device)
 
     @classmethod
     def from_state(
@@ -137,18 +143,12 @@ class Vocoder:
     def _decode(self, clips: list[Tensor]) -> list[Tensor]:
         """clips [C, T], checked."""
         if self.backend == "reference":
-            return [self._in_windows(clip) for clip in clips]
+            return [self.windows.clip(clip) for clip in clips]
         samples = []
         for i in range(0, len(clips), ROWS_TOGETHER):
             with current(self.device):
                 samples += self._in_steps(clips[i : i + ROWS_TOGETHER])
         return samples
-
-    def _in_windows(self, clip: Tensor) -> Tensor:
-        total = clip.shape[1]
-        windows = [self.window(i) for i in range(-(-total // WINDOW))]
-        parts = [self.decode_window(w, clip.T[w.first : min(w.end, total)], total) for w in windows]
-        return torch.cat([torch.zeros(0, dtype=torch.float32, device=self.device), *parts])
 
     @torch.no_grad()
     def latents(self, codes: Tensor) -> Tensor:
@@ -195,27 +195,19 @@ class Vocoder:
         samples = [torch.empty(self.config.samples(n), dtype=dtype, device=self.device) for n in lengths]
         if longest == 0:
             return samples
-        total = longest + decoder.lookahead  # the last samples come that much later
-        frames = min(self._frames_together(rows), total)
+        frames = min(self._frames_together(rows), longest + decoder.lookahead)
         made = decoder.rings(rows, frames)
-        for done, spans in zip(range(0, total, frames), self._spans(lengths, frames, total), strict=True):
+        if len(set(lengths)) == 1:
+            plan = same_clips(rows, longest, frames, decoder.lookahead, self.device)
+        else:
+            sent = upload(torch.tensor(lengths, dtype=torch.int32), self.device)
+            plan = clip_steps(sent, longest, frames, decoder.lookahead)
+        for i, spans in enumerate(plan):
             step = decoder.step(made, codes, spans, frames)
             for b, n in enumerate(lengths):
-                where, columns = decoder.finished(done, frames, n)
+                where, columns = decoder.finished(i * frames, frames, n)
                 samples[b][where] = step[b, columns]
         return samples
-
-    def _spans(self, lengths: list[int], frames: int, total: int) -> Tensor:
-        """[steps, rows, 4] int32 for `Decoder.step`, of every step at once: the host waits for none. It sends nothing
-        where all clips are of one length, so that a CUDA graph may hold their decoding."""
-        integers: Any = {"dtype": torch.int32, "device": self.device}
-        if len(set(lengths)) == 1:
-            n = torch.full((len(lengths),), lengths[0], **integers)
-        else:
-            n = upload(torch.tensor(lengths, dtype=torch.int32), self.device)
-        done = torch.arange(0, total, frames, **integers)[:, None]
-        count = (n + self.decoder.lookahead - done).clamp(0, frames) * (n > 0)
-        return torch.stack(torch.broadcast_tensors(done, count, n, n), -1)
 
     def _frames_together(self, rows: int) -> int:
         """Of each of so many clips, that a step takes."""
@@ -239,7 +231,7 @@ class Vocoder:
         decoder, (B, _, T) = self.decoder, codes.shape
         frames = T + decoder.lookahead
         made = decoder.rings(B, frames, keep=True)  # rings in which every position has a place of its own
-        spans = torch.tensor([(0, frames, T, T)] * B, dtype=torch.int32, device=self.device)
+        (spans,) = same_clips(B, T, frames, decoder.lookahead, self.device)
         audio = decoder.step(made, _by_frame(codes), spans, frames)
         stages, length = {"z": made.z[:, :T].mT, "conv_in": made.first.y[:, :T].mT}, T  # type: ignore[index]
         for i, (block, rate) in enumerate(zip(made.blocks, self.config.decoder_rates, strict=True)):
@@ -264,55 +256,27 @@ class Vocoder:
         """
         if mode == "exact":
             if self.backend == "reference" and lookahead is None:
-                return WindowStream(self)
+                return WindowStream(self.windows)
             return ExactStream(self.streams(1, chunk, lookahead, first_chunk))
         if mode == "overlap":
-            return OverlapStream(self, overlap, chunk)
+            return OverlapStream(self.config, self.device, lambda codes: self.decode(codes[None])[0], overlap, chunk)
         raise ValueError(f"mode must be 'exact' or 'overlap', got {mode!r}")
 
     def streams(self, rows: int, chunk: int = 16, lookahead: int | None = None, first_chunk: int = 1) -> Streams:
         """Exact streams of `rows` clips that advance together; options as of `stream`."""
-        return Streams(self.decoder, self, rows, lookahead, chunk, first_chunk)
-
-    def window(self, index: int) -> "Window":
-        """Where window `index` lies, and what it needs."""
-        start, stop = index * WINDOW, (index + 1) * WINDOW
-        first, end = self.config.frames_behind(start * self.config.hop, stop * self.config.hop)
-        return Window(start, stop, max(first, 0), end)
-
-    @torch.no_grad()
-    def decode_window(self, window: "Window", frames: Tensor, total: int) -> Tensor:
-        """Samples of a window of a clip of `total` frames; frames [n, 9] are first .. min(end, total) - 1 of it."""
-        hop = self.config.hop
-        stop = window.stop * hop if window.stop < total else self.config.samples(total)
-        if stop == 0:  # frames of a codec of rate 1, so few that nothing is left of them
-            return torch.zeros(0, dtype=torch.float32, device=self.device)
-        with exact_numerics():
-            codes = frames.T[None].to(self.device)
-            audio = reference.decode(self.config, self.state, codes)["audio"][0]
-        return audio[(window.start - window.first) * hop : stop - window.first * hop].float()
-
-    def checked_codes(self, name: str, codes: Tensor) -> Tensor:
-        """codes as int64. TypeError: not integers; ValueError: an id that is no code, end or padding."""
-        top = self.config.codebook_size + 1
-        if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
-            raise TypeError(f"{name} must be integers, got {codes.dtype}")
-        codes = codes.to(torch.int64)
-        if wrong := ((codes < 0) | (codes > top)).nonzero()[:1].tolist():
-            raise ValueError(f"{name}{wrong[0]} must be in 0..{top}, got {codes[tuple(wrong[0])]}")
-        return codes
+        return Streams(self.decoder, self.device, rows, lookahead, chunk, first_chunk)
 
     def _checked_clips(self, codes: Tensor) -> Tensor:
         C = self.config.n_codebooks
         if not isinstance(codes, Tensor) or codes.ndim != 3 or not 1 <= codes.shape[1] <= C or len(codes) == 0:
             raise ValueError(f"codes must be a tensor [B, {C}, T] with B >= 1, got {_shape(codes)}")
-        return self.checked_codes("codes", codes).to(self.device)
+        return checked_codes(self.config, "codes", codes).to(self.device)
 
     def _checked_clip(self, name: str, codes: Tensor) -> Tensor:
         C = self.config.n_codebooks
         if not isinstance(codes, Tensor) or codes.ndim != 2 or not 1 <= len(codes) <= C:
             raise ValueError(f"{name} must be a tensor [{C}, T], got {_shape(codes)}")
-        return self.checked_codes(name, codes).to(self.device)
+        return checked_codes(self.config, name, codes).to(self.device)
 
 
 def _by_frame(codes: Tensor) -> Tensor:
@@ -323,12 +287,3 @@ def _by_frame(codes: Tensor) -> Tensor:
 def _shape(value: object) -> list[int] | str:
     """For errors."""
     return list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-
-
-class Window(NamedTuple):
-    """Frames start .. stop - 1, which are computed from frames first .. end - 1 as far as the clip has them."""
-
-    start: int
-    stop: int
-    first: int
-    end: int

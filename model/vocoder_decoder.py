@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from zonos2_triton.model.nvtx import annotate, ranged
+from zonos2_triton.model.vocoder_schedule import same_clips
 from zonos2_triton.reference.vocoder import DILATIONS, KERNEL, VocoderConfig
 from zonos2_triton.reference.vocoder_layers import OPEN, Place, packed, packed_codebooks, packed_transposed, padded
 
@@ -149,8 +150,7 @@ class Decoder:
         """What codes [B, T, C] int32 sum to, of the first C codebooks: [B, T, latent_dim]; T is at least 1."""
         B, T, C = codes.shape
         z = self.like.new_empty(B, T, self.config.latent_dim)
-        spans = torch.full((B, 4), T, dtype=torch.int32, device=z.device)
-        spans[:, 0] = 0
+        (spans,) = same_clips(B, T, T, 0, z.device)
         ranged(self.ops).codebook_sum(codes, *self.codebooks(C), spans, T, False, z, tf32=self.tf32)
         return z
 
@@ -215,6 +215,17 @@ def _take_in(latents: Tensor, spans: Tensor, frames: int, z: Tensor) -> None:
     at = spans[:, :1] + torch.arange(frames, device=z.device)
     row = torch.arange(len(z), device=z.device)[:, None]
     z[row, at % z.shape[1]] = latents[row, at % latents.shape[1]]
+
+
+def checked_codes(config: VocoderConfig, name: str, codes: Tensor) -> Tensor:
+    """codes as int64. TypeError: not integers; ValueError: an id that is no code, end or padding."""
+    top = config.codebook_size + 1
+    if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
+        raise TypeError(f"{name} must be integers, got {codes.dtype}")
+    codes = codes.to(torch.int64)
+    if wrong := ((codes < 0) | (codes > top)).nonzero()[:1].tolist():
+        raise ValueError(f"{name}{wrong[0]} must be in 0..{top}, got {codes[tuple(wrong[0])]}")
+    return codes
 
 
 class _Unit(NamedTuple):

@@ -1,67 +1,73 @@
 """Delayed frames in, samples out, while clips are still being generated."""
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from zonos2_triton.model.backend import current
-from zonos2_triton.model.vocoder_decoder import Decoder
+from zonos2_triton.model.vocoder_decoder import Decoder, checked_codes
+from zonos2_triton.model.vocoder_schedule import NO_END, Schedule, step
+from zonos2_triton.model.vocoder_windows import Windows
 from zonos2_triton.reference.delay import shear_up
-from zonos2_triton.reference.vocoder_layers import OPEN
-
-if TYPE_CHECKING:
-    from zonos2_triton.model.vocoder import Vocoder
-
-Ends = tuple[int, int | None]  # frames that are complete; frames that there are, once no more will come
+from zonos2_triton.reference.vocoder import VocoderConfig
 
 
 class _Clip:
     """What has been said about a clip: the frames so far, how many are complete, and where it ends."""
 
-    def __init__(self, vocoder: "Vocoder", name: str = "") -> None:
+    def __init__(self, config: VocoderConfig, schedule: Schedule, name: str = "") -> None:
         """name: of the clip among others, for errors."""
-        self.vocoder = vocoder
-        self.codebooks = vocoder.config.n_codebooks
-        self.name = name
-        self.frames = torch.zeros(0, self.codebooks, dtype=torch.int64)
+        self.config, self.schedule, self.name = config, schedule, name
+        self.frames = torch.zeros(0, config.n_codebooks, dtype=torch.int64)
         self.passed = 0  # frames before those, which nobody needs again
         self.eos_frame: int | None = None
         self.closed = False
 
     def checked(self, frames: Tensor, eos_frame: int | None, last: bool, decoded: int) -> Tensor:
         """frames as int64; decoded: how many are behind us. ValueError, TypeError: see `ExactStream.push`."""
+        C = self.config.n_codebooks
         if self.closed:
             raise ValueError(f"{self.name}this stream was closed by last=True; open another")
-        if not isinstance(frames, Tensor) or frames.ndim != 2 or frames.shape[1] != self.codebooks:
+        if not isinstance(frames, Tensor) or frames.ndim != 2 or frames.shape[1] != C:
             got = list(frames.shape) if isinstance(frames, Tensor) else type(frames).__name__
-            raise ValueError(f"{self.name}frames must be a tensor [n, {self.codebooks}], got {got}")
-        frames = self.vocoder.checked_codes(f"{self.name}frames", frames)
+            raise ValueError(f"{self.name}frames must be a tensor [n, {C}], got {got}")
+        frames = checked_codes(self.config, f"{self.name}frames", frames)
         self._check_end(eos_frame, self.total + len(frames), last, decoded)
         return frames
 
-    def take(self, frames: Tensor, eos_frame: int | None, last: bool) -> Ends:
+    def take(self, frames: Tensor, eos_frame: int | None, last: bool) -> None:
         """Of frames that `checked` let pass."""
         self.frames = torch.cat([self.frames, frames.cpu()])
         self.eos_frame = self.eos_frame if eos_frame is None else eos_frame
         self.closed = last
-        total = self.total
-        end = total if self.eos_frame is None else min(total, self.eos_frame)
-        complete = max(min(total - self.codebooks + 1, end), 0)  # frames whose last codebook has arrived
-        return complete, end if last else None
 
     @property
     def total(self) -> int:
         """Frames that have come."""
         return self.passed + len(self.frames)
 
+    @property
+    def length(self) -> int:
+        """Frames of the clip, OPEN while that is not known."""
+        return self.schedule.length(self.total, NO_END if self.eos_frame is None else self.eos_frame, self.closed)
+
+    @property
+    def complete(self) -> int:
+        """Frames whose last codebook has come."""
+        return self.schedule.complete(self.total, self.length)
+
+    @property
+    def over(self) -> bool:
+        """Whether all frames of the audio are there."""
+        return bool(self.schedule.over(self.complete, self.length, self.closed))
+
     def aligned(self, first: int, end: int) -> Tensor:
         """Aligned frames first .. end - 1, [n, 9]; codes that never came are padding."""
-        delayed = self.frames[first : end + self.codebooks - 1]
-        pad = self.vocoder.config.codebook_size + 1
-        missing = delayed.new_full((end - first + self.codebooks - 1 - len(delayed), self.codebooks), pad)
+        C, pad = self.config.n_codebooks, self.config.codebook_size + 1
+        delayed = self.frames[first : end + C - 1]
+        missing = delayed.new_full((end - first + C - 1 - len(delayed), C), pad)
         return shear_up(torch.cat([delayed, missing]), pad)[: end - first]
 
     def _check_end(self, eos_frame: int | None, total: int, last: bool, decoded: int) -> None:
@@ -84,16 +90,17 @@ class _Clip:
 class _Stream:
     """A stream of one clip that decodes it by itself."""
 
-    def __init__(self, vocoder: "Vocoder") -> None:
-        self.vocoder, self.clip = vocoder, _Clip(vocoder)
+    def __init__(self, config: VocoderConfig) -> None:
+        self.clip = _Clip(config, Schedule(config.n_codebooks, behind=0))
 
     def push(self, frames: Tensor, eos_frame: int | None = None, last: bool = False) -> Tensor:
         """As `ExactStream.push`."""
         frames = self.clip.checked(frames, eos_frame, last, self._decoded())
-        return self._advance(*self.clip.take(frames, eos_frame, last))
+        self.clip.take(frames, eos_frame, last)
+        return self._advance()
 
-    def _advance(self, complete: int, end: int | None) -> Tensor:
-        """The samples that are final now that so many frames are complete; end: how many there are, if it is over."""
+    def _advance(self) -> Tensor:
+        """The samples that are final by now."""
         raise NotImplementedError
 
     def _decoded(self) -> int:
@@ -104,60 +111,59 @@ class _Stream:
 class WindowStream(_Stream):
     """Emits each window of the reference as soon as the frames that it is computed from are complete."""
 
-    def __init__(self, vocoder: "Vocoder") -> None:
-        super().__init__(vocoder)
-        self.windows = 0  # emitted
+    def __init__(self, windows: Windows) -> None:
+        super().__init__(windows.config)
+        self.windows, self.emitted = windows, 0
 
-    def _advance(self, complete: int, end: int | None) -> Tensor:
-        if complete == self.clip.eos_frame:
-            end = complete  # the frames that are still to come are no part of the audio
-        total = complete if end is None else end
-        ready = [torch.zeros(0, dtype=torch.float32, device=self.vocoder.device)]
+    def _advance(self) -> Tensor:
+        over = self.clip.over
+        total = self.clip.length if over else self.clip.complete
+        ready = [torch.zeros(0, dtype=torch.float32, device=self.windows.device)]
         while True:
-            window = self.vocoder.window(self.windows)
-            if window.start >= total or (end is None and window.end > total):
+            window = self.windows.at(self.emitted)
+            if window.start >= total or (not over and window.end > total):
                 return torch.cat(ready)
             frames = self.clip.aligned(window.first, min(window.end, total))
-            ready.append(self.vocoder.decode_window(window, frames, total))
-            self.windows += 1
+            ready.append(self.windows.decode(window, frames, total))
+            self.emitted += 1
 
     def _decoded(self) -> int:
-        frames = self.vocoder.window(self.windows).start
-        return frames if self.clip.eos_frame is None else min(frames, self.clip.eos_frame)
+        return min(self.windows.at(self.emitted).start, self.clip.length)
 
 
 class OverlapStream(_Stream):
     """The official engine's cross-fade: a chunk decodes the last frames of the one before again and fades them over."""
 
-    def __init__(self, vocoder: "Vocoder", overlap: int, chunk: int) -> None:
-        super().__init__(vocoder)
+    def __init__(
+        self, config: VocoderConfig, device: torch.device, decode: Callable[[Tensor], Tensor], overlap: int, chunk: int
+    ) -> None:
+        """decode: aligned codes [9, T] -> their samples."""
+        super().__init__(config)
         check_frames(overlap=(overlap, 0), chunk=(chunk, 1))
-        self.overlap, self.chunk = overlap, chunk
+        self.hop, self.decode, self.overlap, self.chunk = config.hop, decode, overlap, chunk
         self.decoded = 0
-        self.tail = torch.zeros(
-            0, dtype=torch.float32, device=vocoder.device
-        )  # withheld, to be faded into the next chunk
+        self.tail = torch.zeros(0, dtype=torch.float32, device=device)  # withheld, to be faded into the next chunk
 
     def _decoded(self) -> int:
         return self.decoded
 
-    def _advance(self, complete: int, end: int | None) -> Tensor:
-        nothing = self.tail[:0]
-        if end is None and complete - self.decoded < self.chunk:
+    def _advance(self) -> Tensor:
+        nothing, complete, closed = self.tail[:0], self.clip.complete, self.clip.closed
+        if not closed and complete - self.decoded < self.chunk:
             return nothing
-        if end is not None and complete <= self.decoded and len(self.tail) == 0:
+        if closed and complete <= self.decoded and len(self.tail) == 0:
             return nothing  # the official engine is silent about a clip none of whose frames was ever complete
-        total = complete if end is None else end
+        total = self.clip.length if closed else complete
         if total <= self.decoded:
             ready, self.tail = self.tail, nothing
             return ready
         first = max(self.decoded - self.overlap, 0)
-        audio = self.vocoder.decode(self.clip.aligned(first, total).T[None])[0]
-        n = min(len(self.tail), (self.decoded - first) * self.vocoder.config.hop)
+        audio = self.decode(self.clip.aligned(first, total).T)
+        n = min(len(self.tail), (self.decoded - first) * self.hop)
         fade = 0.5 * (1 - torch.cos(torch.linspace(0, torch.pi, n, dtype=torch.float32, device=audio.device)))
         audio = torch.cat([(1 - fade) * self.tail[:n] + fade * audio[:n], audio[n:]])
         self.decoded = total
-        kept = min(self.overlap * self.vocoder.config.hop, len(audio)) if end is None else 0
+        kept = 0 if closed else min(self.overlap * self.hop, len(audio))
         ready, self.tail = audio.tensor_split([len(audio) - kept])
         return ready
 
@@ -165,25 +171,17 @@ class OverlapStream(_Stream):
 class _Row(_Clip):
     """A clip on its way through the decoder."""
 
-    def __init__(self, vocoder: "Vocoder", name: str = "") -> None:
-        super().__init__(vocoder, name)
+    def __init__(self, config: VocoderConfig, schedule: Schedule, name: str = "") -> None:
+        super().__init__(config, schedule, name)
         self.done = 0  # frames that went through the decoder, those behind the end included
         self.goal = 0  # what `done` is to become
-        self.length = OPEN
         self.sent = 0  # samples that the caller has
         self.shown: list[tuple[int, Tensor]] = []  # those of them that were not final, each from a sample on
         self.signal = self.error = 0.0  # energies of what was shown
 
-    def plan(self, complete: int, end: int | None, lookahead: int, chunk: int, first_chunk: int, behind: int) -> None:
-        """Set how far to go. behind: frames that the last samples wait for."""
-        if complete == self.eos_frame:
-            end = complete  # the frames that are still to come are no part of the audio
-        if self.eos_frame is not None or end is not None:
-            self.length = end if self.eos_frame is None and end is not None else self.eos_frame  # type: ignore[assignment]
-        if end is not None:
-            self.goal = end + behind if end else 0
-        elif complete - self.done >= chunk if self.sent else complete >= lookahead + first_chunk:
-            self.goal = complete
+    def take(self, frames: Tensor, eos_frame: int | None, last: bool) -> None:
+        super().take(frames, eos_frame, last)
+        self.goal = self.schedule.goal(self.done, self.complete, self.length, self.closed, begun=self.sent > 0)
 
 
 class Streams:
@@ -193,20 +191,19 @@ class Streams:
     """
 
     def __init__(
-        self, decoder: Decoder, vocoder: "Vocoder", rows: int, lookahead: int | None, chunk: int, first_chunk: int
+        self, decoder: Decoder, device: torch.device, rows: int, lookahead: int | None, chunk: int, first_chunk: int
     ) -> None:
         check_frames(rows=(rows, 1), chunk=(chunk, 1), first_chunk=(first_chunk, 1))
         if lookahead is not None:
             check_frames(lookahead=(lookahead, 0))
-        self.decoder, self.vocoder = decoder, vocoder
-        self.exact = decoder.lookahead
-        self.lookahead = self.exact if lookahead is None else min(lookahead, self.exact)
-        self.chunk, self.first_chunk = chunk, first_chunk
+        self.decoder, self.config, self.device = decoder, decoder.config, device
+        behind, C = decoder.lookahead, decoder.config.n_codebooks
+        lookahead = behind if lookahead is None else min(lookahead, behind)
+        self.schedule = Schedule(C, behind, lookahead, chunk, first_chunk)
         self.rows = [self._row(i, rows) for i in range(rows)]
-        self.frames = max(chunk, self.lookahead + first_chunk, self.exact)  # of a step, at most
-        config = vocoder.config
+        self.frames = max(chunk, lookahead + first_chunk, behind)  # of a step, at most
         self._rings = decoder.rings(rows, self.frames)
-        self._codes = torch.zeros(rows, self.frames + config.n_codebooks - 1, config.n_codebooks, dtype=torch.int32)
+        self._codes = torch.zeros(rows, self.frames + C - 1, C, dtype=torch.int32)
 
     def push(
         self, frames: Sequence[Tensor | None], eos_frames: Sequence[int | None] | None = None,
@@ -232,8 +229,7 @@ class Streams:
         ]
         for row, message in zip(self.rows, checked, strict=True):
             if message:
-                ends = row.take(*message)
-                row.plan(*ends, self.lookahead, self.chunk, self.first_chunk, self.exact)
+                row.take(*message)
         return self._advance()
 
     def restart(self, row: int) -> None:
@@ -248,55 +244,52 @@ class Streams:
         return math.inf if energies[1] == 0 else 10 * math.log10(energies[0] / energies[1])
 
     def _row(self, index: int, rows: int) -> _Row:
-        return _Row(self.vocoder, f"row {index}: " if rows > 1 else "")
+        return _Row(self.config, self.schedule, f"row {index}: " if rows > 1 else "")
 
     def _empty(self) -> Tensor:
-        return torch.zeros(0, self.vocoder.config.n_codebooks, dtype=torch.int64)
+        return torch.zeros(0, self.config.n_codebooks, dtype=torch.int64)
 
     @torch.no_grad()
     def _advance(self) -> list[Tensor]:
         ready: list[list[Tensor]] = [[] for _ in self.rows]
         moved = [row.goal > row.done for row in self.rows]
-        while any(counts := [min(row.goal - row.done, self.frames) for row in self.rows]):
-            for row, out, (at, samples) in zip(self.rows, ready, self._step(counts), strict=True):
+        while any(row.goal > row.done for row in self.rows):
+            goals = [row.goal for row in self.rows]
+            for row, out, (count, at, samples) in zip(self.rows, ready, self._step(goals), strict=True):
                 if hidden := _compared(row, at, samples):
                     samples = samples[hidden:]
                 out.append(samples)
                 row.sent += len(samples)
-            for row, count in zip(self.rows, counts, strict=True):
                 row.done += count
-        ahead = self.exact - self.lookahead
-        if ahead and any(
-            counts := [ahead * (m and row.goal <= row.length) for m, row in zip(moved, self.rows, strict=True)]
-        ):
-            config = self.vocoder.config
-            for row, out, (at, samples), count in zip(self.rows, ready, self._step(counts), counts, strict=True):
-                least = config.samples(row.done)  # that the clip has, should it end here
-                end = min((row.done - self.lookahead) * config.hop, least, at + len(samples))
+        ahead = [self.schedule.preview(m, row.goal, row.length) for m, row in zip(moved, self.rows, strict=True)]
+        if any(ahead):
+            goals = [row.done + more for row, more in zip(self.rows, ahead, strict=True)]
+            for row, out, (count, at, samples) in zip(self.rows, ready, self._step(goals), strict=True):
+                least = self.config.samples(row.done)  # that the clip has, should it end here
+                end = min((row.done - self.schedule.lookahead) * self.config.hop, least, at + len(samples))
                 if count and end > row.sent:
                     row.shown.append((row.sent, samples[row.sent - at : end - at]))
                     out.append(row.shown[-1][1])
                     row.sent = end
-        nothing = torch.zeros(0, dtype=torch.float32, device=self.vocoder.device)
+        nothing = torch.zeros(0, dtype=torch.float32, device=self.device)
         return [torch.cat([nothing, *parts]) for parts in ready]
 
-    def _step(self, counts: list[int]) -> list[tuple[int, Tensor]]:
-        """So many frames of each row through the decoder: its samples, and where they begin."""
-        spans = []
-        for b, (row, count) in enumerate(zip(self.rows, counts, strict=True)):
-            if count:
-                self._write(b, row, min(row.done + count + row.codebooks - 1, row.total))
-            known = ~row.passed if row.closed else row.passed
-            spans.append((row.done, count, row.length, known))
-        device, frames = self.vocoder.device, max(counts)
-        with current(device):
-            samples = self.decoder.step(
-                self._rings, self._codes.to(device), torch.tensor(spans, dtype=torch.int32, device=device), frames, True
-            ).float()
+    def _step(self, goals: list[int]) -> list[tuple[int, int, Tensor]]:
+        """Each row through the decoder towards its goal: how many frames, where its samples begin, and the samples."""
+        plan = []
+        for b, (row, goal) in enumerate(zip(self.rows, goals, strict=True)):
+            end = min(goal, row.done + self.frames)
+            if end > row.done:
+                self._write(b, row, min(end + self.config.n_codebooks - 1, row.total))
+            plan.append(step(row.done, goal, self.frames, row.length, row.passed, row.closed))
+        with current(self.device):
+            spans = torch.tensor(plan, dtype=torch.int32, device=self.device)
+            codes, most = self._codes.to(self.device), max(count for _, count, _, _ in plan)
+            samples = self.decoder.step(self._rings, codes, spans, most, True).float()
         found = []
-        for b, (done, count, length, _) in enumerate(spans):
+        for b, (done, count, length, _) in enumerate(plan):
             where, columns = self.decoder.finished(done, count, length)
-            found.append((where.start, samples[b, columns]))
+            found.append((count, where.start, samples[b, columns]))
         return found
 
     def _write(self, b: int, row: _Row, end: int) -> None:
@@ -324,7 +317,7 @@ class ExactStream:
         stream is then as it was before.
         """
         if frames is None:  # of one stream it is no message
-            raise ValueError(f"frames must be a tensor [n, {self._streams.vocoder.config.n_codebooks}], got NoneType")
+            raise ValueError(f"frames must be a tensor [n, {self._streams.config.n_codebooks}], got NoneType")
         return self._streams.push([frames], [eos_frame], [last])[0]
 
     @property

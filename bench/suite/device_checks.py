@@ -20,6 +20,7 @@ from zonos2_triton.bench.timing.timer import Call, cuda_graph
 from zonos2_triton.model.ops import ops_of, vocoder_ops
 from zonos2_triton.model.vocoder_decoder import Decoder, Rings
 from zonos2_triton.model.weights.tiny import PARAMS, codec_weights
+from zonos2_triton.model.vocoder_schedule import clip_steps
 from zonos2_triton.reference import network as reference
 from zonos2_triton.reference.config import Zonos2Config
 from zonos2_triton.reference.delay import shear
@@ -224,15 +225,9 @@ def clip_spans(
     decoder: Decoder, lengths: Sequence[int], chunk: int, device: str, delayed: bool = False
 ) -> list[Tensor]:  # fmt: skip
     """spans [B, 4] of the steps that take clips of so many frames to their end."""
-    known = [~(n + (decoder.config.n_codebooks - 1) * delayed) for n in lengths]
-
-    def count(length: int, done: int) -> int:
-        return max(min(chunk, length + decoder.lookahead - done), 0) * (length > 0)
-
-    return [
-        torch.tensor([(done, count(n, done), n, k) for n, k in zip(lengths, known, strict=True)], device=device).int()
-        for done in range(0, max(lengths) + decoder.lookahead, chunk)
-    ]
+    frames = torch.tensor(lengths, dtype=torch.int32, device=device)
+    codebooks = decoder.config.n_codebooks if delayed else 1
+    return [*clip_steps(frames, max(lengths), chunk, decoder.lookahead, codebooks)]
 
 
 def blank_rings(decoder: Decoder, rows: int, frames: int) -> Rings:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from zonos2_triton.model.runtime.batch_state import Slots
 from zonos2_triton.model.vocoder_decoder import Decoder
+from zonos2_triton.model.vocoder_schedule import Schedule, step
 from zonos2_triton.reference.advance import FAULTY
-from zonos2_triton.reference.vocoder_layers import OPEN
 
 RINGS = 1 << 30  # bytes that the activations of all rows may fill; what does not fit goes in more steps
 
@@ -36,6 +36,7 @@ class Speech:
         most = look + codebooks - 1 + decoder.lookahead
         self.steps = next(n for n in range(1, most + 1) if n == most or decoder.room(rows, -(-most // n)) <= RINGS)
         self.frames = -(-most // self.steps)
+        self.schedule = Schedule(codebooks, decoder.lookahead)
         self._rings = decoder.rings(rows, self.frames)
         self.done = torch.zeros(rows, dtype=torch.int32, device=slots.frames.device)
         self._spoken = Spoken(
@@ -75,14 +76,11 @@ class Speech:
         return torch.cat(parts)
 
     def _next(self, rows: int) -> tuple[Tensor, ...]:
-        """The spans of the next step: what `Streams` plans on the host, for every row at once."""
+        """The spans of the next step of every row at once."""
         s, done = self.slots, self.done[:rows]
-        positions, steps, ends = s.positions[:rows], s.steps[:rows], s.eos_frames[:rows]
-        over, ending = positions < 0, ends >= 0
-        length = torch.where(ending, ends, torch.where(over, steps, OPEN))
-        complete = torch.minimum((steps - (s.frames.shape[2] - 2)).clamp(min=0), length)
-        flush = torch.where(length > 0, length + self.decoder.lookahead, 0)
-        goal = torch.where(over | (complete == length), flush, complete)
+        positions, came = s.positions[:rows], s.steps[:rows]
+        closed = positions < 0
+        length = self.schedule.length(came, s.eos_frames[:rows], closed)
+        goal = self.schedule.goal(done, self.schedule.complete(came, length), length, closed)
         goal = torch.where(positions == FAULTY, done, goal)
-        count = (goal - done).clamp(0, self.frames)
-        return done, count, length, torch.where(over, ~steps, steps)
+        return step(done, goal, self.frames, length, came, closed)

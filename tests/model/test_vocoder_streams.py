@@ -88,7 +88,7 @@ class TestWindows:
         """And no window comes later than the frames that it needs."""
         vocoder, (frames, messages), known = codecs["odd"], talk, None
         stream, emitted = vocoder.stream(), [torch.zeros(0)]
-        windows = [vocoder.window(i) for i in range(LONGEST // 32 + 1)]
+        windows = [vocoder.windows.at(i) for i in range(LONGEST // 32 + 1)]
         for begin, end, eos_frame, last in messages:
             known = known if eos_frame is None else eos_frame
             emitted.append(stream.push(frames[begin:end], eos_frame, last))
@@ -110,19 +110,19 @@ class TestWindows:
         """2,000 frames, one by one: each window is decoded once, with the frames around it. The caller reuses its
         buffer."""
         vocoder, frames, decoded = codecs["odd"], random_frames(2000), []
-        decode_window = vocoder.decode_window
+        decode = vocoder.windows.decode
 
         def counting(window, aligned, total):
             decoded.append((window.start, len(aligned)))
-            return decode_window(window, aligned, total)
+            return decode(window, aligned, total)
 
-        monkeypatch.setattr(vocoder, "decode_window", counting)
+        monkeypatch.setattr(vocoder.windows, "decode", counting)
         stream, buffer, chunks = vocoder.stream(), torch.zeros(1, 9, dtype=torch.int64), []
         for i, frame in enumerate(frames):
             buffer[0] = frame
             chunks.append(stream.push(buffer, last=i == 1999))
         assert [start for start, _ in decoded] == [*range(0, 2000, 32)]
-        window = vocoder.window(1)
+        window = vocoder.windows.at(1)
         assert max(n for _, n in decoded) <= window.end - window.first
         monkeypatch.undo()
         assert torch.equal(torch.cat(chunks), clip(vocoder, frames))
