@@ -1,7 +1,7 @@
 """The backbone on a checkpoint: traced, or generating frame after frame."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, overload
@@ -11,8 +11,9 @@ from torch import Tensor
 
 from zonos2_triton.model.backend import current, resolve_backend, resolve_device, resolve_dtype
 from zonos2_triton.model.ops import ops_of
-from zonos2_triton.model.runtime.request import Frame, Generation, Request, Stream, collected
+from zonos2_triton.model.runtime.request import Generation, Request
 from zonos2_triton.model.runtime.scheduler import Loop, LoopOptions
+from zonos2_triton.model.runtime.stream import Progress, Stream, read_all
 from zonos2_triton.model.vocoder_decoder import Decoder
 from zonos2_triton.model.weights.checkpoint import Checkpoint, load_weights
 from zonos2_triton.reference import network as reference
@@ -20,8 +21,6 @@ from zonos2_triton.reference.config import Zonos2Config
 from zonos2_triton.reference.numeric import exact_numerics
 from zonos2_triton.reference.ops import Ops
 from zonos2_triton.reference.sampling import Sampling
-
-Progress = Callable[[int, Frame], None]  # called with the number of the prompt, for each frame
 
 
 class Backbone:
@@ -175,7 +174,7 @@ class Backbone:
         speakers: Sequence[Tensor | None] | None = None,
         progress: Progress | None = None,
         return_exceptions: bool = False,
-    ) -> list[Generation] | list[Generation | BaseException]:
+    ) -> Sequence[Generation | BaseException]:
         """Continue each prompt [T, 10] to its end; what becomes of one does not depend on the others.
 
         sampling: one for all or one each; speakers: per prompt an embedding [speaker_embedding_dim] or None;
@@ -186,29 +185,7 @@ class Backbone:
         ValueError, TypeError: an argument is wrong, found before any work; it names the prompt. FloatingPointError:
         logits are NaN or Inf. torch.OutOfMemoryError: a prompt that there is no memory for.
         """
-        streams = self._streams(prompts, sampling, speakers)
-        frames: list[list[Frame]] = [[] for _ in streams]
-        errors: list[BaseException | None] = [None] * len(streams)
-        try:
-            while waiting := [stream for stream in streams if not stream.over]:
-                waiting[0].wait()
-                for i, stream in enumerate(streams):
-                    try:
-                        for frame in stream.ready():
-                            frames[i].append(frame)
-                            if progress is not None:
-                                progress(i, frame)
-                    except Exception as error:
-                        stream.close()
-                        errors[i] = error
-                    errors[i] = errors[i] or stream.error
-                if not return_exceptions and (first := next(filter(None, errors), None)):
-                    raise first
-        finally:
-            for stream in streams:
-                stream.close()
-        results = zip(errors, frames, streams, strict=True)
-        return [failed or collected(mine, stream.seed) for failed, mine, stream in results]
+        return read_all(self._streams(prompts, sampling, speakers), progress, return_exceptions)
 
     def stream(self, prompt: Tensor, sampling: Sampling = Sampling(), speaker: Tensor | None = None) -> Stream:  # noqa: B008  frozen
         """The frames of one prompt as they come, beside whatever else is running; an iterator, to be closed.
@@ -239,7 +216,7 @@ class Backbone:
             voice = self.checked_speaker(f"speakers[{i}]", voice)
             requests.append(Request(f"prompts[{i}]", prompt, own, voice, self.config))
         self.loop.submit(requests)
-        return [Stream(request, self.loop.turn, self.loop.sweep) for request in requests]
+        return [Stream(self.loop, request) for request in requests]
 
     def _checked_prompt(self, name: str, ids: Tensor) -> Tensor:
         ids = self._checked_ids(name, ids)

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from zonos2_triton.model.audio import Audio, read_audio
-from zonos2_triton.model.backbone import Backbone, Progress
+from zonos2_triton.model.backbone import Backbone
 from zonos2_triton.model.backend import resolve_device
 from zonos2_triton.model.nvtx import annotate
 from zonos2_triton.model.prompt import PromptOptions, build_prompt
-from zonos2_triton.model.runtime.request import Generation, Stream
+from zonos2_triton.model.runtime.request import Generation
 from zonos2_triton.model.runtime.scheduler import LoopOptions
+from zonos2_triton.model.runtime.stream import Progress, Stream
 from zonos2_triton.model.speaker import SpeakerEncoder
 from zonos2_triton.model.vocoder import Vocoder
 from zonos2_triton.model.weights.checkpoint import one_file

@@ -33,12 +33,7 @@ class Frames:
             request.hidden = x[end - 1]
 
     def start(self, requests: Sequence[Request], first: int) -> None:
-        """The rows from `first` on are theirs; each gets its first frame. Their prompts are in the cache."""
-        for row, request in enumerate(requests, first):
-            self.slots.enter(
-                row, request.pages, len(request.prompt) - 1, request.limit, request.eoa_id, request.settings,
-                request.seed,
-            )  # fmt: skip
+        """The first frame of requests whose prompts are in the cache; the rows from `first` on are theirs."""
         groups = [[request] for request in requests] if self.alone else [requests]
         stacked = [torch.stack([request.hidden for request in group]) for group in groups]
         logits = [reference.logits(self.model, x, ranged(self.ops)) for x in stacked]

@@ -1,9 +1,7 @@
-"""A request on its way through the frame loop, and the stream of frames that its caller reads."""
+"""Plain data: a request on its way through the frame loop, its frames, and what they add up to."""
 
 import secrets
-import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -65,57 +63,6 @@ class Request:
 
     def end(self, error: BaseException | None = None) -> None:
         self.over, self.error = True, error
-
-
-class Stream(Iterator[Frame]):
-    """The frames of one prompt, as they come. Whoever waits for one drives the loop, for the others too.
-
-    close(), the end of a `with` block and the disappearance of the object cancel the request. Frames that nobody reads
-    are kept; they are few, and hold no place of the loop.
-    """
-
-    def __init__(self, request: Request, turn: Callable[[Request], None], sweep: Callable[[], None]) -> None:
-        self._request, self._turn, self._sweep = request, turn, sweep
-        self.seed = request.seed
-        weakref.finalize(self, setattr, request, "cancelled", True)  # the loop finds it at its next look
-
-    def __next__(self) -> Frame:
-        self.wait()
-        if self._request.frames:
-            return self._request.frames.popleft()
-        raise self._request.error or StopIteration
-
-    def wait(self) -> None:
-        """Until there is a frame to read, or none will come."""
-        while not self._request.frames and not self._request.over:
-            self._turn(self._request)
-
-    def ready(self) -> Iterator[Frame]:
-        """Those that have come already."""
-        while self._request.frames:
-            yield self._request.frames.popleft()
-
-    @property
-    def error(self) -> BaseException | None:
-        """What ended the request before its time."""
-        return self._request.error
-
-    @property
-    def over(self) -> bool:
-        """Whether every frame has been read, and no more will come."""
-        return self._request.over and not self._request.frames
-
-    def close(self) -> None:
-        """No more frames are wanted: the place and the pages are free for others."""
-        self._request.cancelled = True
-        self._request.frames.clear()
-        self._sweep()
-
-    def __enter__(self) -> "Stream":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def fresh_seed(sampling: Sampling) -> int:

@@ -7,6 +7,9 @@ its next look are running already.
     submit ──▶ waiting ──pages and a row──▶ filling ──prompt in the cache──▶ running ──last frame──▶ over
 
 What becomes of a request does not depend on any other, nor on when it came.
+
+Data goes one way: a `Request` is plain data, `Loop` takes it through `Slots` and `Frames`, which import no scheduler,
+and a `Stream`, which the loop does not know, hands its frames out.
 """
 
 import threading
@@ -226,6 +229,8 @@ class Loop:
         """Those whose prompt is in the cache get the rows behind the others, and their first frame."""
         if ready := [request for request in self.filling if request.filled == len(request.prompt)]:
             with annotate("model/start", len(ready)):
+                for row, r in enumerate(ready, len(self.running)):
+                    self.slots.enter(row, r.pages, len(r.prompt) - 1, r.limit, r.eoa_id, r.settings, r.seed)
                 self._frames.start(ready, len(self.running))
             if self.speech is not None:
                 self.speech.enter(len(self.running), len(ready))
