@@ -1,20 +1,24 @@
-"""What a user imports: the model on its checkpoints, from text to a file of sound."""
+"""What a user imports: the model on its checkpoints, from text to a file of sound. Importing it imports no torch."""
 
-from zonos2_triton.model.audio import Audio
-from zonos2_triton.model.backbone import Backbone
-from zonos2_triton.model.integrations.accelerate import accelerate
-from zonos2_triton.model.integrations.report import Report
-from zonos2_triton.model.integrations.zonos2_engine.offline import TTSLLM, TTSSamplingParams
-from zonos2_triton.model.pipeline import Zonos2
-from zonos2_triton.model.prompt import build_prompt
-from zonos2_triton.model.runtime.request import Generation
-from zonos2_triton.model.runtime.scheduler import LoopOptions
-from zonos2_triton.model.speaker import SpeakerEncoder
-from zonos2_triton.model.vocoder import Vocoder
-from zonos2_triton.reference.config import Zonos2Config
-from zonos2_triton.reference.sampling import Sampling
-from zonos2_triton.reference.speaker_encoder import SpeakerEncoderConfig
-from zonos2_triton.reference.vocoder import VocoderConfig
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zonos2_triton.model.audio import Audio
+    from zonos2_triton.model.backbone import Backbone
+    from zonos2_triton.model.integrations.accelerate import accelerate
+    from zonos2_triton.model.integrations.report import Report
+    from zonos2_triton.model.integrations.zonos2_engine.offline import TTSLLM, TTSSamplingParams
+    from zonos2_triton.model.pipeline import Zonos2
+    from zonos2_triton.model.prompt import build_prompt
+    from zonos2_triton.model.runtime.request import Generation
+    from zonos2_triton.model.runtime.scheduler import LoopOptions
+    from zonos2_triton.model.speaker import SpeakerEncoder
+    from zonos2_triton.model.vocoder import Vocoder
+    from zonos2_triton.reference.config import Zonos2Config
+    from zonos2_triton.reference.sampling import Sampling
+    from zonos2_triton.reference.speaker_encoder import SpeakerEncoderConfig
+    from zonos2_triton.reference.vocoder import VocoderConfig
 
 __all__ = [
     "TTSLLM",
@@ -34,3 +38,32 @@ __all__ = [
     "accelerate",
     "build_prompt",
 ]
+
+_MODULES = {
+    "accelerate": "zonos2_triton.model.integrations.accelerate",
+    "Audio": "zonos2_triton.model.audio",
+    "Backbone": "zonos2_triton.model.backbone",
+    "build_prompt": "zonos2_triton.model.prompt",
+    "Generation": "zonos2_triton.model.runtime.request",
+    "LoopOptions": "zonos2_triton.model.runtime.scheduler",
+    "Report": "zonos2_triton.model.integrations.report",
+    "Sampling": "zonos2_triton.reference.sampling",
+    "SpeakerEncoder": "zonos2_triton.model.speaker",
+    "SpeakerEncoderConfig": "zonos2_triton.reference.speaker_encoder",
+    "TTSLLM": "zonos2_triton.model.integrations.zonos2_engine.offline",
+    "TTSSamplingParams": "zonos2_triton.model.integrations.zonos2_engine.offline",
+    "Vocoder": "zonos2_triton.model.vocoder",
+    "VocoderConfig": "zonos2_triton.reference.vocoder",
+    "Zonos2": "zonos2_triton.model.pipeline",
+    "Zonos2Config": "zonos2_triton.reference.config",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,36 +1,21 @@
-"""The command zonos2-triton."""
+"""The command zonos2-triton. Reading the command line and showing help needs no torch; running a command loads it."""
 
 import argparse
 import json
 import os
 import signal
 import sys
-import time
 import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import fields
 from importlib.metadata import entry_points
-from pathlib import Path
 from types import FrameType
-from typing import Any
 
-import torch
-from torch import Tensor
-from tqdm import tqdm
+from zonos2_triton import __version__
+from zonos2_triton.model.threads import sleep_while_waiting
+from zonos2_triton.reference.sampling_params import Sampling
 
-from zonos2_triton.model.audio import Audio, sound_format, whole_file, write_audio
-from zonos2_triton.model.backbone import Progress
-from zonos2_triton.model.backend import BACKENDS, DTYPES
-from zonos2_triton.model.doctor import as_text, diagnose
-from zonos2_triton.model.pipeline import Zonos2
-from zonos2_triton.model.plot import check_plotting, save_spectrogram
-from zonos2_triton.model.prompt import PromptOptions
-from zonos2_triton.model.runtime.request import Frame, fresh_seed
-from zonos2_triton.model.runtime.scheduler import LoopOptions
-from zonos2_triton.model.weights.tiny import NOTICE, write_tiny
-from zonos2_triton.reference.sampling import Sampling
-
+BACKENDS = ("reference", "triton", "auto")  # these two as model.backend has them, which needs torch
+DTYPES = ("float64", "float32", "bfloat16", "float16")
 # Commands of rooms that this one may not import: declared as entry points, loaded when asked for.
 TOOLS = {
     "bench": "time kernels beside PyTorch and other libraries, or compare two files of results",
@@ -64,9 +49,15 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("zonos2-triton: interrupted; nothing was written", file=sys.stderr)
         return INTERRUPTED
-    except (ValueError, TypeError, OSError, ImportError, ArithmeticError, torch.OutOfMemoryError, MemoryError) as error:
+    except _reported() as error:
         print(f"zonos2-triton: error: {error}", file=sys.stderr)
         return 2
+
+
+def _reported() -> tuple[type[BaseException], ...]:
+    """Errors that are told in one line. Nothing raises torch's own before torch is loaded."""
+    errors = (ValueError, TypeError, OSError, ImportError, ArithmeticError, MemoryError)
+    return (*errors, sys.modules["torch"].OutOfMemoryError) if "torch" in sys.modules else errors
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
@@ -79,6 +70,7 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 
 def _parser(chosen: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="zonos2-triton", description="ZONOS2 text-to-speech.")
+    parser.add_argument("--version", action="version", version=f"zonos2-triton {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     say = commands.add_parser("say", help="speak a text into a sound file", formatter_class=_Help)
@@ -136,110 +128,24 @@ class _Help(argparse.HelpFormatter):
 
 
 def _say(options: argparse.Namespace) -> int:
-    sampling = Sampling(**{field.name: getattr(options, field.name) for field in fields(Sampling)})
-    sampling = Sampling(**{**vars(sampling), "seed": fresh_seed(sampling)})  # to be reported
-    text = _stdin() if options.text == "-" else options.text
-    if options.spectrogram:
-        check_plotting()
-        if Path(options.spectrogram) == Path(options.out):
-            raise ValueError(f"--spectrogram and --out must be two files, got {options.out!r} for both")
-    prompt: PromptOptions = {
-        "speaking_rate": options.rate,
-        "quality": _quality(options.quality),
-        "clean_background": options.clean_background,
-        "accurate": not options.expressive,
-    }
-    kind = sound_format(options.out)
-    with ExitStack() as files:  # whether they can be written is known before the model is read
-        part = files.enter_context(whole_file(options.out))
-        picture = files.enter_context(whole_file(options.spectrogram)) if options.spectrogram else None
-        tts = Zonos2.load(
-            options.model, options.device, options.dtype, options.backend, options.vocoder, options.speaker_encoder,
-            LoopOptions(streams=1), options.vocoder_dtype,
-        )  # fmt: skip
-        if tts.notice:
-            print(f"zonos2-triton: note: {tts.notice}", file=sys.stderr)
-        started, first_audio, frames = time.perf_counter(), None, 0
-        # disable=None: silent when standard error is no terminal
-        with tqdm(total=sampling.clamped().max_frames, unit="frame", disable=None, leave=False) as bar:
+    sleep_while_waiting()  # before torch is loaded
+    from zonos2_triton.model.say import say
 
-            def progress(_: int, __: Frame) -> None:
-                nonlocal frames
-                frames += 1
-                bar.update()
-
-            chunks = []
-            for chunk in _chunks(tts, options, text, sampling, progress, prompt):
-                first_audio = first_audio or time.perf_counter() - started
-                chunks.append(chunk)
-        audio = Audio(
-            torch.cat([torch.zeros(0, dtype=torch.float32), *chunks]), tts.vocoder.config.sample_rate, tts.comment
-        )
-        write_audio(part, kind, audio)
-        seconds = time.perf_counter() - started
-        if picture:
-            save_spectrogram(audio, picture, f"{Path(options.out).name}: {tts.comment}")
-    rate = seconds / audio.seconds if audio.seconds else None
-    report = {
-        "out": str(options.out),
-        "frames": frames,
-        "audio_s": round(audio.seconds, 3),
-        "wall_s": round(seconds, 3),
-        "rtf": rate and round(rate, 4),
-        "first_audio_s": first_audio and round(first_audio, 3),
-        "seed": sampling.seed,
-        "device": str(tts.backbone.device),
-        "dtype": str(tts.backbone.dtype).removeprefix("torch."),
-        "backend": tts.backbone.backend,
-        "notice": tts.notice,
-    }
-    print(json.dumps(report) if options.json else _closing_line(report))
-    return 0
-
-
-def _stdin() -> str:
-    """Standard input without the newline that ends it."""
-    if sys.stdin is None:
-        raise ValueError("text is -, but standard input is closed")
-    return sys.stdin.read().removesuffix("\n")
-
-
-def _chunks(
-    tts: Zonos2, options: argparse.Namespace, text: str, sampling: Sampling, progress: Progress, prompt: PromptOptions
-) -> Iterator[Tensor]:
-    if options.stream:
-        yield from tts.stream(text, options.speaker, sampling, progress, **prompt)
-    else:
-        yield tts.speak(text, options.speaker, sampling, progress, **prompt).samples
-
-
-def _closing_line(report: dict[str, Any]) -> str:
-    speed = "no audio"
-    if report["rtf"] is not None:
-        speed = f"RTF {report['rtf']:.3f}, first audio after {report['first_audio_s']:.2f} s"
-    return (
-        f"{report['out']}: {report['frames']} frames, {report['audio_s']:.2f} s of audio in {report['wall_s']:.2f} s, "
-        f"{speed}, seed {report['seed']} ({report['backend']} backend, {report['device']}, {report['dtype']})"
-    )
-
-
-def _quality(pairs: list[str]) -> dict[str, int]:
-    buckets = {}
-    for pair in pairs:
-        feature, _, bucket = pair.partition("=")
-        if not bucket.removeprefix("-").isdecimal():
-            raise ValueError(f"--quality must be FEATURE=BUCKET with a whole number, got {pair!r}")
-        buckets[feature] = int(bucket)
-    return buckets
+    return say(options)
 
 
 def _tiny(options: argparse.Namespace) -> int:
+    sleep_while_waiting()
+    from zonos2_triton.model.weights.tiny import NOTICE, write_tiny
+
     folder = write_tiny(options.folder, options.seed)
     print(json.dumps({"folder": str(folder), "notice": NOTICE}) if options.json else f"{folder}: {NOTICE}")
     return 0
 
 
 def _doctor(options: argparse.Namespace) -> int:
+    from zonos2_triton.model.doctor import as_text, diagnose
+
     report = diagnose()
     print(json.dumps(report, indent=1) if options.json else as_text(report))
     return 1 if report["missing"] else 0

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from zonos2_triton.kernels import _settings
+from zonos2_triton.model import threads
 from zonos2_triton.model.backend import BACKENDS, resolve_backend
 from zonos2_triton.model.integrations.accelerate import known_hosts
 
@@ -41,6 +42,7 @@ def diagnose() -> dict[str, Any]:
         "packages": packages,
         "extras": {name: _version(name) for name in EXTRAS},
         "devices": devices,
+        "threads": threads.diagnosis(torch.get_num_threads()),
         "backends": {name: _usable(name) for name in BACKENDS},
         "drop_in": _hosts(),
         "variables": {name: {"value": v, "fault": fault} for name, (v, fault) in _settings.present().items()},
@@ -61,6 +63,9 @@ def as_text(report: dict[str, Any]) -> str:
     for device in report["devices"]:
         details = ", ".join(f"{key} {device[key]}" for key in device if key not in ("device", "runs"))
         lines.append(f"  {device['device']:18} runs: {device['runs']} ({details})")
+    found = report["threads"]
+    lines.append(f"threads of say on a CPU: {found['default']}, small models {found['small_model']}: {found['why']}")
+    lines.append(f"  between operations they wait {found['waiting']}")
     lines.append("backends")
     lines += [f"  {name:18} {state}" for name, state in report["backends"].items()]
     lines.append("drop-in")

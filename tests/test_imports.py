@@ -1,0 +1,94 @@
+"""What an import and a look at the help may cost, in processes of their own."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import zonos2_triton
+from zonos2_triton import model
+from zonos2_triton.model import backend, cli
+
+SECONDS = 0.5  # of every help, as promised
+
+
+def modules_after(code: str) -> set[str]:
+    """The packages and the modules of ours that a new process has loaded after some code."""
+    command = [sys.executable, "-c", f"import sys\n{code}\nprint('\\n'.join(sys.modules))"]
+    return {*subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()}
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["say", "--help"], ["doctor", "--help"], ["--version"]], ids=" ".join
+)
+def test_help_loads_no_torch(arguments):
+    code = f"""
+from zonos2_triton.model.cli import main
+try:
+    main({arguments!r})
+except SystemExit as end:
+    assert end.code == 0
+"""
+    heavy = {"torch", "triton", "numpy", "soundfile", "matplotlib", "tqdm"}
+    assert not heavy & modules_after(code)
+
+
+def test_help_comes_at_once():
+    """Processor time, the best of three: on a busy machine the clock tells of the others."""
+    command = [sys.executable, "-m", "zonos2_triton.model.cli", "say", "--help"]
+    times = []
+    for _ in range(3):
+        before = os.times()
+        subprocess.run(command, check=True, capture_output=True)
+        after = os.times()
+        times.append(after.children_user + after.children_system - before.children_user - before.children_system)
+    assert min(times) < SECONDS
+
+
+def test_help_names_every_command(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    out = capsys.readouterr().out
+    assert all(f"\n    {command} " in out for command in ("say", "tiny", "doctor", *cli.TOOLS))
+
+
+def test_the_version(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--version"])
+    assert capsys.readouterr().out == f"zonos2-triton {zonos2_triton.__version__}\n"
+
+
+def test_choices_of_the_command_line_are_those_of_the_model():
+    assert cli.BACKENDS == backend.BACKENDS
+    assert tuple(backend.DTYPES) == cli.DTYPES
+
+
+def test_packages_load_when_a_name_is_asked_for():
+    loaded = modules_after("import zonos2_triton, zonos2_triton.model")
+    assert "torch" not in loaded
+    loaded = modules_after("from zonos2_triton.model import Sampling, Zonos2, accelerate")
+    assert "torch" in loaded
+    assert "triton" not in loaded
+
+
+def test_lazy_names_are_those_that_type_checkers_see():
+    tree = ast.parse(Path(model.__file__).read_text(encoding="utf-8"))
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    seen = {alias.name: node.module for node in block.body for alias in node.names}
+    assert seen == model._MODULES
+    assert sorted(seen) == sorted(model.__all__)
+    assert {*model.__all__} <= {*dir(model)}
+    for module in (zonos2_triton, model):
+        assert all(getattr(module, name) is not None for name in module.__all__)
+        with pytest.raises(AttributeError, match=f"module '{module.__name__}' has no attribute 'Zonos3'"):
+            _ = module.Zonos3
+
+
+def test_importing_changes_no_environment():
+    code = "import os, json; before = dict(os.environ)\nfrom zonos2_triton.model import Zonos2\n"
+    command = [sys.executable, "-c", f"{code}print(json.dumps(before == dict(os.environ)))"]
+    assert json.loads(subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ).stdout)
