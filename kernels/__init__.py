@@ -1,4 +1,44 @@
 """Triton kernels, one operation per file: `zonos2_triton.kernels.<op>.<op>` is `torch.ops.zonos2_triton.<op>`.
 
-Importing this package imports none of them: an operation costs the import of Triton.
+Importing this package registers all of them, and so imports Triton.
 """
+
+from zonos2_triton.kernels import (
+    add_rms_norm,
+    advance,
+    codebook_sum,
+    convolution,
+    decode_attention,
+    experts,
+    frame_embedding,
+    head,
+    output_projection,
+    prefill_attention,
+    qkv_projection,
+    residual_unit,
+    rotary,
+    router,
+    sample,
+    transposed_convolution,
+    waveform,
+)
+
+__all__ = [
+    "add_rms_norm",
+    "advance",
+    "codebook_sum",
+    "convolution",
+    "decode_attention",
+    "experts",
+    "frame_embedding",
+    "head",
+    "output_projection",
+    "prefill_attention",
+    "qkv_projection",
+    "residual_unit",
+    "rotary",
+    "router",
+    "sample",
+    "transposed_convolution",
+    "waveform",
+]

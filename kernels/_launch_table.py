@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
-from zonos2_triton.kernels import _settings
+from zonos2_triton import _settings
 from zonos2_triton.kernels._operator import Launch, interpreted
 
 LOG = logging.getLogger("zonos2_triton")

@@ -8,7 +8,7 @@ from functools import cache
 
 import torch
 
-from zonos2_triton.kernels import _settings
+from zonos2_triton import _settings
 
 LOG = logging.getLogger("zonos2_triton")
 BACKENDS = ("reference", "triton", "auto")

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from zonos2_triton.kernels import _settings
+from zonos2_triton import _settings
 from zonos2_triton.model import threads
 from zonos2_triton.model.backend import BACKENDS, resolve_backend
 from zonos2_triton.model.integrations.accelerate import known_hosts
@@ -36,7 +36,7 @@ def diagnose() -> dict[str, Any]:
         device["runs"] = _resolved("auto", device["device"])
     return {
         "zonos2-triton": _version("zonos2-triton"),
-        "op_schemas": json.loads((files("zonos2_triton.kernels") / "schemas.json").read_text("utf-8"))["version"],
+        "op_schemas": json.loads((files("zonos2_triton") / "kernels" / "schemas.json").read_text("utf-8"))["version"],
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": packages,

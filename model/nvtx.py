@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from typing import Any, TypeVar, cast
 
-from zonos2_triton.kernels import _settings
+from zonos2_triton import _settings
 
 LOG = logging.getLogger("zonos2_triton")
 SWITCH = _settings.NVTX

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 import zonos2_triton
-from zonos2_triton import model
+from zonos2_triton import kernels, model
 from zonos2_triton.model import backend, cli
 
+ROOT = Path(__file__).parents[1]
 SECONDS = 0.5  # of every help, as promised
 
 
@@ -86,6 +87,14 @@ def test_lazy_names_are_those_that_type_checkers_see():
         assert all(getattr(module, name) is not None for name in module.__all__)
         with pytest.raises(AttributeError, match=f"module '{module.__name__}' has no attribute 'Zonos3'"):
             _ = module.Zonos3
+
+
+def test_the_kernels_register_every_operator():
+    """By one import of the package, in the order of its files."""
+    code = "import zonos2_triton.kernels, torch; sys.modules |= {op: 0 for op in dir(torch.ops.zonos2_triton)}"
+    names = {path.stem for path in (ROOT / "kernels").glob("[a-z]*.py")}
+    assert names == {*kernels.__all__}
+    assert names <= modules_after(code)
 
 
 def test_importing_changes_no_environment():

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from zonos2_triton.kernels._settings import disabled
+from zonos2_triton._settings import disabled
 from zonos2_triton.model.backend import check_backend, resolve_backend
 from zonos2_triton.model.integrations.patching import Swaps
 from zonos2_triton.model.integrations.report import Left, Report, Swapped

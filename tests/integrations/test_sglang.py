@@ -23,8 +23,8 @@ from torch._subclasses import FakeTensorMode
 from tests.integrations.sglang_standins import Fp8MoEMethod, FusedMoE, FusedMoEWithLoRA, write_site
 from tests.integrations.standins import audiotools, importable
 from tests.integrations.wheels import unpacked
+from zonos2_triton._settings import BACKEND, DISABLE, PREFIX, SGLANG, SGLANG_PARTS
 from zonos2_triton.bench.proof.interpreter import checked
-from zonos2_triton.kernels._settings import BACKEND, DISABLE, PREFIX, SGLANG, SGLANG_PARTS
 from zonos2_triton.model.integrations.accelerate import MARK
 from zonos2_triton.model.integrations.report import Left
 from zonos2_triton.model.integrations.sglang import components, launch

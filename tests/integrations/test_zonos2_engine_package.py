@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tests.integrations.official import Official, build, imported, random_weights, standing_in
-from zonos2_triton.kernels import _settings
+from zonos2_triton import _settings
 from zonos2_triton.model.integrations.accelerate import MARK, accelerate
 from zonos2_triton.model.integrations.zonos2_engine import package as host
 from zonos2_triton.model.integrations.zonos2_engine.attention import BACKEND, Backend

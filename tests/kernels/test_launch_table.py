@@ -10,12 +10,12 @@ import torch
 import triton
 from triton.runtime import interpreter
 
+from zonos2_triton._settings import CONFIG
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.proof.invariants import INVARIANTS, exact
 from zonos2_triton.bench.proof.verify import Case
 from zonos2_triton.kernels import _launch_table
 from zonos2_triton.kernels._launch_table import ARCHITECTURES, TABLE, architecture, overrides, product_tiles, tiles
-from zonos2_triton.kernels._settings import CONFIG
 from zonos2_triton.reference import vocoder_layers
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 import triton
 
+from zonos2_triton._settings import BACKEND, CONFIG, DISABLE
 from zonos2_triton.kernels._launch_table import overrides
-from zonos2_triton.kernels._settings import BACKEND, CONFIG, DISABLE
 from zonos2_triton.model import backend
 from zonos2_triton.model.backend import resolve_backend
 

@@ -5,7 +5,7 @@ from importlib.metadata import version
 import pytest
 import torch
 
-from zonos2_triton.kernels._settings import BACKEND, DISABLE, PREFIX, SGLANG
+from zonos2_triton._settings import BACKEND, DISABLE, PREFIX, SGLANG
 from zonos2_triton.model import doctor
 from zonos2_triton.model.cli import main
 

@@ -8,7 +8,7 @@ import importlib
 import logging
 import sys
 
-from zonos2_triton.kernels._settings import SGLANG, sglang_parts
+from zonos2_triton._settings import SGLANG, sglang_parts
 from zonos2_triton.model.integrations.sglang.plugin import plugin
 
 LOG = logging.getLogger("zonos2_triton")

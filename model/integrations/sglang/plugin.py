@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from zonos2_triton.kernels._settings import SGLANG, SGLANG_PARTS, disabled, sglang_parts
+from zonos2_triton._settings import SGLANG, SGLANG_PARTS, disabled, sglang_parts
 from zonos2_triton.model.integrations.sglang import components as parts
 
 LOG = logging.getLogger("zonos2_triton")
