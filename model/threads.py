@@ -34,8 +34,8 @@ def chosen_by_user() -> str | None:
 
 
 def threads_for(largest: int) -> int | None:
-    """For a model on a CPU whose largest weight holds so many numbers; None: as many as torch takes by itself."""
-    return 1 if largest < SMALL and chosen_by_user() is None else None
+    """For a model on a CPU whose largest weight has so many numbers; None: as many as torch takes by itself."""
+    return 1 if largest <= SMALL and chosen_by_user() is None else None
 
 
 def threads_hint(threads: int, default: int) -> str:
@@ -50,9 +50,7 @@ def diagnosis(default: int) -> dict[str, str | int | None]:
     """For `doctor`: how many threads `say` would take on a CPU, and why. default: torch's own number."""
     by = chosen_by_user()
     waiting = next((name for name in WAITING if name in os.environ), None)
-    why = (
-        f"{by} says so" if by else f"1 for a model whose largest weight has fewer than {SMALL} numbers, which is enough"
-    )
+    why = f"{by} says so" if by else f"one is enough where no weight has more than {SMALL} numbers"
     return {
         "default": default,
         "small_model": default if by else 1,

@@ -11,7 +11,7 @@ import torch
 from zonos2_triton.model import doctor, threads
 from zonos2_triton.model.cli import main
 
-SMALL, LARGE = torch.zeros(100), torch.empty(threads.SMALL)
+SMALL, LARGE = torch.zeros(100), torch.empty(threads.SMALL + 1)
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +88,7 @@ def test_where_torch_is_loaded_the_environment_stays():
 def test_doctor_says_what_would_be_chosen_and_why(monkeypatch):
     report = doctor.diagnose()
     assert report["threads"]["small_model"] == 1
-    assert f"largest weight has fewer than {threads.SMALL} numbers" in doctor.as_text(report)
+    assert f"one is enough where no weight has more than {threads.SMALL} numbers" in doctor.as_text(report)
     assert "between operations they wait asleep" in doctor.as_text(report)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     monkeypatch.setenv("GOMP_SPINCOUNT", "9")
