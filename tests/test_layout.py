@@ -155,7 +155,7 @@ def test_an_editor_jumps_to_the_file_in_its_room(module, name):
 @pytest.mark.slow
 def test_the_type_checker_reads_the_file_in_its_room(tmp_path):
     wrong = tmp_path / "wrong.py"
-    wrong.write_text("from zonos2_triton.kernels._settings import backend\nbackend(1)\n", encoding="utf-8")
+    wrong.write_text("from zonos2_triton.kernels._args import check_batch\ncheck_batch()\n", encoding="utf-8")
     command = [sys.executable, "-m", "mypy", "--verbose", str(wrong)]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert 'Too many arguments for "backend"' in run.stdout

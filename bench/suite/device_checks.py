@@ -19,8 +19,8 @@ from zonos2_triton.bench.specs.inputs import Sizes
 from zonos2_triton.bench.timing.timer import Call, cuda_graph
 from zonos2_triton.model.ops import ops_of, vocoder_ops
 from zonos2_triton.model.vocoder_decoder import Decoder, Rings
-from zonos2_triton.model.weights.tiny import PARAMS, codec_weights
 from zonos2_triton.model.vocoder_schedule import clip_steps
+from zonos2_triton.model.weights.tiny import PARAMS, codec_weights
 from zonos2_triton.reference import network as reference
 from zonos2_triton.reference.config import Zonos2Config
 from zonos2_triton.reference.delay import shear

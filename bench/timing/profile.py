@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 
-from zonos2_triton._settings import nvtx
 from zonos2_triton.bench.cli_choices import chosen
 from zonos2_triton.bench.specs.roofline import UNKNOWN, Roof
 from zonos2_triton.bench.timing import nsys
