@@ -14,7 +14,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -135,9 +134,8 @@ def checks(kernel: Kernel, workloads: Sequence[Workload] | None = None) -> Itera
     single, half = torch.float32, torch.bfloat16
 
     def check(what: Callable[[Case, Op], None], workload: Workload, dtype: torch.dtype, variant: str = "") -> Any:
-        subject = dict(variants(kernel)).get(variant, kernel)
         name = f"{what.__name__} {workload.name} {str(dtype).removeprefix('torch.')} {variant}".rstrip()
-        return name, partial(_try, what, subject, workload, dtype, variant)
+        return name, lambda op: what(case_of(kernel, workload, dtype, variant), op)
 
     for first in given[:1]:
         yield check(exact, first, single)
@@ -172,11 +170,9 @@ def killed(kernel: Kernel, fault: Fault, workloads: Sequence[Workload] | None = 
 _cases: dict[tuple[str, str, torch.dtype, str], Case] = {}
 
 
-def _try(
-    check: Callable[[Case, Op], None], kernel: Kernel, workload: Workload, dtype: torch.dtype, variant: str, op: Op
-) -> None:
-    """The check, on a case that is made once: many operations are tried on each."""
+def case_of(kernel: Kernel, workload: Workload, dtype: torch.dtype = torch.float32, variant: str = "") -> Case:
+    """A case that is made once in a process: many operations are tried on each. variant: of `variants`; "": none."""
     key = kernel.name, repr(workload), dtype, variant
     if key not in _cases:
-        _cases[key] = Case(kernel, workload, dtype=dtype)
-    check(_cases[key], op)
+        _cases[key] = Case(dict(variants(kernel)).get(variant, kernel), workload, dtype=dtype)
+    return _cases[key]

@@ -1,209 +1,138 @@
-"""torch.ops.zonos2_triton as others call it: on a CPU without Triton's interpreter, an operation is its reference.
+"""What all operators share: registration, the fallback on a CPU, compilers, and rules that span the kernels."""
 
-Whether Triton interprets is settled for a whole process, so one child without it tries every operation; it runs this
-file, and tells what it found as JSON.
-"""
-
-import importlib
-import json
+import ast
 import os
+import pkgutil
 import subprocess
 import sys
-import traceback
+from pathlib import Path
 
 import pytest
 import torch
 import triton
+from torch.utils import _pytree as pytree
 
+from tests.kernels.operator_suite import interpreted
+from zonos2_triton import kernels
 from zonos2_triton.bench.catalogue import KERNELS
-from zonos2_triton.kernels import _operator
-from zonos2_triton.kernels._operator import by_reference, on_chip
-from zonos2_triton.model import Backbone
+from zonos2_triton.kernels import _operator, residual_unit
+from zonos2_triton.kernels._operator import by_reference, fresh_counters, on_chip
+from zonos2_triton.model import Backbone, VocoderConfig
 from zonos2_triton.reference.numeric import SWITCHES
 
-CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
-SMALL = [
-    (name, workload.name) for name, kernel in KERNELS.items() for workload in kernel.workloads if not workload.real
-]
-# A number that each operation refuses, of those that have any: {argument: value}, or a change of a whole tensor.
-REFUSED = {
-    "rotary": {"positions": torch.tensor([0, 1, 40, 3, 4], dtype=torch.int32)},
-    "sample": {"settings": torch.zeros(2, 8)},
-    "advance": {"codes": torch.full((2, 5), 11, dtype=torch.int32)},
-    "head": {"n_codebooks": 4},
-    "codebook_sum": {"frames": 0},
-    "convolution": {"dilation": 0},
-    "transposed_convolution": {"stride": 0},
-    "residual_unit": {"lag": -1},
-    "waveform": {"tf32": True, "dtype": torch.float16},
-}
+# In a process that does not interpret: every operator is its reference, and says so without a launch.
+COMPILING = """
+import torch, triton
+from zonos2_triton.bench.catalogue import KERNELS
+from zonos2_triton.bench.proof.verify import Case
+assert not triton.knobs.runtime.interpret
+for kernel in KERNELS.values():
+    case = Case(kernel, next(workload for workload in kernel.workloads if workload.name == "tiny"))
+    for name, result in case.run().items():
+        assert torch.equal(result, case.plain[name]), (kernel.name, name)
+    print(kernel.name)
+"""
+# Looked up beforehand: a compiler need not follow how the catalogue is made.
+OPS = {name: kernel.op for name, kernel in KERNELS.items()}
 
 
-def inputs_of(name, workload="tiny", dtype=torch.float32):
-    found = next(entry for entry in KERNELS[name].workloads if entry.name == workload)
-    return KERNELS[name].make("cpu", dtype, **found.sizes)
+class Everything(torch.nn.Module):
+    """One call of some operators."""
+
+    def forward(self, inputs):
+        return {name: OPS[name](**arguments) for name, arguments in inputs.items()}
 
 
-def copied(inputs):
-    return {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+def inputs_of(names):
+    """New tensors at each call: some are changed."""
+    tiny = {name: next(one.sizes for one in KERNELS[name].workloads if one.name == "tiny") for name in names}
+    return {name: KERNELS[name].make("cpu", torch.float32, **sizes) for name, sizes in tiny.items()}
 
 
-def op_of(name):
-    return getattr(torch.ops.zonos2_triton, name)
+def test_every_operator_is_in_the_catalogue_and_has_a_test_file():
+    modules = [info.name for info in pkgutil.iter_modules(kernels.__path__) if not info.name.startswith("_")]
+    assert sorted(KERNELS) == modules
+    assert all(name == kernel.name for name, kernel in KERNELS.items())
+    assert [name for name in modules if not Path(__file__).with_name(f"test_{name}.py").exists()] == []
 
 
-def as_tuple(results):
-    return () if results is None else (results,) if isinstance(results, torch.Tensor) else tuple(results)
+def test_the_vocoder_multiplies_what_its_layers_have_weights_for():
+    """Millions of products a frame; a block is its transposed convolution and three residual units."""
+
+    def millions(name, workload):
+        found = next(entry for entry in KERNELS[name].workloads if entry.name == f"{workload}-16")
+        return KERNELS[name].cost_of(found, 2).flops / 2 / 16 / 1e6
+
+    config = VocoderConfig()
+    blocks = []
+    for i in range(len(config.decoder_rates)):
+        width = config.decoder_dim // 2 ** (i + 1)
+        fused = width <= residual_unit.WIDEST
+        parts = [("residual_unit", "")] if fused else [("convolution", "unit-"), ("convolution", "point-")]
+        unit = sum(millions(name, f"{part}{width}-chunk") for name, part in parts)
+        blocks.append(millions("transposed_convolution", f"{2 * width}-{width}-chunk") + 3 * unit)
+    first, last = millions("convolution", "first-chunk"), millions("waveform", "chunk")
+    assert blocks == pytest.approx([132, 264, 264, 132], rel=0.01)
+    assert first == pytest.approx(11, rel=0.01)
+    assert millions("codebook_sum", "chunk") + first + sum(blocks) + last == pytest.approx(804.2, rel=0.01)
 
 
-def difference(name, op, workload="tiny", dtype=torch.float32):
-    """Where results or changed arguments of `op` are not, bit for bit, those of the reference; "": nowhere."""
-    kernel, inputs = KERNELS[name], inputs_of(name, workload, dtype)
-    ours, theirs = copied(inputs), copied(inputs)
-    got, want = as_tuple(op(**ours)), as_tuple(kernel.reference(**theirs))
-    if len(got) != len(want):
-        return f"{len(got)} results, not {len(want)}"
-    pairs = [(f"result {i}", *pair) for i, pair in enumerate(zip(got, want, strict=True))]
-    pairs += [(key, ours[key], theirs[key]) for key in inputs if isinstance(inputs[key], torch.Tensor)]
-    wrong = [
-        what for what, a, b in pairs
-        if (a.dtype, a.shape) != (b.dtype, b.shape) or not torch.equal(a.nan_to_num(7), b.nan_to_num(7))
-    ]  # fmt: skip
-    return ", ".join(wrong + ["a result that is not contiguous" for result in got if not result.is_contiguous()])
+def test_the_only_atomic_counts():
+    """An integer, in the one function that waits for nobody: sums of floats have a fixed order."""
+    calls = {
+        (path.name, node.func.attr)
+        for path in Path(kernels.__file__).parent.glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and "atomic" in node.func.attr
+    }
+    assert calls == {("_math.py", "atomic_add")}
 
 
-def refusal(name, inputs):
-    try:
-        op_of(name)(**inputs)
-    except (TypeError, ValueError) as error:
-        return f"{type(error).__name__}: {error}"
-    return "accepted"
-
-
-def refusals():
-    """What wrong tensors and numbers get, by operation and fault."""
-    told = {}
-    for name in KERNELS:
-        inputs = inputs_of(name)
-        for key, value in inputs.items():
-            if isinstance(value, torch.Tensor):
-                wrong = {
-                    "an axis more": value[None], "an axis less": value.flatten()[0], "empty": value[:0],
-                    "dtype": value.to(torch.complex64),
-                    "stride": torch.stack([value, value], -1)[..., 0],
-                    "address": value.flatten().repeat(2)[1 : value.numel() + 1].view(value.shape),
-                }  # fmt: skip
-                if not value.is_floating_point():
-                    del wrong["address"]
-                for fault, tensor in wrong.items():
-                    told[f"{name} {key} {fault}"] = refusal(name, {**inputs, key: tensor})
-        if name in REFUSED:
-            change = {**REFUSED[name]}
-            inputs = inputs_of(name, dtype=change.pop("dtype", torch.float32))
-            told[f"{name} number"] = refusal(name, {**inputs, **change})
-    return told
-
-
-def checked(name):
-    return torch.library.opcheck(KERNELS[name].op, (), inputs_of(name), test_utils=CHECKS, raise_exception=False)
-
-
-def compiled():
-    """What a compiler that takes no break in the graph makes of two operations, and of one that changes an argument."""
-    x, norm, ring = inputs_of("rotary"), inputs_of("add_rms_norm"), inputs_of("convolution")
-
-    def run(x, residual, positions, table, act):
-        total, _ = op_of("add_rms_norm")(x.flatten(1), residual.flatten(1), None, 1e-5)
-        op_of("convolution")(**{**ring, "act": act})
-        return op_of("rotary")(total.view(x.shape) * 2, positions, table)
-
-    outcomes = []
-    for function in (run, torch.compile(run, fullgraph=True, backend="aot_eager")):
-        act = ring["act"].clone()
-        outcomes.append((function(x["x"], x["x"] + norm["eps"], x["positions"], x["table"], act), act))
-    (eager, changed), (result, changed_too) = outcomes
-    return bool(torch.equal(eager, result) and torch.equal(changed, changed_too) and changed.any())
-
-
-def child():
-    torch.set_num_threads(1)
-    told = {"interprets": bool(triton.knobs.runtime.interpret), "equal": {}, "opcheck": {}}
-    for name, workload in SMALL:
-        told["equal"][f"{name} {workload} float32"] = attempt(difference, name, op_of(name), workload)
-    for name in KERNELS:
-        for dtype in (torch.float16, torch.bfloat16):
-            told["equal"][f"{name} tiny {str(dtype)[6:]}"] = attempt(difference, name, op_of(name), "tiny", dtype)
-        told["opcheck"][name] = attempt(checked, name)
-    told["refusals"] = refusals()
-    told["compiled"] = attempt(compiled)
-    print(json.dumps(told, default=str))
-
-
-def attempt(function, *args):
-    """Its result, or what it raised."""
-    try:
-        return function(*args)
-    except Exception:
-        return traceback.format_exc()
-
-
-@pytest.fixture(scope="module")
-def on_a_cpu():
+@pytest.mark.slow
+def test_a_process_without_the_interpreter_runs_every_operator():
+    """Each file patches the fallback into this process, whose kernels are interpreted; here they are not."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment |= {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
-    run = subprocess.run([sys.executable, __file__], capture_output=True, text=True, env=environment, check=False)
-    assert run.returncode == 0, run.stderr
-    told = json.loads(run.stdout.splitlines()[-1])
-    assert told["interprets"] is False
-    return told
+    run = subprocess.run([sys.executable, "-c", COMPILING], capture_output=True, text=True, env=environment)
+    assert run.stdout.split() == [*KERNELS], run.stderr
 
 
-@pytest.mark.parametrize("name", KERNELS)
-def test_an_operation_is_its_reference(on_a_cpu, name):
-    found = {case: wrong for case, wrong in on_a_cpu["equal"].items() if case.split()[0] == name}
-    assert len(found) >= 3
-    assert found == dict.fromkeys(found, "")
-
-
-@pytest.mark.parametrize("name", KERNELS)
-def test_pytorch_finds_nothing_wrong_with_an_operator(on_a_cpu, name):
-    """Its schema says what it changes, its fake what it returns, and it may be traced with sizes that are not known."""
-    assert on_a_cpu["opcheck"][name] == dict.fromkeys(CHECKS, "SUCCESS")
-
-
-@pytest.mark.interpreter
-def test_what_is_wrong_gets_the_errors_of_the_interpreter(on_a_cpu):
-    here = refusals()
-    assert on_a_cpu["refusals"] == here
-    assert [case for case, text in here.items() if text == "accepted"] == []
-    assert sum(case.endswith(" number") for case in here) == len(REFUSED)
-
-
-def test_operations_may_be_compiled_without_a_break(on_a_cpu):
-    assert on_a_cpu["compiled"] is True
-
-
-@pytest.mark.parametrize("name", KERNELS)
-def test_importing_a_module_registers_its_operation(name):
-    module = importlib.import_module(f"zonos2_triton.kernels.{name}")
-    assert op_of(name).default._schema.name == f"zonos2_triton::{getattr(module, name)._name}"
+@pytest.mark.parametrize(
+    ("names", "interprets"),
+    [
+        (["rotary", "add_rms_norm", "convolution"], False),
+        pytest.param([*KERNELS], True, marks=[pytest.mark.slow, interpreted]),
+    ],
+    ids=["cpu-fallback", "interpreter"],
+)
+@pytest.mark.parametrize("way", ["compile", "export"])
+def test_compilers_take_operators_without_a_break(way, names, interprets, monkeypatch):
+    """As one graph, with the same results and the same changes to the caches."""
+    monkeypatch.setattr(_operator, "interpreted", lambda: interprets)
+    module, inputs, ours = Everything(), inputs_of(names), inputs_of(names)
+    want = module(inputs)
+    if way == "compile":
+        compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    else:
+        compiled = torch.export.export(module, (inputs_of(names),)).module()
+    results = pytree.tree_leaves((want, inputs)), pytree.tree_leaves((compiled(ours), ours))
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
 def test_the_kernel_runs_where_it_can(monkeypatch):
     x = torch.zeros(1)
-    monkeypatch.setattr(_operator, "interpreted", lambda: True)
-    assert on_chip(x)
-    monkeypatch.setattr(_operator, "interpreted", lambda: False)
-    assert not on_chip(x)
+    for interprets in (True, False):
+        monkeypatch.setattr(_operator, "interpreted", lambda interprets=interprets: interprets)
+        assert on_chip(x) is interprets
     with torch._subclasses.fake_tensor.FakeTensorMode():
         assert on_chip(torch.zeros(1))
 
 
 def test_results_are_nobody_elses_memory(monkeypatch):
     """As an operator must return them, whatever the reference returns."""
-    x = torch.arange(6.0).view(2, 3)
+    x, y = torch.arange(6.0).view(2, 3), torch.ones(2)
     monkeypatch.setattr(_operator, "_reference", lambda op: lambda x, y: (x, x.T, y, y, x + 1))
-    y = torch.ones(2)
     results = by_reference("any", x, y=y)
     assert [*map(torch.equal, results, (x, x.T, y, y, x + 1))] == [True] * 5
     assert len({tensor.untyped_storage().data_ptr() for tensor in (*results, x, y)}) == 7
@@ -226,12 +155,13 @@ def test_the_reference_runs_in_ieee_fp32_and_without_gradients(monkeypatch):
     assert seen == [([value for _, _, value in SWITCHES], False)]
 
 
+def test_counters_on_another_device():
+    with pytest.raises(ValueError, match=r"^router: counters must be one axis of int32 on cpu, got .* on meta"):
+        fresh_counters(torch.empty(3), 2, torch.zeros(4, dtype=torch.int32, device="meta"), "router")
+
+
 def test_the_kernels_backend_still_asks_for_the_interpreter(golden, monkeypatch):
     monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
     with pytest.raises(ValueError, match="backend 'triton' on a CPU needs Triton's interpreter"):
         golden.backbone(backend="triton")
     assert isinstance(golden.backbone(backend="auto"), Backbone)
-
-
-if __name__ == "__main__":
-    child()

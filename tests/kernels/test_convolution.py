@@ -1,0 +1,50 @@
+import torch
+
+from tests.kernels.operator_suite import SAME, Accuracy, interpreted, wrong
+from tests.kernels.step_suite import STEP, WRONG_LAYERS, WRONG_OUTPUTS, WRONG_TAPS, StepTests, short_ring
+from zonos2_triton.bench.catalogue import KERNELS
+from zonos2_triton.bench.proof.interpreter import checked
+from zonos2_triton.reference.vocoder_layers import OPEN
+
+TAPS = {**STEP, "Ci": 96, "Co": 96, "taps": 7, "dilation": 3, "y": True}
+
+
+class TestConvolution(StepTests):
+    name = "convolution"
+    fullest = "rows"
+    accuracy = {
+        "": Accuracy({**TAPS, "residual": True}, SAME, (0.41, 0.80, 0.78)),  # PyTorch rounds before the activation
+        "tf32": Accuracy({**TAPS, "tf32": True}, SAME, (1.00, 0.68, 0.68)),
+    }
+    costs = {
+        # 7 x 1024 x 1536 weights; of 16 frames 1024 channels in, 1536 activated out
+        "first-chunk-16": ((7 * 1024 * 1536 + 16 * (1024 + 1536)) * 2, 2 * 16 * 7 * 1024 * 1536),
+        # 768 x 768 weights; of 128 positions 768 channels in and activated out, in fp32 what is added and the sum
+        "point-768-chunk-16": ((768 * 768 + 128 * 2 * 768) * 2 + 128 * 2 * 768 * 4, 2 * 128 * 768 * 768),
+    }
+    wrong = [
+        *WRONG_LAYERS,
+        *WRONG_OUTPUTS,
+        *WRONG_TAPS,
+        wrong(r"alpha must have shape \[Co=24\], got \[23\]", alpha=lambda a: a[:23]),
+        wrong(r"residual must have shape \[B=7, Rr, Co=24\], got \[7, 89, 23\]", residual=lambda x: x[..., 1:].clone()),
+        wrong("dilation must be at least 1, got 0", dilation=0),
+        short_ring("x", 98, "those of a step and the taps around them"),
+        *(short_ring(ring, 80, "those of a step") for ring in ("residual", "y", "act")),
+    ]
+
+    @interpreted
+    def test_a_ring_of_more_than_31_bits(self):
+        """4 GiB of memory that nobody touches, but for the last places of a ring."""
+        kernel, size = KERNELS["convolution"], {"B": 1, "frames": 2, "rate": 4, "Ci": 16, "Co": 16, "taps": 3}
+        long = 2**27 + 64
+        done = long // 4 - 4
+        inputs = kernel.make("cpu", torch.float16, **size, rows=((done, 2, OPEN, 0),))
+        at = torch.arange(4 * done - 2, 4 * done + 8)
+        ring, count = torch.empty(1, long, 16, dtype=torch.float16), inputs["x"].shape[1]
+        ring[:, at] = inputs["x"][:, at % count]
+        got = {**inputs, "x": ring, "act": inputs["act"].clone()}
+        with checked(races=False):
+            kernel.op(**inputs)
+            kernel.op(**got)
+        assert torch.equal(got["act"], inputs["act"])

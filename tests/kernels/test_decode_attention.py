@@ -1,0 +1,44 @@
+from tests.kernels.operator_suite import Accuracy, CountingTests, PagedTests, at, wrong
+from zonos2_triton.bench.proof.verify import RATIO
+
+DECODED = {"B": 6, "context": 80, "contexts": (80, 64, 47, 48, 20, 33), "HQ": 8, "HKV": 2, "DH": 64, "page_size": 64}
+PLAIN = (
+    r"qkvg must have \(HQ \+ 2 \* HKV\) \* DH columns without temp and table, HQ a multiple of the cache's HKV=2 heads "
+    r"of DH=16, got "
+)
+
+
+class TestDecodeAttention(CountingTests, PagedTests):
+    name = "decode_attention"
+    forms = ["plain"]
+    counted = ["split-edges", "idle", "plain"]
+    accuracy = {  # softmax weights are rounded
+        "": Accuracy(DECODED, RATIO, (1.29, 1.17, 1.16)),  # fp32: 12 new keys are few
+        "plain": Accuracy({**DECODED, "plain": True}, RATIO, (0.37, 1.16, 1.16)),  # keys are copied
+    }
+    costs = {
+        # keys and values of 4 heads at 1001 positions; the row in (3088) and out (2048); 64 cosines, 64 sines
+        "decode-B1": ((2 * 4 * 128 * 1001 + 3088 + 2048) * 2 + 128 * 4, 2 * 2 * 16 * 128 * 1001),
+        # of 16 sequences the same, but rows without 16 gates (3072), and no angles
+        "plain-B16": (16 * (2 * 4 * 128 * 1001 + 3072 + 2048) * 2, 16 * 2 * 2 * 16 * 128 * 1001),
+    }
+    wrong = [
+        wrong(r"v_cache must have shape \[pages=6, page_size=8, HKV=2, DH=16\], got \[1, ", v_cache=lambda v: v[:1]),
+        wrong(
+            r"qkvg must have \(HQ \+ 2 \* HKV\) \* DH \+ HQ = 132 columns, got 128",
+            qkvg=lambda x: x[:, :-4].clone(),
+        ),
+        *(
+            wrong(f"{PLAIN}{columns}", "plain", qkvg=lambda x, columns=columns: x[:, :columns].clone())
+            for columns in (127, 112, 64, 16)
+        ),
+        wrong("temp and table must be given together, or neither", temp=None),
+        wrong("temp and table must be given together, or neither", table=None),
+        wrong("temp must have a multiple of the cache's HKV=2 heads, got 5", sizes={"HQ": 5}),
+        wrong("the head dimension must be a power of two .*, got 48", sizes={"DH": 48}),
+        wrong("at most 256 rows decode .*, got 257", sizes={"B": 257}),
+        wrong(r"positions must be in -2147483648\.\.23, what .* hold, or negative: idle; got 24", positions=at(0, 24)),
+        wrong(r"positions must be in -2147483648\.\.19, .*got 20", table=lambda t: t[:20].clone()),
+        wrong(r"positions must be in -2147483648\.\.39, .*; got 40", "plain", positions=at(0, 40)),
+        wrong(r"block_table must be in 0\.\.5, the cache's pages; got 6", block_table=at((1, 0), 6)),
+    ]

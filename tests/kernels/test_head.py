@@ -1,0 +1,20 @@
+from tests.kernels.operator_suite import SAME, Accuracy, OperatorTests, odd_width, wrong
+
+LOGITS = {"M": 32, "D": 256, "N": 513, "codebooks": 9}
+
+
+class TestHead(OperatorTests):
+    name = "head"
+    accuracy = {
+        "": Accuracy(LOGITS, SAME, (0.50, 0.75, 0.75)),
+        "prefill": Accuracy({**LOGITS, "prefill": True}, SAME, (0.44, 0.75, 0.75)),
+    }
+    # 9234 rows of weights, the norm's, a row; fp32 logits
+    costs = {"decode-B1": ((9234 * 2048 + 2048 + 2048) * 2 + 9234 * 4, 2 * 9234 * 2048)}
+    wrong = [
+        wrong(r"weight must have shape \[N, D=48\], got \[27, 44\]", weight=lambda w: w[:, :44].clone()),
+        wrong("weight must have a multiple of n_codebooks=4 rows, got 27", n_codebooks=4),
+        wrong("weight must have a multiple of n_codebooks=0 rows, got 27", n_codebooks=0),
+        wrong("at most 256 rows decode together, got 257; prefill=True takes any", sizes={"M": 257}),
+        *odd_width("D", 50),
+    ]

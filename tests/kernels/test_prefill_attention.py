@@ -1,0 +1,61 @@
+import torch
+
+from tests.kernels.operator_suite import Accuracy, PagedTests, at, wrong
+from zonos2_triton.bench.proof.verify import RATIO
+
+PROMPTS = {
+    "T": 70, "context": 0, "B": 2, "rows": (50, 20), "contexts": (0, 64), "HQ": 8, "HKV": 2, "DH": 64, "page_size": 64,
+}  # fmt: skip
+PLAIN = (
+    r"qkvg must have \(HQ \+ 2 \* HKV\) \* DH columns without temp and table, HQ a multiple of the cache's HKV=2 heads "
+    r"of DH=16, got "
+)
+
+
+class TestPrefillAttention(PagedTests):
+    name = "prefill_attention"
+    forms = ["plain"]
+    accuracy = {  # softmax weights are rounded
+        "": Accuracy(PROMPTS, RATIO, (0.95, 1.03, 1.07)),
+        "plain": Accuracy({**PROMPTS, "plain": True}, RATIO, (0.44, 1.16, 1.17)),
+    }
+    costs = {
+        # 32 * 33 / 2 pairs of positions; keys and values of 32; 32 rows in and out; 32 angles of 128
+        "prefill-32": ((2 * 4 * 128 * 32 + 32 * (3088 + 2048)) * 2 + 32 * 128 * 4, 2 * 2 * 16 * 128 * 528),
+        # 2048 * 2049 / 2 pairs; rows without gates, no angles
+        "plain-2048": ((2 * 4 * 128 * 2048 + 2048 * (3072 + 2048)) * 2, 2 * 2 * 16 * 128 * 2098176),
+    }
+    wrong = [
+        wrong(
+            r"qkvg must have \(HQ \+ 2 \* HKV\) \* DH \+ HQ = 132 columns, got 128",
+            qkvg=lambda x: x[:, 4:].clone(),
+        ),
+        *(
+            wrong(f"{PLAIN}{columns}", "plain", qkvg=lambda x, columns=columns: x[:, :columns].clone())
+            for columns in (127, 112, 64, 16)
+        ),
+        wrong("temp and table must be given together, or neither", temp=None),
+        wrong("temp and table must be given together, or neither", table=None),
+        wrong("temp must have a multiple of the cache's HKV=2 heads", sizes={"HQ": 3}),
+        wrong(
+            "temp must have at most 32 heads for each of the cache's HKV=2, got 66", sizes={"HQ": 66}, launch_only=True
+        ),
+        wrong(
+            "qkvg must have at most 32 heads for each of the cache's HKV=2, got 66",
+            sizes={"HQ": 66, "plain": True},
+            launch_only=True,
+        ),
+        wrong(r"cu_seqlens must have shape \[B\+1=2\], got \[3\]", cu_seqlens=lambda c: torch.cat([c, c[-1:]])),
+        wrong("the head dimension must be a power of two .*, got 24", sizes={"DH": 24}),
+        wrong(r"starts \+ rows must be in 1\.\.40, .*; got 41", "plain", starts=at(2, 19)),
+        wrong(r"block_table must be in 0\.\.2, .*got -1", block_table=at((0, 0), -1)),
+        wrong(r"starts must be in 0\.\.23, .*; got 24", starts=at(0, 24)),
+        wrong(r"starts must be in 0\.\.23, .*; got -1", starts=at(0, -1)),
+        wrong(r"starts \+ rows must be in 1\.\.24, .*; got 25", starts=at(0, 5)),
+        wrong(r"longest must be in 1\.\.20, .*, got 0", longest=0),
+        wrong(r"longest must be in 1\.\.20, .*, got 21", longest=21),
+        wrong(r"rows of a sequence must be in 1\.\.19, .*; got 20", longest=19),
+        wrong(r"rows of a sequence must be in 1\.\.22, .*; got 0", "packed", cu_seqlens=at(2, 17)),
+        wrong(r"the last of cu_seqlens must be in 20\.\.20, the rows of qkvg; got 19", cu_seqlens=at(1, 19)),
+        wrong(r"the first of cu_seqlens must be in 0\.\.0, the first row of qkvg; got 1", cu_seqlens=at(0, 1)),
+    ]

@@ -1,0 +1,43 @@
+from tests.kernels.operator_suite import SAME, Accuracy, CountingTests, odd_width, wrong
+
+CHOICE = {"M": 64, "D": 256, "R": 64, "E": 16, "k": 2}
+
+
+class TestRouter(CountingTests):
+    name = "router"
+    forms = ["normed"]
+    fullest = "idle"
+    counted = ["two-tiles", "idle"]
+    accuracy = {
+        "": Accuracy(CHOICE, SAME, (0.48, 0.73, 0.78)),
+        "normed": Accuracy({**CHOICE, "M": 32, "normed": True}, SAME, (0.44, 0.92, 0.91)),
+    }
+    costs = {
+        # 128 x 2048, twice 128 x 128, 16 x 128 weights; norm, three biases, the state's scale and norm, the balance; x,
+        # old and new state; 16 probabilities, id, weight and slot in 4 bytes each, 17 offsets
+        "decode-B1": (
+            (262144 + 2 * 16384 + 2048 + 2048 + 5 * 128 + 16 + 2048 + 2 * 128) * 2 + 4 * (16 + 3 + 17),
+            2 * (262144 + 2 * 16384 + 2048),
+        ),
+        # the weights once, without the norm's; 16 of everything that is a row's
+        "normed-B16": (
+            (262144 + 2 * 16384 + 2048 + 5 * 128 + 16 + 16 * (2048 + 2 * 128)) * 2 + 4 * (16 * (16 + 3) + 17),
+            16 * 2 * (262144 + 2 * 16384 + 2048),
+        ),
+    }
+    wrong = [
+        wrong(r"w2 must have shape \[R=24, R=24\], got \[16, 24\]", w2=lambda w: w[:16]),
+        wrong(r"biases must have shape \[E=4\], got \[3\]", biases=lambda b: b[:3]),
+        wrong(r"positions must have shape \[M=70\], got \[69\]", positions=lambda p: p[1:]),
+        wrong(
+            r"down_weight must have shape \[R, D=48\], got \[24, 44\]",
+            norm_weight=None,
+            down_weight=lambda w: w[:, :44].clone(),
+        ),
+        wrong(r"k must be in 1\.\.E=4, got 0", k=0),
+        wrong(r"k must be in 1\.\.E=4, got 5", k=5),
+        wrong("w3 must have at most 256 rows, one for each expert, got 257", sizes={"E": 257}),
+        wrong("state and scale must be given together", state=None),
+        wrong("state and scale must be given together", scale=None),
+        *odd_width("R", 34),
+    ]

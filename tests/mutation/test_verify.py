@@ -1,0 +1,68 @@
+"""What `bench.proof.verify` says of a wrong result: the reference with a mistake stands for an operator."""
+
+import pytest
+import torch
+
+from zonos2_triton.bench.catalogue import KERNELS
+from zonos2_triton.bench.proof.mutation import small
+from zonos2_triton.bench.proof.verify import Mismatch, verify
+
+
+def spoiled(name, change):
+    """The reference with changed arguments: an operation that is a little wrong."""
+    return lambda **inputs: KERNELS[name].reference(**{**inputs, **change(inputs)})
+
+
+def touched(name, output, where, value):
+    """The reference with one wrong element in a result, or in an argument that it changes."""
+
+    def op(**inputs):
+        results = KERNELS[name].reference(**inputs)
+        target = inputs[output] if isinstance(output, str) else results if output is None else results[output]
+        target[where] = value(target[where])
+        return tuple(results) if isinstance(results, tuple) else results
+
+    return op
+
+
+def halved(inputs):
+    return {key: value.bfloat16() for key, value in inputs.items() if isinstance(value, torch.Tensor)}
+
+
+every, first = slice(None), (0, 0, 0)
+ADDED, ATTENTION = "add_rms_norm", "decode_attention"
+WRONG = {
+    "norm-epsilon": ("head", spoiled("head", lambda _: {"eps": 1e-6}), "result: .*ratio to plain PyTorch"),
+    "no-cap": ("head", spoiled("head", lambda _: {"softcap": 0.0}), "result"),
+    "one-element": ("experts", touched("experts", None, (2, 7), lambda x: x + 0.01), r"first at \(2, 7\).*oracle"),
+    "nan": ("rotary", touched("rotary", None, first, lambda x: x * torch.nan), r"first at \(0, 0, 0\): nan"),
+    "not-a-copy": (ADDED, spoiled(ADDED, lambda _: {"residual": None}), "sum"),
+    "precision": (ADDED, spoiled(ADDED, halved), "sum has dtype torch.bfloat16"),
+    "shape": ("rotary", lambda **inputs: inputs["x"][:1], "result has shape"),
+    "cache-of-another": (
+        ATTENTION,
+        touched(ATTENTION, "v_cache", (*first, 0), lambda x: x + 1e-6),
+        "must keep what it",
+    ),
+    "cached-key": (ATTENTION, touched(ATTENTION, "k_cache", every, lambda x: x * 1.00001), "k_cache"),
+    "missing-key": (ATTENTION, spoiled(ATTENTION, lambda x: {"positions": x["positions"] - 1}), "result"),
+    "router-choice": ("router", touched("router", 0, (1, 0), lambda x: (x + 1) % 4), "expert_ids"),
+    "router-weight": ("router", touched("router", 1, (1, 0), lambda x: x * 1.000001), "expert_weights"),
+    "router-order": ("router", touched("router", 4, every, lambda x: x.flip(0)), "order"),
+    "router-offsets": ("router", touched("router", 5, 0, lambda x: x + 1), "offsets"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_verification_notices(wrong):
+    name, op, message = WRONG[wrong]
+    with pytest.raises(Mismatch, match=f"^{name} tiny float32: .*{message}"):
+        verify(KERNELS[name], small(KERNELS[name])[0], op=op)
+
+
+def test_verification_reports():
+    kernel = KERNELS["decode_attention"]
+    report = verify(kernel, small(kernel)[0], op=kernel.reference)
+    assert [error.output for error in report.errors] == ["result", "k_cache", "v_cache"]
+    assert [error.ratio for error in report.errors] == [1.0, 1.0, 0.0]  # values are copied
+    assert (report.kernel, report.workload, report.ratio) == ("decode_attention", "tiny", 1.0)
