@@ -48,38 +48,41 @@ def overridden(monkeypatch, tmp_path):
     overrides.cache_clear()
 
 
+def entry(op="head", role="decode", **numbers):
+    return {"op": op, "role": role, **numbers}
+
+
+def card(name):
+    return ("cuda", int(name[3:])) if name.startswith("sm_") else ("hip", name)
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_card_has_tiles_of_its_own_name(on_card, caplog, name):
-    backend, arch = ("cuda", int(name[3:])) if name.startswith("sm_") else ("hip", name)
-    on_card(backend, arch)
+    on_card(*card(name))
     assert architecture() == name
     assert caplog.messages == []
 
 
-@pytest.mark.parametrize(
-    ("backend", "arch", "nearest"),
-    [
-        ("cuda", 103, "sm_100"),
-        ("cuda", 121, "sm_120"),
-        ("cuda", 87, "sm_86"),
-        ("cuda", 75, "sm_86"),
-        ("cuda", 130, "sm_86"),
-        ("hip", "gfx1100", "gfx942"),
-        ("hip", "gfx950", "gfx942"),
-    ],
-)
-def test_an_unknown_card_gets_the_nearest_and_the_log_says_so_once(on_card, caplog, backend, arch, nearest):
-    on_card(backend, arch)
+NEAREST = {
+    "sm_100": ["sm_103"],
+    "sm_120": ["sm_121"],
+    "sm_86": ["sm_75", "sm_87", "sm_130"],
+    "gfx942": ["gfx950", "gfx1100"],
+}
+
+
+@pytest.mark.parametrize(("name", "nearest"), [(name, nearest) for nearest, names in NEAREST.items() for name in names])
+def test_an_unknown_card_gets_the_nearest_and_the_log_says_so_once(on_card, caplog, name, nearest):
+    on_card(*card(name))
     with caplog.at_level(logging.WARNING, "zonos2_triton"):
         assert [architecture(), architecture()] == [nearest, nearest]
-    name = f"sm_{arch}" if backend == "cuda" else arch
     assert caplog.messages == [f"no tiles were chosen for {name}; it runs with those of {nearest}"]
 
 
-@pytest.mark.parametrize(("rows", "width"), [(1, 16), (16, 16), (17, 32), (32, 32), (33, 64), (64, 64), (256, 64)])
-def test_tiles_are_as_wide_as_the_rows_need(on_card, rows, width):
+def test_tiles_are_as_wide_as_the_rows_need(on_card):
     on_card("cuda", 90)
-    assert product_tiles("qkv_projection", False, torch.bfloat16, rows, 2048)["BLOCK_M"] == width
+    for rows, width in {1: 16, 16: 16, 17: 32, 32: 32, 33: 64, 64: 64, 256: 64}.items():
+        assert product_tiles("qkv_projection", False, torch.bfloat16, rows, 2048)["BLOCK_M"] == width, rows
 
 
 @pytest.mark.interpreter
@@ -112,18 +115,16 @@ def test_a_step_of_clips_has_one_tile_for_every_length(on_card, op, role, kind):
     dtype = torch.float32 if kind == "tf32" else getattr(torch, kind)
     for name in ("interpreter", *ARCHITECTURES):
         if name != "interpreter":
-            on_card(*("cuda", int(name[3:])) if name.startswith("sm_") else ("hip", name))
+            on_card(*card(name))
         one, *others = [tiles(op, role, dtype, rows, tf32=kind == "tf32") for rows in (1, 16, 17, 256, 10**6)]
         assert all(other == one for other in others), name
 
 
 def test_products_of_few_rows_keep_one_instruction_on_sm_90():
     """64 weights in a tile would make it the warpgroup's at some widths."""
-    for (_, role), choices in TABLE.items():
-        if role == "decode":
-            assert all(
-                launch["BLOCK_N"] < 64 for name, tiles in choices.items() if name != "interpreter" for launch in tiles
-            )
+    decode = [choices for (_, role), choices in TABLE.items() if role == "decode"]
+    cards = [tiles for choices in decode for name, tiles in choices.items() if name != "interpreter"]
+    assert all(launch["BLOCK_N"] < 64 for tiles in cards for launch in tiles)
 
 
 def numbers(op="head", role="decode", dtype=torch.bfloat16, rows=1, **more):
@@ -134,12 +135,8 @@ def numbers(op="head", role="decode", dtype=torch.bfloat16, rows=1, **more):
 def test_a_file_overrides_what_it_names_for_the_dtype_and_the_rows_it_names(on_card, overridden):
     on_card("cuda", 90)
     one, many, prefill = numbers(), numbers(rows=17), numbers(role="prefill")
-    overridden(
-        [
-            {"op": "head", "role": "decode", "dtype": "bfloat16", "BLOCK_K": 64, "num_stages": 3},
-            {"op": "head", "role": "decode", "dtype": "bfloat16", "rows": [17, 32], "num_warps": 8, "num_stages": 7},
-        ]
-    )
+    half = {"dtype": "bfloat16"}
+    overridden([entry(**half, BLOCK_K=64, num_stages=3), entry(**half, rows=[17, 32], num_warps=8, num_stages=7)])
     assert (one, many) == ((32, 128, 16, 4, 6), (32, 128, 32, 4, 4))
     assert numbers() == (32, 64, 16, 4, 3)
     assert numbers(rows=16) == (32, 64, 16, 4, 3)
@@ -154,14 +151,8 @@ def test_a_file_overrides_what_it_names_for_the_dtype_and_the_rows_it_names(on_c
 
 def test_without_a_dtype_an_override_is_for_all_and_tf32_is_one_of_them(on_card, overridden):
     on_card("cuda", 90)
-    overridden(
-        [
-            {"op": "advance", "role": "row", "num_warps": 2},
-            {"op": "waveform", "role": "taps", "num_warps": 2},
-            {"op": "waveform", "role": "taps", "dtype": "tf32", "num_warps": 8},
-            {"op": "waveform", "role": "taps", "dtype": "float32", "num_warps": 1},
-        ]
-    )
+    waveform = [{"num_warps": 2}, {"dtype": "tf32", "num_warps": 8}, {"dtype": "float32", "num_warps": 1}]
+    overridden([entry("advance", "row", num_warps=2), *(entry("waveform", "taps", **one) for one in waveform)])
     assert tiles("advance", "row", torch.int32)["num_warps"] == 2
     warps = [numbers("waveform", "taps", dtype)[3] for dtype in (torch.float16, torch.float32)]
     assert [*warps, numbers("waveform", "taps", torch.float32, tf32=True)[3]] == [2, 1, 8]
@@ -176,7 +167,14 @@ def test_the_file_is_read_once_and_the_log_says_so(overridden, caplog):
     assert caplog.messages == [f"launch parameters of {path}: [{{'op': 'advance', 'role': 'row', 'num_warps': 2}}]"]
 
 
-HEAD = {"op": "head", "role": "decode"}
+WRONG_NUMBERS = {
+    "BLOCK_N": ("a power of two in 16..1024", (48, 8, 32.0)),
+    "num_warps": ("a power of two in 1..32", (3, True)),
+    "num_stages": ("an integer in 1..16", (0, "3")),
+    "rows": ("[least, most], both at least 1", ([1], [0, 4], [4, 2])),
+    "dtype": ("one of float32, tf32, float16, bfloat16", ("fp16", None)),
+}
+SAME_FOR_ALL_ROWS = ": [0].rows: role {} has the same tiles for any number of rows"
 
 
 @pytest.mark.parametrize(
@@ -184,40 +182,24 @@ HEAD = {"op": "head", "role": "decode"}
     [
         ({}, ": must be a list of objects, got dict"),
         ([3], ": [0]: must be an object, got 3"),
-        ([{**HEAD, "num_warps": 4}, {"role": "row"}], ": [1].op: must be one of add_rms_norm, advance, "),
-        ([{"op": "heads", "role": "decode"}], ", waveform, got 'heads'"),
-        ([{"op": ["head"], "role": "decode"}], ", waveform, got ['head']"),
-        ([{"op": "head", "role": "row"}], ": [0].role: must be one of decode, prefill of head, got 'row'"),
-        ([{**HEAD, "dtype": "fp16"}], ".dtype: must be one of float32, tf32, float16, bfloat16, got 'fp16'"),
-        ([{**HEAD, "dtype": None}], ".dtype: must be one of float32, tf32, float16, bfloat16, got None"),
-        ([HEAD], ": [0]: must have at least one of BLOCK_K, BLOCK_M, BLOCK_N, num_stages, num_warps"),
+        ([entry(num_warps=4), {"role": "row"}], ": [1].op: must be one of add_rms_norm, advance, "),
+        ([entry("heads")], ", waveform, got 'heads'"),
+        ([entry(["head"])], ", waveform, got ['head']"),
+        ([entry(role="row")], ": [0].role: must be one of decode, prefill of head, got 'row'"),
+        ([entry()], ": [0]: must have at least one of BLOCK_K, BLOCK_M, BLOCK_N, num_stages, num_warps"),
+        ([entry(BLOCK_Z=16)], ".BLOCK_Z: head decode has no such number; it has BLOCK_K, BLOCK_M, BLOCK_N, num_s"),
+        ([entry(enable_fp_fusion=True)], ".enable_fp_fusion: head decode has no such number"),
+        ([entry("rotary", "row", BLOCK_M=16)], ".BLOCK_M: rotary row has no such number"),
         (
-            [{**HEAD, "BLOCK_Z": 16}],
-            ".BLOCK_Z: head decode has no such number; it has BLOCK_K, BLOCK_M, BLOCK_N, num_stages, num_warps",
+            [entry(rows=[1, 4], BLOCK_K=64)],
+            ".BLOCK_K: cannot be had for some rows alone: bits would depend on the batch",
         ),
-        ([{**HEAD, "enable_fp_fusion": True}], ".enable_fp_fusion: head decode has no such number"),
-        ([{"op": "rotary", "role": "row", "BLOCK_M": 16}], ".BLOCK_M: rotary row has no such number"),
-        ([{**HEAD, "BLOCK_N": 48}], ": [0].BLOCK_N: must be a power of two in 16..1024, got 48"),
-        ([{**HEAD, "BLOCK_N": 8}], ": [0].BLOCK_N: must be a power of two in 16..1024, got 8"),
-        ([{**HEAD, "BLOCK_N": 32.0}], ": [0].BLOCK_N: must be a power of two in 16..1024, got 32.0"),
-        ([{**HEAD, "num_warps": 3}], ": [0].num_warps: must be a power of two in 1..32, got 3"),
-        ([{**HEAD, "num_warps": True}], ": [0].num_warps: must be a power of two in 1..32, got True"),
-        ([{**HEAD, "num_stages": 0}], ": [0].num_stages: must be an integer in 1..16, got 0"),
-        ([{**HEAD, "num_stages": "3"}], ": [0].num_stages: must be an integer in 1..16, got '3'"),
-        ([{**HEAD, "rows": [1], "num_warps": 4}], ".rows: must be [least, most], both at least 1, got [1]"),
-        ([{**HEAD, "rows": [0, 4], "num_warps": 4}], ".rows: must be [least, most], both at least 1, got [0, 4]"),
-        ([{**HEAD, "rows": [4, 2], "num_warps": 4}], ".rows: must be [least, most], both at least 1, got [4, 2]"),
-        (
-            [{**HEAD, "rows": [1, 4], "BLOCK_K": 64}],
-            ": [0].BLOCK_K: cannot be had for some rows alone: bits would depend on the batch",
-        ),
-        (
-            [{"op": "decode_attention", "role": "split", "rows": [1, 4], "SPLIT": 64}],
-            ": [0].rows: role split has the same tiles for any number of rows",
-        ),
-        (
-            [{"op": "convolution", "role": "taps", "rows": [1, 4], "BLOCK_M": 64}],
-            ": [0].rows: role taps has the same tiles for any number of rows",
+        ([entry("decode_attention", "split", rows=[1, 4], SPLIT=64)], SAME_FOR_ALL_ROWS.format("split")),
+        ([entry("convolution", "taps", rows=[1, 4], BLOCK_M=64)], SAME_FOR_ALL_ROWS.format("taps")),
+        *(
+            ([entry(**{"num_warps": 4, key: value})], f": [0].{key}: must be {accepted}, got {value!r}")
+            for key, (accepted, values) in WRONG_NUMBERS.items()
+            for value in values
         ),
     ],
 )
@@ -238,17 +220,17 @@ def test_no_kernel_is_launched_by_a_wrong_file(overridden):
 def test_all_numbers_of_the_table_might_be_in_a_file():
     for (op, role), choices in TABLE.items():
         for launch in (launch for name in choices if name != "interpreter" for launch in choices[name]):
-            entry = {key: launch[key] for key in launch if key not in ("enable_fp_fusion", "matrix_instr_nonkdim")}
-            pair, override = _launch_table._override("", {"op": op, "role": role, **entry})
-            assert (pair, override.numbers) == ((op, role), entry)
+            numbers = {key: launch[key] for key in launch if key not in ("enable_fp_fusion", "matrix_instr_nonkdim")}
+            pair, override = _launch_table._override("", entry(op, role, **numbers))
+            assert (pair, override.numbers) == ((op, role), numbers)
 
 
 # Other tiles than the interpreter's own, for one row and for several.
 OTHERS = [
-    {"op": "head", "role": "decode", "BLOCK_K": 32, "BLOCK_N": 16},
-    {"op": "head", "role": "decode", "rows": [2, 1000], "BLOCK_N": 64, "BLOCK_M": 32},
-    {"op": "decode_attention", "role": "split", "SPLIT": 32, "BLOCK_S": 16},
-    {"op": "convolution", "role": "taps", "BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16},
+    entry(BLOCK_K=32, BLOCK_N=16),
+    entry(rows=[2, 1000], BLOCK_N=64, BLOCK_M=32),
+    entry("decode_attention", "split", SPLIT=32, BLOCK_S=16),
+    entry("convolution", "taps", BLOCK_M=16, BLOCK_N=16, BLOCK_K=16),
 ]
 
 
@@ -259,12 +241,10 @@ OTHERS = [
         ("head", "one-row", {"BLOCK_K": 32, "BLOCK_N": 16, "BLOCK_M": 16}),
         ("head", "two-tiles", {"BLOCK_K": 32, "BLOCK_N": 64, "BLOCK_M": 32}),
         ("decode_attention", "split-edges", {"SPLIT": 32, "BLOCK_S": 16}),
-        ("convolution", "rows", {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16}),
+        pytest.param("convolution", "rows", {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16}, marks=pytest.mark.slow),
     ],
 )
-def test_other_tiles_are_launched_as_exact_and_no_bit_depends_on_the_batch(
-    overridden, monkeypatch, name, workload, launched
-):  # fmt: skip
+def test_other_tiles_are_as_exact_and_no_bit_depends_on_the_batch(overridden, monkeypatch, name, workload, launched):
     kernel = KERNELS[name]
     case = Case(kernel, next(entry for entry in kernel.workloads if entry.name == workload))
     overridden(OTHERS)
