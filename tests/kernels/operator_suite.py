@@ -366,6 +366,18 @@ class CountingTests(OperatorTests):
             refuses(ValueError, f"counters {message}", inputs, launch_only=self.name == "experts")
 
 
+def wrong_attention(columns: slice) -> tuple[Wrong, ...]:
+    """What both attentions refuse. columns: 128 of the 132 of qkvg."""
+    heads = r"qkvg must have \(HQ \+ 2 \* HKV\) \* DH"
+    plain = f"{heads} columns without temp and table, HQ a multiple of the cache's HKV=2 heads of DH=16, got"
+    return (
+        wrong(rf"{heads} \+ HQ = 132 columns, got 128", qkvg=lambda x: x[:, columns].clone()),
+        *(wrong(f"{plain} {n}", "plain", qkvg=lambda x, n=n: x[:, :n].clone()) for n in (127, 112, 64, 16)),
+        wrong("temp and table must be given together, or neither", temp=None),
+        wrong("temp and table must be given together, or neither", table=None),
+    )
+
+
 class PagedTests(OperatorTests):
     """An attention with a paged cache."""
 

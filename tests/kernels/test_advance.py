@@ -92,24 +92,6 @@ def test_the_reference_ends_where_the_serial_rule_does(frames, limit, ignore_eos
 @interpreted
 @pytest.mark.usefixtures("quick_interpreter")
 class TestEnds:
-    def test_golden_ends(self, golden):
-        """All cases in one batch, frame by frame; one whose frames have run out goes on with padding, not looked at."""
-        vectors = golden.json("eos")
-        cases = vectors["cases"]
-        assert len(cases) == 21
-        eoa_ids = [-1 if case["ignore_eos"] else vectors["eoa_id"] for case in cases]
-        state = before([case["max_tokens"] for case in cases], eoa_ids)
-        for step in range(max(len(case["frames"]) for case in cases)):
-            push(state, [case["frames"][step] if step < len(case["frames"]) else [1025] * 9 for case in cases])
-            for b, case in enumerate(cases):
-                if step < len(case["frames"]):
-                    seen = case["trace"][min(step, len(case["trace"]) - 1)]  # of columns: end, countdown, finished
-                    got = int(state["eos_frames"][b]), bool(state["positions"][b] == OUT)
-                    assert got == (seen[0], seen[2]), (case["name"], step)
-                if step == len(case["frames"]) - 1:
-                    got = int(state["steps"][b]), int(state["eos_frames"][b])
-                    assert got == (case["frames_consumed"], case["final_eos_frame"]), case["name"]
-
     def test_what_a_frame_leaves(self):
         """The row that is fed back, and the newest four frames with the end as known by each."""
         state = before([50], [3], C=3, V=9)

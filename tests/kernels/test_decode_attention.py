@@ -1,11 +1,7 @@
-from tests.kernels.operator_suite import Accuracy, CountingTests, PagedTests, at, wrong
+from tests.kernels.operator_suite import Accuracy, CountingTests, PagedTests, at, wrong, wrong_attention
 from zonos2_triton.bench.proof.verify import RATIO
 
 DECODED = {"B": 6, "context": 80, "contexts": (80, 64, 47, 48, 20, 33), "HQ": 8, "HKV": 2, "DH": 64, "page_size": 64}
-PLAIN = (
-    r"qkvg must have \(HQ \+ 2 \* HKV\) \* DH columns without temp and table, HQ a multiple of the cache's HKV=2 heads "
-    r"of DH=16, got "
-)
 
 
 class TestDecodeAttention(CountingTests, PagedTests):
@@ -24,16 +20,7 @@ class TestDecodeAttention(CountingTests, PagedTests):
     }
     wrong = [
         wrong(r"v_cache must have shape \[pages=6, page_size=8, HKV=2, DH=16\], got \[1, ", v_cache=lambda v: v[:1]),
-        wrong(
-            r"qkvg must have \(HQ \+ 2 \* HKV\) \* DH \+ HQ = 132 columns, got 128",
-            qkvg=lambda x: x[:, :-4].clone(),
-        ),
-        *(
-            wrong(f"{PLAIN}{columns}", "plain", qkvg=lambda x, columns=columns: x[:, :columns].clone())
-            for columns in (127, 112, 64, 16)
-        ),
-        wrong("temp and table must be given together, or neither", temp=None),
-        wrong("temp and table must be given together, or neither", table=None),
+        *wrong_attention(slice(128)),
         wrong("temp must have a multiple of the cache's HKV=2 heads, got 5", sizes={"HQ": 5}),
         wrong("the head dimension must be a power of two .*, got 48", sizes={"DH": 48}),
         wrong("at most 256 rows decode .*, got 257", sizes={"B": 257}),

@@ -1,15 +1,11 @@
 import torch
 
-from tests.kernels.operator_suite import Accuracy, PagedTests, at, wrong
+from tests.kernels.operator_suite import Accuracy, PagedTests, at, wrong, wrong_attention
 from zonos2_triton.bench.proof.verify import RATIO
 
 PROMPTS = {
     "T": 70, "context": 0, "B": 2, "rows": (50, 20), "contexts": (0, 64), "HQ": 8, "HKV": 2, "DH": 64, "page_size": 64,
 }  # fmt: skip
-PLAIN = (
-    r"qkvg must have \(HQ \+ 2 \* HKV\) \* DH columns without temp and table, HQ a multiple of the cache's HKV=2 heads "
-    r"of DH=16, got "
-)
 
 
 class TestPrefillAttention(PagedTests):
@@ -26,16 +22,7 @@ class TestPrefillAttention(PagedTests):
         "plain-2048": ((2 * 4 * 128 * 2048 + 2048 * (3072 + 2048)) * 2, 2 * 2 * 16 * 128 * 2098176),
     }
     wrong = [
-        wrong(
-            r"qkvg must have \(HQ \+ 2 \* HKV\) \* DH \+ HQ = 132 columns, got 128",
-            qkvg=lambda x: x[:, 4:].clone(),
-        ),
-        *(
-            wrong(f"{PLAIN}{columns}", "plain", qkvg=lambda x, columns=columns: x[:, :columns].clone())
-            for columns in (127, 112, 64, 16)
-        ),
-        wrong("temp and table must be given together, or neither", temp=None),
-        wrong("temp and table must be given together, or neither", table=None),
+        *wrong_attention(slice(4, None)),
         wrong("temp must have a multiple of the cache's HKV=2 heads", sizes={"HQ": 3}),
         wrong(
             "temp must have at most 32 heads for each of the cache's HKV=2, got 66", sizes={"HQ": 66}, launch_only=True

@@ -1,12 +1,11 @@
 """The draw of a frame's codes."""
 
-import random
 from dataclasses import replace
 
 import pytest
 import torch
 
-from tests.kernels.operator_suite import OperatorTests, at, interpreted, wrong
+from tests.kernels.operator_suite import OperatorTests, at, inputs_of, interpreted, wrong
 from zonos2_triton.kernels.sample import sample
 from zonos2_triton.model import Sampling
 from zonos2_triton.reference import sampling as reference
@@ -86,27 +85,6 @@ def agreed(inputs):
     return codes, faults
 
 
-def mixed(B, V, C=9):
-    """Settings of every kind, ties, and codes that came at any distance."""
-    pick, generator = random.Random(V), torch.Generator().manual_seed(V)
-    samplings = [
-        Sampling(
-            temperature=pick.choice([1e-6, 0.3, 1.15, 40]), top_k=pick.choice([1, 2, V // 2, V, 5000]),
-            top_p=pick.choice([0, 1e-6, 0.5, 0.95, 1]), min_p=pick.choice([0, 0.05, 0.18, 1, 2]),
-            repetition_window=pick.choice([0, 1, 50, 10**9]), repetition_penalty=pick.choice([1, 1.2, 30]),
-            repetition_codebooks=pick.choice([-1, 0, 1, 8, 9]),
-        )
-        for _ in range(B)
-    ]  # fmt: skip
-    seeds = [pick.choice([0, 2**64 - 1, 2**63, pick.randrange(2**64), pick.randrange(2**31)]) for _ in range(B)]
-    steps = [pick.choice([0, 1, 60, 5000]) for _ in range(B)]
-    logits = 15 * torch.tanh(torch.randn(B, C, V, generator=generator))
-    logits[::3] = logits[::3].round()
-    ago = torch.randint(1, 120, (B, C, V), generator=generator, dtype=torch.int32)
-    last_seen = torch.tensor(steps, dtype=torch.int32)[:, None, None] - ago
-    return request(logits, samplings, seeds, steps, torch.where((last_seen < 0) | (ago > 70), NEVER, last_seen))
-
-
 @interpreted
 @pytest.mark.usefixtures("quick_interpreter")
 class TestDraw:
@@ -127,16 +105,10 @@ class TestDraw:
             assert (probs.gather(-1, codes[..., None].long()) > 0).all()
             assert torch.equal(codes[one_hot], probs.argmax(-1)[one_hot].int())
 
-    @pytest.mark.parametrize(
-        ("B", "V"),
-        [
-            (8, 3),
-            *(pytest.param(*size, marks=pytest.mark.slow) for size in ((25, 3), (25, 100), (30, 1026), (2, 8192))),
-        ],
-        ids="{}".format,
-    )
-    def test_mixed_settings_draw_the_reference_codes(self, B, V):
-        agreed(mixed(B, V))
+    @pytest.mark.slow
+    @pytest.mark.parametrize("V", [3, 100, 8192])
+    def test_settings_of_every_kind_on_rows_of_any_width(self, V):
+        agreed(inputs_of("sample", "settings", C=9, V=V))
 
     def test_ties_of_nearly_everything(self):
         """Numbers between which only the sign of zero, the last bits, or nothing at all decides."""
@@ -158,7 +130,7 @@ class TestDraw:
 
     def test_a_code_does_not_depend_on_its_place(self):
         """Alone, elsewhere, among others, of fewer codebooks; and as rows behind others, at no multiple of 16 bytes."""
-        inputs = mixed(4, 25, C=3)
+        inputs = inputs_of("sample", "settings", B=4)
         codes, _ = sample(**inputs)
         for order in ([2, 1, 1, 0, 3, 2, 0], *([b] for b in range(4))):
             assert torch.equal(sample(**rows(inputs, order))[0], codes[order])
@@ -177,8 +149,8 @@ class TestDraw:
         assert all(len(set(one.tolist())) >= 8 for one in codes)
 
     def test_rows_that_are_not_finite(self):
-        inputs = mixed(3, 100)
-        inputs["settings"][0] = torch.tensor(OFF.row())
+        inputs = {**inputs_of("sample", "settings", B=3, C=9, V=100)}
+        inputs["settings"] = torch.cat([torch.tensor([OFF.row()]), inputs["settings"][1:]])
         clean, faults = agreed(inputs)
         assert not faults.any()
         nan, inf = float("nan"), float("inf")
