@@ -71,11 +71,6 @@ def request(logits, samplings, seeds, steps, last_seen):
     }
 
 
-def rows(inputs, chosen):
-    """Of the same arguments, some requests in some order."""
-    return {name: value[chosen].contiguous() for name, value in inputs.items()}
-
-
 def agreed(inputs):
     """What kernel and reference both draw."""
     codes, faults = sample(**inputs)
@@ -129,24 +124,15 @@ class TestDraw:
         assert codes.flatten().tolist() == [40, 59]
 
     def test_a_code_does_not_depend_on_its_place(self):
-        """Alone, elsewhere, among others, of fewer codebooks; and as rows behind others, at no multiple of 16 bytes."""
+        """Elsewhere, of fewer codebooks; and as rows behind others, at no multiple of 16 bytes."""
         inputs = inputs_of("sample", "settings", B=4)
         codes, _ = sample(**inputs)
-        for order in ([2, 1, 1, 0, 3, 2, 0], *([b] for b in range(4))):
-            assert torch.equal(sample(**rows(inputs, order))[0], codes[order])
+        order = [2, 1, 1, 0, 3, 2, 0]
+        assert torch.equal(sample(**{name: value[order] for name, value in inputs.items()})[0], codes[order])
         fewer = {name: inputs[name][:, :2].contiguous() for name in ("logits", "last_seen")}
         assert torch.equal(sample(**{**inputs, **fewer})[0], codes[:, :2])
         behind = {name: torch.cat([inputs[name][:1], inputs[name]])[1:] for name in ("seeds", "steps", "last_seen")}
         assert torch.equal(sample(**{**inputs, **behind})[0], codes)
-
-    def test_another_key_is_another_code(self):
-        """Of seed, frame or codebook, among 1026 codes that are equally likely."""
-        keys = [(5, 3), (6, 3), (5 + 2**32, 3), (5 + 2**63, 3), (5, 4), (5, 3 + 2**20)]
-        logits = torch.zeros(len(keys), 9, 1026)
-        last_seen = torch.full_like(logits, NEVER, dtype=torch.int32)
-        codes, _ = agreed(request(logits, [OFF] * len(keys), *zip(*keys, strict=True), last_seen))
-        assert all((other != codes[0]).sum() >= 8 for other in codes[1:])
-        assert all(len(set(one.tolist())) >= 8 for one in codes)
 
     def test_rows_that_are_not_finite(self):
         inputs = {**inputs_of("sample", "settings", B=3, C=9, V=100)}
