@@ -6,8 +6,8 @@ On a CPU the same tests run in Triton's interpreter, where a replay is the call 
 import pytest
 import torch
 
-from tests.integrations.official import Run, build, random_weights, standing_in
 from tests.integrations.port_model import Port
+from tests.integrations.zonos2_engine.official import Run, build, random_weights, standing_in
 from zonos2_triton.bench.timing import timer
 from zonos2_triton.bench.timing.integrations import dac_model
 from zonos2_triton.model import Zonos2Config, accelerate

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.integrations.official import (
+from tests.integrations.zonos2_engine.official import (
     Official,
     PlainAttention,
     Ranks,

@@ -78,7 +78,7 @@ def write_site(folder: Path, omni: Path, sglang: Path) -> Path:
     modules = {name.replace(".", "/"): names for name, names in STANDINS.items()}
     for path, names in modules.items():
         package = any(other.startswith(f"{path}/") for other in (*modules, *files))
-        text = f"from tests.integrations.sglang_standins import {', '.join(names)}  # noqa: F401\n"
+        text = f"from tests.integrations.sglang.standins import {', '.join(names)}  # noqa: F401\n"
         files[f"{path}/__init__.py" if package else f"{path}.py"] = text
     for name, text in files.items():
         for parent in [*Path(name).parents][:-1]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.integrations.official import Official, build, imported, random_weights, standing_in
+from tests.integrations.zonos2_engine.official import Official, build, imported, random_weights, standing_in
 from zonos2_triton import _settings
 from zonos2_triton.model.integrations.accelerate import MARK, accelerate
 from zonos2_triton.model.integrations.zonos2_engine import package as host

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from zonos2_triton.model import Backbone, Zonos2Config
 
-STAND_IN = Path(__file__).parent / "engine_package"
+STAND_IN = Path(__file__).parent / "stand_in"
 PAGES = 128  # of the cache, one position each
 
 
@@ -60,7 +60,7 @@ def imported() -> Iterator[Official]:
 
 @contextmanager
 def standing_in() -> Iterator[Official]:
-    """The same of `engine_package`, a package of the same names, attributes and shapes, without anything official."""
+    """The same of `stand_in`, a package of the same names, attributes and shapes, without anything official."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(STAND_IN)
         try:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
-from tests.integrations.sglang_standins import Fp8MoEMethod, FusedMoE, FusedMoEWithLoRA, write_site
+from tests.integrations.sglang.standins import Fp8MoEMethod, FusedMoE, FusedMoEWithLoRA, write_site
 from tests.integrations.standins import audiotools, importable
 from tests.integrations.wheels import unpacked
 from zonos2_triton._settings import BACKEND, DISABLE, PREFIX, SGLANG, SGLANG_PARTS
@@ -32,7 +32,7 @@ from zonos2_triton.model.integrations.sglang import plugin as host
 from zonos2_triton.reference.attention import QK_EPS
 from zonos2_triton.reference.sampling import distributions
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SEAMS = [*host.STARTING, *(seam for seams in host.SEAMS.values() for seam in seams)]
 PINNED, NEWER = "0.5.22", "0.5.23"  # of sglang: what sglang-omni asks for, and what came after
 # Of two results in one dtype, over the largest: several times what was seen, a tenth of what a wrong weight does.

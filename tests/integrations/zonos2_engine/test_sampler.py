@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.integrations.official import imported
+from tests.integrations.zonos2_engine.official import imported
 from zonos2_triton.model.integrations.zonos2_engine import sampler as engine_sampler
 from zonos2_triton.model.integrations.zonos2_engine.sampler import Sampler
 from zonos2_triton.reference.sampling import Sampling, distributions, draw, probabilities

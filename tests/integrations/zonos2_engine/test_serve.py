@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.integrations.official import STAND_IN, standing_in
+from tests.integrations.zonos2_engine.official import STAND_IN, standing_in
 from zonos2_triton.model.integrations.accelerate import MARK
 from zonos2_triton.model.integrations.zonos2_engine import serve
 from zonos2_triton.model.integrations.zonos2_engine.attention import BACKEND
