@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from zonos2_triton.model.integrations.accelerate import Candidate, Host, Place
 from zonos2_triton.model.integrations.patching import Replacement
-from zonos2_triton.model.integrations.zonos2_engine import layers as engine_ops
+from zonos2_triton.model.integrations.zonos2_engine import layers
 from zonos2_triton.model.integrations.zonos2_engine.attention import Backend
 from zonos2_triton.model.integrations.zonos2_engine.layers import Call, Shared
 from zonos2_triton.model.integrations.zonos2_engine.tree import NAME, check_tree, rank_config
@@ -71,20 +71,20 @@ class Tree:
     """One model, and for each operation the method that says what replaces it, and how that is checked."""
 
     def __init__(self, model: Any, backend: str, ops: Collection[str]) -> None:
-        weight, config, layers = model.out_norm.weight, rank_config(model), model.layers.op_list
+        weight, config, blocks = model.out_norm.weight, rank_config(model), model.layers.op_list
         table = ops_of(backend, config, weight.device, weight.dtype)
         self.shared = Shared(table, _rotary(backend), config, _core())
-        self.model, self.layers, self.weight, self.ops = model, layers, weight, ops
-        self.mixtures = {i: layers[i].feed_forward for i in config.moe_layers}
-        self.dense_layers = {i: layers[i].feed_forward for i in range(config.n_layers) if i not in self.mixtures}
+        self.model, self.layers, self.weight, self.ops = model, blocks, weight, ops
+        self.mixtures = {i: blocks[i].feed_forward for i in config.moe_layers}
+        self.dense_layers = {i: blocks[i].feed_forward for i in range(config.n_layers) if i not in self.mixtures}
         self.generator = torch.Generator().manual_seed(0)
         self.biases = {i: self._biases(mixture.router) for i, mixture in self.mixtures.items()}
         self.routes = {
-            i: engine_ops.routing(self.shared, mixture.router, f"layers.{i}.feed_forward.router", self.biases[i])
+            i: layers.routing(self.shared, mixture.router, f"layers.{i}.feed_forward.router", self.biases[i])
             for i, mixture in self.mixtures.items()
         }
         self.routers = {
-            i: Replacement(engine_ops.routed(self.routes[i]), mixture.router.forward)
+            i: Replacement(layers.routed(self.routes[i]), mixture.router.forward)
             for i, mixture in self.mixtures.items()
         }
 
@@ -94,7 +94,7 @@ class Tree:
 
     def embedding(self) -> Candidate:
         owner = self.model.multi_embedder
-        tables, ours, original = owner.embedders.op_list, engine_ops.embedding(self.shared, owner), owner.forward
+        tables, ours, original = owner.embedders.op_list, layers.embedding(self.shared, owner), owner.forward
 
         def compare() -> Pair:
             ids = torch.stack([self._integers(table.num_embeddings) for table in tables], 1)
@@ -107,8 +107,8 @@ class Tree:
     def norm(self) -> Candidate:
         fused = [self.model.emb_norm, self.model.out_norm]
         fused += [norm for layer in self.layers for norm in (layer.attention_norm, layer.ffn_norm)]
-        ours = [engine_ops.fused_norm(self.shared, norm) for norm in fused]
-        plain = engine_ops.plain_norm(self.shared)
+        ours = [layers.fused_norm(self.shared, norm) for norm in fused]
+        plain = layers.plain_norm(self.shared)
         states = [mixture.router.rmsnorm_eda for mixture in self.mixtures.values()]
 
         def compare() -> Pair:
@@ -133,7 +133,7 @@ class Tree:
     def rotary(self) -> Candidate:
         attentions = [layer.attention.attn for layer in self.layers]
         shared = {id(attn.rotary): attn.rotary for attn in attentions}
-        own = {key: engine_ops.turned_rotary(self.shared, rotary) for key, rotary in shared.items()}
+        own = {key: layers.turned_rotary(self.shared, rotary) for key, rotary in shared.items()}
 
         def compare() -> Pair:
             new, old = [], []
@@ -148,9 +148,9 @@ class Tree:
         return self._candidate("rotary", f"{len(places)} layers, for neox=False", places, self._both(compare))
 
     def attention(self) -> Candidate:
-        layers = [layer.attention for layer in self.layers]
-        ours = [engine_ops.attention(self.shared, layer) for layer in layers]
-        originals = [layer.forward for layer in layers]
+        parts = [layer.attention for layer in self.layers]
+        ours = [layers.attention(self.shared, part) for part in parts]
+        originals = [part.forward for part in parts]
 
         def check() -> Pair:
             new, old = list[Tensor](), list[Tensor]()
@@ -160,8 +160,8 @@ class Tree:
                 old += self._attended(original, prompt, frame)
             return new, old
 
-        places = [(layer, "forward", forward) for layer, forward in zip(layers, ours, strict=True)]
-        where = f"{len(layers)} layers, where the attention backend is zonos2_triton"
+        places = [(part, "forward", forward) for part, forward in zip(parts, ours, strict=True)]
+        where = f"{len(parts)} layers, where the attention backend is zonos2_triton"
         return self._candidate("attention", where, places, check)
 
     def _attended(self, forward: Call, prompt: Tensor, frame: Tensor) -> list[Tensor]:
@@ -211,7 +211,7 @@ class Tree:
         if not self.mixtures:
             return Candidate("experts", "", left=NO_MIXTURE)
         fused = [mixture.experts._fused_moe for mixture in self.mixtures.values()]
-        ours = [engine_ops.experts(self.shared, layer) for layer in fused]
+        ours = [layers.experts(self.shared, layer) for layer in fused]
         originals = [layer.forward for layer in fused]
 
         def compare() -> Pair:
@@ -228,7 +228,7 @@ class Tree:
         places = [(layer, "forward", forward) for layer, forward in zip(fused, ours, strict=True)]
         if "router" in self.ops:
             places += [
-                (mixture, "forward", engine_ops.feed_forward(self.shared, mixture, self.routers[i], self.routes[i]))
+                (mixture, "forward", layers.feed_forward(self.shared, mixture, self.routers[i], self.routes[i]))
                 for i, mixture in self.mixtures.items()
             ]
         # The engine's own kernel rounds fp32 results to fp16 on their way.
@@ -238,7 +238,7 @@ class Tree:
     def dense(self) -> Candidate:
         if not self.dense_layers:
             return Candidate("dense", "", left="the model has no dense layers")
-        ours = {i: engine_ops.dense(self.shared, layer) for i, layer in self.dense_layers.items()}
+        ours = {i: layers.dense(self.shared, layer) for i, layer in self.dense_layers.items()}
         originals = {i: layer.forward for i, layer in self.dense_layers.items()}
 
         def compare() -> Pair:
@@ -249,7 +249,7 @@ class Tree:
         return self._candidate("dense", _layers(self.dense_layers), places, self._both(compare))
 
     def head(self) -> Candidate:
-        ours, original = engine_ops.logits(self.shared, self.model), self.model.compute_logits
+        ours, original = layers.logits(self.shared, self.model), self.model.compute_logits
 
         def compare() -> Pair:
             x = self._normal(self.shared.config.dim)

@@ -9,7 +9,6 @@ import importlib
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -21,71 +20,54 @@ from torch import Tensor, nn
 from zonos2_triton.reference.attention import causal_attention
 from zonos2_triton.reference.rotary import rotary, rotary_table
 
-REAL_SGLANG = ("srt/plugins/__init__.py", "srt/plugins/hook_registry.py")
-ZONOS2 = "models/zonos2"
-REAL_OMNI = (
-    *(
-        f"{ZONOS2}/{name}.py"
-        for name in ("sglang_model", "sampler", "radix_hash", "hf_config", "components/audio_codec")
-    ),
-    "pipeline/stage_workers.py",
-    "utils/imports.py",
-)
-# By module: the names in it that stand for its own, from this file.
-STANDINS = {
-    "sglang.srt.environ": ("envs",),
-    "sglang.srt.utils": ("kill_itself_when_parent_died",),
-    "sglang.srt.runtime_context": ("get_schedule",),
-    "sglang.srt.layers.logits_processor": ("LogitsProcessorOutput",),
-    "sglang.srt.layers.quantization.base_config": ("QuantizationConfig",),
-    "sglang_omni.cli": ("app",),
-    "sglang_omni.config.runtime": ("apply_typed_stage_kwargs", "resolve_factory_signature_args"),
-    "sglang_omni.models.zonos2.components.text_frontend": ("TTSSamplingParams",),
-    "sglang_omni.models.zonos2.model_runner": ("Zonos2ModelRunner",),
-    "sglang_omni.models.zonos2.payload_types": ("N_CODEBOOKS", "ZONOS2_SAMPLE_RATE"),
-    "sglang_omni.models.zonos2.stages": ("create_sglang_omni_tts_engine_executor", "create_vocoder_executor"),
-    "sglang_omni.pipeline.control_plane": ("StageControlPlane",),
-    "sglang_omni.pipeline.local_dispatch": ("LocalStageDispatcher",),
-    "sglang_omni.pipeline.stage.input": ("AggregatedInput", "DirectInput"),
-    "sglang_omni.pipeline.stage.runtime": ("Stage",),
-    "sglang_omni.pipeline.stage.stream_queue": ("StreamQueue",),
-    "sglang_omni.pipeline.tp_control": ("TPFollowerControlPlane", "TPLeaderFanout", "TPWorkQueueMessage"),
-    "sglang_omni.platforms": ("current_platform", "get_platform_spec"),
-    "sglang_omni.platforms.device_graph": ("DeviceGraphBackend", "ReplayableGraph"),
-    "sglang_omni.proto": ("AbortMessage", "AdminResultMessage"),
-    "sglang_omni.scheduling.message": ("StageScheduler",),
-    "sglang_omni.scheduling.stage_kv_budget": ("stage_kv_cache_budget",),
-    "sglang_omni.utils.gpu_compat": ("apply_gpu_compat_env_defaults", "get_gpu_compat_env_defaults"),
-    "sglang_omni.utils.gpu_memory": ("gpu_startup_lock",),
-    "sglang_omni.utils.ipc_weights": ("prepare_weight_share_process_compat",),
-    "sglang_omni.utils.logging": ("configure_dependency_loggers",),
-    "sglang_omni.utils.process": ("exit_without_teardown",),
-    "sglang_omni.vendor.sglang.core": ("ForwardBatch",),
-    "sglang_omni.vendor.sglang.layers": (
-        "RadixAttention",
-        "StandardTopKOutput",
-        "VocabParallelEmbedding",
-        "get_moe_impl_class",
-        "get_rope",
+# Copied from the wheels; what else they import is answered from this file.
+REAL = {
+    "sglang": ("srt/plugins/__init__.py", "srt/plugins/hook_registry.py"),
+    "sglang_omni": (
+        *(f"models/zonos2/{name}.py" for name in ("sglang_model", "sampler", "radix_hash", "hf_config")),
+        *("models/zonos2/components/audio_codec.py", "pipeline/stage_workers.py", "utils/imports.py"),
     ),
 }
+STANDINS = {  # package: its modules
+    "sglang/srt": ("environ", "utils", "runtime_context"),
+    "sglang/srt/layers": ("logits_processor", "quantization/base_config"),
+    "sglang_omni": ("cli", "config/runtime", "platforms", "platforms/device_graph", "proto", "scheduling/message"),
+    "sglang_omni/models/zonos2": ("components/text_frontend", "model_runner", "payload_types", "stages"),
+    "sglang_omni/pipeline": ("control_plane", "local_dispatch", "tp_control"),
+    "sglang_omni/pipeline/stage": ("input", "runtime", "stream_queue"),
+    "sglang_omni/scheduling": ("stage_kv_budget",),
+    "sglang_omni/utils": ("gpu_compat", "gpu_memory", "ipc_weights", "logging", "process"),
+    "sglang_omni/vendor/sglang": ("core", "layers"),
+}
+STANDIN = """from tests.integrations.sglang import standins
+
+def __getattr__(name):
+    if name.startswith("__"):
+        raise AttributeError(name)
+    return getattr(standins, name, standins.Unused)
+"""
 
 
-def write_site(folder: Path, omni: Path, sglang: Path) -> Path:
-    """The folder, as an entry of sys.path; omni and sglang are the unpacked wheels."""
-    files = {f"sglang/{name}": (sglang / "sglang" / name).read_text(encoding="utf-8") for name in REAL_SGLANG}
-    files |= {f"sglang_omni/{name}": (omni / "sglang_omni" / name).read_text(encoding="utf-8") for name in REAL_OMNI}
-    modules = {name.replace(".", "/"): names for name, names in STANDINS.items()}
-    for path, names in modules.items():
-        package = any(other.startswith(f"{path}/") for other in (*modules, *files))
-        text = f"from tests.integrations.sglang.standins import {', '.join(names)}  # noqa: F401\n"
-        files[f"{path}/__init__.py" if package else f"{path}.py"] = text
+def write_site(folder: Path, **wheels: Path) -> Path:
+    """The folder, as an entry of sys.path; wheels: the unpacked ones by package."""
+    files = {f"{root}/{path}": STANDIN for root, paths in STANDINS.items() for path in paths}
+    packages = [name for name in files if any(other.startswith(f"{name}/") for other in files)]
+    files = {f"{name}/__init__.py" if name in packages else f"{name}.py": text for name, text in files.items()}
+    for package, paths in REAL.items():
+        files |= {f"{package}/{path}": (wheels[package] / package / path).read_text("utf-8") for path in paths}
     for name, text in files.items():
         for parent in [*Path(name).parents][:-1]:
             (folder / parent).mkdir(parents=True, exist_ok=True)
             (folder / parent / "__init__.py").touch()
         (folder / name).write_text(text, encoding="utf-8")
     return folder
+
+
+class Unused:
+    """Whatever has no part in this: named in annotations, a base class, or called for nothing."""
+
+    def __new__(cls, *_: Any, **__: Any) -> Any:
+        return None
 
 
 class RadixAttention(nn.Module):
@@ -248,35 +230,13 @@ def get_gpu_compat_env_defaults(environment: Any) -> dict[str, str]:
     return {}
 
 
-def apply_typed_stage_kwargs(
-    factory: Callable[..., Any], kwargs: Any, typed: Any, *, stage_name: str
-) -> dict[str, Any]:
+def apply_typed_stage_kwargs(factory: Any, kwargs: Any, typed: Any, *, stage_name: str) -> dict[str, Any]:
     return dict(kwargs)
 
 
-def resolve_factory_signature_args(factory: Callable[..., Any], args: Any, **_: Any) -> dict[str, Any]:
+def resolve_factory_signature_args(factory: Any, args: Any, **_: Any) -> dict[str, Any]:
     return dict(args)
-
-
-def _nothing(*_: Any, **__: Any) -> None:
-    """What has no part in this."""
-
-
-kill_itself_when_parent_died = get_schedule = apply_gpu_compat_env_defaults = gpu_startup_lock = _nothing
-stage_kv_cache_budget = prepare_weight_share_process_compat = configure_dependency_loggers = LocalStageDispatcher = (
-    _nothing
-)
 
 
 def exit_without_teardown(status: int) -> None:
     raise SystemExit(status)
-
-
-class _Unused:
-    """Named in annotations alone."""
-
-
-LogitsProcessorOutput = QuantizationConfig = TTSSamplingParams = VocabParallelEmbedding = ForwardBatch = _Unused
-DeviceGraphBackend = ReplayableGraph = StageControlPlane = AggregatedInput = DirectInput = Stage = StreamQueue = _Unused
-TPFollowerControlPlane = TPLeaderFanout = TPWorkQueueMessage = AbortMessage = AdminResultMessage = _Unused
-StageScheduler = _Unused

@@ -14,6 +14,7 @@ It is read from PYTHONPATH (the folder python/ of Zyphra/ZONOS2; checked with co
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from importlib import import_module
@@ -27,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.integrations.zonos2_engine import plain_ops
 from zonos2_triton.model import Backbone, Zonos2Config
 
 STAND_IN = Path(__file__).parent / "stand_in"
@@ -38,10 +40,7 @@ Official = Callable[[str], Any]  # path below zonos2 -> module
 
 @contextmanager
 def imported() -> Iterator[Official]:
-    """Skips where there is no such package; afterwards it is not imported any more."""
-    if find_spec("zonos2") is None:
-        pytest.skip("the official package is not importable: put the folder python/ of Zyphra/ZONOS2 on PYTHONPATH")
-
+    """Afterwards it is not imported any more."""
     official = _module
     with pytest.MonkeyPatch.context() as patch:
         for name, module in _stand_ins().items():
@@ -49,9 +48,9 @@ def imported() -> Iterator[Official]:
         patch.setattr(torch.cuda.nvtx, "range", lambda *_: nullcontext())
         patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
         try:
-            patch.setattr(official("kernel"), "indexing", indexing)
-            patch.setattr(official("kernel"), "store_cache", store_cache)
-            patch.setattr(official("layers.moe.fused_moe.layer"), "fused_experts", fused_experts)
+            patch.setattr(official("kernel"), "indexing", plain_ops.indexing)
+            patch.setattr(official("kernel"), "store_cache", plain_ops.store_cache)
+            patch.setattr(official("layers.moe.fused_moe.layer"), "fused_experts", plain_ops.fused_experts)
             patch.setattr(official("layers.attention"), "get_rope", _rope(official("layers.rotary")))
             yield official
         finally:
@@ -86,64 +85,9 @@ def _stand_ins() -> dict[str, ModuleType]:
         made["zmq.asyncio"] = made["zmq"].asyncio = ModuleType("zmq.asyncio")
     for name in ("gelu_and_mul", "silu_and_mul", "moe_align_block_size", "topk_softmax"):
         setattr(made["sgl_kernel"], name, None)  # named at import, called by fused_experts alone
-    for function in (rmsnorm, fused_add_rmsnorm, apply_rope_with_cos_sin_cache_inplace):
-        setattr(made["flashinfer"], function.__name__, function)
+    for name in ("rmsnorm", "fused_add_rmsnorm", "apply_rope_with_cos_sin_cache_inplace"):
+        setattr(made["flashinfer"], name, getattr(plain_ops, name))
     return made
-
-
-def rmsnorm(input: Tensor, weight: Tensor, eps: float = 1e-6, out: Tensor | None = None) -> Tensor:
-    x = input.float()
-    y = (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight.float()).to(input.dtype)
-    return y if out is None else out.copy_(y)
-
-
-def fused_add_rmsnorm(input: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-6) -> None:
-    total = input.float() + residual.float()
-    residual.copy_(total)
-    input.copy_(total * torch.rsqrt(total.square().mean(-1, keepdim=True) + eps) * weight.float())
-
-
-def apply_rope_with_cos_sin_cache_inplace(
-    positions: Tensor, query: Tensor, key: Tensor, head_size: int, cos_sin_cache: Tensor, is_neox: bool
-) -> None:
-    cos, sin = (part[:, None] for part in cos_sin_cache[positions.long()].chunk(2, -1))
-    for x in (query, key):
-        heads = x.view(len(x), -1, head_size).float()
-        if is_neox:
-            a, b = heads.chunk(2, -1)
-            turned = torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
-        else:
-            a, b = heads[..., 0::2], heads[..., 1::2]
-            turned = torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
-        x.copy_(turned.flatten(1))
-
-
-def indexing(
-    weights: Tensor, indices: Tensor, *, output: Tensor | None = None, vocab_range: tuple[int, int] | None = None
-) -> Tensor:
-    first, length = vocab_range or (0, len(weights))
-    own = (indices >= first) & (indices < first + length)
-    return torch.where(own[:, None], weights[(indices - first).clamp(0, length - 1).long()], 0)
-
-
-def store_cache(k_cache: Tensor, v_cache: Tensor, indices: Tensor, k: Tensor, v: Tensor) -> None:
-    for places, rows in ((k_cache, k), (v_cache, v)):
-        places.view(len(places), -1)[indices.long()] = rows
-
-
-def fused_experts(
-    hidden_states: Tensor, w1: Tensor, w2: Tensor, topk_weights: Tensor, topk_ids: Tensor, inplace: bool = False,
-    **_: object,
-) -> Tensor:  # fmt: skip
-    rows = []
-    for x, weights, ids in zip(hidden_states, topk_weights, topk_ids, strict=True):
-        terms = []
-        for weight, expert in zip(weights, ids.tolist(), strict=True):
-            gate, up = (w1[expert] @ x).float().chunk(2)
-            terms.append(weight * (w2[expert] @ (F.silu(gate) * up).to(x.dtype)).float())
-        rows.append(torch.stack(terms).sum(0))
-    y = torch.stack(rows).to(hidden_states.dtype)
-    return hidden_states.copy_(y) if inplace else y
 
 
 def _rope(module: Any) -> Callable[..., Any]:
@@ -156,10 +100,8 @@ def _rope(module: Any) -> Callable[..., Any]:
             if head_dim in (64, 128, 256, 512):
                 return original(head_dim, rotary_dim, max_position, base, rope_scaling)
             made = object.__new__(module.RotaryEmbedding)
-            steps = base ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
-            angles = torch.arange(max_position)[:, None] * steps
-            made.head_size, made._cos_sin_cache = head_dim, torch.cat([angles.cos(), angles.sin()], 1)
-            made.apply_rope_with_cos_sin_cache_inplace = apply_rope_with_cos_sin_cache_inplace
+            made.head_size, made._cos_sin_cache = head_dim, plain_ops.cos_sin_cache(head_dim, max_position, base)
+            made.apply_rope_with_cos_sin_cache_inplace = plain_ops.apply_rope_with_cos_sin_cache_inplace
             return made
 
     return get_rope
@@ -282,11 +224,19 @@ class Run:
         batch = self.batch(reqs, phase)
         if speaker is not None:
             batch.speaker_emb_values, batch.speaker_token_positions = speaker[None], torch.tensor([0])
-        with self.active(), self.context.forward_batch(batch):
-            logits = self.model.forward()
+        logits = self.forward(batch)
         for req in reqs:
             req.complete_one()
         return logits
+
+    def forward(self, batch: Any) -> Tensor:
+        with self.active(), self.context.forward_batch(batch):
+            return self.model.forward()
+
+    def append(self, reqs: list[Any], frame: Tensor) -> None:
+        """A row [C + 1] to each request."""
+        for req, row in zip(reqs, frame, strict=True):
+            req.append_host(row.int())
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -303,8 +253,7 @@ class Run:
         reqs = [self.add(prompt) for prompt in prompts]
         found = [self.step(reqs, "prefill")]
         for frame in frames:
-            for req, row in zip(reqs, frame, strict=True):
-                req.append_host(row.int())
+            self.append(reqs, frame)
             found.append(self.step(reqs, "decode"))
         return found
 
@@ -314,11 +263,8 @@ class Ranks:
 
     def __init__(self, official: Official, count: int) -> None:
         self.core, self.count = official("core"), count
-        self.baton, self.meeting, self.parts = (
-            threading.Lock(),
-            threading.Barrier(count, timeout=60),
-            dict[int, Tensor](),
-        )
+        self.baton, self.parts = threading.Lock(), dict[int, Tensor]()
+        self.meeting = threading.Barrier(count, timeout=300)
         official("distributed.impl").DistributedCommunicator.plugins = [self]
 
     def all_reduce(self, x: Tensor) -> Tensor:
@@ -334,22 +280,15 @@ class Ranks:
 
     def run(self, work: Callable[[int], Any]) -> list[Any]:
         """work(rank) of every rank."""
-        found: dict[int, Any] = {}
 
-        def process(rank: int) -> None:
+        def process(rank: int) -> Any:
+            threading.current_thread().name = str(rank)
             with self.baton, torch.inference_mode():
                 try:
-                    found[rank] = work(rank)
-                except BaseException as error:
+                    return work(rank)
+                except BaseException:
                     self.meeting.abort()
-                    found[rank] = error
+                    raise
 
-        threads = [threading.Thread(target=process, args=(rank,), name=str(rank)) for rank in range(self.count)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        errors = [result for result in found.values() if isinstance(result, BaseException)]
-        if errors:
-            raise next((error for error in errors if not isinstance(error, threading.BrokenBarrierError)), errors[0])
-        return [found[rank] for rank in range(self.count)]
+        with ThreadPoolExecutor(self.count) as pool:
+            return [*pool.map(process, range(self.count))]

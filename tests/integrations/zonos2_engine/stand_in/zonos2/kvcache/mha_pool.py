@@ -3,6 +3,8 @@
 import torch
 from zonos2.distributed import info
 
+from tests.integrations.zonos2_engine import plain_ops
+
 
 class MHAKVCache:
     def __init__(self, num_kv_heads, num_layers, head_dim, num_pages, dtype, kv_layout, device):
@@ -16,5 +18,4 @@ class MHAKVCache:
         return self._kv_buffer[1, layer]
 
     def store_kv(self, k, v, out_loc, layer):
-        for cache, rows in ((self.k_cache(layer), k), (self.v_cache(layer), v)):
-            cache.view(len(cache), -1)[out_loc.long()] = rows
+        plain_ops.store_cache(self.k_cache(layer), self.v_cache(layer), out_loc, k, v)

@@ -6,6 +6,8 @@ from zonos2 import core
 from zonos2.distributed import info
 from zonos2.distributed.impl import DistributedCommunicator
 
+from tests.integrations.zonos2_engine import plain_ops
+
 
 class Op:
     """Tensors and parts by name; a name that begins with an underscore is not stored."""
@@ -55,23 +57,9 @@ class RowParallel(Linear):
         return self._comm.all_reduce(y) if self._tp_size > 1 else y
 
 
-def _norm(x, weight, eps):
-    return (F.rms_norm(x.float(), x.shape[-1:], eps=eps) * weight.float()).to(x.dtype)
-
-
-def rmsnorm(input, weight, eps=1e-6, out=None):
-    y = _norm(input, weight, eps)
-    return y if out is None else out.copy_(y)
-
-
-def fused_add_rmsnorm(input, residual, weight, eps=1e-6):
-    residual += input
-    input.copy_(_norm(residual, weight, eps))
-
-
 class RMSNorm(Op):
     def __init__(self, size, eps):
-        self.weight, self.eps, self.rmsnorm = torch.empty(size), eps, rmsnorm
+        self.weight, self.eps, self.rmsnorm = torch.empty(size), eps, plain_ops.rmsnorm
 
     def forward(self, x):
         return self.rmsnorm(x, self.weight, self.eps)
@@ -80,7 +68,7 @@ class RMSNorm(Op):
 class RMSNormFused(Op):
     def __init__(self, size, eps, elementwise_affine=True):
         self.eps, self.elementwise_affine, self._size = eps, elementwise_affine, size
-        self.rmsnorm, self.fused_add_rmsnorm = rmsnorm, fused_add_rmsnorm
+        self.rmsnorm, self.fused_add_rmsnorm = plain_ops.rmsnorm, plain_ops.fused_add_rmsnorm
         if elementwise_affine:
             self.weight = torch.empty(size)
 
@@ -101,9 +89,7 @@ class Embedding(Op):
         self.weight = torch.empty(held, columns)
 
     def forward(self, ids):
-        first, length = self.vocab_range
-        own = (ids >= first) & (ids < first + length)
-        y = torch.where(own[:, None], self.weight[(ids - first).clamp(0, length - 1).long()], 0)
+        y = plain_ops.indexing(self.weight, ids, vocab_range=self.vocab_range)
         return self._comm.all_reduce(y) if self.tp_size > 1 else y
 
 
@@ -121,17 +107,13 @@ class RotaryEmbedding(Op):
     def __init__(self, c):
         self.head_size = c.head_dim
         with torch.device("cpu"):
-            steps = c.rotary_config.base ** -(torch.arange(0, c.head_dim, 2, dtype=torch.float32) / c.head_dim)
-            angles = torch.arange(c.rotary_config.max_position)[:, None] * steps
-            self._cos_sin_cache = torch.cat([angles.cos(), angles.sin()], 1)
+            rotary = c.rotary_config
+            self._cos_sin_cache = plain_ops.cos_sin_cache(c.head_dim, rotary.max_position, rotary.base)
 
     def forward(self, positions, query, key, is_neox=True):
-        cos, sin = self._cos_sin_cache[positions.long()][:, None].chunk(2, -1)
-        halves = -2 if is_neox else -1  # the axis of the two numbers that are turned together
-        for x in (query, key):
-            heads = x.unflatten(1, (-1, self.head_size)).float()
-            a, b = heads.unflatten(-1, (2, -1) if is_neox else (-1, 2)).unbind(halves)
-            x.copy_(torch.stack([a * cos - b * sin, a * sin + b * cos], halves).flatten(1))
+        plain_ops.apply_rope_with_cos_sin_cache_inplace(
+            positions, query, key, self.head_size, self._cos_sin_cache, is_neox
+        )
         return query, key
 
 
@@ -217,14 +199,7 @@ class FusedMoE(Op):
         self.tp_size, self._comm = info._TP_INFO.size, DistributedCommunicator()
 
     def forward(self, hidden_states, router_logits=None, *, topk_weights=None, topk_ids=None):
-        rows = []
-        for x, weights, ids in zip(hidden_states, topk_weights, topk_ids.tolist(), strict=True):
-            terms = []
-            for weight, expert in zip(weights, ids, strict=True):
-                gate, up = (self.gate_up_proj[expert] @ x).float().chunk(2)
-                terms.append(weight * (self.down_proj[expert] @ (F.silu(gate) * up).to(x.dtype)).float())
-            rows.append(sum(terms))
-        y = hidden_states.copy_(torch.stack(rows))
+        y = plain_ops.fused_experts(hidden_states, self.gate_up_proj, self.down_proj, topk_weights, topk_ids, True)
         return self._comm.all_reduce(y) if self.tp_size > 1 else y
 
 

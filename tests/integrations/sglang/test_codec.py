@@ -1,0 +1,94 @@
+"""What the plugin makes of sglang-omni's codec."""
+
+import importlib
+import sys
+import warnings
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.integrations.standins import audiotools, importable
+from tests.integrations.wheels import unpacked
+from zonos2_triton.bench.proof.interpreter import checked
+from zonos2_triton._settings import BACKEND
+from zonos2_triton.model.integrations.accelerate import MARK, difference
+from zonos2_triton.model.integrations.report import Left
+from zonos2_triton.model.integrations.sglang import components
+from zonos2_triton.model.integrations.sglang import plugin as host
+
+HOP = 8
+
+
+@pytest.fixture
+def codec(engine, monkeypatch) -> Any:
+    """The module of the engine's codec, which loads a small dac.DAC."""
+    with importable(unpacked("descript-audio-codec", "1.0.0"), *audiotools()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # weight_norm and torch.jit are old
+        torch.manual_seed(0)
+        sizes = {"encoder_dim": 4, "encoder_rates": [2, 4], "latent_dim": 16, "decoder_dim": 32}
+        small = importlib.import_module("dac.model.dac").DAC(**sizes, decoder_rates=[4, 2], codebook_size=1024)
+    package = ModuleType("dac")
+    package.DAC = SimpleNamespace(load=lambda path: small)
+    package.utils = SimpleNamespace(download=lambda model_type: model_type)
+    monkeypatch.setitem(sys.modules, "dac", package)
+    monkeypatch.setattr(engine.codec, "DAC_HOP_LENGTH", HOP)
+    return engine.codec
+
+
+def clip(rows: int, seed: int) -> Tensor:
+    """Delayed codes [rows, 9], 8 of which are none of their own."""
+    return torch.randint(1024, (rows, 9), generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_codec_decodes_as_it_did(codec, backend):
+    with checked(bounds=False, undefined=False, races=False):
+        codes = clip(13, 1)
+        before = codec.Zonos2DACVocoder("cpu").decode(codes, 4)
+        original = codec.get_dac("cpu")
+        host.hook_parts(["vocoder"])
+        vocoder = codec.Zonos2DACVocoder("cpu")
+        assert vocoder.dac is codec.get_dac("cpu") is original
+        assert {swap.op for swap in vars(original)[MARK].swapped} == {"from_codes", "decoder"}
+        assert vars(original)[MARK].backend == backend
+        after = vocoder.decode(codes, 4)
+    assert after.shape == (4 * HOP,)
+    assert difference(after, before) < 1e-5
+
+
+def test_a_batch_of_clips_is_each_clip_alone(codec, monkeypatch):
+    """Which it was not: a shorter one ended in what its padding sounds like."""
+    monkeypatch.setenv(BACKEND, "reference")
+    clips, ends = [clip(22, 1), clip(12, 2), clip(8, 3), clip(18, 4)], [None, 9, None, 3]
+    vocoder = codec.Zonos2DACVocoder("cpu")
+    before = vocoder.decode_batch(clips, ends)
+    host.hook_parts(["vocoder"])
+    vocoder = codec.Zonos2DACVocoder("cpu")
+    alone = [vocoder.decode(codes, end) for codes, end in zip(clips, ends, strict=True)]
+    together = vocoder.decode_batch(clips, ends)
+    assert [len(samples) for samples in together] == [14 * HOP, 4 * HOP, 0, 3 * HOP]
+    assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
+    assert difference(together[0], before[0]) < 1e-5
+    assert difference(together[1], before[1]) > 1e-2
+    assert vocoder.decode_batch([], []) == []
+
+
+@pytest.mark.parametrize(
+    ("codes", "ends", "error"),
+    [([clip(9, 1)], [], "audio_codes_list and eos_frames length mismatch"),
+     ([clip(9, 1), clip(9, 2)[None]], [None, None], r"each audio_codes entry must be \[T, 9\], got shape \(1, 9, 9\)")],
+)  # fmt: skip
+def test_wrong_batches_are_the_engines_errors(codec, codes, ends, error):
+    host.hook_parts(["vocoder"])
+    with pytest.raises(ValueError, match=error):
+        codec.Zonos2DACVocoder("cpu").decode_batch(codes, ends)
+
+
+def test_what_is_left_of_the_codec_is_in_the_log(codec, monkeypatch, caplog):
+    report = SimpleNamespace(left=[Left("decoder", "differs from the original")])
+    monkeypatch.setattr(components, "accelerate", lambda codec, strict: report)
+    host.hook_parts(["vocoder"])
+    codec.get_dac("cpu")
+    assert "SGLang: vocoder stays with the engine: decoder: differs from the original" in caplog.text

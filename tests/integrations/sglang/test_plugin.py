@@ -1,0 +1,336 @@
+"""The plugin for sglang-omni: what it counts upon in the published wheels, what it hooks, and in which processes."""
+
+import ast
+import importlib
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from tests.integrations.wheels import unpacked
+from zonos2_triton._settings import DISABLE, PREFIX, SGLANG, SGLANG_PARTS
+from zonos2_triton.model.integrations.sglang import components, launch
+from zonos2_triton.model.integrations.sglang import plugin as host
+from zonos2_triton.reference.attention import QK_EPS
+
+ROOT = Path(__file__).parents[3]
+SEAMS = [*host.STARTING, *(seam for seams in host.SEAMS.values() for seam in seams)]
+
+
+def definition(folder: Path, target: str) -> ast.FunctionDef:
+    """Of a dotted name below a folder of packages."""
+    parts, path = target.split("."), folder
+    while not path.with_suffix(".py").is_file():
+        path = path / parts.pop(0)
+    node: Any = ast.parse(path.with_suffix(".py").read_text(encoding="utf-8"))
+    for name in parts:
+        found = [child for child in node.body if getattr(child, "name", None) == name]
+        assert found, f"{target}: there is no {name}"
+        node = found[0]
+    return node
+
+
+def parameters(node: ast.FunctionDef) -> tuple[str, ...]:
+    assert (node.args.vararg, node.args.kwarg) == (None, None)
+    return tuple(arg.arg for arg in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs))
+
+
+@pytest.mark.parametrize("seam", SEAMS, ids=lambda seam: seam.name)
+def test_the_engine_has_the_signatures_that_it_is_hooked_by(omni, seam):
+    assert parameters(definition(omni, seam.target)) == seam.parameters
+
+
+@pytest.mark.parametrize("version", ["0.5.22", pytest.param("0.5.23", marks=pytest.mark.slow)])
+def test_sglang_has_the_interface_for_plugins(version):
+    """0.5.23 came after what sglang-omni pins."""
+    wheel = unpacked("sglang", version)
+    for seam in host.REGISTERING:
+        assert parameters(definition(wheel, seam.target)) == ("cls", *seam.parameters)
+    group = ast.unparse(ast.parse((wheel / "sglang/srt/plugins/__init__.py").read_text(encoding="utf-8")))
+    assert "GENERAL_PLUGINS_GROUP = 'sglang.srt.plugins'" in group
+    around = ast.unparse(definition(wheel, f"{host.REGISTRY}._wrap_fn"))
+    assert "return hook(original_fn, *args, **kwargs)" in around
+    serving = ast.unparse(definition(wheel, "sglang.cli.serve.serve"))
+    assert serving.index("load_plugins()") < serving.index("registered.backend.run(request)")
+
+
+def test_the_engine_is_the_one_that_this_was_written_for(omni):
+    (metadata,) = omni.glob("*.dist-info/METADATA")
+    assert "Requires-Dist: sglang==0.5.22" in metadata.read_text(encoding="utf-8")
+    assert f"sglang-omni {host.VERSION} with sglang 0.5.22" == host.WRITTEN_FOR
+    zonos2 = omni / "sglang_omni/models/zonos2"
+    assert f"_QK_NORM_EPS = {QK_EPS!r}\n".replace("1e-06", "1e-6") in (zonos2 / "sglang_model.py").read_text("utf-8")
+    config = (zonos2 / "config.py").read_text(encoding="utf-8")
+    for factory in set(host.STAGES.values()):
+        assert f'f"{{_PKG}}.{factory.removeprefix(f"{host.ZONOS2}.")}"' in config
+        definition(omni, factory)
+    assert set(host.STAGES) == set(host.SEAMS) == {*SGLANG_PARTS}
+
+
+def test_the_processes_of_stages_load_no_plugins_of_their_own(omni):
+    """If they do one day, hooking their start is no longer needed."""
+    files = (omni / "sglang_omni").rglob("*.py")
+    assert not [path for path in files if "load_plugins" in path.read_text(encoding="utf-8")]
+    spawning = ast.unparse(definition(omni, f"{host.WORKERS}.StageGroup.spawn"))
+    assert "proc = ctx.Process(target=stage_process_main, args=(" in spawning
+    main = ast.unparse(definition(omni, f"{host.WORKERS}.stage_process_main"))
+    assert main.index("prepare_accelerator_environment(") < main.index("run_process(spec, ready_event, log)")
+
+
+def test_a_mixture_is_known_by_names_that_sglang_has(sglang):
+    layers = sglang / "sglang/srt/layers"
+    layer = (layers / "moe/fused_moe_triton/layer.py").read_text(encoding="utf-8")
+    method = (layers / "quantization/unquant.py").read_text(encoding="utf-8")
+    runner = (layers / "moe/moe_runner/base.py").read_text(encoding="utf-8")
+    assert "class FusedMoE(torch.nn.Module):" in layer
+    for name in ("moe_tp_size", "moe_ep_size", "moe_runner_config", "quant_method"):
+        assert f"self.{name} = " in layer
+    assert "class UnquantizedFusedMoEMethod(" in method
+    for name in ("runner = ", "with_bias = ", "w13_swiglu_interleaved = ", "_aiter_runner: "):
+        assert f"self.{name}" in method
+    for name, usual in components.PLAIN_EXPERTS.items():
+        typed = {"str": "str", "bool": "bool", "NoneType": "Optional[float]"}[type(usual).__name__]
+        default = f'"{usual}"' if isinstance(usual, str) else repr(usual)
+        assert f"    {name}: {typed} = {default}\n" in runner
+
+
+def test_the_runner_takes_end_and_padding_out_of_what_is_penalised(omni):
+    """Which `sample` counts upon."""
+    runner = SimpleNamespace(model=SimpleNamespace(tail_params=SimpleNamespace(repetition_codebooks=2)))
+    history = torch.tensor([[[1024, 7, 3], [5, 1025, 2], [-1, 4, 1]]])  # [1, frames, codebooks]
+    runner.model.decode_state_pool = SimpleNamespace(rep_hist=history)
+    params = SimpleNamespace(repetition_penalty=1.2, repetition_window=3, repetition_codebooks=2)
+    expected = [[[-1, 5, -1], [7, -1, 4], [-1, -1, -1]]]
+    for name, arguments in ("rep_window", (3, 1024, params)), ("rep_window_ring", (3, 3, 1024, "cpu")):
+        scope: dict[str, Any] = {"torch": torch}
+        exec(ast.unparse(definition(omni, f"{host.RUNNER}.Zonos2ModelRunner.{name}")), scope)
+        assert scope[name](runner, [0], *arguments).tolist() == expected
+
+
+def test_the_recipe_for_several_gpus_uses_what_the_engine_has(omni):
+    config = (omni / "sglang_omni/models/zonos2/config.py").read_text(encoding="utf-8")
+    assert config.count('process="pipeline"') == 3
+    assert '"multi_gpu": Zonos2MultiGPUPipelineConfig' in config
+    assert '"fp8": True' in config
+    schema = ast.unparse(definition(omni, "sglang_omni.config.schema.ProcessConfig"))
+    assert "num_replicas: " in schema
+    assert "replica_devices: " in schema
+    assert {"model_path", "variant", "port"} <= {*parameters(definition(omni, "sglang_omni.cli.serve.serve"))}
+    factory = parameters(definition(omni, host.ENGINE))
+    assert "fp8" in factory
+    assert not [name for name in factory if name.startswith("tp_")]  # it is not parallel by tensors
+    workers = (omni / "sglang_omni_router/python/launcher/local.py").read_text(encoding="utf-8")
+    assert 'command: str = "sgl-omni"' in workers  # which loads no plugins
+    router = (omni / "sglang_omni_router/python/serve.py").read_text(encoding="utf-8")
+    assert 'add_argument("--worker-urls", nargs="+"' in router
+
+
+# ---- what is hooked, and when nothing is ----
+
+
+def test_nothing_happens_unless_parts_are_named():
+    code = f"""
+import os, sys
+for name in [name for name in os.environ if name.startswith({PREFIX!r})]:
+    del os.environ[name]
+from zonos2_triton.model.integrations.sglang.plugin import _registered, plugin
+for value in ("", "0"):
+    os.environ[{SGLANG!r}] = value
+    plugin()
+os.environ[{SGLANG!r}], os.environ[{DISABLE!r}] = "all", "1"
+plugin()
+assert not _registered
+assert not [name for name in sys.modules if name.split(".")[0] in ("sglang", "sglang_omni", "triton")]
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+
+
+def test_the_package_declares_the_plugin():
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["entry-points"]
+    module, _, name = declared["sglang.srt.plugins"]["zonos2_triton"].partition(":")
+    assert getattr(importlib.import_module(module), name) is host.plugin
+
+
+def test_hooks_are_seen_where_the_functions_were_imported_before(engine):
+    assert engine.model.sample_tts is engine.sampler.sample_tts
+    before = engine.sampler.sample_tts
+    host.hook_parts(["sampler"])
+    assert engine.model.sample_tts is engine.sampler.sample_tts is not before
+    assert engine.model.sample_tts.__wrapped__ is before
+
+
+def test_parts_are_hooked_once_and_those_that_are_not_named_are_left_alone(engine):
+    before = engine.model.Zonos2Attention.forward, engine.sampler.sample_tts, engine.codec.get_dac
+    for _ in range(2):
+        host.hook_parts(["experts"])
+    assert before == (engine.model.Zonos2Attention.forward, engine.sampler.sample_tts, engine.codec.get_dac)
+    assert [*engine.registry.HookRegistry._patched] == [f"{host.MODEL}.Zonos2MoEBlock.forward"]
+    assert not hasattr(engine.model.Zonos2MoEBlock.forward.__wrapped__, "__wrapped__")
+
+
+@pytest.mark.parametrize("names", [["experts"], SGLANG_PARTS], ids=["experts", "all"])
+def test_another_signature_is_refused_and_nothing_is_hooked(engine, monkeypatch, names):
+    def forward(self, x, router_states, scale): ...
+
+    monkeypatch.setattr(engine.model.Zonos2MoEBlock, "forward", forward)
+    with pytest.raises(ValueError, match="takes") as refused:
+        host.hook_parts(names)
+    assert str(refused.value) == (
+        f"ZONOS2_TRITON_SGLANG: {host.MODEL}.Zonos2MoEBlock.forward takes (self, x, router_states, scale), and this "
+        "was written for (self, x, router_states) of sglang-omni 0.1.9 with sglang 0.5.22; nothing is hooked"
+    )
+    assert not engine.registry.HookRegistry._hooks
+    assert not host._registered
+
+
+def test_a_function_that_is_gone_is_refused(engine, monkeypatch):
+    monkeypatch.delattr(engine.codec.Zonos2DACVocoder, "decode_batch")
+    gone = r"there is no .*audio_codec\.Zonos2DACVocoder\.decode_batch; .* nothing is hooked"
+    with pytest.raises(ValueError, match=gone):
+        host.hook_parts(["vocoder"])
+    assert not engine.registry.HookRegistry._hooks
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "kind", "message"),
+    [
+        ("register", lambda target, hook: None, ValueError, r"HookRegistry\.register takes \(target, hook\), and this"),
+        ("apply_hooks", lambda: None, RuntimeError, r"SGLang did not hook .*MoEBlock\.forward; its log says why"),
+    ],
+)
+def test_a_registry_that_does_otherwise_is_an_error(engine, monkeypatch, name, function, kind, message):
+    monkeypatch.setattr(engine.registry.HookRegistry, name, function)
+    with pytest.raises(kind, match=message):
+        host.hook_parts(["experts"])
+
+
+def test_an_unknown_part_or_a_missing_engine_is_refused(monkeypatch):
+    monkeypatch.setenv(SGLANG, "attention,expert")
+    with pytest.raises(ValueError, match=r"SGLANG is 'attention,expert'; accepted: .*experts, sampler"):
+        host.plugin()
+    monkeypatch.setenv(SGLANG, "all")
+    monkeypatch.setitem(sys.modules, "sglang", None)
+    with pytest.raises(ImportError, match=r"^ZONOS2_TRITON_SGLANG: sglang\.srt\.plugins\.hook_registry cannot be imp"):
+        host.plugin()
+
+
+@pytest.mark.parametrize(("found", "said"), [("0.1.9", 0), ("0.2.0", 1)])
+def test_another_version_is_said_once(engine, monkeypatch, caplog, found, said):
+    monkeypatch.setattr(host, "version", lambda name: found)
+    with caplog.at_level(logging.WARNING, "zonos2_triton"):
+        host.hook_parts(["experts"])
+        host.hook_parts(["sampler"])
+    assert len(caplog.messages) == said
+    assert all(found in message for message in caplog.messages)
+
+
+# ---- processes ----
+
+SERVE = """
+from sglang.srt.plugins import load_plugins
+
+if __name__ == "__main__":
+    load_plugins()
+    from sglang_omni.cli import app
+
+    app()
+"""  # what `sglang serve` does
+
+
+@pytest.fixture
+def started(spawn, tmp_path):
+    """Stages in processes that the wheel's StageGroup starts -> what each ended with: stand-ins say what is hooked."""
+    metadata = tmp_path / "metadata" / "plugin-0.dist-info"  # which declares the plugin, whatever is installed
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: plugin\nVersion: 0\n")
+    entry = "zonos2_triton = zonos2_triton.model.integrations.sglang.plugin:plugin"
+    (metadata / "entry_points.txt").write_text(f"[sglang.srt.plugins]\n{entry}\n")
+    (tmp_path / "serve.py").write_text(SERVE)
+
+    def start(site: Path, parts: str, stages: list[str], *command: str) -> list[str]:
+        path = os.pathsep.join(map(str, (site, metadata.parent, ROOT)))
+        environment = {**os.environ, "PYTHONPATH": path, SGLANG: parts, "TRITON_INTERPRET": "1"}
+        command = command or (str(tmp_path / "serve.py"),)
+        process = spawn([sys.executable, *command, "serve", *stages], env=environment)
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        ended = [line.split(maxsplit=2)[1:] for line in out.splitlines() if line.startswith("ended ")]
+        assert [name for name, _ in ended] == stages
+        return [what for _, what in ended]
+
+    return start
+
+
+def hooked(*parts: str) -> str:
+    """What a stage says of these parts."""
+    seams = [*host.STARTING, *(seam for part in parts for seam in host.SEAMS[part])]
+    return f"RuntimeError: hooked: {' '.join(sorted(seam.target for seam in seams if seam.hook))}"
+
+
+def test_the_processes_of_stages_hook_what_they_compute_or_say_why_not(site, tmp_path, started):
+    """That of the engine does; the codec's has a function with one argument more."""
+    other = shutil.copytree(site, tmp_path / "site")
+    codec = other / "sglang_omni/models/zonos2/components/audio_codec.py"
+    text = codec.read_text(encoding="utf-8")
+    codec.write_text(text.replace("def get_dac(device: str):", "def get_dac(device: str, dtype: str = ''):"))
+    sound, broken = started(other, "attention,experts,sampler,vocoder", [host.ENGINE, host.VOCODER])
+    assert sound == hooked("attention", "experts", "sampler")
+    assert broken.startswith(
+        f"ValueError: ZONOS2_TRITON_SGLANG: {host.CODEC}.get_dac takes (device, dtype), and this was"
+    )
+
+
+@pytest.mark.slow
+def test_the_command_starts_stages_that_hook_what_they_compute(site, started):
+    expected = [hooked("attention", "experts", "sampler"), hooked("vocoder")]
+    assert started(site, "all", [host.ENGINE, host.VOCODER], "-m", launch.__name__) == expected
+
+
+@pytest.mark.slow
+def test_without_the_variable_a_process_of_stages_is_as_it_was(site, started):
+    assert started(site, "", [host.VOCODER]) == ["RuntimeError: hooked:"]
+
+
+# ---- the command ----
+
+
+@pytest.fixture
+def command(monkeypatch) -> list[str]:
+    """What is called, in order, of an engine that is a stand-in."""
+    called: list[str] = []
+    for name in ("sglang", "sglang.srt", "sglang.srt.plugins", "sglang_omni", "sglang_omni.cli"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    sys.modules["sglang.srt.plugins"].load_plugins = lambda: called.append("plugins")
+    sys.modules["sglang_omni.cli"].app = lambda: called.append("app")
+    monkeypatch.setattr(launch, "plugin", lambda: called.append("plugin"))
+    return called
+
+
+@pytest.mark.parametrize("named", ["experts", ""])
+def test_the_command_loads_plugins_before_the_engine(command, monkeypatch, caplog, named):
+    monkeypatch.setenv(SGLANG, named)
+    assert launch.main() == 0
+    assert command == ["plugin", "plugins", "app"]
+    assert re.findall("names no part: sgl-omni runs as it is", caplog.text) == (
+        [] if named else ["names no part: sgl-omni runs as it is"]
+    )
+
+
+@pytest.mark.parametrize("error", [ImportError, ValueError])
+def test_the_command_starts_nothing_where_the_plugin_cannot_take_its_place(command, monkeypatch, capsys, error):
+    def refused() -> None:
+        raise error("why")
+
+    monkeypatch.setattr(launch, "plugin", refused)
+    assert launch.main() == 1
+    assert capsys.readouterr().err == "zonos2-triton: why\n"
+    assert not command

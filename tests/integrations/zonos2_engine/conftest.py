@@ -1,0 +1,54 @@
+"""The official engine's package: a stand-in always, and the package itself wherever it is importable."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.integrations.zonos2_engine.official import Official, Run, build, imported, random_weights, standing_in
+
+
+@pytest.fixture(scope="module", params=["stand-in", pytest.param("official", marks=pytest.mark.needs("zonos2"))])
+def official(request: pytest.FixtureRequest) -> Iterator[Official]:
+    with {"stand-in": standing_in, "official": imported}[request.param]() as found, torch.inference_mode():
+        yield found
+
+
+@pytest.fixture(scope="session")
+def params(golden: Any) -> dict[str, Any]:
+    """A dense layer, mixtures of one expert and of two, a dense layer."""
+    sizes = {
+        "n_layers": 4, "dim": 32, "head_dim": 16, "n_heads": 4, "n_kv_heads": 2, "ffn_dim_multiplier": 1.5,
+        "multiple_of": 16, "codebook_size": 30, "eoa_id": 30, "audio_pad_id": 31, "moe_router_dim": 16,
+        "max_seqlen": 64, "special_topk_layers": {"2": 2}, "speaker_embedding_dim": 8,
+    }  # fmt: skip
+    return golden.json("params_b") | sizes
+
+
+@pytest.fixture(scope="session")
+def weights(params: dict[str, Any]) -> dict[str, Tensor]:
+    return random_weights(params)
+
+
+@pytest.fixture
+def model(official: Official, params: dict[str, Any], weights: dict[str, Tensor]) -> Any:
+    return build(official, params, weights)
+
+
+@pytest.fixture(scope="session")
+def prompts() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return [torch.randint(30, (rows, 10), generator=generator, dtype=torch.int32) for rows in (9, 4, 1)]
+
+
+@pytest.fixture(scope="session")
+def frames() -> Tensor:
+    return torch.randint(30, (2, 3, 10), generator=torch.Generator().manual_seed(3), dtype=torch.int32)
+
+
+@pytest.fixture(scope="module")
+def expected(official: Official, params: Any, weights: Any, prompts: Any, frames: Tensor) -> list[Tensor]:
+    """The logits of each step of the model as it is."""
+    return Run(official, build(official, params, weights)).generate(prompts, frames)

@@ -1,1 +1,0 @@
-"""The engine: a model with a backend and graphs."""

@@ -1,0 +1,222 @@
+"""What `accelerate` replaces in a model of the official engine, and which models it refuses."""
+
+import copy
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.integrations.zonos2_engine.official import build
+from zonos2_triton.model.integrations.accelerate import MARK, accelerate
+from zonos2_triton.model.integrations.zonos2_engine import engine
+from zonos2_triton.reference.ops import REFERENCE
+
+
+def held(model: Any) -> dict[str, dict[str, int]]:
+    """Every attribute of every object of the tree, by identity."""
+    found, ahead = {}, [("", model)]
+    while ahead:
+        path, owner = ahead.pop()
+        if isinstance(owner, list | tuple):
+            ahead += [(f"{path}.{i}", value) for i, value in enumerate(owner)]
+        elif hasattr(owner, "__dict__") and not isinstance(owner, Tensor | type) and not callable(owner):
+            found[path] = {name: id(value) for name, value in vars(owner).items()}
+            ahead += [(f"{path}.{name}", value) for name, value in vars(owner).items() if name != MARK]
+    return found
+
+
+def layer(model: Any, i: int) -> Any:
+    return model.layers.op_list[i]
+
+
+def test_the_model_is_restored_and_nothing_else_is_changed(official, params, weights, model):
+    """Another model shares the rotary with it."""
+    other, state = build(official, params, weights), torch.get_rng_state()
+    rotary, before = layer(other, 0).attention.attn.rotary, (held(model), held(other))
+    assert rotary is layer(model, 0).attention.attn.rotary
+    with accelerate(model, backend="reference"):
+        assert held(model) != before[0]
+        assert held(other) == before[1]
+        assert layer(model, 0).attention.attn.rotary is not rotary
+        assert official("core")._GLOBAL_CTX is None
+        assert torch.equal(torch.get_rng_state(), state)
+    assert (held(model), held(other)) == before
+
+
+def test_rotary_of_the_other_kind_is_the_original(model):
+    shared = layer(model, 0).attention.attn.rotary
+    accelerate(model, backend="reference")
+    rotary = layer(model, 0).attention.attn.rotary
+    positions, q, k = torch.tensor([3, 5], dtype=torch.int32), torch.randn(2, 64), torch.randn(2, 32)
+    new, old = (each.forward(positions, q.clone(), k.clone(), True) for each in (rotary, shared))
+    assert all(torch.equal(a, b) for a, b in zip(new, old, strict=True))
+
+
+def test_a_norm_in_place(model):
+    """As flashinfer's function takes it."""
+    norm = layer(model, 1).feed_forward.router.rmsnorm_eda
+    x = torch.randn(3, 16)
+    expected, y = norm.rmsnorm(x, norm.weight, norm.eps), x.clone()
+    accelerate(model, backend="reference")
+    assert norm.rmsnorm(y, norm.weight, norm.eps, out=y) is y
+    torch.testing.assert_close(y, expected)
+
+
+def test_weights_that_change_afterwards(model):
+    """What was packed must not; the others are read where they are."""
+    accelerate(model, backend="reference")
+    x, ids = torch.ones(2, 32), torch.zeros(2, 10, dtype=torch.int32)
+    before = model.compute_logits(x)
+    model.multi_output.weight = model.multi_output.weight.flip(0)
+    assert not torch.equal(model.compute_logits(x), before)
+    model.multi_embedder.forward(ids)
+    model.multi_embedder.embedders.op_list[4].weight = torch.zeros(32, 32)
+    with pytest.raises(RuntimeError, match=r"multi_embedder.embedders.4.weight was changed after accelerate\(\)"):
+        model.multi_embedder.forward(ids)
+    router = layer(model, 1).feed_forward.router
+    router.balancing_biases = torch.zeros(4)
+    with pytest.raises(RuntimeError, match=r"layers.1.feed_forward.router.balancing_biases was changed"):
+        router.forward(x)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda patch, core: patch.delattr(core, "_GLOBAL_CTX"), "zonos2.core has no '_GLOBAL_CTX'"),
+        (lambda patch, core: patch.setitem(sys.modules, "zonos2.core", None), "zonos2.core, .* cannot be imported"),
+    ],
+    ids=["context", "module"],
+)
+def test_a_package_of_another_structure_is_refused(official, model, monkeypatch, spoil, message):
+    spoil(monkeypatch, official("core"))
+    with pytest.raises(ValueError, match=message):
+        accelerate(model, backend="reference")
+
+
+def off_by_one_percent(function: Callable[..., Any]) -> Callable[..., Any]:
+    def larger(x: Tensor) -> Tensor:
+        return x * 1.01 if x.is_floating_point() else x
+
+    def wrong(*args: Any, **kwargs: Any) -> Any:
+        result = function(*args, **kwargs)
+        return larger(result) if isinstance(result, Tensor) else tuple(map(larger, result))
+
+    return wrong
+
+
+@pytest.mark.parametrize(
+    ("operation", "op"),
+    [
+        ("frame_embedding", "embedding"), ("add_rms_norm", "norm"), ("qkv_projection", "attention"),
+        ("decode_attention", "attention"), ("prefill_attention", "attention"), ("output_projection", "attention"),
+        ("router", "router"), ("experts", "experts"), ("head", "head"),
+    ],
+)  # fmt: skip
+def test_a_wrong_operation_is_refused(model, monkeypatch, operation, op):
+    wrong = replace(REFERENCE, **{operation: off_by_one_percent(getattr(REFERENCE, operation))})
+    monkeypatch.setattr(engine, "ops_of", lambda *_: wrong)
+    before, apart = held(model), rf"{op} cannot be swapped: differs from the original by \S+, more than the bound"
+    with pytest.raises(ValueError, match=apart):
+        accelerate(model, backend="reference")
+    assert held(model) == before
+    report = accelerate(model, strict=False, backend="reference")
+    assert op in [left.op for left in report.left]
+
+
+def put(path: str, value: Callable[[Any], object]) -> Callable[[Any], None]:
+    """Sets the attribute at a path, with numbers for layers, to what is made of the old one."""
+
+    def spoil(model: Any) -> None:
+        *owners, name = path.split(".")
+        for step in owners:
+            model = layer(model, int(step)) if step.isdigit() else getattr(model, step)
+        setattr(model, name, value(getattr(model, name)))
+
+    return spoil
+
+
+class Strange:
+    """A layer whose method takes more."""
+
+    def __init__(self, layer: Any) -> None:
+        vars(self).update(vars(layer))
+        self.state_dict = layer.state_dict
+
+    def forward(self, x: Tensor, scale: float) -> Tensor:
+        return x * scale
+
+
+def leaf(weight: Tensor) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.ones(weight.shape, requires_grad=True)
+
+
+def changed(config: Any, **values: Any) -> Any:
+    made = copy.copy(config)
+    vars(made).update(values)
+    return made
+
+
+BAD: dict[str, tuple[Callable[[Any], object], str]] = {
+    "attribute": (
+        lambda m: delattr(layer(m, 1).attention, "gater"),
+        "layers.1.attention.gater.weight is missing, one of 1 tensors",
+    ),
+    "part": (lambda m: delattr(layer(m, 2).feed_forward, "router"), "layers.2.feed_forward has no 'router'"),
+    "config": (put("config", lambda _: SimpleNamespace()), r"config has no 'moe_n_experts'"),
+    "shape": (
+        put("0.attention.wq.weight", lambda _: torch.zeros(3, 32)),
+        r"layers.0.attention.wq.weight must have shape \[64, 32\], got \[3, 32\]",
+    ),
+    "bias": (put("0.attention.wo.bias", lambda _: torch.zeros(32)), "layers.0.attention.wo.bias is unexpected"),
+    "strides": (
+        put("multi_output.weight", lambda weight: weight.T.contiguous().T),
+        r"multi_output.weight must be contiguous, got strides \(1, 288\)",
+    ),
+    "dtype": (
+        put("out_norm.weight", torch.Tensor.half),
+        "weights must be of one dtype, got torch.float32 of .* and torch.float16 of out_norm.weight",
+    ),
+    "device": (
+        put("out_norm.weight", lambda weight: weight.to("meta")),
+        "out_norm.weight is on the meta device: load the weights first",
+    ),
+    "gradients": (put("out_norm.weight", leaf), "out_norm.weight requires gradients"),
+    "replaced": (
+        put("3.feed_forward.forward", lambda _: print),
+        "layers.3.feed_forward.forward is not its class's: somebody else has replaced it",
+    ),
+    "signature": (put("3.feed_forward", Strange), r"layers.3.feed_forward.forward must take \(x\), got \(x, scale\)"),
+    "setting": (
+        put("1.feed_forward.experts._fused_moe.renormalize", lambda _: True),
+        "layers.1.feed_forward.experts._fused_moe.renormalize must be False, got True",
+    ),
+    "two tensors": (
+        put("1.feed_forward.experts.down_proj", torch.clone),
+        "layers.1.*._fused_moe.down_proj must be the tensor of layers.1.feed_forward.experts.down_proj",
+    ),
+    "layers": (lambda m: m.layers.op_list.pop(), "layers.3 |config.num_layers=4, got 3"),
+    "heads": (put("0.attention.wo._tp_size", lambda _: 3), "config.* must be a multiple of the 3 ranks"),
+    "ids": (put("config", lambda config: changed(config, eoa_id=7)), "config: eoa_id must be codebook_size 30"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "message"), BAD.values(), ids=BAD)
+def test_a_model_of_another_structure_is_refused(model, spoil, message):
+    spoil(model)
+    before = held(model)
+    with pytest.raises(ValueError, match=f"zonos2 engine model: .*{message}"):
+        accelerate(model, backend="reference")
+    assert held(model) == before
+
+
+def test_an_engine_that_is_built_already():
+    built = SimpleNamespace(graph_runner=None)
+    for given in (built, SimpleNamespace(engine=built)):
+        with pytest.raises(TypeError, match=r"SimpleNamespace has captured its CUDA graphs already.*accelerate\(zonos"):
+            accelerate(given)
