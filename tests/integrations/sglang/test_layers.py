@@ -29,8 +29,8 @@ def forward(layers: list[Any], x: Tensor, lengths: list[int]) -> Tensor:
     return x + residual
 
 
-CASES = [*((dtype, {}) for dtype in BOUNDS), (torch.float32, {"moe_balancing_strategy": "quantile"}),
-         (torch.float32, {"moe_router_topk": 3, "special_topk_layers": {}}), (torch.float32, {"n_kv_heads": 1})]  # fmt: skip
+OTHERS = {"moe_balancing_strategy": "quantile"}, {"moe_router_topk": 3, "special_topk_layers": {}}, {"n_kv_heads": 1}
+CASES = [*((dtype, {}) for dtype in BOUNDS), *((torch.float32, changes) for changes in OTHERS)]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import importlib.util
 import inspect
 import logging
 import wave
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from zonos2_triton.model import TTSLLM, LoopOptions, Sampling, TTSSamplingParams, Zonos2, build_prompt
+from zonos2_triton.model import TTSLLM, LoopOptions, Sampling, TTSSamplingParams, build_prompt
 from zonos2_triton.model.weights.tiny import PARAMS
 
 KEYS = ["audio_tokens", "eos_frame", "audio", "sample_rate"]
@@ -30,8 +30,10 @@ OFFICIAL_CALLS = {
                      "quality_buckets": None},
     "save_audio": {"audio_bytes": ..., "path": ..., "sample_rate": 44100},
 }  # fmt: skip
+SIZES = ("n_codebooks", "codebook_size", "text_vocab", "eoa_id", "audio_pad_id")
 SHORT = TTSSamplingParams(seed=7, max_tokens=20, ignore_eos=True)
 SAME = Sampling(seed=7, max_frames=20, ignore_eos=True)
+BRIEF, SAME_BRIEF = TTSSamplingParams(seed=7, max_tokens=3), Sampling(seed=7, max_frames=3)
 
 
 @pytest.fixture(scope="module")
@@ -69,18 +71,18 @@ def test_the_calls_are_the_official_ones(method):
 
 def official(file, name):
     """A class of the official package, as its source has it; nothing of it is run."""
-    spec = importlib.util.find_spec("zonos2")
-    if spec is None:
-        pytest.skip("the official package zonos2 is not installed")
-    source = (Path(spec.submodule_search_locations[0]) / file).read_text(encoding="utf-8")
+    (folder,) = importlib.util.find_spec("zonos2").submodule_search_locations
+    source = (Path(folder) / file).read_text(encoding="utf-8")
     return next(node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == name)
 
 
+@pytest.mark.needs("zonos2")
 def test_the_official_source_has_those_parameters():
     found = [node for node in official("message/tts.py", "TTSSamplingParams").body if isinstance(node, ast.AnnAssign)]
     assert {node.target.id: ast.literal_eval(node.value) for node in found} == OFFICIAL_PARAMS
 
 
+@pytest.mark.needs("zonos2")
 @pytest.mark.parametrize("method", OFFICIAL_CALLS)
 def test_the_official_source_has_those_calls(method):
     body = official("tts/llm.py", "TTSLLM").body
@@ -89,12 +91,6 @@ def test_the_official_source_has_those_calls(method):
     assert names == [*OFFICIAL_CALLS[method]]
     own = [repr(default) for default in OFFICIAL_CALLS[method].values() if default is not ...]
     assert [ast.unparse(default) for default in arguments.defaults] == own
-
-
-def test_its_sizes_are_attributes(llm):
-    sizes = {name: PARAMS[name] for name in ("n_codebooks", "codebook_size", "text_vocab", "eoa_id", "audio_pad_id")}
-    assert {name: getattr(llm, name) for name in sizes} == sizes
-    assert llm.decode_audio is True
 
 
 # Results.
@@ -117,22 +113,14 @@ def test_the_audio_ends_where_the_codes_say(llm, tts):
     assert torch.equal(samples(result), spoken(tts, "Hello.", Sampling(seed=7, max_frames=400)))
 
 
-def test_many_are_each_alone(llm):
+def test_many_are_each_alone(mute):
     texts = ["Hello.", "", "Grüße aus 東京 🚀"]
-    params = [TTSSamplingParams(seed=i, max_tokens=10 + 3 * i) for i in range(3)]
-    together = llm.generate(texts, params)
-    assert together == [llm.generate_one(text, own) for text, own in zip(texts, params, strict=True)]
-    assert [len(result["audio_tokens"]) for result in together] == [10, 13, 16]
-
-
-def test_one_setting_for_all(llm):
-    first, second = llm.generate(["a", "b"], SHORT)
-    assert first == llm.generate_one("a", SHORT)
-    assert second == llm.generate_one("b", SHORT)
-
-
-def test_no_prompts(llm):
-    assert llm.generate([], SHORT) == []
+    params = [TTSSamplingParams(seed=i, max_tokens=2 + 2 * i) for i in range(3)]
+    together = mute.generate(texts, params)
+    assert together == [mute.generate_one(text, own) for text, own in zip(texts, params, strict=True)]
+    assert [len(result["audio_tokens"]) for result in together] == [2, 4, 6]
+    assert mute.generate(texts[1:], params[2]) == [mute.generate_one(text, params[2]) for text in texts[1:]]
+    assert mute.generate([], SHORT) == []
 
 
 def test_nothing_before_the_end_is_no_sound(llm, monkeypatch):
@@ -160,21 +148,17 @@ def test_without_audio_no_codec_is_needed(tiny_folder, tmp_path):
         (tmp_path / name).symlink_to(tiny_folder / name)
     made = TTSLLM(str(tmp_path), torch.float32, decode_audio=False, device="cpu")
     assert len(made.generate_one("a", SHORT)["audio_tokens"]) == 20
+    assert TTSLLM(str(tmp_path), decode_audio=False, device="cpu").backbone.dtype == torch.bfloat16
     with pytest.raises(FileNotFoundError, match="holds no vocoder"):
         TTSLLM(str(tmp_path), torch.float32, device="cpu")
 
 
-def test_the_default_type_is_bfloat16(tiny_folder):
-    made = TTSLLM(str(tiny_folder), decode_audio=False, device="cpu")
-    assert made.backbone.dtype == torch.bfloat16
-
-
 def test_prompts_may_be_rows_of_ids(mute):
     rows = build_prompt(mute.backbone.config, "Hello.", quality={"trailing_silence_s": 3})
-    expected = mute.generate(["Hello."], SHORT)
-    assert mute.generate([rows.tolist()], SHORT) == expected
-    assert mute.generate([rows], SHORT) == expected
-    assert mute.generate([rows.tolist()], SHORT, speaking_rate_bucket=3, quality_buckets={}) == expected
+    expected = mute.generate(["Hello."], BRIEF)
+    assert mute.generate([rows.tolist()], BRIEF) == expected
+    assert mute.generate([rows], BRIEF) == expected
+    assert mute.generate([rows.tolist()], BRIEF, speaking_rate_bucket=3, quality_buckets={}) == expected
 
 
 # Conditioning.
@@ -193,13 +177,13 @@ def test_prompts_may_be_rows_of_ids(mute):
 )
 def test_conditioning(mute, tts, asked, prompt):
     own = {"quality": {"trailing_silence_s": 3}} | prompt
-    expected = tts.backbone.generate([build_prompt(tts.backbone.config, "a", **own)], SAME)
-    assert mute.generate(["a"], SHORT, **asked)[0]["audio_tokens"] == expected[0].frames.tolist()
+    expected = tts.backbone.generate([build_prompt(tts.backbone.config, "a", **own)], SAME_BRIEF)
+    assert mute.generate(["a"], BRIEF, **asked)[0]["audio_tokens"] == expected[0].frames.tolist()
 
 
 def test_a_rate_for_each(mute):
-    together = mute.generate(["a", "a"], SHORT, speaking_rate_bucket=[None, 5])
-    alone = [mute.generate_one("a", SHORT, speaking_rate_bucket=rate) for rate in (None, 5)]
+    together = mute.generate(["a", "a"], BRIEF, speaking_rate_bucket=[None, 5])
+    alone = [mute.generate_one("a", BRIEF, speaking_rate_bucket=rate) for rate in (None, 5)]
     assert together == alone
     assert alone[0] != alone[1]
 
@@ -214,22 +198,11 @@ def test_the_default_quality_is_what_the_model_has_of_it(mute, monkeypatch):
 
 
 def test_settings_of_another_class(mute):
-    @dataclass
-    class Official:
-        temperature: float = 0.5
-        topk: int = 3
-        top_p: float = 0.9
-        min_p: float = 0.1
-        max_tokens: int = 12
-        ignore_eos: bool = True
-        repetition_window: int = 4
-        repetition_penalty: float = 2.0
-        repetition_codebooks: int = -1
-        seed: int | None = 3
-
+    names = [*OFFICIAL_PARAMS]
+    official = SimpleNamespace(**dict(zip(names, (0.5, 3, 0.9, 0.1, 12, True, 4, 2.0, -1, 3), strict=True)))
     own = Sampling(0.5, 3, 0.9, 0.1, 4, 2.0, -1, 12, True, 3)
-    assert mute.generate(["a"], Official()) == mute.generate(["a"], own)
-    assert mute.generate(["a"], [Official()]) != mute.generate(["a"], TTSSamplingParams(seed=3, max_tokens=12))
+    assert mute.generate(["a"], official) == mute.generate(["a"], own)
+    assert mute.generate(["a"], [official]) != mute.generate(["a"], TTSSamplingParams(seed=3, max_tokens=12))
 
 
 @pytest.mark.parametrize(
@@ -296,6 +269,10 @@ def made(tiny_folder):
         ({"cuda_graph_max_bs": 0}, LoopOptions(graphs="off")),
         ({"cuda_graph_max_bs": 64, "cuda_graph_bs": None}, LoopOptions()),
         ({"tp_info": SimpleNamespace(rank=0, size=1), "use_dummy_weight": False}, LoopOptions()),
+        (
+            {"n_codebooks": 9, "codebook_size": 1024, "text_vocab": 519, "eoa_id": 1024, "audio_pad_id": 1025},
+            LoopOptions(),
+        ),
     ],
 )
 def test_engine_arguments_with_a_meaning(made, asked, options):
@@ -342,10 +319,6 @@ def test_arguments_that_are_refused(made, options, kind, message):
         made(**options)
 
 
-def test_sizes_may_be_named(made):
-    made(n_codebooks=9, codebook_size=1024, text_vocab=519, eoa_id=1024, audio_pad_id=1025)
-
-
 def test_a_codec_of_its_own(tiny_folder, tmp_path):
     codec = tmp_path / "codec.pth"
     codec.symlink_to(tiny_folder / "dac" / "weights.pth")
@@ -359,15 +332,12 @@ def test_a_codec_of_its_own(tiny_folder, tmp_path):
 
 def test_saving_clips_instead_of_wrapping(llm, tmp_path):
     loud = np.array([0.0, 0.5, 1.2, -1.2, -0.5], dtype=np.float32)
-    llm.save_audio(loud.tobytes(), str(tmp_path / "loud.wav"), 22050)
-    with wave.open(str(tmp_path / "loud.wav")) as file:
+    llm.save_audio(loud.tobytes(), str(tmp_path / "wave whatever the name"), 22050)
+    with wave.open(str(tmp_path / "wave whatever the name")) as file:
         assert (file.getnchannels(), file.getsampwidth(), file.getframerate()) == (1, 2, 22050)
         assert np.frombuffer(file.readframes(9), np.int16).tolist() == [0, 16384, 32767, -32767, -16384]
-
-
-def test_saving_is_wave_whatever_the_name(llm, tmp_path):
-    llm.save_audio(b"", str(tmp_path / "sound"))
-    with wave.open(str(tmp_path / "sound")) as file:
+    llm.save_audio(b"", str(tmp_path / "nothing"))
+    with wave.open(str(tmp_path / "nothing")) as file:
         assert (file.getnframes(), file.getframerate()) == (0, 44100)
 
 
@@ -385,10 +355,10 @@ def test_what_cannot_be_saved(llm, tmp_path, audio, kind, message):
     assert [*tmp_path.iterdir()] == []
 
 
-def test_of_a_model_that_is_loaded(tiny_folder, llm):
-    tts = Zonos2.load(tiny_folder, device="cpu", dtype="float32")
+def test_of_a_model_that_is_loaded(tts, llm):
     made = TTSLLM.of(tts)
     assert made.backbone is tts.backbone
     assert made.vocoder is tts.vocoder
-    assert (made.n_codebooks, made.eoa_id, made.decode_audio) == (9, 1024, True)
+    assert [getattr(made, name) for name in SIZES] == [PARAMS[name] for name in SIZES]
+    assert made.decode_audio is llm.decode_audio is True
     assert made.generate(["a b"], SHORT) == llm.generate(["a b"], SHORT)

@@ -38,8 +38,7 @@ class Request:
         self.sampling_params = SimpleNamespace(**DEFAULTS | settings)
         self.table_idx, self.total_generated, self.device_len, self.uid = slot, generated, 3 + generated, slot
         rows = torch.randint(V, (self.device_len, C + 1), generator=torch.Generator().manual_seed(slot))
-        self.input_ids = rows.int()  # ends of audio and padding are among them
-        self.rng = None
+        self.input_ids, self.rng = rows.int(), None  # ends of audio and padding are among them
 
     @property
     def history(self) -> Tensor:
@@ -84,21 +83,22 @@ def alone(req: Request, logits: Tensor) -> Tensor:
     return draw(probabilities(logits, sampling, req.history), seed, req.total_generated)
 
 
-@pytest.mark.parametrize("backend", ["reference", "triton"])
-@pytest.mark.parametrize("pooled", [True, False], ids=["pool", "host"])
+INTERPRETED = pytest.param("triton", True, marks=pytest.mark.interpreter)
+SLOW = pytest.param("triton", False, marks=[pytest.mark.interpreter, pytest.mark.slow])
+
+
+@pytest.mark.parametrize(("backend", "pooled"), [("reference", True), ("reference", False), INTERPRETED, SLOW], ids=str)
 def test_each_as_if_it_were_alone(reqs, pool, logits, backend, pooled):
+    """Whatever the others are: some of them in another order get the same codes."""
     ours = sampler(backend)
     codes = ours.sample_to_tensor(logits, ours.prepare(batch(reqs), pool if pooled else None))
     assert codes.dtype == torch.int32
     assert codes[:, C].tolist() == [TEXT] * len(reqs)
     for row, req, own in zip(codes, reqs, logits, strict=True):
         assert torch.equal(row[:C].long(), alone(req, own))
-
-
-def test_lists(reqs, pool, logits):
-    ours = sampler()
-    args = ours.prepare(batch(reqs), pool)
-    assert ours.sample(logits, args) == ours.sample_to_tensor(logits, args).tolist()
+    order = [4, 0, 2]
+    some = ours.sample(logits[order], ours.prepare(batch([reqs[i] for i in order]), pool))
+    assert some == codes[order].tolist()
 
 
 def test_history_counts(reqs, logits):
@@ -109,14 +109,6 @@ def test_history_counts(reqs, logits):
         req.sampling_params.repetition_window = 0
         changed.append(not torch.equal(with_history, alone(req, own)))
     assert changed == [False, True, True, True, True, False, False]
-
-
-def test_mates_and_places_change_nothing(reqs, pool, logits):
-    ours = sampler()
-    together = ours.sample_to_tensor(logits, ours.prepare(batch(reqs), pool))
-    order = [4, 0, 2]
-    some = ours.sample_to_tensor(logits[order], ours.prepare(batch([reqs[i] for i in order]), pool))
-    assert torch.equal(some, together[order])
 
 
 def test_the_newest_frame_may_be_written_after_the_batch_is_prepared(reqs, pool, logits):
@@ -199,6 +191,7 @@ def test_ranks_agree_on_what_nobody_seeded(monkeypatch, backend, device):
     assert sent == [(device, 0)]
 
 
+@pytest.mark.needs("zonos2")
 def test_the_official_distribution(reqs, pool, logits, monkeypatch):
     """What the official sampler draws from, of each request alone, is what ours does."""
     with imported() as official, torch.inference_mode():

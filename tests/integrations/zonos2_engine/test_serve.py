@@ -2,9 +2,7 @@
 
 import json
 import os
-import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,39 +14,36 @@ from zonos2_triton.model.integrations.zonos2_engine import serve
 from zonos2_triton.model.integrations.zonos2_engine.attention import BACKEND
 
 OFFICIAL = ["--model-path", "somewhere", "--attn", "auto"]
-OURS = [
-    "zonos2_triton.model.integrations.zonos2_engine.package",
-    "zonos2_triton.model.integrations.zonos2_engine.sampler",
-]
+OURS = [f"zonos2_triton.model.integrations.zonos2_engine.{name}" for name in ("package", "sampler")]
 
 
-def served(*arguments: str, path: Path | str = STAND_IN) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "zonos2_triton.model.integrations.zonos2_engine.serve", *arguments]
-    environment = os.environ | {"PYTHONPATH": str(path), "ZONOS2_TRITON_BACKEND": "reference"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-
-
-def test_every_process_is_accelerated():
-    done = served(*OFFICIAL)
-    assert done.returncode == 0, done.stderr
-    names, scheduler, tokenizer = json.loads(done.stdout.splitlines()[-1])
+def test_every_process_is_accelerated(spawn):
+    environment = os.environ | {"PYTHONPATH": str(STAND_IN), "ZONOS2_TRITON_BACKEND": "reference"}
+    process = spawn([sys.executable, "-m", serve.__name__, *OFFICIAL], env=environment)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    names, scheduler, tokenizer = json.loads(out.splitlines()[-1])
     assert names == ["fi", BACKEND], "the launcher does not know the name that it is to accept"
     assert scheduler == ["scheduler", OFFICIAL, ["fi", BACKEND], *OURS]
     assert tokenizer == ["tokenizer", 0, "here", "Replacement"]
 
 
-def test_help_is_both_texts():
-    done = served("--help")
-    assert "--only" in done.stdout
-    assert '["--help"]' in done.stdout
+@pytest.fixture
+def served(monkeypatch):
+    """Arguments -> what each process would be started with, and the official arguments."""
+    with standing_in() as package:
+        launcher, started = package("server.launch"), list[Any]()
 
+        def launch_server() -> None:
+            started.extend((launcher._run_scheduler, package("tokenizer").tokenize_worker, sys.argv[1:]))
 
-def test_without_the_official_package(tmp_path):
-    done = served(*OFFICIAL, path=tmp_path)
-    assert done.returncode == 1
-    assert (
-        "the official package zonos2 is not installed: pip install git+https://github.com/Zyphra/ZONOS2" in done.stderr
-    )
+        def serving(*arguments: str) -> list[Any]:
+            serve.main(arguments)
+            return started
+
+        monkeypatch.setattr(launcher, "launch_server", launch_server)
+        monkeypatch.setattr(sys, "argv", ["serve"])
+        yield serving
 
 
 @pytest.mark.parametrize(
@@ -59,24 +54,27 @@ def test_without_the_official_package(tmp_path):
         (("model",), ("model",), ()),
     ],
 )
-def test_only(monkeypatch, only, scheduler, tokenizer):
-    """What each process is started with."""
-    with standing_in() as package:
-        launcher, started = package("server.launch"), list[Any]()
-
-        def launch_server() -> None:
-            started.append((launcher._run_scheduler, package("tokenizer").tokenize_worker, sys.argv[1:]))
-
-        monkeypatch.setattr(launcher, "launch_server", launch_server)
-        monkeypatch.setattr(sys, "argv", ["serve"])
-        serve.main([*OFFICIAL, *(["--only", *only] if only else [])])
-        first, second, given = started[0]
-        assert (first.func, first.args) == (serve.run_scheduler, (scheduler,))
-        assert (second.func, second.args) == (serve.tokenize_worker, (tokenizer,))
-        assert given == OFFICIAL
+def test_only(served, only, scheduler, tokenizer):
+    first, second, given = served(*OFFICIAL, *(["--only", *only] if only else []))
+    assert (first.func, first.args) == (serve.run_scheduler, (scheduler,))
+    assert (second.func, second.args) == (serve.tokenize_worker, (tokenizer,))
+    assert given == OFFICIAL
 
 
-def test_a_process_of_which_nothing_is_replaced(monkeypatch):
+def test_help_is_both_texts(served, capsys):
+    assert served("--help")[2] == ["--help"]
+    assert "--only" in capsys.readouterr().out
+
+
+def test_without_the_official_package(monkeypatch, capsys):
+    monkeypatch.setattr(serve, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="1"):
+        serve.main(OFFICIAL)
+    missing = "the official package zonos2 is not installed: pip install git+https://github.com/Zyphra/ZONOS2"
+    assert missing in capsys.readouterr().err
+
+
+def test_a_process_of_which_nothing_is_replaced():
     with standing_in() as package:
         told = list[Any]()
         package("core")
@@ -92,9 +90,8 @@ def test_the_device_is_set_first(monkeypatch):
         monkeypatch.setattr(serve.torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(serve.torch.cuda, "set_device", lambda rank: order.append(("device", rank)))
         monkeypatch.setattr(serve, "accelerate", lambda _, only: order.append(("accelerate", only)))
-        monkeypatch.setattr(
-            package("server.launch"), "_run_scheduler", lambda args, queue: order.append(("run", queue))
-        )
+        launcher = package("server.launch")
+        monkeypatch.setattr(launcher, "_run_scheduler", lambda args, queue: order.append(("run", queue)))
         serve.run_scheduler(("model",), SimpleNamespace(tp_info=SimpleNamespace(rank=3)), "queue")
         assert order == [("device", 3), ("accelerate", ("model",)), ("run", "queue")]
 
