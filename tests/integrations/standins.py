@@ -1,5 +1,5 @@
-"""Other people's packages, imported on a CPU without a trace: modules stand in for those that they import and that a
-test does not need."""
+"""Other people's packages, imported on a CPU without a trace, with modules in the place of those that a test does not
+need; and what an object holds, before and after."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -57,3 +57,13 @@ def audiotools() -> tuple[ModuleType, ...]:
     core = module("audiotools.core", util=module("audiotools.core.util"))
     top = module("audiotools", ml=ml, core=core, AudioSignal=Named, STFTParams=Named)
     return top, ml, core, core.util, module("argbind", bind=bind)
+
+
+def held(model: nn.Module) -> dict[tuple[str, str], int]:
+    """Every attribute of every part, by identity; but for the weight that weight norm makes anew at each call."""
+    found = {}
+    for path, part in model.named_modules():
+        for name, value in {**vars(part), **part._parameters}.items():
+            if name != "weight" or name in part._parameters:
+                found[path, name] = id(value)
+    return found

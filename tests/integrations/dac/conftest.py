@@ -1,0 +1,107 @@
+"""Tiny codecs of transformers' DacModel and of dac.DAC."""
+
+import math
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from tests.integrations.standins import audiotools, importable
+from tests.integrations.wheels import unpacked
+from zonos2_triton.bench.proof.interpreter import checked
+from zonos2_triton.bench.proof.poison import poisoned
+
+SIZES = {"n_codebooks": 3, "codebook_size": 16, "codebook_dim": 4}
+HOSTS = [pytest.param("DacModel", marks=pytest.mark.needs("transformers")), "DAC"]
+
+
+@pytest.fixture(autouse=True)
+def launches():
+    """Quicker than as it comes. What nobody wrote is NaN. dac uses an old weight norm."""
+    with checked(bounds=False, undefined=False, races=False), poisoned(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".torch.nn.utils.weight_norm. is deprecated", FutureWarning)
+        yield
+
+
+@pytest.fixture(params=HOSTS)
+def host(request):
+    return request.param
+
+
+@pytest.fixture(scope="package")
+def dac():
+    """The package, whose modules and metadata are gone after the tests here."""
+    with importable(unpacked("descript-audio-codec", "1.0.0"), *audiotools()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, about what the package uses
+        import dac
+
+        yield dac
+
+
+@pytest.fixture
+def build(request):
+    """A tiny codec of a host, by default of weights [8, 16]; folded: without weight norm."""
+
+    def made(host, rates=(3, 2), dtype=torch.float32, folded=False):
+        width, down = max(8 >> len(rates), 1), [*rates][::-1]
+        if host == "DacModel":
+            from transformers import DacConfig, DacModel
+
+            sizes = {"encoder_hidden_size": width, "downsampling_ratios": down, "decoder_hidden_size": 16}
+            model = DacModel(DacConfig(**SIZES, **sizes))
+            randomize(model)
+        else:
+            sizes = {"encoder_dim": width, "encoder_rates": down, "decoder_dim": 16, "decoder_rates": [*rates]}
+            model = request.getfixturevalue("dac").DAC(**SIZES, **sizes)
+            normed = [module for module in model.modules() if hasattr(module, "weight_g")]
+            for module in normed:
+                nn.utils.remove_weight_norm(module)
+            randomize(model)
+            for module in () if folded else normed:
+                nn.utils.weight_norm(module)
+        return model.to(dtype).eval().requires_grad_(False)
+
+    return made
+
+
+def randomize(model):
+    """Weights that neither fall silent nor magnify rounding errors."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            if name.endswith("alpha"):
+                tensor.uniform_(0.5, 1.5, generator=generator)
+            elif tensor.ndim == 3:
+                tensor.normal_(0, 0.7 * math.prod(tensor.shape[1:]) ** -0.5, generator=generator)
+            else:
+                tensor.normal_(0, 1 if "codebook" in name else 0.1, generator=generator)
+
+
+@pytest.fixture
+def codes_of():
+    """(clips, frames) -> codes [clips, codebooks, frames]."""
+    return lambda clips, frames, codebooks=3: torch.randint(
+        16, (clips, codebooks, frames), generator=torch.Generator().manual_seed(1)
+    )
+
+
+@pytest.fixture
+def latents_of():
+    """(clips, frames) -> latents [clips, 8, frames]."""
+    return lambda clips, frames, dtype=torch.float32: torch.randn(
+        clips, 8, frames, generator=torch.Generator().manual_seed(2)
+    ).to(dtype)
+
+
+@pytest.fixture
+def decode():
+    """(model, codes) -> samples, as the users of each host do."""
+
+    @torch.no_grad()
+    def decoding(model, codes):
+        if hasattr(model, "preprocess"):
+            return model.decode(model.quantizer.from_codes(codes)[0])[:, 0]
+        return model.decode(audio_codes=codes).audio_values
+
+    return decoding

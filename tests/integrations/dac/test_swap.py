@@ -1,0 +1,266 @@
+"""What `accelerate` replaces in a codec, which ones it refuses, and what may happen to one afterwards."""
+
+import json
+import math
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from tests.integrations.standins import held
+from zonos2_triton.model import Vocoder, accelerate
+from zonos2_triton.model.integrations.accelerate import MARK, difference
+from zonos2_triton.model.integrations.dac.codec import BOUNDS
+from zonos2_triton.model.integrations.patching import Replacement
+
+pytestmark = pytest.mark.interpreter
+BLOCK = "decoder.model.1.block"
+
+
+def test_restore_is_identity(build, codes_of, decode, host):
+    model, state = build(host), torch.get_rng_state()
+    before, names = held(model), [*model.state_dict()]
+    report = accelerate(model, backend="reference")
+    decode(model, codes_of(1, 2))
+    changed = held(model).items() ^ before.items()
+    assert {place for place, _ in changed} == {("quantizer", "from_codes"), ("decoder", "forward"), ("", MARK)}
+    assert isinstance(model.decoder.forward, Replacement)
+    assert [*model.state_dict()] == names
+    assert torch.equal(torch.get_rng_state(), state)
+    read = json.loads(report.json())
+    assert [row["where"] for row in read["swapped"]] == ["quantizer.from_codes", "decoder.forward"]
+    assert [row["places"] for row in read["swapped"]] == [1, 1]
+    assert read["host_version"] == ("1.0.0" if host == "DAC" else sys.modules["transformers"].__version__)
+    assert str(report).startswith("dac.DAC 1.0.0:" if host == "DAC" else "transformers.DacModel ")
+    assert 0 <= report.max_error < 1e-5
+    report.restore()
+    assert held(model) == before
+
+
+@pytest.mark.parametrize(("op", "place"), [("from_codes", "quantizer"), ("decoder", "decoder")])
+def test_only(build, host, op, place):
+    model = build(host)
+    before = held(model)
+    report = accelerate(model, only=[op], backend="reference")
+    assert [swap.op for swap in report.swapped] == [op]
+    assert {path for (path, _), _ in held(model).items() ^ before.items()} == {place, ""}
+
+
+EXCHANGED = (  # weights of one layer and another; in bf16, alphas of like size make no more difference than rounding
+    ("decoder", f"{BLOCK}.2.block.1.weight", f"{BLOCK}.3.block.1.weight"),
+    ("decoder", f"{BLOCK}.4.block.3.weight", f"{BLOCK}.3.block.3.weight"),
+    ("decoder", f"{BLOCK}.1.bias", f"{BLOCK}.2.block.1.bias"),
+    ("decoder", f"{BLOCK}.2.block.0.alpha", "decoder.model.2.block.0.alpha"),
+    ("from_codes", "quantizer.quantizers.0.out_proj.weight", "quantizer.quantizers.1.out_proj.weight"),
+    ("from_codes", "quantizer.quantizers.0.out_proj.bias", "quantizer.quantizers.1.out_proj.bias"),
+    ("from_codes", "quantizer.quantizers.1.codebook.weight", "quantizer.quantizers.2.codebook.weight"),
+)
+
+
+@pytest.mark.parametrize(("op", "method"), [("from_codes", "latents"), ("decoder", "decode_latents")])
+def test_one_percent_is_too_much(build, host, op, method, monkeypatch):
+    model, right = build(host), getattr(Vocoder, method)
+    before = held(model)
+    monkeypatch.setattr(Vocoder, method, lambda self, x: right(self, x) * 1.01)
+    with pytest.raises(ValueError, match=rf"{op} cannot be swapped: differs from the original by 1\.0e-02, more"):
+        accelerate(model, backend="reference")
+    assert held(model) == before
+    report = accelerate(model, backend="reference", strict=False)
+    assert ([left.op for left in report.left], len(report.swapped)) == ([op], 1)
+
+
+@pytest.mark.needs("transformers")
+@pytest.mark.parametrize("dtype", BOUNDS, ids=str)
+def test_a_wrong_weight_is_too_much(build, dtype, monkeypatch):
+    """Each bound is below what any of these does."""
+    model, right = build("DacModel", dtype=dtype), Vocoder.from_state.__func__
+    for op, one, other in EXCHANGED:
+        if dtype == torch.bfloat16 and "alpha" in one:
+            continue
+
+        def wrong(cls, config, state, *args, one=one, other=other):
+            return right(cls, config, {**state, one: state[other]}, *args)
+
+        monkeypatch.setattr(Vocoder, "from_state", classmethod(wrong))
+        with pytest.raises(ValueError, match=f"{op} cannot be swapped: differs"):
+            accelerate(model, backend="reference")
+
+
+def conv_of(model, kind=nn.Conv1d):
+    """The first one of the decoder."""
+    return next(module for module in model.decoder.modules() if isinstance(module, kind))
+
+
+def transposed_of(model):
+    return conv_of(model, nn.ConvTranspose1d)
+
+
+def snake_of(model):
+    return next(module for module in model.decoder.modules() if hasattr(module, "alpha"))
+
+
+class Exponential(nn.Module):
+    """A snake whose alpha is a logarithm, as other vocoders have it."""
+
+    def __init__(self, alpha):
+        super().__init__()
+        self.alpha = alpha
+
+    def forward(self, x):
+        a = self.alpha.exp()
+        return x + torch.sin(a * x).square() / a
+
+
+class Loud(nn.Conv1d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def put(model, old, new):
+    """Another module in the place of one."""
+    for parent in model.modules():
+        for name, child in parent.named_children():
+            if child is old:
+                setattr(parent, name, new.eval().requires_grad_(False))
+
+
+def shorter(model):
+    block = model.decoder.block[0] if hasattr(model.decoder, "block") else model.decoder.model[1].block
+    if hasattr(block, "res_unit2"):
+        del block.res_unit2
+    else:
+        del block[3]
+
+
+def thresholded(model):
+    nn.utils.parametrize.register_parametrization(model.quantizer.quantizers[0].out_proj, "weight", nn.Threshold(0, 0))
+    model.eval().requires_grad_(False)
+
+
+def widened(model):
+    conv_of(model).bias = nn.Parameter(torch.zeros(17), requires_grad=False)
+
+
+def codebook_of(model, i=0):
+    return model.quantizer.quantizers[i].codebook
+
+
+WRONG = {
+    "training": (lambda m: m.train(), r"quantizer: \S+ is in training mode: call \.eval\(\)"),
+    "one part in training": (lambda m: snake_of(m).train(), r"decoder: \S+ is in training mode"),
+    "gradients": (lambda m: conv_of(m).bias.requires_grad_(), r"decoder\.\S*bias requires gradients"),
+    "mixed devices": (lambda m: conv_of(m).to("meta"), r"decoder\.\S+ is on the meta device"),
+    "mixed dtypes": (lambda m: m.quantizer.half(), r"one dtype, got torch\.float16 of quantizer\.\S+ and"),
+    "a hook": (lambda m: snake_of(m).register_forward_hook(print), r"decoder: \S+ has a forward hook"),
+    "NaN": (lambda m: codebook_of(m).weight.fill_(math.nan), r"quantizer\.quantizers\.0\.codebook\.weight holds NaN"),
+    "a shape": (widened, r"decoder\.model\.0\.bias is \[17\], expected \[16\]"),
+    "padding": (lambda m: setattr(conv_of(m), "padding", (0,)), r"decoder\.\S+\.padding must be \(3,\), got \(0,\)"),
+    "dilation": (lambda m: setattr(conv_of(m), "dilation", (2,)), r"\.dilation must be \(1,\), got \(2,\)"),
+    "groups": (lambda m: setattr(conv_of(m), "groups", 2), r"\.groups must be 1, got 2"),
+    "padding mode": (lambda m: setattr(conv_of(m), "padding_mode", "reflect"), "must be zeros, got reflect"),
+    "output padding": (lambda m: setattr(transposed_of(m), "output_padding", (1,)), r"output_padding must be \(0,\)"),
+    "stride": (lambda m: setattr(transposed_of(m), "stride", (4,)), r"\.kernel_size must be \(8,\), got \(6,\)"),
+    "no bias": (lambda m: setattr(conv_of(m), "bias", None), "must have a bias, got none"),
+    "a class of its own": (lambda m: setattr(conv_of(m), "__class__", Loud), "must be a Conv1d of torch, got Loud"),
+    "a replaced forward": (lambda m: setattr(m.decoder, "forward", print), r"decoder\.forward was replaced on the mod"),
+    "another activation": (
+        lambda m: put(m, snake_of(m), Exponential(snake_of(m).alpha)),
+        r"must be x \+ sin\(alpha x\)\^2 / \(alpha \+ 1e-9\); Exponential differs",
+    ),
+    "no snake": (lambda m: put(m, snake_of(m), nn.PReLU()), r"must be a snake of alpha \[1, 16, 1\], got parameters"),
+    "another end": (lambda m: put(m, conv_of(m, nn.Tanh), nn.Hardtanh()), "must be a Tanh of torch, got Hardtanh"),
+    "one layer more": (
+        lambda m: m.decoder.add_module("smooth", nn.AvgPool1d(3).eval()),
+        r"decoder\.smooth is a layer that the codec does not have: AvgPool1d",
+    ),
+    "one layer less": (shorter, r"has no layer decoder\.model\.1\.block\.3\.|must be \(9,\), got \(27,\)"),
+    "a parametrization": (thresholded, r"out_proj\.weight may be parametrized by weight norm alone, got Threshold"),
+    "a bounded norm": (lambda m: setattr(codebook_of(m, 1), "max_norm", 1.0), "max_norm must be None"),
+    "no codebooks": (
+        lambda m: setattr(m.quantizer, "quantizers", nn.ModuleList().eval()), "quantizer holds no Embedding"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", WRONG)
+def test_one_that_is_not_as_expected(build, host, fault):
+    """With strict=False too: what it would compute is not known."""
+    model = build(host, folded=fault == "a parametrization")
+    spoil, message = WRONG[fault]
+    spoil(model)
+    before = held(model)
+    for strict in (True, False):
+        with pytest.raises(ValueError, match=message):
+            accelerate(model, backend="reference", strict=strict)
+    assert held(model) == before
+
+
+def test_a_part_that_is_accelerated_already(build, host):
+    model, other = build(host), build(host)
+    accelerate(model, backend="reference")
+    other.decoder = model.decoder
+    with pytest.raises(ValueError, match=r"decoder\.forward was replaced on the module itself: put it back first"):
+        accelerate(other, backend="reference")
+
+
+class Quantizer(nn.Module):
+    """Of another codec: it is asked for nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.quantizers = nn.ModuleList([nn.Embedding(16, 4)])
+
+    from_codes = nn.Module.forward
+
+
+def test_another_codec():
+    """Of the same outline: it is taken for dac.DAC, and the layer that differs is named."""
+    model = nn.Module()
+    model.quantizer, model.decoder = Quantizer(), nn.Module()
+    model.decoder.model = nn.Sequential(nn.Conv1d(8, 16, 7, padding=3), nn.ConvTranspose1d(16, 8, 6, 3))
+    with pytest.raises(ValueError, match=r"dac\.DAC: decoder\.model\.1 is a layer that the codec does not have"):
+        accelerate(model.eval().requires_grad_(False))
+
+
+# Packed weights are a copy: what happens to the originals is an error when they are next used.
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda m: conv_of(m).bias.add_(1), id="written to"),
+        pytest.param(lambda m: m.load_state_dict(m.state_dict()), id="loaded"),
+        pytest.param(lambda m: m.double(), id="converted"),
+        pytest.param(lambda m: conv_of(m).register_parameter("bias", None), id="removed"),
+        pytest.param(lambda m: m.requires_grad_(), id="to be trained"),
+    ],
+)
+def test_changed_weights(build, latents_of, host, change):
+    model = build(host)
+    accelerate(model, backend="reference")
+    change(model)
+    changed = r"decoder\.\S+ was changed after accelerate\(\), .* call report\.restore"
+    with pytest.raises(RuntimeError, match=changed):
+        model.decoder(latents_of(1, 3))
+
+
+def test_a_changed_codebook(build, codes_of, latents_of, host):
+    model, codes, z = build(host), codes_of(1, 3), latents_of(1, 3)
+    report = accelerate(model, backend="reference")
+    codebook_of(model).weight.mul_(2)
+    with pytest.raises(RuntimeError, match=r"quantizer\.quantizers\.0\.codebook\.weight was changed"):
+        model.quantizer.from_codes(codes)
+    assert model.decoder(z).isfinite().all()
+    report.restore()
+    want = model.quantizer.from_codes(codes)[0]
+    accelerate(model, backend="reference")
+    assert difference(model.quantizer.from_codes(codes)[0], want) < 1e-6
+
+
+def test_weights_of_the_encoder_may_change(build, codes_of, decode, host):
+    model, codes = build(host), codes_of(1, 3)
+    accelerate(model, backend="reference")
+    model.encoder.requires_grad_()
+    model.quantizer.quantizers[0].in_proj.requires_grad_()
+    assert decode(model, codes).isfinite().all()

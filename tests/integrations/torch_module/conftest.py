@@ -1,0 +1,24 @@
+"""Tests of ports. ZONOS2_COMFYUI names a checkout of Saganaki22/Zonos2_TTS-ComfyUI, whose model is then one."""
+
+import os
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from zonos2_triton.bench.proof.interpreter import checked
+
+collect_ignore = [] if os.environ.get("ZONOS2_COMFYUI") else ["test_comfyui.py"]
+
+
+@pytest.fixture(autouse=True)
+def launches():
+    """Quicker than as it comes: the kernels' own tests check each launch."""
+    unchecked = {"bounds": False, "undefined": False, "races": False}
+    with checked(**unchecked) if not torch.cuda.is_available() else nullcontext():
+        yield
+
+
+@pytest.fixture(params=["reference", pytest.param("triton", marks=pytest.mark.interpreter)])
+def backend(request):
+    return request.param

@@ -1,0 +1,67 @@
+"""A port with weights of few numbers, its variants, and what it says."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from tests.integrations.port_model import Port
+from tests.integrations.standins import held
+from zonos2_triton.model import accelerate
+from zonos2_triton.model.weights.tiny import PARAMS, backbone_weights
+from zonos2_triton.reference.config import Zonos2Config
+
+OPS = ["embedding", "norm", "attention", "dense", "router", "experts", "head"]
+PLACES = [1, 9, 3, 1, 2, 2, 1]
+# A dense layer, a mixture of two experts a row, one of one that is handed the router's state.
+CONFIG = dataclasses.replace(
+    Zonos2Config.from_params(PARAMS), n_layers=3, dim=32, head_dim=16, n_heads=4, n_kv_heads=2, multiple_of=16,
+    rope_theta=5000.0, n_codebooks=3, codebook_size=30, eoa_id=30, audio_pad_id=31, speaker_enabled=False,
+    moe_start_from_layer=1, moe_end_from_layer=0, special_topk_layers=((1, 2),),
+)  # fmt: skip
+
+
+def weights(config=CONFIG):
+    return backbone_weights(config, torch.Generator().manual_seed(3))
+
+
+def made(dtype=torch.float32, config=CONFIG):
+    model = Port(config)
+    model.load_state_dict(weights(config))
+    return model.to(dtype).eval().requires_grad_(False)
+
+
+def each(model, path):
+    """The parts of the mixtures' layers that have it."""
+    return [layer.get_submodule(path) for layer in model.layers if hasattr(layer.feed_forward, "router")]
+
+
+def variant(model, path, forward):
+    """Another way in which somebody may have written a part."""
+    for part in each(model, path):
+        part.__class__ = type("Variant", (type(part),), {"forward": forward})
+    return model
+
+
+def ids(rows=2, length=9):
+    most = torch.tensor([CONFIG.codebook_vocab] * CONFIG.n_codebooks + [CONFIG.text_vocab + 1])
+    return (torch.rand(rows, length, len(most), generator=torch.Generator().manual_seed(4)) * most).long()
+
+
+def spoken(model, pieces=(7, 1, 1), tokens=None, room=12):
+    """Logits [B, T, C, V] of a prompt and the rows behind it."""
+    tokens = ids(length=sum(pieces)) if tokens is None else tokens
+    caches = model.caches(len(tokens), room)
+    return torch.cat([model(piece, caches) for piece in tokens.split(pieces, 1)], 1)
+
+
+def rows(count=5):
+    return torch.randn(1, count, CONFIG.dim, generator=torch.Generator().manual_seed(1))
+
+
+def refused(model, message, **options):
+    """The error comes, and the model is untouched."""
+    before = held(model)
+    with pytest.raises(ValueError, match=message):
+        accelerate(model, **options)
+    assert held(model) == before
