@@ -16,6 +16,7 @@ from zonos2_triton.model.weights.tiny import PARAMS, backbone_weights
 from zonos2_triton.reference.numeric import exact_numerics
 from zonos2_triton.reference.vocoder import VocoderConfig
 
+CPU = pytest.param("cpu", marks=[pytest.mark.interpreter, pytest.mark.slow])
 CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
 ENGINE = {
     "n_layers": 3, "dim": 64, "head_dim": 16, "n_heads": 4, "n_kv_heads": 2, "ffn_dim_multiplier": 1.5,
@@ -24,10 +25,8 @@ ENGINE = {
 }  # fmt: skip
 
 
-@pytest.fixture(params=["cpu", CUDA])
+@pytest.fixture(params=[CPU, CUDA])
 def device(request):
-    if request.param == "cpu" and torch.cuda.is_available():
-        pytest.skip("kernels are compiled in this process")
     return timer.cuda_device() if request.param == "cuda" else timer.cpu_device()
 
 
@@ -44,44 +43,32 @@ def test_a_captured_step_of_the_engine_replays_to_the_bits_of_the_launches(devic
     report = accelerate(model, backend="triton")
     assert report.max_error is not None
     assert not report.left
-    runs = [Run(package, model, creator("triton")) for _ in range(2)]
-    eager, graphed = runs
-    dummies = []
+    eager, graphed = runs = [Run(package, model, creator("triton")) for _ in range(2)]
     for run in runs:
         run.kvcache._kv_buffer[:, :, 0] = 0
         run.free = run.free[run.free != 0]  # the place of those that only fill a graph up
-        dummies.append(run.add(torch.zeros(1, 10)))
+    _, dummy = [run.add(torch.zeros(1, 10)) for run in runs]
     graphed.backend.init_capture_graph(64, [1, 4], 10)
-    captured = package("core").TTSBatch(reqs=[dummies[1]] * 4, phase="decode")
+    captured = package("core").TTSBatch(reqs=[dummy] * 4, phase="decode")
     graphed.backend.prepare_for_capture(captured)
-    found = []
-    generator = torch.Generator().manual_seed(2)
+    generator, found, replay = torch.Generator().manual_seed(2), [], None
     prompts = [torch.randint(30, (rows, 10), generator=generator, dtype=torch.int32) for rows in (9, 4)]
     reqs = [[run.add(prompt) for prompt in prompts] for run in runs]
-    first = [run.step(mine, "prefill") for run, mine in zip(runs, reqs, strict=True)]
-    assert torch.equal(*first)
+    assert torch.equal(*(run.step(mine, "prefill") for run, mine in zip(runs, reqs, strict=True)))
 
     def step():
         found.append(model.forward())
 
-    def replayed():
-        with graphed.active(), graphed.context.forward_batch(captured):
-            if device.capture is None:
-                return step
-            step()  # compiles
-            return device.capture(step)
-
-    replay = None
     for _ in range(3):
         row = torch.randint(30, (2, 10), generator=generator, dtype=torch.int32)
-        for mine in reqs:
-            for req, ids in zip(mine, row, strict=True):
-                req.append_host(ids)
+        for run, mine in zip(runs, reqs, strict=True):
+            run.append(mine, row)
         want = eager.step(reqs[0], "decode")
-        batch = graphed.batch(reqs[1], "decode", [dummies[1]] * 2)
-        graphed.backend.prepare_for_replay(batch)
-        replay = replay or replayed()
+        graphed.backend.prepare_for_replay(graphed.batch(reqs[1], "decode", [dummy] * 2))
         with graphed.active(), graphed.context.forward_batch(captured):
+            if replay is None and device.capture is not None:
+                step()  # compiles
+            replay = replay or (step if device.capture is None else device.capture(step))
             replay()
         assert torch.equal(found[-1][:2], want)
         assert found[-1].isfinite().all()
@@ -100,7 +87,7 @@ def test_a_port_gives_the_same_logits(device, dtype):
 
     def logits():
         caches = model.caches(2, 64)
-        return torch.cat([model(ids[:, :10], caches), model(ids[:, 10:11], caches), model(ids[:, 11:], caches)], 1)
+        return torch.cat([model(piece, caches) for piece in ids.split([10, 1, 1], 1)], 1)
 
     with torch.no_grad():
         before = logits()
@@ -115,12 +102,22 @@ def test_a_port_gives_the_same_logits(device, dtype):
     assert error <= {torch.float32: 1e-5, torch.bfloat16: 0.1}[dtype]
 
 
+@pytest.fixture
+def codec(device):
+    """(dtype) -> a small DacModel and two batches of codes for it."""
+
+    def made(dtype):
+        config = VocoderConfig(latent_dim=16, decoder_dim=16, decoder_rates=(4, 2))
+        codes = torch.randint(1024, (2, 2, 9, 6), generator=torch.Generator().manual_seed(1)).to(device.name)
+        return dac_model(config, device.name, dtype), *codes
+
+    return made
+
+
+@pytest.mark.needs("transformers")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_a_codec_gives_the_same_sound(device, dtype):
-    pytest.importorskip("transformers")
-    config = VocoderConfig(latent_dim=16, decoder_dim=16, decoder_rates=(4, 2))
-    model = dac_model(config, device.name, dtype)
-    codes = torch.randint(1024, (2, 9, 6), generator=torch.Generator().manual_seed(1)).to(device.name)
+def test_a_codec_gives_the_same_sound(codec, dtype):
+    model, codes, _ = codec(dtype)
     with torch.inference_mode(), exact_numerics():
         before = model.decode(audio_codes=codes).audio_values
         with accelerate(model, backend="triton") as report:
@@ -132,14 +129,11 @@ def test_a_codec_gives_the_same_sound(device, dtype):
     assert report.max_error is not None
 
 
-def test_a_captured_decoding_of_a_codec_replays_to_the_bits_of_the_launches(device):
+@pytest.mark.needs("transformers")
+def test_a_captured_decoding_of_a_codec_replays_to_the_bits_of_the_launches(device, codec):
     """With other codes in the same memory."""
-    pytest.importorskip("transformers")
-    config = VocoderConfig(latent_dim=16, decoder_dim=16, decoder_rates=(4, 2))
-    model = dac_model(config, device.name, torch.float16)
-    generator, found = torch.Generator().manual_seed(1), []
-    first, second = torch.randint(1024, (2, 2, 9, 6), generator=generator).to(device.name)
-    codes = first.clone()
+    model, first, second = codec(torch.float16)
+    codes, found = first.clone(), []
 
     def decode():
         found.append(model.decode(audio_codes=codes).audio_values)

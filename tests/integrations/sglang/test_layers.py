@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
 from tests.integrations.sglang.standins import Fp8MoEMethod, FusedMoE, FusedMoEWithLoRA
+from tests.integrations.standins import off_by_one_percent
 from zonos2_triton._settings import BACKEND
 from zonos2_triton.model.integrations.accelerate import difference
 from zonos2_triton.model.integrations.sglang import components
@@ -66,13 +67,7 @@ def test_an_operation_that_is_wrong_by_a_hundredth_shows(stack, monkeypatch, see
     right = components._operation
 
     def operation(asked: str, *of: Any) -> Any:
-        def wrong(*args: Any, **kwargs: Any) -> Any:
-            result = right(asked, *of)(*args, **kwargs)
-            if asked == "router":  # its weights
-                return result[0], result[1] * 1.01, *result[2:]
-            return result * 1.01
-
-        return wrong if asked == name else right(asked, *of)
+        return off_by_one_percent(right(asked, *of)) if asked == name else right(asked, *of)
 
     layers, x = stack(), seeded(4, 64)
     before = forward(layers, x, [4])

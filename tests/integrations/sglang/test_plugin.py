@@ -76,16 +76,6 @@ def test_the_engine_is_the_one_that_this_was_written_for(omni):
     assert set(host.STAGES) == set(host.SEAMS) == {*SGLANG_PARTS}
 
 
-def test_the_processes_of_stages_load_no_plugins_of_their_own(omni):
-    """If they do one day, hooking their start is no longer needed."""
-    files = (omni / "sglang_omni").rglob("*.py")
-    assert not [path for path in files if "load_plugins" in path.read_text(encoding="utf-8")]
-    spawning = ast.unparse(definition(omni, f"{host.WORKERS}.StageGroup.spawn"))
-    assert "proc = ctx.Process(target=stage_process_main, args=(" in spawning
-    main = ast.unparse(definition(omni, f"{host.WORKERS}.stage_process_main"))
-    assert main.index("prepare_accelerator_environment(") < main.index("run_process(spec, ready_event, log)")
-
-
 def test_a_mixture_is_known_by_names_that_sglang_has(sglang):
     layers = sglang / "sglang/srt/layers"
     layer = (layers / "moe/fused_moe_triton/layer.py").read_text(encoding="utf-8")
@@ -114,24 +104,6 @@ def test_the_runner_takes_end_and_padding_out_of_what_is_penalised(omni):
         scope: dict[str, Any] = {"torch": torch}
         exec(ast.unparse(definition(omni, f"{host.RUNNER}.Zonos2ModelRunner.{name}")), scope)
         assert scope[name](runner, [0], *arguments).tolist() == expected
-
-
-def test_the_recipe_for_several_gpus_uses_what_the_engine_has(omni):
-    config = (omni / "sglang_omni/models/zonos2/config.py").read_text(encoding="utf-8")
-    assert config.count('process="pipeline"') == 3
-    assert '"multi_gpu": Zonos2MultiGPUPipelineConfig' in config
-    assert '"fp8": True' in config
-    schema = ast.unparse(definition(omni, "sglang_omni.config.schema.ProcessConfig"))
-    assert "num_replicas: " in schema
-    assert "replica_devices: " in schema
-    assert {"model_path", "variant", "port"} <= {*parameters(definition(omni, "sglang_omni.cli.serve.serve"))}
-    factory = parameters(definition(omni, host.ENGINE))
-    assert "fp8" in factory
-    assert not [name for name in factory if name.startswith("tp_")]  # it is not parallel by tensors
-    workers = (omni / "sglang_omni_router/python/launcher/local.py").read_text(encoding="utf-8")
-    assert 'command: str = "sgl-omni"' in workers  # which loads no plugins
-    router = (omni / "sglang_omni_router/python/serve.py").read_text(encoding="utf-8")
-    assert 'add_argument("--worker-urls", nargs="+"' in router
 
 
 # ---- what is hooked, and when nothing is ----

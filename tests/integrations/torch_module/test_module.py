@@ -7,10 +7,10 @@ import weakref
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from tests.integrations.port_model import Attention, Norm, Stacked
-from tests.integrations.standins import held
+from tests.integrations.standins import held, off_by_one_percent
 from tests.integrations.torch_module.port import (
     CONFIG,
     OPS,
@@ -123,22 +123,6 @@ def test_one_operation_alone(op, places):
     assert difference(spoken(model), expected) < 5e-6
 
 
-# Wrong replacements are found.
-
-
-def off(op):
-    """An operation whose results are 1 % too large."""
-
-    def larger(result):
-        return 1.01 * result if result.is_floating_point() else result
-
-    def wrong(*args, **kwargs):
-        result = op(*args, **kwargs)
-        return larger(result) if isinstance(result, Tensor) else tuple(map(larger, result))
-
-    return wrong
-
-
 @pytest.mark.parametrize(
     ("op", "name"),
     [
@@ -148,7 +132,7 @@ def off(op):
     ],
 )  # fmt: skip
 def test_a_wrong_operation_is_refused(op, name, monkeypatch):
-    wrong = dataclasses.replace(REFERENCE, **{name: off(getattr(REFERENCE, name))})
+    wrong = dataclasses.replace(REFERENCE, **{name: off_by_one_percent(getattr(REFERENCE, name))})
     monkeypatch.setattr(module, "ops_of", lambda *_: wrong)
     apart = rf"port: {op} cannot be swapped: differs from the original by .*, more than the bound of 1e-04"
     refused(made(), apart, only=op)

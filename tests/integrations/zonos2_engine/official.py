@@ -29,7 +29,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.integrations.zonos2_engine import plain_ops
-from zonos2_triton.model import Backbone, Zonos2Config
+from zonos2_triton.model import Zonos2Config
+from zonos2_triton.model.weights.tiny import backbone_weights
 
 STAND_IN = Path(__file__).parent / "stand_in"
 PAGES = 128  # of the cache, one position each
@@ -107,20 +108,8 @@ def _rope(module: Any) -> Callable[..., Any]:
     return get_rope
 
 
-def random_weights(params: dict[str, Any], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """A checkpoint by official names, in the ranges of a trained one."""
-    generator = torch.Generator().manual_seed(7)
-
-    def drawn(name: str, shape: list[int]) -> Tensor:
-        values = torch.randn(shape, generator=generator)
-        if "norm" in name or name.endswith((".temp", "states_scale")):
-            return 1 + values / 10
-        if "embedders" in name:
-            return values
-        return values / 10 if len(shape) == 1 else values * shape[-1] ** -0.5
-
-    shapes = Backbone.layout(Zonos2Config.from_params(params))
-    return {name: drawn(name, shape).to(dtype) for name, shape in shapes.items()}
+def random_weights(params: dict[str, Any]) -> dict[str, Tensor]:
+    return backbone_weights(Zonos2Config.from_params(params), torch.Generator().manual_seed(7))
 
 
 def build(

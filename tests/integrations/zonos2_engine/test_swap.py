@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.integrations.standins import off_by_one_percent
 from tests.integrations.zonos2_engine.official import build
 from zonos2_triton.model.integrations.accelerate import MARK, accelerate
 from zonos2_triton.model.integrations.zonos2_engine import engine
@@ -96,17 +97,6 @@ def test_a_package_of_another_structure_is_refused(official, model, monkeypatch,
     spoil(monkeypatch, official("core"))
     with pytest.raises(ValueError, match=message):
         accelerate(model, backend="reference")
-
-
-def off_by_one_percent(function: Callable[..., Any]) -> Callable[..., Any]:
-    def larger(x: Tensor) -> Tensor:
-        return x * 1.01 if x.is_floating_point() else x
-
-    def wrong(*args: Any, **kwargs: Any) -> Any:
-        result = function(*args, **kwargs)
-        return larger(result) if isinstance(result, Tensor) else tuple(map(larger, result))
-
-    return wrong
 
 
 @pytest.mark.parametrize(

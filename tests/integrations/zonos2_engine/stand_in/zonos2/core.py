@@ -1,6 +1,12 @@
 """Requests, batches and the context of the stand-in package: the attributes that the official ones have."""
 
 from contextlib import contextmanager
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+_GLOBAL_CTX = None
+TTSSamplingParams = SimpleNamespace
 
 
 class Context:
@@ -20,24 +26,19 @@ class Context:
             self._batch = None
 
 
-_GLOBAL_CTX = None
-
-
-def get_global_ctx():
-    return _GLOBAL_CTX
-
-
-class TTSSamplingParams:
-    def __init__(self, **given):
-        self.temperature, self.topk, self.top_p, self.min_p = 1.15, 106, 0.0, 0.18
-        self.repetition_window, self.repetition_penalty, self.repetition_codebooks, self.seed = 50, 1.2, 8, None
-        vars(self).update(given)
-
-
+@dataclass
 class TTSReq:
-    def __init__(self, input_ids, table_idx, cached_len, output_len, uid, sampling_params, cache_handle):
-        self.input_ids, self.table_idx, self.cached_len, self.uid = input_ids, table_idx, cached_len, uid
-        self.sampling_params, self.device_len, self.total_generated = sampling_params, len(input_ids), 0
+    input_ids: Any
+    table_idx: int
+    cached_len: int
+    output_len: int
+    uid: int
+    sampling_params: Any
+    cache_handle: Any
+    total_generated: int = 0
+
+    def __post_init__(self):
+        self.device_len = len(self.input_ids)
 
     @property
     def extend_len(self):
@@ -54,22 +55,8 @@ class TTSReq:
 
 class TTSBatch:
     speaker_emb_values = speaker_token_positions = None
+    size = property(lambda batch: len(batch.reqs))
+    padded_size = property(lambda batch: len(batch.padded_reqs))
 
     def __init__(self, reqs, phase):
-        self.reqs, self.phase = reqs, phase
-
-    @property
-    def is_prefill(self):
-        return self.phase == "prefill"
-
-    @property
-    def is_decode(self):
-        return self.phase == "decode"
-
-    @property
-    def size(self):
-        return len(self.reqs)
-
-    @property
-    def padded_size(self):
-        return len(self.padded_reqs)
+        self.reqs, self.is_prefill, self.is_decode = reqs, phase == "prefill", phase == "decode"

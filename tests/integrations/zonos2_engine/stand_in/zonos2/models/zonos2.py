@@ -138,14 +138,14 @@ class Attention(Op):
         self.attn, self.gater = AttentionLayer(c, i), Linear(self._heads, c.hidden_size)
 
     def forward(self, x):
-        batch = core.get_global_ctx().batch
+        batch = core._GLOBAL_CTX.batch
         k, v = self.wkv.forward(x).chunk(2, -1)
         heads = (y.unflatten(1, (-1, self.head_dim)) for y in (self.wq.forward(x), k))
         q, k = (F.rms_norm(y, (self.head_dim,), eps=1e-6) for y in heads)
         q = q * self.temp.abs().to(q.dtype)
         q, k = self.attn.rotary.forward(batch.attn_metadata.positions, q.flatten(1), k.flatten(1), is_neox=False)
         q = q.unflatten(1, (-1, self.head_dim))
-        y = core.get_global_ctx().attn_backend.forward(q, k, v.contiguous(), self.attn.layer_id, batch)
+        y = core._GLOBAL_CTX.attn_backend.forward(q, k, v.contiguous(), self.attn.layer_id, batch)
         gated = y.view(q.shape) * torch.sigmoid(self.gater.forward(x))[..., None]
         return self.wo.forward(gated.flatten(1))
 
@@ -267,7 +267,7 @@ class Zonos2ForCausalLM(Op):
                 setattr(owner._fused_moe, last, getattr(owner, last))
 
     def forward(self):
-        batch = core.get_global_ctx().batch
+        batch = core._GLOBAL_CTX.batch
         x = self.multi_embedder.forward(batch.input_ids)
         if batch.speaker_emb_values is not None:
             rows = self.speaker_projection.forward(batch.speaker_emb_values)
