@@ -38,15 +38,6 @@ def test_restore_is_identity(build, codes_of, decode, host):
     assert held(model) == before
 
 
-@pytest.mark.parametrize(("op", "place"), [("from_codes", "quantizer"), ("decoder", "decoder")])
-def test_only(build, host, op, place):
-    model = build(host)
-    before = held(model)
-    report = accelerate(model, only=[op], backend="reference")
-    assert [swap.op for swap in report.swapped] == [op]
-    assert {path for (path, _), _ in held(model).items() ^ before.items()} == {place, ""}
-
-
 EXCHANGED = (  # weights of one layer and another; in bf16, alphas of like size make no more difference than rounding
     ("decoder", f"{BLOCK}.2.block.1.weight", f"{BLOCK}.3.block.1.weight"),
     ("decoder", f"{BLOCK}.4.block.3.weight", f"{BLOCK}.3.block.3.weight"),
@@ -56,18 +47,6 @@ EXCHANGED = (  # weights of one layer and another; in bf16, alphas of like size 
     ("from_codes", "quantizer.quantizers.0.out_proj.bias", "quantizer.quantizers.1.out_proj.bias"),
     ("from_codes", "quantizer.quantizers.1.codebook.weight", "quantizer.quantizers.2.codebook.weight"),
 )
-
-
-@pytest.mark.parametrize(("op", "method"), [("from_codes", "latents"), ("decoder", "decode_latents")])
-def test_one_percent_is_too_much(build, host, op, method, monkeypatch):
-    model, right = build(host), getattr(Vocoder, method)
-    before = held(model)
-    monkeypatch.setattr(Vocoder, method, lambda self, x: right(self, x) * 1.01)
-    with pytest.raises(ValueError, match=rf"{op} cannot be swapped: differs from the original by 1\.0e-02, more"):
-        accelerate(model, backend="reference")
-    assert held(model) == before
-    report = accelerate(model, backend="reference", strict=False)
-    assert ([left.op for left in report.left], len(report.swapped)) == ([op], 1)
 
 
 @pytest.mark.needs("transformers")
@@ -148,10 +127,7 @@ def codebook_of(model, i=0):
 
 WRONG = {
     "training": (lambda m: m.train(), r"quantizer: \S+ is in training mode: call \.eval\(\)"),
-    "one part in training": (lambda m: snake_of(m).train(), r"decoder: \S+ is in training mode"),
     "gradients": (lambda m: conv_of(m).bias.requires_grad_(), r"decoder\.\S*bias requires gradients"),
-    "mixed devices": (lambda m: conv_of(m).to("meta"), r"decoder\.\S+ is on the meta device"),
-    "mixed dtypes": (lambda m: m.quantizer.half(), r"one dtype, got torch\.float16 of quantizer\.\S+ and"),
     "a hook": (lambda m: snake_of(m).register_forward_hook(print), r"decoder: \S+ has a forward hook"),
     "NaN": (lambda m: codebook_of(m).weight.fill_(math.nan), r"quantizer\.quantizers\.0\.codebook\.weight holds NaN"),
     "a shape": (widened, r"decoder\.model\.0\.bias is \[17\], expected \[16\]"),
@@ -196,14 +172,6 @@ def test_one_that_is_not_as_expected(build, host, fault):
     assert held(model) == before
 
 
-def test_a_part_that_is_accelerated_already(build, host):
-    model, other = build(host), build(host)
-    accelerate(model, backend="reference")
-    other.decoder = model.decoder
-    with pytest.raises(ValueError, match=r"decoder\.forward was replaced on the module itself: put it back first"):
-        accelerate(other, backend="reference")
-
-
 class Quantizer(nn.Module):
     """Of another codec: it is asked for nothing."""
 
@@ -226,32 +194,16 @@ def test_another_codec():
 # Packed weights are a copy: what happens to the originals is an error when they are next used.
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        pytest.param(lambda m: conv_of(m).bias.add_(1), id="written to"),
-        pytest.param(lambda m: m.load_state_dict(m.state_dict()), id="loaded"),
-        pytest.param(lambda m: m.double(), id="converted"),
-        pytest.param(lambda m: conv_of(m).register_parameter("bias", None), id="removed"),
-        pytest.param(lambda m: m.requires_grad_(), id="to be trained"),
-    ],
-)
-def test_changed_weights(build, latents_of, host, change):
-    model = build(host)
-    accelerate(model, backend="reference")
-    change(model)
-    changed = r"decoder\.\S+ was changed after accelerate\(\), .* call report\.restore"
-    with pytest.raises(RuntimeError, match=changed):
-        model.decoder(latents_of(1, 3))
-
-
-def test_a_changed_codebook(build, codes_of, latents_of, host):
+def test_changed_weights(build, codes_of, latents_of, host):
     model, codes, z = build(host), codes_of(1, 3), latents_of(1, 3)
     report = accelerate(model, backend="reference")
     codebook_of(model).weight.mul_(2)
     with pytest.raises(RuntimeError, match=r"quantizer\.quantizers\.0\.codebook\.weight was changed"):
         model.quantizer.from_codes(codes)
     assert model.decoder(z).isfinite().all()
+    conv_of(model).bias.add_(1)
+    with pytest.raises(RuntimeError, match=r"decoder\.\S+ was changed after accelerate\(\), .* call report\.restore"):
+        model.decoder(z)
     report.restore()
     want = model.quantizer.from_codes(codes)[0]
     accelerate(model, backend="reference")

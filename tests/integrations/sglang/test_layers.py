@@ -101,46 +101,53 @@ def test_weights_are_read_where_they_are(engine, stack, seeded):
     assert difference(after, forward(layers, x, [4])) < BOUNDS[torch.float32] < difference(after, before)
 
 
-def fp8(layer):
-    layer.quant_method = Fp8MoEMethod()
+def put(path: str, value: Any) -> Any:
+    """What sets an attribute of a block."""
 
-
-def lora(layer):
-    layer.__class__ = FusedMoEWithLoRA
-
-
-def attribute(path: str, value: Any) -> Any:
-    def change(layer: Any) -> None:
+    def change(block: Any) -> None:
         *owners, name = path.split(".")
         for owner in owners:
-            layer = getattr(layer, owner)
-        setattr(layer, name, value)
+            block = getattr(block, owner)
+        setattr(block, name, value)
 
     change.__name__ = path
     return change
 
 
+FP8 = "its weights are those of Fp8MoEMethod; --tts_engine.factory.fp8 false keeps them in bf16"
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (fp8, r"its weights are those of Fp8MoEMethod; --tts_engine\.factory\.fp8 false keeps them in bf16"),
-        (lora, "its layer is a FusedMoEWithLoRA, not a FusedMoE"),
-        (attribute("moe_tp_size", 2), "it is spread over 2 devices"),
-        (attribute("moe_ep_size", 4), "it is spread over 4 devices"),
-        (attribute("quant_method.runner.runner_backend.name", "deep_gemm"), "its runner is deep_gemm, which may keep"),
-        (attribute("quant_method._aiter_runner", object()), "its runner is triton, which may keep"),
-        (attribute("quant_method.with_bias", True), "its experts have biases"),
-        (attribute("moe_runner_config.activation", "gelu"), "its activation is 'gelu', not 'silu'"),
-        (attribute("moe_runner_config.is_gated", False), "its is_gated is False, not True"),
-        (attribute("moe_runner_config.swiglu_limit", 7.0), "its swiglu_limit is 7.0, not None"),
-        (attribute("w13_weight", nn.Parameter(torch.zeros(4, 64, 192), False)), r"its w13_weight is \[4, 64, 192\] of"),
-        (attribute("w2_weight", nn.Parameter(torch.zeros(4, 64, 96).half(), False)), "its w2_weight is .*float16"),
+        (put("experts.quant_method", Fp8MoEMethod()), FP8),
+        (put("experts.__class__", FusedMoEWithLoRA), "its layer is a FusedMoEWithLoRA, not a FusedMoE"),
+        (put("experts.moe_tp_size", 2), "it is spread over 2 devices"),
+        (put("experts.moe_ep_size", 4), "it is spread over 4 devices"),
+        (
+            put("experts.quant_method.runner.runner_backend.name", "deep_gemm"),
+            "its runner is deep_gemm, which",
+        ),
+        (put("experts.quant_method._aiter_runner", object()), "its runner is triton, which may keep"),
+        (put("experts.quant_method.with_bias", True), "its experts have biases"),
+        (put("experts.moe_runner_config.activation", "gelu"), "its activation is 'gelu', not 'silu'"),
+        (put("experts.moe_runner_config.is_gated", False), "its is_gated is False, not True"),
+        (put("experts.moe_runner_config.swiglu_limit", 7.0), "its swiglu_limit is 7.0, not None"),
+        (
+            put("experts.w13_weight", nn.Parameter(torch.zeros(4, 64, 192), False)),
+            r"its w13_weight is \[4, 64, 192\]",
+        ),
+        (
+            put("experts.w2_weight", nn.Parameter(torch.zeros(4, 64, 96).half(), False)),
+            "its w2_weight is .*float16",
+        ),
+        (put("router.balancing_biases", torch.zeros(4).double()), "its balancing_biases are torch.float64, not"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
 def test_a_mixture_of_another_kind_stays_with_the_engine(stack, monkeypatch, caplog, seeded, change, reason):
     block = stack()[1].feed_forward
-    change(block.experts)
+    change(block)
     called = []
     monkeypatch.setattr(FusedMoE, "forward", lambda self, x, topk: called.append(x) or x)
     host.hook_parts(["experts"])
@@ -152,15 +159,6 @@ def test_a_mixture_of_another_kind_stays_with_the_engine(stack, monkeypatch, cap
     assert len(called) == 2
     assert len(caplog.messages) == 1
     assert re.match(f"SGLang: experts stays with the engine: {reason}", caplog.messages[0])
-
-
-def test_biases_of_another_dtype_stay_with_the_engine(stack, seeded, caplog):
-    block, x = stack(torch.bfloat16)[1].feed_forward, seeded(2, 64, dtype=torch.bfloat16)
-    block.router.balancing_biases = block.router.balancing_biases.float()
-    before = block(x, None)
-    host.hook_parts(["experts"])
-    assert difference(block(x, None), before) == 0
-    assert "balancing_biases are torch.float32, not torch.bfloat16" in caplog.text
 
 
 def test_no_rows_stay_with_the_engine(stack):

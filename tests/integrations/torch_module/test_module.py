@@ -361,9 +361,3 @@ def test_what_kernels_do_not_take():
     message = r"out_norm\.weight must be contiguous and start at a multiple of 16 bytes .* clone it"
     refused(model, message, backend="triton")
     accelerate(model, backend="reference")
-
-
-@pytest.mark.parametrize("other", [nn.Linear(2, 2), nn.ModuleDict({"multi_embedder": nn.Embedding(3, 3)})])
-def test_modules_of_another_kind(other):
-    with pytest.raises(TypeError, match=r"is of no known kind; known: .*official tensor names"):
-        accelerate(other)

@@ -168,14 +168,6 @@ BAD: dict[str, tuple[Callable[[Any], object], str]] = {
         put("multi_output.weight", lambda weight: weight.T.contiguous().T),
         r"multi_output.weight must be contiguous, got strides \(1, 288\)",
     ),
-    "dtype": (
-        put("out_norm.weight", torch.Tensor.half),
-        "weights must be of one dtype, got torch.float32 of .* and torch.float16 of out_norm.weight",
-    ),
-    "device": (
-        put("out_norm.weight", lambda weight: weight.to("meta")),
-        "out_norm.weight is on the meta device: load the weights first",
-    ),
     "gradients": (put("out_norm.weight", leaf), "out_norm.weight requires gradients"),
     "replaced": (
         put("3.feed_forward.forward", lambda _: print),
