@@ -8,8 +8,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
+
+from zonos2_triton.model import accelerate
 
 
 @contextmanager
@@ -80,3 +83,11 @@ def off_by_one_percent(operation: Callable[..., Any]) -> Callable[..., Any]:
         return larger(result) if isinstance(result, torch.Tensor) else tuple(map(larger, result))
 
     return wrong
+
+
+def refused(model: nn.Module, message: str, kind: type[Exception] = ValueError, **options: Any) -> None:
+    """The error comes, and nothing is touched."""
+    before = held(model)
+    with pytest.raises(kind, match=message):
+        accelerate(model, **options)
+    assert held(model) == before

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.integrations.standins import held
+from tests.integrations.standins import held, refused
 from zonos2_triton import model as public
 from zonos2_triton.model.integrations import accelerate as module
 from zonos2_triton.model.integrations.accelerate import Candidate, accelerate, difference, known_hosts
@@ -69,14 +69,6 @@ def host(monkeypatch):
 @pytest.fixture
 def model():
     return Doubler()
-
-
-def refused(model, message, kind=ValueError, **options):
-    """The error comes, and nothing is touched."""
-    before = held(model)
-    with pytest.raises(kind, match=message):
-        accelerate(model, **options)
-    assert held(model) == before
 
 
 def test_it_swaps_and_puts_back_the_very_same_attributes(host, model):

@@ -9,14 +9,17 @@ import importlib
 import multiprocessing
 import os
 import sys
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.integrations.zonos2_engine import plain_ops
+from zonos2_triton.model.integrations.sglang.components import PLAIN_EXPERTS
 from zonos2_triton.reference.attention import causal_attention
 from zonos2_triton.reference.rotary import rotary, rotary_table
 
@@ -87,21 +90,15 @@ class RadixAttention(nn.Module):
         return torch.cat([causal_attention(*sequence) for sequence in zip(*parts, strict=True)]).flatten(1).to(q.dtype)
 
 
-class _Rope:
-    def __init__(self, head_dim: int, table: Tensor) -> None:
-        self._head_dim, self._table = head_dim, table
-
-    def __call__(self, positions: Tensor, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        q, k = (
-            rotary(x.unflatten(1, (-1, self._head_dim)).float(), positions, self._table).flatten(1).to(x.dtype)
-            for x in (q, k)
-        )
-        return q, k
-
-
-def get_rope(head_size: int, rotary_dim: int, max_position: int, base: int, is_neox_style: bool) -> _Rope:
+def get_rope(head_size: int, rotary_dim: int, max_position: int, base: int, is_neox_style: bool) -> Any:
     assert (rotary_dim, is_neox_style) == (head_size, False)
-    return _Rope(head_size, rotary_table(max_position, head_size, float(base), torch.zeros(1)))
+    table = rotary_table(max_position, head_size, float(base), torch.zeros(1))
+
+    def turned(positions: Tensor, *rows: Tensor) -> Iterator[Tensor]:
+        for x in rows:
+            yield rotary(x.unflatten(1, (-1, head_size)).float(), positions, table).flatten(1).to(x.dtype)
+
+    return turned
 
 
 class StandardTopKOutput(NamedTuple):
@@ -110,28 +107,21 @@ class StandardTopKOutput(NamedTuple):
     router_logits: Tensor
 
 
+class Backend(str):
+    def is_triton(self) -> bool:
+        return self == "triton"
+
+
 class UnquantizedFusedMoEMethod:
     """As much as tells how a mixture is kept: with the names of SGLang's."""
 
     def __init__(self) -> None:
         self.with_bias = self.w13_swiglu_interleaved = False
-        self.runner = SimpleNamespace(runner_backend=_Backend("triton"))
-        self._aiter_runner = None
+        self.runner, self._aiter_runner = SimpleNamespace(runner_backend=Backend("triton")), None
 
 
 class Fp8MoEMethod(UnquantizedFusedMoEMethod):
     pass
-
-
-class _Backend:
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def is_triton(self) -> bool:
-        return self.name == "triton"
-
-    def __repr__(self) -> str:
-        return self.name
 
 
 class FusedMoE(nn.Module):
@@ -146,10 +136,7 @@ class FusedMoE(nn.Module):
         self.w2_weight = nn.Parameter(torch.empty(num_experts, hidden_size, intermediate_size))
         self.moe_tp_size = self.moe_ep_size = 1
         self.quant_method = UnquantizedFusedMoEMethod()
-        self.moe_runner_config = SimpleNamespace(
-            activation="silu", is_gated=True, apply_router_weight_on_input=False, no_combine=False,
-            routed_scaling_factor=None, gemm1_alpha=None, gemm1_clamp_limit=None, swiglu_limit=None,
-        )  # fmt: skip
+        self.moe_runner_config = SimpleNamespace(**PLAIN_EXPERTS)
 
     def interleave(self) -> None:
         halves = self.w13_weight.chunk(2, 1)
@@ -157,16 +144,10 @@ class FusedMoE(nn.Module):
         self.quant_method.w13_swiglu_interleaved = True
 
     def forward(self, x: Tensor, topk: StandardTopKOutput) -> Tensor:
+        w13 = self.w13_weight
         if self.quant_method.w13_swiglu_interleaved:
-            gate, up = self.w13_weight[:, 0::2], self.w13_weight[:, 1::2]
-        else:
-            gate, up = self.w13_weight.chunk(2, 1)
-        y = torch.zeros_like(x, dtype=torch.float32)
-        for k in range(topk.topk_ids.shape[1]):
-            for row, e in enumerate(topk.topk_ids[:, k].tolist()):
-                h = F.silu(gate[e] @ x[row]) * (up[e] @ x[row])
-                y[row] += topk.topk_weights[row, k] * (self.w2_weight[e] @ h).float()
-        return y.to(x.dtype)
+            w13 = torch.cat([w13[:, 0::2], w13[:, 1::2]], 1)
+        return plain_ops.fused_experts(x, w13, self.w2_weight, topk.topk_weights, topk.topk_ids)
 
 
 class FusedMoEWithLoRA(FusedMoE):
@@ -207,23 +188,13 @@ def create_vocoder_executor(model_path: str) -> None:
 create_sglang_omni_tts_engine_executor = create_vocoder_executor
 
 
-class _Setting:
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def get(self) -> str | None:
-        return os.environ.get(self._name)
-
-
-envs = SimpleNamespace(SGLANG_PLUGINS=_Setting("SGLANG_PLUGINS"), SGLANG_PLATFORM=_Setting("SGLANG_PLATFORM"))
+N_CODEBOOKS, ZONOS2_SAMPLE_RATE = 9, 44100
+envs = SimpleNamespace(
+    **{name: SimpleNamespace(get=partial(os.environ.get, name)) for name in ("SGLANG_PLUGINS", "SGLANG_PLATFORM")}
+)
 current_platform = SimpleNamespace(
     is_cuda_alike=lambda: False, get_stage_process_env=lambda spec: {}, set_device=lambda device: None
 )
-N_CODEBOOKS, ZONOS2_SAMPLE_RATE = 9, 44100
-
-
-def get_platform_spec(platform: Any) -> str:
-    return "cpu"
 
 
 def get_gpu_compat_env_defaults(environment: Any) -> dict[str, str]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
-from tests.integrations.sglang.standins import Fp8MoEMethod, FusedMoE, FusedMoEWithLoRA
+from tests.integrations.sglang.standins import Backend, Fp8MoEMethod, FusedMoE, FusedMoEWithLoRA
 from tests.integrations.standins import off_by_one_percent
 from zonos2_triton._settings import BACKEND
 from zonos2_triton.model.integrations.accelerate import difference
@@ -125,7 +125,7 @@ FP8 = "its weights are those of Fp8MoEMethod; --tts_engine.factory.fp8 false kee
         (put("experts.moe_tp_size", 2), "it is spread over 2 devices"),
         (put("experts.moe_ep_size", 4), "it is spread over 4 devices"),
         (
-            put("experts.quant_method.runner.runner_backend.name", "deep_gemm"),
+            put("experts.quant_method.runner.runner_backend", Backend("deep_gemm")),
             "its runner is deep_gemm, which",
         ),
         (put("experts.quant_method._aiter_runner", object()), "its runner is triton, which may keep"),

@@ -2,12 +2,9 @@
 
 import dataclasses
 
-import pytest
 import torch
 
 from tests.integrations.port_model import Port
-from tests.integrations.standins import held
-from zonos2_triton.model import accelerate
 from zonos2_triton.model.weights.tiny import PARAMS, backbone_weights
 from zonos2_triton.reference.config import Zonos2Config
 
@@ -57,11 +54,3 @@ def spoken(model, pieces=(7, 1, 1), tokens=None, room=12):
 
 def rows(count=5):
     return torch.randn(1, count, CONFIG.dim, generator=torch.Generator().manual_seed(1))
-
-
-def refused(model, message, **options):
-    """The error comes, and the model is untouched."""
-    before = held(model)
-    with pytest.raises(ValueError, match=message):
-        accelerate(model, **options)
-    assert held(model) == before

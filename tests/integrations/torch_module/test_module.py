@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.integrations.port_model import Attention, Norm, Stacked
-from tests.integrations.standins import held, off_by_one_percent
+from tests.integrations.standins import held, off_by_one_percent, refused
 from tests.integrations.torch_module.port import (
     CONFIG,
     OPS,
@@ -18,7 +18,6 @@ from tests.integrations.torch_module.port import (
     each,
     ids,
     made,
-    refused,
     rows,
     spoken,
     variant,

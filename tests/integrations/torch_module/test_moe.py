@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.integrations.port_model import Experts, Router
-from tests.integrations.torch_module.port import CONFIG, OPS, each, made, refused, rows, spoken, variant
+from tests.integrations.standins import refused
+from tests.integrations.torch_module.port import CONFIG, OPS, each, made, rows, spoken, variant
 from zonos2_triton.model import accelerate
 from zonos2_triton.model.integrations.accelerate import difference
 from zonos2_triton.model.integrations.torch_module import structure

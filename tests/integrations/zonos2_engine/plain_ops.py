@@ -48,14 +48,12 @@ def fused_experts(
     hidden_states: Tensor, w1: Tensor, w2: Tensor, topk_weights: Tensor, topk_ids: Tensor, inplace: bool = False,
     **_: object,
 ) -> Tensor:  # fmt: skip
-    rows = []
-    for x, weights, ids in zip(hidden_states, topk_weights, topk_ids, strict=True):
-        terms = []
+    total = torch.zeros_like(hidden_states, dtype=torch.float32)
+    for x, weights, ids, y in zip(hidden_states, topk_weights, topk_ids, total, strict=True):
         for weight, expert in zip(weights, ids.tolist(), strict=True):
             gate, up = (w1[expert] @ x).float().chunk(2)
-            terms.append(weight * (w2[expert] @ (F.silu(gate) * up).to(x.dtype)).float())
-        rows.append(torch.stack(terms).sum(0))
-    y = torch.stack(rows).to(hidden_states.dtype)
+            y += weight * (w2[expert] @ (F.silu(gate) * up).to(x.dtype)).float()
+    y = total.to(hidden_states.dtype)
     return hidden_states.copy_(y) if inplace else y
 
 

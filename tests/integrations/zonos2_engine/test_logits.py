@@ -178,31 +178,38 @@ def test_each_operation_alone(official, model, op, prompts, frames, expected):
     assert_same(Run(official, model, creator("reference")).generate(prompts, frames), expected)
 
 
-def test_more_sequences_than_decode_together(official, model, monkeypatch, prompts, frames, expected):
+@pytest.mark.parametrize("name", ["SEQUENCES_AT_ONCE", "ROWS_AT_ONCE"])
+def test_more_sequences_than_decode_together_and_rows_than_are_routed(
+    official, model, monkeypatch, prompts, frames, expected, name
+):
     for module in (engine_attention, layers):
-        monkeypatch.setattr(module, "SEQUENCES_AT_ONCE", 2)
+        monkeypatch.setattr(module, name, 2, raising=False)
     accelerate(model, backend="reference")
     run = Run(official, model, creator("reference"))
     assert_same(run.generate(prompts, frames), expected)
-    assert not run.batch(run.reqs, "decode").attn_metadata.decoding
-
-
-def test_more_rows_than_a_router_takes_at_once(official, model, monkeypatch, prompts, frames, expected):
-    monkeypatch.setattr(layers, "ROWS_AT_ONCE", 4)
-    accelerate(model, backend="reference")
-    assert_same(Run(official, model, creator("reference")).generate(prompts, frames), expected)
+    assert run.batch(run.reqs, "decode").attn_metadata.decoding == (name != "SEQUENCES_AT_ONCE")
     router = model.layers.op_list[2].feed_forward.router
     weights, ids, following = router.forward(torch.ones(9, 32), torch.ones(9, 16))
     assert (weights.shape, ids.shape, following.shape) == ((9, 2), (9, 2), (9, 16))
     assert ids.dtype == torch.int32
 
 
-def test_biases_that_are_subtracted(official, params, weights, prompts, frames, expected):
-    ours, plain = (build(official, params | {"moe_balancing_strategy": "quantile"}, weights) for _ in range(2))
-    accelerate(ours, backend="reference")
+DENSE = {"moe_n_experts": 1, "moe_router_topk": 1, "special_topk_layers": {}, "moe_end_from_layer": 4}
+
+
+@pytest.mark.parametrize(
+    ("changes", "left"),
+    [({"moe_balancing_strategy": "quantile"}, ()), (DENSE | {"moe_start_from_layer": 0}, ("router", "experts"))],
+    ids=["biases that are subtracted", "no mixtures"],
+)
+def test_models_of_other_settings(official, params, prompts, frames, expected, changes, left):
+    other = params | changes
+    ours, plain = (build(official, other, random_weights(other)) for _ in range(2))
+    report = accelerate(ours, backend="reference")
+    assert {x.op: x.reason for x in report.left} == dict.fromkeys(left, engine.NO_MIXTURE)
     old = Run(official, plain).generate(prompts, frames)
     assert_same(Run(official, ours, creator("reference")).generate(prompts, frames), old)
-    assert (expected[0] - old[0]).abs().max() > 0.1, "the sign makes no difference: the test shows nothing"
+    assert (expected[0] - old[0]).abs().max() > 0.1, "the settings make no difference: the test shows nothing"
 
 
 @pytest.mark.parametrize(("dtype", "bound"), HALF)
@@ -233,10 +240,9 @@ def test_outside_of_inference_mode(official, params, weights, prompts, frames, e
     assert_same(run.generate(prompts, frames), expected)
 
 
-BOTH = ["reference", pytest.param("triton", marks=(pytest.mark.interpreter, pytest.mark.slow))]
-
-
-@pytest.mark.parametrize("backend", [None, *BOTH])
+@pytest.mark.parametrize(
+    "backend", [None, "reference", pytest.param("triton", marks=[pytest.mark.interpreter, pytest.mark.slow])]
+)
 def test_two_ranks(official, params, weights, prompts, frames, expected, backend):
     """Heads, feed-forward width and rows of the tables are divided; backend None: the model as it is."""
     ranks = Ranks(official, 2)
@@ -255,13 +261,3 @@ def test_two_ranks(official, params, weights, prompts, frames, expected, backend
         official("distributed.info")._TP_INFO = official("distributed.info").DistributedInfo(0, 1)
     assert_same(first, [expected[0][:-1], expected[1][:-1]])  # without the third, whose prompt is one row
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-
-
-def test_a_model_without_mixtures(official, params, frames, prompts):
-    dense = params | {"moe_n_experts": 1, "moe_router_topk": 1, "special_topk_layers": {}}
-    dense |= {"moe_start_from_layer": 0, "moe_end_from_layer": 4}
-    ours, plain = (build(official, dense, random_weights(dense)) for _ in range(2))
-    report = accelerate(ours, backend="reference")
-    assert {left.op: left.reason for left in report.left} == dict.fromkeys(("router", "experts"), engine.NO_MIXTURE)
-    found = Run(official, ours, creator("reference")).generate(prompts, frames)
-    assert_same(found, Run(official, plain).generate(prompts, frames))
