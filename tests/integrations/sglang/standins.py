@@ -197,6 +197,10 @@ current_platform = SimpleNamespace(
 )
 
 
+def get_platform_spec(platform: Any) -> str:
+    return "cpu"
+
+
 def get_gpu_compat_env_defaults(environment: Any) -> dict[str, str]:
     return {}
 
