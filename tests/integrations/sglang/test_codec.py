@@ -43,6 +43,11 @@ def clip(rows: int, seed: int) -> Tensor:
     return torch.randint(1024, (rows, 9), generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.mark.parametrize(
+    "backend",
+    ["reference", pytest.param("triton", marks=[pytest.mark.interpreter, pytest.mark.slow])],
+    indirect=True,
+)
 def test_the_codec_decodes_as_it_did(codec, backend):
     with checked(bounds=False, undefined=False, races=False):
         codes = clip(13, 1)

@@ -76,6 +76,7 @@ def test_an_operation_that_is_wrong_by_a_hundredth_shows(stack, monkeypatch, see
     assert difference(forward(layers, x, [4]), before) > 10 * BOUNDS[torch.float32]
 
 
+@pytest.mark.slow
 @pytest.mark.interpreter
 def test_a_row_does_not_depend_on_the_rows_beside_it(stack, monkeypatch, seeded):
     monkeypatch.setenv(BACKEND, "triton")

@@ -22,3 +22,9 @@ def launches():
 @pytest.fixture(params=["reference", pytest.param("triton", marks=pytest.mark.interpreter)])
 def backend(request):
     return request.param
+
+
+@pytest.fixture(params=["reference", pytest.param("triton", marks=[pytest.mark.interpreter, pytest.mark.slow])])
+def slower_backend(request):
+    """For what another test runs with kernels as well."""
+    return request.param

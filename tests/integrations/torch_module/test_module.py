@@ -32,7 +32,6 @@ from zonos2_triton.reference.numeric import SWITCHES
 from zonos2_triton.reference.ops import REFERENCE
 
 SLOW_KERNELS = (pytest.mark.interpreter, pytest.mark.slow)
-BOTH = pytest.mark.parametrize("backend", ["reference", pytest.param("triton", marks=SLOW_KERNELS)])
 
 
 def test_the_port_of_these_tests_is_the_model():
@@ -166,11 +165,10 @@ def test_who_has_no_forward_is_left():
     assert [(left.op, left.reason) for left in accelerate(model).left] == [("attention", reason)]
 
 
-@BOTH
-def test_pieces_of_a_prompt_and_a_full_cache_are_the_ports_own_affair(backend):
+def test_pieces_of_a_prompt_and_a_full_cache_are_the_ports_own_affair(slower_backend):
     model = made()
     expected = spoken(model, (3, 4, 1, 1))
-    accelerate(model, only="attention", backend=backend)
+    accelerate(model, only="attention", backend=slower_backend)
     assert difference(spoken(model, (3, 4, 1, 1)), expected) < 5e-6
     with pytest.raises(RuntimeError, match=r"size of tensor a \(8\) must match the size of tensor b \(9\)"):
         spoken(model, room=8)
@@ -230,14 +228,13 @@ def test_models_without_dense_layers_or_mixtures(start, end, left):
     assert difference(spoken(model), expected) < 5e-6
 
 
-@BOTH
-def test_more_rows_than_decode_together(backend, monkeypatch):
+def test_more_rows_than_decode_together(slower_backend, monkeypatch):
     for part in (structure, attention):
         monkeypatch.setattr(part, "SEQUENCES_AT_ONCE", 4)
     monkeypatch.setattr(moe, "ROWS_AT_ONCE", 8)
     model = made()
     expected = spoken(model, (4, 1), ids(5, 5))
-    accelerate(model, backend=backend)
+    accelerate(model, backend=slower_backend)
     with torch.inference_mode():
         assert difference(spoken(model, (4, 1), ids(5, 5)), expected) < 5e-6
 

@@ -146,11 +146,11 @@ def rows_only(self, x, weights, ids):
 
 
 @pytest.mark.parametrize("forward", [ids_first, rows_only])
-def test_experts_differ_in_what_they_take(forward, backend):
+def test_experts_differ_in_what_they_take(forward, slower_backend):
     model = variant(made(), EXPERTS, forward)
     given = {"x": rows()[0], "weights": torch.rand(5, 2), "ids": CHOICES[0]}
     expected = model.layers[1].feed_forward.experts(**given)
-    accelerate(model, only="experts", backend=backend)
+    accelerate(model, only="experts", backend=slower_backend)
     assert difference(model.layers[1].feed_forward.experts(**given), expected) < 1e-6
 
 
@@ -221,10 +221,10 @@ def apart():
     return model.eval()
 
 
-def test_experts_may_be_modules_of_their_own(apart, backend):
+def test_experts_may_be_modules_of_their_own(apart, slower_backend):
     expected = spoken(apart)
     assert difference(expected, spoken(made())) < 1e-6
-    assert accelerate(apart, only="experts", backend=backend).swapped[0].places == 2 * CONFIG.moe_n_experts
+    assert accelerate(apart, only="experts", backend=slower_backend).swapped[0].places == 2 * CONFIG.moe_n_experts
     assert difference(spoken(apart), expected) < 1e-6
 
 
