@@ -31,6 +31,7 @@ def forward(layers: list[Any], x: Tensor, lengths: list[int]) -> Tensor:
 
 
 OTHERS = {"moe_balancing_strategy": "quantile"}, {"moe_router_topk": 3, "special_topk_layers": {}}, {"n_kv_heads": 1}
+KERNELS = (pytest.mark.interpreter, pytest.mark.slow)
 CASES = [*((dtype, {}) for dtype in BOUNDS), *((torch.float32, changes) for changes in OTHERS)]
 
 
@@ -39,7 +40,7 @@ CASES = [*((dtype, {}) for dtype in BOUNDS), *((torch.float32, changes) for chan
     [
         *(("reference", *case) for case in CASES),
         pytest.param("triton", *CASES[0], marks=pytest.mark.interpreter),
-        *(pytest.param("triton", *case, marks=[pytest.mark.interpreter, pytest.mark.slow]) for case in CASES[1:]),
+        *(pytest.param("triton", *case, marks=KERNELS) for case in CASES[1:]),
     ],
     indirect=["backend"],
     ids=str,
@@ -51,6 +52,7 @@ def test_layers_are_what_they_were(stack, backend, seeded, dtype, changes):
     assert difference(forward(layers, x.clone(), [4, 3]), before) < BOUNDS[dtype]
 
 
+@pytest.mark.parametrize("backend", ["reference", pytest.param("triton", marks=KERNELS)], indirect=True)
 @pytest.mark.parametrize("rows", [1, pytest.param(257, marks=pytest.mark.slow)])  # one more than decode together
 def test_a_mixture_takes_any_number_of_rows_and_either_order_of_gate_and_up(stack, backend, seeded, rows):
     block, x, states = stack()[3].feed_forward, seeded(rows, 64), seeded(rows, 32)

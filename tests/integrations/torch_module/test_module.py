@@ -111,7 +111,7 @@ def test_a_prefix():
     assert held(wrapped) == before
 
 
-@pytest.mark.parametrize(("op", "places"), zip(OPS, PLACES, strict=True))
+@pytest.mark.parametrize(("op", "places"), [*zip(OPS, PLACES, strict=True)])
 def test_one_operation_alone(op, places):
     model = made()
     expected = spoken(model)
