@@ -12,8 +12,8 @@ from torch import Tensor
 
 from tests.integrations.standins import audiotools, importable
 from tests.integrations.wheels import unpacked
-from zonos2_triton.bench.proof.interpreter import checked
 from zonos2_triton._settings import BACKEND
+from zonos2_triton.bench.proof.interpreter import checked
 from zonos2_triton.model.integrations.accelerate import MARK, difference
 from zonos2_triton.model.integrations.report import Left
 from zonos2_triton.model.integrations.sglang import components
