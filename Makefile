@@ -1,7 +1,7 @@
 # Each target does its own set-up on a fresh machine: Python 3.11 or newer, no GPU needed.
 PYTHON ?= python3
 # Versions of everything: one file for each pair of torch and Triton that is tested.
-LOCK ?= .ci/torch-2.13-triton-3.7.txt
+LOCK ?= .ci/torch-2.15-triton-3.9.txt
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
@@ -24,7 +24,7 @@ test-full: $(READY)  ## what make test leaves out; the kernels on every other pa
 	for lock in $(filter-out $(LOCK),$(wildcard .ci/torch-*.txt)); do \
 		$(MAKE) test-kernels LOCK=$$lock VENV=.venv-$$(basename $$lock .txt) || exit 1; done
 
-test-kernels: $(READY)  ## the kernels alone: LOCK=.ci/torch-2.15-triton-3.9.txt VENV=.venv-3.9
+test-kernels: $(READY)  ## the kernels alone: LOCK=.ci/torch-2.11-triton-3.6.txt VENV=.venv-3.6
 	$(PYTEST) -m "not slow" tests/kernels
 	$(BIN)/zonos2-triton compile --target sm_90
 

@@ -318,9 +318,7 @@ class OperatorTests:
         assert all(re.fullmatch(r"[a-zA-Z0-9]+(-[a-zA-Z0-9]+)*", name) for name in names)
         assert any(workload.real for workload in kernel.workloads)
         assert "tiny" in {workload.name for workload in kernel.workloads if not workload.real}
-        taken = {*inspect.signature(kernel.make).parameters} - {"device", "dtype", "seed"}
         for workload in kernel.workloads:
-            assert workload.sizes.keys() <= taken
             cost = kernel.cost_of(workload, 2)
             assert isinstance(cost, Cost)
             assert min(cost) > 0
