@@ -34,10 +34,10 @@ GROUPS = {
     ".feed_forward.": "dense FFN",
 }  # fmt: skip
 
-
 # Bits of an expert's weight, scales included. The cache and all else that is computed are in bf16, the vocoder in fp16.
 PRECISIONS = {"bf16": 16.0, "int8": 8.0, "int4": 4.25}  # a scale of 16 bits for every 64 weights
 DTYPE, CODEC_DTYPE = torch.bfloat16, torch.float16
+LIKE = torch.empty(0, dtype=DTYPE, device="meta")  # what tensors of the model are like
 
 
 class Part(NamedTuple):
@@ -52,11 +52,12 @@ def parts(precision: str, streams: int, rows: int, prompt: int) -> list[Part]:
     """Of a loop whose streams have `rows` rows of the cache each; prompt: rows that each begins with."""
     weights = {name: count * DTYPE.itemsize * share(precision, name) for name, count in parameters().items()}
     state, rings = _loop(buckets(streams)[-1])
+    rotary = rotary_table(MODEL.max_seqlen, MODEL.head_dim, MODEL.rope_theta, LIKE).nbytes
     return [
         *(Part(f"weights: {name}", size, LAYOUT) for name, size in weights.items()),
         Part("embedding again, as one table", weights["embedding"], LAYOUT),
-        Part("rotary table", _rotary(), LAYOUT),
-        Part("vocoder, float16, as loaded and packed", vocoder_of(CODEC_DTYPE)[1], LAYOUT),
+        Part("rotary table", rotary, LAYOUT),
+        Part("vocoder, float16, as loaded and packed", decoder()[1], LAYOUT),
         Part("cache", streams * pages_of(rows) * _page(), LAYOUT),
         Part("vocoder's rings", rings, LAYOUT),
         Part("state of the loop", state, LAYOUT),
@@ -89,24 +90,20 @@ def parameters() -> dict[str, int]:
 
 
 @cache
-def vocoder_of(dtype: torch.dtype) -> tuple[Decoder, int]:
+def decoder() -> tuple[Decoder, int]:
     """Without its weights, and how many bytes those would take: as they were loaded, and as its layers read them."""
-    state = {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in vocoder.layout(CODEC).items()}
-    decoder = Decoder(CODEC, state, vocoder_ops(dtype))
-    return decoder, _held([state, vars(decoder)])
+    like = torch.empty(0, dtype=CODEC_DTYPE, device="meta")
+    state = {name: like.new_empty(shape) for name, shape in vocoder.layout(CODEC).items()}
+    made = Decoder(CODEC, state, vocoder_ops(CODEC_DTYPE))
+    return made, _held([state, vars(made)])
 
 
 @cache
 def _loop(rows: int) -> tuple[float, float]:
     """Bytes of the state of a loop of so many rows, and of the rings of its vocoder."""
-    slots = Slots(MODEL, rows, 0, LOOK + MODEL.n_codebooks, _meta())
-    speech = Speech(vocoder_of(CODEC_DTYPE)[0], slots, LOOK + 1)
+    slots = Slots(MODEL, rows, 0, LOOK + MODEL.n_codebooks, LIKE)
+    speech = Speech(decoder()[0], slots, LOOK + 1)
     return _held([vars(slots), vars(speech)]), _held(speech._rings.tensors())
-
-
-def _meta() -> Tensor:
-    """What tensors of the model are like."""
-    return torch.empty(0, dtype=DTYPE, device="meta")
 
 
 def _held(found: object) -> int:
@@ -118,18 +115,11 @@ def _held(found: object) -> int:
 @cache
 def _page() -> int:
     """Bytes of a page of the cache in all layers."""
-    made = network.Cache(MODEL, 1, PAGE_SIZE, _meta())
-    return _held([made.k, made.v])
-
-
-@cache
-def _rotary() -> int:
-    return rotary_table(MODEL.max_seqlen, MODEL.head_dim, MODEL.rope_theta, _meta()).nbytes
+    return _held(vars(network.Cache(MODEL, 1, PAGE_SIZE, LIKE)))
 
 
 def _prefill(rows: int) -> float:
     """What lives at once in a layer: the stream before and after, its norm, projections, attention, the experts' h."""
     c = MODEL
-    q_dim, kv_dim = c.heads * c.head_dim, c.kv_heads * c.head_dim
-    width = 3 * c.dim + (2 * q_dim + 2 * kv_dim + c.heads) + c.max_experts_per_token * c.ffn_dim
-    return rows * width * DTYPE.itemsize
+    attention = 2 * (c.heads + c.kv_heads) * c.head_dim + c.heads
+    return rows * (3 * c.dim + attention + c.max_experts_per_token * c.ffn_dim) * DTYPE.itemsize

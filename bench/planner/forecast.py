@@ -7,9 +7,9 @@ kernels move, of which a large cache may keep some where streams are few.
 import math
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
-from zonos2_triton.bench.planner.footprint import CODEC, CODEC_DTYPE, LOOK, MODEL, share, vocoder_of
+from zonos2_triton.bench.planner.footprint import CODEC, CODEC_DTYPE, LOOK, MODEL, decoder, share
 from zonos2_triton.bench.specs.frame_cost import frame_cost, prompt_cost
 from zonos2_triton.bench.specs.gpus import Card
 from zonos2_triton.bench.timing.vocoder import step_costs
@@ -17,14 +17,6 @@ from zonos2_triton.kernels._operator import Cost
 from zonos2_triton.model.ops import ROWS_AT_ONCE, SEQUENCES_AT_ONCE
 
 FRAME_US = 1e6 * CODEC.hop / CODEC.sample_rate  # of sound
-NO_WEIGHTS = ("decode_attention", "prefill_attention", "sample", "advance")
-
-
-class Moved(NamedTuple):
-    """As Cost, with weights in a fraction of their bytes."""
-
-    bytes: float
-    flops: float
 
 
 class Forecast:
@@ -33,24 +25,18 @@ class Forecast:
     def __init__(self, card: Card, precision: str, context: int) -> None:
         self.card, self.precision, self.context = card, precision, context
 
-    def floor(self, cost: Moved) -> float:
-        floor = self.card.roof.floor_us(*cost)
-        assert floor is not None  # every card has a bandwidth
-        return floor
-
-    def cost(self, streams: int, context: int | None = None) -> Moved:
+    def cost(self, streams: int, context: int | None = None) -> Cost:
         """Of a frame of all streams, codes drawn."""
         # The last frame of a full context has one row less behind it.
-        behind = min(context or self.context, MODEL.max_seqlen - 1)
-        return self._moved(_frame(streams, behind))
+        return self._moved(_frame(streams, min(context or self.context, MODEL.max_seqlen - 1)))
 
-    def frame(self, streams: int) -> float:
+    def frame(self, streams: int, context: int | None = None) -> float:
         """Of the backbone."""
-        return self.floor(self.cost(streams))
+        return self._floor(self.cost(streams, context))
 
     def vocoder(self, streams: int) -> float:
         """Its share of a frame of all streams."""
-        return self.floor(_step(streams)) / LOOK
+        return self._floor(_step(streams)) / LOOK
 
     def first_audio(self, streams: int, prompt: int) -> dict[str, Any]:
         """From the texts of all streams, which begin together, to the first samples of each."""
@@ -58,7 +44,7 @@ class Forecast:
         times = {
             "prefill": self._prefill(streams, prompt),
             # The first is drawn from what the prompts left behind.
-            "frames_time": (frames - 1) * self.floor(self.cost(streams, prompt)),
+            "frames_time": (frames - 1) * self.frame(streams, prompt),
             "vocoder": frames * self.vocoder(streams),
         }
         times["total"] = sum(times.values())
@@ -77,13 +63,18 @@ class Forecast:
             n = min(ROWS_AT_ONCE, rows - first)
             # A prompt attends to no other one: a piece has so many prompts' worth of attention.
             attention = Cost(round(n / prompt * alone.bytes), round(n / prompt * alone.flops))
-            time += self.floor(self._moved({**prompt_cost(MODEL, n), "prefill_attention": attention}))
+            time += self._floor(self._moved({**prompt_cost(MODEL, n), "prefill_attention": attention}))
         return time
 
-    def _moved(self, costs: Mapping[str, Cost]) -> Moved:
-        """All together, with the weights in this precision's bits."""
-        moved = (c.bytes * (1.0 if part in NO_WEIGHTS else share(self.precision, part)) for part, c in costs.items())
-        return Moved(sum(moved), float(sum(cost.flops for cost in costs.values())))
+    def _floor(self, cost: Cost) -> float:
+        floor = self.card.roof.floor_us(*cost)
+        assert floor is not None  # every card has a bandwidth
+        return floor
+
+    def _moved(self, costs: Mapping[str, Cost]) -> Cost:
+        """All together, with the experts' weights in this precision's bits."""
+        moved = sum(c.bytes * share(self.precision, part) for part, c in costs.items())
+        return Cost(round(moved), sum(cost.flops for cost in costs.values()))
 
 
 @cache
@@ -92,10 +83,10 @@ def _frame(streams: int, behind: int) -> Mapping[str, Cost]:
 
 
 @cache
-def _step(streams: int) -> Moved:
+def _step(streams: int) -> Cost:
     """Of the vocoder, of the frames between two looks."""
     costs = step_costs(CODEC, streams, LOOK, CODEC_DTYPE.itemsize)
-    return Moved(sum(cost.bytes for cost in costs), sum(cost.flops for cost in costs))
+    return Cost(sum(cost.bytes for cost in costs), sum(cost.flops for cost in costs))
 
 
 def frames_to_sound() -> int:
@@ -104,6 +95,5 @@ def frames_to_sound() -> int:
     The last codebook comes n_codebooks - 1 frames late, the vocoder's first sample waits for its lag, and the loop
     looks after the first frame and then every LOOK.
     """
-    decoder, _ = vocoder_of(CODEC_DTYPE)
-    frames = decoder.lag // CODEC.hop + 1 + MODEL.n_codebooks - 1
+    frames = decoder()[0].lag // CODEC.hop + 1 + MODEL.n_codebooks - 1
     return 1 + LOOK * math.ceil((frames - 1) / LOOK)

@@ -10,27 +10,22 @@ an estimate, and marked so.
 import argparse
 import json
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
-from textwrap import fill
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
-
-import torch
 
 from zonos2_triton.bench.cli_choices import chosen
 from zonos2_triton.bench.figures import text_table
 from zonos2_triton.bench.planner import footprint
 from zonos2_triton.bench.planner.footprint import MODEL, PRECISIONS
 from zonos2_triton.bench.planner.forecast import FRAME_US, Forecast
-from zonos2_triton.bench.specs.gpus import CARDS, Card, card, recognised
+from zonos2_triton.bench.specs.gpus import CARDS, Card, card
 from zonos2_triton.bench.suite.presets import REAL
 from zonos2_triton.model.ops import SEQUENCES_AT_ONCE
 from zonos2_triton.model.prompt import build_prompt
 
 LONGEST = MODEL.max_seqlen
 CONTEXT = 1000  # by default
-THIS = "this"
-WIDTH = 100  # of text
 
 
 def plan(
@@ -38,8 +33,7 @@ def plan(
 ) -> dict[str, Any]:
     """Of so many streams on one card, for json.dumps.
 
-    context: rows of the cache that each stream has, its prompt among them; prompt: by default as long as the text that
-    first audio is measured with. ValueError: an argument is out of range.
+    context: rows of the cache that each stream has, its prompt among them. ValueError: an argument is out of range.
     """
     check_range("streams", streams, SEQUENCES_AT_ONCE)
     check_range("context", context, LONGEST)
@@ -51,6 +45,10 @@ def plan(
     needed, fit = sum(part.bytes for part in parts), footprint.most(precision, rows, prompt, capacity)
     forecast = Forecast(card, precision, context)
     frame, sound, real_time = forecast.frame(streams), forecast.vocoder(streams), forecast.in_real_time()
+    notes = ["the vocoder is taken in float16 (vocoder_dtype); its default, float32, takes about twice as much"]
+    if precision != "bf16":
+        notes.append(f"{precision} has no kernels in this project yet: its figures are floors of what could be")
+    at_once = {"fit": fit, "real_time": real_time, "both": min(fit, real_time), "most": SEQUENCES_AT_ONCE}
     return {
         "card": asdict(card),
         "streams": streams,
@@ -71,14 +69,9 @@ def plan(
             "vocoder": {"us": sound},
             "both": _rates(frame + sound, streams),
         },
-        "streams_at_once": {
-            "fit": fit,
-            "real_time": real_time,
-            "both": min(fit, real_time),
-            "most": SEQUENCES_AT_ONCE,
-        },
+        "streams_at_once": at_once,
         "first_audio": forecast.first_audio(streams, prompt),
-        "notes": [*_notes(card, precision, needed <= capacity, frame + sound)],
+        "notes": notes,
     }
 
 
@@ -88,30 +81,12 @@ def _rates(us: float, streams: int) -> dict[str, float]:
     return {"us": us, "rtf": rtf, "times_real_time": streams / rtf, "frames_per_s": 1e6 / us}
 
 
-def _notes(card: Card, precision: str, fits: bool, frame_us: float) -> Iterator[str]:
-    """What a reader must know besides."""
-    half, full = (footprint.vocoder_of(dtype)[1] for dtype in (torch.float16, torch.float32))
-    more = f"its default, float32, takes {_gb(full - half)} more, and more for its rings"
-    yield f"the vocoder is taken in float16 (vocoder_dtype); {more}"
-    if precision != "bf16":
-        yield f"{precision} has no kernels in this project yet: its figures are floors of what could be"
-    if card.tflop_per_s is None:
-        yield "no matrix rate is known of this card: floors are those of bytes alone"
-    if not fits:
-        yield "as it does not fit, its times are those of such a card with more memory"
-    if frame_us > FRAME_US:
-        yield f"not in real time: a frame is {FRAME_US / 1e3:.2f} ms of sound"
-
-
 def as_text(found: dict[str, Any]) -> str:
     """A plan for a terminal of 100 columns."""
     of, memory, first, most = found["card"], found["memory"], found["first_audio"], SEQUENCES_AT_ONCE
-    rate = f", {of['tflop_per_s']:g} TFLOP/s in bf16" if of["tflop_per_s"] else ""
-    head = [f"{of['name']} ({of['arch']}): {of['memory_gb']:.4g} GB, {of['gb_per_s']:g} GB/s{rate}"]
-    head.append(f"source: {of['source']}")
-    head.append(
-        "{streams} streams, {precision}; rows of each: {context}, a prompt of {prompt} included".format(**found)
-    )
+    about = "{name} ({arch}): {memory_gb:g} GB, {gb_per_s:g} GB/s, {tflop_per_s:g} TFLOP/s in bf16\nsource: {source}"
+    streams = "{streams} streams, {precision}; rows of each: {context}, a prompt of {prompt} included"
+    head = "\n".join([about.format(**of), streams.format(**found)])
     parts = [(part["name"], f"{part['bytes'] / 1e9:.3f}", part["kind"]) for part in memory["parts"]]
     verdict = "fits" if memory["fits"] else "DOES NOT FIT"
     parts.append((f"of {_gb(memory['capacity']['bytes'])}", f"{memory['bytes'] / 1e9:.3f}", verdict))
@@ -128,8 +103,7 @@ def as_text(found: dict[str, Any]) -> str:
         [(f"streams, of {most}", ""), *((name, str(found["streams_at_once"][key])) for name, key in counts.items())],
         [("first audio", "ms at least"), *((name, f"{first[key]['us'] / 1e3:.2f}") for name, key in times.items())],
     ]
-    notes = [fill(note, WIDTH, initial_indent="- ", subsequent_indent="  ") for note in found["notes"]]
-    return "\n\n".join(["\n".join(head), *map(text_table, tables), "\n".join(notes)])
+    return "\n\n".join([head, *map(text_table, tables), "\n".join(found["notes"])])
 
 
 def usual_prompt() -> int:
@@ -137,8 +111,8 @@ def usual_prompt() -> int:
     return len(build_prompt(MODEL, REAL.text))
 
 
-def check_range(name: str, value: object, high: int, why: str = "") -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= high:
+def check_range(name: str, value: int, high: int, why: str = "") -> None:
+    if not 1 <= value <= high:
         raise ValueError(f"{name} must be an integer in 1..{high}{why}, got {value!r}")
 
 
@@ -149,7 +123,7 @@ def _gb(size: float) -> str:
 def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
     """Add the options of the command to `parser`; what comes back runs it and returns its exit status."""
     parser.description = "Memory, floors and streams of the 8B model on a card that need not be here."
-    parser.add_argument("--gpu", required=True, metavar="NAME", help=f"{', '.join(c.name for c in CARDS)}; or {THIS}")
+    parser.add_argument("--gpu", required=True, metavar="NAME", help=", ".join(c.name for c in CARDS))
     parser.add_argument("--streams", type=int, default=1, metavar="N", help="that speak at once; default: 1")
     parser.add_argument("--precision", default="bf16", metavar="P", help=f"{', '.join(PRECISIONS)}; default: bf16")
     length, rows = parser.add_mutually_exclusive_group(), "rows of the cache of each stream; default: %(default)s"
@@ -165,8 +139,7 @@ def _command(options: argparse.Namespace) -> int:
     context = options.context
     if options.seconds is not None:
         context = context_of(options.seconds, usual_prompt() if options.prompt is None else options.prompt)
-    on = this_card() if options.gpu == THIS else card(options.gpu)
-    found = plan(on, options.streams, options.precision, context, options.prompt)
+    found = plan(card(options.gpu), options.streams, options.precision, context, options.prompt)
     print(json.dumps(found, indent=1) if options.json else as_text(found))
     return 0 if found["memory"]["fits"] else 1
 
@@ -178,14 +151,3 @@ def context_of(seconds: float, prompt: int) -> int:
     if not 0 < seconds <= most:
         raise ValueError(f"seconds must be above 0, behind a prompt of {prompt} at most {most:.1f}, got {seconds:g}")
     return prompt + math.ceil(seconds * 1e6 / FRAME_US)
-
-
-def this_card() -> Card:
-    """The machine's own, with its own memory. ValueError: there is none, or none of the table."""
-    known = ", ".join(c.name for c in CARDS)
-    if not torch.cuda.is_available():
-        raise ValueError(f"--gpu {THIS}: torch finds no GPU here; name one of {known}")
-    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-    if (found := recognised(properties.name)) is None:
-        raise ValueError(f"--gpu {THIS}: {properties.name!r} is not among {known}; name one")
-    return replace(found, memory_gb=properties.total_memory / 1e9)

@@ -1,9 +1,9 @@
-"""The roofline of the report, as a picture of its own, so that a page may hold several: SVG, in a data URI."""
+"""The roofline of the report: SVG, in a data URI, so that a page may hold those of several runs."""
 
 import io
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from zonos2_triton.bench.specs.roofline import Roof
 
@@ -11,14 +11,7 @@ STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "report", "text.parse_math
 MARKERS = "osD^vPX*<>hdp"
 
 
-class Plot(NamedTuple):
-    """A picture, and what it shows."""
-
-    uri: str
-    title: str
-
-
-def roofline(kernels: Mapping[str, Sequence[tuple[float, float]]], measured: Roof, sheet: Roof, title: str) -> Plot:
+def roofline(kernels: Mapping[str, Sequence[tuple[float, float]]], measured: Roof, sheet: Roof) -> str:
     """kernels: FLOP per byte and TFLOP/s of each workload; both axes are logarithmic. ImportError: no matplotlib."""
     try:
         from matplotlib import rc_context
@@ -42,4 +35,4 @@ def roofline(kernels: Mapping[str, Sequence[tuple[float, float]]], measured: Roo
         axes.grid(linewidth=0.4)
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
         figure.savefig(out, format="svg", metadata={"Date": None})
-    return Plot(f"data:image/svg+xml;base64,{b64encode(out.getvalue().encode()).decode()}", title)
+    return f"data:image/svg+xml;base64,{b64encode(out.getvalue().encode()).decode()}"

@@ -7,23 +7,15 @@ shown, and the others compared with it; cards have a chapter each. The same file
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 from zonos2_triton.bench.report.compare import Input, compare
-from zonos2_triton.bench.report.sections import Section, comparison, sections
+from zonos2_triton.bench.report.sections import comparison, sections
 from zonos2_triton.bench.suite import results
 from zonos2_triton.bench.suite.results import Result
 from zonos2_triton.model.audio import whole_file
 
 TEMPLATE = Path(__file__).parent / "report.html.j2"
-
-
-class Run(NamedTuple):
-    """A chapter of the page."""
-
-    title: str
-    rehearsal: bool
-    sections: Sequence[Section]
 
 
 def html(found: Sequence[tuple[str, Result]]) -> str:
@@ -39,16 +31,14 @@ def html(found: Sequence[tuple[str, Result]]) -> str:
     return template.render(runs=runs, names=[name for name, _ in found]) + "\n"
 
 
-def _run(mine: Sequence[tuple[str, Result]]) -> Run:
-    """mine: of one card."""
+def _run(mine: Sequence[tuple[str, Result]]) -> dict[str, Any]:
+    """A chapter of the page: the results of one card."""
     *older, (name, newest) = sorted(mine, key=lambda named: (results.moment(named[1]), named[0]))
-    told = newest["environment"]
-    made = sections(newest)
-    for old, before in reversed(older):
-        if not told["rehearsal"]:
-            compared = compare(Input(old, "results", before), Input(name, "results", newest))
-            made.append(comparison(compared))
-    return Run(f"{told['card']}, commit {told['commit']}, {told['date'][:10]}", told["rehearsal"], made)
+    told, made = newest["environment"], sections(newest)
+    for old, before in reversed(older) if not told["rehearsal"] else ():
+        made.append(comparison(compare(Input(old, "results", before), Input(name, "results", newest))))
+    title = f"{told['card']}, commit {told['commit']}, {told['date'][:10]}"
+    return {"title": title, "rehearsal": told["rehearsal"], "sections": made}
 
 
 def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
@@ -61,15 +51,12 @@ def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
 
 
 def _command(options: argparse.Namespace) -> int:
-    places = [path.resolve() for path in options.results]
-    for path, place in zip(options.results, places, strict=True):
-        if places.count(place) > 1:
-            raise ValueError(f"each result file is named once, got {path} twice")
-        if place == options.out.resolve():
+    found = []
+    for path in options.results:
+        if path.resolve() == options.out.resolve():
             raise ValueError(f"--out must not be one of the result files, got {options.out}")
-    found = [(path.name, results.load(path)) for path in options.results]
-    for path, (_, result) in zip(options.results, found, strict=True):
-        results.check(result, str(path))
+        results.check(result := results.load(path), str(path))
+        found.append((path.name, result))
     with whole_file(options.out) as part:
         part.write_text(html(found), encoding="utf-8")
     print(options.out)

@@ -7,14 +7,13 @@ from typing import Any, NamedTuple
 
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.figures import NONE, engineering, number, numeric
-from zonos2_triton.bench.report.compare import HEADS, Comparison
-from zonos2_triton.bench.report.plots import Plot, roofline
+from zonos2_triton.bench.report.compare import HEADS, Comparison, cells
+from zonos2_triton.bench.report.plots import roofline
 from zonos2_triton.bench.specs.gpus import recognised
 from zonos2_triton.bench.specs.performance_targets import CARD, CHECKS, GOALS, REPETITIONS
 from zonos2_triton.bench.specs.roofline import UNKNOWN
 from zonos2_triton.bench.suite.results import Result, all_passed, beside, items, left_out, passed, roof
 from zonos2_triton.reference.vocoder import VocoderConfig
-from zonos2_triton.reference.vocoder_layers import OPERATIONS
 
 FRAME_US = VocoderConfig().hop / VocoderConfig().sample_rate * 1e6  # of audio
 ABOUT_GOALS = (
@@ -22,20 +21,17 @@ ABOUT_GOALS = (
     "more, and every check of the run passed."
 )
 ABOUT_ROOFS = "One point a workload. Solid: the measured copy bandwidth and matrix rate; dashed: the card's data sheet."
-ABOUT_FRAMES = "The 8B model with random weights in a CUDA graph. The real-time factor is of each stream."
-ABOUT_WHOLE = "Prompts up to logits; text to audio and the host's work on a frame, by the host's clock; memory."
-ABOUT_VOCODER = "Random weights, 44.1 kHz. Agreement is with the same decoder in plain PyTorch at the same precision."
-ABOUT_HOSTS = "Before and after accelerate(), as its users call it: no graph, random weights. Errors are relative."
-ABOUT_KERNELS = "At the 8B model's shapes, in bf16. (×): how many times as long another implementation takes."
-ABOUT_ERRORS = "RMS error against fp64, over plain PyTorch's at the same precision: 1 is as exact as PyTorch."
 # Parts of a run that are figures: title and text of the section.
 MEASURED = {
-    "frames": ("Frames", ABOUT_FRAMES),
-    "whole": ("From text to sound", ABOUT_WHOLE),
-    "vocoder": ("Vocoder", ABOUT_VOCODER),
-    "hosts": ("Drop-in", ABOUT_HOSTS),
-    "timings": ("Kernels", ABOUT_KERNELS),
-    "kernels": ("Errors", ABOUT_ERRORS),
+    "frames": ("Frames", "The 8B model with random weights in a CUDA graph. The real-time factor is of each stream."),
+    "whole": ("From text to sound", "Prompts up to logits; text to audio and the host's work on a frame; memory."),
+    "vocoder": ("Vocoder", "Random weights, 44.1 kHz. Agreement is with plain PyTorch at the same precision."),
+    "hosts": ("Drop-in", "Before and after accelerate(), as its users call it: no graph. Errors are relative."),
+    "timings": (
+        "Kernels",
+        "At the 8B model's shapes, in bf16. (×): how many times as long another implementation takes.",
+    ),
+    "kernels": ("Errors", "RMS error against fp64, over plain PyTorch's at the same precision."),
 }
 NO_FIGURES = ("status", "seconds", "calls_per_sample", "copies", "dtype", "flops")
 
@@ -61,9 +57,8 @@ class Section:
     title: str
     text: Sequence[str] = ()
     tables: Sequence[Table] = ()
-    plots: Sequence[Plot] = ()
+    plots: Sequence[str] = ()  # URIs
     problems: Sequence[str] = ()  # what has no figure, and why
-    measured: bool = True
 
 
 def sections(result: Result) -> list[Section]:
@@ -87,27 +82,15 @@ def correctness(result: Result) -> Section:
         counts = {status: str(found.count(status)) for status in ("passed", "failed", "withheld")}
         rows.append({"part": part, **counts, "not run": str(len(left_out(result, part)))})
     checks = [each["status"] for part in CHECKS for each in items(result, part).values()]
-    wrong = len(checks) - checks.count("passed")
-    if not checks:
-        verdict = "No check was run: nothing here is known to be right."
-    elif wrong:
-        verdict = f"{wrong} of {len(checks)} checks did not pass."
-    else:
-        verdict = f"All {len(checks)} checks that were run passed."
-    if skipped := sum(len(left_out(result, part)) for part in CHECKS):
-        verdict += f" {skipped} were not run."
+    skipped = sum(len(left_out(result, part)) for part in CHECKS)
+    verdict = f"{checks.count('passed')} of {len(checks)} checks passed; {skipped} were not run."
     problems = [f"{part}: {problem}" for part in CHECKS for problem in _problems(result, part)]
-    return Section("Correctness", [verdict], [Table("Items by part", rows)], problems=problems, measured=bool(checks))
+    return Section("Correctness", [verdict], [Table("Items by part", rows)] if checks else (), problems=problems)
 
 
 def goals(result: Result) -> Section:
-    rows = []
-    for goal in GOALS:
-        found = None if result["environment"]["rehearsal"] else goal.find(result)
-        value = None if found is None else found.value
-        rows.append(
-            {"figure": goal.what, "goal": goal.text, "measured": number(value), "verdict": goal.verdict(result)}
-        )
+    heads = ("figure", "goal", "measured", "verdict")
+    rows = [dict(zip(heads, goal.row(result), strict=True)) for goal in GOALS]
     return Section("Goals", [ABOUT_GOALS], [Table("Goals", rows)])
 
 
@@ -123,7 +106,7 @@ def measured(result: Result, part: str) -> Section:
     captions = {name: f"{name}: {KERNELS[name].replaces}" if name in KERNELS else name for name in groups}
     tables = [Table(captions[name], rows, folded=part == "kernels") for name, rows in groups.items()]
     problems = [*_problems(result, part), *(_problems(result, "beside") if part == "timings" else ())]
-    return Section(title, [about], tables, problems=problems, measured=bool(tables))
+    return Section(title, [about], tables, problems=problems)
 
 
 def _cells(found: Mapping[str, Any]) -> dict[str, str]:
@@ -153,28 +136,23 @@ def _cell(value: Any) -> str:
 
 
 def rooflines(result: Result) -> Section:
-    card, drawn = recognised(result["environment"]["card"]), []
-    for of, is_of in (("backbone", False), ("vocoder", True)):
-        kernels: dict[str, list[tuple[float, float]]] = {}
-        for name, each in all_passed(result, "timings").items():
-            kernel = name.split("/")[0]
-            if (kernel in OPERATIONS) == is_of and each["flops"] and each["bytes"]:
-                point = (each["flops"] / each["bytes"], each["flops"] / each["median_us"] / 1e6)
-                kernels.setdefault(kernel, []).append(point)
-        if kernels:
-            sheet = card.roof if card else UNKNOWN
-            drawn.append(roofline(kernels, roof(result), sheet, f"Kernels of the {of} under the card's roofs"))
-    return Section("Roofline", [ABOUT_ROOFS], plots=drawn, measured=bool(drawn))
+    card, kernels = recognised(result["environment"]["card"]), dict[str, list[tuple[float, float]]]()
+    for name, each in all_passed(result, "timings").items():
+        if each["flops"] and each["bytes"]:
+            point = (each["flops"] / each["bytes"], each["flops"] / each["median_us"] / 1e6)
+            kernels.setdefault(name.split("/")[0], []).append(point)
+    sheet = card.roof if card else UNKNOWN
+    drawn = [roofline(kernels, roof(result), sheet)] if kernels else []
+    return Section("Roofline", [ABOUT_ROOFS], plots=drawn)
 
 
 def comparison(found: Comparison) -> Section:
     """Of an earlier run with this one."""
-    same = [row.verdict == "same" for row in found.rows]
-    rows = [dict(zip(HEADS, row.cells, strict=True)) for row in found.rows]
-    tables = [
-        Table(caption, [row for row, is_same in zip(rows, same, strict=True) if is_same == folded], folded)
-        for caption, folded in (("Slower or faster", False), ("The same", True))
-    ]
+    moved, same = (
+        [dict(zip(HEADS, cells(row), strict=True)) for row in found.rows if (row["verdict"] == "same") == is_same]
+        for is_same in (False, True)
+    )
+    tables = [Table("Slower or faster", moved), Table("The same", same, folded=True)]
     return Section(f"From {found.before} to {found.after}", [found.counts + "."], tables, problems=found.remarks)
 
 

@@ -5,13 +5,13 @@ python -m zonos2_triton.bench.report.tables    # writes them into README.md
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.compiler.gate import SNAPSHOTS
 from zonos2_triton.bench.figures import engineering
-from zonos2_triton.bench.specs.performance_targets import GOALS
+from zonos2_triton.bench.specs.performance_targets import GOALS, UNMEASURED
 from zonos2_triton.bench.specs.spec import Kernel
 from zonos2_triton.bench.suite.results import Result, newest, passed
 
@@ -19,7 +19,6 @@ ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 LOCKED = ("torch", "triton", "numpy", "einops", "safetensors", "transformers")
 TARGET = "sm_90"
-UNMEASURED = "not yet measured on a GPU"
 CONDITIONS = ("card", "driver", "power_limit_w", "torch", "triton", "commit", "date")
 HEADS = ("kernel", "replaces", "workload", "moves", "computes", f"{TARGET}: registers, shared memory", "time on a GPU")
 
@@ -33,12 +32,8 @@ def kernel_table(result: Result | None) -> str:
 
 def goal_table(result: Result | None) -> str:
     """Markdown: what is to be reached, and what was."""
-    rows = []
-    for goal in GOALS:
-        found = goal.find(result) if result else None
-        measured = f"{found.value:.3g} {goal.unit}" if found else UNMEASURED
-        rows.append((goal.what, goal.text, measured, goal.verdict(result) if result and found else ""))
-    return _markdown([("figure", "goal, on an H200", "measured", ""), *rows]) + _conditions(result)
+    heads = ("figure", "goal, on an H200", "measured", "")
+    return _markdown([heads, *(goal.row(result) for goal in GOALS)]) + _conditions(result)
 
 
 def version_table(_: Result | None) -> str:
@@ -52,11 +47,7 @@ def version_table(_: Result | None) -> str:
     return _markdown([("lock file", *LOCKED), *rows])
 
 
-TABLES: Mapping[str, Callable[[Result | None], str]] = {
-    "kernels": kernel_table,
-    "goals": goal_table,
-    "versions": version_table,
-}
+TABLES = {"kernels": kernel_table, "goals": goal_table, "versions": version_table}
 
 
 def newest_baseline() -> Path:
@@ -65,8 +56,8 @@ def newest_baseline() -> Path:
 
 
 def _kernel(kernel: Kernel, baseline: Mapping[str, Mapping[str, int]], result: Result | None) -> tuple[str, ...]:
-    named = {workload.name: workload for workload in kernel.workloads}
-    workload = named.get("decode-B1") or next(workload for workload in kernel.workloads if workload.real)
+    real = [workload for workload in kernel.workloads if workload.real]
+    workload = next((each for each in real if each.name == "decode-B1"), real[0])
     cost = kernel.cost_of(workload, itemsize=2)
     compiled = [
         f"{values['registers']}, {values['shared'] / 1024:.0f} KiB"
@@ -74,15 +65,9 @@ def _kernel(kernel: Kernel, baseline: Mapping[str, Mapping[str, int]], result: R
         if key.split("/")[0] == kernel.name and key.split("/")[2:] == [f"{workload.name}-bfloat16", TARGET]
     ]
     timed = passed(result, "timings", f"{kernel.name}/{workload.name}") if result else None
-    return (
-        f"`{kernel.name}`",
-        kernel.replaces,
-        workload.name,
-        engineering(cost.bytes, "B"),
-        engineering(cost.flops, "FLOP"),
-        "; ".join(compiled),
-        f"{timed['median_us']:.1f} us" if timed else UNMEASURED,
-    )
+    time = f"{timed['median_us']:.1f} us" if timed else UNMEASURED
+    moved, computed = engineering(cost.bytes, "B"), engineering(cost.flops, "FLOP")
+    return f"`{kernel.name}`", kernel.replaces, workload.name, moved, computed, "; ".join(compiled), time
 
 
 def _conditions(result: Result | None) -> str:
@@ -102,11 +87,9 @@ def with_tables(text: str, result: Result | None) -> str:
     """The README's text with its tables made anew. ValueError: the marks of one are not there."""
     for name, table in TABLES.items():
         begin, end = f"<!-- {name}: made by bench/report/tables.py -->\n", f"<!-- end of {name} -->\n"
-        before, found, rest = text.partition(begin)
-        _, ended, after = rest.partition(end)
-        if not found or not ended:
+        if not 0 <= text.find(begin) < text.find(end):
             raise ValueError(f"README.md must hold {begin.strip()} and, after it, {end.strip()}")
-        text = before + begin + table(result) + end + after
+        text = text[: text.index(begin)] + begin + table(result) + text[text.index(end) :]
     return text
 
 

@@ -80,17 +80,6 @@ def of_trace(events: Iterable[Mapping[str, Any]], on_device: bool) -> Node:
     return root
 
 
-def of_hatchet(tree: Mapping[str, Any]) -> Node:
-    """Of the tree that Proton writes, whose ranges were given a metric `calls`."""
-    node = Node(int(tree["metrics"].get("calls", 0)), tree["metrics"].get("time (ns)", 0) / 1e3)
-    for child in tree["children"]:
-        below, name = of_hatchet(child), bare(child["frame"]["name"])
-        node.us += below.us
-        if name is not None:
-            node.children[name] = below
-    return node
-
-
 def rows(root: Node, work: Mapping[Path, Work], roof: Roof) -> list[dict[str, Any]]:
     """A dictionary for each range; bytes and floor are those of one call, null where nobody has counted them.
 
@@ -115,12 +104,10 @@ def table(found: list[dict[str, Any]]) -> str:
     """The rows for a person to read."""
     lines = [HEADS]
     for row in found:
-        name, mean = "  " * (len(row["path"]) - 1) + row["range"], row["mean_us"]
-        moved = "" if row["bytes"] is None else engineering(row["bytes"], "B")
-        share, floor, percent = (_number(row[key]) for key in ("share", "floor_us", "percent_of_floor"))
-        lines.append(
-            (name, str(row["count"]), f"{row['total_us'] / 1e3:.3f}", f"{mean:.1f}", share, moved, floor, percent)
-        )
+        name, moved = "  " * (len(row["path"]) - 1) + row["range"], row["bytes"]
+        times = f"{row['total_us'] / 1e3:.3f}", f"{row['mean_us']:.1f}", _number(row["share"])
+        floors = _number(row["floor_us"]), _number(row["percent_of_floor"])
+        lines.append((name, str(row["count"]), *times, "" if moved is None else engineering(moved, "B"), *floors))
     return text_table(lines)
 
 
