@@ -1,8 +1,7 @@
 """The planner: floors against figures worked out by themselves, memory by hand, bad input."""
 
-import argparse
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -10,10 +9,11 @@ import pytest
 import torch
 
 from zonos2_triton.bench.planner import footprint
-from zonos2_triton.bench.planner.footprint import CODEC, ESTIMATE, MODEL, PRECISIONS, parameters, vocoder_of
+from zonos2_triton.bench.planner.footprint import CODEC, ESTIMATE, MODEL, PRECISIONS, decoder, parameters
 from zonos2_triton.bench.planner.forecast import FRAME_US, Forecast, frames_to_sound
-from zonos2_triton.bench.planner.plan import as_text, command, context_of, plan
+from zonos2_triton.bench.planner.plan import as_text, context_of, plan
 from zonos2_triton.bench.specs.gpus import CARDS, card
+from zonos2_triton.model import cli
 from zonos2_triton.model.runtime.batch_state import Slots
 from zonos2_triton.model.runtime.vocoder_runner import Speech
 from zonos2_triton.reference.sampling import Sampling
@@ -37,16 +37,14 @@ def test_floors(precision, row):
     assert [forecast.frame(n) / 1e3 for n in STREAMS] == pytest.approx(row, rel=0.01)
 
 
-@pytest.mark.parametrize(
-    ("streams", "gigabytes", "rtf", "times"), list(zip(STREAMS, GIGABYTES, RTF, TIMES, strict=True))
-)
-def test_bytes_and_real_time_factors(streams, gigabytes, rtf, times):
-    frame = plan(COPYING, streams)["frame"]
-    assert frame["bytes"] / 1e9 == pytest.approx(gigabytes, rel=0.01)
-    assert frame["backbone"]["rtf"] == pytest.approx(rtf, rel=0.01, abs=5e-4)
-    assert frame["backbone"]["times_real_time"] == pytest.approx(times, rel=0.02)
-    assert frame["backbone"]["frames_per_s"] == pytest.approx(1e6 / frame["backbone"]["us"])
-    assert frame["both"]["us"] == frame["backbone"]["us"] + frame["vocoder"]["us"]
+def test_bytes_and_real_time_factors():
+    for streams, gigabytes, rtf, times in zip(STREAMS, GIGABYTES, RTF, TIMES, strict=True):
+        frame = plan(COPYING, streams)["frame"]
+        assert frame["bytes"] / 1e9 == pytest.approx(gigabytes, rel=0.01)
+        assert frame["backbone"]["rtf"] == pytest.approx(rtf, rel=0.01, abs=5e-4)
+        assert frame["backbone"]["times_real_time"] == pytest.approx(times, rel=0.02)
+        assert frame["backbone"]["frames_per_s"] == pytest.approx(1e6 / frame["backbone"]["us"])
+        assert frame["both"]["us"] == frame["backbone"]["us"] + frame["vocoder"]["us"]
 
 
 def test_parameters():
@@ -60,13 +58,10 @@ def test_parameters():
     assert counts["speaker"] == 2048 * 1024 + 1024 + 1024 * 2048 + 2048
 
 
-def sizes(**arguments):
-    return {part["name"]: part["bytes"] for part in plan(H200, **arguments)["memory"]["parts"]}
-
-
 def test_memory_of_sixteen_streams():
     """1,001 rows are 16 pages of 64; a row is 28 layers' keys and values of 4 heads of 128."""
-    found = sizes(streams=16)
+    parts = plan(H200, streams=16)["memory"]["parts"]
+    found = {part["name"]: part["bytes"] for part in parts}
     assert found["weights: experts"] == 2 * 24 * 16 * 3 * 3072 * 2048
     assert found["cache"] == 16 * 16 * 64 * 28 * 2 * 4 * 128 * 2
     assert found["embedding again, as one table"] == found["weights: embedding"] == 2 * (9 * 1026 + 520) * 2048
@@ -79,6 +74,8 @@ def test_memory_of_sixteen_streams():
     last_seen, samples = 16 * 9 * 1026 * 4, 2 * 16 * 14 * 512 * 4
     assert last_seen + samples < found["state of the loop"] < 1.02 * (last_seen + samples)
     assert sum(found.values()) == pytest.approx(18.19e9, rel=2e-3)
+    estimates = [part["name"] for part in parts if part["kind"] == ESTIMATE]
+    assert estimates == ["activations of a prefill", "context, kernels, allocator"]
 
 
 def test_the_loops_state_is_counted_once():
@@ -88,16 +85,10 @@ def test_the_loops_state_is_counted_once():
     assert footprint._held(vars(slots)) == sum(tensor.nbytes for tensor in tensors)
 
 
-def test_sizes_by_precision():
-    found = {name: sizes(precision=name) for name in PRECISIONS}
-    full = found["bf16"]["weights: experts"]
-    assert [each["weights: experts"] / full for each in found.values()] == [1, 0.5, 4.25 / 16]
-    assert found["int8"]["weights: attention"] == found["bf16"]["weights: attention"] == parameters()["attention"] * 2
-
-
-def test_only_what_is_no_shape_is_an_estimate():
-    estimates = [part["name"] for part in plan(H200)["memory"]["parts"] if part["kind"] == ESTIMATE]
-    assert estimates == ["activations of a prefill", "context, kernels, allocator"]
+def test_only_experts_shrink():
+    full, *smaller = ({p.name: p.bytes for p in footprint.parts(name, 1, 1001, 94)} for name in PRECISIONS)
+    for found, share in zip(smaller, (0.5, 4.25 / 16), strict=True):
+        assert found == full | {"weights: experts": share * full["weights: experts"]}
 
 
 # Which of bytes, time of a frame and first audio rise. A prompt's rows are in the context already.
@@ -118,12 +109,10 @@ def test_more_of_anything_costs_more(argument, values, which):
 
 
 def test_a_faster_memory_and_a_larger_one():
-    cards = {name: plan(card(name)) for name in ("l4", "a10", "rtx4090", "rtx5090", "h100", "h200", "b200")}
+    cards = {name: plan(card(name)) for name in ("l4", "rtx4090", "rtx5090", "h100", "h200", "b200")}
     times = [found["frame"]["backbone"]["us"] for found in cards.values()]
     assert times == sorted(times, reverse=True)
-    at_once = {name: found["streams_at_once"] for name, found in cards.items()}
-    assert at_once["l4"]["real_time"] < at_once["h100"]["real_time"] <= at_once["b200"]["real_time"] == 256
-    assert [at_once[name]["fit"] for name in ("rtx4090", "rtx5090", "h100")] == [107, 246, 256]
+    assert [found["streams_at_once"]["fit"] for found in cards.values()] == [107, 107, 246, 256, 256, 256]
 
 
 def test_how_many_are_in_real_time():
@@ -131,13 +120,11 @@ def test_how_many_are_in_real_time():
     most = plan(l4)["streams_at_once"]["real_time"]
     assert 1 <= most < 256
     assert plan(l4, most)["frame"]["both"]["us"] <= FRAME_US < plan(l4, most + 1)["frame"]["both"]["us"]
-    assert any("not in real time" in note for note in plan(l4, most + 1)["notes"])
 
 
 def test_how_many_fit_is_the_most_that_fit():
     rtx = card("rtx4090")
     assert [plan(rtx, n)["memory"]["fits"] for n in (107, 108)] == [True, False]
-    assert "as it does not fit" in plan(rtx, 108)["notes"][1]
     assert plan(replace(rtx, memory_gb=1))["streams_at_once"]["fit"] == 0
 
 
@@ -159,9 +146,9 @@ def test_first_audio_by_hand():
 
 def test_frames_until_there_is_sound():
     """The loop's own vocoder, with the widths of the real one but no arithmetic."""
-    decoder, _ = vocoder_of(torch.float16)
+    real, _ = decoder()
     silent = SimpleNamespace(
-        lag=decoder.lag, lookahead=decoder.lookahead, config=CODEC, finished=decoder.finished, room=lambda *_: 0,
+        lag=real.lag, lookahead=real.lookahead, config=CODEC, finished=real.finished, room=lambda *_: 0,
         rings=lambda *_: SimpleNamespace(of=lambda rows: None),
         step=lambda rings, codes, spans, frames, delayed: torch.zeros(len(spans), frames * CODEC.hop),
     )  # fmt: skip
@@ -178,14 +165,11 @@ def test_frames_until_there_is_sound():
     assert frames_to_sound() == 25
 
 
-def test_what_a_plan_does_not_know_it_says():
+def test_what_has_no_kernels_says_so():
     for name in PRECISIONS:
         found = plan(H200, precision=name)
         said = any("no kernels in this project yet" in note for note in found["notes"])
         assert said == (not found["has_kernels"]) == name.startswith("int")
-    frame = (found := plan(card("rtx-pro-6000-server"), 256))["frame"]
-    assert frame["backbone"]["us"] == pytest.approx(frame["bytes"] / 1597 / 1e3)
-    assert any("no matrix rate" in note for note in found["notes"])
 
 
 def test_a_full_context():
@@ -200,8 +184,6 @@ def test_a_full_context():
     [
         ({"streams": 0}, r"streams must be an integer in 1\.\.256, got 0"),
         ({"streams": 257}, r"in 1\.\.256, got 257"),
-        ({"streams": True}, r"in 1\.\.256, got True"),
-        ({"streams": 1.5}, r"in 1\.\.256, got 1\.5"),
         ({"context": 6145}, r"context must be an integer in 1\.\.6144, got 6145"),
         ({"prompt": 1001}, r"prompt must be an integer in 1\.\.1000 = context, which it is part of, got 1001"),
         ({"precision": "int16"}, r"precision must be one of bf16, .*got 'int16'; did you mean 'int8' or 'int4'\?"),
@@ -215,14 +197,7 @@ def test_bad_arguments(arguments, message):
 @pytest.fixture
 def run(capsys):
     """The command: its exit status and what it prints."""
-
-    def running(*arguments):
-        parser = argparse.ArgumentParser()
-        execute = command(parser)
-        status = execute(parser.parse_args([*arguments]))
-        return status, capsys.readouterr().out
-
-    return running
+    return lambda *arguments: (cli.main(["plan", *arguments]), capsys.readouterr().out)
 
 
 def test_command(run):
@@ -253,21 +228,6 @@ def test_seconds_in_place_of_context(run):
             context_of(wrong, 94)
 
 
-def test_this_machine(run, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="torch finds no GPU here; name one of h200,"):
-        run("--gpu", "this")
-    properties = SimpleNamespace(name="NVIDIA H200", total_memory=150_000_000_000)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    found = json.loads(run("--gpu", "this", "--json")[1])
-    assert (found["card"]["name"], found["memory"]["capacity"]) == ("h200", {"bytes": 150e9})
-    properties.name = "NVIDIA T4"
-    with pytest.raises(ValueError, match="'NVIDIA T4' is not among h200,"):
-        run("--gpu", "this")
-
-
 def test_text_is_readable_at_100_columns():
-    texts = [as_text(plan(known, 256, "int8", 6144)) for known in CARDS]
-    assert max(len(line) for text in texts for line in text.splitlines()) <= 100
+    plans = [plan(H200, 256, "int8", 6144), *({**plan(H200), "card": asdict(known)} for known in CARDS)]
+    assert max(len(line) for found in plans for line in as_text(found).splitlines()) <= 100

@@ -4,22 +4,18 @@ import argparse
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
-import types
-from contextlib import nullcontext
-from pathlib import Path
 
 import pytest
-import torch
 
 from zonos2_triton.bench.specs.frame_cost import frame_cost, total
 from zonos2_triton.bench.timing import profile
-from zonos2_triton.bench.timing.profiled import TEXT
+from zonos2_triton.bench.timing.profile import TEXT
 from zonos2_triton.bench.timing.range_times import bare
 from zonos2_triton.bench.timing.vocoder import step_costs
 from zonos2_triton.model import build_prompt, cli
-from zonos2_triton.model.nvtx import annotate
 
 FRAMES = 3
 
@@ -35,7 +31,7 @@ def recorded(tiny_folder, tmp_path_factory):
     """A report and its trace."""
     out = tmp_path_factory.mktemp("profile") / "trace.json.gz"
     options = profile.checked(options_of("--model", tiny_folder, "--frames", FRAMES, "--device", "cpu", "--out", out))
-    report = profile.here(options)
+    report = profile.profiled(options)
     return report, json.loads(gzip.decompress(out.read_bytes()))
 
 
@@ -99,21 +95,15 @@ def test_the_report_for_a_person(recorded):
 
 
 @pytest.mark.parametrize(
-    ("device", "backend", "graphs", "said"),
-    [
-        ("cpu", "triton", "off", "mean nothing"),
-        ("cuda", "triton", "lazy", "--graphs off"),
-        ("cuda", "triton", "off", "--graphs lazy"),
-    ],
+    ("on_device", "graphs", "said"), [(False, "off", "mean nothing"), (True, "lazy", "off"), (True, "off", "lazy")]
 )
-def test_interpreted_and_replayed_times_say_so(device, backend, graphs, said):
-    assert said in profile._note(graphs, backend, device == "cuda")
+def test_interpreted_and_replayed_times_say_so(on_device, graphs, said):
+    assert said in profile.note(graphs, "triton", on_device)
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--tool", "tosch"], r"--tool must be one of torch, nsys, proton, got 'tosch'; did you mean 'torch'\?"),
         (["--backend", "tritn"], r"--backend must be one of .*did you mean 'triton'"),
         (["--graphs", "load"], "--graphs must be one of off, lazy, got 'load'"),
         (["--frames", "0"], r"--frames must be in 1\.\.100000, got 0"),
@@ -121,8 +111,7 @@ def test_interpreted_and_replayed_times_say_so(device, backend, graphs, said):
         (["--device", "tpu9"], "device must be a torch device"),
         (["--model", "nowhere"], "--model must be a folder with params.json and weights, or '8b', got 'nowhere'"),
         (["--model", "8b", "--device", "cpu"], "--model 8b makes 15 GB of random weights on a GPU"),
-        (["--tool", "proton", "--device", "cpu"], "--tool proton times kernels on a GPU.*--tool torch works there"),
-        (["--out", "trace.txt"], "--out of --tool torch must end in .json or .json.gz, or be a folder, got trace.txt"),
+        (["--out", "trace.txt"], "--out must end in .json or .json.gz, or be a folder, got trace.txt"),
         (["--out", "nowhere/trace.json"], "cannot write nowhere/trace.json: No such file or directory"),
     ],
 )  # fmt: skip
@@ -130,17 +119,12 @@ def test_bad_input_is_refused_before_any_work(argv, message, capsys, tmp_path, m
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(profile, "loaded", lambda _: pytest.fail("a model was loaded"))
     assert cli.main(["profile", *argv]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("zonos2-triton: error: ")
-    with pytest.raises((ValueError, OSError), match=message):
-        profile._command(options_of(*argv))
+    assert re.match(f"zonos2-triton: error: .*{message}", capsys.readouterr().err)
     assert [*tmp_path.iterdir()] == []
 
 
-def test_a_folder_gets_a_file_of_the_tools_name(tmp_path):
+def test_a_folder_gets_a_file_of_the_commands_name(tmp_path):
     assert profile.checked(options_of("--out", tmp_path)).out == tmp_path / "profile.json.gz"
-    assert profile.checked(options_of("--tool", "nsys", "--out", tmp_path)).out == tmp_path / "profile.nsys-rep"
-    assert profile.checked(options_of()).out.name == "profile.json.gz"
 
 
 @pytest.mark.slow  # a process of its own
@@ -158,32 +142,3 @@ sys.exit(cli.main(["profile", "--backend", "triton", "--device", "cpu", "--frame
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert run.returncode == 2, run.stderr
     assert "set TRITON_INTERPRET=1 before it starts" in run.stderr
-
-
-def test_proton_gets_scopes_that_count_their_calls(tmp_path, monkeypatch):
-    """By a stand-in that writes what Proton writes of two kernels in a layer."""
-    calls = []
-
-    def scope(name, metrics):
-        calls.append((name, metrics))
-        return nullcontext()
-
-    def finalize(session):
-        kernel = {"frame": {"name": "_k"}, "metrics": {"time (ns)": 7000, "count": 2}, "children": []}
-        layer = {"frame": {"name": "model/layer"}, "metrics": {"calls": 2}, "children": [kernel]}
-        root = {"frame": {"name": "ROOT"}, "metrics": {"time (ns)": 0}, "children": [layer]}
-        Path(f"{session}.hatchet").write_text(json.dumps([root, {"CUDA": {}}]), encoding="utf-8")
-
-    def call():
-        for i in range(2):
-            with annotate("model/layer", i):
-                pass
-
-    proton = types.SimpleNamespace(scope=scope, start=lambda name, **_: name, finalize=finalize)
-    monkeypatch.setitem(sys.modules, "triton.profiler", proton)
-    monkeypatch.setattr(sys.modules["triton"], "profiler", proton, raising=False)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    root = profile.by_proton(call, out := tmp_path / "profile.hatchet")
-    assert {path: (node.count, node.us) for path, node in root.walk()} == {("model/layer",): (2, 7.0)}
-    assert calls == [("model/layer", {"calls": 1})] * 2
-    assert json.loads(out.read_text(encoding="utf-8"))[0]["frame"]["name"] == "ROOT"

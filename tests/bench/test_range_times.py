@@ -3,7 +3,7 @@
 import pytest
 
 from zonos2_triton.bench.specs.roofline import UNKNOWN, Roof
-from zonos2_triton.bench.timing.range_times import HEADS, Node, bare, label, of_hatchet, of_trace, rows, table
+from zonos2_triton.bench.timing.range_times import Node, bare, label, of_trace, rows, table
 
 
 def ranged(name, start, us, **more):
@@ -39,7 +39,6 @@ TRACE = [
     ranged("ProfilerStep#1", 100, 60),
     {"ph": "X", "cat": "gpu_user_annotation", "name": "model/frame 1", "ts": 1000, "dur": 20},
     {"ph": "s", "cat": "ac2g", "name": "ac2g", "ts": 103, "id": 1},
-    {"ph": "X", "cat": "cpu_op", "name": "aten::add", "ts": 113, "dur": 3, "args": {}},
     ranged("codec/decode 2", 200, 40),
 ]
 
@@ -49,8 +48,7 @@ def found(root):
 
 
 def test_labels_are_names_with_payloads():
-    assert label("model/layer", 3) == "model/layer 3"
-    assert bare(label("model/layer", 0)) == bare(label("model/layer", None)) == "model/layer"
+    assert bare(label("model/layer", 3)) == bare(label("model/layer", None)) == "model/layer"
     assert bare("aten::add") is None
 
 
@@ -74,16 +72,6 @@ def test_device_time_is_that_of_what_was_launched_inside():
         ("model/frames", "model/frame", "model/layer", "kernel/experts"): (1, 7),
         ("codec/decode",): (1, 0),
     }
-
-
-def test_a_hatchet_tree_adds_up():
-    def frame(name, children=(), **metrics):
-        return {"frame": {"name": name, "type": "function"}, "metrics": metrics, "children": [*children]}
-
-    kernels = [frame("_k", **{"time (ns)": 2000, "count": 3}), frame("_m", **{"time (ns)": 500, "count": 3})]
-    layer = frame("model/layer", kernels, calls=6)
-    tree = frame("ROOT", [frame("model/frame", [layer, frame("_head", **{"time (ns)": 1500})], calls=3), frame("_x")])
-    assert found(of_hatchet(tree)) == {("model/frame",): (3, 4.0), ("model/frame", "model/layer"): (6, 2.5)}
 
 
 def test_rows_have_shares_and_floors():
@@ -111,7 +99,6 @@ def test_an_empty_tree_and_idle_ranges_are_rows_too():
 def test_the_table_shows_depth_and_leaves_out_what_is_unknown():
     root = of_trace(TRACE, on_device=False)
     lines = table(rows(root, {("codec/decode",): (1.5e9, 0)}, Roof(1.0, None))).splitlines()
-    assert lines[0].split() == " ".join(HEADS).split()
     assert lines[3].startswith("    model/layer ")
     assert lines[-1].split() == ["codec/decode", "1", "0.040", "40.0", "40", "1.5", "GB", "1500000", "3750000"]
     assert "None" not in "".join(lines)

@@ -1,6 +1,5 @@
 """Result files: the form that all have, and the errors of those that have it not."""
 
-import copy
 import json
 from pathlib import Path
 
@@ -19,16 +18,16 @@ def sample():
 
 
 @pytest.fixture
-def folder(tmp_path):
-    """Writes a result as a file."""
+def folder(tmp_path, sample):
+    """Writes results of these environments as files; their folder."""
 
-    def write(name, content, **environment):
-        content = copy.deepcopy(content)
-        content["environment"].update(environment)
-        (tmp_path / name).write_text(json.dumps(content), encoding="utf-8")
+    def written(*environments):
+        for index, environment in enumerate(environments):
+            content = sample | {"environment": sample["environment"] | environment}
+            (tmp_path / f"{index}.json").write_text(json.dumps(content), encoding="utf-8")
+        return tmp_path
 
-    write.path = tmp_path
-    return write
+    return written
 
 
 def test_the_sample_is_of_no_real_card(sample):
@@ -137,54 +136,30 @@ def test_what_a_run_may_leave_out_is_accepted(sample, change):
         ('{"schema": "2"}', "has schema '2'; this version reads 2"),
         ('{"schema": 2, "parts": []}', "lacks environment, parts"),
         ('{"schema": 2, "environment": {"card": "A"}, "parts": {}}', "lacks environment/commit, environment/date"),
+        (b"\xff\xfe", "is no JSON"),
     ],
 )
 def test_a_file_that_is_none_says_what_it_is_instead(tmp_path, text, said):
-    (tmp_path / "x.json").write_text(text, encoding="utf-8")
+    (tmp_path / "x.json").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError, match=r"x\.json") as error:
         results.load(tmp_path / "x.json")
     assert said in str(error.value)
 
 
-def test_bytes_that_are_no_text(tmp_path):
-    (tmp_path / "x.json").write_bytes(b"\xff\xfe")
-    with pytest.raises(ValueError, match="is no JSON"):
-        results.load(tmp_path / "x.json")
-
-
-def test_a_part_that_is_no_part(sample):
-    del sample["parts"]["graph"]["items"]
-    with pytest.raises(ValueError, match="x lacks parts/graph/items"):
-        results.parse(json.dumps(sample), "x")
-
-
-def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match="gone"):
-        results.load(tmp_path / "gone.json")
-
-
-def test_committed_results_come_newest_first_without_rehearsals(sample, folder):
-    folder("a.json", sample, commit="one", date="2026-01-02T00:00:00+00:00")
-    folder("b.json", sample, commit="two", date="2026-03-02T00:00:00+00:00")
-    folder("c.json", sample, commit="three", date="2026-03-01T23:30:00-02:00")  # later than the second
-    folder("d.json", sample, commit="four", date="2026-09-09T00:00:00+00:00", rehearsal=True)
-    found = results.committed(folder.path)
-    assert [result["environment"]["commit"] for result in found] == ["three", "two", "one"]
-
-
-def test_a_broken_committed_file_is_an_error(sample, folder):
-    folder("a.json", sample)
-    (folder.path / "b.json").write_text("{", encoding="utf-8")
+def test_committed_results_come_newest_first_without_rehearsals(folder):
+    path = folder(
+        {"commit": "one", "date": "2026-01-02T00:00:00+00:00"},
+        {"commit": "two", "date": "2026-03-02T00:00:00+00:00", "card": "Another"},
+        {"commit": "three", "date": "2026-03-01T23:30:00-02:00"},  # later than the second
+        {"commit": "four", "date": "2026-09-09T00:00:00+00:00", "rehearsal": True},
+    )
+    assert [each["environment"]["commit"] for each in results.committed(path)] == ["three", "two", "one"]
+    assert results.newest(folder=path)["environment"]["commit"] == "three"
+    assert results.newest("Another", path)["environment"]["commit"] == "two"
+    assert results.newest("A third", path) is None
+    (path / "b.json").write_text("{", encoding="utf-8")
     with pytest.raises(ValueError, match=r"b\.json is no JSON"):
-        results.committed(folder.path)
-
-
-def test_the_newest_of_a_card(sample, folder):
-    folder("a.json", sample, commit="old", date="2026-01-01T00:00:00Z")
-    folder("b.json", sample, card="Another", commit="new", date="2026-01-02T00:00:00Z")
-    assert results.newest(folder=folder.path)["environment"]["commit"] == "new"
-    assert results.newest("Example card", folder.path)["environment"]["commit"] == "old"
-    assert results.newest("A third", folder.path) is None
+        results.committed(path)
 
 
 def test_only_what_passed_is_a_measurement(sample):

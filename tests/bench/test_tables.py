@@ -1,12 +1,11 @@
-import copy
 import json
 from pathlib import Path
 
 import pytest
 
 from zonos2_triton.bench.proof.mutants import FAULTS
-from zonos2_triton.bench.report.tables import README, UNMEASURED, goal_table, kernel_table, with_tables
-from zonos2_triton.bench.specs.performance_targets import GOALS
+from zonos2_triton.bench.report.tables import README, goal_table, kernel_table, with_tables
+from zonos2_triton.bench.specs.performance_targets import GOALS, UNMEASURED
 from zonos2_triton.bench.suite.results import newest
 
 
@@ -30,14 +29,14 @@ def test_every_kernel_has_a_line_with_its_binary():
 
 def test_times_are_those_of_the_result(sample):
     timed = sample["parts"]["timings"]["items"]["sample/decode-B1"]
-    assert f"| {timed['median_us']:.1f} us |" in next(
-        line for line in kernel_table(sample).splitlines() if line.startswith("| `sample`")
-    )
+
+    def line():
+        return next(line for line in kernel_table(sample).splitlines() if line.startswith("| `sample`"))
+
+    assert line().endswith(f"| {timed['median_us']:.1f} us |")
     assert f"card {sample['environment']['card']}, " in kernel_table(sample).splitlines()[-1]
-    other = copy.deepcopy(sample)
-    other["parts"]["timings"]["items"]["sample/decode-B1"] = {"status": "withheld", "reason": "", "seconds": 0}
-    line = next(line for line in kernel_table(other).splitlines() if line.startswith("| `sample`"))
-    assert line.endswith(f"{UNMEASURED} |")
+    timed["status"] = "withheld"
+    assert line().endswith(f"{UNMEASURED} |")
 
 
 def test_goals_are_met_by_measurement_only(sample):
@@ -47,12 +46,9 @@ def test_goals_are_met_by_measurement_only(sample):
     assert f"{sample['parts']['frames']['items']['B1']['median_us'] / 1e3:.3g} ms" in one
 
 
-@pytest.mark.parametrize(
-    "text", ["# title", "<!-- kernels: made by bench/report/tables.py -->\n<!-- end of kernels -->\n"]
-)
-def test_a_readme_without_the_marks_is_refused(text):
+def test_a_readme_without_the_marks_is_refused():
     with pytest.raises(ValueError, match="must hold"):
-        with_tables(text, None)
+        with_tables("<!-- kernels: made by bench/report/tables.py -->\n<!-- end of kernels -->\n", None)
 
 
 def test_the_readme_counts_the_faults():
