@@ -1,14 +1,16 @@
 """What the report says of one run, section by section. How it looks is the template's."""
 
+import io
 import re
+from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any, NamedTuple
 
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.figures import NONE, engineering, number, numeric
 from zonos2_triton.bench.report.compare import HEADS, Comparison, cells
-from zonos2_triton.bench.report.plots import roofline
 from zonos2_triton.bench.specs.gpus import recognised
 from zonos2_triton.bench.specs.performance_targets import CARD, CHECKS, GOALS, REPETITIONS
 from zonos2_triton.bench.specs.roofline import UNKNOWN
@@ -33,6 +35,7 @@ MEASURED = {
     ),
     "kernels": ("Errors", "RMS error against fp64, over plain PyTorch's at the same precision."),
 }
+STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "report", "text.parse_math": False, "font.size": 9}
 NO_FIGURES = ("status", "seconds", "calls_per_sample", "copies", "dtype", "flops")
 
 
@@ -136,14 +139,38 @@ def _cell(value: Any) -> str:
 
 
 def rooflines(result: Result) -> Section:
-    card, kernels = recognised(result["environment"]["card"]), dict[str, list[tuple[float, float]]]()
+    """SVG in a data URI, so that a page may hold those of several runs. ImportError: no matplotlib."""
+    kernels, card = dict[str, list[tuple[float, float]]](), recognised(result["environment"]["card"])
     for name, each in all_passed(result, "timings").items():
         if each["flops"] and each["bytes"]:
             point = (each["flops"] / each["bytes"], each["flops"] / each["median_us"] / 1e6)
             kernels.setdefault(name.split("/")[0], []).append(point)
-    sheet = card.roof if card else UNKNOWN
-    drawn = [roofline(kernels, roof(result), sheet)] if kernels else []
-    return Section("Roofline", [ABOUT_ROOFS], plots=drawn)
+    if not kernels:
+        return Section("Roofline", [ABOUT_ROOFS])
+    try:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("the report's plots need matplotlib: pip install 'zonos2-triton[report]'") from error
+    with rc_context(STYLE):
+        figure, out = Figure(figsize=(8.8, 4.6), layout="constrained"), io.StringIO()
+        axes = figure.add_subplot(xscale="log", yscale="log", xlabel="FLOP per byte", ylabel="TFLOP/s")
+        for (kernel, points), marker in zip(kernels.items(), cycle("osD^vPX*<>hdp"), strict=False):
+            axes.plot(*zip(*points, strict=True), marker, markersize=5, label=kernel)
+        low, high = axes.get_xlim()
+        for roofs, style in ((roof(result), "-"), (card.roof if card else UNKNOWN, "--")):
+            if roofs.gb_per_s and roofs.tflop_per_s:
+                ridge = roofs.tflop_per_s / roofs.gb_per_s * 1e3
+                x = sorted([low, ridge, max(high, 2 * ridge)])
+                y = [min(each * roofs.gb_per_s / 1e3, roofs.tflop_per_s) for each in x]
+                axes.plot(x, y, style, color="black", linewidth=1)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter("{x:g}")
+        axes.grid(linewidth=0.4)
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+        figure.savefig(out, format="svg", metadata={"Date": None})
+    uri = f"data:image/svg+xml;base64,{b64encode(out.getvalue().encode()).decode()}"
+    return Section("Roofline", [ABOUT_ROOFS], plots=[uri])
 
 
 def comparison(found: Comparison) -> Section:

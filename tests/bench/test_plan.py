@@ -10,8 +10,7 @@ import torch
 
 from zonos2_triton.bench.planner import footprint
 from zonos2_triton.bench.planner.footprint import CODEC, ESTIMATE, MODEL, PRECISIONS, decoder, parameters
-from zonos2_triton.bench.planner.forecast import FRAME_US, Forecast, frames_to_sound
-from zonos2_triton.bench.planner.plan import as_text, context_of, plan
+from zonos2_triton.bench.planner.plan import FRAME_US, Forecast, as_text, context_of, frames_to_sound, plan
 from zonos2_triton.bench.specs.gpus import CARDS, card
 from zonos2_triton.model import cli
 from zonos2_triton.model.runtime.batch_state import Slots
@@ -183,7 +182,6 @@ def test_a_full_context():
     ("arguments", "message"),
     [
         ({"streams": 0}, r"streams must be an integer in 1\.\.256, got 0"),
-        ({"streams": 257}, r"in 1\.\.256, got 257"),
         ({"context": 6145}, r"context must be an integer in 1\.\.6144, got 6145"),
         ({"prompt": 1001}, r"prompt must be an integer in 1\.\.1000 = context, which it is part of, got 1001"),
         ({"precision": "int16"}, r"precision must be one of bf16, .*got 'int16'; did you mean 'int8' or 'int4'\?"),
