@@ -222,31 +222,26 @@ def baseline():
 
 def test_two_baselines(baseline, of_files):
     after = copy.deepcopy(baseline)
-    keys = list(after)
-    after[keys[0]]["registers"] *= 2
-    after[keys[1]]["instructions"] -= 1
-    del after[keys[2]]
+    worse, better, gone, *_ = after
+    after[worse]["registers"] *= 2
+    after[better]["instructions"] -= 1
+    del after[gone]
     found = of_files(baseline, after)
-    assert [change.worse for key in keys[:3] for change in found.changes if change.key == key] == [True, False, False]
+    assert {change.key: change.worse for change in found.changes} == {worse: True, better: False, gone: False}
     assert found.worse
-    assert f"changed: {keys[2]}: gone" in found.as_text()
+    assert f"changed: {gone}: gone" in found.as_text()
     assert "3 differences, 1 worse" in found.as_text()
 
 
-def test_a_file_of_a_commit(again, tmp_path, monkeypatch):
-    def git(*arguments):
-        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@example.org", *arguments], check=True)
-
-    def write(content):
-        Path("r.json").write_text(json.dumps(content), encoding="utf-8")
-
+def test_a_file_of_a_commit(baseline, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    git("init", "-q")
-    write(again(seed=1))
-    git("add", "r.json")
-    git("commit", "-qm", "first")
-    write(again({ITEM: 1.05}, seed=2))
-    assert row(compare(read("HEAD:r.json"), read("r.json")))["verdict"] == "slower"
+    (file := Path("r.json")).write_text(json.dumps(baseline), encoding="utf-8")
+    author = "-c", "user.name=a", "-c", "user.email=a@example.org"
+    for command in (["init", "-q"], ["add", "r.json"], [*author, "commit", "-qm", "first"]):
+        subprocess.run(["git", *command], check=True)
+    file.write_text(json.dumps(dict([*baseline.items()][1:])), encoding="utf-8")
+    [change] = compare(read("HEAD:r.json"), read("r.json")).changes
+    assert (change.key, change.text) == (next(iter(baseline)), "gone")
     with pytest.raises(ValueError, match=r"HEAD:gone\.json is neither a file nor a file of a commit: .*gone\.json"):
         read("HEAD:gone.json")
     with pytest.raises(FileNotFoundError, match=r"gone\.json"):

@@ -51,16 +51,6 @@ def test_the_trace_holds_every_range(recorded, tts):
     assert "kernel/decode_attention 1" in names
 
 
-def test_what_lies_in_a_range_is_no_longer_than_it(recorded):
-    report, _ = recorded
-    by_path = {tuple(row["path"]): row for row in report["ranges"]}
-    for path, row in by_path.items():
-        inside = [other["total_us"] for below, other in by_path.items() if below[:-1] == path]
-        assert sum(inside) <= row["total_us"] + 0.01 * len(inside), path
-    outermost = [row["share"] for row in report["ranges"] if len(row["path"]) == 1]
-    assert sum(outermost) == pytest.approx(100, abs=0.02 * len(outermost))
-
-
 def test_bytes_are_the_kernels_own_costs(recorded, tts):
     report, _ = recorded
     config = tts.backbone.config
@@ -75,19 +65,12 @@ def test_bytes_are_the_kernels_own_costs(recorded, tts):
     assert only(report, "codec/decode")["bytes"] == sum(cost.bytes for cost in codec)
 
 
-def test_floors_are_by_the_bandwidth_that_was_measured(recorded):
-    report, _ = recorded
-    frame = only(report, "model/frame")
-    assert report["copy_gb_per_s"] > 0
-    assert frame["floor_us"] == pytest.approx(frame["bytes"] / report["copy_gb_per_s"] / 1e3, rel=1e-3)
-    assert frame["percent_of_floor"] == pytest.approx(100 * frame["floor_us"] / frame["mean_us"], abs=0.001)
-    assert (report["time_of"], report["device"], report["matmul_tflop_per_s"]) == ("host", "CPU", None)
-
-
 def test_the_report_for_a_person(recorded):
     report, _ = recorded
-    text = profile.shown(report)
-    lines = text.splitlines()
+    assert (report["time_of"], report["device"], report["matmul_tflop_per_s"]) == ("host", "CPU", None)
+    frame = only(report, "model/frame")
+    assert frame["floor_us"] == pytest.approx(frame["bytes"] / report["copy_gb_per_s"] / 1e3, rel=1e-3)
+    lines = profile.shown(report).splitlines()
     assert f"copy bandwidth measured just now: {report['copy_gb_per_s']:g} GB/s" in lines
     assert "host times of a CPU, the profiler's own cost among them" in lines
     assert any(line.split()[:2] == ["model/frame", str(FRAMES - 1)] for line in lines)
