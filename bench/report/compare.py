@@ -22,7 +22,6 @@ from zonos2_triton.bench.suite import results
 from zonos2_triton.bench.suite.results import Result
 
 SIGNIFICANT = 0.01
-THRESHOLD = 0.02
 # What else may have made the difference; clocks that were read before the run may be those of a card at rest.
 CONDITIONS = ("driver", "torch", "cuda", "triton", "clock_mhz", "memory_clock_mhz", "most_mhz", "most_memory_mhz",
               "power_limit_w", "seed")  # fmt: skip
@@ -116,7 +115,7 @@ def read(name: str) -> Input:
     raise ValueError(f"{name} is neither a result file nor a baseline of the compile gate")
 
 
-def compare(before: Input, after: Input, threshold: float = THRESHOLD, force: bool = False) -> Comparison:
+def compare(before: Input, after: Input, threshold: float = 0.02, force: bool = False) -> Comparison:
     """Two of one kind, as `read` makes them.
 
     force: results of different cards too, and rehearsals. ValueError: what cannot be compared, and why. ImportError:

@@ -25,7 +25,8 @@ HEADS = ("kernel", "replaces", "workload", "moves", "computes", f"{TARGET}: regi
 
 def kernel_table(result: Result | None) -> str:
     """Markdown: a line per kernel, for its smallest workload at the 8B model's shapes, in bf16."""
-    baseline = json.loads(newest_baseline().read_text(encoding="utf-8"))
+    newest_triton = max(SNAPSHOTS.glob("triton-*.json"), key=lambda path: [*map(int, path.stem[7:].split("."))])
+    baseline = json.loads(newest_triton.read_text(encoding="utf-8"))
     rows = [_kernel(kernel, baseline, result) for kernel in KERNELS.values()]
     return _markdown([HEADS, *rows]) + _conditions(result)
 
@@ -48,11 +49,6 @@ def version_table(_: Result | None) -> str:
 
 
 TABLES = {"kernels": kernel_table, "goals": goal_table, "versions": version_table}
-
-
-def newest_baseline() -> Path:
-    """Of the newest version of Triton that has one."""
-    return max(SNAPSHOTS.glob("triton-*.json"), key=lambda path: [*map(int, path.stem[7:].split("."))])
 
 
 def _kernel(kernel: Kernel, baseline: Mapping[str, Mapping[str, int]], result: Result | None) -> tuple[str, ...]:

@@ -28,16 +28,13 @@ class Goal:
     find: Callable[[Result], Found | None]
     at_least: bool = False  # otherwise at most
 
-    @property
-    def text(self) -> str:
-        return f"{'≥' if self.at_least else '≤'} {self.limit:g} {self.unit}"
-
     def row(self, result: Result | None) -> tuple[str, str, str, str]:
         """What is to be reached, what was, and whether that counts."""
+        goal = f"{'≥' if self.at_least else '≤'} {self.limit:g} {self.unit}"
         found = self.find(result) if result and not result["environment"]["rehearsal"] else None
         if result is None or found is None:
-            return self.what, self.text, UNMEASURED, ""
-        return self.what, self.text, f"{found[0]:.3g} {self.unit}", self._verdict(*found, result)
+            return self.what, goal, UNMEASURED, ""
+        return self.what, goal, f"{found[0]:.3g} {self.unit}", self._verdict(*found, result)
 
     def _verdict(self, value: float, repetitions: int | None, result: Result) -> str:
         """Never "met" where a check failed, on another card, or of too few repetitions."""

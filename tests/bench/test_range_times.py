@@ -118,10 +118,10 @@ def test_the_table_shows_depth_and_leaves_out_what_is_unknown():
 # Costs.
 
 
-def work_of(calls, dtype=torch.bfloat16, backend="triton"):
+def work_of(calls, backend="triton"):
     """Of the 8B model and the real codec, without their weights."""
     decoder = SimpleNamespace(lookahead=10)
-    vocoder = SimpleNamespace(backend=backend, config=VocoderConfig(), dtype=dtype, decoder=decoder)
+    vocoder = SimpleNamespace(backend=backend, config=VocoderConfig(), dtype=torch.float32, decoder=decoder)
     backbone = SimpleNamespace(config=whole_model(), dtype=torch.bfloat16)
     tts = SimpleNamespace(backbone=backbone, vocoder=vocoder)
     return range_work(tts, STREAMS, FRAMES, ROWS, Counter(calls))
@@ -153,25 +153,20 @@ def test_prompts_are_read_together_or_one_after_the_other(calls):
     assert work["model/start",][0] == head + work["model/start", "model/draw"][0]
 
 
-# Calls of stages of the codec; clips that are decoded together, and frames of each step.
+# Backend and calls of stages of the codec; clips that are decoded together, and frames of each step.
 CODEC = {
-    "steps of all": ({"codec/step": 5, "codec/speak": 5}, STREAMS, (FRAMES + 10) // 5),
-    "steps of a graph": ({"codec/speak": 5}, STREAMS, (FRAMES + 10) // 5),
-    "clip by clip": ({"codec/decode": STREAMS, "codec/step": STREAMS}, 1, FRAMES + 10),
+    "steps of all": ("triton", {"codec/step": 5, "codec/speak": 5}, STREAMS, (FRAMES + 10) // 5),
+    "steps of a graph": ("triton", {"codec/speak": 5}, STREAMS, (FRAMES + 10) // 5),
+    "clip by clip": ("triton", {"codec/decode": STREAMS, "codec/step": STREAMS}, 1, FRAMES + 10),
+    "windows": ("reference", {"codec/decode": STREAMS}, 1, FRAMES),
 }
 
 
-@pytest.mark.parametrize(("calls", "together", "frames"), CODEC.values(), ids=CODEC)
-def test_steps_of_the_codec_are_whole(calls, together, frames):
-    each, steps = step_costs(VocoderConfig(), together, frames, 2), next(iter(calls.values()))
+@pytest.mark.parametrize(("backend", "calls", "together", "frames"), CODEC.values(), ids=CODEC)
+def test_steps_of_the_codec_are_whole(backend, calls, together, frames):
+    each, steps = step_costs(VocoderConfig(), together, frames, 4), next(iter(calls.values()))
     whole = steps * sum(cost.bytes for cost in each), steps * sum(cost.flops for cost in each)
-    assert work_of(calls, torch.float16) == {(stage,): whole for stage in calls}
-
-
-def test_windows_of_the_reference_are_whole():
-    alone = step_costs(VocoderConfig(), 1, FRAMES, 4)
-    work = work_of({"codec/decode": STREAMS}, torch.float32, "reference")
-    assert work == {("codec/decode",): (STREAMS * sum(c.bytes for c in alone), STREAMS * sum(c.flops for c in alone))}
+    assert work_of(calls, backend) == {(stage,): whole for stage in calls}
 
 
 def test_costs_find_their_places_in_a_tree():
