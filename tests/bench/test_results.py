@@ -135,6 +135,12 @@ def test_a_file_that_is_none_says_what_it_is_instead(tmp_path, text, said):
     assert said in str(error.value)
 
 
+def test_a_part_that_is_no_part(sample):
+    del sample["parts"]["graph"]["items"]
+    with pytest.raises(ValueError, match="x lacks parts/graph/items"):
+        results.parse(json.dumps(sample), "x")
+
+
 def test_committed_results_come_newest_first_without_rehearsals(folder):
     path = folder(
         {"commit": "one", "date": "2026-01-02T00:00:00+00:00"},
