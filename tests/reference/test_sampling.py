@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zonos2_triton.model import Sampling
-from zonos2_triton.reference.sampling import draw, probabilities
+from zonos2_triton.reference.sampling import probabilities
 
 NO_HISTORY = torch.zeros(0, 9, dtype=torch.int64)
 
@@ -56,22 +56,6 @@ def test_the_penalty_spares_end_padding_and_later_codebooks(seeded, count):
     ratio = ratio - ratio[:, :1]  # the change of each logit, but for what normalisation adds to all
     changed = (ratio.abs() > 1e-3).nonzero().tolist()
     assert changed == [[c, 7] for c in range(count)]
-
-
-def test_a_draw_needs_its_seed_frame_and_codebook(seeded):
-    p = seeded(9, 1026).softmax(-1)
-    first = draw(p, 5, 3)
-    assert torch.equal(draw(p, 5, 3), first)
-    assert torch.equal(draw(p[:4], 5, 3), first[:4])
-    assert not torch.equal(draw(p, 6, 3), first)
-    assert not torch.equal(draw(p, 5, 4), first)
-    assert len(set(draw(p[:1].expand(9, -1), 5, 3).tolist())) > 1
-
-
-def test_only_codes_of_the_support_are_drawn():
-    p = torch.zeros(9, 1026)
-    p[:, [0, 500, 1025]] = torch.tensor([2**-24, 0.5, 0.5 - 2**-24])
-    assert {code for frame in range(20) for code in draw(p, 1, frame).tolist()} <= {0, 500, 1025}
 
 
 FIELDS = [f.name for f in dataclasses.fields(Sampling) if f.name != "ignore_eos"]
