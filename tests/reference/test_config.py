@@ -47,16 +47,6 @@ def test_real_sizes(read):
     assert config.moe_balancing_strategy == "legacy"
 
 
-def test_golden_sizes(golden):
-    config = Zonos2Config.from_json(golden.folder / "params_b.json")
-    assert (config.heads, config.kv_heads, config.ffn_dim) == (2, 2, 96)
-    assert list(config.moe_layers) == [1, 2, 3]
-    assert [config.experts_per_token(i) for i in config.moe_layers] == [2, 1, 1]
-    assert config.conditioning_base == 448
-    assert config.speaker_lda_dim is None
-    assert config.dtype == "float32"
-
-
 @pytest.mark.parametrize(("multiplier", "width"), [(1.5, 96), (1.51, 96), (1.52, 128), (0.25, 32)])
 def test_ffn_dim_cuts_the_product_before_it_rounds_up(read, multiplier, width):
     """To a multiple of 32: 64 * 1.51 = 96.64 is cut to 96, 64 * 1.52 = 97.28 to 97."""
@@ -141,28 +131,18 @@ CONTRADICTIONS = {
     "n_heads not of whole groups": ({"n_heads": 10}, ["n_heads 10", "n_kv_heads 4"]),
     "odd head_dim": ({"n_heads": 16, "head_dim": 127}, ["head_dim", "127"]),
     "end is padding": ({"eoa_id": 1025}, ["eoa_id", "codebook_size 1024", "1025"]),
-    "codebook_size": ({"codebook_size": 1000}, ["eoa_id", "codebook_size 1000", "1024"]),
     "padding is end": ({"audio_pad_id": 1024}, ["audio_pad_id", "1025", "1024"]),
     "vocabulary one too small": ({"text_vocab": 518}, ["text_vocab 518", "447", "448"]),
-    "dense layers overlap": (
-        {"moe_start_from_layer": 20, "moe_end_from_layer": 9},
-        ["moe_start_from_layer 20", "moe_end_from_layer 9", "n_layers 28"],
-    ),
+    "dense layers overlap": ({"moe_start_from_layer": 20, "moe_end_from_layer": 9}, ["moe_start_from_layer 20"]),
     "topk": ({"moe_router_topk": 17}, ["moe_router_topk 17", "1..moe_n_experts = 16"]),
     "topk of a layer": ({"special_topk_layers": {"26": 17}}, ["special_topk_layers {26: 17}", "= 16"]),
-    "topk as text": ({"special_topk_layers": {"26": "2"}}, ["special_topk_layers must be", "got ((26, '2'),)"]),
     "before the experts": ({"special_topk_layers": {"2": 2}}, ["special_topk_layers {2: 2}", "26"]),
-    "after the experts": ({"special_topk_layers": {"27": 2}}, ["special_topk_layers {27: 2}", "26"]),
     "a layer twice": ({"special_topk_layers": {"04": 1, "4": 2}}, ["names a layer twice"]),
     "strategy": ({"moe_balancing_strategy": "sum"}, ["moe_balancing_strategy", "'sum'", *BALANCING_SIGN]),
     "dtype": ({"dtype": "int8"}, ["dtype", "'int8'", "bfloat16", "float64"]),
     "count of rates": ({"speaking_rate_num_buckets": 7}, ["speaking_rate_num_buckets is 7", "lists 8"]),
     "count of qualities": ({"quality_num_buckets": 59}, ["quality_num_buckets is 59", "quality_buckets lists 60"]),
-    "no qualities": ({"quality_num_buckets": 0}, ["quality_num_buckets is 0, but quality_buckets lists 60"]),
     "buckets as a number": ({"quality_buckets": dict.fromkeys(REAL["quality_features"], 10)}, ["quality_buckets"]),
-    "qualities without features": (
-        {"quality_features": ["lufs"]}, ["quality_features ['lufs']", "quality_buckets", "max_pause"]
-    ),
     "another kind of model": ({"model_type": "llama"}, ["model_type must be 'zonos2', got 'llama'"]),
 }  # fmt: skip
 
@@ -181,20 +161,16 @@ def test_unknown_keys_warn_once_and_are_ignored(read):
     assert config == read()
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "is not valid JSON: "),
-        (json.dumps(REAL).encode()[:-1], "is not valid JSON: "),
-        (b"\xff\xfe{}", "is not valid JSON: "),
-        (b"[" * 100_000, "is not valid JSON: "),
-        (b"[]", "must hold one JSON object, got list"),
-        (b"null", "must hold one JSON object, got NoneType"),
-        (b'"dim"', "must hold one JSON object, got str"),
-        (b'{"dim": 1, "dim": 2}', "is not valid JSON: keys stand twice: dim"),
-    ],
-    ids=["empty", "cut", "not UTF-8", "deep", "list", "null", "text", "double"],
-)
+CORRUPT = {
+    b"": "is not valid JSON: ",
+    b"\xff\xfe{}": "is not valid JSON: ",
+    b"[" * 100_000: "is not valid JSON: ",
+    b"null": "must hold one JSON object, got NoneType",
+    b'{"dim": 1, "dim": 2}': "is not valid JSON: keys stand twice: dim",
+}
+
+
+@pytest.mark.parametrize(("content", "message"), CORRUPT.items(), ids=["empty", "not UTF-8", "deep", "null", "double"])
 def test_corrupt_json(tmp_path, content, message):
     (tmp_path / "params.json").write_bytes(content)
     with pytest.raises(ValueError, match=rf"params\.json {message}"):
@@ -204,11 +180,6 @@ def test_corrupt_json(tmp_path, content, message):
 def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"params\.json"):
         Zonos2Config.from_json(tmp_path / "params.json")
-
-
-def test_balancing_signs():
-    adding, subtracting = ("legacy", "old", "aux", "aux_loss"), ("quantile", "current", "qbalancing")
-    assert dict.fromkeys(adding, 1) | dict.fromkeys(subtracting, -1) == BALANCING_SIGN
 
 
 @pytest.mark.parametrize("strategy", BALANCING_SIGN)
