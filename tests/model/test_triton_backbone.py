@@ -6,19 +6,11 @@ from itertools import pairwise
 import pytest
 import torch
 
-from zonos2_triton.bench.proof.interpreter import checked
 from zonos2_triton.model import Backbone
 from zonos2_triton.reference import network as reference
 from zonos2_triton.reference.network import Batch, Cache, Stages
 
-pytestmark = pytest.mark.interpreter
-
-
-@pytest.fixture(scope="module", autouse=True)
-def interpreter():
-    """Quicker than as it comes; the kernels' own tests check each launch."""
-    with checked(bounds=False, undefined=False, races=False):
-        yield
+pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("quick_interpreter")]
 
 
 def shortened(backbone):
@@ -117,43 +109,23 @@ def test_pages_change_no_bit(short_backbone, whole, page_size):
     assert_same_bits(forward(short_backbone, steps, page_size)[0], decoded)
 
 
-@pytest.mark.slow
-def test_decoding_across_the_splits_of_the_cache_is_the_reference(golden, short_backbone):
-    """Positions on both sides of one, two and four splits, against the reference in fp64."""
-    exact = shortened(golden.backbone(dtype=torch.float64))
-    prompt = torch.randint(0, 500, (66, 10), generator=torch.Generator().manual_seed(9))
-    want = exact.trace(prompt)["hidden_states"]
-    ends = (15, 16, 31, 32, 64, 65)
-    steps = [(False, {t: prompt[:t] for t in ends}), (True, {t: prompt[t : t + 1] for t in ends})]
-    for t, (hidden, _, _) in forward(short_backbone, steps).items():
-        torch.testing.assert_close(hidden[:, t].double(), want[:, t], rtol=0, atol=1e-4, msg=f"position {t}")
-
-
-def packed(pieces, pages, **more):
-    """Prompts side by side from position 0."""
-    cuts = torch.tensor([0, *map(len, pieces)]).cumsum(0).int()
-    starts = torch.zeros(len(pieces), dtype=torch.int32)
-    return Batch(torch.cat(pieces), pages, starts, cuts, max(map(len, pieces)), **more)
-
-
-PAGES = torch.arange(12, dtype=torch.int32).reshape(3, 4)  # of eight positions
-
-
 @pytest.mark.filterwarnings("ignore:All-NaN slice")  # of numpy, in the interpreter
 def test_a_row_that_is_not_finite_changes_no_bit_of_earlier_rows_and_mates(short_backbone):
     """NaN in the first layer on, through prefill and decoding, and in the cache. Causality holds for NaN too."""
     model, config, ops = short_backbone.model, short_backbone.config, short_backbone.ops
     ids = torch.randint(0, 500, (38, 10), generator=torch.Generator().manual_seed(10))
     a, b, c, row = ids.split([4, 21, 10, 3])
+    pages = torch.arange(12, dtype=torch.int32).reshape(3, 4)  # of eight positions
     sick = 4 + 18  # a row of b, behind the first block of the attention
     index = torch.full((35,), -1, dtype=torch.int32)
     index[sick] = 0
 
     def run(value):
         cache, voice = Cache(config, 12, 8, model.table), torch.full((1, config.dim), value)
-        batch = packed([a, b, c], PAGES, speakers=voice, speaker_index=index)
+        starts, cuts = torch.zeros(3, dtype=torch.int32), torch.tensor([0, 4, 25, 35], dtype=torch.int32)
+        batch = Batch(torch.cat([a, b, c]), pages, starts, cuts, 21, speakers=voice, speaker_index=index)
         first = reference.forward(model, batch, cache, ops)
-        second = reference.forward(model, Batch(row, PAGES, batch.cu_seqlens.diff()), cache, ops)
+        second = reference.forward(model, Batch(row, pages, cuts.diff()), cache, ops)
         return first, second, torch.stack([*cache.k, *cache.v])
 
     (first, second, cached), (want_first, want_second, want_cached) = run(torch.nan), run(0.5)
@@ -162,37 +134,8 @@ def test_a_row_that_is_not_finite_changes_no_bit_of_earlier_rows_and_mates(short
     healthy = [*range(sick), *range(25, 35)]
     assert torch.equal(first[healthy], want_first[healthy])
     assert torch.equal(second[[0, 2]], want_second[[0, 2]])
-    of_mates = PAGES[[0, 2]].flatten().long()
+    of_mates = pages[[0, 2]].flatten().long()
     assert torch.equal(cached[:, of_mates], want_cached[:, of_mates])
-
-
-@pytest.mark.filterwarnings("ignore:All-NaN slice")  # of numpy, in the interpreter
-def test_idle_rows_change_no_bit(short_backbone):
-    """Between live ones, two on the same pages as a live one, one NaN: they go to no expert and write no page."""
-    model, config, ops = short_backbone.model, short_backbone.config, short_backbone.ops
-    pieces = prompts(4)[1:]
-    ids = torch.randint(0, 500, (3, 10), generator=torch.Generator().manual_seed(11))
-    voice = torch.full((1, config.dim), torch.nan)
-
-    def run(rows, idle):
-        """rows: of each the number of a live sequence, or the pages of an idle row."""
-        cache, stages = Cache(config, 16, 8, model.table), Stages()
-        reference.forward(model, packed(pieces, PAGES), cache, ops)
-        live = [row for row, at in enumerate(rows) if isinstance(at, int)]
-        table = torch.stack([PAGES[at] if row in live else torch.tensor(at).int() for row, at in enumerate(rows)])
-        starts = torch.tensor([len(pieces[at]) if row in live else idle for row, at in enumerate(rows)])
-        index = torch.full((len(rows),), -1, dtype=torch.int32)
-        index[0] = -1 if 0 in live else 0
-        own = ids[[at if row in live else 0 for row, at in enumerate(rows)]]
-        step = Batch(own, table, starts.int(), speakers=voice, speaker_index=index)
-        x = reference.forward(model, step, cache, ops, stages)
-        counts = [int(routing.offsets[-1]) // routing.expert_ids.shape[1] for routing in stages.routings]
-        assert counts == [len(live)] * 2
-        return x[live], reference.logits(model, x, ops)[live], torch.stack([*cache.k, *cache.v])
-
-    alone = run([0, 1, 2], 0)
-    for idle in (-1, -(2**31)):
-        assert_same_bits(run([[0, 1, 2, 3], 0, [12, 13, 14, 15], 1, [8, 9, 10, 11], 2], idle), alone)
 
 
 # RMS error of the final norm against fp64, teacher-forced, of tokens that go to the same experts, over the reference's.

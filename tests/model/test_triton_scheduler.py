@@ -1,36 +1,19 @@
 """The frame loop on the kernels, interpreted: batches that are padded as graphs are, and requests that come and go."""
 
-import dataclasses
 from functools import cache
 
 import pytest
 import torch
 
-from zonos2_triton.bench.proof.interpreter import checked
 from zonos2_triton.model import Backbone, LoopOptions, Sampling
 from zonos2_triton.model.runtime.scheduler import Loop
 
-pytestmark = pytest.mark.interpreter
-
-
-@pytest.fixture(autouse=True, scope="module")
-def interpreter():
-    """Quicker than as it comes; the kernels' own tests check each launch."""
-    with checked(bounds=False, undefined=False, races=False) as launches:
-        yield launches
-
-
-@pytest.fixture(scope="module")
-def short(golden):
-    """The first two layers: dense, and a mixture of two experts a row."""
-    loaded = golden.backbone(dtype=torch.float32)
-    return dataclasses.replace(loaded.config, n_layers=2, moe_end_from_layer=0), loaded.weights
+pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("quick_interpreter")]
 
 
 def backbone_of(short, padded, **options):
     """A backbone with a loop of its own; padded: its batches are those of graphs, with idle rows."""
-    config, weights = short
-    backbone = Backbone(config, weights, "triton", LoopOptions(**options))
+    backbone = Backbone(*short, "triton", LoopOptions(**options))
     capture = (lambda call: call) if padded else None
     backbone._loop = Loop(backbone.model, backbone.ops, backbone.options, alone=False, capture=capture)
     return backbone
@@ -45,52 +28,35 @@ def requests(count):
 
 
 @pytest.fixture(scope="module")
-def alone(short):
+def alone(two_layers):
     """Of each of 17 requests: its frames when nothing else runs, without graphs. Computed when asked for."""
     prompts, samplings = requests(17)
-    return cache(lambda i: backbone_of(short, False).generate([prompts[i]], samplings[i])[0].frames)
+    return cache(lambda i: backbone_of(two_layers, False).generate([prompts[i]], samplings[i])[0].frames)
 
 
 @pytest.mark.parametrize(
     ("count", "look"),
-    [(3, 8), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((2, 1), (9, 2)))],
+    [(3, 8), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((2, 1), (9, 2), (17, 1)))],
 )
-def test_padded_batches_change_no_bit(short, alone, count, look):
+def test_padded_batches_change_no_bit(two_layers, alone, count, look):
     """On both sides of the borders of buckets; looks so rare that ended rows stay in the batch, idle."""
     prompts, samplings = requests(count)
-    results = backbone_of(short, True, look=look).generate(prompts, samplings)
+    backbone = backbone_of(two_layers, True, streams=17, look=look)
+    results = backbone.generate(prompts, samplings)
+    assert len(backbone.loop.slots.free) == backbone.loop.pages
     for i in {0, 1, count // 2, count - 1}:
         assert torch.equal(results[i].frames, alone(i))
 
 
 @pytest.mark.slow
-def test_requests_that_join_late_cross_every_border(short, alone):
-    """One, then two, then nine, then seventeen at a time, streamed; and the last of them leave one after the other."""
-    backbone = backbone_of(short, True, streams=17, look=1)
-    prompts, samplings = requests(17)
-    streams, got = {}, {}
-    for upto in (1, 2, 9, 17):
-        for i in range(len(streams), upto):
-            streams[i] = backbone.stream(prompts[i], samplings[i])
-        newest = upto - 1
-        got[newest] = [next(streams[newest])]
-    for i, stream in streams.items():
-        got[i] = got.get(i, []) + list(stream)
-    assert [len(got[i]) for i in range(17)] == [s.max_frames for s in samplings]
-    for i in (0, 1, 8, 9, 16):
-        assert torch.equal(torch.stack([frame.codes for frame in got[i]]), alone(i))
-    assert len(backbone.loop.slots.free) == backbone.loop.pages
-
-
-@pytest.mark.slow
-def test_a_prompt_in_pieces_between_frames_is_the_prompt(short):
+def test_a_prompt_in_pieces_between_frames_is_the_prompt(two_layers):
     """With a voice, whose row is the first of the first piece only."""
-    config, _ = short
+    config, _ = two_layers
     prompt = torch.randint(0, 500, (21, 10), generator=torch.Generator().manual_seed(3))
     voice = torch.randn(config.speaker_embedding_dim, generator=torch.Generator().manual_seed(4))
     sampling = Sampling(seed=5, max_frames=3)
-    whole = backbone_of(short, False).generate([prompt], sampling, [voice])[0]
-    backbone = backbone_of(short, True, prefill_rows=8)
+    whole = backbone_of(two_layers, False).generate([prompt], sampling, [voice])[0]
+    backbone = backbone_of(two_layers, True, prefill_rows=8)
     busy = backbone.stream(requests(2)[0][1], Sampling(seed=1, max_frames=30, ignore_eos=True))
     next(busy)
     late = backbone.stream(prompt, sampling, voice)
@@ -98,14 +64,14 @@ def test_a_prompt_in_pieces_between_frames_is_the_prompt(short):
     busy.close()
 
 
-def test_launches_of_a_frame(short, interpreter):
+def test_launches_of_a_frame(two_layers, quick_interpreter):
     """Embedding, 5 for a dense layer, 6 for a mixture, head, draw, and what follows from it."""
-    backbone = backbone_of(short, False, look=1)
+    backbone = backbone_of(two_layers, False, look=1)
     prompts, samplings = requests(3)
     streams = [backbone.stream(p, s) for p, s in zip(prompts, samplings, strict=True)]
     assert len([next(streams[2]) for _ in range(2)]) == 2  # the prompts, and a frame
-    before = interpreter.launches
+    before = quick_interpreter.launches
     next(streams[2])
-    assert interpreter.launches - before == 1 + 5 + 6 + 3
+    assert quick_interpreter.launches - before == 1 + 5 + 6 + 3
     for stream in streams:
         stream.close()
