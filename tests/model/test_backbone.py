@@ -1,5 +1,6 @@
 import dataclasses
 from contextlib import nullcontext
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -126,16 +127,6 @@ def test_frames_stop_where_the_context_ends(golden_backbone):
     assert len(result.frames) == config.max_seqlen - len(prompt) == 3
 
 
-def test_progress_sees_every_frame(tts):
-    seen = []
-    prompts = [build_prompt(tts.backbone.config, text) for text in "ab"]
-    results = tts.backbone.generate(
-        prompts, Sampling(seed=3, max_frames=5), progress=lambda i, frame: seen.append((i, frame.codes))
-    )
-    for i, result in enumerate(results):
-        assert torch.equal(torch.stack([codes for j, codes in seen if j == i]), result.frames)
-
-
 def changed(ids, row, column, value):
     ids = ids.clone()
     ids[row, column] = value
@@ -145,12 +136,9 @@ def changed(ids, row, column, value):
 PROMPT = torch.full((3, 10), 1)
 REJECTED = {
     "ids-rank": ({"prompts": [PROMPT[0]]}, ValueError, r"prompts\[0\] must be a tensor \[T, 10\]"),
-    "ids-width": ({"prompts": [PROMPT[:, :9]]}, ValueError, r"prompts\[0\] must be .*got \[3, 9\]"),
-    "ids-empty": ({"prompts": [PROMPT[:0]]}, ValueError, r"T >= 1, got \[0, 10\]"),
     "ids-list": ({"prompts": [[1] * 10]}, ValueError, r"got list"),
     "ids-float": ({"prompts": [PROMPT.float()]}, TypeError, r"prompts\[0\] must be torch.int32 or torch.int64"),
     "code-high": ({"prompts": [changed(PROMPT, 1, 4, 1026)]}, ValueError, r"\[1, 4\] must be in 0\.\.1025, got 1026"),
-    "code-negative": ({"prompts": [changed(PROMPT, 2, 0, -1)]}, ValueError, r"\[2, 0\] must be in 0\.\.1025, got -1"),
     "text-high": ({"prompts": [changed(PROMPT, 0, 9, 520)]}, ValueError, r"\[0, 9\] must be in 0\.\.519, got 520"),
     "too-long": ({"prompts": [PROMPT[:1].repeat(128, 1)]}, ValueError, r"128 rows.*max_seqlen is 128"),
     "second": ({"prompts": [PROMPT, PROMPT[:, :2]]}, ValueError, r"prompts\[1\]"),
@@ -158,7 +146,6 @@ REJECTED = {
     "speakers": ({"speakers": []}, ValueError, r"speakers must be .* got 0"),
     "voice-size": ({"speakers": [torch.zeros(39)]}, ValueError, r"speakers\[0\] must be .*=40\], got \[39\]"),
     "voice-nan": ({"speakers": [torch.full((40,), torch.nan)]}, ValueError, r"speakers\[0\] must hold finite"),
-    "voice-int": ({"speakers": [torch.zeros(40).int()]}, ValueError, r"speakers\[0\] must hold finite"),
 }
 
 
@@ -188,22 +175,15 @@ def test_rejects_a_voice_where_the_model_knows_none(golden_backbone):
     ids=str,
 )
 def test_rejects_a_placement(golden, placement, message):
-    with pytest.raises(ValueError, match=message):
-        golden.backbone(**placement)
+    for load in (golden.backbone, partial(golden.vocoder, "odd")):
+        with pytest.raises(ValueError, match=message):
+            load(**placement)
 
 
 @pytest.mark.interpreter
 def test_rejects_a_gpu_that_is_not_there(golden):
     with pytest.raises(ValueError, match=r"device is 'cuda', but torch .* finds 0 GPUs"):
         golden.backbone(device="cuda")
-
-
-def test_reports_logits_that_are_not_finite(golden_backbone):
-    weights = golden_backbone.weights
-    weights = weights | {"out_norm.weight": weights["out_norm.weight"] * float("inf")}
-    broken = Backbone(golden_backbone.config, weights)
-    with pytest.raises(FloatingPointError, match="logits of frame 0 are not finite"):
-        broken.generate([PROMPT], Sampling(max_frames=1))
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import json
 import math
 import re
 import sys
-from collections import UserDict
 from dataclasses import replace
 
 import pytest
@@ -12,9 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from zonos2_triton.model import Backbone, Zonos2Config
-from zonos2_triton.model.weights.checkpoint import Checkpoint, check_layout
+from zonos2_triton.model.weights.checkpoint import Checkpoint
 from zonos2_triton.model.weights.tiny import backbone_weights
-from zonos2_triton.reference import network as reference
 
 WQ, WO, NORM = "layers.2.attention.wq.weight", "layers.4.attention.wo.weight", "out_norm.weight"
 TEMP = "layers.2.attention.temp"
@@ -63,20 +61,6 @@ def test_layout_is_the_real_one(real):
     assert layout == {name: tensor["shape"] for name, tensor in real["tensors"].items()}
     assert {tensor["dtype"] for tensor in real["tensors"].values()} == {config.dtype}
     assert sum(map(math.prod, layout.values())) == real["parameter_counts"]["total"]
-
-
-def test_forward_reads_every_tensor(config, weights):
-    read = set()
-
-    class Recording(UserDict):
-        def __getitem__(self, name):
-            value = self.data[name]
-            read.add(name)
-            return value
-
-    model = reference.bind(config, Recording(weights))
-    reference.trace(model, torch.zeros(2, 10, dtype=torch.int64), torch.ones(config.speaker_embedding_dim))
-    assert read == weights.keys() == Backbone.layout(config).keys()
 
 
 def save_single(tensors, folder):
@@ -159,11 +143,6 @@ def test_dtype_of_params_json_is_the_default(config, weights, load):
     assert_same(loaded.weights, {name: t.half() for name, t in weights.items()})
 
 
-def test_mixed_dtypes_become_one(load, weights):
-    mixed = {name: t.bfloat16() if name == WQ else t for name, t in weights.items()}
-    assert_same(load(mixed).weights, {name: t.float() for name, t in mixed.items()})
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_temperature_is_rounded_to_bf16(load, weights, dtype):
     exact = torch.full_like(weights[TEMP], 1.003)  # between 1 and 1.0078125
@@ -187,16 +166,6 @@ def test_misfits_are_all_listed(load, weights):
     ]
 
 
-def test_only_what_is_wrong_is_listed():
-    for shapes, line in (
-        ({}, "  missing (1): a [2, 3]"),
-        ({"a": [2, 3], "b": []}, "  surplus (1): b []"),
-        ({"a": [3, 2]}, "  wrong shape (1): a is [3, 2], expected [2, 3]"),
-    ):
-        with pytest.raises(ValueError, match=re.escape(f"the tensors of here do not fit the configuration\n{line}")):
-            check_layout("here", shapes, {"a": [2, 3]})
-
-
 @pytest.mark.parametrize(
     ("save", "dtype"), [(save_single, torch.float32), (pickled(), torch.bfloat16)], ids=["as stored", "converted"]
 )
@@ -218,38 +187,27 @@ def test_what_only_overflows_in_the_wanted_precision(load, weights):
         load(weights | big, dtype=torch.float16)
 
 
-@pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # torch 2.11 says so on making one
-@pytest.mark.parametrize(
-    "kind",
-    [torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn, torch.sparse_coo, "meta"],
-    ids=str,
-)
+@pytest.mark.parametrize("kind", [torch.int64, torch.complex64, torch.float8_e4m3fn, "meta"], ids=str)
 def test_tensor_that_is_not_of_dense_floats(weights, load, kind):
-    strange = weights[NORM].to_sparse() if kind == torch.sparse_coo else weights[NORM].to(kind)
+    strange = weights[NORM].to(kind)
     with pytest.raises(ValueError, match=rf"{NORM} must be a dense floating-point tensor, got {strange.dtype}"):
         load(weights | {NORM: strange}, pickled())
 
 
-def test_integers_do_not_hide_a_nan(load, weights):
-    with pytest.raises(ValueError, match=rf"{WQ} must be a dense floating-point tensor, got torch.int32") as raised:
-        load(weights | {WQ: weights[WQ].int(), TEMP: torch.full_like(weights[TEMP], math.nan)})
-    assert TEMP in str(raised.value)
-
-
 MEASURE = """
-import json, sys
+import sys
 from zonos2_triton.model import Backbone
 
 def mib(field):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(field + ":")) / 1024
 
-measured = {"private_before": mib("RssAnon"), "imported": mib("VmHWM")}
-backbone = Backbone.load(sys.argv[1])
-measured |= {"own_peak": mib("VmHWM"), "own_private": mib("RssAnon")}
-assert str(backbone.dtype) == "torch.bfloat16"
-del backbone
-assert str(Backbone.load(sys.argv[1], dtype="float32").dtype) == "torch.float32"
-print(json.dumps(measured | {"converted_peak": mib("VmHWM")}))
+def load(dtype):
+    before = mib("RssAnon")
+    backbone = Backbone.load(sys.argv[1], dtype=dtype)
+    return mib("RssAnon") - before
+
+imported = mib("VmHWM")
+print(load("bfloat16"), mib("VmHWM") - imported, load("float32"), mib("VmHWM") - imported)
 """
 
 
@@ -262,21 +220,12 @@ def test_memory(spawn, golden, tmp_path, save):
     (tmp_path / "params.json").write_text(json.dumps(params))
     layout = Backbone.layout(Zonos2Config.from_params(params))
     path = save({name: torch.zeros(shape, dtype=torch.bfloat16) for name, shape in layout.items()}, tmp_path)
-    size = path.stat().st_size / 2**20
-    layer = max(
-        sum(2 * math.prod(shape) for tensor, shape in layout.items() if tensor.startswith(f"layers.{i}.")) / 2**20
-        for i in range(params["n_layers"])
-    )
-    process = spawn([sys.executable, "-c", MEASURE, str(path)])
-    out, err = process.communicate(timeout=300)
+    size, layer = path.stat().st_size / 2**20, 40  # measured 378 and 39 MiB
+    out, err = spawn([sys.executable, "-c", MEASURE, str(path)]).communicate(timeout=300)
     path.unlink()
-    assert process.returncode == 0, err
-    measured = json.loads(out)
-    print(f"file {size:.0f}, layer {layer:.0f}, {measured} MiB")
-    # Measured 2026-11-22 on a 2-core CPU, torch 2.13.0: both formats 378 MiB, peaks 604 and 1,000, private growth 0.3;
-    # the interpreter with torch takes about 225 of each, and 490 where torch is a CUDA build.
-    rest = max(300, measured["imported"] + 75)
+    private, peak, _, converted_peak = map(float, out.split() or pytest.fail(err))
+    # Measured 2026-11-22 on a 2-core CPU, torch 2.13.0: private growth 0.3, peaks 378 and 775 over imports.
     assert 350 < size < 450
-    assert measured["own_peak"] < 1.1 * size + rest
-    assert measured["own_private"] - measured["private_before"] < 50
-    assert measured["converted_peak"] < 2 * size + layer + rest + 50
+    assert private < 50
+    assert peak < 1.1 * size + 75
+    assert converted_peak < 2 * size + layer + 125

@@ -42,19 +42,10 @@ def test_truncated_safetensors(tmp_path):
         refused(path, NO_SAFETENSORS)
 
 
-def header_of(text, length=None, data=b""):
-    return struct.pack("<Q", len(text) if length is None else length) + text + data
-
-
-HUGE = b'{"a":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,0]}}'
 DAMAGED = {
-    "header of garbage": header_of(b"\xff" * 64),
-    "header that is no object": header_of(b"[1, 2]"),
-    "header of 2^63 bytes": header_of(b"{}", 2**63),
-    "header of 2^40 bytes": header_of(b"{}", 2**40),
-    "bytes that belong to no tensor": header_of(b"{}", data=b"more"),
-    "shape beyond data": header_of(b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}', data=bytes(4)),
-    "shape that overflows": header_of(HUGE),
+    "header of garbage": struct.pack("<Q", 64) + b"\xff" * 64,
+    "header of 2^63 bytes": struct.pack("<Q", 2**63) + b"{}",
+    "bytes that belong to no tensor": struct.pack("<Q", 2) + b"{}more",
     "git-lfs pointer": b"version https://git-lfs.github.com/spec/v1\n",
 }
 
@@ -80,22 +71,15 @@ def test_pickle_of_old_torch(tmp_path):
     assert "_use_new_zipfile_serialization=True" in refused(path, NO_PICKLE)
 
 
-STREAMS = {
-    "reads a memo that is not there": b"\x80\x02h\x05.",
-    "pops from an empty stack": b"\x80\x020.",
-    "ends within an opcode": b"\x80\x02K",
-    "text that is not UTF-8": b"\x80\x02X\x01\x00\x00\x00\xff.",
-}
-
-
-@pytest.mark.parametrize("stream", STREAMS.values(), ids=STREAMS)
-def test_archive_with_a_damaged_pickle(tmp_path, stream):
+def test_archive_with_a_damaged_pickle(tmp_path):
+    """It reads a memo that is not there, ends within an opcode, and holds a text that is not UTF-8."""
     path, whole = tmp_path / "model.pth", tmp_path / "whole.pth"
     torch.save({}, whole)
-    with zipfile.ZipFile(whole) as old, zipfile.ZipFile(path, "w") as new:
-        for name in old.namelist():
-            new.writestr(name, stream if name.endswith("/data.pkl") else old.read(name))
-    refused(path)
+    for stream in (b"\x80\x02h\x05.", b"\x80\x02K", b"\x80\x02X\x01\x00\x00\x00\xff."):
+        with zipfile.ZipFile(whole) as old, zipfile.ZipFile(path, "w") as new:
+            for name in old.namelist():
+                new.writestr(name, stream if name.endswith("/data.pkl") else old.read(name))
+        refused(path)
 
 
 class Trap:
@@ -124,20 +108,15 @@ def test_code_is_refused_and_not_run(tmp_path, place):
     message = refused(path, "is refused: it holds .*mkdir, whose code would run")
     assert "weights_only" not in message  # no advice on how to run it
     assert not target.exists()
-    torch.load(path, weights_only=False)
-    assert target.exists()  # so the trap was live
-
-
-def test_code_in_a_bare_pickle_is_not_run(tmp_path):
-    target, path = tmp_path / "trapped", tmp_path / "model.pth"
     path.write_bytes(pickle.dumps(Trap(target)))
     refused(path)
     assert not target.exists()
+    pickle.loads(path.read_bytes())
+    assert target.exists()  # so the trap was live
 
 
 NO_TENSORS = {
     "others": ({"x": torch.zeros(3), "step": 3, "name": "x"}, r"by name only; these entries are none: step, name$"),
-    "tensor": (torch.zeros(3), "must hold a dictionary of tensors, got Tensor"),
     "list": ([1, 2], "must hold a dictionary of tensors, got list"),
     "number for a name": ({0: torch.zeros(3)}, r"by name only; these entries are none: 0$"),
 }
@@ -149,7 +128,7 @@ def test_pickle_that_is_no_dictionary_of_tensors(tmp_path, value, message):
     refused(tmp_path / "model.pth", message)
 
 
-@pytest.mark.parametrize("name", ["model.bin", "model.ckpt", "model", "model.safetensors.index", "index.json"])
+@pytest.mark.parametrize("name", ["model.bin", "model", "index.json"])
 def test_wrong_ending(tmp_path, name):
     (tmp_path / name).write_bytes(b"")
     endings = "a checkpoint must end in .safetensors, .safetensors.index.json, .pth or .pt"
@@ -183,10 +162,7 @@ def test_index_that_leaves_its_folder(tmp_path, place):
     assert named in refused(folder / INDEX, "names files outside of its folder")
 
 
-MAPS = ("[1]", '["a"]', '{"a": ["b"]}', '{"a": 5}', '{"a": null}')
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", *(f'{{"weight_map": {value}}}' for value in MAPS)])
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weight_map": ["a"]}', '{"weight_map": {"a": 5}}'])
 def test_damaged_index(tmp_path, content):
     (tmp_path / INDEX).write_text(content)
     refused(tmp_path / INDEX, "is no index of safetensors files")

@@ -10,11 +10,9 @@ from safetensors.torch import save_file
 
 from tests.model.codecs import frames_of, random_codec
 from zonos2_triton.model import Vocoder, VocoderConfig
-from zonos2_triton.model.weights.codec_checkpoint import official_name
 from zonos2_triton.model.weights.tiny import save_official_codec
 
 CONV = "decoder.model.0"  # of the odd codec: weight_v [32, 20, 7], weight_g [32, 1, 1], bias [32]
-G_SHAPES, V_SHAPES = [(1, 1, 1), (1, 20, 1), (33, 1, 1), (32,)], [(32, 20), (32, 20, 5), (30, 20, 7)]  # wrong ones
 CODES = frames_of(12, codebooks=9, top=1026).T[None]
 
 
@@ -70,17 +68,14 @@ class TestState:
     @pytest.mark.parametrize(
         ("tensor", "value", "message"),
         [
-            pytest.param("bias", torch.zeros(32).long(), "must be a dense floating-point tensor, got .*64", id="int"),
-            pytest.param("bias", torch.full((32,), torch.inf), "holds NaN or Inf", id="inf"),
-            pytest.param("bias", torch.zeros(3), r"is \[3\], expected \[32\]", id="bias"),
-            pytest.param("more", torch.zeros(2), r" \[2\]", id="surplus"),
-            *(
-                pytest.param("weight_g", torch.ones(s), "", id=f"g-{s}")
-                for s in ((1, 1, 1), (1, 20, 1), (33, 1, 1), 32)
-            ),
-            *(pytest.param("weight_v", torch.ones(s), "", id=f"v-{s}") for s in ((32, 20), (32, 20, 5), (30, 20, 7))),
-            pytest.param("weight_v", torch.zeros(32, 20, 7), "", id="v-without-a-direction"),
-            pytest.param("weight", torch.ones(32, 20, 7), "", id="both-folded-and-not"),
+            ("bias", torch.zeros(32).long(), "must be a dense floating-point tensor, got .*64"),
+            ("bias", torch.full((32,), torch.inf), "holds NaN or Inf"),
+            ("bias", torch.zeros(3), r"is \[3\], expected \[32\]"),
+            ("more", torch.zeros(2), r" \[2\]"),
+            *(("weight_g", torch.ones(shape), "") for shape in ((1, 1, 1), (1, 20, 1), (33, 1, 1), 32)),
+            *(("weight_v", torch.ones(shape), "") for shape in ((32, 20), (32, 20, 5), (30, 20, 7))),
+            ("weight_v", torch.zeros(32, 20, 7), ""),  # without a direction
+            ("weight", torch.ones(32, 20, 7), ""),  # both folded and not
         ],
     )
     def test_wrong_tensors(self, odd, weights, tensor, value, message):
@@ -90,21 +85,13 @@ class TestState:
         with pytest.raises(ValueError, match=rf"{CONV}\..*{message}"):
             Vocoder.from_state(odd.config, weights)
 
-    def test_what_only_overflows_in_the_wanted_precision(self, odd, weights):
-        weights[f"{CONV}.weight_g"] *= 1e7
-        Vocoder.from_state(odd.config, weights)
-        with pytest.raises(ValueError, match=rf"{CONV}\.weight holds NaN or Inf"):
-            Vocoder.from_state(odd.config, weights, dtype=torch.float16)
-
-    @pytest.mark.parametrize(("argument", "value"), [("backend", "cuda"), ("dtype", "fp32"), ("device", "gpu")])
-    def test_placement(self, odd, weights, argument, value):
-        with pytest.raises(ValueError, match=f"{argument} must be .*, got '{value}'"):
-            Vocoder.from_state(odd.config, weights, **{argument: value})
-
 
 class TestFiles:
     def test_official_file(self, odd, tmp_path):
         save_official_codec(tmp_path / "weights.pth", odd.config, odd.state)
+        stored = torch.load(tmp_path / "weights.pth", weights_only=True)["state_dict"]
+        normed = {name for name in odd.state if name.endswith(".weight") and "codebook" not in name}
+        assert stored.keys() == odd.state.keys() - normed | {name + end for name in normed for end in ("_g", "_v")}
         for path in (tmp_path / "weights.pth", str(tmp_path / "weights.pth"), tmp_path):
             loaded = Vocoder.load(path)
             assert loaded.config == odd.config
@@ -162,25 +149,13 @@ class TestFiles:
 
 
 @pytest.mark.needs("transformers")
-@pytest.mark.parametrize(
-    ("ratios", "weight_norm"),
-    [
-        pytest.param((2, 4, 8, 8), True, id="real-rates-weight-norm"),
-        pytest.param((2, 3, 4), False, id="one-odd-rate-folded"),
-        pytest.param((3, 5), True, id="odd-rates-weight-norm"),
-    ],
-)
+@pytest.mark.parametrize(("ratios", "weight_norm"), [((2, 4, 8, 8), True), ((2, 3, 4), False), ((3, 5), True)], ids=str)
 def test_transformers(tmp_path, ratios, weight_norm):
     """DacModel of the transformers library: the same codec, written by others, in a layout of its own."""
     import transformers
 
-    config = transformers.DacConfig(
-        encoder_hidden_size=4,
-        downsampling_ratios=list(ratios),
-        decoder_hidden_size=32,
-        codebook_dim=4,
-        sampling_rate=24_000,
-    )
+    sizes = {"encoder_hidden_size": 4, "decoder_hidden_size": 32, "codebook_dim": 4, "sampling_rate": 24_000}
+    config = transformers.DacConfig(downsampling_ratios=list(ratios), **sizes)
     model, generator = transformers.DacModel(config).eval(), torch.Generator().manual_seed(0)
     with torch.no_grad():
         for tensor, value in model.named_parameters():
@@ -201,8 +176,3 @@ def test_transformers(tmp_path, ratios, weight_norm):
         want = model.decode(audio_codes=codes).audio_values
     assert 0.1 < want.std() < 0.7, "a silent or clipped clip would show little"
     torch.testing.assert_close(vocoder.decode(codes), want, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("name", ["decoder.block.x.snake1.alpha", "decoder.block.0", "decoder.norm.weight", "encoder"])
-def test_names_that_transformers_does_not_have_stay(name):
-    assert official_name(name, VocoderConfig()) == name

@@ -12,13 +12,8 @@ from zonos2_triton.reference.speaker_encoder import layout
 
 EMBED_ATOL = 5e-4  # of the golden vectors; their mel spectrograms are in test_mel.py
 WAVES = ["wav24k_mono", "wav44k_stereo", "wav16k_mono_1d", "wav48k_mono"]
-TINY = {
-    "enc_dim": 64,
-    "enc_channels": (16, 16, 16, 16, 48),
-    "enc_attention_channels": 12,
-    "enc_res2net_scale": 4,
-    "enc_se_channels": 8,
-}
+TINY = {"enc_dim": 64, "enc_channels": (16, 16, 16, 16, 48), "enc_attention_channels": 12}
+TINY |= {"enc_res2net_scale": 4, "enc_se_channels": 8}
 
 
 @pytest.fixture(scope="module")
@@ -66,12 +61,6 @@ class TestGolden:
 
 
 class TestEmbed:
-    def test_channels_are_averaged(self, encoder, seeded):
-        left, right = 0.1 * seeded(6000), 0.1 * seeded(6000)
-        stereo = encoder.embed(torch.stack([left, right]), 24_000)
-        torch.testing.assert_close(stereo, encoder.embed((left + right) / 2, 24_000), atol=1e-5, rtol=0)
-        assert not torch.allclose(stereo, encoder.embed(left, 24_000), atol=0.01)
-
     @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
     def test_any_floats_are_computed_in_fp32(self, encoder, voice, dtype):
         embedding = encoder.embed(voice.to(dtype), 24_000)
@@ -83,24 +72,13 @@ class TestEmbed:
         """Five mel frames, 53.3 ms: what the widest convolution's reflected border needs."""
         assert encoder.embed(voice[:samples], rate).isfinite().all()
 
-    @pytest.mark.parametrize(
-        ("samples", "rate"),
-        [
-            (1, 24_000),
-            (1023, 24_000),  # a window is 1024
-            (1024, 24_000),
-            (1279, 24_000),
-            (1881, 44_100),
-            (1882, 44_100),
-            (2350, 44_100),
-        ],
-    )
+    @pytest.mark.parametrize(("samples", "rate"), [(1, 24_000), (1024, 24_000), (1279, 24_000), (2350, 44_100)])
     def test_too_short(self, encoder, voice, samples, rate):
         """The message speaks of the recording that the caller gave."""
         with pytest.raises(ValueError, match=r"waveform lasts \d+\.\d ms"):
             encoder.embed(voice[:samples], rate)
 
-    @pytest.mark.parametrize("rate", [0, -24_000, 44, 999, 24_000.0, True, None, "24000"], ids=repr)
+    @pytest.mark.parametrize("rate", [-24_000, 999, 24_000.0, True, None, "24000"], ids=repr)
     def test_sample_rate(self, encoder, voice, rate):
         with pytest.raises(ValueError, match="sample_rate must be a whole number of Hz, at least 1000, got"):
             encoder.embed(voice[:20], rate)
@@ -109,14 +87,12 @@ class TestEmbed:
         ("change", "error", "message"),
         [
             pytest.param(lambda x: (x * 32767).short(), TypeError, "floating-point .*, got torch.int16", id="int16"),
-            pytest.param(lambda x: x > 0, TypeError, "floating-point tensor, got torch.bool", id="bool"),
             pytest.param(lambda x: x.numpy(), TypeError, "floating-point tensor, got ndarray", id="numpy"),
             pytest.param(lambda x: x.index_fill(0, torch.tensor(7), torch.nan), ValueError, "finite", id="nan"),
             pytest.param(torch.zeros_like, ValueError, "waveform is silent: its largest sample is 0", id="silent"),
             pytest.param(lambda x: x / x.abs().max() * 2**-15.1, ValueError, "silent", id="below-a-16-bit-step"),
             pytest.param(lambda x: torch.stack([x, -x]), ValueError, "silent", id="channels-cancel"),
             pytest.param(lambda x: x.reshape(-1, 2), ValueError, r"got \[3000, 2\], which looks transposed", id="T"),
-            pytest.param(lambda x: x[:, None], ValueError, r"got \[6000, 1\], which looks transposed", id="T-mono"),
             pytest.param(lambda x: x[None, None], ValueError, r"\[channels, N\], got \[1, 1, 6000\]", id="3-D"),
             pytest.param(lambda x: x[0], ValueError, r"\[channels, N\], got \[\]", id="0-D"),
             pytest.param(lambda x: x[:0], ValueError, r"\[channels, N\], got \[0\]", id="empty"),
@@ -134,7 +110,6 @@ class TestEmbed:
         [
             pytest.param(torch.zeros(9, 80), ValueError, r"\[frames >= 5, 128\], got \[9, 80\]", id="80-bands"),
             pytest.param(torch.zeros(4, 128), ValueError, r"\[frames >= 5, 128\], got \[4, 128\]", id="4-frames"),
-            pytest.param(torch.zeros(1, 9, 128), ValueError, r"got \[1, 9, 128\]", id="3-D"),
             pytest.param(torch.zeros(9, 128).long(), TypeError, "log_mel must be a floating-point tensor", id="int"),
             pytest.param(torch.full((9, 128), torch.nan), ValueError, "log_mel must be finite", id="nan"),
         ],
@@ -143,21 +118,12 @@ class TestEmbed:
         with pytest.raises(error, match=message):
             encoder.embed_mel(mel)
 
-    @pytest.mark.parametrize("shape", [(1023,), (1, 2048), (2048, 2), (0,)], ids=str)
-    def test_log_mel_input(self, encoder, shape):
-        with pytest.raises(ValueError, match=r"waveform_24k must be \[N\] with at least one analysis window of 1024"):
-            encoder.log_mel(torch.ones(shape))
-
 
 class TestWeights:
     @pytest.mark.parametrize(
         ("value", "message"),
-        [
-            (torch.full((64,), torch.nan), "fc.bias holds NaN or Inf"),
-            (torch.zeros(64, dtype=torch.int64), r"fc.bias must be a dense floating-point tensor, got torch.int64"),
-            (torch.zeros(3), r"(?s)the speaker encoder do not fit.*fc.bias is \[3\], expected \[64\]"),
-        ],
-        ids=["nan", "int", "shape"],
+        [(torch.full((64,), torch.nan), "fc.bias holds NaN"), (torch.zeros(3), r"fc.bias is \[3\], expected \[64\]")],
+        ids=["nan", "shape"],
     )
     def test_values(self, encoder, weights, value, message):
         with pytest.raises(ValueError, match=message):
@@ -175,15 +141,9 @@ class TestConfig:
         ("change", "message"),
         [
             ({"enc_dim": 0}, "enc_dim must be a positive integer, got 0"),
-            ({"enc_dim": [64]}, "enc_dim must be"),
             ({"enc_se_channels": 8.0}, "enc_se_channels must be a positive integer, got 8.0"),
             ({"enc_attention_channels": True}, "enc_attention_channels must be a positive integer, got True"),
             ({"enc_dilations": [1, 2, 3, -4, 1]}, r"enc_dilations .* positive integers, got \[1, 2, 3, -4, 1\]"),
-            ({"enc_channels": 16}, "enc_channels must be"),
-            (
-                {"enc_channels": [16, 16], "enc_kernel_sizes": [5, 1], "enc_dilations": [1, 1]},
-                r"one length, 3 or more, got \(16, 16\), \(5, 1\), \(1, 1\)",
-            ),
             ({"enc_kernel_sizes": [5, 3, 3, 3]}, "one length, 3 or more"),
             ({"enc_kernel_sizes": [5, 3, 4, 3, 1]}, "enc_kernel_sizes must be"),
             ({"mel_dim": 80}, "mel_dim must be 128, got 80"),
@@ -196,9 +156,6 @@ class TestConfig:
     def test_rejects(self, change, message):
         with pytest.raises(ValueError, match=f"SpeakerEncoderConfig: .*{message}"):
             SpeakerEncoderConfig(**{**TINY, **change})
-
-    def test_lists_become_tuples(self):
-        assert SpeakerEncoderConfig(**{**TINY, "enc_channels": [*TINY["enc_channels"]]}) == SpeakerEncoderConfig(**TINY)
 
 
 class TestLoad:
@@ -229,10 +186,7 @@ class TestLoad:
 
     @pytest.mark.parametrize(
         ("missing", "message"),
-        [
-            ("config.json", r"config\.json"),
-            ("model.safetensors", r"holds no speaker encoder weights; looked for model\.safetensors"),
-        ],
+        [("config.json", "config.json"), ("model.safetensors", "holds no speaker encoder weights; looked for model")],
     )
     def test_missing(self, folder, missing, message):
         (folder / missing).unlink()
@@ -241,14 +195,14 @@ class TestLoad:
         with pytest.raises(FileNotFoundError, match="absent"):
             SpeakerEncoder.load(folder / "absent")
 
-    @pytest.mark.parametrize("text", ["", "[]", "{}", '"x"'], ids=["empty", "list", "no-keys", "text"])
+    @pytest.mark.parametrize("text", ["", "[]", "{}"], ids=["empty", "list", "no-keys"])
     def test_config_of_something_else(self, folder, text):
         (folder / "config.json").write_text(text)
         with pytest.raises(ValueError, match=r"config\.json is not the configuration of a speaker encoder"):
             SpeakerEncoder.load(folder)
 
-    @pytest.mark.parametrize("change", [{"enc_dim": 0}, {"enc_dim": 65}, {"enc_channels": 16}], ids=json.dumps)
-    def test_a_wrong_size_names_the_folder(self, folder, settings, change):
-        (folder / "config.json").write_text(json.dumps({**settings, **change}))
+    @pytest.mark.parametrize("size", [0, 65])
+    def test_a_wrong_size_names_the_folder(self, folder, settings, size):
+        (folder / "config.json").write_text(json.dumps({**settings, "enc_dim": size}))
         with pytest.raises(ValueError, match=folder.name):
             SpeakerEncoder.load(folder)

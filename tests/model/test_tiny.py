@@ -6,9 +6,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from zonos2_triton.model import Sampling, Vocoder, Zonos2
-from zonos2_triton.model.weights.tiny import CODEC, NOTICE, PARAMS, codec_weights, save_official_codec, write_tiny
-from zonos2_triton.reference import vocoder as reference
+from zonos2_triton.model import Sampling, Zonos2
+from zonos2_triton.model.weights.tiny import NOTICE, PARAMS, write_tiny
 
 FILES = {"README.txt", "params.json", "model.safetensors", "dac/weights.pth", "speaker_encoder/config.json",
          "speaker_encoder/model.safetensors"}  # fmt: skip
@@ -44,11 +43,6 @@ def test_notice_in_every_file(tiny_folder):
     assert stored["metadata"]["notice"] == NOTICE
 
 
-def test_notice_once_in_the_model(tts):
-    assert tts.notice == NOTICE
-    assert tts.comment == f"synthetic speech by zonos2-triton; {NOTICE}"
-
-
 @pytest.mark.parametrize("part", PARTS)
 def test_notice_of_one_part_is_enough(tts, monkeypatch, part):
     assert NOTICE in getattr(tts, part).metadata["notice"]
@@ -56,6 +50,7 @@ def test_notice_of_one_part_is_enough(tts, monkeypatch, part):
         if other != part:
             monkeypatch.setattr(getattr(tts, other), "metadata", {})
     assert tts.notice == NOTICE
+    assert tts.comment == f"synthetic speech by zonos2-triton; {NOTICE}"
 
 
 def test_folder_with_files_is_refused(tmp_path):
@@ -73,20 +68,6 @@ def test_params_have_the_real_keys(golden, tiny_folder):
     same = ("n_codebooks", "codebook_size", "eoa_id", "audio_pad_id", "text_vocab", "speaking_rate_num_buckets",
             "quality_num_buckets", "quality_features", "moe_router_topk")  # fmt: skip
     assert {key: params[key] for key in same} == {key: real[key] for key in same}
-
-
-def test_official_codec_file_is_its_folded_tensors(tmp_path):
-    folded = codec_weights(CODEC, torch.Generator().manual_seed(5))
-    path = tmp_path / "weights.pth"
-    save_official_codec(path, CODEC, folded)
-    stored = torch.load(path, weights_only=True)["state_dict"]
-    normed = {name for name in folded if name.endswith(".weight") and "codebook" not in name}
-    assert stored.keys() == folded.keys() - normed | {name + end for name in normed for end in ("_g", "_v")}
-    loaded = Vocoder.load(path)
-    assert loaded.config == CODEC
-    assert loaded.state.keys() == reference.layout(CODEC).keys()
-    for name, tensor in folded.items():
-        torch.testing.assert_close(loaded.state[name], tensor)  # g * v / |v| rounds each weight once more
 
 
 @pytest.mark.parametrize("seed", [0, 1])

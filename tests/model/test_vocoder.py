@@ -92,12 +92,6 @@ class TestReach:
         assert 0 < claimed[0] < claimed[-1] < len(before) - 1, "the clip is too short to show the reach"
         assert (changed[0], changed[-1]) == (claimed[0], claimed[-1])
 
-    @all_codecs
-    @pytest.mark.parametrize(("start", "stop"), [(0, 1), (7, 400), (960, 2048)])
-    def test_of_a_range_is_of_its_ends(self, codecs, name, start, stop):
-        behind = codecs[name].config.frames_behind
-        assert behind(start, stop) == (behind(start, start + 1)[0], behind(stop - 1, stop)[1])
-
 
 class TestDecode:
     @pytest.mark.parametrize(
@@ -132,12 +126,7 @@ class TestDecode:
 
     @pytest.mark.parametrize(
         ("dtype", "name", "floor_db"),
-        [
-            ("float64", "even", 105),  # measured 117.4
-            ("float64", "odd", 113),  # 124.9
-            ("bfloat16", "even", 24),  # 30.1
-            ("bfloat16", "odd", 30),  # 35.8
-        ],
+        [("float64", "odd", 113), ("bfloat16", "even", 24)],  # measured 124.9, 30.1
     )
     def test_other_precisions(self, golden, codecs, dtype, name, floor_db):
         codes, vocoder = random_codes(1, 9, 20), golden.vocoder(name, dtype=dtype)
@@ -199,10 +188,6 @@ class TestInSteps:
             made = [frame for done, count, *_ in spans for frame in range(done, done + count)]
             assert made == [*range(length + vocoder.decoder.lookahead if length else 0)]
 
-    def test_a_step_takes_a_frame_at_least(self, codecs, in_steps, monkeypatch):
-        monkeypatch.setattr(vocoder_module, "ACTIVATIONS", 1)
-        assert in_steps(codecs["odd"])._frames_together(2) == 1
-
     @all_codecs
     def test_what_a_frame_waits_for(self, codecs, name):
         """As the reference has it: a sample is final when the last frame that it depends on has come."""
@@ -235,14 +220,11 @@ class TestLatents:
     @pytest.mark.parametrize(
         ("z", "error", "message"),
         [
-            pytest.param(torch.zeros(8, 3), ValueError, r"z must be a tensor \[B, 8, T\] .*, got \[8, 3\]", id="2d"),
-            pytest.param(torch.zeros(1, 7, 3), ValueError, r"\[B, 8, T\].*, got \[1, 7, 3\]", id="width"),
-            pytest.param(torch.zeros(0, 8, 3), ValueError, r"B >= 1, got \[0, 8, 3\]", id="no-clips"),
-            pytest.param([1.0], ValueError, r"z must be a tensor .*, got list", id="a-list"),
-            pytest.param(torch.zeros(1, 8, 3, device="meta"), ValueError, "z must be on cpu.*, got meta", id="device"),
-            pytest.param(
-                torch.zeros(1, 8, 3).half(), TypeError, "float32 like the weights, got torch.float16", id="dtype"
-            ),
+            (torch.zeros(8, 3), ValueError, r"z must be a tensor \[B, 8, T\] .*, got \[8, 3\]"),
+            (torch.zeros(1, 7, 3), ValueError, r"\[B, 8, T\].*, got \[1, 7, 3\]"),
+            ([1.0], ValueError, r"z must be a tensor .*, got list"),
+            (torch.zeros(1, 8, 3, device="meta"), ValueError, "z must be on cpu.*, got meta"),
+            (torch.zeros(1, 8, 3).half(), TypeError, "float32 like the weights, got torch.float16"),
         ],
     )
     def test_rejects(self, z, error, message):
@@ -256,12 +238,9 @@ class TestRejects:
         ("codes", "error", "message"),
         [
             pytest.param(CODES.float(), TypeError, "codes must be integers, got torch.float32", id="float"),
-            pytest.param(CODES.bool(), TypeError, "codes must be integers, got torch.bool", id="bool"),
             pytest.param(CODES - 1, ValueError, r"codes\[0, 0, 0\] must be in 0..1025, got -1", id="negative"),
             pytest.param(CODES + 1026, ValueError, r"codes\[0, 0, 0\] must be in 0..1025, got 1026", id="too-large"),
             pytest.param(CODES[0], ValueError, r"codes must be a tensor \[B, 9, T\].*got \[9, 2\]", id="rank-2"),
-            pytest.param(CODES[None], ValueError, r"got \[1, 1, 9, 2\]", id="rank-4"),
-            pytest.param(CODES.mT.repeat(1, 5, 1), ValueError, r"got \[1, 10, 9\]", id="too-many-codebooks"),
             pytest.param(CODES[:, :0], ValueError, r"got \[1, 0, 2\]", id="no-codebooks"),
             pytest.param(CODES[:0], ValueError, r"with B >= 1, got \[0, 9, 2\]", id="empty-batch"),
             pytest.param(CODES.tolist(), ValueError, "got list", id="no-tensor"),
@@ -275,7 +254,6 @@ class TestRejects:
         ("clip", "error", "message"),
         [
             pytest.param(CODES, ValueError, r"must be a tensor \[9, T\], got \[1, 9, 2\]", id="rank-3"),
-            pytest.param(CODES[0, :0], ValueError, r"must be a tensor \[9, T\], got \[0, 2\]", id="none"),
             pytest.param(CODES[0].float(), TypeError, "must be integers, got torch.float32", id="float"),
             pytest.param(CODES[0, :1], ValueError, r"must have the 9 codebooks of codes\[0\], got 1", id="fewer"),
         ],
@@ -284,35 +262,22 @@ class TestRejects:
         with pytest.raises(error, match=rf"codes\[1\].*{message}"):
             codecs["odd"].decode([CODES[0], clip])
 
-    def test_the_first_wrong_code_is_named(self, codecs):
-        codes = random_codes(2, 9, 5, top=1024)
-        codes[1, 3, 2] = codes[1, 4, 0] = 2000
-        with pytest.raises(ValueError, match=r"codes\[1, 3, 2\] must be in 0..1025, got 2000"):
-            codecs["odd"].decode(codes)
-
     @pytest.mark.parametrize(
-        ("settings", "message"),
-        [
-            pytest.param({"mode": "fast"}, "mode must be 'exact' or 'overlap', got 'fast'", id="mode"),
-            pytest.param({"overlap": -1}, "overlap must be an integer from 0, got -1", id="overlap"),
-            pytest.param({"chunk": 0}, "chunk must be an integer from 1, got 0", id="chunk"),
-        ],
+        ("name", "value", "rule"),
+        [("mode", "fast", "'exact' or 'overlap'"), ("overlap", -1, "integer from 0"), ("chunk", 0, "integer from 1")],
     )
-    def test_stream_settings(self, codecs, settings, message):
-        with pytest.raises(ValueError, match=message):
-            codecs["odd"].stream(**{"mode": "overlap", **settings})
+    def test_stream_settings(self, codecs, name, value, rule):
+        with pytest.raises(ValueError, match=f"{name} must be .*{rule}, got {value!r}"):
+            codecs["odd"].stream(**{"mode": "overlap", name: value})
 
     @pytest.mark.parametrize(
         ("name", "value", "message"),
         [
             ("latent_dim", 0, "must be a positive integer, got 0"),
-            ("decoder_dim", -32, "must be a positive integer, got -32"),
             ("n_codebooks", True, "must be a positive integer, got True"),
             ("sample_rate", 44100.0, "must be a positive integer, got 44100.0"),
-            ("codebook_size", None, "must be a positive integer, got None"),
             ("decoder_rates", (), r"must be a list of positive integers, got \(\)"),
             ("decoder_rates", [8, 0], r"must be a list of positive integers, got \[8, 0\]"),
-            ("decoder_rates", 8, "must be .*integers, got 8"),
             ("decoder_dim", 24, "24 must halve evenly"),
         ],
     )

@@ -2,7 +2,6 @@
 Both refuse the same. Streams in steps are in test_exact_streams.py."""
 
 import json
-from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -70,14 +69,6 @@ class TestGolden:
             got = torch.cat([*push_each(in_steps(codecs["even"]), "exact", codes, CASES[name])])
             torch.testing.assert_close(got, want, atol=AUDIO_ATOL, rtol=0)
 
-    @pytest.mark.parametrize("mode", ["exact", "overlap"])
-    def test_interleaved(self, codecs, stored, mode):
-        """Streams of one vocoder, pushed in turn, do not touch each other."""
-        names = ["interleaved_1", "interleaved_2"]
-        feeds = [[push_each(codecs["odd"], mode, stored[f"{n}.codes"], CASES[n]) for n in names] for _ in range(2)]
-        for together, alone in zip(zip(*zip_longest(*feeds[0]), strict=True), feeds[1], strict=True):
-            assert all(map(torch.equal, filter(torch.is_tensor, together), [*alone]))
-
 
 class TestWindows:
     @given(talk=talks(LONGEST, 9, 1026))
@@ -137,72 +128,42 @@ class TestWindows:
         assert len(stream.push(frames[55:], eos_frame=42, last=True)) == 0
 
 
-class TestOverlap:
-    def test_one_message_has_no_borders(self, codecs):
-        frames = random_frames(50)
-        assert torch.equal(codecs["odd"].stream("overlap").push(frames, last=True), clip(codecs["odd"], frames))
-
-    def test_settings_reach_the_stream(self, codecs):
-        """Sixteen complete frames, four of them withheld."""
-        stream = codecs["even"].stream("overlap")
-        assert len(stream.push(random_frames(23))) == 0
-        assert len(stream.push(random_frames(1))) == 12 * 512
-
-
 FRAME = torch.zeros(1, 9, dtype=torch.int64)
-REFUSED = {  # after 60 frames without an end: the last argument of a push, what it raises and says
-    "too-narrow": ({"frames": FRAME[:, :8]}, ValueError, r"frames must be a tensor \[n, 9\], got \[1, 8\]"),
-    "rank-1": ({"frames": FRAME[0]}, ValueError, r"frames must be a tensor \[n, 9\], got \[9\]"),
-    "no-tensor": ({"frames": FRAME.tolist()}, ValueError, "got list"),
-    "float": ({"frames": FRAME.float()}, TypeError, "frames must be integers, got torch.float32"),
-    "bool": ({"frames": FRAME.bool()}, TypeError, "frames must be integers, got torch.bool"),
-    "negative": ({"frames": FRAME - 1}, ValueError, r"frames\[0, 0\] must be in 0..1025, got -1"),
-    "too-large": ({"frames": FRAME + 1026}, ValueError, r"frames\[0, 0\] must be in 0..1025, got 1026"),
-    "end-negative": ({"eos_frame": -1}, ValueError, "eos_frame must be at least .*got -1"),
-    "end-decoded": ({"eos_frame": 31}, ValueError, r"eos_frame must be at least \d+, which are decoded, got 31"),
-    "end-float": ({"eos_frame": 60.0}, ValueError, "eos_frame must be .*got 60.0"),
-    "end-not-pushed": ({"eos_frame": 62, "last": True}, ValueError, "at most the 61 frames that were pushed, got 62"),
+BEFORE = {"open": (60, None, False), "closed": (12, None, True), "ended": (20, 12, False), "ending": (10, 19, False)}
+REFUSED = {  # what came before: frames, their end, whether that was all; then a push, what it raises and says
+    "too-narrow": ("open", {"frames": FRAME[:, :8]}, ValueError, r"frames must be a tensor \[n, 9\], got \[1, 8\]"),
+    "rank-1": ("open", {"frames": FRAME[0]}, ValueError, r"frames must be a tensor \[n, 9\], got \[9\]"),
+    "no-tensor": ("open", {"frames": FRAME.tolist()}, ValueError, "got list"),
+    "float": ("open", {"frames": FRAME.float()}, TypeError, "frames must be integers, got torch.float32"),
+    "negative": ("open", {"frames": FRAME - 1}, ValueError, r"frames\[0, 0\] must be in 0..1025, got -1"),
+    "too-large": ("open", {"frames": FRAME + 1026}, ValueError, r"frames\[0, 0\] must be in 0..1025, got 1026"),
+    "end-negative": ("open", {"eos_frame": -1}, ValueError, "eos_frame must be at least .*got -1"),
+    "end-decoded": ("open", {"eos_frame": 31}, ValueError, r"at least \d+, which are decoded, got 31"),
+    "end-float": ("open", {"eos_frame": 60.0}, ValueError, "eos_frame must be .*got 60.0"),
+    "end-bool": ("open", {"eos_frame": True}, ValueError, "eos_frame must be .*got True"),
+    "end-not-pushed": ("open", {"eos_frame": 62, "last": True}, ValueError, "at most the 61 frames .* pushed, got 62"),
+    "closed": ("closed", {}, ValueError, "closed by last=True; open another"),
+    "closed-again": ("closed", {"last": True}, ValueError, "closed by last=True; open another"),
+    "end-moved-back": ("ended", {"eos_frame": 11}, ValueError, "eos_frame was 12 in an earlier message, got 11"),
+    "end-moved-on": ("ended", {"eos_frame": 13, "last": True}, ValueError, "eos_frame was 12 .* message, got 13"),
+    "end-said-not-pushed": ("ending", {"last": True}, ValueError, "at most the 11 frames that were pushed, got 19"),
 }
 
 
 @pytest.mark.parametrize("mode", ["exact", "overlap"])
-class TestRejects:
-    @pytest.mark.parametrize("case", REFUSED)
-    def test_a_refused_push_changes_nothing(self, codecs, mode, case):
-        message, error, text = REFUSED[case]
-        frames = random_frames(80)
-        stream, untouched = (codecs["odd"].stream(mode) for _ in range(2))
-        chunks, wanted = ([s.push(frames[:60])] for s in (stream, untouched))
-        assert len(chunks[0]), "60 frames decode something"
-        with pytest.raises(error, match=text):
-            stream.push(**{"frames": FRAME, **message})
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_refused_push_changes_nothing(codecs, mode, case):
+    """An end that was said need not be said again."""
+    before, message, error, text = REFUSED[case]
+    count, end, last = BEFORE[before]
+    frames = random_frames(80)
+    stream, untouched = (codecs["odd"].stream(mode) for _ in range(2))
+    chunks, wanted = ([s.push(frames[:count], end, last)] for s in (stream, untouched))
+    with pytest.raises(error, match=text):
+        stream.push(**{"frames": FRAME, **message})
+    if not last:
         for s, parts in ((stream, chunks), (untouched, wanted)):
-            parts += [s.push(frames[60:70]), s.push(frames[70:], eos_frame=72, last=True)]
-        assert all(map(torch.equal, chunks, wanted))
-
-    @pytest.mark.parametrize("end", [True, 1.0, "1", -1], ids=repr)
-    def test_the_end_is_a_number_of_frames(self, codecs, mode, end):
-        with pytest.raises(ValueError, match=f"eos_frame must be .*got {end!r}"):
-            codecs["odd"].stream(mode).push(FRAME, eos_frame=end)
-
-    def test_after_the_last(self, codecs, mode):
-        stream = codecs["odd"].stream(mode)
-        stream.push(random_frames(12), last=True)
-        for last in (False, True):
-            with pytest.raises(ValueError, match="closed by last=True; open another"):
-                stream.push(FRAME, last=last)
-
-    @pytest.mark.parametrize("moved", [11, 13])
-    def test_the_end_moves(self, codecs, mode, moved):
-        stream, frames = codecs["odd"].stream(mode), random_frames(22)
-        chunks = [stream.push(frames[:20], eos_frame=12)]
-        with pytest.raises(ValueError, match=f"eos_frame was 12 in an earlier message, got {moved}"):
-            stream.push(frames[20:], eos_frame=moved, last=True)
-        chunks.append(stream.push(frames[20:], last=True))  # it need not be said again
-        assert torch.equal(torch.cat(chunks), clip(codecs["odd"], frames, 12))
-
-    def test_an_end_said_earlier_is_not_pushed(self, codecs, mode):
-        stream, frames = codecs["odd"].stream(mode), random_frames(20)
-        stream.push(frames[:10], eos_frame=19)
-        with pytest.raises(ValueError, match="at most the 15 frames that were pushed, got 19"):
-            stream.push(frames[10:15], last=True)
+            parts += [s.push(frames[count:70]), s.push(frames[70:], eos_frame=None if end else 72, last=True)]
+        if mode == "exact":
+            assert torch.equal(torch.cat(wanted), clip(codecs["odd"], frames, end or 72))
+    assert all(map(torch.equal, chunks, wanted))
