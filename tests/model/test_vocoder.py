@@ -254,7 +254,7 @@ class TestRejects:
         ("clip", "error", "message"),
         [
             pytest.param(CODES, ValueError, r"must be a tensor \[9, T\], got \[1, 9, 2\]", id="rank-3"),
-            pytest.param(CODES[0].float(), TypeError, "must be integers, got torch.float32", id="float"),
+            pytest.param(CODES[0].bool(), TypeError, "must be integers, got torch.bool", id="bool"),
             pytest.param(CODES[0, :1], ValueError, r"must have the 9 codebooks of codes\[0\], got 1", id="fewer"),
         ],
     )
