@@ -1,9 +1,8 @@
-"""Small codecs, frames for them, and the messages of a stream, for the tests of the vocoder."""
+"""Small codecs and frames for them, for the tests of the vocoder."""
 
 import math
 
 import torch
-from hypothesis import strategies as st
 
 from zonos2_triton.model import Vocoder, VocoderConfig
 from zonos2_triton.model.weights.tiny import codec_weights
@@ -75,26 +74,3 @@ def assert_golden_frame(vocoder, stored):
     torch.testing.assert_close(audio, stored["single_frame.audio"], atol=AUDIO_ATOL, rtol=0)
     z = vocoder.trace(stored["codes"][:1, :4, :1])["z"].cpu()
     torch.testing.assert_close(z, stored["first_4_codebooks.z"][:1, :, :1], atol=STAGE_ATOL, rtol=0)
-
-
-@st.composite
-def talks(draw, most=70, codebooks=3, top=18):
-    """Frames, and messages (begin, end, eos_frame, last) that push them."""
-    frames = frames_of(draw(st.integers(0, most)), draw(st.integers(0, 9)), codebooks, top)
-    n = len(frames)
-    cuts = [0, *sorted(draw(st.lists(st.integers(0, n), max_size=8))), n]
-    told = draw(st.none() | st.integers(1, len(cuts) - 1))  # the message that says where the audio ends
-    eos_frame = None if told is None else draw(st.integers(max(cuts[told - 1] - codebooks + 1, 0), n))
-    again = draw(st.booleans())
-    said = [None if told is None or i < told or (i > told and not again) else eos_frame for i in range(1, len(cuts))]
-    return frames, [(*cuts[i : i + 2], eos, i == len(cuts) - 2) for i, eos in enumerate(said)]
-
-
-def one_by_one(frames):
-    return frames, [(i, i + 1, None, i == len(frames) - 1) for i in range(len(frames))]
-
-
-def push_all(stream, talk):
-    """Joined samples of all messages of a talk."""
-    frames, messages = talk
-    return torch.cat([stream.push(frames[begin:end], eos_frame, last) for begin, end, eos_frame, last in messages])

@@ -10,8 +10,9 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tests.model.codecs import frames_of, in_windows, integer_codec, one_by_one, push_all, talks
+from tests.model.codecs import frames_of, in_windows, integer_codec
 from tests.model.operations import Operations
+from tests.model.talks import one_by_one, push_all, talks
 from zonos2_triton.bench.proof.lookahead import decibels
 from zonos2_triton.model import Vocoder
 from zonos2_triton.model import vocoder_streams as streams_module

@@ -5,8 +5,9 @@ test_exact_streams.py, by the kernels' reference."""
 import pytest
 import torch
 
-from tests.model.codecs import aligned, assert_golden, assert_golden_frame, clip, frames_of, push_all, random_codec
+from tests.model.codecs import aligned, assert_golden, assert_golden_frame, clip, frames_of, random_codec
 from tests.model.operations import Operations
+from tests.model.talks import push_all
 from zonos2_triton.bench.proof.interpreter import checked
 from zonos2_triton.bench.proof.invariants import same_bits
 from zonos2_triton.bench.proof.lookahead import decibels

@@ -8,7 +8,8 @@ import pytest
 import torch
 from hypothesis import example, given
 
-from tests.model.codecs import AUDIO_ATOL, clip, frames_of, one_by_one, talks
+from tests.model.codecs import AUDIO_ATOL, clip, frames_of
+from tests.model.talks import one_by_one, talks
 
 LONGEST = 90  # frames: three windows
 
