@@ -1,4 +1,4 @@
-"""Cost of a frame on a CPU, over streams and context; of one in plain PyTorch; of a prompt; of text to first samples.
+"""Cost of a frame on a CPU, over streams and context; of a prompt; of text to first samples.
 
 The model is the tiny one: a smoke test that shows how cost grows, not how fast ZONOS2 is. `make gpu` times the real
 sizes. Frames are checked before they are timed.
@@ -7,11 +7,8 @@ sizes. Frames are checked before they are timed.
 import pytest
 import torch
 
-from zonos2_triton.bench.baselines.torch_frame import PlainFrame, State
-from zonos2_triton.bench.baselines.torch_ops import by_products, library
 from zonos2_triton.model import LoopOptions, Sampling, Zonos2, build_prompt
 from zonos2_triton.model.weights.tiny import write_tiny
-from zonos2_triton.reference import network as reference
 
 torch.set_num_threads(1)  # so small a model gains nothing by a second one
 FRAMES = 8
@@ -27,11 +24,6 @@ def tts(tmp_path_factory):
     """With a cache that holds the longest context of all streams: none has to wait for another's end."""
     options = LoopOptions(streams=8, positions=8 * 2048)
     return Zonos2.load(write_tiny(tmp_path_factory.mktemp("bench") / "tiny"), device="cpu", options=options)
-
-
-@pytest.fixture(scope="module")
-def plain(tts):
-    return PlainFrame(reference.bind(tts.backbone.config, tts.backbone.weights))
 
 
 @pytest.mark.parametrize(("streams", "context"), [(1, 20), (1, 500), (1, 1900), (8, 20), (8, 500)])
@@ -58,20 +50,6 @@ def bench_decode(benchmark, tts, streams, context):
     benchmark.extra_info["frames_per_second"] = streams * FRAMES / benchmark.stats["median"]
 
 
-@pytest.mark.parametrize("how", [False, "eager"], ids=["as-it-is", "traced"])
-@pytest.mark.parametrize("streams", [1, 8], ids="streams-{}".format)
-def bench_plain_frame(benchmark, plain, streams, how):
-    """A whole frame in plain PyTorch; "traced" runs what a compiler would get, which itself takes minutes."""
-    benchmark.group = f"plain frame, {streams} streams"
-    with torch.inference_mode():
-        state = State(plain.model, streams, 100)
-        pieces = plain.pieces(state, by_products, library, how)
-        plain.check(state, pieces)
-        benchmark.pedantic(plain.frame, (state, pieces), rounds=5)
-    torch.compiler.reset()
-    benchmark.extra_info["frames_per_second"] = streams / benchmark.stats["median"]
-
-
 @pytest.mark.parametrize("rows", [20, 100, 500])
 def bench_prefill(benchmark, tts, rows):
     """A prompt of so many rows, up to its first frame."""
@@ -82,12 +60,6 @@ def bench_prefill(benchmark, tts, rows):
     frames = benchmark.pedantic(lambda: tts.backbone.generate([prompt], sampling)[0].frames, rounds=5, warmup_rounds=1)
     assert frames.shape == (1, tts.backbone.config.n_codebooks)
     benchmark.extra_info["rows_per_second"] = rows / benchmark.stats["median"]
-
-
-def bench_plain_prefill(benchmark, plain):
-    benchmark.group = "prefill"
-    with torch.inference_mode():
-        benchmark.pedantic(plain.prefill(100, False), rounds=5)
 
 
 def bench_first_audio(benchmark, tts):

@@ -47,7 +47,7 @@ def fused(function: Callable[..., Any], device: str) -> Callable[..., Any]:
 
 
 def decode_rows(inputs: Inputs) -> Rows:
-    """One of each sequence; none is idle (`without_idle`)."""
+    """One of each sequence; none is idle: an engine leaves those out of the batch."""
     positions = inputs["positions"].long()
     sequence = torch.arange(len(positions), device=positions.device)
     return Rows(sequence, positions, _slots(inputs, sequence, positions), (positions + 1).tolist())
@@ -100,26 +100,3 @@ def _begin(
 def end(y: Tensor, gate: Tensor | None) -> Tensor:
     """`torch_ops.gated`, in one launch."""
     return fused(torch_ops.gated, y.device.type)(y, gate)
-
-
-def without_idle(prepare: Prepare) -> Prepare:
-    """`prepare`, for the rows of a decode step that are not idle; the results of those that are, are zeros.
-
-    The host knows which they are and leaves them out of the batch.
-    """
-
-    def prepared(inputs: Inputs) -> Call:
-        busy = (inputs["positions"] >= 0).nonzero()[:, 0]
-        if len(busy) == len(inputs["positions"]):
-            return prepare(inputs)
-        qkvg, heads, head_dim = inputs["qkvg"], heads_of(inputs), inputs["k_cache"].shape[3]
-        some = {name: inputs[name][busy] for name in ("qkvg", "block_table", "positions")}
-        call = prepare(inputs | some) if len(busy) else None
-
-        def run() -> Tensor:
-            y = qkvg.new_zeros(len(qkvg), heads * head_dim)
-            return y if call is None else y.index_copy(0, busy, call())
-
-        return run
-
-    return prepared

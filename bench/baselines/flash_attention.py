@@ -20,7 +20,6 @@ PAGE = 256
 DTYPES = (torch.float16, torch.bfloat16)
 
 
-@adapter.without_idle
 def prepare_decode(inputs: Inputs) -> Call:
     """The package writes its own cache in the launch that reads it."""
     package, rows = _package(), adapter.decode_rows(inputs)

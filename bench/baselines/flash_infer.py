@@ -20,7 +20,6 @@ HEAD_DIMS = (64, 128, 256)
 TENSOR_CORES_FROM = 4  # query heads for each of the keys and values: below it, its other decode kernel is quicker
 
 
-@adapter.without_idle
 def decode_attention(inputs: Inputs) -> Call:
     """Planned for CUDA graphs, where a plan may not change the launch: one that fits a single step helps nobody."""
     rows, (page_size, kv_heads, head_dim) = adapter.decode_rows(inputs), inputs["k_cache"].shape[1:]

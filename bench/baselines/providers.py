@@ -13,10 +13,10 @@ arguments changed. Nothing is timed before it has been compared with the referen
 """
 
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -36,28 +36,15 @@ HALF = (torch.float16, torch.bfloat16)
 HALF_AND_FP32 = (*HALF, torch.float32)
 
 
-class Bound(NamedTuple):
-    """Of `verify.Case.compare`: what passes as the same function."""
-
-    ratio: float
-    spread: float
-
-
-# The reference is its own measure, the kernels' bounds are for it. Others round at other places; what was seen is on a
-# CPU, over the small workloads, the packages by stand-ins of the same roundings.
-BOUNDS: Mapping[str, Bound] = {
-    "reference": Bound(RATIO, SPREAD),
-    # Scores and weights of an attention are rounded to half precision (ratios up to 2.7), and a compiler sums in an
-    # order of its own and contracts a * b + c (1.7 in fp32).
-    "compiled": Bound(4.0, 12.0),
-    # An attention's weights are rounded to half precision before they meet the values, and its result is once more
-    # before the gate, where the reference rounds neither: up to 2.1.
-    "sdpa": Bound(3.0, 8.0),
-    "flash-attn": Bound(3.0, 8.0),
-    "flashinfer": Bound(3.0, 8.0),
-    # The sum of its norm, and the SiLU of its gate, are rounded to half precision where the reference goes on in fp32.
-    "liger": Bound(3.0, 8.0),
-}
+# Ratio and spread of `verify.Case.compare`: what passes as the same function. The reference is its own measure, the
+# kernels' bounds are for it. Others round at other places; what was seen is on a CPU, over the small workloads.
+EXACT = RATIO, SPREAD
+# An attention's scores and weights are rounded to half precision (ratios up to 2.7), and a compiler sums in an order of
+# its own and contracts a * b + c (1.7 in fp32).
+COMPILED = 4.0, 12.0
+# An attention's weights are rounded before they meet the values, and its result once more before the gate (up to 2.1);
+# so are the sum before Liger's norm and the SiLU of its gate.
+LIBRARY = 3.0, 8.0
 
 
 @dataclass(frozen=True)
@@ -71,6 +58,7 @@ class Implementation:
     install: str = ""
     dtypes: tuple[torch.dtype, ...] = (*HALF_AND_FP32, torch.float64)
     fits: Callable[[Kernel, Workload], str | None] = lambda kernel, workload: None  # or why it cannot express it
+    bound: tuple[float, float] = LIBRARY
     captured: bool = True  # by a CUDA graph; False: it reads on the host
     seconds: float = 2.0  # not begun with less left: what compiling takes
 
@@ -93,17 +81,8 @@ class Implementation:
         return self.prepares[kernel.name](inputs)
 
     def verify(self, case: Case) -> Report:
-        """Raises Mismatch unless the results are as exact as `BOUNDS` asks for."""
-        bound = BOUNDS[self.name]
-        outputs = case.run(lambda **inputs: self.prepare(case.kernel, inputs)())
-        return case.compare(outputs, bound.ratio, bound.spread)
-
-    def time(
-        self, kernel: Kernel, sets: Sequence[Inputs], turns: timer.Rotation, device: timer.Device, seconds: float
-    ) -> dict[str, Any]:  # fmt: skip
-        """Microseconds of a call on inputs that take turns; whoever asks has verified it."""
-        calls = [self.prepare(kernel, inputs) for inputs in sets]
-        return timer.measure(calls, device, seconds, turns.cache, graph=self.captured, least=5)
+        """Raises Mismatch unless the results are as exact as `bound` asks for."""
+        return case.compare(case.run(lambda **inputs: self.prepare(case.kernel, inputs)()), *self.bound)
 
 
 def beside(kernel: Kernel) -> tuple[Implementation, ...]:
@@ -125,7 +104,9 @@ def time_one(
     with torch.inference_mode(), exact_numerics():
         try:
             one.verify(Case(kernel, workload, device.name, dtype))
-            found = one.time(kernel, *timer.input_sets(kernel, workload, device, dtype), device, seconds)
+            sets, turns = timer.input_sets(kernel, workload, device, dtype)
+            calls = [one.prepare(kernel, inputs) for inputs in sets]
+            found = timer.measure(calls, device, seconds, turns.cache, graph=one.captured, least=5)
         except Mismatch as error:
             raise NotRun(f"differs: {error}") from error
         except torch.OutOfMemoryError:
@@ -138,22 +119,18 @@ def time_one(
 
 
 @cache
-def _compiler(name: str, device: str) -> Callable[..., Any]:
+def _compiler(name: str) -> Callable[..., Any]:
     function = rotary if name == "rotary" else getattr(PLAIN, name)
-    backend = "inductor" if device == "cuda" else "eager"
+    backend = "inductor" if torch.cuda.is_available() else "eager"
     return torch.compile(function, dynamic=False, fullgraph=True, backend=backend)
 
 
 def _compiled(name: str) -> Prepare:
-    return lambda inputs: partial(_compiler(name, _device(inputs)), **inputs)
+    return lambda inputs: partial(_compiler(name), **inputs)
 
 
 def _eager(kernel: Kernel) -> Prepare:
     return lambda inputs: partial(kernel.reference, **inputs)
-
-
-def _device(inputs: Inputs) -> str:
-    return next(value.device.type for value in inputs.values() if isinstance(value, torch.Tensor))
 
 
 def _flash_infer_fits(kernel: Kernel, workload: Workload) -> str | None:
@@ -173,11 +150,12 @@ def _liger_fits(kernel: Kernel, workload: Workload) -> str | None:
 
 _ATTENTIONS = ("decode_attention", "prefill_attention")
 ALL = (
-    Implementation("reference", {name: _eager(kernel) for name, kernel in KERNELS.items()}, captured=False),
+    Implementation("reference", {name: _eager(k) for name, k in KERNELS.items()}, bound=EXACT, captured=False),
     Implementation(
         "compiled",
         {name: _compiled(name) for name in KERNELS if name not in OPERATIONS},
         dict.fromkeys(OPERATIONS, "its PyTorch reads on the host where each row is; compiled as a whole: part vocoder"),
+        bound=COMPILED,
         seconds=20.0,
     ),
     Implementation("sdpa", {name: getattr(sdpa, name) for name in _ATTENTIONS}, seconds=15.0),

@@ -10,13 +10,12 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
 
 from zonos2_triton.bench.baselines import attention_adapter as adapter
-from zonos2_triton.bench.baselines import torch_ops
 from zonos2_triton.bench.baselines.attention_adapter import Call, Inputs, Rows, Twin
 
 
-@adapter.without_idle
 def decode_attention(inputs: Inputs) -> Call:
     """One launch of the attention for the batch, masked by position.
 
@@ -27,7 +26,8 @@ def decode_attention(inputs: Inputs) -> Call:
     twin = _contiguous(inputs, rows, inputs["block_table"].shape[1] * inputs["k_cache"].shape[1])
     kv_heads, positions = twin.keys.shape[1], inputs["positions"]
     seen = torch.arange(twin.keys.shape[2], device=positions.device) <= positions[:, None]
-    mask = _additive(seen, inputs["qkvg"])[:, None, None]
+    # As the fused kernels take a mask: a boolean one would be converted in every call.
+    mask = torch.zeros_like(seen, dtype=inputs["qkvg"].dtype).masked_fill(~seen, float("-inf"))[:, None, None]
 
     def run() -> Tensor:
         q, _, _, gate = adapter.begin(inputs, rows, twin)
@@ -38,58 +38,23 @@ def decode_attention(inputs: Inputs) -> Call:
 
 
 def prefill_attention(inputs: Inputs) -> Call:
-    """Prompts of one length that begin, as a batch and causal, from the new rows alone; others padded and masked."""
-    cuts, starts = inputs["cu_seqlens"].tolist(), inputs["starts"].tolist()
-    counts = {end - first for first, end in pairwise(cuts)}
-    return _uniform(inputs) if not any(starts) and len(counts) == 1 else _padded(inputs)
-
-
-def _uniform(inputs: Inputs) -> Call:
-    rows, B = adapter.prefill_rows(inputs), len(inputs["starts"])
-
-    def run() -> Tensor:
-        q, k, v, gate = adapter.begin(inputs, rows)
-        q, k, v = (part.unflatten(0, (B, -1)).transpose(1, 2) for part in (q, k, v))  # [B, H, T, DH]
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-        return adapter.end(y.transpose(1, 2).flatten(0, 1), gate)
-
-    return run
-
-
-def _padded(inputs: Inputs) -> Call:
-    rows, device = adapter.prefill_rows(inputs), inputs["qkvg"].device
+    """Prompt by prompt, over all that its cache holds."""
+    rows = adapter.prefill_rows(inputs)
     twin = _contiguous(inputs, rows, max(rows.lengths))
-    first, counts, T = inputs["cu_seqlens"][:-1].long(), inputs["cu_seqlens"].diff(), inputs["longest"]
-    number = torch.arange(T, device=device)
-    taken = (first[:, None] + number).clamp(max=len(rows.sequence) - 1)  # [B, T]: past a sequence's rows, any
-    kept = (number < counts[:, None]).flatten().nonzero()[:, 0]
-    kv_heads, S = twin.keys.shape[1:3]
-    group = adapter.heads_of(inputs) // kv_heads
-    seen = torch.arange(S, device=device) <= (inputs["starts"][:, None] + number)[..., None]  # [B, T, S]
-    mask = _additive(seen, inputs["qkvg"])[:, None].repeat(1, 1, group, 1)  # [B, 1, group * T, S]
+    prompts = list(zip(pairwise(inputs["cu_seqlens"].tolist()), rows.lengths, strict=True))
 
     def run() -> Tensor:
         q, _, _, gate = adapter.begin(inputs, rows, twin)
-        q = adapter.fused(_grouped, device.type)(q, taken, kv_heads)
-        y = F.scaled_dot_product_attention(q, twin.keys, twin.values, attn_mask=mask)
-        return adapter.fused(_ungrouped, device.type)(y, gate, T, kept)
+        parts = []
+        for n, ((first, end), length) in enumerate(prompts):
+            y = F.scaled_dot_product_attention(
+                q[None, first:end].transpose(1, 2), twin.keys[n, None, :, :length], twin.values[n, None, :, :length],
+                attn_mask=causal_lower_right(end - first, length), enable_gqa=True,
+            )  # fmt: skip
+            parts.append(y[0].transpose(0, 1))
+        return adapter.end(torch.cat(parts), gate)
 
     return run
-
-
-def _grouped(q: Tensor, taken: Tensor, kv_heads: int) -> Tensor:
-    """[T, HQ, DH] -> [B, HKV, group * T, DH], rows of padding among them."""
-    return q[taken].unflatten(2, (kv_heads, -1)).permute(0, 2, 3, 1, 4).flatten(2, 3)
-
-
-def _ungrouped(y: Tensor, gate: Tensor | None, T: int, kept: Tensor) -> Tensor:
-    heads = y.unflatten(2, (-1, T)).permute(0, 3, 1, 2, 4).flatten(2, 3).flatten(0, 1)  # [B * T, HQ, DH]
-    return torch_ops.gated(heads[kept], gate)
-
-
-def _additive(seen: Tensor, like: Tensor) -> Tensor:
-    """As the fused kernels take a mask: a boolean one would be converted in every call."""
-    return torch.zeros(seen.shape, dtype=like.dtype, device=like.device).masked_fill(~seen, float("-inf"))
 
 
 def _contiguous(inputs: Inputs, rows: Rows, positions: int) -> Twin:

@@ -5,7 +5,8 @@ are two more. What is multiplied by the same rows is one product. Every stream o
 as the timed context needs. A frame is captured in one CUDA graph, as that of the kernels is.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -13,7 +14,6 @@ import torch
 from torch import Tensor
 
 from zonos2_triton.bench.baselines import torch_ops
-from zonos2_triton.bench.baselines.torch_ops import Multiply
 from zonos2_triton.bench.suite.recorder import NotRun, Withheld
 from zonos2_triton.bench.timing import timer
 from zonos2_triton.bench.timing.frame import FOREVER
@@ -31,7 +31,7 @@ ROUND = 64  # positions: room for a context comes in these
 # 2.8e-7; one row of 224 had another expert.
 AGREE = {torch.bfloat16: 1.2e-2, torch.float16: 1.5e-3, torch.float32: 1e-5, torch.float64: 1e-10}
 MAY_CHOOSE_OTHERWISE = 0.05
-OPTIONS: dict[str, Any] = {"max_autotune_pointwise": True}  # of inductor: reductions try a few shapes of tile
+COMPILER: dict[str, Any] = {"options": {"max_autotune_pointwise": True}}  # reductions try a few shapes of tile
 
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 Layered = Callable[..., tuple[Tensor, Tensor | None]]
@@ -77,65 +77,41 @@ def flexible(q: Tensor, keys: Tensor, values: Tensor, positions: Tensor) -> Tens
 class PlainFrame:
     """A model in plain PyTorch, on the weights of `model`; none is copied but those of queries, keys, values and gates.
 
-    how: after a measurement, which of the ways that were tried was the quickest.
+    attention: of decode steps; compiled for a GPU, FlexAttention is the quickest.
     """
 
-    def __init__(self, model: reference.Model) -> None:
+    def __init__(self, model: reference.Model, compile: bool = True) -> None:
         self.model, self.config, self.device = model, model.config, model.table.device
         self.layers = [_join(layer) for layer in model.layers]
-        self.how = ""
+        self.compile = compile
+        self.attention = flexible if compile and self.device.type == "cuda" else torch_ops.by_products
 
     @torch.inference_mode()
     def time(
-        self, streams: int, context: int, device: timer.Device, seconds: float = 1.0, compile: bool | str = True,
-        **more: Any,
-    ) -> dict[str, Any]:  # fmt: skip
+        self, streams: int, context: int, device: timer.Device, seconds: float = 1.0, **more: Any
+    ) -> dict[str, Any]:
         """Microseconds of a frame: forward, head, draw and what follows from it. more: arguments of `timing.measure`.
 
-        compile: False: PyTorch as it is; or another backend than inductor, by name.
-        Each stream has `context` rows in its cache before every sample. All ways of `ways` are tried, the quickest
-        counts. Withheld: a layer, the logits or the draw are not the reference's. NotRun: nothing compiled.
+        Each stream has `context` rows in its cache before every sample.
+        Withheld: a layer, the logits or the draw are not the reference's. NotRun: it does not compile.
         """
-        found, errors = list[tuple[dict[str, Any], str]](), list[Exception]()
-        for multiply in ways(streams):
-            for attention in attentions(self.device, compile):
-                try:
-                    timed = self._time(streams, context, device, seconds, compile, attention, multiply, more)
-                except torch.OutOfMemoryError:
-                    raise
-                except Exception as error:
-                    errors.append(error)
-                    continue
-                finally:
-                    torch.compiler.reset()
-                found.append((timed, f"attention {attention.__name__}, products of one row {multiply.__name__}"))
-                break
-        if not found:
-            _explain(errors)
-        best, self.how = min(found, key=lambda result: result[0]["median_us"])
-        return best
-
-    def _time(
-        self, streams: int, context: int, device: timer.Device, seconds: float, compile: bool | str,
-        attention: Attention, multiply: Multiply, more: dict[str, Any],
-    ) -> dict[str, Any]:  # fmt: skip
         state = State(self.model, streams, context)
-        pieces = self.pieces(state, attention, multiply, compile)
 
         def rewind() -> None:
             device.clear()
             state.slots.positions.fill_(context)
 
-        with exact_numerics():
+        with _compiling(), exact_numerics():
+            pieces = self.pieces(state)
             self.check(state, pieces)
             rewind()
             rewound = replace(device, clear=rewind)
             found = timer.measure([lambda: self.frame(state, pieces)], rewound, seconds, **more)
         if bool((state.slots.positions < 0).any()):
             raise Withheld("a stream ended while it was timed: logits were not finite")
-        return found
+        return found | {"how": f"attention {self.attention.__name__}"}
 
-    def pieces(self, state: "State", attention: Attention, multiply: Multiply, compile: bool | str) -> Pieces:
+    def pieces(self, state: "State") -> Pieces:
         """Of a frame over `state`, every row of which is live."""
         config, model, s = self.config, self.model, state.slots
         rows = torch.arange(len(s.positions), device=self.device)
@@ -144,10 +120,10 @@ class PlainFrame:
             q, k, v, gate = torch_ops.heads_of(qkvg, temp, model.rotary, s.positions, config.head_dim)
             at = rows, s.positions.long()
             k_cache[at], v_cache[at] = k, v
-            return torch_ops.gated(attention(q, k_cache, v_cache, s.positions), gate)
+            return torch_ops.gated(self.attention(q, k_cache, v_cache, s.positions), gate)
 
         def leave(x: Tensor) -> tuple[Tensor, Tensor]:
-            logits = self._logits(x, multiply)
+            logits = self._logits(x)
             codes, faults = torch_ops.sample_without_top_p(logits, s.settings, s.seeds, s.steps, s.last_seen)
             torch_ops.advance(
                 codes, faults, s.positions, s.steps, s.limits, s.eoa_ids, s.eos_frames, s.ids, s.last_seen, s.frames,
@@ -156,11 +132,8 @@ class PlainFrame:
             return logits, codes
 
         # Philox counts on products that wrap, which C++, the compiler's language for a CPU, leaves undefined.
-        drawing = compile is not True or self.device.type == "cuda"
-        return Pieces(
-            _compiled(self._enter, compile), _compiled(self._layer(attend, multiply), compile),
-            _compiled(leave, compile if drawing else False),
-        )  # fmt: skip
+        drawing = self._compiled(leave) if self.device.type == "cuda" or "backend" in COMPILER else leave
+        return Pieces(self._compiled(self._enter), self._compiled(self._layer(attend)), drawing)
 
     def frame(self, state: "State", pieces: Pieces) -> None:
         """One frame of every stream."""
@@ -186,23 +159,13 @@ class PlainFrame:
         state.clear()
 
     @torch.inference_mode()
-    def time_prefill(
-        self, rows: int, device: timer.Device, seconds: float = 1.0, compile: bool | str = True, **more: Any
-    ) -> dict[str, Any]:  # fmt: skip
+    def time_prefill(self, rows: int, device: timer.Device, seconds: float = 1.0, **more: Any) -> dict[str, Any]:
         """Microseconds from the ids of one prompt to the logits of its last row; arguments and errors as of `time`."""
-        try:
-            with exact_numerics():
-                found = timer.measure([self.prefill(rows, compile)], device, seconds, "flushed", **more)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:
-            _explain([error])
-        finally:
-            torch.compiler.reset()
-        self.how = "attention scaled_dot_product_attention"
-        return found
+        with _compiling(), exact_numerics():
+            found = timer.measure([self.prefill(rows)], device, seconds, "flushed", **more)
+        return found | {"how": "attention scaled_dot_product_attention"}
 
-    def prefill(self, rows: int, compile: bool | str) -> Callable[[], Tensor]:
+    def prefill(self, rows: int) -> Callable[[], Tensor]:
         """A call that takes one prompt of so many rows to logits [1, C, V], checked as `check` does."""
         config, numbers = self.config, torch.arange(rows, dtype=torch.int32, device=self.device)
         ids = torch.full((rows, config.n_codebooks + 1), config.audio_pad_id, dtype=torch.int32, device=self.device)
@@ -216,11 +179,8 @@ class PlainFrame:
                 qkvg, temp, self.model.rotary, k_cache, v_cache, page[None], start, cuts, rows
             )  # fmt: skip
 
-        def last(x: Tensor) -> Tensor:
-            return self._logits(x[-1:], torch_ops.library)
-
-        parts = self._enter, self._layer(attend, torch_ops.library), last
-        enter, layer, leave = (_compiled(part, compile) for part in parts)
+        parts = self._enter, self._layer(attend), lambda x: self._logits(x[-1:])
+        enter, layer, leave = map(self._compiled, parts)
 
         def run() -> Tensor:
             x, carried = enter(ids), None
@@ -261,28 +221,29 @@ class PlainFrame:
     def _enter(self, ids: Tensor) -> Tensor:
         return frame_embedding(ids, self.model.table, self.config.codebook_vocab, self.config.norm_eps)
 
-    def _layer(self, attend: Attention, multiply: Multiply) -> Layered:
+    def _layer(self, attend: Attention) -> Layered:
         eps = self.config.norm_eps
 
         def layer(
             x: Tensor, carried: Tensor | None, w: Joined, k_cache: Tensor, v_cache: Tensor
         ) -> tuple[Tensor, Tensor | None]:
-            qkvg = multiply(rms_norm(x, w.attention_norm, eps), w.qkvg)
-            y = multiply(attend(qkvg, w.temp, k_cache, v_cache), w.output)
+            qkvg = torch_ops.multiply(rms_norm(x, w.attention_norm, eps), w.qkvg)
+            y = torch_ops.multiply(attend(qkvg, w.temp, k_cache, v_cache), w.output)
             x = (wide(x) + wide(y)).to(x.dtype)
             h = rms_norm(x, w.ffn_norm, eps)
             if w.router is None:
-                return (wide(x) + wide(torch_ops.swiglu(h, w.gate[0], w.up[0], w.down[0], multiply))).to(x.dtype), None
-            ids, shares, carried = torch_ops.choose(x, state=carried, **w.router, eps=eps, multiply=multiply)
+                return (wide(x) + wide(torch_ops.swiglu(h, w.gate[0], w.up[0], w.down[0]))).to(x.dtype), None
+            ids, shares, carried = torch_ops.choose(x, state=carried, **w.router, eps=eps)
             return (wide(x) + torch_ops.mixture(h, w.gate, w.up, w.down, ids, shares, w.both)).to(x.dtype), carried
 
         return layer
 
-    def _logits(self, x: Tensor, multiply: Multiply) -> Tensor:
-        config = self.config
-        return torch_ops.head(
-            x, self.model.out_norm, self.model.head, config.n_codebooks, config.norm_eps, config.loss_softcap, multiply
-        )
+    def _logits(self, x: Tensor) -> Tensor:
+        model, config = self.model, self.config
+        return torch_ops.head(x, model.out_norm, model.head, config.n_codebooks, config.norm_eps, config.loss_softcap)
+
+    def _compiled(self, piece: Callable[..., Any]) -> Callable[..., Any]:
+        return torch.compile(piece, fullgraph=True, dynamic=False, **COMPILER) if self.compile else piece
 
 
 class State:
@@ -318,39 +279,16 @@ class State:
             part.zero_()
 
 
-def ways(streams: int) -> tuple[Multiply, ...]:
-    """How products are tried: nobody knows which is quicker for one row."""
-    return (torch_ops.reduction, torch_ops.library) if streams == 1 else (torch_ops.library,)
-
-
-def attentions(device: torch.device, compile: bool | str) -> tuple[Attention, ...]:
-    """In the order in which they are tried, until one compiles."""
-    return (flexible, torch_ops.by_products) if device.type == "cuda" and compile else (torch_ops.by_products,)
-
-
 def _join(layer: reference.Layer) -> Joined:
     p, e = layer.projection, layer.experts
     qkvg = torch.cat([p["wq"], *p["wkv"], p["gater"]])
-    both = _both(e["gate"], e["up"]) if layer.router is not None else None
+    E, I, D = e["gate"].shape
+    # Of a mixture, `reference.bind` has the rows of gate and up take turns in one tensor.
+    both = None if layer.router is None else e["gate"].as_strided((E, 2 * I, D), (2 * I * D, D, 1))
     return Joined(
         p["norm_weight"], qkvg, layer.temp, layer.output, layer.router, e["norm_weight"], e["gate"], e["up"], e["down"],
         both,
     )  # fmt: skip
-
-
-def _both(gate: Tensor, up: Tensor) -> Tensor | None:
-    """[E, 2 * I, D], where the rows of gate and up take turns in one storage."""
-    (E, I, D), first = gate.shape, gate.storage_offset()
-    taking_turns = gate.stride() == up.stride() == (2 * I * D, 2 * D, 1) and up.storage_offset() == first + D
-    if not taking_turns or gate.untyped_storage().data_ptr() != up.untyped_storage().data_ptr():
-        return None
-    return gate.as_strided((E, 2 * I, D), (2 * I * D, D, 1), first)
-
-
-def _compiled(piece: Callable[..., Any], compile: bool | str) -> Callable[..., Any]:
-    if isinstance(compile, str):
-        return torch.compile(piece, fullgraph=True, dynamic=False, backend=compile)
-    return torch.compile(piece, fullgraph=True, dynamic=False, options=OPTIONS) if compile else piece
 
 
 def _off(got: Tensor, want: Tensor) -> Tensor:
@@ -359,9 +297,14 @@ def _off(got: Tensor, want: Tensor) -> Tensor:
     return difference / scale
 
 
-def _explain(errors: list[Exception]) -> Any:
-    """Raises Withheld where something was wrong, else NotRun with the first error."""
-    for error in errors:
-        if isinstance(error, Withheld):
-            raise error
-    raise NotRun(timer.first_line(errors[0])) from errors[0]
+@contextmanager
+def _compiling() -> Iterator[None]:
+    """What a compiler fails at is not run, which is no failure; what it made is forgotten afterwards."""
+    try:
+        yield
+    except (Withheld, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise NotRun(timer.first_line(error)) from error
+    finally:
+        torch.compiler.reset()

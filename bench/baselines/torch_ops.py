@@ -4,7 +4,6 @@
 the host, and no constant is copied from there. Those of the reference that are so already are the reference's.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -24,17 +23,10 @@ from zonos2_triton.reference.sampling import WEIGHT_BITS
 
 FEW = 8  # choices of experts: up to here, reading an expert once for each costs less than sorting rows by expert
 
-Multiply = Callable[[Tensor, Tensor], Tensor]
 
-
-def library(x: Tensor, weight: Tensor) -> Tensor:
-    """x [M, K], weight [N, K] -> [M, N] by the library's matrix product."""
-    return x @ weight.T
-
-
-def reduction(x: Tensor, weight: Tensor) -> Tensor:
-    """The same, of one row as a sum over weight * x, which a compiler fuses with what comes before and after."""
-    return (wide(x) * wide(weight)).sum(-1)[None].to(x.dtype) if len(x) == 1 else library(x, weight)
+def multiply(x: Tensor, weight: Tensor) -> Tensor:
+    """x [M, K], weight [N, K] -> [M, N]; one row as a sum, which a compiler fuses with what comes before and after."""
+    return (wide(x) * wide(weight)).sum(-1)[None].to(x.dtype) if len(x) == 1 else x @ weight.T
 
 
 # Attention.
@@ -72,8 +64,7 @@ def gated(y: Tensor, gate: Tensor | None) -> Tensor:
 def by_products(q: Tensor, keys: Tensor, values: Tensor, positions: Tensor) -> Tensor:
     """One query a sequence: q [B, HQ, DH], keys and values [B, S, HKV, DH] up to positions [B] -> [B, HQ, DH].
 
-    Two matrix products over the key/value heads, so that the heads of a group read them once. Of no meaning where a
-    position is negative.
+    Two matrix products over the key/value heads, so that the heads of a group read them once.
     """
     _, S, kv_heads, head_dim = keys.shape
     grouped = q.unflatten(1, (kv_heads, -1))  # [B, HKV, G, DH]
@@ -87,20 +78,14 @@ def decode_attention(
     qkvg: Tensor, temp: Tensor | None, table: Tensor | None, k_cache: Tensor, v_cache: Tensor, block_table: Tensor,
     positions: Tensor,
 ) -> Tensor:  # fmt: skip
-    """Of all sequences at once, over every position that the block table has room for."""
-    live, page_size = positions >= 0, k_cache.shape[1]
-    # An idle row writes what the first live one writes, to the same place; where none is live, what is there already.
-    row = torch.where(live, torch.arange(len(live), device=live.device), live.int().argmax())
-    at = positions[row].clamp(min=0).long()
-    q, k, v, gate = entering(qkvg[row], temp, table, at, k_cache)
-    place = block_table[row, at // page_size].long(), at % page_size
-    for cache, new in ((k_cache, k), (v_cache, v)):
-        cache[place] = torch.where(live.any(), new, cache[place])
-    pages = block_table.long()
-    keys, values = (cache[pages].flatten(1, 2) for cache in (k_cache, v_cache))
-    seen = torch.arange(keys.shape[1], device=live.device) <= at[:, None]
-    y = by_products(q, keys, values.masked_fill(~seen[..., None, None], 0), at)
-    return gated(torch.where(live[:, None, None], y, 0), gate)
+    """Of all sequences at once, none of them idle, over every position that the block table has room for."""
+    at, page_size = positions.long(), k_cache.shape[1]
+    q, k, v, gate = entering(qkvg, temp, table, at, k_cache)
+    place = block_table[torch.arange(len(at), device=at.device), at // page_size].long(), at % page_size
+    k_cache[place], v_cache[place] = k, v
+    keys, values = (cache[block_table.long()].flatten(1, 2) for cache in (k_cache, v_cache))
+    seen = torch.arange(keys.shape[1], device=at.device) <= at[:, None]
+    return gated(by_products(q, keys, values.masked_fill(~seen[..., None, None], 0), at), gate)
 
 
 def prefill_attention(
@@ -143,7 +128,7 @@ def _attend(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None) -> Ten
 # Feed-forward.
 
 
-def swiglu(h: Tensor, gate: Tensor, up: Tensor, down: Tensor, multiply: Multiply = library) -> Tensor:
+def swiglu(h: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
     """h [M, D], gate and up [I, D], down [D, I] -> [M, D]."""
     return multiply(_joined(multiply(h, gate), multiply(h, up)), down)
 
@@ -194,7 +179,7 @@ def grouped(
 def _through_all(h: Tensor, gate: Tensor, up: Tensor, down: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
     E, shape = len(gate), gate.shape[:2]
     share = weights.new_zeros(len(h), E + 1).scatter(1, ids.long(), weights)[:, :E]
-    inner = _joined(*(library(h, part.flatten(0, 1)) for part in (gate, up))).unflatten(1, shape)
+    inner = _joined(*(multiply(h, part.flatten(0, 1)) for part in (gate, up))).unflatten(1, shape)
     y = torch.bmm(inner.transpose(0, 1), down.mT)  # [E, M, D]
     return (wide(y) * share.T[..., None]).sum(0)
 
@@ -233,7 +218,6 @@ def experts(
 def choose(
     x: Tensor, norm_weight: Tensor, state: Tensor | None, scale: Tensor | None, down_weight: Tensor, down_bias: Tensor,
     state_norm: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, biases: Tensor, k: int, eps: float,
-    multiply: Multiply = library,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The arguments of `router` -> expert_ids and expert_weights [M, K], state [M, R]; nothing is sorted."""
 
@@ -256,10 +240,7 @@ def choose(
 # Logits and draw.
 
 
-def head(
-    x: Tensor, norm_weight: Tensor, weight: Tensor, n_codebooks: int, eps: float, softcap: float,
-    multiply: Multiply = library,
-) -> Tensor:  # fmt: skip
+def head(x: Tensor, norm_weight: Tensor, weight: Tensor, n_codebooks: int, eps: float, softcap: float) -> Tensor:
     """`reference.head.head` by `multiply`."""
     logits = wide(multiply(rms_norm(x, norm_weight, eps), weight))
     return (softcap * torch.tanh(logits / softcap) if softcap else logits).unflatten(1, (n_codebooks, -1))

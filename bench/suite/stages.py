@@ -62,7 +62,7 @@ class Run:
 
     @cached_property
     def plain(self) -> PlainFrame:
-        return PlainFrame(self.whole.model)
+        return PlainFrame(self.whole.model, compile=self.scale.real)
 
     @cached_property
     def codecs(self) -> dict[str, VocoderTimer]:
@@ -320,14 +320,14 @@ def _baseline(scale: Scale) -> Listed:
         except Withheld as reason:
             raise NotRun(str(reason)) from reason
         ours = run.record.items(part).get(name, {}).get("median_us")
-        return found | {"how": run.plain.how, "speed_up": ours and timer.ratio(found["median_us"], ours)}
+        return found | {"speed_up": ours and timer.ratio(found["median_us"], ours)}
 
     def frame(streams: int, run: Run) -> dict[str, Any]:
-        found = run.plain.time(streams, scale.context, run.device, compile=scale.real)
+        found = run.plain.time(streams, scale.context, run.device)
         return found | {"streams": streams, "context": scale.context}
 
     def prompt(rows: int, run: Run) -> dict[str, Any]:
-        return run.plain.time_prefill(rows, run.device, compile=scale.real) | {"rows": rows}
+        return run.plain.time_prefill(rows, run.device) | {"rows": rows}
 
     for streams in scale.baselines:
         name = f"B{streams}"

@@ -4,9 +4,8 @@ Each asserts what the package asks of its arguments.
 """
 
 import sys
-from collections import Counter
 from itertools import pairwise
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -63,78 +62,53 @@ def flash_attn_with_kvcache(q, k_cache, v_cache, *, k, v, cache_seqlens, block_t
 
 
 class Wrapper:
-    """What both wrappers share: pages as indptr, indices and last_page_len, planned on the host."""
+    """Of both phases: pages as indptr, indices and last_page_len, planned on the host."""
 
-    def __init__(self, float_workspace_buffer, kv_layout="NHD"):
-        assert kv_layout == "NHD"
-        assert float_workspace_buffer.dtype == torch.uint8
-        assert float_workspace_buffer.numel() == 128 << 20
+    def __init__(self, workspace, layout, **for_graphs):
+        assert (workspace.dtype, workspace.numel(), layout) == (torch.uint8, 128 << 20, "NHD")
+        assert not for_graphs or for_graphs.pop("use_cuda_graph")
+        self.tensor_cores = for_graphs.pop("use_tensor_cores", None)
+        self.room = [len(buffer) for buffer in for_graphs.values()]
 
-    def keep(self, qo_indptr, indptr, indices, last_page_len, heads, kv_heads, head_dim, page_size, dtypes, sm_scale):
-        assert {t.dtype for t in (qo_indptr, indptr, indices, last_page_len)} == {torch.int32}
-        assert len(indices) == indptr[-1]
-        assert 1 <= int(last_page_len.min()) <= int(last_page_len.max()) <= page_size
-        self.queries, self.pages, self.last = qo_indptr.tolist(), indptr.tolist(), last_page_len.tolist()
-        self.indices, self.scale, self.dtypes = indices.clone(), sm_scale, dtypes
-        self.kind = (heads, kv_heads, head_dim, page_size)
+    def plan(self, *tables_and_sizes, q_data_type, kv_data_type, sm_scale, causal=True):
+        *tables, heads, kv_heads, head_dim, page_size = tables_and_sizes
+        assert causal
+        assert {table.dtype for table in tables} == {torch.int32}
+        if len(tables) == 3:  # one row each
+            assert self.room == list(map(len, tables))
+            assert self.tensor_cores == (heads // kv_heads >= 4)
+            tables = torch.arange(len(tables[0])), *tables
+        self.queries, self.pages, self.indices, self.last = (table.tolist() for table in tables)
+        assert len(self.indices) == self.pages[-1]
+        assert 1 <= min(self.last) <= max(self.last) <= page_size
+        self.kind, self.dtypes = (heads, kv_heads, head_dim, page_size), (q_data_type, kv_data_type)
+        self.scale = sm_scale
 
-    def run(self, q, paged_kv_cache):
-        heads, kv_heads, head_dim, page_size = self.kind
-        assert q.shape == (self.queries[-1], heads, head_dim)
-        assert paged_kv_cache[0].shape[1:] == (page_size, kv_heads, head_dim)
-        assert self.dtypes == (q.dtype, paged_kv_cache[0].dtype)
+    def run(self, q, caches):
+        page_size, kv_heads = caches[0].shape[1:3]
+        assert self.kind == (q.shape[1], kv_heads, q.shape[2], page_size)
+        assert self.dtypes == (q.dtype, caches[0].dtype)
         out = []
-        for b, last in enumerate(self.last):
-            pages = self.indices[self.pages[b] : self.pages[b + 1]]
-            keys, values = read(paged_kv_cache, pages, (len(pages) - 1) * page_size + last)
-            out.append(attend(q[self.queries[b] : self.queries[b + 1]], keys, values, self.scale))
+        for (first, end), (page, until), last in zip(
+            pairwise(self.queries), pairwise(self.pages), self.last, strict=True
+        ):
+            keys, values = read(caches, torch.tensor(self.indices[page:until]), (until - page - 1) * page_size + last)
+            out.append(attend(q[first:end], keys, values, self.scale))
         return torch.cat(out)
 
 
-class BatchDecodeWithPagedKVCacheWrapper(Wrapper):
-    def __init__(
-        self, float_workspace_buffer, kv_layout, *, use_cuda_graph, use_tensor_cores, paged_kv_indptr_buffer,
-        paged_kv_indices_buffer, paged_kv_last_page_len_buffer,
-    ):  # fmt: skip
-        super().__init__(float_workspace_buffer, kv_layout)
-        assert use_cuda_graph
-        self.buffers = paged_kv_indptr_buffer, paged_kv_indices_buffer, paged_kv_last_page_len_buffer
-        self.tensor_cores = use_tensor_cores
-
-    def plan(
-        self, indptr, indices, last_page_len, num_qo_heads, num_kv_heads, head_dim, page_size, *, q_data_type,
-        kv_data_type, sm_scale,
-    ):  # fmt: skip
-        for buffer, value in zip(self.buffers, (indptr, indices, last_page_len), strict=True):
-            assert len(buffer) >= len(value)
-            buffer[: len(value)].copy_(value)
-        assert self.tensor_cores == (num_qo_heads // num_kv_heads >= 4)
-        each, sizes = torch.arange(len(indptr), dtype=torch.int32), (num_qo_heads, num_kv_heads, head_dim, page_size)
-        self.keep(each, *self.buffers, *sizes, (q_data_type, kv_data_type), sm_scale)
-
-
-class BatchPrefillWithPagedKVCacheWrapper(Wrapper):
-    def plan(
-        self, qo_indptr, paged_kv_indptr, paged_kv_indices, paged_kv_last_page_len, num_qo_heads, num_kv_heads,
-        head_dim_qk, page_size, *, causal, q_data_type, kv_data_type, sm_scale,
-    ):  # fmt: skip
-        assert causal
-        pages, sizes = (paged_kv_indptr, paged_kv_indices, paged_kv_last_page_len), (head_dim_qk, page_size)
-        self.keep(qo_indptr, *pages, num_qo_heads, num_kv_heads, *sizes, (q_data_type, kv_data_type), sm_scale)
-
-
-def rmsnorm(input, weight, eps=1e-6):
+def rmsnorm(input, weight, eps):
     wide = input.float()
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight.float()).to(input.dtype)
 
 
-def fused_add_rmsnorm(input, residual, weight, eps=1e-6):
+def fused_add_rmsnorm(input, residual, weight, eps):
     total = input.float() + residual.float()
     residual.copy_(total)
     input.copy_(rmsnorm(total, weight, eps))
 
 
-def apply_rope_with_cos_sin_cache_inplace(positions, query, key, head_size, cos_sin_cache, is_neox=True):
+def apply_rope_with_cos_sin_cache_inplace(positions, query, key, head_size, cos_sin_cache, is_neox):
     assert cos_sin_cache.dtype == torch.float32
     assert cos_sin_cache.shape[1] == head_size
     assert not is_neox
@@ -152,66 +126,54 @@ def turn(rows, angles):
 # Liger.
 
 
-class LigerRMSNormFunction:
-    @staticmethod
-    def apply(X, W, eps, offset=0.0, casting_mode="llama", in_place=True):
-        assert casting_mode == "gemma"  # all in fp32, rounded once
-        assert offset == 0.0
-        return rmsnorm(X, W, eps)
+def liger_rms_norm(X, W, eps, offset, casting_mode, in_place):
+    assert (offset, casting_mode, in_place) == (0.0, "gemma", False)  # all in fp32, rounded once
+    return rmsnorm(X, W, eps)
 
 
-class LigerFusedAddRMSNormFunction:
-    @staticmethod
-    def apply(X, R, W, eps, offset=0.0, casting_mode="llama", in_place=False):
-        total = X + R  # rounded before the norm
-        return LigerRMSNormFunction.apply(total, W, eps, offset, casting_mode), total
+def liger_fused_add_rms_norm(X, R, W, eps, *more):
+    return liger_rms_norm(X + R, W, eps, *more), X + R  # rounded before the norm
 
 
-class LigerSiLUMulFunction:
-    @staticmethod
-    def apply(a, b):
-        return F.silu(a.float()).to(b.dtype) * b
-
-
-class LigerLlama4RopeFunction:
-    @staticmethod
-    def apply(q, k, freqs_cis):
-        """In place where q and k are contiguous: q [B, T, H, DH], freqs_cis [T, DH / 2, 2], of neighbouring pairs."""
-        assert q.is_contiguous()
-        assert k.is_contiguous()
-        assert k.shape[2] >= 1
-        assert freqs_cis.shape == (q.shape[1], q.shape[3] // 2, 2)
-        for rows in (q, k):
-            turn(rows, torch.view_as_complex(freqs_cis))
-        return q, k
+def liger_rope(q, k, freqs_cis):
+    """In place where q and k are contiguous: q [B, T, H, DH], freqs_cis [T, DH / 2, 2], of neighbouring pairs."""
+    assert q.is_contiguous()
+    assert k.is_contiguous()
+    assert k.shape[2] >= 1
+    assert freqs_cis.shape == (q.shape[1], q.shape[3] // 2, 2)
+    for rows in (q, k):
+        turn(rows, torch.view_as_complex(freqs_cis))
+    return q, k
 
 
 LIGER = {
-    "rms_norm": LigerRMSNormFunction,
-    "fused_add_rms_norm": LigerFusedAddRMSNormFunction,
-    "swiglu": LigerSiLUMulFunction,
-    "llama4_rope": LigerLlama4RopeFunction,
+    "rms_norm.LigerRMSNormFunction": liger_rms_norm,
+    "fused_add_rms_norm.LigerFusedAddRMSNormFunction": liger_fused_add_rms_norm,
+    "swiglu.LigerSiLUMulFunction": lambda a, b: F.silu(a.float()).to(b.dtype) * b,
+    "llama4_rope.LigerLlama4RopeFunction": liger_rope,
 }
-FLASH_INFER = (
-    BatchDecodeWithPagedKVCacheWrapper, BatchPrefillWithPagedKVCacheWrapper, rmsnorm, fused_add_rmsnorm,
-    apply_rope_with_cos_sin_cache_inplace,
-)  # fmt: skip
+FLASH_INFER = {
+    "BatchDecodeWithPagedKVCacheWrapper": Wrapper, "BatchPrefillWithPagedKVCacheWrapper": Wrapper, "rmsnorm": rmsnorm,
+    "fused_add_rmsnorm": fused_add_rmsnorm,
+    "apply_rope_with_cos_sin_cache_inplace": apply_rope_with_cos_sin_cache_inplace,
+}  # fmt: skip
 
 
 def install(monkeypatch):
-    """All three in their packages' places. Returned is how often each function of flash-attn was called."""
-    calls = Counter()
+    """All three in their packages' places. Returned are the names of flash-attn's functions, as they are called."""
+    calls = []
 
-    def counted(function):
-        return lambda *args, **kwargs: calls.update([function.__name__]) or function(*args, **kwargs)
+    def logged(function):
+        return lambda *args, **kwargs: calls.append(function.__name__) or function(*args, **kwargs)
 
     functions = (flash_attn_varlen_func, flash_attn_with_kvcache)
-    flash_attn = SimpleNamespace(**{function.__name__: counted(function) for function in functions})
-    monkeypatch.setitem(sys.modules, "flash_attn", flash_attn)
-    monkeypatch.setitem(sys.modules, "flashinfer", SimpleNamespace(**{part.__name__: part for part in FLASH_INFER}))
-    for name in ("liger_kernel", "liger_kernel.ops"):
-        monkeypatch.setitem(sys.modules, name, ModuleType(name))
-    for stem, function in LIGER.items():
-        module = SimpleNamespace(**{function.__name__: function})
-        monkeypatch.setitem(sys.modules, f"liger_kernel.ops.{stem}", module)
+    modules = {
+        "flash_attn": {function.__name__: logged(function) for function in functions},
+        "flashinfer": FLASH_INFER, "liger_kernel": {}, "liger_kernel.ops": {},
+    }  # fmt: skip
+    for name, function in LIGER.items():
+        stem, function_name = name.split(".")
+        modules[f"liger_kernel.ops.{stem}"] = {function_name: SimpleNamespace(apply=function)}
+    for name, content in modules.items():
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(**content))
     return calls
