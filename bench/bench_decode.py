@@ -1,4 +1,4 @@
-"""Cost of a frame on a CPU, over streams and context; of a prompt; of text to first samples.
+"""Cost of a frame on a CPU, over streams and context; of a prompt; of a clip; of text to first samples.
 
 The model is the tiny one: a smoke test that shows how cost grows, not how fast ZONOS2 is. `make gpu` times the real
 sizes. Frames are checked before they are timed.
@@ -12,11 +12,6 @@ from zonos2_triton.model.weights.tiny import write_tiny
 
 torch.set_num_threads(1)  # so small a model gains nothing by a second one
 FRAMES = 8
-
-
-@pytest.fixture(autouse=True)
-def _said(benchmark):
-    benchmark.extra_info["machine"] = f"CPU, one thread, torch {torch.__version__}: a smoke test of a tiny model"
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +52,16 @@ def bench_prefill(benchmark, tts, rows):
     assert len(prompt) == rows
     sampling = Sampling(seed=0, max_frames=1, ignore_eos=True)
     benchmark.group = "prefill"
-    frames = benchmark.pedantic(lambda: tts.backbone.generate([prompt], sampling)[0].frames, rounds=5, warmup_rounds=1)
-    assert frames.shape == (1, tts.backbone.config.n_codebooks)
+    benchmark.pedantic(tts.backbone.generate, ([prompt], sampling), rounds=5, warmup_rounds=1)
     benchmark.extra_info["rows_per_second"] = rows / benchmark.stats["median"]
+
+
+def bench_vocoder(benchmark, tts):
+    """One clip of 256 frames, codes to samples."""
+    codes = torch.randint(0, 1024, (1, 9, 256), generator=torch.Generator().manual_seed(0))
+    samples = benchmark.pedantic(tts.vocoder.decode, (codes,), rounds=5)
+    torch.testing.assert_close(samples, tts.vocoder.trace(codes)["audio"], rtol=0, atol=1e-5)
+    benchmark.extra_info["frames_per_second"] = 256 / benchmark.stats["median"]
 
 
 def bench_first_audio(benchmark, tts):

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from zonos2_triton.bench.baselines import torch_ops
-from zonos2_triton.reference.attention import query_heads
 
 Inputs = dict[str, Any]
 Call = Callable[[], Any]  # the timed part: on the inputs that it was prepared for
@@ -72,11 +71,6 @@ def unpaged(cache: Tensor, block_table: Tensor, positions: int) -> Tensor:
     beside = cache[pages].flatten(1, 2)[:, :positions]
     missing = beside.new_zeros(len(beside), positions - beside.shape[1], *beside.shape[2:])
     return torch.cat([beside, missing], 1)
-
-
-def heads_of(inputs: Inputs) -> int:
-    """Query heads."""
-    return query_heads(inputs["qkvg"], inputs["temp"], inputs["k_cache"])
 
 
 def begin(inputs: Inputs, rows: Rows, twin: Twin | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:

@@ -17,7 +17,6 @@ from zonos2_triton.bench.baselines import attention_adapter as adapter
 from zonos2_triton.bench.baselines.attention_adapter import Call, Inputs, Twin
 
 PAGE = 256
-DTYPES = (torch.float16, torch.bfloat16)
 
 
 def prepare_decode(inputs: Inputs) -> Call:
@@ -68,13 +67,9 @@ def prefill_attention(
 ) -> Tensor:  # fmt: skip
     """Arguments, result and what becomes of the caches: as zonos2_triton.reference.attention.prefill_attention.
 
-    ImportError: flash-attn is not installed. TypeError: it computes in neither fp16 nor bf16.
+    ImportError: flash-attn is not installed. It computes in fp16 and bf16.
     """
-    inputs = dict(locals())
-    _package()
-    if qkvg.dtype not in DTYPES:
-        raise TypeError(f"flash_attention: qkvg must be torch.float16 or torch.bfloat16, got {qkvg.dtype}")
-    return prepare_prefill(inputs)()
+    return prepare_prefill(dict(locals()))()
 
 
 def _package() -> ModuleType:

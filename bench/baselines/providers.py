@@ -1,7 +1,8 @@
 """Every kernel beside other ways to compute the same: eager PyTorch, torch.compile, and libraries where installed.
 
 reference   the eager PyTorch reference, launched by the host; it may read on the host
-compiled    `plain`, PyTorch of fixed shapes, under torch.compile; on a CPU its graph as traced
+compiled    `torch_ops`, PyTorch of fixed shapes, under torch.compile; on a CPU its graph as traced. Not of the vocoder,
+            whose plain PyTorch reads on the host; it is compiled as a whole (`timing.vocoder`)
 sdpa        PyTorch's fused attention (`sdpa`)
 flash-attn  the flash-attn package, version 2 (`flash_attention`)
 flashinfer  FlashInfer (`flash_infer`)
@@ -14,7 +15,7 @@ arguments changed. Nothing is timed before it has been compared with the referen
 
 import importlib.util
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
@@ -53,7 +54,6 @@ class Implementation:
 
     name: str
     prepares: Mapping[str, Prepare]  # by kernel
-    differs: Mapping[str, str] = field(default_factory=dict)  # kernels for which what it has is another function, why
     package: str = ""  # that it is imported from
     install: str = ""
     dtypes: tuple[torch.dtype, ...] = (*HALF_AND_FP32, torch.float64)
@@ -64,8 +64,6 @@ class Implementation:
 
     def missing(self, kernel: Kernel, workload: Workload | None, dtype: torch.dtype, device: str) -> str | None:
         """Why it cannot run, or None. workload None: at any."""
-        if kernel.name in self.differs:
-            return self.differs[kernel.name]
         if kernel.name not in self.prepares:
             return f"{self.name} has nothing for {kernel.name}"
         if self.package and importlib.util.find_spec(self.package) is None:
@@ -86,8 +84,8 @@ class Implementation:
 
 
 def beside(kernel: Kernel) -> tuple[Implementation, ...]:
-    """Those that have the kernel's function, or something near to it and a reason why that is not the same."""
-    return tuple(one for one in ALL if kernel.name in one.prepares or kernel.name in one.differs)
+    """Those that have the kernel's function."""
+    return tuple(one for one in ALL if kernel.name in one.prepares)
 
 
 def time_one(
@@ -104,9 +102,9 @@ def time_one(
     with torch.inference_mode(), exact_numerics():
         try:
             one.verify(Case(kernel, workload, device.name, dtype))
-            sets, turns = timer.input_sets(kernel, workload, device, dtype)
+            sets, cache_state = timer.input_sets(kernel, workload, device, dtype)
             calls = [one.prepare(kernel, inputs) for inputs in sets]
-            found = timer.measure(calls, device, seconds, turns.cache, graph=one.captured, least=5)
+            found = timer.measure(calls, device, seconds, cache_state, graph=one.captured, least=5)
         except Mismatch as error:
             raise NotRun(f"differs: {error}") from error
         except torch.OutOfMemoryError:
@@ -133,6 +131,15 @@ def _eager(kernel: Kernel) -> Prepare:
     return lambda inputs: partial(kernel.reference, **inputs)
 
 
+def _compiled_fits(kernel: Kernel, workload: Workload) -> str | None:
+    contexts = workload.sizes.get("contexts", (workload.sizes.get("context"),))
+    if kernel.name == "decode_attention" and -1 in contexts:
+        return "compiled takes no idle rows"
+    if kernel.name == "prefill_attention" and (workload.sizes["B"] > 1 or any(contexts)):
+        return "compiled takes one prompt from its begin"
+    return None
+
+
 def _flash_infer_fits(kernel: Kernel, workload: Workload) -> str | None:
     if kernel.name == "rotary" and workload.sizes["H"] < 2:
         return "flashinfer turns queries and keys together: two heads at least"
@@ -154,8 +161,8 @@ ALL = (
     Implementation(
         "compiled",
         {name: _compiled(name) for name in KERNELS if name not in OPERATIONS},
-        dict.fromkeys(OPERATIONS, "its PyTorch reads on the host where each row is; compiled as a whole: part vocoder"),
         bound=COMPILED,
+        fits=_compiled_fits,
         seconds=20.0,
     ),
     Implementation("sdpa", {name: getattr(sdpa, name) for name in _ATTENTIONS}, seconds=15.0),
@@ -170,7 +177,6 @@ ALL = (
     Implementation(
         "flashinfer",
         {name: getattr(flash_infer, name) for name in (*_ATTENTIONS, "add_rms_norm", "rotary")},
-        {"sample": "flashinfer samples without a repetition penalty, and from a generator of its own"},
         package="flashinfer",
         install="flashinfer-python",
         dtypes=HALF,

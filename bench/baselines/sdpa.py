@@ -38,19 +38,20 @@ def decode_attention(inputs: Inputs) -> Call:
 
 
 def prefill_attention(inputs: Inputs) -> Call:
-    """Prompt by prompt, over all that its cache holds."""
+    """Prompt by prompt. Where all begin, nothing is read from a cache."""
     rows = adapter.prefill_rows(inputs)
-    twin = _contiguous(inputs, rows, max(rows.lengths))
+    twin = _contiguous(inputs, rows, max(rows.lengths)) if bool(inputs["starts"].any()) else None
     prompts = list(zip(pairwise(inputs["cu_seqlens"].tolist()), rows.lengths, strict=True))
 
     def run() -> Tensor:
-        q, _, _, gate = adapter.begin(inputs, rows, twin)
+        q, k, v, gate = adapter.begin(inputs, rows, twin)
         parts = []
         for n, ((first, end), length) in enumerate(prompts):
-            y = F.scaled_dot_product_attention(
-                q[None, first:end].transpose(1, 2), twin.keys[n, None, :, :length], twin.values[n, None, :, :length],
-                attn_mask=causal_lower_right(end - first, length), enable_gqa=True,
-            )  # fmt: skip
+            new = (part[first:end].transpose(0, 1) for part in (k, v))
+            known = new if twin is None else (twin.keys[n, :, :length], twin.values[n, :, :length])
+            asked, keys, values = (part[None] for part in (q[first:end].transpose(0, 1), *known))
+            causal = causal_lower_right(end - first, length)
+            y = F.scaled_dot_product_attention(asked, keys, values, attn_mask=causal, enable_gqa=True)
             parts.append(y[0].transpose(0, 1))
         return adapter.end(torch.cat(parts), gate)
 

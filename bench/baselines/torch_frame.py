@@ -8,7 +8,7 @@ as the timed context needs. A frame is captured in one CUDA graph, as that of th
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,21 +35,6 @@ COMPILER: dict[str, Any] = {"options": {"max_autotune_pointwise": True}}  # redu
 
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 Layered = Callable[..., tuple[Tensor, Tensor | None]]
-
-
-class Joined(NamedTuple):
-    """One layer's weights, those that meet the same rows in one tensor."""
-
-    attention_norm: Tensor
-    qkvg: Tensor  # a copy: 12.6 MB a layer of the 8B model in bf16
-    temp: Tensor
-    output: Tensor
-    router: dict[str, Any] | None
-    ffn_norm: Tensor
-    gate: Tensor
-    up: Tensor
-    down: Tensor
-    both: Tensor | None  # gate and up of a mixture
 
 
 @dataclass(frozen=True)
@@ -117,7 +102,7 @@ class PlainFrame:
         rows = torch.arange(len(s.positions), device=self.device)
 
         def attend(qkvg: Tensor, temp: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
-            q, k, v, gate = torch_ops.heads_of(qkvg, temp, model.rotary, s.positions, config.head_dim)
+            q, k, v, gate = torch_ops.entering(qkvg, temp, model.rotary, s.positions, k_cache)
             at = rows, s.positions.long()
             k_cache[at], v_cache[at] = k, v
             return torch_ops.gated(self.attention(q, k_cache, v_cache, s.positions), gate)
@@ -171,16 +156,14 @@ class PlainFrame:
         ids = torch.full((rows, config.n_codebooks + 1), config.audio_pad_id, dtype=torch.int32, device=self.device)
         ids[:, -1] = numbers % 256
         cache = reference.Cache(config, 1, rows, self.model.table)
-        page, start = torch.zeros(2, 1, dtype=torch.int32, device=self.device)
-        cuts = torch.arange(2, dtype=torch.int32, device=self.device) * rows
+        page = torch.zeros(1, dtype=torch.int32, device=self.device)
 
         def attend(qkvg: Tensor, temp: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
-            return torch_ops.prefill_attention(
-                qkvg, temp, self.model.rotary, k_cache, v_cache, page[None], start, cuts, rows
-            )  # fmt: skip
+            table = self.model.rotary
+            return torch_ops.prefill_attention(qkvg, temp, table, k_cache, v_cache, page[None], page, page, rows)
 
-        parts = self._enter, self._layer(attend), lambda x: self._logits(x[-1:])
-        enter, layer, leave = map(self._compiled, parts)
+        enter, layer = self._compiled(self._enter), self._compiled(self._layer(attend))
+        leave = self._compiled(lambda x: self._logits(x[-1:]))
 
         def run() -> Tensor:
             x, carried = enter(ids), None
@@ -203,7 +186,7 @@ class PlainFrame:
         for i, weights in enumerate(self.layers):
             x, own = layer(hidden[i], carried, weights, cache.k[i], cache.v[i])
             off.append(_off(x, hidden[i + 1]))
-            carried = None if weights.router is None else next(routings).state
+            carried = None if weights["router"] is None else next(routings).state
             if own is not None and carried is not None:
                 off.append(_off(own, carried))
         return hidden, off
@@ -225,16 +208,17 @@ class PlainFrame:
         eps = self.config.norm_eps
 
         def layer(
-            x: Tensor, carried: Tensor | None, w: Joined, k_cache: Tensor, v_cache: Tensor
+            x: Tensor, carried: Tensor | None, w: dict[str, Any], k_cache: Tensor, v_cache: Tensor
         ) -> tuple[Tensor, Tensor | None]:
-            qkvg = torch_ops.multiply(rms_norm(x, w.attention_norm, eps), w.qkvg)
-            y = torch_ops.multiply(attend(qkvg, w.temp, k_cache, v_cache), w.output)
+            qkvg = torch_ops.multiply(rms_norm(x, w["attention_norm"], eps), w["qkvg"])
+            y = torch_ops.multiply(attend(qkvg, w["temp"], k_cache, v_cache), w["output"])
             x = (wide(x) + wide(y)).to(x.dtype)
-            h = rms_norm(x, w.ffn_norm, eps)
-            if w.router is None:
-                return (wide(x) + wide(torch_ops.swiglu(h, w.gate[0], w.up[0], w.down[0]))).to(x.dtype), None
-            ids, shares, carried = torch_ops.choose(x, state=carried, **w.router, eps=eps)
-            return (wide(x) + torch_ops.mixture(h, w.gate, w.up, w.down, ids, shares, w.both)).to(x.dtype), carried
+            h = rms_norm(x, w["ffn_norm"], eps)
+            gate, up, down = w["parts"]
+            if w["router"] is None:
+                return (wide(x) + wide(torch_ops.swiglu(h, gate[0], up[0], down[0]))).to(x.dtype), None
+            ids, shares, carried = torch_ops.choose(x, state=carried, **w["router"], eps=eps)
+            return (wide(x) + torch_ops.mixture(h, gate, up, down, ids, shares, w["both"])).to(x.dtype), carried
 
         return layer
 
@@ -279,16 +263,17 @@ class State:
             part.zero_()
 
 
-def _join(layer: reference.Layer) -> Joined:
+def _join(layer: reference.Layer) -> dict[str, Any]:
+    """One layer's weights, those that meet the same rows in one tensor: qkvg is a copy, of the 8B model 12.6 MB."""
     p, e = layer.projection, layer.experts
     qkvg = torch.cat([p["wq"], *p["wkv"], p["gater"]])
     E, I, D = e["gate"].shape
     # Of a mixture, `reference.bind` has the rows of gate and up take turns in one tensor.
     both = None if layer.router is None else e["gate"].as_strided((E, 2 * I, D), (2 * I * D, D, 1))
-    return Joined(
-        p["norm_weight"], qkvg, layer.temp, layer.output, layer.router, e["norm_weight"], e["gate"], e["up"], e["down"],
-        both,
-    )  # fmt: skip
+    return {
+        "attention_norm": p["norm_weight"], "qkvg": qkvg, "temp": layer.temp, "output": layer.output,
+        "router": layer.router, "ffn_norm": e["norm_weight"], "parts": (e["gate"], e["up"], e["down"]), "both": both,
+    }  # fmt: skip
 
 
 def _off(got: Tensor, want: Tensor) -> Tensor:

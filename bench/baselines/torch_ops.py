@@ -1,7 +1,8 @@
 """The operations in plain PyTorch as a compiler and a CUDA graph can take them.
 
-`PLAIN` takes the arguments of `REFERENCE` and gives its results. Every shape follows from shapes; no value is read on
-the host, and no constant is copied from there. Those of the reference that are so already are the reference's.
+`PLAIN` takes the arguments of `REFERENCE` and gives its results; attention only for what is timed: no row of a decode
+step is idle, a prompt is alone and begins. Every shape follows from shapes; no value is read on the host, and no
+constant is copied from there. Those of the reference that are so already are the reference's.
 """
 
 from dataclasses import replace
@@ -32,28 +33,22 @@ def multiply(x: Tensor, weight: Tensor) -> Tensor:
 # Attention.
 
 
-def heads_of(
-    qkvg: Tensor, temp: Tensor, table: Tensor, positions: Tensor, head_dim: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """qkvg [T, ...] -> q [T, HQ, DH] and k [T, HKV, DH], normed and turned, v [T, HKV, DH], gate [T, HQ]."""
-    heads = len(temp)
-    kv_heads = (qkvg.shape[1] - heads) // head_dim - heads >> 1
-    widths = [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim, heads]
-    q, k, v = (part.unflatten(1, (-1, head_dim)) for part in qkvg.split(widths, 1)[:3])
-    q = rotary(rms_norm(wide(q), None, QK_EPS) * wide(temp)[:, None].abs(), positions, table).to(qkvg.dtype)
-    k = rotary(rms_norm(wide(k), None, QK_EPS), positions, table).to(qkvg.dtype)
-    return q, k, v, qkvg[:, -heads:]
-
-
 def entering(
     qkvg: Tensor, temp: Tensor | None, table: Tensor | None, positions: Tensor, k_cache: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
-    """`heads_of`; without temp and table the rows as they are, and no gate."""
+    """qkvg [T, ...] -> q [T, HQ, DH] and k [T, HKV, DH], normed and turned, v [T, HKV, DH], gate [T, HQ].
+
+    Without temp and table the rows are as they come, and there is no gate.
+    """
     kv_heads, head_dim = k_cache.shape[2:]
-    if temp is not None and table is not None:
-        return heads_of(qkvg, temp, table, positions, head_dim)
-    q, k, v = qkvg.unflatten(1, (-1, head_dim)).tensor_split([-2 * kv_heads, -kv_heads], 1)
-    return q, k, v, None
+    gates = 0 if temp is None else len(temp)
+    rows, gate = qkvg.split([qkvg.shape[1] - gates, gates], 1)
+    q, k, v = rows.unflatten(1, (-1, head_dim)).tensor_split([-2 * kv_heads, -kv_heads], 1)
+    if temp is None or table is None:
+        return q, k, v, None
+    q = rotary(rms_norm(wide(q), None, QK_EPS) * wide(temp)[:, None].abs(), positions, table).to(qkvg.dtype)
+    k = rotary(rms_norm(wide(k), None, QK_EPS), positions, table).to(qkvg.dtype)
+    return q, k, v, gate
 
 
 def gated(y: Tensor, gate: Tensor | None) -> Tensor:
@@ -92,37 +87,14 @@ def prefill_attention(
     qkvg: Tensor, temp: Tensor | None, table: Tensor | None, k_cache: Tensor, v_cache: Tensor, block_table: Tensor,
     starts: Tensor, cu_seqlens: Tensor, longest: int,
 ) -> Tensor:  # fmt: skip
-    """Of sequences padded to the longest, over every position that the block table has room for."""
-    page_size, T, B = k_cache.shape[1], len(qkvg), len(block_table)
-    rows, cuts = torch.arange(T, device=qkvg.device), cu_seqlens.long()
-    sequence = torch.searchsorted(cuts[1:], rows, right=True)
-    number = rows - cuts[sequence]
-    at = starts.long()[sequence] + number
+    """Of one prompt, from its begin."""
+    at, page_size = torch.arange(longest, device=qkvg.device), k_cache.shape[1]
     q, k, v, gate = entering(qkvg, temp, table, at, k_cache)
-    place = block_table[sequence, at // page_size].long(), at % page_size
+    place = block_table[0, at // page_size].long(), at % page_size
     k_cache[place], v_cache[place] = k, v
-    capacity = block_table.shape[1] * page_size
-    if B == 1 and T == longest == capacity:  # nothing can come before
-        return gated(_attend(q[None], k[None], v[None], None)[0], gate)
-    keys, values = (cache[block_table.long()].flatten(1, 2) for cache in (k_cache, v_cache))
-    ends = (starts + cu_seqlens[1:] - cu_seqlens[:-1])[:, None]
-    column = torch.arange(capacity, device=qkvg.device)
-    keys, values = (part.masked_fill((column >= ends)[..., None, None], 0) for part in (keys, values))
-    padded = cuts[:-1, None] + torch.arange(longest, device=qkvg.device)
-    seen = column <= (starts[:, None] + torch.arange(longest, device=qkvg.device))[..., None]
-    y = _attend(q[padded.clamp(max=T - 1)], keys, values, seen[:, None])
-    return gated(y[sequence, number], gate)
-
-
-def _attend(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None) -> Tensor:
-    """q [B, L, HQ, DH], keys and values [B, S, HKV, DH], seen [B, 1, L, S]; None: causal -> [B, L, HQ, DH]."""
-    q, keys, values = (part.transpose(1, 2) for part in (q, keys, values))
-    if seen is None:
-        y = F.scaled_dot_product_attention(q, keys, values, is_causal=True, enable_gqa=True)
-    else:  # of the fused ways, those that take a mask take no groups
-        keys, values = (part.repeat_interleave(q.shape[1] // part.shape[1], 1) for part in (keys, values))
-        y = F.scaled_dot_product_attention(q, keys, values, attn_mask=seen)
-    return y.transpose(1, 2)
+    q, k, v = (part.transpose(0, 1)[None] for part in (q, k, v))
+    y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    return gated(y[0].transpose(0, 1), gate)
 
 
 # Feed-forward.

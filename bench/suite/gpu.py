@@ -37,6 +37,7 @@ from pathlib import Path
 import torch
 
 from zonos2_triton.bench.cli_choices import chosen
+from zonos2_triton.bench.figures import text_table
 from zonos2_triton.bench.proof.interpreter import checked, interpreting
 from zonos2_triton.bench.suite.environment import environment
 from zonos2_triton.bench.suite.presets import REAL, REHEARSAL
@@ -106,8 +107,7 @@ def table(record: Record) -> str:
         beside = [record.items("beside").get(f"{name}/{other}", {}).get("median_us") for other in others]
         numbers = [*(found[key] for key in COLUMNS.values()), *beside]
         lines.append([*name.split("/"), *("" if number is None else f"{number:.1f}" for number in numbers)])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+    return text_table(lines)
 
 
 def listing(parts: Collection[str], as_json: bool) -> str:

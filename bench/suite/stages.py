@@ -17,7 +17,7 @@ from zonos2_triton.bench.specs.gpus import recognised
 from zonos2_triton.bench.specs.roofline import UNKNOWN, Roof
 from zonos2_triton.bench.specs.spec import Kernel, Workload
 from zonos2_triton.bench.suite import device_checks as checks
-from zonos2_triton.bench.suite import sanitizer
+from zonos2_triton.bench.suite import results, sanitizer
 from zonos2_triton.bench.suite.environment import run_tests
 from zonos2_triton.bench.suite.presets import DTYPES, Scale
 from zonos2_triton.bench.suite.recorder import Item, NotRun, Record, Withheld, perform
@@ -76,8 +76,7 @@ class Run:
     @property
     def roof(self) -> Roof:
         """As calibrated in this run."""
-        found = self.record.items("calibration")
-        return Roof(found.get("copy", {}).get("gb_per_s"), found.get("matmul", {}).get("tflop_per_s"))
+        return results.roof(self.record.content)
 
     @property
     def sheet(self) -> Roof:
@@ -218,8 +217,8 @@ def _frames(scale: Scale) -> Listed:
 def _vocoder(scale: Scale) -> Listed:
     def timed(name: str, dtype: str, run: Run, left: float) -> dict[str, Any]:
         run.prove(lambda kernel: kernel in VOCODER)
-        mode = "default" if scale.real and left > COMPILING else None
-        return run.codec(dtype).time(scale.vocoder[name], run.device, run.roof, mode=mode)
+        compiled = scale.real and left > COMPILING
+        return run.codec(dtype).time(scale.vocoder[name], run.device, run.roof, compiled=compiled)
 
     for dtype in scale.vocoder_dtypes:
         for name in scale.vocoder:

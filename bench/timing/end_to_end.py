@@ -4,9 +4,9 @@ Weights are random, made on the device: no figure here depends on their values.
 """
 
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -90,22 +90,27 @@ class Whole:
         Not counted is the time for which it waits for the device.
         """
         frames = (looks + SETTLED + 1) * 8
-        tts, watch, samples = self.speaking(streams, frames), Stopwatch(), list[float]()
-        running = [tts.backbone.stream(self.prompt, _sampling(i, frames)) for i in range(streams)]
-        each = tts.backbone.loop.look
-        try:
-            with recorded(watch):
-                for n in range(looks + SETTLED):
-                    watch.spent.clear()
-                    running[0].wait()
-                    for stream in running:
-                        for _ in stream.ready():
-                            pass
-                    if n >= SETTLED:
-                        samples.append((watch.spent["model/turn"] - watch.spent["model/wait"]) * 1e6 / each)
-        finally:
-            for stream in running:
-                stream.close()
+        tts, samples = self.speaking(streams, frames), list[float]()
+        spent: defaultdict[str, float] = defaultdict(float)  # seconds of the host in ranges, by name
+
+        @contextmanager
+        def watch(name: str, payload: int | None) -> Iterator[None]:
+            started = time.perf_counter()
+            yield
+            spent[name] += time.perf_counter() - started
+
+        with ExitStack() as stack:
+            running = [
+                stack.enter_context(tts.backbone.stream(self.prompt, _sampling(i, frames))) for i in range(streams)
+            ]
+            stack.enter_context(recorded(watch))
+            for n in range(looks + SETTLED):
+                spent.clear()
+                running[0].wait()
+                for stream in running:
+                    deque(stream.ready(), maxlen=0)
+                if n >= SETTLED:
+                    samples.append((spent["model/turn"] - spent["model/wait"]) * 1e6 / tts.backbone.loop.look)
         return {"streams": streams, **_spread(samples, "us")}
 
     def memory(self, seconds: float) -> dict[str, Any]:
@@ -128,21 +133,6 @@ class Whole:
             "peak_bytes": weights + torch.cuda.max_memory_allocated() - before if on_gpu else None,
             "seconds_of_audio": round(audio.seconds, 3),
         }
-
-
-class Stopwatch:
-    """Seconds of the host spent in ranges, by name: a sink of `ranges.recorded`."""
-
-    def __init__(self) -> None:
-        self.spent: defaultdict[str, float] = defaultdict(float)
-
-    @contextmanager
-    def __call__(self, name: str, payload: int | None) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.spent[name] += time.perf_counter() - started
 
 
 def _sampling(seed: int, frames: int) -> Sampling:

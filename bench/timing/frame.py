@@ -76,10 +76,7 @@ class FrameTimer:
     def time_prompt(
         self, rows: int, device: timer.Device, roof: Roof = UNKNOWN, seconds: float = 1.0, **more: Any
     ) -> dict[str, Any]:
-        """Microseconds from the ids of one prompt to the logits of its last row, launched by the host as it is.
-
-        graph_us: the same work replayed, which no prompt of another length could be; None: there are no graphs.
-        """
+        """Microseconds from the ids of one prompt to the logits of its last row, launched by the host as it is."""
         config, page = self.config, torch.arange(pages_of(rows), dtype=torch.int32, device=self.model.table.device)
         cache = reference.Cache(config, len(page), PAGE_SIZE, self.model.table)
         ids = torch.zeros(rows, config.n_codebooks + 1, dtype=torch.int32, device=page.device)
@@ -94,11 +91,8 @@ class FrameTimer:
             raise FloatingPointError("the logits of a prompt are not finite")
         with exact_numerics():
             found = timer.measure([prefill], device, seconds, "flushed", **more | {"graph": False})
-            replayed = timer.measure([prefill], device, seconds, "flushed", **more) if device.capture else None
         cost = total(prompt_cost(config, rows, self.dtype.itemsize))
-        return found | {
-            "rows": rows, **floor(cost, found["median_us"], roof), "graph_us": replayed and replayed["median_us"]
-        }  # fmt: skip
+        return found | {"rows": rows} | floor(cost, found["median_us"], roof)
 
 
 def floor(cost: Cost, microseconds: float, roof: Roof) -> dict[str, Any]:

@@ -44,22 +44,16 @@ class Device:
     warm: int = 3  # calls before the first that counts
 
 
-@dataclass(frozen=True)
-class Rotation:
-    """How the inputs of a call are kept out of the cache, or why they are not."""
+def rotation(touched: int, held: int, l2: int) -> tuple[int, str]:
+    """How many sets of inputs take turns; and: rotated: they exceed the cache; flushed: it is cleared before each call;
+    warm: they are small and stay in it.
 
-    copies: int  # sets of inputs that take turns
-    cache: str  # rotated: they exceed it; flushed: it is cleared before each call; warm: they are small and stay in it
-
-
-def rotation(touched: int, held: int, l2: int) -> Rotation:
-    """touched: bytes that a call reads and writes; held: bytes that its inputs take, unused parts included."""
+    touched: bytes that a call reads and writes; held: bytes that its inputs take, unused parts included.
+    """
     copies = max(1, min(-(-2 * l2 // touched), MOST_HELD // held, MOST_COPIES))
     if copies * touched >= 2 * l2:
-        return Rotation(copies, "rotated")
-    if touched < SMALL:
-        return Rotation(1, "warm")
-    return Rotation(1, "flushed")
+        return copies, "rotated"
+    return 1, "warm" if touched < SMALL else "flushed"
 
 
 def cuda_graph(run: Call) -> Call:
@@ -163,17 +157,17 @@ def quantiles(samples: Sequence[float]) -> tuple[float, float, float]:
 
 def input_sets(
     kernel: Kernel, workload: Workload, device: Device, dtype: torch.dtype = torch.bfloat16
-) -> tuple[list[dict[str, Any]], Rotation]:
-    """Inputs of the same sizes that take turns, as many as keep each other out of the cache.
+) -> tuple[list[dict[str, Any]], str]:
+    """Inputs of the same sizes that take turns, as many as `rotation` asks for, and what it says of the cache.
 
     The first few have values of their own: other experts, say. The rest are copies.
     """
     made = kernel.make(device.name, dtype, **workload.sizes)
     storages = [t.untyped_storage() for t in made.values() if isinstance(t, Tensor)]
     held = sum({s.data_ptr(): s.nbytes() for s in storages}.values())  # gate and up are views of one
-    turns = rotation(kernel.cost_of(workload, dtype.itemsize).bytes, held, device.l2)
-    sets = [kernel.make(device.name, dtype, seed=n, **workload.sizes) for n in range(1, min(turns.copies, OWN_VALUES))]
-    return [made, *sets, *(deepcopy(made) for _ in range(OWN_VALUES, turns.copies))], turns
+    copies, cache = rotation(kernel.cost_of(workload, dtype.itemsize).bytes, held, device.l2)
+    sets = [kernel.make(device.name, dtype, seed=n, **workload.sizes) for n in range(1, min(copies, OWN_VALUES))]
+    return [made, *sets, *(deepcopy(made) for _ in range(OWN_VALUES, copies))], cache
 
 
 def time_kernel(
@@ -184,11 +178,11 @@ def time_kernel(
     op: Callable[..., Any] = kernel.op
     if "counters" in inspect.signature(kernel.op._init_fn).parameters:  # the model keeps some: making them is a launch
         op = partial(op, counters=torch.zeros(4096, dtype=torch.int32, device=device.name))
-    sets, turns = input_sets(kernel, workload, device, dtype)
+    sets, cache = input_sets(kernel, workload, device, dtype)
     with torch.inference_mode():
-        timing = measure([partial(op, **inputs) for inputs in sets], device, seconds, turns.cache)
+        timing = measure([partial(op, **inputs) for inputs in sets], device, seconds, cache)
     cost = kernel.cost_of(workload, dtype.itemsize)
-    return timing | {"copies": turns.copies} | rates(cost.bytes, cost.flops, timing["median_us"], roof, sheet)
+    return timing | {"copies": len(sets)} | rates(cost.bytes, cost.flops, timing["median_us"], roof, sheet)
 
 
 def rates(

@@ -54,13 +54,13 @@ class VocoderTimer:
     @torch.inference_mode()
     def time(
         self, work: Work, device: timer.Device, roof: Roof = UNKNOWN, seconds: float = 0.5,
-        mode: str | None = "default", **more: Any,
+        compiled: bool = True, **more: Any,
     ) -> dict[str, Any]:  # fmt: skip
         """Microseconds by the kernels in one graph; by PyTorch as its host launches it; and compiled, in a graph too.
 
         PyTorch decodes the frames of a step as clips of their own, which is less than their samples depend on, and
-        keeps every stage unless it is compiled. mode: of torch.compile; None: there is no time for it. more: arguments
-        of `timing.measure`. Withheld: kernels and plain decoder do not agree.
+        keeps every stage unless it is compiled. compiled: whether there is time for that. more: arguments of
+        `timing.measure`. Withheld: kernels and plain decoder do not agree.
         """
         decoder = self.vocoder.decoder
         rows, length = work.rows, work.frames if work.whole else 3 * work.frames
@@ -82,8 +82,6 @@ class VocoderTimer:
         agreement = self._agreement(clips(), ids)
         busy = spans[1] if len(spans) > 1 else spans[0]  # all of its positions lie in the clip
         call: timer.Call = clips if work.whole else lambda: step(busy)
-        held = sum(ring.nbytes for ring in rings.tensors())
-        peak = timer.peak(device, call)
         found = timer.measure([call], device, seconds, "flushed", **more)
         microseconds = found["median_us"]
         audio = rows * work.frames * self.config.hop / self.config.sample_rate
@@ -92,13 +90,12 @@ class VocoderTimer:
         result = found | {
             "rows": rows, "frames": work.frames, "frames_of_a_step": frames, "agreement_db": agreement,
             "audio_s_per_s": timer.ratio(1e6 * audio, microseconds), **moved,
-            "activation_bytes": None if peak is None else held + peak,
         }  # fmt: skip
         part = ids[..., : work.frames].contiguous()
         result["eager"] = self._beside(self._plain, part, device, seconds, more, graph=False)
         result["compiled"] = {"not_timed": "no time left"}
-        if mode is not None:
-            result["compiled"] = self._beside(self._compiled(mode), part, device, seconds, more) | {"mode": mode}
+        if compiled:
+            result["compiled"] = self._beside(self._compiled(), part, device, seconds, more) | {"mode": "default"}
         for beside in (result["eager"], result["compiled"]):
             if "median_us" in beside:
                 beside["speed_up"] = timer.ratio(beside["median_us"], microseconds)
@@ -122,8 +119,8 @@ class VocoderTimer:
     def _plain(self, ids: Tensor) -> Tensor:
         return reference.decode(self.config, self.state, ids)["audio"]
 
-    def _compiled(self, mode: str) -> Callable[[Tensor], Tensor]:
-        return torch.compile(self._plain, mode=mode, dynamic=False)
+    def _compiled(self) -> Callable[[Tensor], Tensor]:
+        return torch.compile(self._plain, dynamic=False)
 
     def _beside(
         self, run: Callable[[Tensor], Tensor], ids: Tensor, device: timer.Device, seconds: float,
@@ -133,11 +130,8 @@ class VocoderTimer:
         cudnn: Any = torch.backends.cudnn
         before, cudnn.benchmark = cudnn.benchmark, True  # it tries its ways when a shape first comes
         try:
-            run(ids)
-            peak = timer.peak(device, lambda: run(ids))
             options = {"least": 5} | more | {"graph": graph and more.get("graph", True)}
-            found = timer.measure([lambda: run(ids)], device, seconds, "flushed", **options)
-            return found | {"activation_bytes": peak}
+            return timer.measure([lambda: run(ids)], device, seconds, "flushed", **options)
         except Exception as error:
             return {"not_timed": timer.first_line(error)}
         finally:

@@ -37,25 +37,16 @@ def test_verify_in_a_process_that_compiles_begins_again():
         {"kernel": "advance", "workload": "tiny", "dtype": "float32", "passed": True, "ratio": 0.0}]  # fmt: skip
 
 
-@pytest.fixture
-def wrong(monkeypatch):
+def test_a_wrong_kernel_fails_and_is_not_timed(capsys, monkeypatch):
     """A rotary embedding that forgets to turn."""
     broken = dataclasses.replace(KERNELS["rotary"], op=lambda x, positions, table: x.clone())
     for module in (commands, stages):
-        monkeypatch.setattr(module, "KERNELS", KERNELS | {"rotary": broken})
-
-
-@pytest.mark.usefixtures("wrong")
-def test_a_wrong_kernel_fails(capsys):
+        monkeypatch.setattr(module, "KERNELS", {"rotary": broken})
     assert main(["verify", "--kernel", "rotary", "--workload", "tiny", "--dtype", "float32"]) == 1
     said = capsys.readouterr().out
     assert "FAILED: rotary tiny float32: result: " in said
     assert "0 passed, 1 failed" in said
-
-
-@pytest.mark.usefixtures("wrong")
-def test_a_wrong_kernel_is_not_timed(capsys):
-    assert main(["bench", "--kernel", "rotary"]) == 1
+    assert main(["bench"]) == 1
     said = capsys.readouterr().out
     assert "withheld rotary/tiny: rotary/tiny/bfloat16 failed" in said
     assert said.splitlines()[-1].split() == ["rotary", "tiny", "withheld"]
@@ -76,9 +67,7 @@ def test_bench_without_a_gpu_is_a_smoke_test(capsys, tmp_path):
     ("arguments", "said"),
     [
         (["verify", "--kernel", "rotery"], "got 'rotery'; did you mean 'router' or 'rotary'?"),
-        (["verify", "--kernel", "rotary", "--workload", "tinny"], "got 'tinny'; did you mean 'tiny'?"),
         (["verify", "--dtype", "bf16"], "dtype must be one of bfloat16, float16, float32, got 'bf16'"),
-        (["bench", "--kernel", "exports"], "got 'exports'; did you mean 'experts'?"),
         (["bench", "--kernel", "rotary", "--workload", "decode-B1"], "workload must be one of tiny, got 'decode-B1'"),
         (["bench", "--compare", "no.json", "no.json"], "no.json"),
     ],

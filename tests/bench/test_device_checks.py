@@ -17,7 +17,6 @@ from zonos2_triton.reference.ops import REFERENCE
 from zonos2_triton.reference.vocoder import VocoderConfig
 
 CODEC = VocoderConfig(latent_dim=8, decoder_dim=6, decoder_rates=(5,), n_codebooks=3, codebook_size=16, codebook_dim=4)
-COSTLY = ("decode_attention", "experts", "sample")
 
 
 @pytest.fixture(autouse=True)
@@ -33,22 +32,17 @@ def small(kernel, workload, **sizes):
 
 
 @pytest.mark.parametrize(
-    "kernel", [pytest.param(k, marks=[pytest.mark.slow] * (k in COSTLY)) for k in device_checks.BATCHED]
+    "check",
+    [
+        partial(device_checks.batch_invariance, "head", small("head", "tiny", M=3), batches=(1, 2, 3)),
+        partial(device_checks.prefill_rows, "router", small("router", "tiny", M=18), cuts=(1, 7, 40)),
+        partial(device_checks.prefill_in_chunks, small("prefill_attention", "tiny"), cuts=(1, 7, 16)),
+    ],
+    ids=lambda check: check.func.__name__,
 )
-def test_batch_invariance_in_the_interpreter(kernel):
-    rows = {"B" if kernel in ("decode_attention", "sample") else "M": 3}
-    sizes = small(kernel, "top2" if kernel == "experts" else "tiny", **rows)
-    device_checks.batch_invariance(kernel, sizes, "cpu", torch.float32, (1, 2, 3))
-
-
-@pytest.mark.parametrize("kernel", ["output_projection", "router", "experts"])
-def test_prefill_rows_in_the_interpreter(kernel):
-    sizes = small(kernel, "tiny" if kernel == "router" else "prefill", M=18)
-    device_checks.prefill_rows(kernel, sizes, "cpu", torch.float32, (1, 7, 40))
-
-
-def test_prefill_in_chunks_in_the_interpreter():
-    device_checks.prefill_in_chunks(small("prefill_attention", "tiny"), "cpu", torch.float32, (1, 7, 16))
+def test_the_kernels_pass_in_the_interpreter(check):
+    """The slow rehearsal in test_suite.py takes every kernel through all of them."""
+    check(device="cpu", dtype=torch.float32)
 
 
 def test_a_difference_is_named(monkeypatch):
@@ -86,11 +80,6 @@ def test_a_replay_that_does_nothing_is_found(monkeypatch):
     CHECKS["decode step"](lambda run: run)
     with pytest.raises(Mismatch, match="a replayed decode step"):
         CHECKS["decode step"](never)
-
-
-@pytest.mark.slow
-def test_the_vocoder_in_steps_in_the_interpreter():
-    device_checks.vocoder_steps(CODEC, "cpu", torch.float32, frames=9, chunks=(1, 7), rows=3)
 
 
 def test_a_step_whose_bits_know_its_frames(monkeypatch):

@@ -1,7 +1,6 @@
 """What a user would wait for and hold in memory, measured on a model small enough for the reference."""
 
 import time
-from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +8,7 @@ import torch
 
 from zonos2_triton.bench.suite.presets import REHEARSAL
 from zonos2_triton.bench.timing import end_to_end as module
-from zonos2_triton.bench.timing.end_to_end import Stopwatch, Whole
+from zonos2_triton.bench.timing.end_to_end import Whole
 from zonos2_triton.model.nvtx import annotate
 from zonos2_triton.model.prompt import build_prompt
 from zonos2_triton.model.vocoder import Vocoder
@@ -25,7 +24,7 @@ def test_text_to_first_audio(whole):
     found = whole.first_audio(2, 1)
     assert (found["streams"], found["prompt_rows"]) == (2, len(build_prompt(whole.config, "a")))
     assert len(found["samples_ms"]) == 1  # the first round is not counted
-    assert 0 < found["low_ms"] == found["median_ms"] == found["high_ms"] <= found["sixteen_frames_ms"]
+    assert 0 < found["median_ms"] <= found["sixteen_frames_ms"]
 
 
 def test_what_is_waited_for(whole):
@@ -71,16 +70,6 @@ def test_the_host_s_work_is_what_it_does_not_wait(whole, monkeypatch):
     found = whole.host(1, 5)
     assert len(found["samples_us"]) == 5
     assert 2000 / loop.look <= found["low_us"] <= found["median_us"] < 15_000 / loop.look
-
-
-def test_a_stopwatch_adds_up_and_survives_a_failure():
-    watch = Stopwatch()
-    for _ in range(2):
-        with watch("a", None):
-            time.sleep(0.002)
-    with suppress(KeyError), watch("a", None):
-        raise KeyError
-    assert watch.spent["a"] >= 0.004
 
 
 def test_memory_counts_weights_codec_and_cache(whole):

@@ -1,13 +1,14 @@
-"""flash-attn, FlashInfer and Liger beside the kernels: plans, pages, layouts and roundings around each package."""
+"""flash-attn, FlashInfer and Liger beside the kernels; flash-attn, which a model may use, also by a stand-in."""
 
 import dataclasses
-import itertools
 import sys
+from itertools import pairwise, product
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from tests.bench.package_stand_ins import install
 from zonos2_triton.bench.baselines import flash_attention
 from zonos2_triton.bench.baselines.providers import ALL, HALF
 from zonos2_triton.bench.catalogue import KERNELS
@@ -23,52 +24,89 @@ MORE = {  # where flash-attn's pages end, too
         "pages-of-256", SHAPE | {"T": 40, "context": 300, "rows": (17, 1, 22), "contexts": (300, 255, 240)}, real=False
     ),
 }
+CASES = [
+    pytest.param(
+        one, kernel, w, dtype, marks=pytest.mark.needs(one.package), id=f"{one.name}-{kernel.name}-{w.name}-{dtype}"
+    )
+    for one, dtype in product(PACKAGES.values(), HALF)
+    for kernel in (KERNELS[name] for name in one.prepares)
+    for w in (*kernel.workloads, *([MORE[kernel.name]] if one.name == "flash-attn" else []))
+    if one.fits(kernel, w) is None and -1 not in w.sizes.get("contexts", ())  # no idle rows
+]
+
+
+def attend(q, k, v, scale):
+    """[T, HQ, DH] and [S, HKV, DH]: of S keys, T queries are the last."""
+    T, S, group = len(q), len(k), q.shape[1] // k.shape[1]
+    seen = torch.ones(T, S, dtype=torch.bool).tril(S - T)
+    k, v = (part.repeat_interleave(group, 1).transpose(0, 1) for part in (k, v))
+    return F.scaled_dot_product_attention(q.transpose(0, 1), k, v, attn_mask=seen, scale=scale).transpose(0, 1)
+
+
+def read(caches, pages, length):
+    assert caches[0].shape[1] % 256 == 0
+    return (cache[pages.long()].flatten(0, 1)[:length] for cache in caches)
+
+
+def flash_attn_varlen_func(
+    q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, *, softmax_scale, causal, block_table=None
+):  # fmt: skip
+    """Of flash-attn 2.8, as the next: asserted is what the package asks of its arguments."""
+    assert causal
+    assert max_seqlen_q >= int(cu_seqlens_q.diff().max())
+    assert max_seqlen_k >= int(cu_seqlens_k.diff().max())
+    assert cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32
+    out = []
+    for b, ((first, end), (a, z)) in enumerate(zip(pairwise(cu_seqlens_q), pairwise(cu_seqlens_k), strict=True)):
+        known = (k[a:z], v[a:z]) if block_table is None else read((k, v), block_table[b], z - a)
+        out.append(attend(q[first:end], *known, softmax_scale))
+    return torch.cat(out)
+
+
+def flash_attn_with_kvcache(q, k_cache, v_cache, *, k, v, cache_seqlens, block_table, softmax_scale, causal):
+    """New rows go behind cache_seqlens, then all are read."""
+    assert causal
+    assert cache_seqlens.dtype == block_table.dtype == torch.int32
+    out = []
+    for b, length in enumerate(cache_seqlens.tolist()):
+        page, slot = block_table[b, length // k_cache.shape[1]], length % k_cache.shape[1]
+        k_cache[page, slot], v_cache[page, slot] = k[b, 0], v[b, 0]
+        out.append(attend(q[b], *read((k_cache, v_cache), block_table[b], length + 1), softmax_scale))
+    return torch.stack(out)
 
 
 @pytest.fixture
-def installed(monkeypatch):
-    return install(monkeypatch)
+def calls(monkeypatch):
+    """The names of the stand-in's functions, as they are called."""
+    called = []
+
+    def logged(function):
+        return lambda *args, **kwargs: called.append(function.__name__) or function(*args, **kwargs)
+
+    functions = (flash_attn_varlen_func, flash_attn_with_kvcache)
+    package = SimpleNamespace(**{function.__name__: logged(function) for function in functions})
+    monkeypatch.setitem(sys.modules, "flash_attn", package)
+    return called
 
 
-def cases(stood_in):
-    """What each package can express; FlashInfer's stand-in has heads of any size."""
-    for one, dtype in itertools.product(PACKAGES.values(), HALF):
-        for kernel in (KERNELS[name] for name in one.prepares):
-            for w in [*kernel.workloads, *([MORE[kernel.name]] if one.name == "flash-attn" else [])]:
-                hindered = one.fits(kernel, w)
-                if (hindered and not (stood_in and "has heads of" in hindered)) or -1 in w.sizes.get("contexts", ()):
-                    continue
-                if not (stood_in and w.real):
-                    marks = [] if stood_in else [pytest.mark.needs(one.package)]
-                    name = f"{one.name}-{kernel.name}-{w.name}-{dtype}"
-                    yield pytest.param(one, kernel, w, dtype, marks=marks, id=name)
-
-
-@pytest.mark.parametrize(("one", "kernel", "workload", "dtype"), list(cases(stood_in=True)))
-def test_matches_the_reference(one, kernel, workload, dtype, installed):
-    """Results and caches; in flash-attn a decode step goes through its own cache, prompts through its packed form."""
+@pytest.mark.parametrize(
+    ("one", "kernel", "workload", "dtype"),
+    [
+        pytest.param(*case.values, id=case.id)
+        for case in CASES
+        if case.values[0].name == "flash-attn" and not case.values[2].real
+    ],
+)
+def test_matches_the_reference(one, kernel, workload, dtype, calls):
+    """Results and caches; a decode step goes through flash-attn's own cache, prompts through its packed form."""
     one.verify(Case(kernel, workload, "cpu", dtype))
-    if one.name == "flash-attn":
-        wanted = "with_kvcache" if kernel.name == "decode_attention" else "varlen_func"
-        assert installed == [f"flash_attn_{wanted}"]
+    assert calls == [f"flash_attn_{'with_kvcache' if kernel.name == 'decode_attention' else 'varlen_func'}"]
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("one", "kernel", "workload", "dtype"), list(cases(stood_in=False)))
+@pytest.mark.parametrize(("one", "kernel", "workload", "dtype"), CASES)
 def test_the_package_itself(one, kernel, workload, dtype):
     one.verify(Case(kernel, workload, "cuda", dtype))
-
-
-@pytest.mark.usefixtures("installed")
-@pytest.mark.parametrize("which", ["flashinfer add_rms_norm", "flashinfer rotary", "liger rotary"])
-def test_what_works_in_place_leaves_the_inputs_alone(which):
-    package, name = which.split()
-    kernel = KERNELS[name]
-    inputs = kernel.make("cpu", torch.bfloat16, **kernel.workloads[0].sizes)
-    before = {key: value.clone() for key, value in inputs.items() if isinstance(value, torch.Tensor)}
-    call = PACKAGES[package].prepare(kernel, inputs)
-    call(), call()
-    assert all(torch.equal(inputs[key], value) for key, value in before.items())
 
 
 def test_what_they_cannot_express():
@@ -81,7 +119,7 @@ def test_what_they_cannot_express():
     assert unfit == [w for w in experts.workloads if w.sizes.get("routed", True)]
 
 
-def test_a_model_generates_with_flash_attention(tts, installed):
+def test_a_model_generates_with_flash_attention(tts, calls):
     """In a table of operations beside others: prompts of different lengths at once."""
     of = tts.backbone
     backbone = type(of)(of.config, {name: t.half() for name, t in of.weights.items()}, "reference")
@@ -90,21 +128,14 @@ def test_a_model_generates_with_flash_attention(tts, installed):
     want = [generation.frames for generation in backbone.generate(prompts, sampling)]
     backbone.ops = dataclasses.replace(backbone.ops, prefill_attention=flash_attention.prefill_attention)
     got = [generation.frames for generation in backbone.generate(prompts, sampling)]
-    assert installed == ["flash_attn_varlen_func"] * len(prompts) * backbone.config.n_layers
+    assert calls == ["flash_attn_varlen_func"] * len(prompts) * backbone.config.n_layers
     same = (torch.stack(got) == torch.stack(want)).float().mean()
     assert same > 0.9  # fp16: a tie may fall otherwise
 
 
-@pytest.mark.parametrize(
-    ("package", "dtype", "error", "said"),
-    [
-        (None, torch.float16, ImportError, r"pip install 'zonos2-triton\[flash-attn\]'"),
-        ("stand-in", torch.float32, TypeError, r"qkvg must be torch.float16 or torch.bfloat16, got torch.float32"),
-    ],
-)
-def test_what_flash_attention_refuses(package, dtype, error, said, monkeypatch):
-    monkeypatch.setitem(sys.modules, "flash_attn", package)
+def test_what_flash_attention_needs(monkeypatch):
+    monkeypatch.setitem(sys.modules, "flash_attn", None)
     kernel = KERNELS["prefill_attention"]
-    inputs = kernel.make("cpu", dtype, **next(w for w in kernel.workloads if not w.real).sizes)
-    with pytest.raises(error, match=said):
+    inputs = kernel.make("cpu", torch.float16, **next(w for w in kernel.workloads if not w.real).sizes)
+    with pytest.raises(ImportError, match=r"pip install 'zonos2-triton\[flash-attn\]'"):
         flash_attention.prefill_attention(**inputs)

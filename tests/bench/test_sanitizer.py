@@ -23,30 +23,25 @@ def program(tmp_path, monkeypatch):
     return install
 
 
-def test_where_it_is_not_installed(monkeypatch, tmp_path):
-    monkeypatch.setenv("PATH", str(tmp_path))
+def test_how_it_is_called(program, monkeypatch, tmp_path):
     with pytest.raises(NotRun, match="compute-sanitizer is not installed; it comes with the CUDA toolkit"):
         sanitizer.run("memcheck", 60)
-
-
-def test_how_it_is_called(program, monkeypatch, tmp_path):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    program(f'echo "$@" $PYTORCH_NO_CUDA_MEMORY_CACHING [$TRITON_INTERPRET] > {tmp_path}/said\n'
-            'echo "========= ERROR SUMMARY: 0 errors"\n')  # fmt: skip
+    program(
+        f'echo "$@" $PYTORCH_NO_CUDA_MEMORY_CACHING [$TRITON_INTERPRET] > {tmp_path}/said; echo ERROR SUMMARY: 0 errors'
+    )
     found = sanitizer.run("initcheck", 60)
     assert found == {"errors": 0, "workloads": sum(not w.real for k in KERNELS.values() for w in k.workloads)}
     said = (tmp_path / "said").read_text(encoding="utf-8")
-    assert said == (
-        "--tool initcheck --error-exitcode 86 --print-limit 10 "
-        f"{sys.executable} -m zonos2_triton.bench.suite.sanitizer 1 []\n"
-    )
+    options = "--tool initcheck --error-exitcode 86 --print-limit 10"
+    assert said == f"{options} {sys.executable} -m zonos2_triton.bench.suite.sanitizer 1 []\n"
 
 
 @pytest.mark.parametrize(
     ("script", "error", "said"),
     [
-        ('echo "========= Invalid __global__ read of size 2 bytes"; echo "========= ERROR SUMMARY: 3 errors"; exit 86',
-         AssertionError, r"3 found, status 86: ========= Invalid __global__ read"),
+        ('echo "========= Invalid read"; echo "========= ERROR SUMMARY: 3 errors"; exit 86',
+         AssertionError, r"3 found, status 86: ========= Invalid read"),
         ('echo "========= RACECHECK SUMMARY: 2 hazards displayed (2 errors, 0 warnings)"; exit 86',
          AssertionError, "2 found, status 86"),
         ('echo "========= ERROR SUMMARY: 0 errors"; exit 1', AssertionError, "0 found, status 1"),
@@ -56,18 +51,14 @@ def test_how_it_is_called(program, monkeypatch, tmp_path):
     ids=["memcheck", "racecheck", "the program failed", "no summary", "too slow"],
 )  # fmt: skip
 def test_what_it_says(program, script, error, said):
-    program(script + "\n")
+    program(script)
     with pytest.raises(error, match=said):
         sanitizer.run("memcheck", 0.2 if "sleep" in script else 60)
 
 
 def test_what_it_runs_launches_every_small_workload(monkeypatch):
-    """All names by default; here, in the interpreter, those of the quickest."""
+    """Here, in the interpreter, of the quickest."""
+    monkeypatch.setattr(sanitizer, "KERNELS", {name: KERNELS[name] for name in ("rotary", "advance")})
     with checked(bounds=False, undefined=False, races=False) as launches:
-        sanitizer.main(["rotary", "advance"], "cpu")
+        sanitizer.main([], "cpu")
     assert launches.launches == len(sanitizer.small("rotary")) + len(sanitizer.small("advance"))
-    ran = []
-    monkeypatch.setattr(sanitizer, "KERNELS", {"one": KERNELS["rotary"]})
-    monkeypatch.setattr(sanitizer, "small", lambda name: ran.append(name) or [])
-    sanitizer.main([], "cpu")
-    assert ran == ["one"]

@@ -10,13 +10,11 @@ import torch
 
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.proof.verify import Mismatch
-from zonos2_triton.bench.suite import gpu, stages
+from zonos2_triton.bench.suite import gpu, results, stages
 from zonos2_triton.bench.suite.presets import REAL, REHEARSAL
 from zonos2_triton.bench.suite.recorder import Budget, Item, NotRun, Record, Withheld
-from zonos2_triton.bench.suite.results import check
 from zonos2_triton.bench.timing import timer
 from zonos2_triton.bench.timing.timer import Device
-from zonos2_triton.bench.timing.vocoder import WORKS
 
 HERE = {"card": "NVIDIA H100 80GB HBM3", "commit": "0123456789ab", "sources": "s", "torch": "2.11", "triton": "3.6",
         "arch": "sm_90", "driver": "1"}  # fmt: skip
@@ -83,11 +81,8 @@ def test_what_would_run_covers_the_catalogue():
     }
     # What is timed is checked before the budget can end.
     assert {name.removesuffix("/bfloat16") for name in names["kernels"][: len(real)]} == real
-    timed = [name.split("/")[1] for name in names["timings"]]
-    assert timed[:9] == ["decode-B1"] * 9
-    assert (
-        timed.index("decode-B16") < timed.index("decode-B64") < timed.index("prefill-2048") < timed.index("decode-B4")
-    )
+    timed = dict.fromkeys(name.split("/")[1] for name in names["timings"])
+    assert [name for name in timed if name in ("decode-B4", *stages.FIRST)] == [*stages.FIRST, "decode-B4"]
 
 
 def test_the_listing_is_for_people_too(monkeypatch, capsys, tmp_path):
@@ -106,9 +101,7 @@ def test_the_listing_is_for_people_too(monkeypatch, capsys, tmp_path):
         (["--only", "kernels,timing"], "--only must be one of environment, calibration, compile, tests, kernels, "
          "invariance, graph, frames, vocoder, whole, hosts, timings, beside, baseline, sanitizer, got 'timing'; did "
          "you mean 'timings'?"),
-        (["--only", ""], "got ''"),
-        (["--budget", "0"], "--budget must be a number of seconds above 0, got 0"),
-        (["--budget", "nan"], "above 0, got nan"),
+        (["--budget", "nan"], "--budget must be a number of seconds above 0, got nan"),
     ],
 )  # fmt: skip
 def test_bad_arguments(arguments, said, capsys):
@@ -149,19 +142,13 @@ def test_a_failure_leaves_what_came_before_on_disk(record, clock):
     todo = [*items("kernels", clock, "one"), broken("kernels", "two", Mismatch("off")), Item("graph", "three", 0, look)]
     with pytest.raises(KeyboardInterrupt):
         go(record, ["kernels", "graph"], todo, clock)
+    with pytest.raises(ValueError, match="JSON"):
+        record.keep("graph", "three", {"status": "passed", "value": float("nan")})
     found = on_disk(record)
     assert found["schema"] == 2
     assert found["environment"] == HERE
     assert found["parts"]["kernels"]["items"]["two"] | {"seconds": 0} == {
         "status": "failed", "error": "Mismatch: off", "seconds": 0}  # fmt: skip
-    assert not [path for path in record.path.parent.iterdir() if path != record.path]
-
-
-def test_a_failed_write_leaves_the_file_before(record):
-    record.keep("graph", "one", {"status": "passed"})
-    with pytest.raises(ValueError, match="JSON"):
-        record.keep("graph", "two", {"status": "passed", "value": float("nan")})
-    assert [*on_disk(record)["parts"]["graph"]["items"]] == ["one"]
     assert not [path for path in record.path.parent.iterdir() if path != record.path]
 
 
@@ -229,16 +216,6 @@ def kernel_and_workload(name="add_rms_norm", workload="tiny", **changes):
     return kernel, next(w for w in kernel.workloads if w.name == workload)
 
 
-def test_times_of_a_wrong_kernel_are_withheld(record, clock):
-    kernel, workload = kernel_and_workload(op=lambda x, residual, weight, eps: (x + residual, x))
-    run = stages.Run(record, CPU, REAL)
-    timed = Item("timings", "add_rms_norm/tiny", 0, partial(stages.timed, kernel, workload, run))
-    status, said = go(record, ["timings"], [timed], clock)
-    assert status == 1
-    assert "withheld add_rms_norm/tiny: add_rms_norm/tiny/bfloat16 failed" in said
-    assert record.items("kernels")["add_rms_norm/tiny/bfloat16"]["error"].startswith("Mismatch: add_rms_norm tiny")
-
-
 def test_times_are_withheld_where_any_check_of_the_kernel_failed(record):
     kernel, workload = kernel_and_workload()
     record.keep("kernels", "head/tiny/bfloat16", {"status": "failed", "error": "not this one"})
@@ -254,7 +231,6 @@ def test_a_time_with_its_rates_and_what_stands_beside(record):
     kernel, workload = kernel_and_workload()
     workload = dataclasses.replace(workload, name="decode-B1")
     found = stages.timed(kernel, workload, stages.Run(record, CPU, REAL), 9)
-    assert found["median_us"] == pytest.approx(400 / 3)  # 0.4 ms, of three calls
     assert found["gb_per_s"] == pytest.approx((4 * 3 * 48 + 48) * 2 / 133.3e-6 / 1e9, abs=0.01)
     assert found["percent_of_copy"] == pytest.approx(50 * found["gb_per_s"], abs=1)
     record.keep("beside", "add_rms_norm/decode-B1/reference", {"status": "passed", "median_us": 400.0})
@@ -269,7 +245,6 @@ def test_times_of_frames_and_of_the_vocoder_are_withheld_where_a_check_of_their_
     record.keep("kernels", "router/tiny/bfloat16", {"status": "failed"})
     run = stages.Run(record, CPU, REAL)
     items = stages.plan(run, ["vocoder", "frames"], REAL)
-    assert [item.name for item in items[:5]] == [*(f"{name}/bfloat16" for name in WORKS), "clips-1/float16"]
     run.prove(lambda kernel: kernel in stages.VOCODER)
     record.keep("graph", "vocoder/step", {"status": "failed"})
     record.keep("kernels", "waveform/tiny/float16", {"status": "failed"})
@@ -280,45 +255,23 @@ def test_times_of_frames_and_of_the_vocoder_are_withheld_where_a_check_of_their_
         frames.run(10.0)
 
 
-# A rehearsal: `gpu --dry-run` takes every step, at small sizes, in Triton's interpreter.
-
-
-def rehearse(folder, *only):
-    """The record, and whether all passed."""
-    arguments = ["--dry-run", "--out", str(folder), "--budget", "3000", *(["--only", ",".join(only)] if only else [])]
-    status = gpu.main(arguments)
-    return json.loads(next(folder.glob("*.json")).read_text(encoding="utf-8")), status
-
-
-def complete(found, *names):
-    """Each item of these parts has a result, which fits the schema and says that it is a rehearsal."""
-    check(found)
-    assert found["environment"]["rehearsal"]
-    for part in names:
-        listed = {item.name for item in stages.plan(None, [part], REHEARSAL)}
-        part = found["parts"][part]
-        assert part["items"].keys() | part["not_run"].keys() == listed
-        assert all(result["status"] == "passed" for result in part["items"].values())
-
-
-QUICK = ("calibration", "kernels", "timings")
-
-
-def test_a_part_of_it(tmp_path, capsys):
-    """Every kernel, checked and then timed."""
-    found, status = rehearse(tmp_path, *QUICK)
-    assert status == 0
+@pytest.mark.parametrize(
+    "parts",
+    [("calibration", "kernels", "timings"), pytest.param(tuple(stages.PARTS), marks=pytest.mark.slow)],
+    ids=["quick", "whole"],
+)
+def test_a_rehearsal(parts, tmp_path, capsys):
+    """`gpu --dry-run`: every step, at small sizes, in Triton's interpreter; each item has a result or a reason."""
+    assert gpu.main(["--dry-run", "--out", str(tmp_path), "--budget", "3000", "--only", ",".join(parts)]) == 0
     assert "no figure is of speed" in capsys.readouterr().out
-    complete(found, *QUICK)
-    assert not any(found["parts"][part]["not_run"] for part in QUICK)
-
-
-@pytest.mark.slow
-def test_the_whole_of_it(tmp_path):
-    found, status = rehearse(tmp_path)
-    assert status == 0
-    complete(found, *[part for part in stages.PARTS if part != "environment"])
-    left = {part: mine["not_run"] for part, mine in found["parts"].items() if mine["not_run"]}
-    assert left.keys() <= {"tests", "sanitizer", "beside"}
-    timed, others = (found["parts"][part]["items"] for part in ("timings", "beside"))
-    assert {f"{name}/reference" for name in timed} <= others.keys()
+    found = results.load(next(tmp_path.glob("*.json")))
+    results.check(found)
+    assert found["environment"]["rehearsal"]
+    left = {part: results.left_out(found, part) for part in parts}
+    for part in parts:
+        listed = {item.name for item in stages.plan(None, [part], REHEARSAL)}
+        assert results.all_passed(found, part).keys() | left[part].keys() == listed
+    assert {part for part in parts if left[part]} <= {"tests", "sanitizer", "beside"}
+    if "beside" in parts:
+        others = results.items(found, "beside")
+        assert {f"{name}/reference" for name in results.items(found, "timings")} <= others.keys()

@@ -21,7 +21,7 @@ def test_a_vocoder_is_timed_beside_pytorch(in_steps, monkeypatch):
     timer = VocoderTimer(CODEC, "cpu", torch.float32)
     timer.vocoder = in_steps(Vocoder(CODEC, timer.state, "reference"))
     monkeypatch.setattr(timer.vocoder, "_frames_together", lambda rows: 12)
-    monkeypatch.setattr(timer, "_compiled", lambda mode: timer._plain)
+    monkeypatch.setattr(timer, "_compiled", lambda: timer._plain)
     streams = partial(timer.time, Work(1, 4, False), CPU, seconds=0.0, graph=False, least=1)
     found = timer.time(Work(2, 5, True), CPU, seconds=0.0, graph=False, least=1)
     assert (found["rows"], found["frames"], found["frames_of_a_step"]) == (2, 5, 12)
@@ -29,12 +29,12 @@ def test_a_vocoder_is_timed_beside_pytorch(in_steps, monkeypatch):
     assert found["agreement_db"] > 90
     assert found["eager"]["speed_up"] == found["compiled"]["speed_up"] == 1
     assert found["compiled"]["mode"] == "default"
-    assert streams(mode=None)["compiled"] == {"not_timed": "no time left"}
+    assert streams(compiled=False)["compiled"] == {"not_timed": "no time left"}
 
-    def broken(mode):
+    def broken(ids):
         raise RuntimeError("no C compiler\nand more")
 
-    monkeypatch.setattr(timer, "_compiled", lambda mode: broken)
+    monkeypatch.setattr(timer, "_compiled", lambda: broken)
     assert streams()["compiled"] == {"not_timed": "RuntimeError: no C compiler", "mode": "default"}
     monkeypatch.setattr(timer, "_plain", lambda ids: torch.ones(1, 59))
     with pytest.raises(Withheld, match=r"are .* dB from the plain decoder's, which is less than 90 in torch\.float32"):
