@@ -1,10 +1,7 @@
-"""Every kernel of the catalogue beside the other ways to compute the same (`baselines.providers`), as a host calls it.
+"""Every kernel beside the other ways to compute the same, verified on the very inputs, as a host calls them.
 
 On a GPU at the 8B model's shapes; `zonos2-triton bench` times the same with caches cold and launches from a CUDA graph.
 On a CPU it is a smoke test in Triton's interpreter at small shapes, which says nothing about speed.
-
-Nothing is timed before it was verified on the very inputs. A kernel that fails fails its bench; of the others the
-bench is skipped, with the reason.
 """
 
 from functools import partial

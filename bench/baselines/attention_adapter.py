@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from zonos2_triton.bench.baselines import torch_ops
+from zonos2_triton.reference.attention import query_heads
 
 Inputs = dict[str, Any]
 Call = Callable[[], Any]  # the timed part: on the inputs that it was prepared for
@@ -29,6 +30,7 @@ class Rows(NamedTuple):
     positions: Tensor  # [T]
     slots: Index  # of the paged cache
     lengths: list[int]  # of each sequence with its new rows
+    heads: int  # of the queries
 
 
 class Twin(NamedTuple):
@@ -49,7 +51,7 @@ def decode_rows(inputs: Inputs) -> Rows:
     """One of each sequence; none is idle: an engine leaves those out of the batch."""
     positions = inputs["positions"].long()
     sequence = torch.arange(len(positions), device=positions.device)
-    return Rows(sequence, positions, _slots(inputs, sequence, positions), (positions + 1).tolist())
+    return _rows(inputs, sequence, positions, positions + 1)
 
 
 def prefill_rows(inputs: Inputs) -> Rows:
@@ -57,12 +59,14 @@ def prefill_rows(inputs: Inputs) -> Rows:
     sequence = torch.repeat_interleave(counts)
     first = inputs["cu_seqlens"][:-1].long()
     positions = torch.arange(len(sequence), device=starts.device) - first[sequence] + starts[sequence]
-    return Rows(sequence, positions, _slots(inputs, sequence, positions), (starts + counts).tolist())
+    return _rows(inputs, sequence, positions, starts + counts)
 
 
-def _slots(inputs: Inputs, sequence: Tensor, positions: Tensor) -> Index:
+def _rows(inputs: Inputs, sequence: Tensor, positions: Tensor, lengths: Tensor) -> Rows:
     page_size = inputs["k_cache"].shape[1]
-    return inputs["block_table"].long()[sequence, positions // page_size], positions % page_size
+    slots = inputs["block_table"].long()[sequence, positions // page_size], positions % page_size
+    heads = query_heads(inputs["qkvg"], inputs["temp"], inputs["k_cache"])
+    return Rows(sequence, positions, slots, lengths.tolist(), heads)
 
 
 def unpaged(cache: Tensor, block_table: Tensor, positions: int) -> Tensor:

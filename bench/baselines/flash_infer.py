@@ -14,7 +14,6 @@ from torch import Tensor
 
 from zonos2_triton.bench.baselines import attention_adapter as adapter
 from zonos2_triton.bench.baselines.attention_adapter import Call, Inputs
-from zonos2_triton.reference.attention import query_heads
 
 WORKSPACE = 128 << 20  # bytes, as its documentation advises
 HEAD_DIMS = (64, 128, 256)
@@ -25,7 +24,7 @@ def decode_attention(inputs: Inputs) -> Call:
     """Planned for CUDA graphs, where a plan may not change the launch: one that fits a single step helps nobody."""
     rows, (page_size, kv_heads, head_dim) = adapter.decode_rows(inputs), inputs["k_cache"].shape[1:]
     indptr, indices, last = _pages(inputs, rows.lengths)
-    heads, dtype, device = _heads(inputs), inputs["qkvg"].dtype, inputs["qkvg"].device
+    heads, dtype, device = rows.heads, inputs["qkvg"].dtype, inputs["qkvg"].device
     wrapper = _package().BatchDecodeWithPagedKVCacheWrapper(
         _workspace(device), "NHD", use_cuda_graph=True, use_tensor_cores=heads // kv_heads >= TENSOR_CORES_FROM,
         paged_kv_indptr_buffer=torch.empty_like(indptr, device=device),
@@ -50,7 +49,7 @@ def prefill_attention(inputs: Inputs) -> Call:
     dtype = inputs["qkvg"].dtype
     wrapper = _package().BatchPrefillWithPagedKVCacheWrapper(_workspace(inputs["qkvg"].device), "NHD")
     wrapper.plan(
-        inputs["cu_seqlens"], *_pages(inputs, rows.lengths), _heads(inputs), kv_heads, head_dim, page_size,
+        inputs["cu_seqlens"], *_pages(inputs, rows.lengths), rows.heads, kv_heads, head_dim, page_size,
         causal=True, sm_scale=head_dim**-0.5, q_data_type=dtype, kv_data_type=dtype,
     )  # fmt: skip
 
@@ -87,10 +86,6 @@ def rotary(inputs: Inputs) -> Call:
         return x
 
     return run
-
-
-def _heads(inputs: Inputs) -> int:
-    return query_heads(inputs["qkvg"], inputs["temp"], inputs["k_cache"])
 
 
 def _pages(inputs: Inputs, lengths: list[int]) -> tuple[Tensor, Tensor, Tensor]:

@@ -109,7 +109,7 @@ class PlainFrame:
 
         def leave(x: Tensor) -> tuple[Tensor, Tensor]:
             logits = self._logits(x)
-            codes, faults = torch_ops.sample_without_top_p(logits, s.settings, s.seeds, s.steps, s.last_seen)
+            codes, faults = torch_ops.sample(logits, s.settings, s.seeds, s.steps, s.last_seen)
             torch_ops.advance(
                 codes, faults, s.positions, s.steps, s.limits, s.eoa_ids, s.eos_frames, s.ids, s.last_seen, s.frames,
                 config.text_vocab,
@@ -141,7 +141,8 @@ class PlainFrame:
         drawn = REFERENCE.sample(logits, *before)[0]
         if not float((drawn == codes).float().mean()) >= 1 - MAY_CHOOSE_OTHERWISE:
             raise Withheld(f"{int((drawn != codes).sum())} of {codes.numel()} codes are not what the reference draws")
-        state.clear()
+        for part in (*state.cache.k, *state.cache.v):
+            part.zero_()  # as that of the kernels' frame is when it is timed
 
     @torch.inference_mode()
     def time_prefill(self, rows: int, device: timer.Device, seconds: float = 1.0, **more: Any) -> dict[str, Any]:
@@ -256,11 +257,6 @@ class State:
         for part in (*self.cache.k, *self.cache.v):
             part.normal_(generator=generator)
         self.slots.ids.random_(0, 448, generator=generator)  # both a code and a byte
-
-    def clear(self) -> None:
-        """The cache, as that of the kernels' frame is when it is timed."""
-        for part in (*self.cache.k, *self.cache.v):
-            part.zero_()
 
 
 def _join(layer: reference.Layer) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from zonos2_triton.reference import sampling
 from zonos2_triton.reference.advance import FAULTY, OUT
 from zonos2_triton.reference.attention import QK_EPS
 from zonos2_triton.reference.norm import rms_norm
-from zonos2_triton.reference.numeric import decaying, wide
+from zonos2_triton.reference.numeric import wide
 from zonos2_triton.reference.ops import REFERENCE
 from zonos2_triton.reference.philox import philox
 from zonos2_triton.reference.rotary import rotary
@@ -221,46 +221,16 @@ def head(x: Tensor, norm_weight: Tensor, weight: Tensor, n_codebooks: int, eps: 
 def sample(
     logits: Tensor, settings: Tensor, seeds: Tensor, steps: Tensor, last_seen: Tensor
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    return _sampled(logits, sampling.distributions(_sound(logits), settings, steps, last_seen), seeds, steps)
-
-
-def sample_without_top_p(
-    logits: Tensor, settings: Tensor, seeds: Tensor, steps: Tensor, last_seen: Tensor
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """`sample` of requests whose top_p is off, which nobody can tell from the device: one sort less."""
-    temperature, top_k, _, min_p, window, penalty, codebooks, _ = settings[:, :, None, None].unbind(1)
-    C, V = logits.shape[1:]
-    code, codebook = torch.arange(V, device=logits.device), torch.arange(C, device=logits.device)[:, None]
-    recent = (last_seen >= steps[:, None, None] - window.int()) & (codebook < codebooks) & (code < V - 2)
-    x = _sound(logits)
-    x = torch.where(recent, torch.where(x > 0, x / penalty, x * penalty), x) / temperature
-    x = x.clamp(-sampling.LARGEST, sampling.LARGEST)
-    descending = x.sort(dim=-1, descending=True).values
-    top = descending[..., :1]
-    least = descending.gather(-1, (top_k.long().clamp(max=V) - 1).expand(-1, C, 1))
-    weights = torch.where(x >= least, decaying(x - top), 0.0)
-    weights = torch.where(weights >= min_p, weights, 0.0)
-    total = (weights * 2.0**sampling.MASS_BITS).long().sum(-1, keepdim=True)
-    greedy = (code == x.argmax(-1, keepdim=True)).float()
-    probs = torch.where(total > 0, weights / (total.float() * 2.0**-sampling.MASS_BITS), greedy)
-    return _sampled(logits, probs, seeds, steps)
-
-
-def _sound(logits: Tensor) -> Tensor:
-    x = logits.float()
-    return torch.where(x.amax(-1, keepdim=True).isfinite(), x, 0.0)
-
-
-def _sampled(logits: Tensor, probs: Tensor, seeds: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
     """`reference.sampling.draw` with its counter on the device."""
-    faults = ~logits.float().amax(-1).isfinite()
+    sound = logits.float().amax(-1, keepdim=True).isfinite()
+    probs = sampling.distributions(torch.where(sound, logits.float(), 0.0), settings, steps, last_seen)
     weights = (probs * 2**WEIGHT_BITS).to(torch.int64)
     codebooks = torch.arange(logits.shape[1], device=logits.device)
     nothing = torch.zeros_like(codebooks)
     word = philox(seeds[:, None], (steps[:, None], codebooks, nothing, nothing))[..., :1]
     target = word * weights.sum(-1, keepdim=True) >> 32
     codes = (weights.cumsum(-1) <= target).sum(-1)
-    return torch.where(faults, logits.shape[2] - 1, codes).int(), faults.int()
+    return torch.where(sound[..., 0], codes, logits.shape[2] - 1).int(), (~sound[..., 0]).int()
 
 
 def advance(

@@ -101,12 +101,12 @@ def table(record: Record) -> str:
     others = list(dict.fromkeys(name.split("/")[2] for name in record.items("beside")))
     lines = [["kernel", "workload", *COLUMNS, *(f"{name} us" for name in others)]]
     for name, found in timings.items():
-        if found["status"] != "passed":
-            lines.append([*name.split("/"), found["status"], *[""] * (len(lines[0]) - 3)])
-            continue
-        beside = [record.items("beside").get(f"{name}/{other}", {}).get("median_us") for other in others]
-        numbers = [*(found[key] for key in COLUMNS.values()), *beside]
-        lines.append([*name.split("/"), *("" if number is None else f"{number:.1f}" for number in numbers)])
+        cells = [found["status"], *[""] * (len(lines[0]) - 3)]
+        if found["status"] == "passed":
+            beside = (record.items("beside").get(f"{name}/{other}", {}).get("median_us") for other in others)
+            numbers = *(found[key] for key in COLUMNS.values()), *beside
+            cells = ["" if number is None else f"{number:.1f}" for number in numbers]
+        lines.append([*name.split("/"), *cells])
     return text_table(lines)
 
 
@@ -119,11 +119,9 @@ def listing(parts: Collection[str], as_json: bool) -> str:
     lines = [f"nothing was run: {reason}. On a GPU this would run:"]
     for part, items in names.items():
         lines.append(f"{part}: {len(items)} items" if items else f"{part}: with every part")
-        groups: dict[str, list[str]] = {}
-        for item in items:
-            kernel, _, rest = item.partition("/")
-            groups.setdefault(kernel, []).append(rest)
-        lines += [f"  {kernel} {', '.join(filter(None, rest))}".rstrip() for kernel, rest in groups.items()]
+        for kernel in dict.fromkeys(item.partition("/")[0] for item in items):
+            mine = [item.removeprefix(f"{kernel}/") for item in items if item.startswith(f"{kernel}/")]
+            lines.append(f"  {kernel} {', '.join(mine)}".rstrip())
     return "\n".join(lines)
 
 

@@ -81,10 +81,6 @@ class Record:
         """The results of a part, by item."""
         return results.items(self.content, part)
 
-    def left_out(self, part: str) -> dict[str, str]:
-        """Why items of a part have no result."""
-        return results.left_out(self.content, part)
-
     def keep(self, part: str, name: str, result: dict[str, Any]) -> None:
         mine = self._part(part)
         mine["items"][name] = result
@@ -120,7 +116,7 @@ class Record:
 
     def summary(self, part: str) -> str:
         """For a person: counts, then what went wrong and what was left out."""
-        found, left_out = self.items(part), self.left_out(part)
+        found, left_out = self.items(part), results.left_out(self.content, part)
         counts = {status: [n for n, r in found.items() if r["status"] == status]
                   for status in ("passed", "failed", "withheld")}  # fmt: skip
         total = ", ".join(f"{len(names)} {status}" for status, names in counts.items() if names)

@@ -24,18 +24,14 @@ Result = dict[str, Any]
 
 def load(path: str | Path) -> Result:
     """ValueError: no result file of this schema, and what it is instead. OSError: it cannot be read."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
-    return parse(text, str(path))
+    return parse(Path(path).read_bytes(), str(path))
 
 
-def parse(text: str, name: str) -> Result:
+def parse(text: str | bytes, name: str) -> Result:
     """As `load`, of a file's text; name: how errors call it."""
     try:
         content = json.loads(text)
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # also of bytes that are no UTF-8
         raise ValueError(f"{name} is no JSON: {error}") from error
     if not isinstance(content, dict) or "schema" not in content:
         raise ValueError(f"{name} is no result file: it has no key 'schema'")

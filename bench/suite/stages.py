@@ -4,7 +4,7 @@ An item is listed without a device, performed with one. Sizes are those of a `Sc
 """
 
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, cast
 
@@ -50,6 +50,7 @@ class Run:
     record: Record
     device: timer.Device
     scale: Scale
+    codecs: dict[str, VocoderTimer] = field(default_factory=dict)
 
     @cached_property
     def whole(self) -> Whole:
@@ -63,10 +64,6 @@ class Run:
     @cached_property
     def plain(self) -> PlainFrame:
         return PlainFrame(self.whole.model, compile=self.scale.real)
-
-    @cached_property
-    def codecs(self) -> dict[str, VocoderTimer]:
-        return {}
 
     def codec(self, dtype: str) -> VocoderTimer:
         if dtype not in self.codecs:
@@ -286,7 +283,7 @@ def prove(kernel: Kernel, workload: Workload, run: Run, left: float) -> None:
         does = partial(_verified, kernel, workload, TIMED, run)
         status = perform(Item("kernels", name, 0, does), run.record, left)
         if status == "not run":
-            raise NotRun(f"{name}: {run.record.left_out('kernels')[name]}")
+            raise NotRun(f"{name}: {results.left_out(run.record.content, 'kernels')[name]}")
         if status != "passed":
             raise Withheld(f"{name} failed")
 

@@ -95,14 +95,13 @@ class Whole:
 
         @contextmanager
         def watch(name: str, payload: int | None) -> Iterator[None]:
-            started = time.perf_counter()
+            begin = time.perf_counter()
             yield
-            spent[name] += time.perf_counter() - started
+            spent[name] += time.perf_counter() - begin
 
         with ExitStack() as stack:
-            running = [
-                stack.enter_context(tts.backbone.stream(self.prompt, _sampling(i, frames))) for i in range(streams)
-            ]
+            started = (tts.backbone.stream(self.prompt, _sampling(i, frames)) for i in range(streams))
+            running = list(map(stack.enter_context, started))
             stack.enter_context(recorded(watch))
             for n in range(looks + SETTLED):
                 spent.clear()

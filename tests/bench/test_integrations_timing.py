@@ -12,12 +12,7 @@ from zonos2_triton.bench.timing import integrations, timer
 from zonos2_triton.bench.timing.vocoder import Work
 from zonos2_triton.model.integrations.dac import codec
 
-WORK = Work(1, 2, True)
-
-
-@pytest.fixture
-def device():
-    return timer.cpu_device()
+CPU, WORK = timer.cpu_device(), Work(1, 2, True)
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +23,7 @@ def quick():
 
 
 @pytest.mark.slow
-def test_both_are_timed_and_the_second_is_swapped(device, monkeypatch):
+def test_both_are_timed_and_the_second_is_swapped(monkeypatch):
     seen, measure = [], timer.measure
     model = integrations.dac_model(REHEARSAL.codec, "cpu", torch.float32)
 
@@ -39,21 +34,21 @@ def test_both_are_timed_and_the_second_is_swapped(device, monkeypatch):
     assert [block.conv_t1.stride[0] for block in model.decoder.block] == list(REHEARSAL.codec.decoder_rates)
     monkeypatch.setattr(integrations, "dac_model", lambda *_: model)
     monkeypatch.setattr(integrations.timer, "measure", watched)
-    found = integrations.time_dac_model(REHEARSAL.codec, WORK, device, torch.float32, seconds=0.01)
+    found = integrations.time_dac_model(REHEARSAL.codec, WORK, CPU, torch.float32, seconds=0.01)
     assert seen == [False, True]
     assert "forward" not in vars(model.decoder)
     assert found["speed_up"] == timer.ratio(found["before"]["median_us"], found["after"]["median_us"])
     assert found["errors"].keys() == {"from_codes", "decoder"}
 
 
-def test_a_wrong_swap_has_no_time(device, monkeypatch):
+def test_a_wrong_swap_has_no_time(monkeypatch):
     original = codec.Vocoder.decode_latents
     monkeypatch.setattr(codec.Vocoder, "decode_latents", lambda self, z: original(self, z) * 1.1)
     with pytest.raises(ValueError, match="decoder cannot be swapped: differs from the original by"):
-        integrations.time_dac_model(REHEARSAL.codec, WORK, device, torch.float32, seconds=0.01)
+        integrations.time_dac_model(REHEARSAL.codec, WORK, CPU, torch.float32, seconds=0.01)
 
 
-def test_without_transformers_nothing_is_run(device, monkeypatch):
+def test_without_transformers_nothing_is_run(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(NotRun, match="transformers cannot be imported"):
-        integrations.time_dac_model(REHEARSAL.codec, WORK, device, torch.float32)
+        integrations.time_dac_model(REHEARSAL.codec, WORK, CPU, torch.float32)

@@ -109,16 +109,6 @@ def test_the_package_itself(one, kernel, workload, dtype):
     one.verify(Case(kernel, workload, "cuda", dtype))
 
 
-def test_what_they_cannot_express():
-    rotary, decode, experts = (KERNELS[name] for name in ("rotary", "decode_attention", "experts"))
-    flash_infer, liger = PACKAGES["flashinfer"], PACKAGES["liger"]
-    one_head = next(w for w in rotary.workloads if w.name == "one-head")
-    assert flash_infer.fits(rotary, one_head) == "flashinfer turns queries and keys together: two heads at least"
-    assert {flash_infer.fits(kernel, w) for kernel in (rotary, decode) for w in kernel.workloads if w.real} == {None}
-    unfit = [w for w in experts.workloads if "made for training" in (liger.fits(experts, w) or "")]
-    assert unfit == [w for w in experts.workloads if w.sizes.get("routed", True)]
-
-
 def test_a_model_generates_with_flash_attention(tts, calls):
     """In a table of operations beside others: prompts of different lengths at once."""
     of = tts.backbone

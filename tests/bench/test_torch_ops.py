@@ -16,11 +16,7 @@ from zonos2_triton.bench.proof.verify import verify
 from zonos2_triton.bench.suite.device_checks import layer_chain, random_weights
 from zonos2_triton.bench.suite.recorder import NotRun, Withheld
 from zonos2_triton.bench.timing import timer
-from zonos2_triton.model.runtime.batch_state import Slots
-from zonos2_triton.model.runtime.model_runner import Frames
 from zonos2_triton.reference import network
-from zonos2_triton.reference.ops import REFERENCE
-from zonos2_triton.reference.sampling import Sampling
 
 COMPILED = next(one for one in ALL if one.name == "compiled")
 OPS = [field.name for field in dataclasses.fields(PLAIN)]
@@ -90,18 +86,6 @@ def test_of_choices_that_tie_the_lower_comes_first():
     assert torch_ops.choose(**inputs)[0].tolist() == [[0, 1, 2, 3]] * 2
 
 
-@pytest.mark.parametrize("name", ["tiny", "end-of-the-window", "ties", "half", "last-bits"])
-def test_draw_without_top_p(name):
-    """Where no request has one: the reference's codes."""
-    inputs = made("sample", name, torch.float32)
-    inputs["settings"][:, 2] = 0
-    for spoilt in (False, True):
-        if spoilt:
-            inputs["logits"][0, 0, 3], inputs["logits"][1, 1, 3] = float("nan"), float("inf")
-        for got, want in zip(torch_ops.sample_without_top_p(**inputs), REFERENCE.sample(**inputs), strict=True):
-            assert torch.equal(got, want)
-
-
 def test_pages_that_others_left_are_not_read():
     """Of one page each that no position reaches, full of NaN."""
     op = "decode_attention"
@@ -119,27 +103,6 @@ def model():
     """Two dense layers and two mixtures, of which one takes two experts a row."""
     config = layer_chain(small=True)
     return network.bind(config, random_weights(config, "cpu", torch.float32))
-
-
-def test_a_model_draws_the_same_codes_on_it(model):
-    """Twelve frames of three streams, every operation plain."""
-
-    def drawn(ops):
-        slots = Slots(model.config, 3, 4, 16, model.table)
-        for row, context in enumerate((5, 0, 40)):
-            slots.enter(row, [row + 1], context, 100, -1, Sampling().row(), row + 7)
-        for part in (*slots.cache.k, *slots.cache.v):
-            part.normal_(generator=torch.Generator().manual_seed(3))
-        frames = Frames(model, ops, slots, alone=False)
-        for _ in range(12):
-            frames.frame(3)
-        return slots.frames[:, :12], slots.numbers
-
-    with torch.inference_mode():
-        (want, numbers), (got, same) = drawn(REFERENCE), drawn(PLAIN)
-    assert torch.equal(got, want)
-    assert torch.equal(same, numbers)
-    assert len(got.unique()) > 10  # codes that vary
 
 
 CPU = dataclasses.replace(timer.cpu_device(), l2=1 << 20)
@@ -185,7 +148,7 @@ def test_weights_are_shared_but_for_one(model):
         ("gated", lambda right, y, gate: y.flatten(1)),
         ("choose", lambda right, *args, state, **more: right(*args, state=None, **more)),
         ("head", lambda right, *args: 1.01 * right(*args)),
-        ("sample_without_top_p", lambda right, *args: (right(*args)[0] ^ 1, right(*args)[1])),
+        ("sample", lambda right, *args: (right(*args)[0] ^ 1, right(*args)[1])),
         ("by_products", lambda right, *args: right(*args) * float("nan")),
     ],
 )
@@ -203,11 +166,3 @@ def test_what_does_not_compile_is_not_run(model, monkeypatch):
     monkeypatch.setattr(torch_ops, "by_products", graph_break)
     with pytest.raises(NotRun, match="Unsupported"):
         PlainFrame(model).time(2, 30, CPU, seconds=0.01, least=2)
-
-
-@pytest.mark.slow
-def test_a_frame_by_the_compiler_itself(model):
-    """Minutes: a compiler of C++ takes half of one for each piece."""
-    frame = PlainFrame(model)
-    assert frame.time(1, 30, CPU, seconds=0.01, least=2)["median_us"] > 0
-    assert frame.time_prefill(20, CPU, seconds=0.01, least=2)["median_us"] > 0
