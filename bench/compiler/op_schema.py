@@ -3,18 +3,17 @@
 kernels/schemas.json holds {"version", "ops": {name: schema}}; the version is that of the schemas, not of the package.
 Semantic versioning, from the side of whoever calls an operation:
 
-major   an operation, an argument or a result is gone, has another name, place or type, or is changed in place where it
-        was not; an argument without a default is new; a default is another one or gone
+major   an operation is gone, or PyTorch says that its schema is not backward compatible: an argument or a result is
+        gone, has another name, place or type, or is changed in place where it was not; an argument without a default is
+        new; a default is another one or gone
 minor   a new operation; new arguments at the end that have defaults; a type that becomes optional, and a default where
         there was none
-patch   whatever else
 """
 
 import argparse
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import zip_longest
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +24,6 @@ from zonos2_triton.bench.catalogue import KERNELS
 
 LISTING = Path(kernels.__path__[0]) / "schemas.json"
 COMMAND = "python -m zonos2_triton.bench.compiler.op_schema --write VERSION"
-LEVELS = ("patch", "minor", "major")
 
 Schemas = Mapping[str, str]  # by operation
 
@@ -33,7 +31,7 @@ Schemas = Mapping[str, str]  # by operation
 class Change(NamedTuple):
     """One difference between two sets of schemas."""
 
-    level: str  # of LEVELS
+    level: str  # major or minor
     text: str
 
 
@@ -49,19 +47,18 @@ def changes(old: Schemas, new: Schemas) -> list[Change]:
         if name not in old:
             found.append(Change("minor", f"{name} is new"))
         elif schema != old[name]:
-            found += list(_changed(name, _parsed(old[name]), _parsed(schema))) or [
-                Change("patch", f"{name} is written {schema}, it was {old[name]}")
-            ]
+            before, after = (torch._C.parse_schema(text) for text in (old[name], schema))
+            level = "minor" if after.is_backward_compatible_with(before) else "major"
+            found.append(Change(level, f"{name} is {schema}, it was {old[name]}"))
     return found
 
 
 def needed(version: str, found: Sequence[Change]) -> str:
     """The least version after `version` that may hold these changes."""
-    numbers = _numbers(version)
-    if not found:
-        return version
-    place = 2 - max(LEVELS.index(change.level) for change in found)
-    return ".".join(str(n) for n in (*numbers[:place], numbers[place] + 1, *(0,) * (2 - place)))
+    major, minor, _ = _numbers(version)
+    if any(change.level == "major" for change in found):
+        return f"{major + 1}.0.0"
+    return f"{major}.{minor + 1}.0" if found else version
 
 
 def write(path: Path, version: str, new: Schemas) -> None:
@@ -82,55 +79,6 @@ def read(path: Path) -> dict[str, Any]:
 def as_text(found: Sequence[Change]) -> str:
     """A line for each."""
     return "\n".join(f"{change.level}: {change.text}" for change in found)
-
-
-def _changed(op: str, old: Any, new: Any) -> Iterator[Change]:
-    pairs = zip_longest(old.arguments, new.arguments)
-    for i, (was, now) in enumerate(pairs):
-        if now is None:
-            yield Change("major", f"{op}: argument {was.name} is gone")
-        elif was is None:
-            level = "minor" if now.has_default_value() else "major"
-            yield Change(level, f"{op}: argument {now.name} is new, {_default(now)}")
-        elif was.name != now.name:
-            yield Change("major", f"{op}: argument {i} is {now.name}, it was {was.name}")
-            break  # those behind it have other places
-        else:
-            yield from _argument(f"{op}: argument {now.name}", was, now)
-    if [_result(result) for result in old.returns] != [_result(result) for result in new.returns]:
-        results = [", ".join(map(_result, schema.returns)) or "nothing" for schema in (new, old)]
-        yield Change("major", f"{op}: returns {results[0]}, it was {results[1]}")
-
-
-def _argument(what: str, was: Any, now: Any) -> Iterator[Change]:
-    old, new = _type(was), _type(now)
-    if old != new:
-        yield Change("minor" if new == f"{old}?" else "major", f"{what} is {new}, it was {old}")
-    if was.kwarg_only != now.kwarg_only:
-        level = "major" if now.kwarg_only else "minor"
-        yield Change(level, f"{what} is given {'by name alone' if now.kwarg_only else 'by place or name'}")
-    if _default(was) != _default(now):
-        level = "major" if was.has_default_value() else "minor"
-        yield Change(level, f"{what} is {_default(now)}, it was {_default(was)}")
-
-
-def _default(argument: Any) -> str:
-    return f"by default {argument.default_value}" if argument.has_default_value() else "without a default"
-
-
-def _type(argument: Any) -> str:
-    """ "Tensor", "Tensor?", and with ! where a call changes it."""
-    kind = re.sub(r"^Optional\[(.*)\]$", r"\1?", str(argument.type))
-    changed = argument.alias_info is not None and argument.alias_info.is_write
-    return f"{kind[:-1]}!?" if changed and kind.endswith("?") else f"{kind}!" if changed else kind
-
-
-def _result(result: Any) -> str:
-    return " ".join(filter(None, (_type(result), result.name)))
-
-
-def _parsed(schema: str) -> Any:
-    return torch._C.parse_schema(schema)
 
 
 def _numbers(version: str) -> tuple[int, int, int]:
