@@ -6,26 +6,6 @@ from zonos2_triton.bench.compiler.gate import Expected
 from zonos2_triton.bench.specs import inputs
 from zonos2_triton.bench.specs.inputs import Sizes
 from zonos2_triton.bench.specs.spec import record
-from zonos2_triton.kernels import (
-    add_rms_norm,
-    advance,
-    decode_attention,
-    experts,
-    frame_embedding,
-    head,
-    output_projection,
-    prefill_attention,
-    qkv_projection,
-    rotary,
-    router,
-    sample,
-)
-from zonos2_triton.reference import advance as reference_advance
-from zonos2_triton.reference import attention, embedding, norm, projection, sampling
-from zonos2_triton.reference import experts as reference_experts
-from zonos2_triton.reference import head as reference_head
-from zonos2_triton.reference import rotary as reference_rotary
-from zonos2_triton.reference import router as reference_router
 
 # The 8B model's sizes.
 D, HQ, HKV, DH, I, E, R, C, V, P, TEXT = 2048, 16, 4, 128, 3072, 16, 128, 9, 1026, 6144, 520
@@ -96,8 +76,7 @@ _PRODUCT = {"invariant": True, "matrix": True, "stream16": True}
 
 FRAME = (
     record(
-        frame_embedding,
-        embedding.frame_embedding,
+        "frame_embedding",
         "ten gathers, their sum, the speaker's row, the norm",
         {"_frame_embedding_kernel": Expected(max_instructions=1200, stream16=True, max_narrow=24)},
         real={"D": D, "columns": C + 1, "V": V, "text": TEXT},
@@ -112,8 +91,7 @@ FRAME = (
         },
     ),
     record(
-        add_rms_norm,
-        norm.add_rms_norm,
+        "add_rms_norm",
         "residual add, norm",
         {"_add_rms_norm_kernel": _NORM},
         real={"D": D},
@@ -127,8 +105,7 @@ FRAME = (
         },
     ),
     record(
-        rotary,
-        reference_rotary.rotary,
+        "rotary",
         "rotary embedding, by itself",
         {"_rotary_kernel": Expected(max_instructions=900)},
         real={"H": HQ + HKV, "DH": DH, "P": P},
@@ -137,8 +114,7 @@ FRAME = (
         edges={"tiny": {"M": 5}, "one-row": {"M": 1}, "one-head": {"M": 3, "H": 1}},
     ),
     record(
-        qkv_projection,
-        projection.qkv_projection,
+        "qkv_projection",
         "attention norm; query, key, value and gate projections",
         {
             "_qkv_projection_kernel": Expected(max_instructions=6000, max_narrow=80, **_PRODUCT),
@@ -156,8 +132,7 @@ FRAME = (
         },
     ),
     record(
-        decode_attention,
-        attention.decode_attention,
+        "decode_attention",
         "head norms, temperature, rotary, cache write, attention, head gate",
         {"_decode_attention_kernel": Expected(max_instructions=4000, matrix=True, stream16=True, max_narrow=160)},
         real={"HQ": HQ, "HKV": HKV, "DH": DH},
@@ -188,8 +163,7 @@ FRAME = (
         mutates=("k_cache", "v_cache"),
     ),
     record(
-        prefill_attention,
-        attention.prefill_attention,
+        "prefill_attention",
         "the same, causal, for packed sequences",
         {
             "_prefill_attention_kernel": Expected(max_instructions=9000, matrix=True, warpgroup=True),
@@ -218,8 +192,7 @@ FRAME = (
         mutates=("k_cache", "v_cache"),
     ),
     record(
-        output_projection,
-        projection.output_projection,
+        "output_projection",
         "output projection, residual add",
         {"_output_projection_kernel": Expected(max_instructions=5000, max_narrow=40, **_PRODUCT)},
         real={"K": HQ * DH, "D": D},
@@ -238,8 +211,7 @@ FRAME = (
         },
     ),
     record(
-        router,
-        reference_router.router,
+        "router",
         "feed-forward norm, down-projection, carried state, norm, 3 layers, softmax, choice, rows by expert",
         {"_router_kernel": Expected(max_instructions=12000, max_narrow=400, **_PRODUCT)},
         real={"D": D, "R": R, "E": E, "k": 1},
@@ -265,8 +237,7 @@ FRAME = (
         },
     ),
     record(
-        experts,
-        reference_experts.experts,
+        "experts",
         "feed-forward norm, SwiGLU of each row's experts, weights, residual add",
         {
             "_experts_up_kernel": Expected(max_instructions=9000, max_narrow=80, **_PRODUCT),
@@ -314,8 +285,7 @@ FRAME = (
         },
     ),
     record(
-        head,
-        reference_head.head,
+        "head",
         "output norm, 9 x 1026 logits, soft-cap",
         {"_head_kernel": Expected(max_instructions=6000, max_narrow=80, **_PRODUCT), "_add_rms_norm_kernel": _NORM},
         real={"D": D, "N": C * V, "codebooks": C},
@@ -336,8 +306,7 @@ FRAME = (
         },
     ),
     record(
-        sample,
-        sampling.sample,
+        "sample",
         "repetition penalty, temperature, top-k, softmax, top-p, min-p, draw",
         {"_sample_kernel": Expected(max_instructions=3700)},
         real={"C": C, "V": V},
@@ -362,8 +331,7 @@ FRAME = (
         },
     ),
     record(
-        advance,
-        reference_advance.advance,
+        "advance",
         "history, end of audio, countdown, row that is fed back",
         {"_advance_kernel": Expected(max_instructions=250)},
         real={"C": C, "V": V, "N": 16},

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from zonos2_triton.bench.compiler.cubin_stats import TARGETS
 from zonos2_triton.bench.compiler.gate import Expectations, Expected
 from zonos2_triton.bench.specs import inputs
 from zonos2_triton.bench.specs.inputs import Sizes
+from zonos2_triton.kernels import _operator
 from zonos2_triton.kernels._operator import Cost
 
 
@@ -46,18 +48,19 @@ class Kernel:
 
 
 def record(
-    module: Any, reference: Callable[..., Any], replaces: str, expects: Mapping[str, Expected], real: Sizes,
-    at: Mapping[str, Sizes], small: Sizes, edges: Mapping[str, Sizes], mutates: tuple[str, ...] = ()
+    name: str, replaces: str, expects: Mapping[str, Expected], real: Sizes, at: Mapping[str, Sizes], small: Sizes,
+    edges: Mapping[str, Sizes], mutates: tuple[str, ...] = ()
 ) -> Kernel:  # fmt: skip
-    """The record of the operation that `module` is named after.
+    """The record of the operation of that name, with the reference that it falls back to on a CPU.
 
     real and small are sizes that its workloads share; at and edges say by workload which ones it adds or replaces.
     """
-    name = module.__name__.rsplit(".", 1)[1]
+    module = import_module(f"zonos2_triton.kernels.{name}")
 
     def make(device: str | torch.device, dtype: torch.dtype, seed: int = 0, **sizes: Any) -> Sizes:
         return getattr(inputs, name)(inputs.Inputs(device, dtype, seed), **sizes)
 
     listed = [Workload(key, {**real, **more}) for key, more in at.items()]
     listed += [Workload(key, {**small, **more}, real=False) for key, more in edges.items()]
-    return Kernel(name, getattr(module, name), reference, module.cost, make, tuple(listed), expects, replaces, mutates)
+    op, reference = getattr(module, name), _operator._reference(name)
+    return Kernel(name, op, reference, module.cost, make, tuple(listed), expects, replaces, mutates)

@@ -6,8 +6,6 @@ from typing import Any
 from zonos2_triton.bench.compiler.gate import Expected
 from zonos2_triton.bench.specs.inputs import Sizes
 from zonos2_triton.bench.specs.spec import record
-from zonos2_triton.kernels import codebook_sum, convolution, residual_unit, transposed_convolution, waveform
-from zonos2_triton.reference import vocoder_layers
 from zonos2_triton.reference.vocoder_layers import OPEN
 
 # Of the vocoder: steps of one clip, and of many.
@@ -29,13 +27,13 @@ _CLIPS = (
     (0, 4, OPEN, 40), (11, 4, OPEN, 13), (6, 4, 8, ~7), (9, 4, 9, 9), (2, 1, OPEN, 40), (3, 0, OPEN, 40),
     (2**29, 4, 2**29 + 2, 2**29 + 2),
 )  # fmt: skip
+_AT_EVERY_PLACE: Sizes = {"B": 7, "frames": 4, "rate": 20, "lag": 9, "short": 2, "rows": _CLIPS}
 _FRAMES = (
     (0, 5, OPEN, 3), (11, 5, OPEN, 40), (6, 5, 8, ~9), (2, 1, OPEN, 40), (3, 0, OPEN, 40), (7, 5, 12, 10),
 )  # fmt: skip
 VOCODER = (
     record(
-        codebook_sum,
-        vocoder_layers.codebook_sum,
+        "codebook_sum",
         "nine gathers and projections of code vectors, their sum",
         {"_codebook_sum_kernel": Expected(max_instructions=2500, matrix=True)},
         real={"B": 1, "C": 9, "V": 1024, "K": 8, "D": 1024},
@@ -51,8 +49,7 @@ VOCODER = (
         mutates=("z",),
     ),
     record(
-        convolution,
-        vocoder_layers.convolution,
+        "convolution",
         "convolution (dilated or of one tap), residual add, snake",
         {"_convolution_kernel": Expected(max_instructions=6000, matrix=True, stream16=True, max_narrow=80)},
         real={"B": 1},
@@ -70,17 +67,7 @@ VOCODER = (
             "dilated": {"dilation": 9, "lag": 5, "y": True},
             "residual": {"taps": 1, "lag": 7, "residual": True, "y": True},
             "no-act": {"taps": 3, "y": True, "act": False},
-            "rows": {
-                "B": 7,
-                "frames": 4,
-                "rate": 20,
-                "short": 2,
-                "lag": 9,
-                "dilation": 3,
-                "residual": True,
-                "y": True,
-                "rows": _CLIPS,
-            },
+            "rows": {**_AT_EVERY_PLACE, "dilation": 3, "residual": True, "y": True},
             "many-tiles": {"B": 1, "frames": 16, "rate": 33, "Ci": 6, "Co": 70, "taps": 3},
             "even-K": {"Ci": 64, "taps": 3},
             "long-K": {"Ci": 72, "taps": 3},
@@ -89,8 +76,7 @@ VOCODER = (
         mutates=("y", "act"),
     ),
     record(
-        transposed_convolution,
-        vocoder_layers.transposed_convolution,
+        "transposed_convolution",
         "strided transposed convolution, snake",
         {"_transposed_convolution_kernel": Expected(max_instructions=6000, matrix=True, stream16=True, max_narrow=80)},
         real={"B": 1},
@@ -108,7 +94,7 @@ VOCODER = (
             "wide-stride": {"stride": 8, "lag": 3, "Co": 10},
             "no-act": {"act": False},
             "act-alone": {"y": False},
-            "rows": {"B": 7, "frames": 4, "rate": 20, "lag": 9, "short": 2, "rows": _CLIPS},
+            "rows": _AT_EVERY_PLACE,
             "odd-rows": {"B": 7, "frames": 4, "lag": 9, "short": 1, "stride": 5, "rows": _CLIPS},
             "many-tiles": {"B": 1, "frames": 16, "rate": 33, "Ci": 6, "Co": 40},
             "even-K": {"Ci": 64},
@@ -118,8 +104,7 @@ VOCODER = (
         mutates=("y", "act"),
     ),
     record(
-        residual_unit,
-        vocoder_layers.residual_unit,
+        "residual_unit",
         "snake, dilated convolution, snake, convolution of one tap, add",
         {"_residual_unit_kernel": Expected(max_instructions=9000, matrix=True, stream16=True, max_narrow=120)},
         real={"B": 1},
@@ -135,15 +120,14 @@ VOCODER = (
             "three-parts": {"C": 132, "taps": 3, "dilation": 3},
             "no-act": {"taps": 3, "act": False},
             "act-alone": {"taps": 3, "y": False},
-            "rows": {"B": 7, "frames": 4, "rate": 20, "short": 2, "lag": 9, "dilation": 3, "rows": _CLIPS},
+            "rows": {**_AT_EVERY_PLACE, "dilation": 3},
             "many-tiles": {"B": 1, "frames": 16, "rate": 33, "C": 10, "taps": 3},
             "tf32": {"tf32": True, "taps": 3},
         },
         mutates=("y", "act"),
     ),
     record(
-        waveform,
-        vocoder_layers.waveform,
+        "waveform",
         "last convolution, tanh",
         {"_waveform_kernel": Expected(max_instructions=2500, matrix=True, stream16=True, max_narrow=40)},
         real={"B": 1, "rate": 512, "Ci": 96, "taps": 7},
@@ -153,7 +137,7 @@ VOCODER = (
             "tiny": {},
             "one-row": {"B": 1, "frames": 1, "rate": 1},
             "kept": {"lag": 6, "y": True},
-            "rows": {"B": 7, "frames": 4, "rate": 20, "short": 2, "lag": 9, "y": True, "rows": _CLIPS},
+            "rows": {**_AT_EVERY_PLACE, "y": True},
             "many-tiles": {"B": 1, "frames": 16, "rate": 33, "Ci": 6, "taps": 3},
             "even-K": {"Ci": 64, "taps": 3},
             "long-K": {"Ci": 72, "taps": 3},
