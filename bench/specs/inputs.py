@@ -259,26 +259,6 @@ def _spans(new: Inputs, B: int, frames: int, rows: tuple[Span, ...]) -> Tensor:
     return torch.tensor([spans[b % len(spans)] for b in range(B)], dtype=torch.int32, device=new.device)
 
 
-def _step(
-    new: Inputs, B: int, frames: int, rate: int, lag: int = 0, short: int = 0, tf32: bool = False,
-    rows: tuple[Span, ...] = (),
-) -> Sizes:  # fmt: skip
-    """What all convolutions take."""
-    sizes = {"frames": frames, "rate": rate, "lag": lag, "short": short, "tf32": tf32 and new.dtype == torch.float32}
-    return {"spans": _spans(new, B, frames, rows), **sizes}
-
-
-def _outputs(
-    new: Inputs, B: int, positions: int, channels: int, spare: int, y: bool = False, act: bool = True
-) -> Sizes:
-    """Rings that are longer than they have to be, and of different lengths; what lies in them is to stay there."""
-    return {
-        "alpha": 1 + 0.3 * new.randn(channels) if act else None,
-        "y": new.randn(B, positions + spare, channels, dtype=torch.float32) if y else None,
-        "act": new.randn(B, positions + 2 * spare, channels) if act else None,
-    }
-
-
 def codebook_sum(
     new: Inputs, B: int, frames: int, C: int, V: int, K: int, D: int, N: int = 0, W: int = 0, delayed: bool = False,
     rows: tuple[Span, ...] = (), spare: int = 6,
@@ -295,7 +275,7 @@ def codebook_sum(
     }
 
 
-def convolution(
+def _layer(
     new: Inputs,
     B: int,
     frames: int,
@@ -303,84 +283,52 @@ def convolution(
     Ci: int,
     Co: int,
     taps: int,
-    dilation: int = 1,
+    reach: int,
+    stride: int = 1,
     residual: bool = False,
     y: bool = False,
     act: bool = True,
     spare: int = 0,
+    tf32: bool = False,
+    rows: tuple[Span, ...] = (),
     **step: Any,
 ) -> Sizes:
-    each = frames * rate
+    """What all convolutions take. reach: positions of x beyond those of a step; stride: as many are made of each.
+
+    Rings are longer than they have to be by `spare`, and of different lengths; what lies in them is to stay there.
+    """
+    each = stride * frames * rate
     return {
-        "x": new.randn(B, each + (taps - 1) * dilation + spare, Ci),
-        "weight": new.weight(Co, taps * Ci),
+        "x": new.randn(B, frames * rate + reach + spare, Ci),
+        "weight": new.weight(stride * Co, taps * Ci),
         "bias": 0.1 * new.randn(Co),
-        **_step(new, B, frames, rate, **step),
-        "dilation": dilation,
+        "spans": _spans(new, B, frames, rows),
+        **{"frames": frames, "rate": rate, "lag": 0, "short": 0, **step},
+        "tf32": tf32 and new.dtype == torch.float32,
         "residual": new.randn(B, each + 3 * spare, Co, dtype=torch.float32) if residual else None,
-        **_outputs(new, B, each, Co, spare, y, act),
+        "alpha": 1 + 0.3 * new.randn(Co) if act else None,
+        "y": new.randn(B, each + spare, Co, dtype=torch.float32) if y else None,
+        "act": new.randn(B, each + 2 * spare, Co) if act else None,
     }
 
 
-def transposed_convolution(
-    new: Inputs,
-    B: int,
-    frames: int,
-    rate: int,
-    Ci: int,
-    Co: int,
-    stride: int,
-    y: bool = True,
-    act: bool = True,
-    spare: int = 0,
-    **step: Any,
-) -> Sizes:
-    return {
-        "x": new.randn(B, frames * rate + 1 + spare, Ci),
-        "weight": new.weight(stride * Co, 2 * Ci),
-        "bias": 0.1 * new.randn(Co),
-        **_step(new, B, frames, rate, **step),
-        "stride": stride,
-        **_outputs(new, B, stride * frames * rate, Co, spare, y, act),
-    }
+def convolution(new: Inputs, taps: int, dilation: int = 1, **sizes: Any) -> Sizes:
+    """sizes, here and below: of `_layer`."""
+    return {**_layer(new, taps=taps, reach=(taps - 1) * dilation, **sizes), "dilation": dilation}
 
 
-def residual_unit(
-    new: Inputs,
-    B: int,
-    frames: int,
-    rate: int,
-    C: int,
-    taps: int = 7,
-    dilation: int = 1,
-    y: bool = True,
-    act: bool = True,
-    spare: int = 0,
-    **step: Any,
-) -> Sizes:
-    each = frames * rate
-    return {
-        "x": new.randn(B, each + (taps - 1) * dilation + spare, C),
-        "residual": new.randn(B, each + 3 * spare, C, dtype=torch.float32),
-        "weight": new.weight(C, taps * C),
-        "bias": 0.1 * new.randn(C),
-        "inner_alpha": 1 + 0.3 * new.randn(C),
-        "inner_weight": new.weight(C, C),
-        "inner_bias": 0.1 * new.randn(C),
-        **_step(new, B, frames, rate, **step),
-        "dilation": dilation,
-        **_outputs(new, B, each, C, spare, y, act),
-    }
+def transposed_convolution(new: Inputs, stride: int, y: bool = True, **sizes: Any) -> Sizes:
+    made = _layer(new, taps=2, reach=1, stride=stride, y=y, **sizes)
+    del made["residual"]
+    return {**made, "stride": stride}
 
 
-def waveform(
-    new: Inputs, B: int, frames: int, rate: int, Ci: int, taps: int = 7, y: bool = False, spare: int = 0, **step: Any
-) -> Sizes:
-    each = frames * rate
-    return {
-        "x": new.randn(B, each + taps - 1 + spare, Ci),
-        "weight": new.weight(1, taps * Ci),
-        "bias": 0.1 * new.randn(1),
-        **_step(new, B, frames, rate, **step),
-        "y": new.randn(B, each + spare, 1, dtype=torch.float32) if y else None,
-    }
+def residual_unit(new: Inputs, C: int, taps: int = 7, y: bool = True, **sizes: Any) -> Sizes:
+    made = convolution(new, taps, Ci=C, Co=C, residual=True, y=y, **sizes)
+    inner = {"inner_alpha": 1 + 0.3 * new.randn(C), "inner_weight": new.weight(C, C), "inner_bias": 0.1 * new.randn(C)}
+    return {**made, **inner}
+
+
+def waveform(new: Inputs, taps: int = 7, **sizes: Any) -> Sizes:
+    made = _layer(new, Co=1, taps=taps, reach=taps - 1, act=False, **sizes)
+    return {name: x for name, x in made.items() if name not in ("residual", "alpha", "act")}
