@@ -11,6 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -61,14 +62,9 @@ def compile_one(kernel: str, workload: str, dtype: str, arch: str) -> tuple[int,
 @contextmanager
 def _elsewhere() -> Iterator[None]:
     """Inside, processes that are begun find no GPU, so that what they make has no storage; and they compile."""
-    before = dict(os.environ)
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    os.environ.pop("TRITON_INTERPRET", None)
-    try:
+    with patch.dict(os.environ, CUDA_VISIBLE_DEVICES=""):
+        os.environ.pop("TRITON_INTERPRET", None)
         yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def _obedient() -> None:

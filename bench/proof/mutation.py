@@ -1,18 +1,16 @@
 """Faults put into copies of the kernels, and whether the checks of an operation find them.
 
 A check that no fault can break proves nothing. So each operation has some realistic faults, one replaced text each, in
-`fault_texts`, and `killed` tells which of the operation's own checks fails on a copy that has one.
+`mutants`, and `killed` tells which of the operation's own checks fails on a copy that has one.
 """
 
-import atexit
 import functools
 import importlib
 import itertools
 import re
-import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,36 +37,13 @@ class Fault:
     new: str
 
 
-def faults_in(file: str, **texts: tuple[str, str]) -> tuple[Fault, ...]:
-    """Faults of one module by name, each an old and a new text."""
-    return tuple(Fault(name.replace("_", "-"), file, old, new) for name, (old, new) in texts.items())
-
-
-# Edges that no workload of the catalogue meets.
-EXTRA: Mapping[str, tuple[Workload, ...]] = {
-    name: tuple(Workload(workload.replace("_", "-"), sizes, real=False) for workload, sizes in workloads.items())
-    for name, workloads in {
-        "qkv_projection": {"long_K": {"M": 2, "D": 136, "NQ": 16, "NKV": 16, "G": 8}},
-        "decode_attention": {
-            "last_round_of_one": {"B": 1, "context": 70, "HQ": 2, "HKV": 1, "DH": 16, "page_size": 8}
-        },
-        "output_projection": {"long_K": {"M": 2, "K": 136, "D": 16}},
-        "router": {"long_D": {"M": 2, "D": 136, "R": 24, "E": 4, "k": 1}},
-        "experts": {"long_K": {"M": 3, "D": 136, "I": 72, "E": 4, "k": 1}},
-        "head": {"long_K": {"M": 2, "D": 136, "N": 27, "codebooks": 3}},
-    }.items()
-}  # fmt: skip
-
-
 _numbers = itertools.count()
 
 
 @functools.cache
-def _folder() -> Path:
+def _folder() -> "tempfile.TemporaryDirectory[str]":
     """Triton reads the source of a kernel when it is launched: the files live as long as the process."""
-    folder = tempfile.mkdtemp(prefix="faults-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return Path(folder)
+    return tempfile.TemporaryDirectory(prefix="faults-")
 
 
 def mutant(kernel: Kernel, fault: Fault) -> Callable[..., Any]:
@@ -81,19 +56,19 @@ def mutant(kernel: Kernel, fault: Fault) -> Callable[..., Any]:
     if (found := texts.get(fault.file, "").count(fault.old)) != 1:
         raise ValueError(f"{kernel.name}, {fault.name}: {fault.old!r} is {found} times in {fault.file}.py, not once")
     texts[fault.file] = texts[fault.file].replace(fault.old, fault.new)
-    path = _folder() / package
+    path = Path(_folder().name, package)
     path.mkdir()
     (path / "__init__.py").touch()
     copied = re.compile(rf"from zonos2_triton\.kernels\.({'|'.join(texts)}) import")
     for file, text in texts.items():
         text = copied.sub(rf"from {package}.\1 import", text).replace('"zonos2_triton::', f'"{package}::')
         (path / f"{file}.py").write_text(text, encoding="utf-8")
-    sys.path.insert(0, str(_folder()))
+    sys.path.insert(0, _folder().name)
     try:
         importlib.invalidate_caches()
         module = importlib.import_module(f"{package}.{kernel.name}")
     finally:
-        sys.path.remove(str(_folder()))
+        sys.path.remove(_folder().name)
         for name in [name for name in sys.modules if name.split(".")[0] == package]:
             del sys.modules[name]
     return getattr(module, kernel.name)
@@ -115,7 +90,7 @@ def _between(op: str, file: str) -> set[str]:
 
 def small(kernel: Kernel) -> tuple[Workload, ...]:
     """The workloads that the checks run on."""
-    return (*(workload for workload in kernel.workloads if not workload.real), *EXTRA.get(kernel.name, ()))
+    return tuple(workload for workload in kernel.workloads if not workload.real)
 
 
 FAILURES = (AssertionError, OutOfBounds, DataRace, GuardBandTouched)  # what a check raises

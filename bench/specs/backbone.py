@@ -129,6 +129,7 @@ FRAME = (
             "narrow": {"M": 5, "NQ": 16, "NKV": 16, "G": 1},
             "normed": {"M": 33, "normed": True},
             "prefill-normed": {"M": 33, "normed": True, "prefill": True},
+            "long-K": {"M": 2, "D": 136, "NQ": 16, "NKV": 16, "G": 8},
         },
     ),
     record(
@@ -159,6 +160,7 @@ FRAME = (
             "plain-page-of-one": {"B": 2, "context": 70, "contexts": (70, 16), "plain": True, "page_size": 1},
             "one-group": {"B": 1, "context": 18, "HQ": 2},
             "all-heads": {"B": 1, "context": 9, "HQ": 20, "HKV": 1},
+            "last-round-of-one": {"B": 1, "context": 70, "HQ": 2, "HKV": 1},
         },
         mutates=("k_cache", "v_cache"),
     ),
@@ -208,6 +210,7 @@ FRAME = (
             "odd-K": {"M": 2, "K": 40},
             "no-residual": {"M": 33, "residual": False},
             "prefill-no-residual": {"M": 33, "residual": False, "prefill": True},
+            "long-K": {"M": 2, "K": 136, "D": 16},
         },
     ),
     record(
@@ -234,6 +237,7 @@ FRAME = (
             "sorted-in-parts": {"M": 70, "k": 2},
             "idle": {"M": 70, "k": 2, "idle": (1, 5, 68)},
             "normed": {"M": 17, "normed": True},
+            "long-D": {"M": 2, "D": 136},
         },
     ),
     record(
@@ -282,6 +286,7 @@ FRAME = (
             "dense-sum": {"M": 33, "E": 1, "active": 1, "routed": False, **_SUM},
             "prefill-sum": {"M": 40, "k": 2, "prefill": True, **_SUM},
             "prefill-no-residual": {"M": 40, "prefill": True, "residual": False},
+            "long-K": {"M": 3, "D": 136, "I": 72, "active": 3},
         },
     ),
     record(
@@ -303,6 +308,7 @@ FRAME = (
             "normed": {"M": 3, "normed": True},
             "prefill": {"M": 33, "prefill": True},
             "wide": {"M": 2, "N": 1026, "codebooks": 1},
+            "long-K": {"M": 2, "D": 136},
         },
     ),
     record(

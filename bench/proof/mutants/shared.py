@@ -3,15 +3,15 @@
 import re
 from itertools import chain
 
-from zonos2_triton.bench.proof.mutation import Fault, faults_in
+from zonos2_triton.bench.proof.mutation import Fault
 
 _EDIT = re.compile(r"\{\{(.*?) => (.*?)\}\}", re.DOTALL)
 
 
 def mutants(file: str, *shared: tuple[Fault, ...], **texts: str) -> tuple[Fault, ...]:
     """The shared ones, and those of a module: by name, a text of it, with {{old => new}} where the mutant differs."""
-    pairs = {name: (_EDIT.sub(r"\1", text), _EDIT.sub(r"\2", text)) for name, text in texts.items()}
-    return (*chain(*shared), *faults_in(file, **pairs))
+    pairs = {name.replace("_", "-"): (_EDIT.sub(r"\1", text), _EDIT.sub(r"\2", text)) for name, text in texts.items()}
+    return (*chain(*shared), *(Fault(name, file, old, new) for name, (old, new) in pairs.items()))
 
 
 def swapped(first: str, second: str) -> str:
