@@ -11,13 +11,13 @@ import json
 import os
 import re
 import signal
-import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -156,30 +156,24 @@ def _alone(task: tuple[str, str, str, tuple[str, ...]]) -> list[Row]:
 def _compiled(catalogue: str, name: str, target: str, dtypes: Collection[str]) -> list[Row]:
     """The rows of one kernel on one target."""
     record = importlib.import_module(catalogue).KERNELS[name]
-    rows = [
-        row
-        for workload in record.workloads
-        if workload.real
-        for dtype in dtypes
-        for row in _rows(name, record, workload, dtype, target)
-    ]
+    real = [workload for workload in record.workloads if workload.real]
+    pairs = product(real, dtypes)
+    rows = [row for workload, dtype in pairs for row in _rows(name, record, workload, dtype, target)]
     return _same_sums(rows, record.expects)
 
 
 def _same_sums(rows: list[Row], expects: Expectations) -> list[Row]:
     """The rows; those of an invariant function that adds in another order than its role's first have failed."""
     first: dict[tuple[str, str], Row] = {}
-    judged = []
-    for row in rows:
+    for i, row in enumerate(rows):
         expected = _expected(row.function, expects)
         if expected and expected.invariant and row.stats:
             like = first.setdefault((row.function, role(row.config)), row)
             if like.stats and like.stats.sums != row.stats.sums:
                 here = ", ".join(sorted(set(row.stats.sums) ^ set(like.stats.sums)))
                 failure = f"adds in another order than {like.config} ({here})"
-                row = replace(row, failures=(*row.failures, failure))
-        judged.append(row)
-    return judged
+                rows[i] = replace(row, failures=(*row.failures, failure))
+    return rows
 
 
 def role(config: str) -> str:
@@ -226,20 +220,13 @@ def _expected(function: str, expects: Expectations) -> Expected | None:
 
 def _measured(rows: Iterable[Row]) -> dict[str, dict[str, int]]:
     """What a baseline holds: the rows that compiled, by key."""
-    return {
-        row.key: {
-            "launches": row.launches,
-            "registers": row.stats.registers,
-            "spills": row.stats.spills,
-            "shared": row.stats.shared,
-            "instructions": row.stats.instructions,
-            "matrix": sum(row.stats.matrix.values()),
-            "wide": row.stats.wide,
-            "narrow": row.stats.narrow,
-        }
-        for row in rows
-        if row.stats
-    }
+    found = {}
+    for row in rows:
+        if stats := row.stats:
+            kept = {name: getattr(stats, name) for name in ("registers", "spills", "shared", "instructions")}
+            more = {"matrix": sum(stats.matrix.values()), "wide": stats.wide, "narrow": stats.narrow}
+            found[row.key] = {"launches": row.launches, **kept, **more}
+    return found
 
 
 def compare(rows: Iterable[Row], baseline: Mapping[str, Mapping[str, int]]) -> list[Change]:
@@ -311,9 +298,8 @@ def table(rows: Iterable[Row]) -> str:
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(repr((row.kernel, row.function, row.target, row.stats, row.failures)), []).append(row)
-    lines = [
-        ("kernel", "function", "workload", "target", "regs", "shared", "occ", "instr", "matrix", "16 B", "verdict")
-    ]
+    heads = "kernel,function,workload,target,regs,shared,occ,instr,matrix,16 B,verdict"
+    lines = [tuple(heads.split(","))]
     for group in groups.values():
         row, stats = group[0], group[0].stats
         more = f" +{len(group) - 1}" if len(group) > 1 else ""
@@ -365,19 +351,3 @@ def _command(options: argparse.Namespace) -> int:
             print(f"{'worse' if change.worse else 'changed'}: {change.key}: {change.text}")
         print(f"triton {triton.__version__}: {len(rows)} rows, {failed} failed, {against}")
     return 1 if failed or worse or not path.exists() else 0
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The command by itself. Exit status: as `zonos2-triton compile`."""
-    parser = argparse.ArgumentParser(prog="python -m zonos2_triton.bench.compiler.gate")
-    execute = command(parser)
-    try:
-        return execute(parser.parse_args(argv))
-    except (ValueError, OSError, ImportError) as error:
-        print(f"compile: error: {error}", file=sys.stderr)
-        return 2
-
-
-if __name__ == "__main__":
-    # The module under its own name: classes that pass between processes must not be those of __main__.
-    raise SystemExit(importlib.import_module("zonos2_triton.bench.compiler.gate").main())
