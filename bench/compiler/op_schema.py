@@ -48,7 +48,8 @@ def changes(old: Schemas, new: Schemas) -> list[Change]:
             found.append(Change("minor", f"{name} is new"))
         elif schema != old[name]:
             before, after = (torch._C.parse_schema(text) for text in (old[name], schema))
-            level = "minor" if after.is_backward_compatible_with(before) else "major"
+            compatible = after.is_backward_compatible_with(before)  # type: ignore[attr-defined]
+            level = "minor" if compatible else "major"
             found.append(Change(level, f"{name} is {schema}, it was {old[name]}"))
     return found
 

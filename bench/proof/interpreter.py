@@ -255,11 +255,7 @@ _checking = False
 
 @contextmanager
 def checked(
-    *,
-    bounds: bool = True,
-    undefined: bool = True,
-    races: bool = True,
-    order: int | Literal["reversed"] | None = None,
+    *, bounds: bool = True, undefined: bool = True, races: bool = True, order: int | Literal["reversed"] | None = None
 ) -> Iterator[Checks]:
     """Checks each kernel that the interpreter launches inside the block; `launches` of what it yields counts them.
 

@@ -9,6 +9,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+GUARD = 64  # bytes of a band: the extent starts as aligned as the buffer
 GUARD_BYTE = 0xA5  # as a float of any width a small negative number, as an integer a negative one: easy to recognise
 
 
@@ -25,8 +26,7 @@ def extent_bytes(tensor: Tensor) -> int:
 class Poison:
     """The allocations of one `poisoned` block."""
 
-    def __init__(self, guard: int) -> None:
-        self.guard = -(-guard // 16) * 16  # the extent starts as aligned as the buffer, to 16 bytes
+    def __init__(self) -> None:
         self.allocations: list[tuple[str, Tensor]] = []  # what, and its buffer: guard band, extent, guard band
         self.empty = torch.empty
 
@@ -34,8 +34,8 @@ class Poison:
         """Raises GuardBandTouched, naming each allocation that was written outside its extent."""
         touched = []
         for what, buffer in self.allocations:
-            after = buffer.numel() - self.guard
-            for side, band in (("before", buffer[: self.guard]), ("after", buffer[after:])):
+            after = buffer.numel() - GUARD
+            for side, band in (("before", buffer[:GUARD]), ("after", buffer[after:])):
                 if count := int((band != GUARD_BYTE).sum()):
                     touched.append(f"{count} bytes {side} the extent of {what}")
         if touched:
@@ -56,29 +56,29 @@ class Poison:
 
     def allocate(self, name: str, like: Tensor) -> Tensor:
         size = extent_bytes(like)
-        buffer = self.empty(size + 2 * self.guard, dtype=torch.uint8, device=like.device).fill_(GUARD_BYTE)
-        extent = buffer[self.guard : self.guard + size].view(like.dtype)
+        buffer = self.empty(size + 2 * GUARD, dtype=torch.uint8, device=like.device).fill_(GUARD_BYTE)
+        extent = buffer[GUARD : GUARD + size].view(like.dtype)
         if like.dtype.is_floating_point or like.dtype.is_complex:
             extent.fill_(math.nan)
         else:
             extent.fill_(True if like.dtype == torch.bool else torch.iinfo(like.dtype).min)
         self.allocations.append((f"{name}({list(like.shape)}, {like.dtype})", buffer))
         # Not a view: autograd and torch.library treat it as they treat what torch.empty returns.
-        start = self.guard // like.element_size()
+        start = GUARD // like.element_size()
         tensor = self.empty(0, dtype=like.dtype, device=like.device)
         tensor.set_(buffer.untyped_storage(), start, like.shape, like.stride())
         return tensor.requires_grad_(like.requires_grad)
 
 
 @contextmanager
-def poisoned(guard: int = 64) -> Iterator[Poison]:
+def poisoned() -> Iterator[Poison]:
     """Uninitialised tensors are full of NaN, the minimum of their integer type or True, and lie between guard bands.
 
-    That holds for torch.empty, empty_like, empty_strided and Tensor.new_empty, on any device. Each band has `guard`
-    bytes, rounded up to a multiple of 16. Left alone: fake, meta, sparse, quantised, pinned and empty tensors, and
-    what is written to `out=`. Buffers live until the block ends, which verifies them; `verify()` does so earlier.
+    That holds for torch.empty, empty_like, empty_strided and Tensor.new_empty, on any device. Left alone: fake, meta,
+    sparse, quantised, pinned and empty tensors, and what is written to `out=`. Buffers live until the block ends, which
+    verifies them; `verify()` does so earlier.
     """
-    poison = Poison(guard)
+    poison = Poison()
     owners = {torch: ("empty", "empty_like", "empty_strided"), Tensor: ("new_empty",)}
     with ExitStack() as patches:
         for owner, names in owners.items():

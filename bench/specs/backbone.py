@@ -29,6 +29,7 @@ _PIECES: dict[str, Sizes] = {
 # Between the parts of another engine: rows that are normed already, and sums that it adds itself.
 _NORMED: dict[str, Sizes] = {f"normed-B{B}": {"M": B, "normed": True} for B in (1, 64)}
 _SUM: Sizes = {"normed": True, "residual": False}
+_DENSE: Sizes = {"E": 1, "active": 1, "routed": False}
 # Requests that differ in what their settings switch on; of `sample`.
 _SETTINGS: tuple[dict[str, float], ...] = (
     {"top_k": 5},
@@ -198,12 +199,7 @@ FRAME = (
         "output projection, residual add",
         {"_output_projection_kernel": Expected(max_instructions=5000, max_narrow=40, **_PRODUCT)},
         real={"K": HQ * DH, "D": D},
-        at={
-            **_DECODE,
-            **_PREFILL,
-            "no-residual-B1": {"M": 1, "residual": False},
-            "no-residual-B64": {"M": 64, "residual": False},
-        },
+        at={**_DECODE, **_PREFILL, **{f"no-residual-B{B}": {"M": B, "residual": False} for B in (1, 64)}},
         small={"K": 64, "D": 48},
         edges={
             **_PIECES,
@@ -256,15 +252,13 @@ FRAME = (
             "prefill-128": {"M": 128, "active": E, "prefill": True},
             "prefill-2048": {"M": 2048, "active": E, "prefill": True},
             "prefill-top2": {"M": 2048, "k": 2, "active": E, "prefill": True},
-            "dense-B1": {"M": 1, "E": 1, "active": 1, "routed": False},
-            "dense-B64": {"M": 64, "E": 1, "active": 1, "routed": False},
-            "dense-prefill-2048": {"M": 2048, "E": 1, "active": 1, "routed": False, "prefill": True},
-            "sum-B16": {"M": 16, "active": distinct(16, E, 1), **_SUM},
-            "sum-B256": {"M": 256, "active": distinct(256, E, 1), **_SUM},
+            **{f"dense-B{B}": {"M": B, **_DENSE} for B in (1, 64)},
+            "dense-prefill-2048": {"M": 2048, **_DENSE, "prefill": True},
+            **{f"sum-B{B}": {"M": B, "active": distinct(B, E, 1), **_SUM} for B in (16, 256)},
             "sum-B16-top2": {"M": 16, "k": 2, "active": distinct(16, E, 2), **_SUM},
             "prefill-sum-2048": {"M": 2048, "active": E, "prefill": True, **_SUM},
-            "dense-sum-B64": {"M": 64, "E": 1, "active": 1, "routed": False, **_SUM},
-            "dense-prefill-sum-2048": {"M": 2048, "E": 1, "active": 1, "routed": False, "prefill": True, **_SUM},
+            "dense-sum-B64": {"M": 64, **_DENSE, **_SUM},
+            "dense-prefill-sum-2048": {"M": 2048, **_DENSE, "prefill": True, **_SUM},
         },
         small={"D": 48, "I": 40, "E": 4, "k": 1, "active": 4},
         edges={
@@ -276,14 +270,14 @@ FRAME = (
             "idle-top2": {"M": 41, "k": 2, "skew": True, "idle": (*range(1, 36, 2),)},
             "empty-experts": {"M": 2, "E": 6, "active": 2},
             "even-K": {"M": 3, "D": 64, "I": 64, "active": 3},
-            "dense": {"M": 5, "E": 1, "active": 1, "routed": False},
-            "dense-two-tiles": {"M": 33, "E": 1, "active": 1, "routed": False},
+            "dense": {"M": 5, **_DENSE},
+            "dense-two-tiles": {"M": 33, **_DENSE},
             "prefill": {"M": 40, "k": 2, "prefill": True},
-            "dense-prefill": {"M": 33, "E": 1, "active": 1, "routed": False, "prefill": True},
+            "dense-prefill": {"M": 33, **_DENSE, "prefill": True},
             "normed": {"M": 35, "k": 2, "skew": True, "normed": True},
             "sum": {"M": 35, "skew": True, "idle": (1, 33), **_SUM},
             "sum-top2": {"M": 5, "k": 2, "idle": (1, 3), **_SUM},
-            "dense-sum": {"M": 33, "E": 1, "active": 1, "routed": False, **_SUM},
+            "dense-sum": {"M": 33, **_DENSE, **_SUM},
             "prefill-sum": {"M": 40, "k": 2, "prefill": True, **_SUM},
             "prefill-no-residual": {"M": 40, "prefill": True, "residual": False},
             "long-K": {"M": 3, "D": 136, "I": 72, "active": 3},

@@ -5,12 +5,6 @@ import pytest
 from zonos2_triton.bench.specs.frame_cost import frame_cost
 from zonos2_triton.model import Zonos2Config
 
-
-@pytest.fixture(scope="module")
-def config(golden):
-    return Zonos2Config.from_params(golden.json("checkpoint_layout")["params_json"])
-
-
 # MB of a frame at one sequence, bf16, 1,000 rows of context.
 PARTS = {
     ("qkv_projection", "output_projection"): 587,
@@ -24,15 +18,10 @@ PARTS = {
 TOTALS = {1: 1.79, 4: 4.43, 16: 11.2, 64: 18.7, 256: 30.0}
 
 
-@pytest.mark.parametrize(
-    ("parts", "megabytes"), PARTS.items(), ids=lambda value: "+".join(value) if isinstance(value, tuple) else str(value)
-)
-def test_parts_of_a_frame(config, parts, megabytes):
+def test_a_frame_and_its_parts(golden):
+    config = Zonos2Config.from_params(golden.json("checkpoint_layout")["params_json"])
     costs = frame_cost(config, 1, 1000)
-    assert sum(costs[part].bytes for part in parts) / 1e6 == pytest.approx(megabytes, rel=0.01, abs=0.5)
-
-
-@pytest.mark.parametrize(("sequences", "gigabytes"), TOTALS.items())
-def test_a_frame(config, sequences, gigabytes):
-    total = sum(cost.bytes for cost in frame_cost(config, sequences, 1000).values())
-    assert total / 1e9 == pytest.approx(gigabytes, rel=0.01)
+    found = {parts: sum(costs[part].bytes for part in parts) / 1e6 for parts in PARTS}
+    assert found == pytest.approx(PARTS, rel=0.01, abs=0.5)
+    totals = {n: sum(cost.bytes for cost in frame_cost(config, n, 1000).values()) / 1e9 for n in TOTALS}
+    assert totals == pytest.approx(TOTALS, rel=0.01)

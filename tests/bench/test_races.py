@@ -38,27 +38,17 @@ def _reverse_kernel(x_ptr, scratch_ptr, y_ptr, BLOCK: tl.constexpr, BARRIER: tl.
 
 
 @triton.jit
-def _last_arriver_kernel(
-    x_ptr,
-    part_ptr,
-    seen_ptr,
-    y_ptr,
-    n,
-    SEM: tl.constexpr,
-    BARRIER: tl.constexpr,
-    EARLY: tl.constexpr,
-    GRID: tl.constexpr,
-):
+def _last_arriver_kernel(x_ptr, part_ptr, seen_ptr, y_ptr, n, SEM: tl.constexpr, BUG: tl.constexpr):
     """y = sum(x): each program stores the sum of its block, the last to arrive adds them up and resets the counter."""
     p = tl.program_id(0)
     offs = tl.arange(0, 8)
     tl.store(part_ptr + p, tl.sum(tl.load(x_ptr + p * 8 + offs), axis=0))
-    if BARRIER:
+    if BUG != "no barrier":
         tl.debug_barrier()
     mask = offs < n
-    early = tl.load(part_ptr + offs, mask=mask & (offs != p) & EARLY, other=0.0)
+    early = tl.load(part_ptr + offs, mask=mask & (offs != p) & (BUG == "early"), other=0.0)
     arrived = tl.atomic_add(seen_ptr, 1, sem=SEM)
-    last = (p == n - 1) if GRID else (arrived == n - 1)
+    last = (p == n - 1) if BUG == "last of the grid" else (arrived == n - 1)
     if last:
         tl.debug_barrier()
         tl.store(y_ptr, tl.sum(tl.load(part_ptr + offs, mask=mask, other=0.0) + early * 0.0, axis=0))
@@ -185,33 +175,30 @@ def test_race_of_threads(seeded):
         launch(_reverse_kernel, 1, x, torch.zeros(64), y, BLOCK=64, BARRIER=False)
 
 
-def last_arriver(order, sem="acq_rel", barrier=True, early=False, grid=False):
+def last_arriver(order, sem="acq_rel", bug=""):
     n, y, counter = 5, torch.zeros(1), counters()
     x, partial = torch.arange(n * 8.0), torch.full((n,), float("nan"))
     with checked(order=order) as checks:
         for _ in range(2):  # the counter is as it was, so the kernel can be launched again
-            _last_arriver_kernel[(n,)](x, partial, counter, y, n, SEM=sem, BARRIER=barrier, EARLY=early, GRID=grid)
+            _last_arriver_kernel[(n,)](x, partial, counter, y, n, SEM=sem, BUG=bug)
     assert checks.launches == 2
     assert counter.item() == 0
     return y.item() == x.sum().item()
 
 
-BUGS = {"barrier": False}, {"sem": "relaxed"}, {"sem": "release"}, {"sem": "acquire"}, {"early": True}
-
-
 @in_every_order
 def test_last_arriver(order):
     assert last_arriver(order)
-    for bug in BUGS:
+    for bug in [("acq_rel", "no barrier"), ("relaxed",), ("release",), ("acquire",), ("acq_rel", "early")]:
         with pytest.raises(DataRace, match="_last_arriver_kernel"):
-            last_arriver(order, **bug)
+            last_arriver(order, *bug)
 
 
 def test_last_of_the_grid_is_not_the_last_to_arrive():
     """A bug that the order of the grid hides."""
-    assert last_arriver(None, grid=True)
+    assert last_arriver(None, bug="last of the grid")
     with pytest.raises(DataRace, match="_last_arriver_kernel"):
-        last_arriver("reversed", grid=True)
+        last_arriver("reversed", bug="last of the grid")
 
 
 @in_every_order

@@ -32,9 +32,7 @@ TURNED = mutants(
     pair_swapped="(even * {{cos - => sin +}} odd * {{sin => cos}}, even * {{sin + => cos -}} odd * {{cos => sin}})",
 )
 HEAD_NORM = mutants(
-    "_math",
-    head_norm_without_epsilon="/ DH{{ + EPS => }})",
-    head_norm_of_the_sum="{{/ DH  => }}+ EPS)",
+    "_math", head_norm_without_epsilon="/ DH{{ + EPS => }})", head_norm_of_the_sum="{{/ DH  => }}+ EPS)"
 )
 TANH = mutants(
     "_math",

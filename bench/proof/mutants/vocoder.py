@@ -150,10 +150,7 @@ _ORDERS = {
     "short_steps_in_other_blocks": '    {{ => launch["BLOCK_K"] = 64 if frames > 2 else 16\n    }}blocks = ',
     "single_rows_in_other_blocks": '    {{ => launch["BLOCK_K"] = 64 if B > 1 else 16\n    }}blocks = ',
 }
-_BLOCKS = {
-    **_ORDERS,
-    "blocks_rounded_down": '{{cdiv(Ci, launch["BLOCK_K"] => max(Ci // launch["BLOCK_K"], 1}})',
-}
+_BLOCKS = {**_ORDERS, "blocks_rounded_down": '{{cdiv(Ci, launch["BLOCK_K"] => max(Ci // launch["BLOCK_K"], 1}})'}
 _DILATION = {
     "reach_without_dilation": "reach = TAPS // 2{{ * step => }}",
     "reach_of_all_taps": "reach = {{TAPS // 2 => (TAPS - 1)}} * step",
