@@ -303,7 +303,7 @@ def table(rows: Iterable[Row]) -> str:
     for group in groups.values():
         row, stats = group[0], group[0].stats
         more = f" +{len(group) - 1}" if len(group) > 1 else ""
-        numbers = ("", "", "", "", "", "")
+        numbers = ("",) * 6
         if stats:
             loads = f"{stats.wide}/{stats.wide + stats.narrow}"
             numbers = (str(stats.registers), str(stats.shared), f"{stats.occupancy:.2f}", str(stats.instructions),

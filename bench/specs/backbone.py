@@ -19,9 +19,9 @@ def distinct(rows: int, experts: int, k: int) -> float:
 _ROWS: dict[str, Sizes] = {"decode-B1": {"M": 1}, "decode-B64": {"M": 64}, "prefill-2048": {"M": 2048}}
 _DECODE: dict[str, Sizes] = {f"decode-B{B}": {"M": B} for B in (1, 4, 16, 17, 64, 256)}
 _PREFILL: dict[str, Sizes] = {f"prefill-{T}": {"M": T, "prefill": True} for T in (32, 128, 2048)}
+_FEW: dict[str, Sizes] = {"tiny": {"M": 3}, "one-row": {"M": 1}}
 _PIECES: dict[str, Sizes] = {
-    "tiny": {"M": 3},
-    "one-row": {"M": 1},
+    **_FEW,
     "two-tiles": {"M": 33},
     "prefill": {"M": 33, "prefill": True},
     "prefill-row": {"M": 1, "prefill": True},
@@ -84,8 +84,7 @@ FRAME = (
         at={**_ROWS, "prefill-2048": {"M": 2048, "voices": 2}, "no-norm-B64": {"M": 64, "norm": False}},
         small={"D": 48, "columns": 10, "V": 11, "text": 7},
         edges={
-            "tiny": {"M": 3},
-            "one-row": {"M": 1},
+            **_FEW,
             "speakers": {"M": 5, "voices": 2},
             "no-norm": {"M": 5, "voices": 2, "norm": False},
             "wide-D": {"M": 2, "D": 264},
@@ -98,12 +97,7 @@ FRAME = (
         real={"D": D},
         at=_ROWS,
         small={"D": 48},
-        edges={
-            "tiny": {"M": 3},
-            "one-row": {"M": 1},
-            "no-residual": {"M": 4, "residual": False},
-            "wide-D": {"M": 2, "D": 264},
-        },
+        edges={**_FEW, "no-residual": {"M": 4, "residual": False}, "wide-D": {"M": 2, "D": 264}},
     ),
     record(
         "rotary",
@@ -144,8 +138,7 @@ FRAME = (
             "decode-B1-full": {"B": 1, "context": P - 1},
             "decode-B16": {"B": 16, "context": 1000},
             "decode-B16-4000": {"B": 16, "context": 4000},
-            "decode-B64": {"B": 64, "context": 1000},
-            "decode-B256": {"B": 256, "context": 1000},
+            **{f"decode-B{B}": {"B": B, "context": 1000} for B in (64, 256)},
             "plain-B16": {"B": 16, "context": 1000, "plain": True, "page_size": 1},
         },
         small={"HQ": 4, "HKV": 2, "DH": 16, "page_size": 8},
@@ -224,8 +217,7 @@ FRAME = (
         },
         small={"D": 48, "R": 24, "E": 4, "k": 1},
         edges={
-            "tiny": {"M": 3},
-            "one-row": {"M": 1},
+            **_FEW,
             "two-tiles": {"M": 17, "k": 2},
             "first-layer-tiny": {"M": 2, "carry": False},
             "all-experts": {"M": 2, "k": 4},
@@ -295,8 +287,7 @@ FRAME = (
         },
         small={"D": 48, "N": 27, "codebooks": 3},
         edges={
-            "tiny": {"M": 3},
-            "one-row": {"M": 1},
+            **_FEW,
             "two-tiles": {"M": 33},
             "no-cap": {"M": 2, "softcap": 0.0},
             "normed": {"M": 3, "normed": True},
