@@ -250,9 +250,6 @@ def _lanes_on(mask: Any, pointers: Any) -> NDArray[np.bool_] | None:
     return on if on.shape == pointers.data.shape else np.broadcast_to(on, pointers.data.shape)
 
 
-_checking = False
-
-
 @contextmanager
 def checked(
     *, bounds: bool = True, undefined: bool = True, races: bool = True, order: int | Literal["reversed"] | None = None
@@ -265,23 +262,16 @@ def checked(
     order      the programs of a grid run shuffled by this seed, or "reversed"
 
     tl.device_assert raises AssertionError.
-    Raises RuntimeError inside another such block, and where kernels are compiled: nothing would be checked there.
+    Raises RuntimeError where kernels are compiled: nothing would be checked there.
     """
-    global _checking
     if not triton.knobs.runtime.interpret:
         raise RuntimeError("checked: compiled kernels are not; set TRITON_INTERPRET=1 before triton is imported")
-    if _checking:
-        raise RuntimeError("checked: already inside a checked() block; give one block all the options")
     checks = Checks(bounds, undefined, races, order)
     with ExitStack() as patches:
-        _checking = True
-        try:
-            patches.enter_context(patch.multiple(interpreter.interpreter_builder, **checks.builder_members()))
-            patches.enter_context(patch.multiple(interpreter.GridExecutor, **checks.executor_members()))
-            patches.enter_context(patch.multiple(interpreter.InterpretedFunction, **checks.function_members()))
-            yield checks
-        finally:
-            _checking = False
+        patches.enter_context(patch.multiple(interpreter.interpreter_builder, **checks.builder_members()))
+        patches.enter_context(patch.multiple(interpreter.GridExecutor, **checks.executor_members()))
+        patches.enter_context(patch.multiple(interpreter.InterpretedFunction, **checks.function_members()))
+        yield checks
 
 
 def interpreting() -> None:

@@ -171,9 +171,15 @@ def test_repair_is_done_once():
     assert interpreter._patch_lang_tensor is before
 
 
-def test_blocks_do_not_nest():
-    with checked(), pytest.raises(RuntimeError, match="already inside"), checked():
-        pass
+def test_blocks_nest(seeded):
+    """Each of them checks, in its own order."""
+    x, y = seeded(40), torch.zeros(40)
+    with checked(order="reversed") as outer, checked(order=0, bounds=False) as inner:
+        _copy_kernel[(3,)](x, y, 40, BLOCK=16, MASKED=True)
+        with pytest.raises(OutOfBounds):
+            _copy_kernel[(3,)](x, y, 41, BLOCK=16, MASKED=True)
+    assert torch.equal(y, x + 1)
+    assert (outer.launches, inner.launches) == (2, 2)
 
 
 def test_compiled_kernels_are_refused(monkeypatch):
