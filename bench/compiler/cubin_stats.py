@@ -66,7 +66,7 @@ class Stats:
     @property
     def wide(self) -> int:
         """Loads of 16 bytes a thread or more, tiles fetched by TMA among them."""
-        return sum(n for kind, n in self.loads.items() if _is_wide(kind))
+        return sum(n for kind, n in self.loads.items() if kind.split()[-1] in ("tma", "16", "32"))
 
     @property
     def narrow(self) -> int:
@@ -169,10 +169,6 @@ def _blocks(target: Target, registers: int, shared: int, warps: int) -> int:
 def _load_bytes(opcode: str) -> str:
     widths = {"U8": "1", "S8": "1", "U16": "2", "S16": "2", "64": "8", "128": "16", "256": "32"}
     return next((widths[part] for part in opcode.split(".") if part in widths), "4")
-
-
-def _is_wide(kind: str) -> bool:
-    return kind.split()[-1] in ("tma", "16", "32")
 
 
 def _amd(kernel: Any, target: Target) -> Stats:

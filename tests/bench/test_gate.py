@@ -238,21 +238,17 @@ def test_judge_names(change, target, words):
 
 
 @pytest.mark.parametrize(
-    ("change", "target"),
+    ("change", "target", "meant"),
     [
-        ({}, "sm_90"),
-        ({"traps": 1}, "sm_90"),  # an assertion beside the kernel
-        *[({"matrix": {"HMMA": 8}}, target) for target in ("sm_80", "sm_120", "gfx942")],  # there are no others
-        ({"loads": {"tma": 1, "4": 9}}, "sm_90"),  # one loads a whole tile
+        ({}, "sm_90", {}),
+        ({"traps": 1}, "sm_90", {}),  # an assertion beside the kernel
+        *[({"matrix": {"HMMA": 8}}, target, {}) for target in ("sm_80", "sm_120", "gfx942")],  # there are no others
+        ({"loads": {"tma": 1, "4": 9}}, "sm_90", {}),  # one loads a whole tile
+        ({"loads": {"16": 2, "2": 50}}, "sm_90", {"max_narrow": 50}),
     ],
 )
-def test_judge_passes(change, target):
-    assert judge(dataclasses.replace(CLEAN, **change), target, MEANT) == []
-
-
-def test_narrow_loads_can_be_meant():
-    stats = dataclasses.replace(CLEAN, loads={"16": 2, "2": 50})
-    assert judge(stats, "sm_90", dataclasses.replace(MEANT, max_narrow=50)) == []
+def test_judge_passes(change, target, meant):
+    assert judge(dataclasses.replace(CLEAN, **change), target, dataclasses.replace(MEANT, **meant)) == []
 
 
 def row(name="op/_op_kernel/M1-bfloat16/sm_90", launches=1, **change):
