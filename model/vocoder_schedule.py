@@ -71,8 +71,10 @@ class Schedule:
     ) -> Number:
         """What `done` is to become now. begun: the row has made samples before."""
         flushed = _where(length > 0, length + self.behind, 0)
-        enough = _where(begun, done + self.chunk, self.lookahead + self.first_chunk)
-        waiting = _where(complete >= enough, complete, done)
+        waiting = complete  # with chunk = 1 whatever is there: `step` takes no frame twice
+        if self.chunk > 1 or begun is not True:
+            enough = _where(begun, done + self.chunk, self.lookahead + self.first_chunk)
+            waiting = _where(complete >= enough, complete, done)
         return _where(self.over(complete, length, closed), flushed, waiting)
 
     def preview(self, moved: bool, goal: int, length: int) -> int:
