@@ -23,7 +23,7 @@ TOOLS = {
     "gpu": "on a GPU: correctness, then every timing, into a file of results",
     "plan": "what a card can serve: memory, time of a frame, streams, time to first audio",
     "profile": "where the time of a generation goes, by range, beside the least it could take",
-    "report": "a page of results: roofline, waterfall, curves, comparisons",
+    "report": "a page of results: rooflines, tables, comparisons",
     "verify": "every kernel against the reference, here and now",
 }
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
