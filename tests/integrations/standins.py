@@ -2,11 +2,8 @@
 need; and what an object holds, before and after."""
 
 import sys
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
@@ -16,7 +13,7 @@ from zonos2_triton.model import accelerate
 
 
 @contextmanager
-def importable(folder: Path, *standins: ModuleType) -> Iterator[None]:
+def importable(folder, *standins):
     """Inside, the packages of a folder can be imported, and the stand-ins; afterwards they are as unknown as before."""
     path, before = [*sys.path], dict(sys.modules)
     sys.path.insert(0, str(folder))
@@ -32,14 +29,14 @@ def importable(folder: Path, *standins: ModuleType) -> Iterator[None]:
                     sys.modules[name] = before[name]
 
 
-def module(name: str, **members: object) -> ModuleType:
+def module(name, **members):
     """A module with these members."""
     made = ModuleType(name)
     vars(made).update(members)
     return made
 
 
-def audiotools() -> tuple[ModuleType, ...]:
+def audiotools():
     """For `dac`, whose models derive from a class of audiotools and whose functions are bound to a command line."""
 
     class BaseModel(nn.Module):
@@ -47,13 +44,13 @@ def audiotools() -> tuple[ModuleType, ...]:
         EXTERN: list[str] = []  # noqa: RUF012
 
         @property
-        def device(self) -> torch.device:
+        def device(self):
             return next(self.parameters()).device
 
     class Named:
         """Whatever is only named there: a type of an argument, a base class."""
 
-    def bind(*_: object, **__: object) -> Callable[[Any], Any]:
+    def bind(*_, **__):
         return lambda function: function
 
     ml = module("audiotools.ml", BaseModel=BaseModel, Accelerator=Named)
@@ -62,7 +59,7 @@ def audiotools() -> tuple[ModuleType, ...]:
     return top, ml, core, core.util, module("argbind", bind=bind)
 
 
-def held(model: nn.Module) -> dict[tuple[str, str], int]:
+def held(model):
     """Every attribute of every part, by identity; but for the weight that weight norm makes anew at each call."""
     found = {}
     for path, part in model.named_modules():
@@ -72,20 +69,20 @@ def held(model: nn.Module) -> dict[tuple[str, str], int]:
     return found
 
 
-def off_by_one_percent(operation: Callable[..., Any]) -> Callable[..., Any]:
+def off_by_one_percent(operation):
     """The operation with results that are 1 % too large."""
 
-    def larger(x: torch.Tensor) -> torch.Tensor:
+    def larger(x):
         return x * 1.01 if x.is_floating_point() else x
 
-    def wrong(*args: Any, **kwargs: Any) -> Any:
+    def wrong(*args, **kwargs):
         result = operation(*args, **kwargs)
         return larger(result) if isinstance(result, torch.Tensor) else tuple(map(larger, result))
 
     return wrong
 
 
-def refused(model: nn.Module, message: str, kind: type[Exception] = ValueError, **options: Any) -> None:
+def refused(model, message, kind=ValueError, **options):
     """The error comes, and nothing is touched."""
     before = held(model)
     with pytest.raises(kind, match=message):

@@ -13,7 +13,7 @@ CACHE = Path(sys.prefix) / "wheels"  # beside what is installed: it goes when th
 PATIENCE_S = 120
 
 
-def unpacked(name: str, version: str) -> Path:
+def unpacked(name, version):
     """A folder that holds the packages of a wheel, not what it depends on. Skips the test where it cannot be had."""
     folder = CACHE / f"{name}-{version}"
     if not folder.is_dir():
@@ -29,7 +29,7 @@ def unpacked(name: str, version: str) -> Path:
     return folder
 
 
-def _download(name: str, version: str, folder: Path) -> Path:
+def _download(name, version, folder):
     options = ["--quiet", "--retries=1", "--no-deps", "--only-binary=:all:", f"--dest={folder}"]
     command = [sys.executable, "-m", "pip", "download", *options, f"{name}=={version}"]
     try:

@@ -3,14 +3,10 @@
 import importlib
 import os
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from tests.integrations.sglang.standins import write_site
 from tests.integrations.wheels import unpacked
@@ -34,23 +30,23 @@ def fresh(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def omni() -> Path:
+def omni():
     return unpacked("sglang-omni", plugin.VERSION)
 
 
 @pytest.fixture(scope="session")
-def sglang() -> Path:
+def sglang():
     """The version that sglang-omni pins."""
     return unpacked("sglang", "0.5.22")
 
 
 @pytest.fixture(scope="session")
-def site(omni, sglang, tmp_path_factory) -> Path:
+def site(omni, sglang, tmp_path_factory):
     return write_site(tmp_path_factory.mktemp("sglang") / "site", sglang_omni=omni, sglang=sglang)
 
 
 @pytest.fixture
-def engine(site, monkeypatch) -> Iterator[SimpleNamespace]:
+def engine(site, monkeypatch):
     """The modules that the plugin hooks, imported for this test alone."""
     monkeypatch.syspath_prepend(site)
     names = {"model": plugin.MODEL, "codec": plugin.CODEC, "sampler": f"{plugin.ZONOS2}.sampler"}
@@ -61,20 +57,20 @@ def engine(site, monkeypatch) -> Iterator[SimpleNamespace]:
 
 
 @pytest.fixture(params=["reference", pytest.param("triton", marks=pytest.mark.interpreter)])
-def backend(request, monkeypatch) -> str:
+def backend(request, monkeypatch):
     monkeypatch.setenv(BACKEND, request.param)
     return request.param
 
 
 @pytest.fixture
-def stack(engine) -> Any:
+def stack(engine):
     """(dtype, further settings) -> the layers of a tiny model: mixtures in 1 to 3 of 5, the third with two experts."""
     sizes = {
         "dim": 64, "head_dim": 16, "n_heads": 4, "n_kv_heads": 2, "multiple_of": 32, "n_layers": 5, "max_seqlen": 64,
         "moe_n_experts": 4, "moe_router_dim": 32, "moe_start_from_layer": 1, "special_topk_layers": {3: 2},
     }  # fmt: skip
 
-    def made(dtype: torch.dtype = torch.float32, **changes: Any) -> list[Any]:
+    def made(dtype=torch.float32, **changes):
         settings = engine.config.Zonos2Config(**sizes | changes)
         layers = [engine.model.Zonos2DecoderLayer(settings, i) for i in range(settings.n_layers)]
         return [fill(layer, dtype, seed=i) for i, layer in enumerate(layers)]
@@ -83,7 +79,7 @@ def stack(engine) -> Any:
     return made
 
 
-def fill(module: nn.Module, dtype: torch.dtype, seed: int) -> nn.Module:
+def fill(module, dtype, seed):
     """Random weights about as large as trained ones."""
     generator = torch.Generator().manual_seed(seed)
     for tensor in (*module.parameters(), *module.buffers()):

@@ -9,11 +9,10 @@ import importlib
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +50,7 @@ def __getattr__(name):
 """
 
 
-def write_site(folder: Path, **wheels: Path) -> Path:
+def write_site(folder, **wheels):
     """The folder, as an entry of sys.path; wheels: the unpacked ones by package."""
     files = {f"{root}/{path}": STANDIN for root, paths in STANDINS.items() for path in paths}
     packages = [name for name in files if any(other.startswith(f"{name}/") for other in files)]
@@ -69,19 +68,19 @@ def write_site(folder: Path, **wheels: Path) -> Path:
 class Unused:
     """Whatever has no part in this: named in annotations, a base class, or called for nothing."""
 
-    def __new__(cls, *_: Any, **__: Any) -> Any:
+    def __new__(cls, *_, **__):
         return None
 
 
 class RadixAttention(nn.Module):
     """Causal attention of the sequences of one prefill, whose lengths are the whole ForwardBatch here."""
 
-    def __init__(self, num_heads: int, head_dim: int, scaling: float, num_kv_heads: int, layer_id: int) -> None:
+    def __init__(self, num_heads, head_dim, scaling, num_kv_heads, layer_id):
         super().__init__()
         assert scaling == head_dim**-0.5
         self.heads, self.kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, forward_batch: Any) -> Tensor:
+    def forward(self, q, k, v, forward_batch):
         assert all(t.is_contiguous() for t in (q, k, v))
         parts = [
             t.unflatten(1, (heads, self.head_dim)).split(forward_batch.lengths)
@@ -90,11 +89,11 @@ class RadixAttention(nn.Module):
         return torch.cat([causal_attention(*sequence) for sequence in zip(*parts, strict=True)]).flatten(1).to(q.dtype)
 
 
-def get_rope(head_size: int, rotary_dim: int, max_position: int, base: int, is_neox_style: bool) -> Any:
+def get_rope(head_size, rotary_dim, max_position, base, is_neox_style):
     assert (rotary_dim, is_neox_style) == (head_size, False)
     table = rotary_table(max_position, head_size, float(base), torch.zeros(1))
 
-    def turned(positions: Tensor, *rows: Tensor) -> Iterator[Tensor]:
+    def turned(positions, *rows):
         for x in rows:
             yield rotary(x.unflatten(1, (-1, head_size)).float(), positions, table).flatten(1).to(x.dtype)
 
@@ -108,14 +107,14 @@ class StandardTopKOutput(NamedTuple):
 
 
 class Backend(str):
-    def is_triton(self) -> bool:
+    def is_triton(self):
         return self == "triton"
 
 
 class UnquantizedFusedMoEMethod:
     """As much as tells how a mixture is kept: with the names of SGLang's."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.with_bias = self.w13_swiglu_interleaved = False
         self.runner, self._aiter_runner = SimpleNamespace(runner_backend=Backend("triton")), None
 
@@ -128,9 +127,9 @@ class FusedMoE(nn.Module):
     """The experts with gate and up below each other or, in SGLang's other order, row by row in turn."""
 
     def __init__(
-        self, num_experts: int, top_k: int, hidden_size: int, intermediate_size: int, layer_id: int,
-        reduce_results: bool, quant_config: Any,
-    ) -> None:  # fmt: skip
+        self, num_experts, top_k, hidden_size, intermediate_size, layer_id,
+        reduce_results, quant_config,
+    ):  # fmt: skip
         super().__init__()
         self.w13_weight = nn.Parameter(torch.empty(num_experts, 2 * intermediate_size, hidden_size))
         self.w2_weight = nn.Parameter(torch.empty(num_experts, hidden_size, intermediate_size))
@@ -138,12 +137,12 @@ class FusedMoE(nn.Module):
         self.quant_method = UnquantizedFusedMoEMethod()
         self.moe_runner_config = SimpleNamespace(**PLAIN_EXPERTS)
 
-    def interleave(self) -> None:
+    def interleave(self):
         halves = self.w13_weight.chunk(2, 1)
         self.w13_weight = nn.Parameter(torch.stack(halves, 2).flatten(1, 2).contiguous(), requires_grad=False)
         self.quant_method.w13_swiglu_interleaved = True
 
-    def forward(self, x: Tensor, topk: StandardTopKOutput) -> Tensor:
+    def forward(self, x, topk):
         w13 = self.w13_weight
         if self.quant_method.w13_swiglu_interleaved:
             w13 = torch.cat([w13[:, 0::2], w13[:, 1::2]], 1)
@@ -154,19 +153,19 @@ class FusedMoEWithLoRA(FusedMoE):
     pass
 
 
-def get_moe_impl_class(quant_config: Any) -> type[FusedMoE]:
+def get_moe_impl_class(quant_config):
     return FusedMoE
 
 
 class Zonos2ModelRunner:
     """Its windows are those of the wheel's in the tests; here they have the parameters."""
 
-    def rep_window(self, row_t: Any, n: Any, cb_size: Any, params: Any) -> None: ...
+    def rep_window(self, row_t, n, cb_size, params): ...
 
-    def rep_window_ring(self, row_t: Any, n: Any, w: Any, cb_size: Any, device: Any) -> None: ...
+    def rep_window_ring(self, row_t, n, w, cb_size, device): ...
 
 
-def app() -> None:
+def app():
     """`serve STAGE ...`: each stage in a process of its own, started as the engine does; says what it ended with."""
     workers = importlib.import_module("sglang_omni.pipeline.stage_workers")
     names, arguments = sys.argv[2:], {"model_path": "none"}
@@ -179,7 +178,7 @@ def app() -> None:
         print("ended", name, channel.get(timeout=10).strip().splitlines()[-1])
 
 
-def create_vocoder_executor(model_path: str) -> None:
+def create_vocoder_executor(model_path):
     """A stage that ends its process with a list of what is hooked there."""
     hooked = importlib.import_module("sglang.srt.plugins.hook_registry").HookRegistry._patched
     raise RuntimeError(f"hooked: {' '.join(sorted(hooked))}")
@@ -197,21 +196,21 @@ current_platform = SimpleNamespace(
 )
 
 
-def get_platform_spec(platform: Any) -> str:
+def get_platform_spec(platform):
     return "cpu"
 
 
-def get_gpu_compat_env_defaults(environment: Any) -> dict[str, str]:
+def get_gpu_compat_env_defaults(environment):
     return {}
 
 
-def apply_typed_stage_kwargs(factory: Any, kwargs: Any, typed: Any, *, stage_name: str) -> dict[str, Any]:
+def apply_typed_stage_kwargs(factory, kwargs, typed, *, stage_name):
     return dict(kwargs)
 
 
-def resolve_factory_signature_args(factory: Any, args: Any, **_: Any) -> dict[str, Any]:
+def resolve_factory_signature_args(factory, args, **_):
     return dict(args)
 
 
-def exit_without_teardown(status: int) -> None:
+def exit_without_teardown(status):
     raise SystemExit(status)

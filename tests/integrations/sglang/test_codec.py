@@ -4,11 +4,9 @@ import importlib
 import sys
 import warnings
 from types import ModuleType, SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from tests.integrations.standins import audiotools, importable
 from tests.integrations.wheels import unpacked
@@ -23,7 +21,7 @@ HOP = 8
 
 
 @pytest.fixture
-def codec(engine, monkeypatch) -> Any:
+def codec(engine, monkeypatch):
     """The module of the engine's codec, which loads a small dac.DAC."""
     with importable(unpacked("descript-audio-codec", "1.0.0"), *audiotools()), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # weight_norm and torch.jit are old
@@ -38,15 +36,13 @@ def codec(engine, monkeypatch) -> Any:
     return engine.codec
 
 
-def clip(rows: int, seed: int) -> Tensor:
+def clip(rows, seed):
     """Delayed codes [rows, 9], 8 of which are none of their own."""
     return torch.randint(1024, (rows, 9), generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize(
-    "backend",
-    ["reference", pytest.param("triton", marks=[pytest.mark.interpreter, pytest.mark.slow])],
-    indirect=True,
+    "backend", ["reference", pytest.param("triton", marks=[pytest.mark.interpreter, pytest.mark.slow])], indirect=True
 )
 def test_the_codec_decodes_as_it_did(codec, backend):
     with checked(bounds=False, undefined=False, races=False):

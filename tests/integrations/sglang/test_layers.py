@@ -3,11 +3,10 @@
 import logging
 import re
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses import FakeTensorMode
 
 from tests.integrations.sglang.standins import Backend, Fp8MoEMethod, FusedMoE, FusedMoEWithLoRA
@@ -21,7 +20,7 @@ from zonos2_triton.model.integrations.sglang import plugin as host
 BOUNDS = {torch.float32: 2e-6, torch.bfloat16: 1.5e-2, torch.float16: 2e-3}
 
 
-def forward(layers: list[Any], x: Tensor, lengths: list[int]) -> Tensor:
+def forward(layers, x, lengths):
     """The layers one after the other, as the model goes through them."""
     positions = torch.cat([torch.arange(length) for length in lengths])
     residual = states = None
@@ -68,7 +67,7 @@ def test_an_operation_that_is_wrong_by_a_hundredth_shows(stack, monkeypatch, see
     """In the differences above: they are of our operations, and the bounds tell."""
     right = components._operation
 
-    def operation(asked: str, *of: Any) -> Any:
+    def operation(asked, *of):
         return off_by_one_percent(right(asked, *of)) if asked == name else right(asked, *of)
 
     layers, x = stack(), seeded(4, 64)
@@ -104,10 +103,10 @@ def test_weights_are_read_where_they_are(engine, stack, seeded):
     assert difference(after, forward(layers, x, [4])) < BOUNDS[torch.float32] < difference(after, before)
 
 
-def put(path: str, value: Any) -> Any:
+def put(path, value):
     """What sets an attribute of a block."""
 
-    def change(block: Any) -> None:
+    def change(block):
         *owners, name = path.split(".")
         for owner in owners:
             block = getattr(block, owner)
@@ -127,23 +126,14 @@ FP8 = "its weights are those of Fp8MoEMethod; --tts_engine.factory.fp8 false kee
         (put("experts.__class__", FusedMoEWithLoRA), "its layer is a FusedMoEWithLoRA, not a FusedMoE"),
         (put("experts.moe_tp_size", 2), "it is spread over 2 devices"),
         (put("experts.moe_ep_size", 4), "it is spread over 4 devices"),
-        (
-            put("experts.quant_method.runner.runner_backend", Backend("deep_gemm")),
-            "its runner is deep_gemm, which",
-        ),
+        (put("experts.quant_method.runner.runner_backend", Backend("deep_gemm")), "its runner is deep_gemm, which"),
         (put("experts.quant_method._aiter_runner", object()), "its runner is triton, which may keep"),
         (put("experts.quant_method.with_bias", True), "its experts have biases"),
         (put("experts.moe_runner_config.activation", "gelu"), "its activation is 'gelu', not 'silu'"),
         (put("experts.moe_runner_config.is_gated", False), "its is_gated is False, not True"),
         (put("experts.moe_runner_config.swiglu_limit", 7.0), "its swiglu_limit is 7.0, not None"),
-        (
-            put("experts.w13_weight", nn.Parameter(torch.zeros(4, 64, 192), False)),
-            r"its w13_weight is \[4, 64, 192\]",
-        ),
-        (
-            put("experts.w2_weight", nn.Parameter(torch.zeros(4, 64, 96).half(), False)),
-            "its w2_weight is .*float16",
-        ),
+        (put("experts.w13_weight", nn.Parameter(torch.zeros(4, 64, 192), False)), r"its w13_weight is \[4, 64, 192\]"),
+        (put("experts.w2_weight", nn.Parameter(torch.zeros(4, 64, 96).half(), False)), "its w2_weight is .*float16"),
         (put("router.balancing_biases", torch.zeros(4).double()), "its balancing_biases are torch.float64, not"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
@@ -172,12 +162,12 @@ def test_no_rows_stay_with_the_engine(stack):
     assert layer.attention(torch.zeros(0, 64), torch.arange(0), SimpleNamespace(lengths=[0])).shape == (0, 64)
 
 
-def sampler_arguments(rows: int, device: str = "cpu") -> dict[str, Any]:
+def sampler_arguments(rows, device="cpu"):
     numbers = {name: torch.ones(rows, device=device) for name in host.SAMPLING[:5]}
     return numbers | {"top_k_max": 5, "rep_token_ids": torch.zeros(rows, 9, 50, dtype=torch.long, device=device)}
 
 
-def without_cache(layer: Any) -> Any:
+def without_cache(layer):
     """A layer whose turn and attention do nothing."""
     layer.attention.rotary = lambda positions, q, k: (q, k)
     layer.attention.attn.forward = lambda q, k, v, forward_batch: torch.empty_like(q)

@@ -10,7 +10,6 @@ import sys
 import tomllib
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -25,12 +24,12 @@ ROOT = Path(__file__).parents[3]
 SEAMS = [*host.STARTING, *(seam for seams in host.SEAMS.values() for seam in seams)]
 
 
-def definition(folder: Path, target: str) -> ast.FunctionDef:
+def definition(folder, target):
     """Of a dotted name below a folder of packages."""
     parts, path = target.split("."), folder
     while not path.with_suffix(".py").is_file():
         path = path / parts.pop(0)
-    node: Any = ast.parse(path.with_suffix(".py").read_text(encoding="utf-8"))
+    node = ast.parse(path.with_suffix(".py").read_text(encoding="utf-8"))
     for name in parts:
         found = [child for child in node.body if getattr(child, "name", None) == name]
         assert found, f"{target}: there is no {name}"
@@ -38,7 +37,7 @@ def definition(folder: Path, target: str) -> ast.FunctionDef:
     return node
 
 
-def parameters(node: ast.FunctionDef) -> tuple[str, ...]:
+def parameters(node):
     assert (node.args.vararg, node.args.kwarg) == (None, None)
     return tuple(arg.arg for arg in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs))
 
@@ -100,7 +99,7 @@ def test_the_runner_takes_end_and_padding_out_of_what_is_penalised(omni):
     params = SimpleNamespace(repetition_penalty=1.2, repetition_window=3, repetition_codebooks=2)
     expected = [[[-1, 5, -1], [7, -1, 4], [-1, -1, -1]]]
     for name, arguments in ("rep_window", (3, 1024, params)), ("rep_window_ring", (3, 3, 1024, "cpu")):
-        scope: dict[str, Any] = {"torch": torch}
+        scope = {"torch": torch}
         exec(ast.unparse(definition(omni, f"{host.RUNNER}.Zonos2ModelRunner.{name}")), scope)
         assert scope[name](runner, [0], *arguments).tolist() == expected
 
@@ -219,7 +218,7 @@ def started(spawn, tmp_path):
     (metadata / "entry_points.txt").write_text(f"[sglang.srt.plugins]\n{entry}\n")
     (tmp_path / "serve.py").write_text(SERVE)
 
-    def start(site: Path, parts: str, stages: list[str], *command: str) -> list[str]:
+    def start(site, parts, stages, *command):
         path = os.pathsep.join(map(str, (site, metadata.parent, ROOT)))
         environment = {**os.environ, "PYTHONPATH": path, SGLANG: parts, "TRITON_INTERPRET": "1"}
         command = command or (str(tmp_path / "serve.py"),)
@@ -233,7 +232,7 @@ def started(spawn, tmp_path):
     return start
 
 
-def hooked(*parts: str) -> str:
+def hooked(*parts):
     """What a stage says of these parts."""
     seams = [*host.STARTING, *(seam for part in parts for seam in host.SEAMS[part])]
     return f"RuntimeError: hooked: {' '.join(sorted(seam.target for seam in seams if seam.hook))}"
@@ -267,9 +266,9 @@ def test_without_the_variable_a_process_of_stages_is_as_it_was(site, started):
 
 
 @pytest.fixture
-def command(monkeypatch) -> list[str]:
+def command(monkeypatch):
     """What is called, in order, of an engine that is a stand-in."""
-    called: list[str] = []
+    called = []
     for name in ("sglang", "sglang.srt", "sglang.srt.plugins", "sglang_omni", "sglang_omni.cli"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     sys.modules["sglang.srt.plugins"].load_plugins = lambda: called.append("plugins")
@@ -290,7 +289,7 @@ def test_the_command_loads_plugins_before_the_engine(command, monkeypatch, caplo
 
 @pytest.mark.parametrize("error", [ImportError, ValueError])
 def test_the_command_starts_nothing_where_the_plugin_cannot_take_its_place(command, monkeypatch, capsys, error):
-    def refused() -> None:
+    def refused():
         raise error("why")
 
     monkeypatch.setattr(launch, "plugin", refused)

@@ -1,10 +1,7 @@
 """What the plugin draws in the place of sglang-omni's sampler: from the same distribution, for every request."""
 
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor
 
 from zonos2_triton._settings import BACKEND
 from zonos2_triton.model.integrations.sglang import components
@@ -24,7 +21,7 @@ REQUESTS = [  # temperature, top_k, top_p, min_p, repetition_penalty
 ]
 
 
-def asked(requests: list[tuple[float, ...]], **changes: Any) -> dict[str, Any]:
+def asked(requests, **changes):
     """The arguments of sample_tts as the model's runner makes them."""
     temperature, top_k, top_p, min_p, penalty = zip(*requests, strict=True)
     arguments = {
@@ -36,7 +33,7 @@ def asked(requests: list[tuple[float, ...]], **changes: Any) -> dict[str, Any]:
     return {**arguments, **changes}
 
 
-def window(logits: Tensor, frames: int = 6) -> Tensor:
+def window(logits, frames=6):
     """What a runner has seen of each codebook, -1 where it does not count."""
     seen = torch.randint(-1, V - 2, (*logits.shape[:2], frames), generator=torch.Generator().manual_seed(1))
     seen[:, -1] = -1
@@ -48,15 +45,15 @@ def drawn_from(engine, monkeypatch):
     """The arguments of sample_tts -> the probabilities [B, C, V] that ours and that theirs draws from."""
     original, found = engine.sampler.sample_tts, []
 
-    def multinomial(probs: Tensor, num_samples: int) -> Tensor:
+    def multinomial(probs, num_samples):
         found.append(probs)
         return torch.zeros(len(probs), num_samples, dtype=torch.long)
 
-    def sample(logits: Tensor, settings: Tensor, seeds: Tensor, steps: Tensor, seen: Tensor) -> tuple[Tensor, ...]:
+    def sample(logits, settings, seeds, steps, seen):
         found.append(distributions(logits, settings, steps, seen))
         return found[-1].argmax(-1), seeds
 
-    def run(logits: Tensor, **arguments: Any) -> tuple[Tensor, Tensor]:
+    def run(logits, **arguments):
         with monkeypatch.context() as patched:
             patched.setattr(torch, "multinomial", multinomial)
             patched.setattr(components, "_operation", lambda *_: sample)

@@ -11,18 +11,7 @@ from torch import nn
 
 from tests.integrations.port_model import Attention, Norm, Stacked
 from tests.integrations.standins import held, off_by_one_percent, refused
-from tests.integrations.torch_module.port import (
-    CONFIG,
-    OPS,
-    PLACES,
-    each,
-    ids,
-    made,
-    rows,
-    spoken,
-    variant,
-    weights,
-)
+from tests.integrations.torch_module.port import CONFIG, OPS, PLACES, each, ids, made, rows, spoken, variant, weights
 from zonos2_triton.model import accelerate
 from zonos2_triton.model.integrations.accelerate import difference
 from zonos2_triton.model.integrations.patching import Replacement

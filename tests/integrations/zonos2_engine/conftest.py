@@ -1,23 +1,19 @@
 """The official engine's package: a stand-in always, and the package itself wherever it is importable."""
 
-from collections.abc import Iterator
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor
 
-from tests.integrations.zonos2_engine.official import Official, Run, build, imported, random_weights, standing_in
+from tests.integrations.zonos2_engine.official import Run, build, imported, random_weights, standing_in
 
 
 @pytest.fixture(scope="module", params=["stand-in", pytest.param("official", marks=pytest.mark.needs("zonos2"))])
-def official(request: pytest.FixtureRequest) -> Iterator[Official]:
+def official(request):
     with {"stand-in": standing_in, "official": imported}[request.param]() as found, torch.inference_mode():
         yield found
 
 
 @pytest.fixture(scope="session")
-def params(golden: Any) -> dict[str, Any]:
+def params(golden):
     """A dense layer, mixtures of one expert and of two, a dense layer."""
     sizes = {
         "n_layers": 4, "dim": 32, "head_dim": 16, "n_heads": 4, "n_kv_heads": 2, "ffn_dim_multiplier": 1.5,
@@ -28,27 +24,27 @@ def params(golden: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def weights(params: dict[str, Any]) -> dict[str, Tensor]:
+def weights(params):
     return random_weights(params)
 
 
 @pytest.fixture
-def model(official: Official, params: dict[str, Any], weights: dict[str, Tensor]) -> Any:
+def model(official, params, weights):
     return build(official, params, weights)
 
 
 @pytest.fixture(scope="session")
-def prompts() -> list[Tensor]:
+def prompts():
     generator = torch.Generator().manual_seed(2)
     return [torch.randint(30, (rows, 10), generator=generator, dtype=torch.int32) for rows in (9, 4, 1)]
 
 
 @pytest.fixture(scope="session")
-def frames() -> Tensor:
+def frames():
     return torch.randint(30, (2, 3, 10), generator=torch.Generator().manual_seed(3), dtype=torch.int32)
 
 
 @pytest.fixture(scope="module")
-def expected(official: Official, params: Any, weights: Any, prompts: Any, frames: Tensor) -> list[Tensor]:
+def expected(official, params, weights, prompts, frames):
     """The logits of each step of the model as it is."""
     return Run(official, build(official, params, weights)).generate(prompts, frames)

@@ -13,7 +13,7 @@ It is read from PYTHONPATH (the folder python/ of Zyphra/ZONOS2; checked with co
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from functools import cache
@@ -40,7 +40,7 @@ Official = Callable[[str], Any]  # path below zonos2 -> module
 
 
 @contextmanager
-def imported() -> Iterator[Official]:
+def imported():
     """Afterwards it is not imported any more."""
     official = _module
     with pytest.MonkeyPatch.context() as patch:
@@ -59,7 +59,7 @@ def imported() -> Iterator[Official]:
 
 
 @contextmanager
-def standing_in() -> Iterator[Official]:
+def standing_in():
     """The same of `stand_in`, a package of the same names, attributes and shapes, without anything official."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(STAND_IN)
@@ -69,16 +69,16 @@ def standing_in() -> Iterator[Official]:
             _forget()
 
 
-def _module(path: str) -> Any:
+def _module(path):
     return import_module(f"zonos2.{path}")
 
 
-def _forget() -> None:
+def _forget():
     for name in [name for name in sys.modules if name.partition(".")[0] == "zonos2"]:
         del sys.modules[name]
 
 
-def _stand_ins() -> dict[str, ModuleType]:
+def _stand_ins():
     names = ["sgl_kernel", "flashinfer"]
     names += [name for name in ("zmq", "msgpack") if find_spec(name) is None]
     made = {name: ModuleType(name) for name in names}
@@ -91,12 +91,12 @@ def _stand_ins() -> dict[str, ModuleType]:
     return made
 
 
-def _rope(module: Any) -> Callable[..., Any]:
+def _rope(module):
     """get_rope, for any even head dimension, and on the CPU while a model is built on the meta device."""
     original = module.get_rope
 
     @cache
-    def get_rope(head_dim: int, rotary_dim: int, max_position: int, base: float, rope_scaling: object = None) -> Any:
+    def get_rope(head_dim, rotary_dim, max_position, base, rope_scaling=None):
         with torch.device("cpu"):
             if head_dim in (64, 128, 256, 512):
                 return original(head_dim, rotary_dim, max_position, base, rope_scaling)
@@ -108,14 +108,14 @@ def _rope(module: Any) -> Callable[..., Any]:
     return get_rope
 
 
-def random_weights(params: dict[str, Any]) -> dict[str, Tensor]:
+def random_weights(params):
     return backbone_weights(Zonos2Config.from_params(params), torch.Generator().manual_seed(7))
 
 
 def build(
-    official: Official, params: dict[str, Any], weights: dict[str, Tensor], dtype: torch.dtype = torch.float32,
-    rank: int = 0, ranks: int = 1, device: str = "cpu",
-) -> Any:  # fmt: skip
+    official, params, weights, dtype = torch.float32,
+    rank = 0, ranks = 1, device = "cpu",
+):  # fmt: skip
     """Zonos2ForCausalLM of a checkpoint, as the engine builds it; of several ranks, one's part.
 
     device: not a CPU is for the stand-in alone.
@@ -145,14 +145,14 @@ def build(
 class PlainAttention:
     """An attention backend of a few lines: whole sequences, by torch's own attention."""
 
-    def __init__(self, config: Any, kvcache: Any, page_table: Tensor) -> None:
+    def __init__(self, config, kvcache, page_table):
         self.kvcache, self.page_table = kvcache, page_table
 
-    def prepare_metadata(self, batch: Any) -> None:
+    def prepare_metadata(self, batch):
         rows = [torch.arange(req.cached_len, req.device_len, dtype=torch.int32) for req in batch.padded_reqs]
         batch.attn_metadata = SimpleNamespace(positions=torch.cat(rows), rows=[len(row) for row in rows])
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, layer_id: int, batch: Any) -> Tensor:
+    def forward(self, q, k, v, layer_id, batch):
         self.kvcache.store_kv(k, v, batch.out_loc, layer_id)
         found = []
         for req, rows in zip(batch.padded_reqs, q.split(batch.attn_metadata.rows), strict=True):
@@ -170,9 +170,7 @@ class PlainAttention:
 class Run:
     """A model that generates, by the official batches, cache and context; nothing is sampled: frames are given."""
 
-    def __init__(
-        self, official: Official, model: Any, attention: Callable[..., Any] = PlainAttention, ranks: int = 1
-    ) -> None:
+    def __init__(self, official, model, attention=PlainAttention, ranks=1):
         config, dtype, self.device = model.config, model.out_norm.weight.dtype, model.out_norm.weight.device
         self.official, self.model = official, model
         layout = official("kvcache").KVCacheLayout.LayerFirst
@@ -184,9 +182,9 @@ class Run:
         self.backend = attention(config, self.kvcache, self.page_table)
         self.free = torch.randperm(PAGES, generator=torch.Generator().manual_seed(1)).int()
         self.context = official("core").Context(page_size=1, attn_backend=self.backend)
-        self.reqs: list[Any] = []
+        self.reqs = []
 
-    def add(self, prompt: Tensor) -> Any:
+    def add(self, prompt):
         made = self.official("core").TTSReq(
             input_ids=prompt.int(), table_idx=len(self.reqs), cached_len=0, output_len=20, uid=len(self.reqs),
             sampling_params=self.official("core").TTSSamplingParams(), cache_handle=None,
@@ -194,7 +192,7 @@ class Run:
         self.reqs.append(made)
         return made
 
-    def batch(self, reqs: list[Any], phase: str, padding: list[Any] | None = None) -> Any:
+    def batch(self, reqs, phase, padding=None):
         """As the scheduler prepares one; padding: requests that only fill it up."""
         batch = self.official("core").TTSBatch(reqs=reqs, phase=phase)
         batch.padded_reqs = reqs + (padding or [])
@@ -208,7 +206,7 @@ class Run:
         batch.input_ids = ids.to(self.device)
         return batch
 
-    def step(self, reqs: list[Any], phase: str, speaker: Tensor | None = None) -> Tensor:
+    def step(self, reqs, phase, speaker=None):
         """Logits of every row, [T, C, V]; the requests are one row further. speaker: of the first request."""
         batch = self.batch(reqs, phase)
         if speaker is not None:
@@ -218,17 +216,17 @@ class Run:
             req.complete_one()
         return logits
 
-    def forward(self, batch: Any) -> Tensor:
+    def forward(self, batch):
         with self.active(), self.context.forward_batch(batch):
             return self.model.forward()
 
-    def append(self, reqs: list[Any], frame: Tensor) -> None:
+    def append(self, reqs, frame):
         """A row [C + 1] to each request."""
         for req, row in zip(reqs, frame, strict=True):
             req.append_host(row.int())
 
     @contextmanager
-    def active(self) -> Iterator[None]:
+    def active(self):
         """Inside, the package's context is this run's."""
         core = self.official("core")
         before, core._GLOBAL_CTX = core._GLOBAL_CTX, self.context
@@ -237,7 +235,7 @@ class Run:
         finally:
             core._GLOBAL_CTX = before
 
-    def generate(self, prompts: list[Tensor], frames: Tensor) -> list[Tensor]:
+    def generate(self, prompts, frames):
         """The prompts in one batch, then the frames [F, len(prompts), C + 1] one by one: the logits of each step."""
         reqs = [self.add(prompt) for prompt in prompts]
         found = [self.step(reqs, "prefill")]
@@ -250,13 +248,13 @@ class Run:
 class Ranks:
     """Processes that share a model, as threads of which one runs at a time: until all have come to the same sum."""
 
-    def __init__(self, official: Official, count: int) -> None:
+    def __init__(self, official, count):
         self.core, self.count = official("core"), count
         self.baton, self.parts = threading.Lock(), dict[int, Tensor]()
         self.meeting = threading.Barrier(count, timeout=300)
         official("distributed.impl").DistributedCommunicator.plugins = [self]
 
-    def all_reduce(self, x: Tensor) -> Tensor:
+    def all_reduce(self, x):
         context = self.core._GLOBAL_CTX  # each process has its own
         self.parts[int(threading.current_thread().name)] = x.clone()
         self.baton.release()
@@ -267,10 +265,10 @@ class Ranks:
         self.core._GLOBAL_CTX = context
         return x.copy_(total)
 
-    def run(self, work: Callable[[int], Any]) -> list[Any]:
+    def run(self, work):
         """work(rank) of every rank."""
 
-        def process(rank: int) -> Any:
+        def process(rank):
             threading.current_thread().name = str(rank)
             with self.baton, torch.inference_mode():
                 try:

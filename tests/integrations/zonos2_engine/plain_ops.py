@@ -2,23 +2,20 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 
-def rmsnorm(input: Tensor, weight: Tensor, eps: float = 1e-6, out: Tensor | None = None) -> Tensor:
+def rmsnorm(input, weight, eps=1e-6, out=None):
     x = input.float()
     y = (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight.float()).to(input.dtype)
     return y if out is None else out.copy_(y)
 
 
-def fused_add_rmsnorm(input: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-6) -> None:
+def fused_add_rmsnorm(input, residual, weight, eps=1e-6):
     residual += input
     rmsnorm(residual, weight, eps, out=input)
 
 
-def apply_rope_with_cos_sin_cache_inplace(
-    positions: Tensor, query: Tensor, key: Tensor, head_size: int, cos_sin_cache: Tensor, is_neox: bool
-) -> None:
+def apply_rope_with_cos_sin_cache_inplace(positions, query, key, head_size, cos_sin_cache, is_neox):
     cos, sin = (part[:, None] for part in cos_sin_cache[positions.long()].chunk(2, -1))
     for x in (query, key):
         heads = x.view(len(x), -1, head_size).float()
@@ -31,23 +28,21 @@ def apply_rope_with_cos_sin_cache_inplace(
         x.copy_(turned.flatten(1))
 
 
-def indexing(
-    weights: Tensor, indices: Tensor, *, output: Tensor | None = None, vocab_range: tuple[int, int] | None = None
-) -> Tensor:
+def indexing(weights, indices, *, output=None, vocab_range=None):
     first, length = vocab_range or (0, len(weights))
     own = (indices >= first) & (indices < first + length)
     return torch.where(own[:, None], weights[(indices - first).clamp(0, length - 1).long()], 0)
 
 
-def store_cache(k_cache: Tensor, v_cache: Tensor, indices: Tensor, k: Tensor, v: Tensor) -> None:
+def store_cache(k_cache, v_cache, indices, k, v):
     for places, rows in ((k_cache, k), (v_cache, v)):
         places.view(len(places), -1)[indices.long()] = rows
 
 
 def fused_experts(
-    hidden_states: Tensor, w1: Tensor, w2: Tensor, topk_weights: Tensor, topk_ids: Tensor, inplace: bool = False,
-    **_: object,
-) -> Tensor:  # fmt: skip
+    hidden_states, w1, w2, topk_weights, topk_ids, inplace = False,
+    **_,
+):  # fmt: skip
     total = torch.zeros_like(hidden_states, dtype=torch.float32)
     for x, weights, ids, y in zip(hidden_states, topk_weights, topk_ids, total, strict=True):
         for weight, expert in zip(weights, ids.tolist(), strict=True):
@@ -57,6 +52,6 @@ def fused_experts(
     return hidden_states.copy_(y) if inplace else y
 
 
-def cos_sin_cache(head_dim: int, max_position: int, base: float) -> Tensor:
+def cos_sin_cache(head_dim, max_position, base):
     angles = torch.arange(max_position)[:, None] * base ** -(torch.arange(0, head_dim, 2) / head_dim)
     return torch.cat([angles.cos(), angles.sin()], 1)

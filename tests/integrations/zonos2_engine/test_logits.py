@@ -3,11 +3,9 @@
 import inspect
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from tests.integrations.zonos2_engine.official import PlainAttention, Ranks, Run, build, random_weights
 from zonos2_triton.model.integrations.accelerate import accelerate
@@ -23,20 +21,20 @@ HALF = [(torch.bfloat16, 0.03), (torch.float16, 0.004)]
 
 
 @pytest.fixture(scope="module", params=["reference", pytest.param("triton", marks=pytest.mark.interpreter)])
-def fast(request, official, params, weights) -> SimpleNamespace:
+def fast(request, official, params, weights):
     """An accelerated model, and its report."""
     model = build(official, params, weights)
     report = accelerate(model, backend=request.param)
     return SimpleNamespace(model=model, report=report, attention=creator(request.param))
 
 
-def on(*backends: str) -> pytest.MarkDecorator:
+def on(*backends):
     """The accelerated models of a test, those of the kernels in make test-full alone."""
     marks = {"reference": (), "triton": (pytest.mark.interpreter, pytest.mark.slow)}
     return pytest.mark.parametrize("fast", [pytest.param(name, marks=marks[name]) for name in backends], indirect=True)
 
 
-def assert_same(found: list[Tensor], expected: list[Tensor]) -> None:
+def assert_same(found, expected):
     for new, old in zip(found, expected, strict=True):
         assert new.dtype == torch.float32
         torch.testing.assert_close(new, old.float(), atol=ATOL, rtol=0)
@@ -119,7 +117,7 @@ def test_the_memory_of_a_graph_gives_the_same(official, fast, prompts, frames, e
 def test_padding_goes_to_no_expert(official, model, monkeypatch, prompts):
     slots = []
 
-    def experts(*args: Any, **kwargs: Any) -> Tensor:
+    def experts(*args, **kwargs):
         slots.append(args[7] if len(args) > 7 else None)  # None: dense
         return REFERENCE.experts(*args, **kwargs)
 
@@ -164,7 +162,7 @@ def test_the_attention_backend_alone(official, model, prompts, frames, expected)
 def test_another_attention_backend(official, fast, prompts, frames, expected):
     """For all, then for prompts: a layer's attention is then the original, around it everything is ours."""
 
-    def hybrid(*given: Any) -> Any:
+    def hybrid(*given):
         return official("attention.base").HybridBackend(PlainAttention(*given), fast.attention(*given))
 
     for attention in (PlainAttention, hybrid):
@@ -249,7 +247,7 @@ def test_two_ranks(official, params, weights, prompts, frames, expected, backend
     models = [build(official, params, weights, rank=rank, ranks=2) for rank in range(2)]
     assert list(models[1].multi_embedder.embedders.op_list[0].weight.shape) == [16, 32]
 
-    def work(rank: int) -> list[Tensor]:
+    def work(rank):
         if backend is not None:
             assert len(accelerate(models[rank], backend=backend).swapped) == len(engine.OPS)
         attention = PlainAttention if backend is None else creator(backend)

@@ -2,15 +2,12 @@
 
 import inspect
 import sys
-from collections.abc import Iterator
-from types import ModuleType, SimpleNamespace
-from typing import Any
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from tests.integrations.zonos2_engine.official import Official
 from zonos2_triton.model.integrations.accelerate import MARK, accelerate
 from zonos2_triton.model.integrations.zonos2_engine import package as host
 from zonos2_triton.model.integrations.zonos2_engine.attention import BACKEND, Backend
@@ -21,7 +18,7 @@ NAMES = [("engine.engine", "create_attention_backend"), ("engine.engine", "Graph
 
 
 @pytest.fixture
-def package(official: Official) -> Iterator[ModuleType]:
+def package(official):
     official("core")
     found = sys.modules["zonos2"]
     yield found
@@ -29,17 +26,17 @@ def package(official: Official) -> Iterator[ModuleType]:
         vars(found)[MARK].restore()
 
 
-def held(official: Official, package: ModuleType) -> dict[str, int]:
+def held(official, package):
     found = {name: id(getattr(official(path), name)) for path, name in NAMES}
     registry = official("attention").SUPPORTED_ATTENTION_BACKENDS
     return found | {"registry": id(registry._registry), "mark": id(vars(package).get(MARK))}
 
 
 @pytest.fixture
-def runner(official: Official, monkeypatch: pytest.MonkeyPatch, model: Any) -> Any:
+def runner(official, monkeypatch, model):
     """() -> what the engine makes of its model; nothing is captured without a GPU."""
 
-    def made() -> Any:
+    def made():
         graphs = official("engine.graph").GraphRunner
         monkeypatch.setattr(graphs, "_capture_graphs", lambda *_: {}, raising=False)
         given = dict.fromkeys(inspect.signature(graphs).parameters)
@@ -117,7 +114,7 @@ def test_a_wrong_sampler_is_refused(official, package, monkeypatch):
 def test_the_codec_is_accelerated_when_it_is_loaded(official, package, monkeypatch):
     asked = []
 
-    def accelerated(dac: nn.Module, **options: Any) -> None:
+    def accelerated(dac, **options):
         vars(dac)[MARK] = asked.append(options)
 
     monkeypatch.setattr(host, "accelerate", accelerated)

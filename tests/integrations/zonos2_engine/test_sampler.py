@@ -3,7 +3,6 @@
 import gc
 import math
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -20,7 +19,7 @@ DEFAULTS = {
     "repetition_codebooks": 8, "seed": None,
 }  # fmt: skip
 # Of each request: its settings, and how many frames it has generated behind a prompt of three rows.
-REQUESTS: list[tuple[dict[str, Any], int]] = [
+REQUESTS = [
     ({"seed": 5}, 0),
     ({"seed": 5, "repetition_penalty": 3.0, "min_p": 0.0}, 7),
     ({"seed": 6, "repetition_window": 2, "repetition_penalty": 9.0, "temperature": 0.7}, 5),
@@ -34,24 +33,24 @@ REQUESTS: list[tuple[dict[str, Any], int]] = [
 class Request:
     """What a request of the engine has."""
 
-    def __init__(self, slot: int, settings: dict[str, Any], generated: int) -> None:
+    def __init__(self, slot, settings, generated):
         self.sampling_params = SimpleNamespace(**DEFAULTS | settings)
         self.table_idx, self.total_generated, self.device_len, self.uid = slot, generated, 3 + generated, slot
         rows = torch.randint(V, (self.device_len, C + 1), generator=torch.Generator().manual_seed(slot))
         self.input_ids, self.rng = rows.int(), None  # ends of audio and padding are among them
 
     @property
-    def history(self) -> Tensor:
+    def history(self):
         return self.input_ids[3:, :C]
 
 
 @pytest.fixture
-def reqs() -> list[Request]:
+def reqs():
     return [Request(slot, *request) for slot, request in enumerate(REQUESTS)]
 
 
 @pytest.fixture
-def pool(reqs: list[Request]) -> Tensor:
+def pool(reqs):
     made = torch.full((len(reqs), 16, C + 1), 11, dtype=torch.int32)
     for req in reqs:
         made[req.table_idx, : req.device_len] = req.input_ids
@@ -59,7 +58,7 @@ def pool(reqs: list[Request]) -> Tensor:
 
 
 @pytest.fixture
-def logits(reqs: list[Request]) -> Tensor:
+def logits(reqs):
     """What came before is likely."""
     made = 3 * torch.randn(len(REQUESTS), C, V, generator=torch.Generator().manual_seed(1))
     for row, req in zip(made, reqs, strict=True):
@@ -67,15 +66,15 @@ def logits(reqs: list[Request]) -> Tensor:
     return made
 
 
-def sampler(backend: str = "reference") -> Sampler:
+def sampler(backend="reference"):
     return Sampler(torch.device("cpu"), n_codebooks=C, codebook_size=V - 2, text_vocab=TEXT, backend=backend)
 
 
-def batch(reqs: list[Request]) -> SimpleNamespace:
+def batch(reqs):
     return SimpleNamespace(reqs=reqs)
 
 
-def alone(req: Request, logits: Tensor) -> Tensor:
+def alone(req, logits):
     """By the reference, from the request's own history."""
     given = vars(req.sampling_params).copy()
     seed, top_k = given.pop("seed"), given.pop("topk")
@@ -124,7 +123,7 @@ def test_seeds(logits):
     ours, plain = sampler(), {"min_p": 0.0, "temperature": 9.0}
     first, second = Request(0, plain, 0), Request(1, plain, 0)
 
-    def drawn(req: Request, step: int = 0) -> list[list[int]]:
+    def drawn(req, step=0):
         req.total_generated = step
         return ours.sample(logits[:1], ours.prepare(batch([req]), torch.zeros(2, 16, C + 1, dtype=torch.int32)))
 
@@ -179,7 +178,7 @@ def test_logits_that_are_no_numbers(reqs, pool, logits):
 def test_ranks_agree_on_what_nobody_seeded(monkeypatch, backend, device):
     sent = []
 
-    def broadcast(number: Tensor, source: int) -> None:
+    def broadcast(number, source):
         sent.append((number.device.type, source))
         monkeypatch.setattr(Tensor, "item", lambda self: 1234)
 
@@ -201,7 +200,7 @@ def test_the_official_distribution(reqs, pool, logits, monkeypatch):
         for req, own in zip(reqs, logits[:, None], strict=True):
             seen = []
 
-            def multinomial(probs: Tensor, seen: list[Tensor] = seen, **_: object) -> Tensor:
+            def multinomial(probs, seen=seen, **_):
                 seen.append(probs)
                 return probs.argmax(-1, keepdim=True)
 

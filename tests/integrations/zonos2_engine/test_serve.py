@@ -34,10 +34,10 @@ def served(monkeypatch):
     with standing_in() as package:
         launcher, started = package("server.launch"), list[Any]()
 
-        def launch_server() -> None:
+        def launch_server():
             started.extend((launcher._run_scheduler, package("tokenizer").tokenize_worker, sys.argv[1:]))
 
-        def serving(*arguments: str) -> list[Any]:
+        def serving(*arguments):
             serve.main(arguments)
             return started
 

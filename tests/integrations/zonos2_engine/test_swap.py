@@ -2,10 +2,8 @@
 
 import copy
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -18,7 +16,7 @@ from zonos2_triton.model.integrations.zonos2_engine import engine
 from zonos2_triton.reference.ops import REFERENCE
 
 
-def held(model: Any) -> dict[str, dict[str, int]]:
+def held(model):
     """Every attribute of every object of the tree, by identity."""
     found, ahead = {}, [("", model)]
     while ahead:
@@ -31,7 +29,7 @@ def held(model: Any) -> dict[str, dict[str, int]]:
     return found
 
 
-def layer(model: Any, i: int) -> Any:
+def layer(model, i):
     return model.layers.op_list[i]
 
 
@@ -118,10 +116,10 @@ def test_a_wrong_operation_is_refused(model, monkeypatch, operation, op):
     assert op in [left.op for left in report.left]
 
 
-def put(path: str, value: Callable[[Any], object]) -> Callable[[Any], None]:
+def put(path, value):
     """Sets the attribute at a path, with numbers for layers, to what is made of the old one."""
 
-    def spoil(model: Any) -> None:
+    def spoil(model):
         *owners, name = path.split(".")
         for step in owners:
             model = layer(model, int(step)) if step.isdigit() else getattr(model, step)
@@ -133,26 +131,26 @@ def put(path: str, value: Callable[[Any], object]) -> Callable[[Any], None]:
 class Strange:
     """A layer whose method takes more."""
 
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, layer):
         vars(self).update(vars(layer))
         self.state_dict = layer.state_dict
 
-    def forward(self, x: Tensor, scale: float) -> Tensor:
+    def forward(self, x, scale):
         return x * scale
 
 
-def leaf(weight: Tensor) -> Tensor:
+def leaf(weight):
     with torch.inference_mode(False):
         return torch.ones(weight.shape, requires_grad=True)
 
 
-def changed(config: Any, **values: Any) -> Any:
+def changed(config, **values):
     made = copy.copy(config)
     vars(made).update(values)
     return made
 
 
-BAD: dict[str, tuple[Callable[[Any], object], str]] = {
+BAD = {
     "attribute": (
         lambda m: delattr(layer(m, 1).attention, "gater"),
         "layers.1.attention.gater.weight is missing, one of 1 tensors",
