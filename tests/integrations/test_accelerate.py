@@ -9,11 +9,9 @@ import torch
 from torch import nn
 
 from tests.integrations.standins import held, refused
-from zonos2_triton import model as public
 from zonos2_triton.model.integrations import accelerate as module
-from zonos2_triton.model.integrations.accelerate import Candidate, accelerate, difference, known_hosts
-from zonos2_triton.model.integrations.patching import Replacement, Swaps, Unchanged, check_module, check_weights
-from zonos2_triton.model.integrations.report import Report
+from zonos2_triton.model.integrations.accelerate import Candidate, accelerate, difference
+from zonos2_triton.model.integrations.patching import Replacement, Unchanged, check_module, check_weights
 
 
 class Doubler(nn.Module):
@@ -176,17 +174,6 @@ def test_a_version_that_is_not_known(host, model, monkeypatch, caplog):
     assert "going by its structure alone" in caplog.text
 
 
-def test_the_versions_of_every_host():
-    assert {host.name: (host.package, host.versions) for host in known_hosts()} == {
-        "transformers.DacModel": ("transformers", ("4.57", "6")),
-        "dac.DAC": ("descript-audio-codec", ("1.0.0", "1.1")),
-        "zonos2 engine model": ("zonos2", ("0.1", "0.2")),
-        "zonos2 engine": ("zonos2", ("0.1", "0.2")),
-        "zonos2": ("zonos2", ("0.1", "0.2")),
-        "port": (None, None),
-    }
-
-
 def test_disabled(host, model, monkeypatch):
     monkeypatch.setenv("ZONOS2_TRITON_DISABLE", "1")
     before = held(model)
@@ -236,26 +223,11 @@ def fixed(tensor):
     ("spoil", "message"),
     [
         (lambda m: m.inner.train(), r"Doubler: inner is in training mode: call \.eval\(\)"),
-        (
-            lambda m: m.inner.bias.requires_grad_(True),
-            r"Doubler: inner\.bias requires gradients, which kernels do not make: call \.requires_grad_\(False\)",
-        ),
-        (
-            lambda m: setattr(m.inner, "bias", fixed(m.inner.bias.to("meta"))),
-            r"Doubler: inner\.bias is on the meta device: load the weights first",
-        ),
-        (
-            lambda m: m.inner.half(),
-            r"weights must be of one dtype, got torch\.float32 of weight and torch\.float16 of inner\.weight",
-        ),
-        (
-            lambda m: setattr(m, "weight", fixed(torch.ones(4, dtype=torch.int8))),
-            r"Doubler: weight must be of a floating type up to 64 bits, got torch\.int8",
-        ),
-        (
-            lambda m: m.inner.register_forward_hook(print),
-            r"Doubler: inner has a forward hook, which the kernels would pass by: remove <built-in function print",
-        ),
+        (lambda m: m.inner.bias.requires_grad_(True), r"inner\.bias requires .*: call \.requires_grad_\(False\)"),
+        (lambda m: setattr(m.inner, "bias", fixed(m.inner.bias.to("meta"))), r"inner\.bias is on the meta device"),
+        (lambda m: m.inner.half(), r"one dtype, got torch\.float32 of weight and torch\.float16 of inner\.weight"),
+        (lambda m: setattr(m, "weight", fixed(torch.ones(4, dtype=torch.int8))), r"weight must .*, got torch\.int8"),
+        (lambda m: m.inner.register_forward_hook(print), r"inner has a forward hook, .*: remove <built-in function"),
     ],
     ids=["training", "gradients", "meta", "dtypes", "integers", "hook"],
 )
@@ -282,12 +254,13 @@ def test_weights_on_mixed_devices_or_none():
 @pytest.mark.parametrize(
     "change",
     [
-        pytest.param(lambda layer: setattr(layer, "weight", fixed(layer.weight.clone())), id="replaced"),
-        pytest.param(lambda layer: layer.weight.mul_(2), id="written"),
-        pytest.param(lambda layer: layer.half(), id="converted"),
-        pytest.param(lambda layer: layer.weight.requires_grad_(True), id="trainable"),
-        pytest.param(lambda layer: layer._parameters.pop("weight"), id="removed"),
+        lambda layer: setattr(layer, "weight", fixed(layer.weight.clone())),
+        lambda layer: layer.weight.mul_(2),
+        lambda layer: layer.half(),
+        lambda layer: layer.weight.requires_grad_(True),
+        lambda layer: layer._parameters.pop("weight"),
     ],
+    ids=["replaced", "written", "converted", "trainable", "removed"],
 )
 def test_a_changed_weight_is_noticed(change):
     layer = nn.Linear(2, 2).requires_grad_(False)
@@ -296,24 +269,6 @@ def test_a_changed_weight_is_noticed(change):
     change(layer)
     with pytest.raises(RuntimeError, match=r"0\.weight was changed after accelerate\(\), which keeps a packed copy"):
         guard.check()
-
-
-def test_swaps_of_the_attributes_of_a_class():
-    class Owner:
-        value = 1
-
-        @staticmethod
-        def made():
-            return 1
-
-    before, swaps = dict(vars(Owner)), Swaps()
-    swaps.attribute(Owner, "value", 2)
-    swaps.attribute(Owner, "made", lambda: 2)
-    swaps.attribute(Owner, "fresh", 3)
-    assert (Owner.value, Owner.made(), Owner.fresh) == (2, 2, 3)
-    swaps.undo()
-    assert {k: v for k, v in vars(Owner).items() if k in before} == before
-    assert "fresh" not in vars(Owner)
 
 
 NAN, INF = float("nan"), float("inf")
@@ -342,8 +297,3 @@ ONE = torch.ones(2)
 )
 def test_difference(new, old, error):
     assert difference(new, old) == pytest.approx(error, rel=1e-6)
-
-
-def test_the_public_names():
-    assert public.accelerate is accelerate
-    assert public.Report is Report

@@ -169,25 +169,6 @@ def test_one_that_is_not_as_expected(build, host, fault):
         refused(model, message, backend="reference", strict=strict)
 
 
-class Quantizer(nn.Module):
-    """Of another codec: it is asked for nothing."""
-
-    def __init__(self):
-        super().__init__()
-        self.quantizers = nn.ModuleList([nn.Embedding(16, 4)])
-
-    from_codes = nn.Module.forward
-
-
-def test_another_codec():
-    """Of the same outline: it is taken for dac.DAC, and the layer that differs is named."""
-    model = nn.Module()
-    model.quantizer, model.decoder = Quantizer(), nn.Module()
-    model.decoder.model = nn.Sequential(nn.Conv1d(8, 16, 7, padding=3), nn.ConvTranspose1d(16, 8, 6, 3))
-    with pytest.raises(ValueError, match=r"dac\.DAC: decoder\.model\.1 is a layer that the codec does not have"):
-        accelerate(model.eval().requires_grad_(False))
-
-
 # Packed weights are a copy: what happens to the originals is an error when they are next used.
 
 

@@ -77,19 +77,6 @@ def test_an_operation_that_is_wrong_by_a_hundredth_shows(stack, monkeypatch, see
     assert difference(forward(layers, x, [4]), before) > 10 * BOUNDS[torch.float32]
 
 
-@pytest.mark.slow
-@pytest.mark.interpreter
-def test_a_row_does_not_depend_on_the_rows_beside_it(stack, monkeypatch, seeded):
-    monkeypatch.setenv(BACKEND, "triton")
-    layer, x, states = stack(torch.bfloat16)[3], seeded(6, 64, dtype=torch.bfloat16), seeded(6, 32).bfloat16()
-    host.hook_parts(["attention", "experts"])
-    together = layer.feed_forward(x, states)
-    attended = layer.attention(x, torch.arange(6) % 3, SimpleNamespace(lengths=[3, 3]))
-    alone = layer.feed_forward(x[3:], states[3:])
-    assert all(torch.equal(a, b[3:]) for a, b in zip(alone, together, strict=True))
-    assert torch.equal(layer.attention(x[3:], torch.arange(3), SimpleNamespace(lengths=[3])), attended[3:])
-
-
 def test_weights_are_read_where_they_are(engine, stack, seeded):
     """A server that gets new ones needs nothing else."""
     layers, x = stack(), seeded(4, 64)

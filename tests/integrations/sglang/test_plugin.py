@@ -257,11 +257,6 @@ def test_the_command_starts_stages_that_hook_what_they_compute(site, started):
     assert started(site, "all", [host.ENGINE, host.VOCODER], "-m", launch.__name__) == expected
 
 
-@pytest.mark.slow
-def test_without_the_variable_a_process_of_stages_is_as_it_was(site, started):
-    assert started(site, "", [host.VOCODER]) == ["RuntimeError: hooked:"]
-
-
 # ---- the command ----
 
 

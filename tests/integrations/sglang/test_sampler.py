@@ -119,20 +119,6 @@ def test_greedy_requests_get_the_codes_that_they_got(engine, backend, seeded, dt
     assert torch.equal(engine.sampler.sample_tts(logits, **arguments), before)
 
 
-def test_a_row_that_is_no_distribution_is_padding_and_its_neighbours_are_not_touched(engine, backend, seeded):
-    logits = seeded(2, 3, V)
-    arguments = asked(REQUESTS[:2])
-    host.hook_parts(["sampler"])
-    torch.manual_seed(1)
-    sound = engine.sampler.sample_tts(logits, **arguments)
-    logits[0, 0, 5], logits[0, 1, 5], logits[1, 2] = float("nan"), float("inf"), -float("inf")
-    torch.manual_seed(1)
-    found = engine.sampler.sample_tts(logits, **arguments)
-    broken = torch.tensor([[True, True, False], [False, False, True]])
-    assert found[broken].tolist() == [V - 1] * 3
-    assert torch.equal(found[~broken], sound[~broken])
-
-
 @pytest.mark.interpreter
 def test_the_engine_may_compile_its_sampler(engine, monkeypatch, seeded):
     """Its runner does so by default."""

@@ -277,14 +277,6 @@ def misshapen(model):
     model.layers[0].feed_forward.w_in = Stacked(3, CONFIG.ffn_dim, CONFIG.dim).eval().requires_grad_(False)
 
 
-def without_gate(model):
-    del model.layers[0].attention.gater
-
-
-def without_norm(model):
-    del model.layers[1].ffn_norm.weight
-
-
 def as_norm(forward):
     def spoil(model):
         model.out_norm.__class__ = type("Other", (Norm,), {"forward": forward})
@@ -309,21 +301,12 @@ def strange_vocabulary(model):
     ("spoil", "message"),
     [
         (lambda m: m.layers[1].train(), r"port: layers\.1 is in training mode: call \.eval\(\)"),
-        (
-            lambda m: m.layers[1].attention.wo.weight.requires_grad_(True),
-            r"port: layers\.1\.attention\.wo\.weight requires gradients",
-        ),
-        (
-            misshapen,
-            r"dense cannot be swapped: layers\.0\.feed_forward\.w_in\.weight must have shape \[2, 48, 32\], got \[3,",
-        ),
-        (without_gate, r"port: has no layers\.0\.attention\.gater\.weight, which the official checkpoint has"),
-        (without_norm, r"norm cannot be swapped: layers\.1\.ffn_norm\.weight \[32\] is missing"),
+        (lambda m: m.layers[1].attention.wo.requires_grad_(True), r"1\.attention\.wo\.weight requires gradients"),
+        (misshapen, r"layers\.0\.feed_forward\.w_in\.weight must have shape \[2, 48, 32\], got \[3,"),
+        (lambda m: delattr(m.layers[0].attention, "gater"), r"has no layers\.0\.attention\.gater\.weight, which"),
+        (lambda m: delattr(m.layers[1].ffn_norm, "weight"), r"layers\.1\.ffn_norm\.weight \[32\] is missing"),
         (without_eps, r"norm cannot be swapped: out_norm has no eps, variance_epsilon or norm_eps"),
-        (
-            as_norm(lambda self, x, residual: x),
-            r"norm cannot be swapped: out_norm\.forward takes \(x, residual\), accepted is \(x\)",
-        ),
+        (as_norm(lambda self, x, residual: x), r"out_norm\.forward takes \(x, residual\), accepted is \(x\)"),
         (as_norm(failing), r"port: out_norm\.forward fails on samples of shape \[\[3, 32\]\]: no mesh"),
         (strange_vocabulary, r"port: its shapes are those of no ZONOS2: text_vocab 99 leaves"),
         (lambda m: m.layers[1].compile(), r"port: layers\.1 is compiled already: accelerate first, then compile"),

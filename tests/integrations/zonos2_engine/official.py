@@ -1,14 +1,7 @@
 """The official zonos2 package on a CPU, wherever it is importable: its own classes, with plain PyTorch in place of what
 runs on a GPU alone.
 
-It is read from PYTHONPATH (the folder python/ of Zyphra/ZONOS2; checked with commit 8fee419). What stands in:
-
-    sgl_kernel, flashinfer        the functions that the layers name: norms, rotary turn
-    zonos2.kernel                 indexing and store_cache
-    layers.moe.fused_moe.layer    fused_experts
-    layers.attention.get_rope     where the head dimension is one that the official class refuses
-    zmq, msgpack                  empty, where they are not installed: no process is started here
-    torch.cuda                    nvtx.range and is_current_stream_capturing, which fail without CUDA
+It is read from PYTHONPATH: the folder python/ of Zyphra/ZONOS2; checked with commit 8fee419.
 """
 
 import sys
@@ -112,10 +105,7 @@ def random_weights(params):
     return backbone_weights(Zonos2Config.from_params(params), torch.Generator().manual_seed(7))
 
 
-def build(
-    official, params, weights, dtype = torch.float32,
-    rank = 0, ranks = 1, device = "cpu",
-):  # fmt: skip
+def build(official, params, weights, dtype=torch.float32, rank=0, ranks=1, device="cpu"):
     """Zonos2ForCausalLM of a checkpoint, as the engine builds it; of several ranks, one's part.
 
     device: not a CPU is for the stand-in alone.
@@ -133,9 +123,8 @@ def build(
         torch.set_default_dtype(plain)
     state = dict(weights)
     if ranks > 1:  # the official loader cuts the head too, which its class does not expect: that one stays whole
-        state = official("models.weight")._shard_state_dict(state) | {
-            "multi_output.weight": state["multi_output.weight"]
-        }
+        head = {"multi_output.weight": weights["multi_output.weight"]}
+        state = official("models.weight")._shard_state_dict(state) | head
     model.load_state_dict({name: tensor.to(device, dtype).clone() for name, tensor in state.items()})
     for layer in model.layers.op_list:
         layer.attention.attn.rotary._cos_sin_cache = layer.attention.attn.rotary._cos_sin_cache.to(device)
@@ -157,9 +146,7 @@ class PlainAttention:
         found = []
         for req, rows in zip(batch.padded_reqs, q.split(batch.attn_metadata.rows), strict=True):
             pages = self.page_table[req.table_idx, : req.device_len].long()
-            keys, values = (
-                cache[pages, 0] for cache in (self.kvcache.k_cache(layer_id), self.kvcache.v_cache(layer_id))
-            )
+            keys, values = self.kvcache.k_cache(layer_id)[pages, 0], self.kvcache.v_cache(layer_id)[pages, 0]
             mask = torch.ones(len(rows), len(keys), dtype=torch.bool).tril(len(keys) - len(rows))
             heads = (x.transpose(0, 1)[None] for x in (rows, keys, values))
             y = F.scaled_dot_product_attention(*heads, attn_mask=mask, enable_gqa=True)

@@ -39,10 +39,7 @@ def store_cache(k_cache, v_cache, indices, k, v):
         places.view(len(places), -1)[indices.long()] = rows
 
 
-def fused_experts(
-    hidden_states, w1, w2, topk_weights, topk_ids, inplace = False,
-    **_,
-):  # fmt: skip
+def fused_experts(hidden_states, w1, w2, topk_weights, topk_ids, inplace=False, **_):
     total = torch.zeros_like(hidden_states, dtype=torch.float32)
     for x, weights, ids, y in zip(hidden_states, topk_weights, topk_ids, total, strict=True):
         for weight, expert in zip(weights, ids.tolist(), strict=True):

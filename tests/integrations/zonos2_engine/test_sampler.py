@@ -164,16 +164,6 @@ def test_logits_of_another_precision(reqs, pool, logits):
     assert found[0] == found[1]
 
 
-def test_logits_that_are_no_numbers(reqs, pool, logits):
-    """That row becomes padding, and no other is touched."""
-    ours = sampler()
-    args = ours.prepare(batch(reqs), pool)
-    expected = ours.sample_to_tensor(logits, args)
-    expected[3, 2] = V - 1
-    logits[3, 2, 5] = math.nan
-    assert torch.equal(ours.sample_to_tensor(logits, args), expected)
-
-
 @pytest.mark.parametrize(("backend", "device"), [("gloo", "cpu"), ("nccl", "meta")])
 def test_ranks_agree_on_what_nobody_seeded(monkeypatch, backend, device):
     sent = []
