@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
-import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -19,24 +19,16 @@ def unpacked(name, version):
     if not folder.is_dir():
         CACHE.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
-            made = Path(scratch) / "unpacked"
-            zipfile.ZipFile(_download(name, version, Path(scratch))).extractall(made)
-            try:
-                os.rename(made, folder)
-            except OSError:  # another process was first
-                if not folder.is_dir():
-                    raise
+            _install(name, version, f"{scratch}/made")
+            with suppress(OSError):  # another process was first
+                os.rename(f"{scratch}/made", folder)
     return folder
 
 
-def _download(name, version, folder):
-    options = ["--quiet", "--retries=1", "--no-deps", "--only-binary=:all:", f"--dest={folder}"]
-    command = [sys.executable, "-m", "pip", "download", *options, f"{name}=={version}"]
+def _install(name, version, folder):
+    options = ["--quiet", "--retries=1", "--no-deps", "--no-compile", "--only-binary=:all:", f"--target={folder}"]
+    command = [sys.executable, "-m", "pip", "install", *options, f"{name}=={version}"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
-    except subprocess.TimeoutExpired:
-        pytest.skip(f"the wheel of {name} {version} did not come within {PATIENCE_S} s")
-    found = [*folder.glob("*.whl")]
-    if done.returncode or not found:
-        pytest.skip(f"the wheel of {name} {version} cannot be had: {done.stderr.strip().splitlines()[-1:]}")
-    return found[0]
+        subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
+    except subprocess.SubprocessError as error:
+        pytest.skip(f"the wheel of {name} {version} cannot be had: {error} {error.stderr}")

@@ -126,10 +126,7 @@ class Fp8MoEMethod(UnquantizedFusedMoEMethod):
 class FusedMoE(nn.Module):
     """The experts with gate and up below each other or, in SGLang's other order, row by row in turn."""
 
-    def __init__(
-        self, num_experts, top_k, hidden_size, intermediate_size, layer_id,
-        reduce_results, quant_config,
-    ):  # fmt: skip
+    def __init__(self, *, num_experts, hidden_size, intermediate_size, **_):
         super().__init__()
         self.w13_weight = nn.Parameter(torch.empty(num_experts, 2 * intermediate_size, hidden_size))
         self.w2_weight = nn.Parameter(torch.empty(num_experts, hidden_size, intermediate_size))

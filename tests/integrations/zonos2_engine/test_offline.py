@@ -1,12 +1,9 @@
 """The official offline API on the tiny model: names, types, defaults, and the same sound as of the whole pipeline."""
 
-import ast
-import importlib.util
 import inspect
 import logging
 import wave
 from dataclasses import fields
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -67,30 +64,6 @@ def test_the_calls_are_the_official_ones(method):
     found = inspect.signature(getattr(TTSLLM, method)).parameters
     defaults = {name: ... if p.default is p.empty else p.default for name, p in found.items() if name != "self"}
     assert [*defaults.items()] == [*OFFICIAL_CALLS[method].items()]
-
-
-def official(file, name):
-    """A class of the official package, as its source has it; nothing of it is run."""
-    (folder,) = importlib.util.find_spec("zonos2").submodule_search_locations
-    source = (Path(folder) / file).read_text(encoding="utf-8")
-    return next(node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == name)
-
-
-@pytest.mark.needs("zonos2")
-def test_the_official_source_has_those_parameters():
-    found = [node for node in official("message/tts.py", "TTSSamplingParams").body if isinstance(node, ast.AnnAssign)]
-    assert {node.target.id: ast.literal_eval(node.value) for node in found} == OFFICIAL_PARAMS
-
-
-@pytest.mark.needs("zonos2")
-@pytest.mark.parametrize("method", OFFICIAL_CALLS)
-def test_the_official_source_has_those_calls(method):
-    body = official("tts/llm.py", "TTSLLM").body
-    arguments = next(node for node in body if isinstance(node, ast.FunctionDef) and node.name == method).args
-    names = [a.arg for a in arguments.args[1:]] + ([arguments.kwarg.arg] if arguments.kwarg else [])
-    assert names == [*OFFICIAL_CALLS[method]]
-    own = [repr(default) for default in OFFICIAL_CALLS[method].values() if default is not ...]
-    assert [ast.unparse(default) for default in arguments.defaults] == own
 
 
 # Results.
