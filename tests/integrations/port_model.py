@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zonos2_triton.reference.config import Zonos2Config
+from zonos2_triton.reference.rotary import rotary, rotary_table
 
 
 @dataclass
@@ -21,35 +21,35 @@ class Cache:
 class Stacked(nn.Module):
     """Some linear maps side by side, their weights [n, out, in]."""
 
-    def __init__(self, n: int, out: int, dim: int) -> None:
+    def __init__(self, n, out, dim):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(n, out, dim))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, x):
         return tuple(F.linear(x, weight) for weight in self.weight)
 
 
 class Norm(nn.Module):
-    def __init__(self, dim: int, eps: float) -> None:
+    def __init__(self, dim, eps):
         super().__init__()
         self.weight, self.variance_epsilon = nn.Parameter(torch.empty(dim)), eps
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return F.rms_norm(x, self.weight.shape, self.weight, self.variance_epsilon)
 
 
 class Embedding(nn.Module):
-    def __init__(self, config: Zonos2Config) -> None:
+    def __init__(self, config):
         super().__init__()
         rows = [config.codebook_vocab] * config.n_codebooks + [config.text_vocab + 1]
         self.embedders = nn.ModuleList(nn.Embedding(n, config.dim) for n in rows)
 
-    def forward(self, codes: Tensor) -> Tensor:
+    def forward(self, codes):
         return sum(table(codes[..., i]) for i, table in enumerate(self.embedders))
 
 
 class Attention(nn.Module):
-    def __init__(self, config: Zonos2Config) -> None:
+    def __init__(self, config):
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
         self.rope_theta = config.rope_theta
@@ -59,37 +59,31 @@ class Attention(nn.Module):
         self.gater = nn.Linear(config.dim, self.heads, bias=False)
         self.temp = nn.Parameter(torch.empty(1, self.heads, 1))
 
-    def forward(self, x: Tensor, cache: Cache) -> Tensor:
+    def forward(self, x, cache):
         start, end = cache.length, cache.length + x.shape[1]
         q, (k, v) = self.wq(x), self.wkv(x)
         q, k, v = (t.unflatten(-1, (-1, self.head_dim)) for t in (q, k, v))  # [B, T, H, DH]
         q, k = (F.rms_norm(t, (self.head_dim,), eps=1e-6) for t in (q, k))
         positions = torch.arange(start, end, device=x.device)
-        cache.key[:, start:end] = self.turned(k, positions)
+        table = rotary_table(end, self.head_dim, self.rope_theta, x)
+        q = q * self.temp.abs().to(q)
+        q, k = (torch.stack([rotary(row, positions, table) for row in t]) for t in (q, k))
+        cache.key[:, start:end] = k
         cache.value[:, start:end] = v
         cache.length = end
-        q = self.turned(q * self.temp.abs().to(q), positions)
         k, v = (t[:, :end].repeat_interleave(self.heads // self.kv_heads, 2) for t in (cache.key, cache.value))
         seen = torch.arange(end, device=x.device) <= positions[:, None]
         y = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)), attn_mask=seen).transpose(1, 2)
         return self.wo((y * self.gater(x).sigmoid()[..., None]).flatten(2))
 
-    def turned(self, x: Tensor, positions: Tensor) -> Tensor:
-        """Each pair of neighbours by its angle."""
-        exponents = torch.arange(0, self.head_dim, 2, device=x.device) / self.head_dim
-        angles = (positions[:, None] / self.rope_theta**exponents)[:, None]  # [T, 1, DH / 2]
-        even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-        cos, sin = angles.cos(), angles.sin()
-        return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2).to(x)
-
 
 class FeedForward(nn.Module):
-    def __init__(self, config: Zonos2Config) -> None:
+    def __init__(self, config):
         super().__init__()
         self.w_in = Stacked(2, config.ffn_dim, config.dim)
         self.w_out = nn.Linear(config.ffn_dim, config.dim, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         up, gate = self.w_in(x)
         return self.w_out(F.silu(gate) * up)
 
@@ -97,19 +91,18 @@ class FeedForward(nn.Module):
 class Router(nn.Module):
     sign = 1.0  # of the biases
 
-    def __init__(self, config: Zonos2Config, layer: int) -> None:
+    def __init__(self, config, layer):
         super().__init__()
         R, E = config.moe_router_dim, config.moe_n_experts
         self.down_proj = nn.Linear(config.dim, R)
         self.rmsnorm_eda = Norm(R, config.norm_eps)
-        self.router_mlp = nn.Sequential(
-            nn.Linear(R, R), nn.GELU(), nn.Linear(R, R), nn.GELU(), nn.Linear(R, E, bias=False)
-        )
+        wide = nn.Linear(R, R), nn.GELU(), nn.Linear(R, R), nn.GELU()
+        self.router_mlp = nn.Sequential(*wide, nn.Linear(R, E, bias=False))
         self.balancing_biases = nn.Parameter(torch.empty(E))
         self.router_states_scale = nn.Parameter(torch.empty(R)) if layer != config.moe_start_from_layer else None
         self.top_k = config.experts_per_token(layer)
 
-    def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, ...]:
+    def forward(self, x, state=None):
         """[.., D] -> weights and ids [.., k], the state of the next router [.., R]."""
         s = self.down_proj(x)
         if self.router_states_scale is not None and state is not None:
@@ -120,12 +113,12 @@ class Router(nn.Module):
 
 
 class Experts(nn.Module):
-    def __init__(self, config: Zonos2Config) -> None:
+    def __init__(self, config):
         super().__init__()
         E, I = config.moe_n_experts, config.ffn_dim
         self.w13, self.w2 = nn.Parameter(torch.empty(E, 2 * I, config.dim)), nn.Parameter(torch.empty(E, config.dim, I))
 
-    def forward(self, x: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
+    def forward(self, x, weights, ids):
         """[.., D], weights and ids [.., k] -> the weighted sum of the experts, [.., D]."""
         y = torch.zeros_like(x)
         for e, (w13, w2) in enumerate(zip(self.w13, self.w2, strict=True)):
@@ -136,23 +129,23 @@ class Experts(nn.Module):
 
 
 class Mixture(nn.Module):
-    def __init__(self, config: Zonos2Config, layer: int) -> None:
+    def __init__(self, config, layer):
         super().__init__()
         self.router, self.experts = Router(config, layer), Experts(config)
 
-    def forward(self, x: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(self, x, state):
         weights, ids, state = self.router(x, state=state)
         return self.experts(x, weights=weights, ids=ids), state
 
 
 class Layer(nn.Module):
-    def __init__(self, config: Zonos2Config, layer: int) -> None:
+    def __init__(self, config, layer):
         super().__init__()
         self.attention, self.attention_norm = Attention(config), Norm(config.dim, config.norm_eps)
         self.ffn_norm, self.mixed = Norm(config.dim, config.norm_eps), layer in config.moe_layers
         self.feed_forward = Mixture(config, layer) if self.mixed else FeedForward(config)
 
-    def forward(self, x: Tensor, cache: Cache, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x, cache, state):
         x = x + self.attention(self.attention_norm(x), cache)
         h = self.ffn_norm(x)
         y, state = self.feed_forward(h, state) if self.mixed else (self.feed_forward(h), None)
@@ -160,7 +153,7 @@ class Layer(nn.Module):
 
 
 class Port(nn.Module):
-    def __init__(self, config: Zonos2Config) -> None:
+    def __init__(self, config):
         super().__init__()
         self.n_codebooks, self.eps, self.cap = config.n_codebooks, config.norm_eps, config.loss_softcap
         self.multi_embedder = Embedding(config)
@@ -168,12 +161,12 @@ class Port(nn.Module):
         self.out_norm = Norm(config.dim, config.norm_eps)
         self.multi_output = nn.Linear(config.dim, config.n_codebooks * config.codebook_vocab, bias=False)
 
-    def caches(self, batch: int, length: int) -> list[Cache]:
+    def caches(self, batch, length):
         attention = self.layers[0].attention
         shape = batch, length, attention.kv_heads, attention.head_dim
         return [Cache(*self.out_norm.weight.new_zeros(2, *shape)) for _ in self.layers]
 
-    def forward(self, ids: Tensor, caches: list[Cache]) -> Tensor:
+    def forward(self, ids, caches):
         """ids [B, T, C + 1] behind what the caches hold -> logits [B, T, C, V]."""
         x, state = self.multi_embedder(ids), None
         x = F.rms_norm(x, x.shape[-1:], eps=self.eps)

@@ -81,9 +81,8 @@ def randomize(model):
 @pytest.fixture
 def codes_of():
     """(clips, frames) -> codes [clips, codebooks, frames]."""
-    return lambda clips, frames, codebooks=3: torch.randint(
-        16, (clips, codebooks, frames), generator=torch.Generator().manual_seed(1)
-    )
+    words = lambda *shape: torch.randint(16, shape, generator=torch.Generator().manual_seed(1))  # noqa: E731
+    return lambda clips, frames, codebooks=3: words(clips, codebooks, frames)
 
 
 @pytest.fixture

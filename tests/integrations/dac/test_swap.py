@@ -140,23 +140,15 @@ WRONG = {
     "no bias": (lambda m: setattr(conv_of(m), "bias", None), "must have a bias, got none"),
     "a class of its own": (lambda m: setattr(conv_of(m), "__class__", Loud), "must be a Conv1d of torch, got Loud"),
     "a replaced forward": (lambda m: setattr(m.decoder, "forward", print), r"decoder\.forward was replaced on the mod"),
-    "another activation": (
-        lambda m: put(m, snake_of(m), Exponential(snake_of(m).alpha)),
-        r"must be x \+ sin\(alpha x\)\^2 / \(alpha \+ 1e-9\); Exponential differs",
-    ),
+    "another activation": (lambda m: put(m, snake_of(m), Exponential(snake_of(m).alpha)), "; Exponential differs"),
     "no snake": (lambda m: put(m, snake_of(m), nn.PReLU()), r"must be a snake of alpha \[1, 16, 1\], got parameters"),
     "another end": (lambda m: put(m, conv_of(m, nn.Tanh), nn.Hardtanh()), "must be a Tanh of torch, got Hardtanh"),
-    "one layer more": (
-        lambda m: m.decoder.add_module("smooth", nn.AvgPool1d(3).eval()),
-        r"decoder\.smooth is a layer that the codec does not have: AvgPool1d",
-    ),
+    "one layer more": (lambda m: m.decoder.add_module("more", nn.Tanh().eval()), r"decoder\.more is a layer that the"),
     "one layer less": (shorter, r"has no layer decoder\.model\.1\.block\.3\.|must be \(9,\), got \(27,\)"),
     "a parametrization": (thresholded, r"out_proj\.weight may be parametrized by weight norm alone, got Threshold"),
     "a bounded norm": (lambda m: setattr(codebook_of(m, 1), "max_norm", 1.0), "max_norm must be None"),
-    "no codebooks": (
-        lambda m: setattr(m.quantizer, "quantizers", nn.ModuleList().eval()), "quantizer holds no Embedding"
-    ),
-}  # fmt: skip
+    "no codebooks": (lambda m: setattr(m.quantizer, "quantizers", nn.ModuleList().eval()), "holds no Embedding"),
+}
 
 
 @pytest.mark.parametrize("fault", WRONG)

@@ -125,15 +125,6 @@ def test_a_wrong_operation_is_refused(op, name, monkeypatch):
     refused(made(), apart, only=op)
 
 
-def test_a_port_that_means_something_else_by_the_same_name_is_refused():
-    model = variant(made(), "ffn_norm", lambda self, x: F.rms_norm(x, self.weight.shape, 1 + self.weight, 1e-5))
-    refused(model, "port: norm cannot be swapped: differs from the original", only="norm")
-    model = made()
-    for part in each(model, "attention"):
-        part.rope_theta = 10000.0
-    refused(model, "port: attention cannot be swapped: differs from the original", only="attention")
-
-
 # Ways to keep a cache.
 
 

@@ -150,36 +150,22 @@ def changed(config, **values):
     return made
 
 
+EXPERTS = "1.feed_forward.experts"
 BAD = {
-    "attribute": (
-        lambda m: delattr(layer(m, 1).attention, "gater"),
-        "layers.1.attention.gater.weight is missing, one of 1 tensors",
-    ),
+    "attribute": (lambda m: delattr(layer(m, 1).attention, "gater"), "gater.weight is missing, one of 1 tensors"),
     "part": (lambda m: delattr(layer(m, 2).feed_forward, "router"), "layers.2.feed_forward has no 'router'"),
     "config": (put("config", lambda _: SimpleNamespace()), r"config has no 'moe_n_experts'"),
-    "shape": (
-        put("0.attention.wq.weight", lambda _: torch.zeros(3, 32)),
-        r"layers.0.attention.wq.weight must have shape \[64, 32\], got \[3, 32\]",
-    ),
+    "shape": (put("0.attention.wq.weight", lambda _: torch.zeros(3, 32)), r"wq.weight must have shape \[64, 32\], got"),
     "bias": (put("0.attention.wo.bias", lambda _: torch.zeros(32)), "layers.0.attention.wo.bias is unexpected"),
     "strides": (
-        put("multi_output.weight", lambda weight: weight.T.contiguous().T),
-        r"multi_output.weight must be contiguous, got strides \(1, 288\)",
+        put("multi_output.weight", lambda w: w.T.contiguous().T),
+        r"must be contiguous, got strides \(1, 288\)",
     ),
     "gradients": (put("out_norm.weight", leaf), "out_norm.weight requires gradients"),
-    "replaced": (
-        put("3.feed_forward.forward", lambda _: print),
-        "layers.3.feed_forward.forward is not its class's: somebody else has replaced it",
-    ),
+    "replaced": (put("3.feed_forward.forward", lambda _: print), "layers.3.feed_forward.forward is not its class's"),
     "signature": (put("3.feed_forward", Strange), r"layers.3.feed_forward.forward must take \(x\), got \(x, scale\)"),
-    "setting": (
-        put("1.feed_forward.experts._fused_moe.renormalize", lambda _: True),
-        "layers.1.feed_forward.experts._fused_moe.renormalize must be False, got True",
-    ),
-    "two tensors": (
-        put("1.feed_forward.experts.down_proj", torch.clone),
-        "layers.1.*._fused_moe.down_proj must be the tensor of layers.1.feed_forward.experts.down_proj",
-    ),
+    "setting": (put(f"{EXPERTS}._fused_moe.renormalize", lambda _: True), f"{EXPERTS}.* must be False, got True"),
+    "two tensors": (put(f"{EXPERTS}.down_proj", torch.clone), f"must be the tensor of layers.{EXPERTS}.down_proj"),
     "layers": (lambda m: m.layers.op_list.pop(), "layers.3 |config.num_layers=4, got 3"),
     "heads": (put("0.attention.wo._tp_size", lambda _: 3), "config.* must be a multiple of the 3 ranks"),
     "ids": (put("config", lambda config: changed(config, eoa_id=7)), "config: eoa_id must be codebook_size 30"),
