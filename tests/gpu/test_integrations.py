@@ -6,23 +6,17 @@ On a CPU the same tests run in Triton's interpreter, where a replay is the call 
 import pytest
 import torch
 
-from tests.integrations.port_model import Port
-from tests.integrations.zonos2_engine.official import Run, build, random_weights, standing_in
+from tests.integrations.torch_module.port import ids, made, spoken
+from tests.integrations.zonos2_engine.official import SIZES, Run, build, random_weights, standing_in
 from zonos2_triton.bench.timing import timer
 from zonos2_triton.bench.timing.integrations import dac_model
-from zonos2_triton.model import Zonos2Config, accelerate
+from zonos2_triton.model import accelerate
 from zonos2_triton.model.integrations.zonos2_engine.attention import creator
-from zonos2_triton.model.weights.tiny import PARAMS, backbone_weights
 from zonos2_triton.reference.numeric import exact_numerics
 from zonos2_triton.reference.vocoder import VocoderConfig
 
 CPU = pytest.param("cpu", marks=[pytest.mark.interpreter, pytest.mark.slow])
 CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
-ENGINE = {
-    "n_layers": 3, "dim": 64, "head_dim": 16, "n_heads": 4, "n_kv_heads": 2, "ffn_dim_multiplier": 1.5,
-    "multiple_of": 16, "codebook_size": 30, "eoa_id": 30, "audio_pad_id": 31, "moe_router_dim": 16, "max_seqlen": 64,
-    "special_topk_layers": {"1": 2}, "speaker_embedding_dim": 8,
-}  # fmt: skip
 
 
 @pytest.fixture(params=[CPU, CUDA])
@@ -38,19 +32,13 @@ def package():
 
 def test_a_captured_step_of_the_engine_replays_to_the_bits_of_the_launches(device, package, golden):
     """Two requests in a graph of four, over three frames: eager with the batch's own metadata, and replayed."""
-    params = golden.json("params_b") | ENGINE
+    params = golden.json("params_b") | SIZES
     model = build(package, params, random_weights(params), device=device.name)
     report = accelerate(model, backend="triton")
     assert report.max_error is not None
     assert not report.left
     eager, graphed = runs = [Run(package, model, creator("triton")) for _ in range(2)]
-    for run in runs:
-        run.kvcache._kv_buffer[:, :, 0] = 0
-        run.free = run.free[run.free != 0]  # the place of those that only fill a graph up
-    _, dummy = [run.add(torch.zeros(1, 10)) for run in runs]
-    graphed.backend.init_capture_graph(64, [1, 4], 10)
-    captured = package("core").TTSBatch(reqs=[dummy] * 4, phase="decode")
-    graphed.backend.prepare_for_capture(captured)
+    captured = graphed.capture(4)
     generator, found, replay = torch.Generator().manual_seed(2), [], None
     prompts = [torch.randint(30, (rows, 10), generator=generator, dtype=torch.int32) for rows in (9, 4)]
     reqs = [[run.add(prompt) for prompt in prompts] for run in runs]
@@ -64,7 +52,7 @@ def test_a_captured_step_of_the_engine_replays_to_the_bits_of_the_launches(devic
         for run, mine in zip(runs, reqs, strict=True):
             run.append(mine, row)
         want = eager.step(reqs[0], "decode")
-        graphed.backend.prepare_for_replay(graphed.batch(reqs[1], "decode", [dummy] * 2))
+        graphed.backend.prepare_for_replay(graphed.batch(reqs[1], "decode", captured.reqs[:2]))
         with graphed.active(), graphed.context.forward_batch(captured):
             if replay is None and device.capture is not None:
                 step()  # compiles
@@ -78,22 +66,12 @@ def test_a_captured_step_of_the_engine_replays_to_the_bits_of_the_launches(devic
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_port_gives_the_same_logits(device, dtype):
-    config = Zonos2Config.from_params(PARAMS)
-    model = Port(config)
-    model.load_state_dict(backbone_weights(config, torch.Generator().manual_seed(0)), strict=False)
-    model = model.to(device.name, dtype).eval().requires_grad_(False)
-    ids = torch.randint(1024, (2, 12, 10), generator=torch.Generator().manual_seed(1)).to(device.name)
-    ids[..., -1] = 7
-
-    def logits():
-        caches = model.caches(2, 64)
-        return torch.cat([model(piece, caches) for piece in ids.split([10, 1, 1], 1)], 1)
-
+    model, tokens = made(dtype).to(device.name), ids().to(device.name)
     with torch.no_grad():
-        before = logits()
+        before = spoken(model, tokens=tokens)
         with accelerate(model, backend="triton") as report:
-            after = logits()
-        assert torch.equal(logits(), before)
+            after = spoken(model, tokens=tokens)
+        assert torch.equal(spoken(model, tokens=tokens), before)
     assert report.max_error is not None
     if dtype == torch.float32:
         assert torch.equal(after.argmax(-1), before.argmax(-1))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.integrations.zonos2_engine.official import Run, build, imported, random_weights, standing_in
+from tests.integrations.zonos2_engine.official import SIZES, Run, build, imported, random_weights, standing_in
 
 
 @pytest.fixture(scope="module", params=["stand-in", pytest.param("official", marks=pytest.mark.needs("zonos2"))])
@@ -14,13 +14,7 @@ def official(request):
 
 @pytest.fixture(scope="session")
 def params(golden):
-    """A dense layer, mixtures of one expert and of two, a dense layer."""
-    sizes = {
-        "n_layers": 4, "dim": 32, "head_dim": 16, "n_heads": 4, "n_kv_heads": 2, "ffn_dim_multiplier": 1.5,
-        "multiple_of": 16, "codebook_size": 30, "eoa_id": 30, "audio_pad_id": 31, "moe_router_dim": 16,
-        "max_seqlen": 64, "special_topk_layers": {"2": 2}, "speaker_embedding_dim": 8,
-    }  # fmt: skip
-    return golden.json("params_b") | sizes
+    return golden.json("params_b") | SIZES
 
 
 @pytest.fixture(scope="session")

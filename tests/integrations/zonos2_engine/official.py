@@ -25,6 +25,12 @@ from tests.integrations.zonos2_engine import plain_ops
 from zonos2_triton.model import Zonos2Config
 from zonos2_triton.model.weights.tiny import backbone_weights
 
+# A dense layer, mixtures of one expert and of two, a dense layer: beside the golden params_b.
+SIZES = {
+    "n_layers": 4, "dim": 32, "head_dim": 16, "n_heads": 4, "n_kv_heads": 2, "ffn_dim_multiplier": 1.5,
+    "multiple_of": 16, "codebook_size": 30, "eoa_id": 30, "audio_pad_id": 31, "moe_router_dim": 16,
+    "max_seqlen": 64, "special_topk_layers": {"2": 2}, "speaker_embedding_dim": 8,
+}  # fmt: skip
 STAND_IN = Path(__file__).parent / "stand_in"
 PAGES = 128  # of the cache, one position each
 
@@ -192,6 +198,14 @@ class Run:
         ids = torch.cat([req.input_ids[req.cached_len : req.device_len] for req in batch.padded_reqs])
         batch.input_ids = ids.to(self.device)
         return batch
+
+    def capture(self, most):
+        """The batch of a graph of that many requests: one, again and again, at a place that nobody else is given."""
+        self.kvcache._kv_buffer[:, :, 0], self.free = 0, self.free[self.free != 0]
+        self.backend.init_capture_graph(64, [1, most], 10)
+        captured = self.official("core").TTSBatch(reqs=[self.add(torch.zeros(1, 10))] * most, phase="decode")
+        self.backend.prepare_for_capture(captured)
+        return captured
 
     def step(self, reqs, phase, speaker=None):
         """Logits of every row, [T, C, V]; the requests are one row further. speaker: of the first request."""

@@ -87,20 +87,12 @@ def test_a_request_has_the_same_bits_alone_and_in_a_batch(official, fast, prompt
 def test_the_memory_of_a_graph_gives_the_same(official, fast, prompts, frames, expected):
     """Three requests in a graph of four: what a captured step would read is all that it is given."""
     run = Run(official, fast.model, fast.attention)
-    run.backend.init_capture_graph(64, [1, 4], 10)
-    dummy = run.add(torch.zeros(1, 10))
-    dummy.table_idx = 7
-    captured = official("core").TTSBatch(reqs=[dummy] * 4, phase="decode")
-    run.backend.prepare_for_capture(captured)
-    memory = run.backend.captured
-    run.page_table[7] = 0  # a place that nobody is given
-    run.free = run.free[run.free != 0]
-    run.kvcache._kv_buffer[:, :, 0] = 0
+    captured, memory = run.capture(4), run.backend.captured
     reqs = [run.add(prompt) for prompt in prompts]
     run.step(reqs, "prefill")
     for frame, old in zip(frames, expected[1:], strict=True):
         run.append(reqs, frame)
-        batch = run.batch(reqs, "decode", [dummy])
+        batch = run.batch(reqs, "decode", captured.reqs[:1])
         run.backend.prepare_for_replay(batch)
         assert batch.input_ids.data_ptr() == captured.input_ids.data_ptr() == memory.input_ids.data_ptr()
         replayed, taken = batch.attn_metadata, captured.attn_metadata

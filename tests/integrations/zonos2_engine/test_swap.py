@@ -157,10 +157,7 @@ BAD = {
     "config": (put("config", lambda _: SimpleNamespace()), r"config has no 'moe_n_experts'"),
     "shape": (put("0.attention.wq.weight", lambda _: torch.zeros(3, 32)), r"wq.weight must have shape \[64, 32\], got"),
     "bias": (put("0.attention.wo.bias", lambda _: torch.zeros(32)), "layers.0.attention.wo.bias is unexpected"),
-    "strides": (
-        put("multi_output.weight", lambda w: w.T.contiguous().T),
-        r"must be contiguous, got strides \(1, 288\)",
-    ),
+    "strides": (put("multi_output.weight", lambda w: w.T.contiguous().T), r"be contiguous, got strides \(1, 288\)"),
     "gradients": (put("out_norm.weight", leaf), "out_norm.weight requires gradients"),
     "replaced": (put("3.feed_forward.forward", lambda _: print), "layers.3.feed_forward.forward is not its class's"),
     "signature": (put("3.feed_forward", Strange), r"layers.3.feed_forward.forward must take \(x\), got \(x, scale\)"),
