@@ -64,10 +64,8 @@ def test_same_logits(official, fast, prompts, frames, expected):
 def test_a_speaker_takes_the_place_of_a_row(official, fast, model, prompts):
     voice = torch.linspace(-1, 1, 8)
     new, old = Run(official, fast.model, fast.attention), Run(official, model)
-    found, plain, silent = (
-        run.step([run.add(prompts[0])], "prefill", speaker)
-        for run, speaker in ((new, voice), (old, voice), (Run(official, model), None))
-    )
+    asked = (new, voice), (old, voice), (Run(official, model), None)
+    found, plain, silent = (run.step([run.add(prompts[0])], "prefill", speaker) for run, speaker in asked)
     assert_same([found], [plain])
     assert (plain - silent).abs().max() > 0.1
 

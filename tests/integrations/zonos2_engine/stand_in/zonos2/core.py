@@ -1,44 +1,28 @@
 """Requests, batches and the context of the stand-in package: the attributes that the official ones have."""
 
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
 
 _GLOBAL_CTX = None
 TTSSamplingParams = SimpleNamespace
 
 
-class Context:
-    def __init__(self, page_size, attn_backend):
-        self.page_size, self.attn_backend, self._batch = page_size, attn_backend, None
-
-    @property
-    def batch(self):
-        return self._batch
+class Context(SimpleNamespace):
+    _batch = None
+    batch = property(lambda context: context._batch)
 
     @contextmanager
     def forward_batch(self, batch):
         self._batch = batch
-        try:
-            yield
-        finally:
-            self._batch = None
+        yield
+        self._batch = None
 
 
-@dataclass
-class TTSReq:
-    input_ids: Any
-    table_idx: int
-    cached_len: int
-    output_len: int
-    uid: int
-    sampling_params: Any
-    cache_handle: Any
-    total_generated: int = 0
+class TTSReq(SimpleNamespace):
+    total_generated = 0
 
-    def __post_init__(self):
-        self.device_len = len(self.input_ids)
+    def __init__(self, **given):
+        super().__init__(**given, device_len=len(given["input_ids"]))
 
     @property
     def extend_len(self):

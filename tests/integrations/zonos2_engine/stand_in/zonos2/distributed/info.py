@@ -1,12 +1,6 @@
 """Which rank this is, where a model is built."""
 
-from dataclasses import dataclass
+from collections import namedtuple
 
-
-@dataclass(frozen=True)
-class DistributedInfo:
-    rank: int
-    size: int
-
-
+DistributedInfo = namedtuple("DistributedInfo", "rank size")
 _TP_INFO = DistributedInfo(0, 1)

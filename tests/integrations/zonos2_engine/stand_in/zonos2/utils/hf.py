@@ -1,6 +1,3 @@
 """The checkpoint's params.json."""
 
-
-class Zonos2Config:
-    def __init__(self, **given):
-        vars(self).update(given)
+from types import SimpleNamespace as Zonos2Config  # noqa: F401
