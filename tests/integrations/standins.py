@@ -2,13 +2,16 @@
 need; and what an object holds, before and after."""
 
 import sys
+import warnings
 from contextlib import contextmanager
+from importlib import import_module
 from types import ModuleType
 
 import pytest
 import torch
 from torch import nn
 
+from tests.integrations.wheels import unpacked
 from zonos2_triton.model import accelerate
 
 
@@ -57,6 +60,14 @@ def audiotools():
     core = module("audiotools.core", util=module("audiotools.core.util"))
     top = module("audiotools", ml=ml, core=core, AudioSignal=Named, STFTParams=Named)
     return top, ml, core, core.util, module("argbind", bind=bind)
+
+
+@contextmanager
+def dac_package():
+    """Inside, `dac` of descript-audio-codec can be imported, and nobody hears what is old about it."""
+    with importable(unpacked("descript-audio-codec", "1.0.0"), *audiotools()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield import_module("dac")
 
 
 def held(model):

@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.integrations.standins import audiotools, importable
-from tests.integrations.wheels import unpacked
+from tests.integrations.standins import dac_package
 from zonos2_triton.bench.proof.interpreter import checked
 from zonos2_triton.bench.proof.poison import poisoned
 
@@ -32,11 +31,8 @@ def host(request):
 @pytest.fixture(scope="package")
 def dac():
     """The package, whose modules and metadata are gone after the tests here."""
-    with importable(unpacked("descript-audio-codec", "1.0.0"), *audiotools()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch, about what the package uses
-        import dac
-
-        yield dac
+    with dac_package() as package:
+        yield package
 
 
 @pytest.fixture

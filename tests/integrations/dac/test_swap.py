@@ -161,9 +161,6 @@ def test_one_that_is_not_as_expected(build, host, fault):
         refused(model, message, backend="reference", strict=strict)
 
 
-# Packed weights are a copy: what happens to the originals is an error when they are next used.
-
-
 def test_changed_weights(build, codes_of, latents_of, host):
     model, codes, z = build(host), codes_of(1, 3), latents_of(1, 3)
     report = accelerate(model, backend="reference")

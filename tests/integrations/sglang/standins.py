@@ -182,8 +182,6 @@ def create_vocoder_executor(model_path):
 
 
 create_sglang_omni_tts_engine_executor = create_vocoder_executor
-
-
 N_CODEBOOKS, ZONOS2_SAMPLE_RATE = 9, 44100
 envs = SimpleNamespace(
     **{name: SimpleNamespace(get=partial(os.environ.get, name)) for name in ("SGLANG_PLUGINS", "SGLANG_PLATFORM")}
@@ -201,13 +199,8 @@ def get_gpu_compat_env_defaults(environment):
     return {}
 
 
-def apply_typed_stage_kwargs(factory, kwargs, typed, *, stage_name):
+def apply_typed_stage_kwargs(factory, kwargs, *_, **__):
     return dict(kwargs)
 
 
-def resolve_factory_signature_args(factory, args, **_):
-    return dict(args)
-
-
-def exit_without_teardown(status):
-    raise SystemExit(status)
+resolve_factory_signature_args, exit_without_teardown = apply_typed_stage_kwargs, sys.exit

@@ -1,15 +1,12 @@
 """What the plugin makes of sglang-omni's codec."""
 
-import importlib
 import sys
-import warnings
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from tests.integrations.standins import audiotools, importable
-from tests.integrations.wheels import unpacked
+from tests.integrations.standins import dac_package, module
 from zonos2_triton._settings import BACKEND
 from zonos2_triton.bench.proof.interpreter import checked
 from zonos2_triton.model.integrations.accelerate import MARK, difference
@@ -23,15 +20,12 @@ HOP = 8
 @pytest.fixture
 def codec(engine, monkeypatch):
     """The module of the engine's codec, which loads a small dac.DAC."""
-    with importable(unpacked("descript-audio-codec", "1.0.0"), *audiotools()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # weight_norm and torch.jit are old
+    with dac_package() as package:
         torch.manual_seed(0)
         sizes = {"encoder_dim": 4, "encoder_rates": [2, 4], "latent_dim": 16, "decoder_dim": 32}
-        small = importlib.import_module("dac.model.dac").DAC(**sizes, decoder_rates=[4, 2], codebook_size=1024)
-    package = ModuleType("dac")
-    package.DAC = SimpleNamespace(load=lambda path: small)
-    package.utils = SimpleNamespace(download=lambda model_type: model_type)
-    monkeypatch.setitem(sys.modules, "dac", package)
+        small = package.DAC(**sizes, decoder_rates=[4, 2], codebook_size=1024)
+    loads, utils = SimpleNamespace(load=lambda path: small), SimpleNamespace(download=lambda model_type: model_type)
+    monkeypatch.setitem(sys.modules, "dac", module("dac", DAC=loads, utils=utils))
     monkeypatch.setattr(engine.codec, "DAC_HOP_LENGTH", HOP)
     return engine.codec
 

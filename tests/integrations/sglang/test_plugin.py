@@ -98,9 +98,6 @@ def test_the_runner_takes_end_and_padding_out_of_what_is_penalised(omni):
         assert scope[name](runner, [0], *arguments).tolist() == expected
 
 
-# ---- what is hooked, and when nothing is ----
-
-
 @pytest.mark.parametrize("settings", [{SGLANG: ""}, {SGLANG: "0"}, {SGLANG: "all", DISABLE: "1"}], ids=str)
 def test_nothing_happens_unless_parts_are_named(monkeypatch, settings):
     for name, value in settings.items():
@@ -189,9 +186,6 @@ def test_another_version_is_said_once(engine, monkeypatch, caplog, found, said):
     assert all(found in message for message in caplog.messages)
 
 
-# ---- processes ----
-
-
 def test_the_processes_of_stages_hook_what_they_compute_or_say_why_not(site, tmp_path, spawn):
     """The wheel's StageGroup starts them. That of the engine does; the codec's has a function with an argument more."""
     other = shutil.copytree(site, tmp_path / "site")
@@ -208,9 +202,6 @@ def test_the_processes_of_stages_hook_what_they_compute_or_say_why_not(site, tmp
     sound, broken = [line for line in out.splitlines() if line.startswith("ended ")]
     assert sound == f"ended {host.ENGINE} RuntimeError: hooked: {' '.join(hooked)}"
     assert broken.startswith(f"ended {host.VOCODER} {refused}")
-
-
-# ---- the command ----
 
 
 @pytest.fixture

@@ -126,9 +126,6 @@ def test_a_wrong_operation_is_refused(op, name, monkeypatch):
     refused(made(), apart, only=op)
 
 
-# Ways to keep a cache.
-
-
 @pytest.mark.parametrize(
     ("members", "reason"),
     [
@@ -165,9 +162,6 @@ def test_a_backend_that_attention_is_told():
         return Attention.forward(self, x, cache)
 
     assert accelerate(variant(made(), "attention", told), only="attention").swapped[0].places == 3
-
-
-# Ways to hold weights.
 
 
 def test_keys_and_values_may_lie_in_one_matrix():
@@ -234,9 +228,6 @@ def test_codes_out_of_range():
             model.multi_embedder(tokens)
 
 
-# Weights that change.
-
-
 @pytest.mark.parametrize(
     "name",
     ["multi_embedder.embedders.2.weight", "layers.1.attention.temp", "layers.2.feed_forward.router.balancing_biases"],
@@ -264,9 +255,6 @@ def test_a_change_of_the_other_weights_is_followed_and_the_old_ones_are_not_kept
     assert difference(spoken(model), spoken(other)) < 5e-6
     gc.collect()
     assert gone() is None
-
-
-# What is refused, with nothing touched.
 
 
 def misshapen(model):

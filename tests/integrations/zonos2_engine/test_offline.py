@@ -52,9 +52,6 @@ def spoken(tts, text, sampling, **prompt):
     return tts.speak(text, sampling=sampling, **({"quality": {"trailing_silence_s": 3}} | prompt)).samples
 
 
-# Names, types and defaults.
-
-
 def test_the_parameters_are_the_official_ones():
     assert {field.name: field.default for field in fields(TTSSamplingParams)} == OFFICIAL_PARAMS
 
@@ -64,9 +61,6 @@ def test_the_calls_are_the_official_ones(method):
     found = inspect.signature(getattr(TTSLLM, method)).parameters
     defaults = {name: ... if p.default is p.empty else p.default for name, p in found.items() if name != "self"}
     assert [*defaults.items()] == [*OFFICIAL_CALLS[method].items()]
-
-
-# Results.
 
 
 def test_results_are_those_of_speak(llm, tts):
@@ -134,9 +128,6 @@ def test_prompts_may_be_rows_of_ids(mute):
     assert mute.generate([rows.tolist()], BRIEF, speaking_rate_bucket=3, quality_buckets={}) == expected
 
 
-# Conditioning.
-
-
 @pytest.mark.parametrize(
     ("asked", "prompt"),
     [
@@ -163,9 +154,6 @@ def test_the_default_quality_is_what_the_model_has_of_it(mute, monkeypatch):
     assert mute._quality(None) == {"trailing_silence_s": 3}
     monkeypatch.setattr(mute, "backbone", SimpleNamespace(config=SimpleNamespace(quality_features=("lufs",))))
     assert mute._quality(None) == {}
-
-
-# Settings.
 
 
 def test_settings_of_another_class(mute):
@@ -204,9 +192,6 @@ def test_settings_that_are_refused(mute, params, kind, message):
 def test_calls_that_are_refused(mute, prompts, options, kind, message):
     with pytest.raises(kind, match=message):
         mute.generate(prompts, **({"sampling_params": SHORT} | options))
-
-
-# Making one.
 
 
 @pytest.fixture
@@ -277,9 +262,6 @@ def test_a_codec_of_its_own(tiny_folder, tmp_path):
     made = TTSLLM(str(tiny_folder), torch.float32, device="cpu", vocoder=codec, vocoder_dtype=torch.float64)
     assert made.vocoder.dtype == torch.float64
     assert len(samples(made.generate_one("a", SHORT))) == 20 * 512
-
-
-# Files.
 
 
 def test_saving_clips_instead_of_wrapping(llm, tmp_path):
