@@ -43,22 +43,15 @@ def audiotools():
     """For `dac`, whose models derive from a class of audiotools and whose functions are bound to a command line."""
 
     class BaseModel(nn.Module):
-        INTERN: list[str] = []  # noqa: RUF012 (of the class, as there)
-        EXTERN: list[str] = []  # noqa: RUF012
-
-        @property
-        def device(self):
-            return next(self.parameters()).device
-
-    class Named:
-        """Whatever is only named there: a type of an argument, a base class."""
+        INTERN, EXTERN = [], []
+        device = property(lambda model: next(model.parameters()).device)
 
     def bind(*_, **__):
         return lambda function: function
 
-    ml = module("audiotools.ml", BaseModel=BaseModel, Accelerator=Named)
+    ml = module("audiotools.ml", BaseModel=BaseModel, Accelerator=object)
     core = module("audiotools.core", util=module("audiotools.core.util"))
-    top = module("audiotools", ml=ml, core=core, AudioSignal=Named, STFTParams=Named)
+    top = module("audiotools", ml=ml, core=core, AudioSignal=object, STFTParams=object)
     return top, ml, core, core.util, module("argbind", bind=bind)
 
 

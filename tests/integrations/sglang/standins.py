@@ -9,13 +9,13 @@ import importlib
 import multiprocessing
 import os
 import sys
+from collections import namedtuple
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tests.integrations.zonos2_engine import plain_ops
 from zonos2_triton.model.integrations.sglang.components import PLAIN_EXPERTS
@@ -100,10 +100,7 @@ def get_rope(head_size, rotary_dim, max_position, base, is_neox_style):
     return turned
 
 
-class StandardTopKOutput(NamedTuple):
-    topk_weights: Tensor
-    topk_ids: Tensor
-    router_logits: Tensor
+StandardTopKOutput = namedtuple("StandardTopKOutput", "topk_weights topk_ids router_logits")
 
 
 class Backend(str):

@@ -1,11 +1,11 @@
 """Ways to write a router and experts: which are swapped, and which are refused."""
 
-from typing import NamedTuple
+from collections import namedtuple
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from tests.integrations.port_model import Experts, Router
 from tests.integrations.standins import refused
@@ -18,10 +18,7 @@ ROUTER, EXPERTS = "feed_forward.router", "feed_forward.experts"
 CHOICES = torch.tensor([[[0, 3], [3, 1], [2, 0], [0, 1], [3, 2]]])
 
 
-class Chosen(NamedTuple):
-    ids: Tensor
-    weights: Tensor
-    state: Tensor
+Chosen = namedtuple("Chosen", "ids weights state")
 
 
 def reordered(self, x, state=None):
