@@ -94,7 +94,9 @@ def test_the_runner_takes_end_and_padding_out_of_what_is_penalised(omni):
     expected = [[[-1, 5, -1], [7, -1, 4], [-1, -1, -1]]]
     for name, arguments in ("rep_window", (3, 1024, params)), ("rep_window_ring", (3, 3, 1024, "cpu")):
         scope = {"torch": torch}
-        exec(ast.unparse(definition(omni, f"{host.RUNNER}.Zonos2ModelRunner.{name}")), scope)
+        node = definition(omni, f"{host.RUNNER}.Zonos2ModelRunner.{name}")
+        assert parameters(node) in [seam.parameters for seam in host.SEAMS["sampler"]]
+        exec(ast.unparse(node), scope)
         assert scope[name](runner, [0], *arguments).tolist() == expected
 
 

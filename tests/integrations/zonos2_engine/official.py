@@ -19,7 +19,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from tests.integrations.zonos2_engine import plain_ops
 from zonos2_triton.model import Zonos2Config
@@ -251,7 +250,7 @@ class Ranks:
 
     def __init__(self, official, count):
         self.core, self.count = official("core"), count
-        self.baton, self.parts = threading.Lock(), dict[int, Tensor]()
+        self.baton, self.parts = threading.Lock(), {}
         self.meeting = threading.Barrier(count, timeout=300)
         official("distributed.impl").DistributedCommunicator.plugins = [self]
 

@@ -4,7 +4,6 @@ import json
 import os
 import sys
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -32,7 +31,7 @@ def test_every_process_is_accelerated(spawn):
 def served(monkeypatch):
     """Arguments -> what each process would be started with, and the official arguments."""
     with standing_in() as package:
-        launcher, started = package("server.launch"), list[Any]()
+        launcher, started = package("server.launch"), []
 
         def launch_server():
             started.extend((launcher._run_scheduler, package("tokenizer").tokenize_worker, sys.argv[1:]))
@@ -76,7 +75,7 @@ def test_without_the_official_package(monkeypatch, capsys):
 
 def test_a_process_of_which_nothing_is_replaced():
     with standing_in() as package:
-        told = list[Any]()
+        told = []
         package("core")
         serve.tokenize_worker((), ack_queue=SimpleNamespace(put=told.append), tokenizer_id=3, addr="there")
         assert told == [("tokenizer", 3, "there", "function")]
@@ -86,7 +85,7 @@ def test_a_process_of_which_nothing_is_replaced():
 def test_the_device_is_set_first(monkeypatch):
     """Importing the engine makes a context on the current device."""
     with standing_in() as package:
-        order = list[Any]()
+        order = []
         monkeypatch.setattr(serve.torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(serve.torch.cuda, "set_device", lambda rank: order.append(("device", rank)))
         monkeypatch.setattr(serve, "accelerate", lambda _, only: order.append(("accelerate", only)))
