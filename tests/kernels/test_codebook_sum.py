@@ -1,11 +1,11 @@
-from tests.kernels.operator_suite import SAME, Accuracy, at, wrong
+from tests.kernels.operator_suite import at, wrong
 from tests.kernels.step_suite import WRONG_STEPS, StepTests, short_ring
 
 
 class TestCodebookSum(StepTests):
     name = "codebook_sum"
     fullest = "delayed"
-    accuracy = {"": Accuracy({"B": 2, "frames": 32, "C": 9, "V": 64, "K": 8, "D": 128}, SAME, (0.15, 1.00, 1.00))}
+    accuracy = [{"B": 2, "frames": 32, "C": 9, "V": 64, "K": 8, "D": 128}]
     # 9 projections of 8 and their biases, to 1024; of 16 frames 9 codes, as many vectors of 8, a row of 1024
     costs = {"chunk-16": ((81 * 1024 + 16 * (72 + 1024)) * 2 + 16 * 9 * 4, 2 * 16 * 81 * 1024)}
     wrong = [

@@ -1,15 +1,14 @@
 import pytest
 import torch
 
-from tests.kernels.operator_suite import DTYPES, SAME, Accuracy, CountingTests, at, interpreted, odd_width, wrong
+from tests.kernels.operator_suite import DTYPES, CountingTests, at, interpreted, odd_width, wrong
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.proof.interpreter import checked
 from zonos2_triton.bench.proof.poison import poisoned
 
-MIXTURE = {"D": 256, "I": 128, "E": 4, "k": 2}
+MIXTURE = {"M": 24, "D": 256, "I": 128, "E": 4, "k": 2}
 DENSE = {"M": 32, "D": 256, "I": 256, "E": 1, "k": 1, "routed": False}
 SUM = {"normed": True, "residual": False}
-TOO_MANY = "at most 256 rows decode together, got 257; prefill=True takes any"
 ROUTING = ("order", "offsets", "expert_weights")
 
 
@@ -17,22 +16,13 @@ class TestExperts(CountingTests):
     name = "experts"
     forms = ["sum", "dense-sum"]
     fullest = "top2"
-    counted = ["top2", "prefill", "idle-top2", "sum-top2"]
-    accuracy = {
-        "": Accuracy({"M": 24, **MIXTURE}, SAME, (0.48, 0.84, 0.85)),
-        "sum": Accuracy({"M": 24, **MIXTURE, **SUM}, SAME, (0.29, 0.60, 0.61)),
-        "dense-sum": Accuracy({**DENSE, **SUM}, SAME, (0.26, 0.68, 0.67)),
-        "dense": Accuracy(DENSE, SAME, (0.46, 0.81, 0.80)),
-        "prefill": Accuracy({"M": 40, "prefill": True, **MIXTURE}, SAME, (0.40, 0.85, 0.85)),
-    }
+    counted = "top2"
+    accuracy = [MIXTURE, {**MIXTURE, **SUM}, DENSE, {**MIXTURE, "M": 40, "prefill": True}]
     costs = {
         # one expert's three matrices of 3072 x 2048; x in and out, the norm; h written and read; slot and weight
         "decode-B1": ((3 * 3072 * 2048 + 2 * 2048 + 2048 + 2 * 3072) * 2 + 2 * 4, 2 * 3 * 3072 * 2048),
         # all experts; of 2048 rows x in and the sum out, h written and read; slots and weights
-        "prefill-sum-2048": (
-            (16 * 3 * 3072 * 2048 + 2048 * (2 * 2048 + 2 * 3072)) * 2 + 2048 * 2 * 4,
-            2048 * 2 * 3 * 3072 * 2048,
-        ),
+        "prefill-sum-2048": ((16 * 3 * 3072 + 2 * 2048 + 2 * 3072) * 2048 * 2 + 2048 * 8, 2048 * 6 * 3072 * 2048),
     }
     wrong = [
         wrong(r"gate must have shape \[E, I, D=48\], got", norm_weight=None, gate=lambda w: w[..., :44]),
@@ -46,25 +36,21 @@ class TestExperts(CountingTests):
         wrong(r"order must have shape \[10\], got \[9\]", order=lambda o: o[:9]),
         wrong(r"offsets must have shape \[5\], got \[4\]", offsets=lambda o: o[:4]),
         wrong(r"order must be in 0\.\.9, the slots; got 10", order=at(3, 10)),
-        wrong(r"order must be in 0\.\.9, the slots; got -1", order=at(3, -1)),
         wrong(r"offsets must be in 0\.\.10, places in order; got 11", offsets=at(1, 11)),
         wrong(r"steps of offsets must be in 0\.\.10, slots of an expert; got -", offsets=at(2, 0)),
         wrong(r"order, offsets .* together, got \['order', 'expert_weights'\] alone", offsets=None),
-        wrong(r"order, offsets .* together, got \['offsets'\] alone", order=None, expert_weights=None),
         wrong("without order, gate must hold one expert, got E=4", **dict.fromkeys(ROUTING)),
-        wrong(TOO_MANY, "tiny", sizes={"M": 257}),
-        wrong(TOO_MANY, "tiny", sizes={"M": 257, **SUM}),
+        wrong("at most 256 rows decode together, got 257; prefill=True takes any", "tiny", sizes={"M": 257}),
         *odd_width("I", 42),
     ]
 
     @interpreted
-    @pytest.mark.parametrize("k", [1, 2])
     @pytest.mark.parametrize("residual", [True, False], ids=["added", "alone"])
-    def test_no_weight_is_read_where_all_rows_are_idle(self, residual, k):
+    def test_no_weight_is_read_where_all_rows_are_idle(self, residual):
         """A product with a weight of NaN would be NaN, whatever else it is multiplied by."""
-        kernel, sizes = KERNELS["experts"], {"M": 17, "D": 64, "I": 48, "E": 4, "idle": tuple(range(17))}
+        kernel, sizes = KERNELS["experts"], {"M": 17, "D": 64, "I": 48, "E": 4, "k": 2, "idle": tuple(range(17))}
         for dtype in DTYPES.values():
-            inputs = kernel.make("cpu", dtype, k=k, residual=residual, **sizes)
+            inputs = kernel.make("cpu", dtype, residual=residual, **sizes)
             weights = {name: inputs[name].fill_(torch.nan) for name in ("norm_weight", "gate", "up", "down")}
             want = inputs["x"] if residual else torch.zeros_like(inputs["x"])
             with checked(), poisoned():

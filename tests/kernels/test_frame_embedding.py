@@ -1,4 +1,4 @@
-from tests.kernels.operator_suite import SAME, Accuracy, OperatorTests, at, odd_width, wrong
+from tests.kernels.operator_suite import OperatorTests, at, odd_width, wrong
 
 FRAMES = {"M": 64, "D": 128, "columns": 10, "V": 64, "text": 20, "voices": 2}
 
@@ -7,10 +7,7 @@ class TestFrameEmbedding(OperatorTests):
     name = "frame_embedding"
     forms = ["no-norm"]
     fullest = "speakers"
-    accuracy = {
-        "": Accuracy(FRAMES, SAME, (0.98, 1.00, 1.00)),
-        "no-norm": Accuracy({**FRAMES, "norm": False}, SAME, (1.00, 1.00, 1.00)),
-    }
+    accuracy = [FRAMES]
     costs = {
         # ten rows of 2048 read and one written, each twice; ten ids
         "decode-B1": (11 * 2048 * 2 + 10 * 4, 13 * 2048),
@@ -21,7 +18,6 @@ class TestFrameEmbedding(OperatorTests):
         wrong(r"speaker_index must have shape \[M=5\]", speaker_index=lambda i: i[:4]),
         wrong(r"ids of codes must be in 0\.\.10, .*; got 11", ids=at((1, 2), 11)),
         wrong(r"ids of text must be in 0\.\.6, .*; got 7", ids=at((1, -1), 7)),
-        wrong(r"ids of codes must be in 0\.\.10, .*; got -1", ids=at((0, 0), -1)),
         wrong(r"speaker_index must be in .*\.\.1, .*; got 2", speaker_index=at(0, 2)),
         wrong("table must hold more than 9 codebooks of codebook_vocab=12 rows, got 106", codebook_vocab=12),
         wrong("table must hold more than 9 codebooks", codebook_vocab=0),

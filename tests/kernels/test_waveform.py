@@ -1,4 +1,4 @@
-from tests.kernels.operator_suite import SAME, Accuracy, wrong
+from tests.kernels.operator_suite import wrong
 from tests.kernels.step_suite import STEP, WRONG_LAYERS, WRONG_TAPS, StepTests, short_ring
 
 
@@ -6,7 +6,7 @@ class TestWaveform(StepTests):
     name = "waveform"
     fullest = "rows"
     # in half precision plain PyTorch alone rounds
-    accuracy = {"": Accuracy({**STEP, "rate": 32, "Ci": 96, "y": True}, SAME, (0.21, 0.00, 0.00))}
+    accuracy = [{**STEP, "rate": 32, "Ci": 96, "y": True}]
     # 7 x 96 weights; of 16 x 512 positions 96 channels in, a sample in fp32 out
     costs = {"chunk-16": ((7 * 96 + 8192 * 96) * 2 + 8192 * 4, 2 * 8192 * 7 * 96)}
     wrong = [

@@ -39,11 +39,7 @@ WRONG = {
     "not-a-copy": (ADDED, spoiled(ADDED, lambda _: {"residual": None}), "sum"),
     "precision": (ADDED, spoiled(ADDED, halved), "sum has dtype torch.bfloat16"),
     "shape": ("rotary", lambda **inputs: inputs["x"][:1], "result has shape"),
-    "cache-of-another": (
-        ATTENTION,
-        touched(ATTENTION, "v_cache", (*first, 0), lambda x: x + 1e-6),
-        "must keep what it",
-    ),
+    "cache-of-another": (ATTENTION, touched(ATTENTION, "v_cache", (*first, 0), lambda x: x + 1e-6), "must keep"),
     "cached-key": (ATTENTION, touched(ATTENTION, "k_cache", every, lambda x: x * 1.00001), "k_cache"),
     "missing-key": (ATTENTION, spoiled(ATTENTION, lambda x: {"positions": x["positions"] - 1}), "result"),
     "router-choice": ("router", touched("router", 0, (1, 0), lambda x: (x + 1) % 4), "expert_ids"),
