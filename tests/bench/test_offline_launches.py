@@ -89,27 +89,20 @@ def test_a_frame_launches_its_kernels_and_asks_the_device_nothing(launches):
     assert seen.counts.keys() <= QUIET
 
 
-@pytest.fixture
-def decoder(launches):
+def test_a_vocoder_step_launches_its_kernels_and_is_planned_on_the_device(launches):
+    """Two blocks whose units are two launches each, two whose units are one; planning brings no value to the host."""
     config, ops = VocoderConfig(), vocoder_ops(torch.bfloat16)._asdict()
-    return Decoder(config, weights(layout(config)), VocoderOps(**{name: launching(op) for name, op in ops.items()}))
-
-
-def test_a_vocoder_step_launches_its_kernels_and_asks_the_device_nothing(launches, decoder):
-    """Two blocks whose units are two launches each, two whose units are one."""
-    rings = decoder.rings(4, 16)
+    ops = VocoderOps(**{name: launching(op) for name, op in ops.items()})
+    decoder = Decoder(config, weights(layout(config)), ops)
     codes, spans = (torch.zeros(4, *shape, dtype=torch.int32, device=CUDA) for shape in ((32, 9), (4,)))
-    with Seen() as seen:
+    rings = decoder.rings(4, 16)
+    with Seen() as step:
         samples = decoder.step(rings, codes, spans, 16)
     assert launches == STEP
-    assert seen.counts.keys() <= QUIET
+    assert step.counts.keys() <= QUIET
     assert (samples.shape, samples.dtype) == ((4, 16 * 512), torch.float32)
-
-
-def test_a_vocoder_step_is_planned_on_the_device(launches, decoder):
-    """What it takes beside the step's kernels are launches that a graph holds: no value comes to the host."""
-    slots = Slots(layer_chain(), 8, 64, 17, torch.empty(1, dtype=torch.bfloat16, device=CUDA))
-    speech = Speech(decoder, slots, 9)
+    launches.clear()
+    speech = Speech(decoder, Slots(layer_chain(), 8, 64, 17, torch.empty(1, dtype=torch.bfloat16, device=CUDA)), 9)
     with Seen() as seen:
         speech.advance(4)
     assert (speech.steps, launches) == (1, STEP)

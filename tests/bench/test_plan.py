@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import asdict, replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,11 +10,10 @@ from zonos2_triton.bench.compiler.cubin_stats import TARGETS
 from zonos2_triton.bench.planner import footprint
 from zonos2_triton.bench.planner.footprint import CODEC, ESTIMATE, MODEL, PRECISIONS, decoder, parameters
 from zonos2_triton.bench.planner.plan import FRAME_US, Forecast, as_text, context_of, frames_to_sound, plan
+from zonos2_triton.bench.specs.frame_cost import frame_cost
 from zonos2_triton.bench.specs.gpus import CARDS, card, recognised
 from zonos2_triton.model import cli
 from zonos2_triton.model.runtime.batch_state import Slots
-from zonos2_triton.model.runtime.vocoder_runner import Speech
-from zonos2_triton.reference.sampling import Sampling
 
 H200 = card("h200")
 # An H200 as it was measured once: copies, reads and writes counted, and products.
@@ -27,6 +25,10 @@ MILLISECONDS = {
     "int8": (0.307, 0.63, 1.50, 2.70, 5.28),
     "int4": (0.256, 0.45, 0.98, 1.92, 4.49),
 }
+MEGABYTES = {  # of one sequence
+    ("qkv_projection", "output_projection"): 587, ("experts",): 944, ("experts (dense)",): 151, ("head",): 38,
+    ("router",): 14, ("decode_attention",): 57,
+}  # fmt: skip
 RTF, TIMES = (0.036, 0.089, 0.224, 0.375, 0.600), (28, 45, 71, 171, 426)
 
 
@@ -44,6 +46,12 @@ def test_bytes_and_real_time_factors():
         assert frame["backbone"]["times_real_time"] == pytest.approx(times, rel=0.02)
         assert frame["backbone"]["frames_per_s"] == pytest.approx(1e6 / frame["backbone"]["us"])
         assert frame["both"]["us"] == frame["backbone"]["us"] + frame["vocoder"]["us"]
+
+
+def test_parts_of_a_frame():
+    costs = frame_cost(MODEL, 1, 1000)
+    found = {parts: sum(costs[part].bytes for part in parts) / 1e6 for parts in MEGABYTES}
+    assert found == pytest.approx(MEGABYTES, rel=0.01, abs=0.5)
 
 
 def test_parameters():
@@ -127,23 +135,9 @@ def test_first_audio_by_hand():
 
 
 def test_frames_until_there_is_sound():
-    """The loop's own vocoder, with the widths of the real one but no arithmetic."""
-    real, _ = decoder()
-    silent = SimpleNamespace(
-        lag=real.lag, lookahead=real.lookahead, config=CODEC, finished=real.finished, room=lambda *_: 0,
-        rings=lambda *_: SimpleNamespace(of=lambda rows: None),
-        step=lambda rings, codes, spans, frames, delayed: torch.zeros(len(spans), frames * CODEC.hop),
-    )  # fmt: skip
-    slots = Slots(MODEL, 1, 0, footprint.LOOK + 9, torch.empty(0))
-    speech = Speech(silent, slots, footprint.LOOK + 1)
-    slots.enter(0, [], 94, 1000, -1, Sampling().row(), 0)
-    heard = []
-    for frames in (1, 9, 17, 25):
-        slots.steps.fill_(frames)
-        speech.advance(1)
-        heard.append(len(speech.samples(speech.collect(1), 0)))
-    assert heard[:-1] == [0, 0, 0]
-    assert heard[-1] > 0
+    """Of what a stream has heard after n frames, tests/model/test_vocoder_runner.py; the loop looks every 8."""
+    heard = [(n - 8) * CODEC.hop - decoder()[0].lag for n in (17, 25)]
+    assert heard[0] <= 0 < heard[1]
     assert frames_to_sound() == 25
 
 
