@@ -1,4 +1,4 @@
-"""`zonos2-triton verify` and `bench`, as far as they go without a GPU."""
+"""`zonos2-triton verify` and `bench`, as far as they go without a GPU; what all commands of the bench refuse."""
 
 import dataclasses
 import json
@@ -10,7 +10,10 @@ import pytest
 
 from zonos2_triton.bench import commands
 from zonos2_triton.bench.catalogue import KERNELS
+from zonos2_triton.bench.compiler import gate
+from zonos2_triton.bench.compiler.cubin_stats import TARGETS
 from zonos2_triton.bench.suite import stages
+from zonos2_triton.bench.timing import profile
 from zonos2_triton.model.cli import main
 
 
@@ -63,18 +66,36 @@ def test_bench_without_a_gpu_is_a_smoke_test(capsys, tmp_path):
     assert kept["parts"]["beside"]["items"].keys() == {"advance/tiny/reference", "advance/tiny/compiled"}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["verify", "--kernel", "rotery"], "got 'rotery'; did you mean 'router' or 'rotary'?"),
-        (["verify", "--dtype", "bf16"], "dtype must be one of bfloat16, float16, float32, got 'bf16'"),
-        (["bench", "--kernel", "rotary", "--workload", "decode-B1"], "workload must be one of tiny, got 'decode-B1'"),
-        (["bench", "--compare", "no.json", "no.json"], "no.json"),
-    ],
-)
-def test_bad_arguments(arguments, said, capsys):
-    assert main(arguments) == 2
+BAD = {
+    "verify --kernel rotery": "got 'rotery'; did you mean 'router' or 'rotary'?",
+    "verify --dtype bf16": "dtype must be one of bfloat16, float16, float32, got 'bf16'",
+    "bench --kernel rotary --workload decode-B1": "workload must be one of tiny, got 'decode-B1'",
+    "bench --compare no.json no.json": "no.json",
+    "compile --kernel heat": f"kernel must be one of {', '.join(KERNELS)}, got 'heat'; did you mean 'head'?",
+    "compile --target sm90": f"one of {', '.join(TARGETS)}, got 'sm90'; did you mean 'sm_90' or 'sm_89'?",
+    "compile --jobs 0": "jobs must be at least 1, got 0",
+    "gpu --only kernels,timing": f"must be one of {', '.join(stages.PARTS)}, got 'timing'; did you mean 'timings'?",
+    "gpu --budget nan": "--budget must be a number of seconds above 0, got nan",
+    "profile --backend tritn": "--backend must be one of reference, triton, auto, got 'tritn'; did you mean 'triton'?",
+    "profile --graphs load": "--graphs must be one of off, lazy, got 'load'",
+    "profile --frames 0": "--frames must be in 1..100000, got 0",
+    "profile --streams 257": "--streams must be in 1..256, got 257",
+    "profile --device tpu9": "device must be a torch device",
+    "profile --model no": "--model must be a folder with params.json and weights, or '8b', got 'no'",
+    "profile --model 8b --device cpu": "--model 8b makes 15 GB of random weights on a GPU",
+    "profile --out trace.txt": "--out must end in .json or .json.gz, or be a folder, got trace.txt",
+    "profile --out no/trace.json": "cannot write no/trace.json: No such file or directory",
+}
+
+
+@pytest.mark.parametrize(("command", "said"), BAD.items())
+def test_bad_input_is_refused_before_any_work(command, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(gate, "check_compiler", lambda: None)
+    monkeypatch.setattr(profile, "loaded", lambda _: pytest.fail("a model was loaded"))
+    assert main(command.split()) == 2
     assert said in capsys.readouterr().err
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_a_changed_baseline_is_worse(capsys, tmp_path):

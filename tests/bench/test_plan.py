@@ -226,12 +226,10 @@ def test_torchs_names(device_name, name):
     assert recognised(device_name).name == card(device_name).name == name
 
 
-def test_what_is_no_whole_card_of_the_table():
-    assert [recognised(name) for name in STRANGERS] == [None] * len(STRANGERS)
-
-
-def test_a_name_may_be_spaced_as_people_do():
+def test_other_names():
+    """As people space them; and what is no whole card of the table."""
     assert {card(name).name for name in ("RTX 4090", "GeForce RTX4090", "nvidia_rtx_4090", "rtx4090")} == {"rtx4090"}
+    assert [recognised(name) for name in STRANGERS] == [None] * len(STRANGERS)
 
 
 def test_an_unknown_name_is_answered_with_near_ones_and_all():

@@ -95,20 +95,6 @@ def test_the_listing_is_for_people_too(monkeypatch, capsys, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["--only", "kernels,timing"], "--only must be one of environment, calibration, compile, tests, kernels, "
-         "invariance, graph, frames, vocoder, whole, hosts, timings, beside, baseline, sanitizer, got 'timing'; did "
-         "you mean 'timings'?"),
-        (["--budget", "nan"], "--budget must be a number of seconds above 0, got nan"),
-    ],
-)  # fmt: skip
-def test_bad_arguments(arguments, said, capsys):
-    assert gpu.main(arguments) == 2
-    assert said in capsys.readouterr().err
-
-
 def test_an_interpreting_process_measures_nothing(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(gpu, "interpreted", lambda: True)
@@ -209,26 +195,22 @@ def test_what_could_not_run_is_tried_again(record, clock, error):
     assert f"tests: nothing run\n  not run, {str(error).splitlines()[0]} (1): a" in said
 
 
-def kernel_and_workload(name="add_rms_norm", workload="tiny", **changes):
-    kernel = dataclasses.replace(KERNELS[name], **changes)
-    return kernel, next(w for w in kernel.workloads if w.name == workload)
+NORM = KERNELS["add_rms_norm"]
+TINY = next(workload for workload in NORM.workloads if workload.name == "tiny")
 
 
 def test_times_are_withheld_where_any_check_of_the_kernel_failed(record):
-    kernel, workload = kernel_and_workload()
     record.keep("kernels", "head/tiny/bfloat16", {"status": "failed", "error": "not this one"})
-    stages.prove(kernel, workload, stages.Run(record, CPU, REAL), 9)
+    stages.prove(NORM, TINY, stages.Run(record, CPU, REAL), 9)
     assert record.items("kernels")["add_rms_norm/tiny/bfloat16"]["status"] == "passed"
     record.keep("invariance", "add_rms_norm/batches", {"status": "failed", "error": ""})
     with pytest.raises(Withheld, match=r"^add_rms_norm/batches failed$"):
-        stages.prove(kernel, workload, stages.Run(record, CPU, REAL), 9)
+        stages.prove(NORM, TINY, stages.Run(record, CPU, REAL), 9)
 
 
 def test_a_time_with_its_rates_and_what_stands_beside(record):
     record.keep("calibration", "copy", {"status": "passed", "gb_per_s": 2.0})
-    kernel, workload = kernel_and_workload()
-    workload = dataclasses.replace(workload, name="decode-B1")
-    found = stages.timed(kernel, workload, stages.Run(record, CPU, REAL), 9)
+    found = stages.timed(NORM, dataclasses.replace(TINY, name="decode-B1"), stages.Run(record, CPU, REAL), 9)
     assert found["gb_per_s"] == pytest.approx((4 * 3 * 48 + 48) * 2 / 133.3e-6 / 1e9, abs=0.01)
     assert found["percent_of_copy"] == pytest.approx(50 * found["gb_per_s"], abs=1)
     record.keep("beside", "add_rms_norm/decode-B1/reference", {"status": "passed", "median_us": 400.0})
