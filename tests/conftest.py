@@ -20,6 +20,7 @@ from torch import Tensor
 if not torch.cuda.is_available():  # settled when Triton is imported: kernels are interpreted
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from zonos2_triton.bench.proof.interpreter import checked
 from zonos2_triton.bench.proof.poison import poisoned
 from zonos2_triton.model import Backbone, Vocoder, VocoderConfig, Zonos2, Zonos2Config
 from zonos2_triton.model.vocoder_decoder import Decoder, Rings, VocoderOps
@@ -152,3 +153,10 @@ def seeded() -> Callable[..., Tensor]:
     """randn of a fixed seed."""
     generator = torch.Generator().manual_seed(0)
     return lambda *shape, dtype=torch.float32: torch.randn(*shape, generator=generator, dtype=dtype)
+
+
+@pytest.fixture(scope="module")
+def quick_interpreter() -> Iterator[Any]:
+    """Quicker than as it comes: it checks nothing, for the suites of the operators do."""
+    with checked(bounds=False, undefined=False, races=False) as launches:
+        yield launches

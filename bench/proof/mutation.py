@@ -10,7 +10,7 @@ import itertools
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,10 +101,10 @@ TILED = {
 }  # fmt: skip
 
 
-def checks(kernel: Kernel, workloads: Sequence[Workload] | None = None) -> Iterator[tuple[str, Callable[[Op], None]]]:
+def checks(kernel: Kernel) -> Iterator[tuple[str, Callable[[Op], None]]]:
     """What each of an operation's checks is called, and itself: a function of the operation. Quick ones come first."""
-    given = small(kernel) if workloads is None else tuple(workloads)
-    tiled = [workload for workload in given if workload.name in TILED or workloads is not None]
+    given = small(kernel)
+    tiled = [workload for workload in given if workload.name in TILED]
     rest = [workload for workload in given[1:] if workload not in tiled]
     single, half = torch.float32, torch.bfloat16
 
@@ -128,13 +128,13 @@ def checks(kernel: Kernel, workloads: Sequence[Workload] | None = None) -> Itera
         yield check(rounded_once, workload, half)
 
 
-def killed(kernel: Kernel, fault: Fault, workloads: Sequence[Workload] | None = None) -> str | None:
+def killed(kernel: Kernel, fault: Fault) -> str | None:
     """The first of the operation's checks that fails on a copy with the fault, and how. None: the fault survives.
 
     Other errors than a check's are raised: a copy that cannot even run says nothing about the checks.
     """
     op = mutant(kernel, fault)
-    for name, check in checks(kernel, workloads):
+    for name, check in checks(kernel):
         try:
             check(op)
         except FAILURES as failure:

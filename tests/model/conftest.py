@@ -1,11 +1,9 @@
-"""What several files take from the golden backbone and the interpreter."""
+"""What several files take from the golden backbone."""
 
 from dataclasses import replace
 
 import pytest
 import torch
-
-from zonos2_triton.bench.proof.interpreter import checked
 
 
 @pytest.fixture(scope="session")
@@ -20,10 +18,3 @@ def two_layers(golden_weights):
     """The first two: dense, and a mixture of two experts a row."""
     config, weights = golden_weights
     return replace(config, n_layers=2, moe_end_from_layer=0), weights
-
-
-@pytest.fixture(scope="module")
-def quick_interpreter():
-    """Quicker than as it comes; the kernels' own tests check each launch."""
-    with checked(bounds=False, undefined=False, races=False) as launches:
-        yield launches

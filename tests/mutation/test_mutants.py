@@ -79,10 +79,3 @@ def test_copies_leave_no_trace():
     with pytest.raises(Mismatch):
         exact(case, first)
     exact(case)
-
-
-def test_checks_can_be_limited_to_some_workloads():
-    kernel = KERNELS["rotary"]
-    tiny, one_row = small(kernel)[:2]
-    assert killed(kernel, FIRST_POSITION, [one_row]) is None
-    assert killed(kernel, FIRST_POSITION, [tiny]).startswith("exact tiny float32: Mismatch: ")
