@@ -1,13 +1,10 @@
 """Before and after, on a CPU: that both are timed, on a host that is put back, and that a wrong swap has no time."""
 
-import sys
-
 import pytest
 import torch
 
 from zonos2_triton.bench.suite.gpu import rehearsed
 from zonos2_triton.bench.suite.presets import REHEARSAL
-from zonos2_triton.bench.suite.recorder import NotRun
 from zonos2_triton.bench.timing import integrations, timer
 from zonos2_triton.bench.timing.vocoder import Work
 from zonos2_triton.model.integrations.dac import codec
@@ -46,9 +43,3 @@ def test_a_wrong_swap_has_no_time(monkeypatch):
     monkeypatch.setattr(codec.Vocoder, "decode_latents", lambda self, z: original(self, z) * 1.1)
     with pytest.raises(ValueError, match="decoder cannot be swapped: differs from the original by"):
         integrations.time_dac_model(REHEARSAL.codec, WORK, CPU, torch.float32, seconds=0.01)
-
-
-def test_without_transformers_nothing_is_run(monkeypatch):
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(NotRun, match="transformers cannot be imported"):
-        integrations.time_dac_model(REHEARSAL.codec, WORK, CPU, torch.float32)

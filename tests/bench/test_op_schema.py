@@ -47,17 +47,6 @@ def test_each_change_has_its_level(level, new):
     assert changes(OLD, {**OLD, "f": new}) == [(level, f"f is {new}, it was {F}")]
 
 
-def test_a_new_operation_is_minor_and_the_same_ones_are_nothing():
-    assert changes({"g": OLD["g"]}, OLD) == [("minor", "f is new")]
-    assert changes(OLD, {"g": OLD["g"]}) == [("major", "f is gone")]
-    assert changes(OLD, {**OLD}) == []
-
-
-@pytest.mark.parametrize(("levels", "least"), [(["minor", "major"], "2.0.0"), (["minor"], "1.3.0"), ([], "1.2.3")])
-def test_the_greatest_change_decides(levels, least):
-    assert needed("1.2.3", [op_schema.Change(level, "") for level in levels]) == least
-
-
 def test_a_listing_is_written_at_a_version_that_is_high_enough(tmp_path):
     path, more = tmp_path / "schemas.json", {**OLD, "h": OLD["g"]}
     write(path, "1.0.0", OLD)

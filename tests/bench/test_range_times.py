@@ -10,7 +10,7 @@ from zonos2_triton.bench.specs.frame_cost import frame_cost, prompt_cost, total
 from zonos2_triton.bench.specs.roofline import UNKNOWN, Roof
 from zonos2_triton.bench.suite.device_checks import whole_model
 from zonos2_triton.bench.timing.range_costs import counts, placed, range_work
-from zonos2_triton.bench.timing.range_times import Node, bare, label, of_trace, rows, table
+from zonos2_triton.bench.timing.range_times import Node, of_trace, rows, table
 from zonos2_triton.bench.timing.vocoder import step_costs
 from zonos2_triton.reference.vocoder import VocoderConfig
 
@@ -58,11 +58,6 @@ def found(root):
     return {path: (node.count, node.us) for path, node in root.walk()}
 
 
-def test_labels_are_names_with_payloads():
-    assert bare(label("model/layer", 3)) == bare(label("model/layer", None)) == "model/layer"
-    assert bare("aten::add") is None
-
-
 @pytest.mark.parametrize("events", [TRACE, TRACE[::-1]], ids=["in order", "reversed"])
 def test_host_time_is_that_of_the_ranges(events):
     assert found(of_trace(events, on_device=False)) == {
@@ -99,12 +94,6 @@ def test_rows_have_shares_and_floors():
     assert sum(by_name[name]["share"] for name in ("model/frames", "codec/decode")) == 100
     unknown = {row["range"]: row for row in rows(root, work, UNKNOWN)}["model/layer"]
     assert (unknown["bytes"], unknown["floor_us"], unknown["percent_of_floor"]) == (10_000, None, None)
-
-
-def test_an_empty_tree_and_idle_ranges_are_rows_too():
-    assert rows(Node(), {}, UNKNOWN) == []
-    row = rows(Node(children={"model/wait": Node(2)}), {("model/wait",): (0, 0)}, Roof(1.0, None))[0]
-    assert (row["share"], row["bytes"], row["floor_us"], row["percent_of_floor"]) == (None, 0, 0, None)
 
 
 def test_the_table_shows_depth_and_leaves_out_what_is_unknown():

@@ -1,14 +1,13 @@
 """A vocoder from its tensors and files: spellings of weight norm, what is refused, and DacModel of transformers."""
 
 import json
-import math
 from dataclasses import asdict
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.model.codecs import frames_of, random_codec
+from tests.model.codecs import frames_of, random_codec, randomize
 from zonos2_triton.model import Vocoder, VocoderConfig
 from zonos2_triton.model.weights.tiny import save_official_codec
 
@@ -156,20 +155,14 @@ def test_transformers(tmp_path, ratios, weight_norm):
 
     sizes = {"encoder_hidden_size": 4, "decoder_hidden_size": 32, "codebook_dim": 4, "sampling_rate": 24_000}
     config = transformers.DacConfig(downsampling_ratios=list(ratios), **sizes)
-    model, generator = transformers.DacModel(config).eval(), torch.Generator().manual_seed(0)
+    model = transformers.DacModel(config).eval()
+    randomize(model)
     with torch.no_grad():
-        for tensor, value in model.named_parameters():
-            if tensor.endswith("alpha"):
-                value.uniform_(0.5, 1.5, generator=generator)
-            elif value.ndim == 3:
-                value.normal_(0, 0.7 * math.prod(value.shape[1:]) ** -0.5, generator=generator)
-            else:
-                value.normal_(0, 1 if "codebook" in tensor else 0.02, generator=generator)
         model.decoder.conv2.weight.mul_(0.3)
     if weight_norm:
         model.apply_weight_norm()
     model.save_pretrained(tmp_path)
-    vocoder, codes = Vocoder.load(tmp_path), torch.randint(1024, (2, 9, 20), generator=generator)
+    vocoder, codes = Vocoder.load(tmp_path), torch.randint(1024, (2, 9, 20))
     sizes = {"latent_dim": 4 * 2 ** len(ratios), "decoder_dim": 32, "codebook_dim": 4, "sample_rate": 24_000}
     assert vocoder.config == VocoderConfig(decoder_rates=ratios[::-1], **sizes)
     with torch.no_grad():

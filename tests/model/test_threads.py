@@ -63,13 +63,6 @@ def test_say_tells_of_another_number_and_leaves_the_caller_s(tiny_folder, tmp_pa
     assert torch.get_num_threads() == 2
 
 
-@pytest.mark.usefixtures("two")
-def test_an_error_leaves_the_caller_s_number_too(tiny_folder, tmp_path):
-    command = ["say", "a" * 5000, "--model", str(tiny_folder), "--out", str(tmp_path / "a.wav")]
-    assert main(command) == 2
-    assert torch.get_num_threads() == 2
-
-
 @pytest.mark.parametrize("name", [None, *threads.WAITING])
 def test_threads_sleep_unless_the_user_says_otherwise(name):
     code = "import os\nfrom zonos2_triton.model.threads import *\nsleep_while_waiting()\n"

@@ -1,6 +1,5 @@
 """Tiny codecs of transformers' DacModel and of dac.DAC."""
 
-import math
 import warnings
 
 import pytest
@@ -8,6 +7,7 @@ import torch
 from torch import nn
 
 from tests.integrations.standins import dac_package
+from tests.model.codecs import randomize
 from zonos2_triton.bench.proof.interpreter import checked
 from zonos2_triton.bench.proof.poison import poisoned
 
@@ -59,19 +59,6 @@ def build(request):
         return model.to(dtype).eval().requires_grad_(False)
 
     return made
-
-
-def randomize(model):
-    """Weights that neither fall silent nor magnify rounding errors."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, tensor in model.named_parameters():
-            if name.endswith("alpha"):
-                tensor.uniform_(0.5, 1.5, generator=generator)
-            elif tensor.ndim == 3:
-                tensor.normal_(0, 0.7 * math.prod(tensor.shape[1:]) ** -0.5, generator=generator)
-            else:
-                tensor.normal_(0, 1 if "codebook" in name else 0.1, generator=generator)
 
 
 @pytest.fixture
