@@ -1,6 +1,7 @@
 """What every operator shares: its cost, its meta function, its CPU fallback, the sizes of a launch."""
 
 import inspect
+import warnings
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, NamedTuple
@@ -39,9 +40,36 @@ def fake(op: CustomOpDef) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
             return function(*args, **kwargs)
 
         op.register_fake(on_one_device)
+        if not hasattr(CustomOpDef, "_register_mutation_version_bump"):
+            _bump_versions(op)
         return on_one_device
 
     return register
+
+
+def _bump_versions(op: CustomOpDef) -> None:
+    """Marks the arguments that a call changes, in place of torch 2.11, which fails where one of them is left out.
+
+    The dispatcher drops trailing arguments that have their default values; torch 2.13 fills them in again, as here.
+    """
+    from torch._library.custom_ops import increment_version
+    from torch._library.utils import fill_defaults, mutated_args_kwargs
+
+    schema = op._opoverload._schema
+    if not schema.is_mutable:
+        return
+    places, names = mutated_args_kwargs(schema)
+    below = torch._C._after_ADInplaceOrView_keyset
+
+    def bumped(keyset: torch._C.DispatchKeySet, *args: Any, **kwargs: Any) -> Any:
+        every, named = fill_defaults(schema, args, kwargs)
+        for value in (*(every[place] for place in places), *(named[name] for name in names)):
+            increment_version(value)
+        return op._opoverload.redispatch(keyset & below, *args, **kwargs)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of a kernel that replaces another
+        op._lib.impl(op._name, bumped, "ADInplaceOrView", with_keyset=True, allow_override=True)
 
 
 def interpreted() -> bool:
