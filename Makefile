@@ -4,10 +4,12 @@ PYTHON ?= python3
 LOCK ?= .ci/torch-2.15-triton-3.9.txt
 VENV ?= .venv
 BIN := $(VENV)/bin
-READY := $(VENV)/ready
+# Another lock file makes the environment anew.
+READY := $(VENV)/$(basename $(notdir $(LOCK)))
 DEMO := .demo
 PYTEST := $(BIN)/python -m pytest -n 2 --benchmark-disable
 
+.NOTPARALLEL:
 .PHONY: demo test test-full test-kernels lint gate gpu bench locks clean
 
 demo: $(READY)  ## speak with a tiny model of random weights: a WAV file and a picture of it
@@ -51,9 +53,10 @@ locks:  ## resolve the lock files anew; needs uv
 	printf 'torch==2.15.0\ntriton==3.9.0\n' | $(COMPILE) -c /dev/stdin -o .ci/torch-2.15-triton-3.9.txt
 
 clean:
-	rm -rf .venv* $(DEMO) build dist .src/*.egg-info
+	rm -rf .venv* .gpu $(DEMO) build dist *.egg-info .src/*.egg-info
 
 $(READY): pyproject.toml $(LOCK)
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv --clear $(VENV)
+	rm -rf *.egg-info
 	$(BIN)/python -m pip install --quiet -c $(LOCK) -e '.[dev]'
 	touch $@

@@ -157,8 +157,8 @@ class Decoder:
     def step(self, rings: Rings, codes: Tensor, spans: Tensor, frames: int, delayed: bool = False) -> Tensor:
         """Samples [rows, frames * hop] of the frames that spans name, at most `frames` a row: column j of a row is its
         sample hop * done - lag + j, zero where that lies outside of the clip. codes and spans as `codebook_sum` of
-        reference.rings has them; codes may be of the first codebooks alone, or latents [B, N, latent_dim], a ring of
-        frames of what codes sum to."""
+        reference.vocoder_layers has them; codes may be of the first codebooks alone, or latents [B, N, latent_dim], a
+        ring of frames of what codes sum to."""
         with annotate("codec/step", frames):
             return self._through_layers(rings, codes, spans, frames, delayed)
 

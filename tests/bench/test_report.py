@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from zonos2_triton.bench.figures import number, numeric, text_table
+from zonos2_triton.bench.figures import number
 from zonos2_triton.bench.proof.mutants import FAULTS
 from zonos2_triton.bench.report.report import html
-from zonos2_triton.bench.report.sections import Table
 from zonos2_triton.bench.report.tables import README, kernel_table, with_tables
 from zonos2_triton.bench.specs.performance_targets import GOALS, UNMEASURED
 from zonos2_triton.bench.suite import results
@@ -223,15 +222,6 @@ def test_goals_count_by_their_worst_and_where_every_check_passed(sample):
 # Figures.
 
 
-def test_columns_with_nothing_go_and_numbers_are_flush_right():
-    rows = [{"a": "x", "b": "1.5 (×2)", "c": "–"}, {"a": "y", "b": "–", "d": "word"}]
-    assert Table("t", rows).heads == {"a": False, "b": True, "d": False}
-    assert not numeric(["1", "word"])
-    assert text_table([("name", "us", "why"), ("a", "1", "x"), ("bc", "10", "")]) == (
-        "name  us  why\na      1  x\nbc    10"
-    )
-
-
 # The README's tables.
 
 
@@ -295,10 +285,3 @@ def test_a_result_file_is_not_overwritten(tmp_path, capsys):
     assert cli.main(["report", str(path), "-o", str(path)]) == 2
     assert "--out must not be one of the result files" in capsys.readouterr().err
     assert path.read_text(encoding="utf-8") == text
-
-
-@pytest.mark.parametrize("library", ["jinja2", "matplotlib", "jsonschema"])
-def test_what_a_report_needs_is_named(monkeypatch, report, sample, tmp_path, library):
-    monkeypatch.setitem(__import__("sys").modules, library, None)
-    assert f"{library}: pip install 'zonos2-triton[report]'" in report(sample)
-    assert [path.name for path in tmp_path.iterdir()] == ["in0.json"]

@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 
+from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.suite.recorder import Withheld
 from zonos2_triton.bench.timing.timer import Device
 from zonos2_triton.bench.timing.vocoder import VocoderTimer, Work, step_costs
@@ -50,3 +51,16 @@ def test_the_cost_of_a_step_is_that_of_its_launches():
     assert sum(cost.flops for cost in one) == pytest.approx(16 * 1.6e9, rel=0.02)
     moved = [sum(cost.bytes for cost in costs) for costs in (one, two)]
     assert 2 * moved[0] - moved[1] == pytest.approx(2 * weights, rel=1e-3)
+
+
+def test_workloads_have_shapes_of_the_codec():
+    of = {
+        "convolution": lambda s: (s["Co"], s["Ci"], s["taps"]),
+        "transposed_convolution": lambda s: (s["Ci"], s["Co"], 2 * s["stride"]),
+        "residual_unit": lambda s: (s["C"], s["C"], s["taps"]),
+        "waveform": lambda s: (1, s["Ci"], s["taps"]),
+    }
+    used = {
+        shape(workload.sizes) for name, shape in of.items() for workload in KERNELS[name].workloads if workload.real
+    }
+    assert used <= {tuple(shape) for shape in layout(VocoderConfig()).values()}
