@@ -16,6 +16,7 @@ import torch
 
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.cli_choices import chosen
+from zonos2_triton.bench.proof.bounds import RATIO
 from zonos2_triton.bench.proof.interpreter import interpreting
 from zonos2_triton.bench.proof.verify import Mismatch, verify
 from zonos2_triton.bench.report.compare import compare, read
@@ -77,8 +78,11 @@ def _verify(options: argparse.Namespace) -> int:
             row: dict[str, Any] = {"kernel": kernel.name, "workload": workload.name, "dtype": dtype}
             try:
                 report = verify(kernel, workload, "cuda" if on_gpu else "cpu", DTYPES[dtype], seed=options.seed)
-                row |= {"passed": True, "ratio": round(report.ratio, 3)}
-                verdict = f"error {report.ratio:.2f} of plain PyTorch's"
+                worst = report.worst
+                row |= {"passed": True, "ratio": round(worst.ratio, 3), "bound": round(worst.bound, 3)}
+                by_floor = ", by the floor" if worst.bound > RATIO else ""
+                of_plain = f"error {worst.ratio:.2f} of plain PyTorch's, at most {worst.bound:.2f}{by_floor}"
+                verdict = of_plain if worst.limit else "equal"
             except Mismatch as error:
                 row |= {"passed": False, "error": str(error)}
                 verdict = f"FAILED: {error}"

@@ -25,7 +25,8 @@ from zonos2_triton.bench.baselines import flash_attention, flash_infer, liger, s
 from zonos2_triton.bench.baselines.attention_adapter import Call, Inputs, Prepare
 from zonos2_triton.bench.baselines.torch_ops import PLAIN
 from zonos2_triton.bench.catalogue import KERNELS
-from zonos2_triton.bench.proof.verify import RATIO, SPREAD, Case, Mismatch, Report
+from zonos2_triton.bench.proof.bounds import RATIO, SPREAD
+from zonos2_triton.bench.proof.verify import Case, Mismatch, Report
 from zonos2_triton.bench.specs.spec import Kernel, Workload
 from zonos2_triton.bench.suite.recorder import NotRun
 from zonos2_triton.bench.timing import timer

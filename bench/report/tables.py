@@ -11,6 +11,8 @@ from pathlib import Path
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.compiler.gate import SNAPSHOTS
 from zonos2_triton.bench.figures import engineering
+from zonos2_triton.bench.proof import bounds
+from zonos2_triton.bench.proof.mutants import FAULTS, distinct
 from zonos2_triton.bench.specs.performance_targets import GOALS, UNMEASURED
 from zonos2_triton.bench.specs.spec import Kernel
 from zonos2_triton.bench.suite.results import Result, newest, passed
@@ -48,7 +50,27 @@ def version_table(_: Result | None) -> str:
     return _markdown([("lock file", *LOCKED), *rows])
 
 
-TABLES = {"kernels": kernel_table, "goals": goal_table, "versions": version_table}
+def accuracy(_: Result | None) -> str:
+    """Markdown: how far from fp64 the kernels may be."""
+    return bounds.statement(KERNELS)
+
+
+def faults(_: Result | None) -> str:
+    """Markdown: how many mutants there are, those of shared code counted once."""
+    return (
+        f"`bench/proof/mutation.py` puts {len(distinct())} realistic faults into copies of the kernels, one at a time. "
+        "Faults of shared code\nare tried in each kernel whose checks find them: "
+        f"{sum(map(len, FAULTS.values()))} pairs, each of which must fail a check of its kernel.\n"
+    )
+
+
+TABLES = {
+    "kernels": kernel_table,
+    "goals": goal_table,
+    "versions": version_table,
+    "accuracy": accuracy,
+    "faults": faults,
+}
 
 
 def _kernel(kernel: Kernel, baseline: Mapping[str, Mapping[str, int]], result: Result | None) -> tuple[str, ...]:

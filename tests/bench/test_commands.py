@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from zonos2_triton.bench import commands
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.compiler import gate
 from zonos2_triton.bench.compiler.cubin_stats import TARGETS
+from zonos2_triton.bench.proof import bounds
 from zonos2_triton.bench.suite import stages
 from zonos2_triton.bench.timing import profile
 from zonos2_triton.model.cli import main
@@ -26,6 +28,21 @@ def test_verify_says_how_exact_a_kernel_is(capsys):
     assert said[3] == "2 passed, 0 failed"
 
 
+def test_verify_says_what_every_row_is_held_to(capsys):
+    """Also where a floor allows more than the ratio, and where results are equal."""
+    rows = ["verify", "--kernel", "router", "advance", "--workload", "tiny", "--dtype", "float16"]
+    assert main(rows) == 0
+    router, advance = capsys.readouterr().out.splitlines()[1:3]
+    ratio, bound = map(
+        float, re.search(r"error ([\d.]+) of plain PyTorch's, at most ([\d.]+), by the floor$", router).groups()
+    )
+    assert bounds.RATIO < ratio <= bound
+    assert advance.endswith(" float16   equal")
+    assert main([*rows, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["results"]
+    assert [(round(row["ratio"], 2), round(row["bound"], 2)) for row in found] == [(ratio, bound), (0, 0)]
+
+
 @pytest.mark.slow
 def test_verify_in_a_process_that_compiles_begins_again():
     """What was imported as a compiler cannot interpret; the output is that of one run."""
@@ -37,7 +54,8 @@ def test_verify_in_a_process_that_compiles_begins_again():
     found = json.loads(run.stdout)
     assert found["device"] == "interpreter"
     assert found["results"] == [
-        {"kernel": "advance", "workload": "tiny", "dtype": "float32", "passed": True, "ratio": 0.0}]  # fmt: skip
+        {"kernel": "advance", "workload": "tiny", "dtype": "float32", "passed": True, "ratio": 0.0,
+         "bound": 0.0}]  # fmt: skip
 
 
 def test_a_wrong_kernel_fails_and_is_not_timed(capsys, monkeypatch):

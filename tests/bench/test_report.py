@@ -11,6 +11,7 @@ import pytest
 
 from zonos2_triton.bench.figures import number
 from zonos2_triton.bench.proof.mutants import FAULTS
+from zonos2_triton.bench.report import tables
 from zonos2_triton.bench.report.report import html
 from zonos2_triton.bench.report.tables import README, kernel_table, with_tables
 from zonos2_triton.bench.specs.performance_targets import GOALS, UNMEASURED
@@ -244,9 +245,11 @@ def test_times_are_those_of_the_result(whole):
     assert line().endswith(f"{UNMEASURED} |")
 
 
-def test_the_readme_counts_the_faults():
-    count = sum(len(faults) for faults in FAULTS.values())
-    assert f"{count} realistic faults" in README.read_text(encoding="utf-8")
+def test_faults_of_shared_code_count_once():
+    pairs = [(fault.file, fault.old, fault.new) for faults in FAULTS.values() for fault in faults]
+    assert f" {len({*pairs})} realistic faults" in tables.faults(None)
+    assert f" {len(pairs)} pairs" in tables.faults(None)
+    assert len({*pairs}) < len(pairs)
 
 
 # The command.

@@ -23,6 +23,7 @@ from torch.library import CustomOpDef
 from triton.runtime import interpreter
 
 from zonos2_triton.bench.catalogue import KERNELS
+from zonos2_triton.bench.proof import bounds
 from zonos2_triton.bench.proof.interpreter import checked
 from zonos2_triton.bench.proof.invariants import INVARIANTS, ROWS, exact, rounded_once, same_bits, variants
 from zonos2_triton.bench.proof.mutation import case_of, small
@@ -35,6 +36,7 @@ from zonos2_triton.kernels import _operator
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 interpreted = pytest.mark.interpreter
+EXACT: Sequence[Sizes] = [{}]
 
 
 class Wrong(NamedTuple):
@@ -101,9 +103,8 @@ class OperatorTests:
     name: str
     costs: Mapping[str, tuple[int, int]]  # by workload in bf16 at the 8B model's sizes: bytes, FLOPs, counted by hand
     # Samples so large that luck has no part in their error: the 8B model's sizes, divided until the interpreter takes
-    # about a second. None: all results are exact.
-    accuracy: Sequence[Sizes] = ()
-    accuracy_bound = 1.05  # times plain PyTorch's error; most sums are as good or better, and 5 % is left to chance
+    # about a second. Or EXACT: every result equals the oracle's, which the test holds to.
+    accuracy: Sequence[Sizes]
     forms: Sequence[str] = ()  # workloads that leave arguments out
     fullest = "tiny"  # the small workload with every argument
     wrong: Sequence[Wrong] = ()
@@ -116,6 +117,9 @@ class OperatorTests:
         if "form" in asked:
             slow = [pytest.param(form, marks=pytest.mark.slow) for form in self.forms]
             metafunc.parametrize("form", ["tiny", *slow])
+        if "sample" in asked:
+            assert self.accuracy, f"{self.name}: accuracy needs samples, or is EXACT"
+            metafunc.parametrize("sample", self.accuracy, ids=["-".join(sample) for sample in self.accuracy])
         if "argument" in asked:
             inputs = inputs_of(self.name, self.fullest)
             metafunc.parametrize("argument", [name for name, value in inputs.items() if isinstance(value, Tensor)])
@@ -162,11 +166,18 @@ class OperatorTests:
     @pytest.mark.slow
     @interpreted
     @pytest.mark.parametrize("precision", DTYPES)
-    def test_accuracy(self, precision: str) -> None:
-        for sizes in self.accuracy:
-            case = Case(KERNELS[self.name], Workload("sample", sizes), dtype=DTYPES[precision])
-            for error in case.compare(case.run()).errors:
-                assert error.ratio <= self.accuracy_bound, f"{sizes} {error.output}: against plain PyTorch's error"
+    def test_accuracy(self, precision: str, sample: Sizes) -> None:
+        if self.accuracy is EXACT:
+            case = self.case("tiny", precision)
+            outputs = run(case)
+            assert outputs
+            assert_same_bits(outputs, {name: x.to(outputs[name].dtype) for name, x in case.oracle.items()})
+            return
+        case = Case(KERNELS[self.name], Workload("sample", sample), dtype=DTYPES[precision])
+        errors = case.compare(case.run()).errors
+        assert any(error.plain for error in errors), "plain PyTorch is exact: the operator's accuracy is EXACT"
+        for error in errors:
+            assert error.ratio <= bounds.sample_ratio(self.name), f"{error.output}: against plain PyTorch's error"
 
     # PyTorch's view
 

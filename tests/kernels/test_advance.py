@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.kernels.operator_suite import OperatorTests, at, interpreted, wrong
+from tests.kernels.operator_suite import EXACT, OperatorTests, at, interpreted, wrong
 from zonos2_triton.kernels.advance import advance
 from zonos2_triton.model import Sampling
 from zonos2_triton.reference import advance as reference
@@ -18,6 +18,7 @@ from zonos2_triton.reference.stopping import EndDetector
 
 class TestAdvance(OperatorTests):
     name = "advance"
+    accuracy = EXACT
     # 9 codes and faults and 5 numbers in; 4 numbers, 9 entries of the history, and two rows of 10 out
     costs = {"decode-B1": (4 * (18 + 5 + 4 + 9 + 20), 18)}
     wrong = [

@@ -1,5 +1,4 @@
 from tests.kernels.operator_suite import CountingTests, PagedTests, at, wrong, wrong_attention
-from zonos2_triton.bench.proof.verify import RATIO
 
 DECODED = {"B": 6, "context": 80, "contexts": (80, 64, 47, 48, 20, 33), "HQ": 8, "HKV": 2, "DH": 64, "page_size": 64}
 
@@ -8,7 +7,6 @@ class TestDecodeAttention(CountingTests, PagedTests):
     name = "decode_attention"
     forms = ["plain"]
     counted = "split-edges"
-    accuracy_bound = RATIO  # softmax weights are rounded
     accuracy = [DECODED]
     costs = {
         # keys and values of 4 heads at 1001 positions; the row in (3088) and out (2048); 64 cosines, 64 sines

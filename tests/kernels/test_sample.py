@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.kernels.operator_suite import OperatorTests, at, inputs_of, interpreted, wrong
+from tests.kernels.operator_suite import EXACT, OperatorTests, at, inputs_of, interpreted, wrong
 from zonos2_triton.kernels.sample import sample
 from zonos2_triton.model import Sampling
 from zonos2_triton.reference import sampling as reference
@@ -27,6 +27,7 @@ SETTINGS = (
 
 class TestSample(OperatorTests):
     name = "sample"
+    accuracy = EXACT
     slow_workloads = ["settings", "ties", "last-bits"]
     # 9 x 1026 logits and as many frames of history in; 8 settings, seed and step; a code and a fault of 9 codebooks
     costs = {"decode-B1": (2 * 4 * 9 * 1026 + 8 * 4 + 8 + 4 + 2 * 4 * 9, 60 * 9 * 1026)}

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from zonos2_triton.bench.catalogue import KERNELS
+from zonos2_triton.bench.proof import bounds
 from zonos2_triton.bench.proof.mutation import small
-from zonos2_triton.bench.proof.verify import Mismatch, verify
+from zonos2_triton.bench.proof.verify import Case, Error, Mismatch, Report, verify
 
 
 def spoiled(name, change):
@@ -54,6 +55,44 @@ def test_verification_notices(wrong):
     name, op, message = WRONG[wrong]
     with pytest.raises(Mismatch, match=f"^{name} tiny float32: .*{message}"):
         verify(KERNELS[name], small(KERNELS[name])[0], op=op)
+
+
+def off_by(times, case):
+    """The results of an operator whose error is that of plain PyTorch, so many times."""
+    return {
+        name: (case.oracle[name] + times * (plain.double() - case.oracle[name])).to(plain.dtype)
+        for name, plain in case.plain.items()
+    }
+
+
+@pytest.mark.parametrize(("name", "by_floor"), [("head", True), ("convolution", False)])
+def test_the_bound_is_a_ratio_or_the_floor(name, by_floor):
+    case = Case(KERNELS[name], small(KERNELS[name])[0])
+    [error] = case.compare(off_by(1, case)).errors
+    assert (error.bound > bounds.RATIO) == by_floor
+    if by_floor:
+        least = bounds.FLOOR_FP32 * torch.finfo(torch.float32).eps
+        assert error.limit == pytest.approx(least * float(case.oracle[error.output].square().mean().sqrt()))
+    case.compare(off_by(0.9 * error.bound, case))
+    with pytest.raises(Mismatch, match=rf"ratio to plain PyTorch .*, bound {error.bound:.3g}$"):
+        case.compare(off_by(1.1 * error.bound, case))
+
+
+def test_a_bound_is_that_of_the_output_nearest_to_it():
+    errors = Error("near", 1.0, 2.0, 1.1), Error("above plain", 3.0, 1.0, 30.0), Error("exact", 0.0, 0.0, 0.0)
+    assert Report("router", "tiny", errors).worst.output == "near"
+    assert Report("advance", "tiny", ()).worst.bound == 0
+
+
+@pytest.mark.interpreter
+def test_a_choice_between_equals_is_no_error():
+    """In these inputs two experts' scores are closer than two roundings: the weight is another expert's."""
+    kernel = KERNELS["router"]
+    workload = next(each for each in kernel.workloads if each.name == "sorted-in-parts")
+    case = Case(kernel, workload, dtype=torch.bfloat16, seed=7)
+    outputs = case.run()
+    assert not torch.equal(outputs["expert_ids"], case.oracle["expert_ids"])
+    case.compare(outputs)
 
 
 def test_verification_reports():

@@ -1,6 +1,7 @@
 """The mutants of every operation, for `mutation.killed`."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from zonos2_triton.bench.proof.mutants.attention import ATTENTION
 from zonos2_triton.bench.proof.mutants.backbone import BACKBONE
@@ -8,3 +9,8 @@ from zonos2_triton.bench.proof.mutants.vocoder import VOCODER
 from zonos2_triton.bench.proof.mutation import Fault
 
 FAULTS: Mapping[str, tuple[Fault, ...]] = {**BACKBONE, **ATTENTION, **VOCODER}
+
+
+def distinct() -> set[Fault]:
+    """Those of code that kernels share stand in each of them; here each is once, by its file and its texts."""
+    return {replace(fault, name="") for faults in FAULTS.values() for fault in faults}
