@@ -61,7 +61,7 @@ def _naming(parser: argparse.ArgumentParser) -> None:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    """Exit status: 0 all agree, 1 one does not."""
+    """Exit status: 0 all agree, 1 one does not, or fails to run."""
     on_gpu = torch.cuda.is_available()
     kernels = [KERNELS[name] for name in chosen("kernel", options.kernel, KERNELS)]
     dtypes = chosen("dtype", options.dtype, DTYPES)
@@ -83,9 +83,10 @@ def _verify(options: argparse.Namespace) -> int:
                 by_floor = ", by the floor" if worst.bound > RATIO else ""
                 of_plain = f"error {worst.ratio:.2f} of plain PyTorch's, at most {worst.bound:.2f}{by_floor}"
                 verdict = of_plain if worst.limit else "equal"
-            except Mismatch as error:
-                row |= {"passed": False, "error": str(error)}
-                verdict = f"FAILED: {error}"
+            except Exception as error:  # of the kernel or of its reference: the other rows are checked all the same
+                said = str(error) if isinstance(error, Mismatch) else f"{type(error).__name__}: {error}"
+                row |= {"passed": False, "error": said}
+                verdict = f"FAILED: {said}"
             say(f"{kernel.name:22} {workload.name:24} {dtype:9} {verdict}")
             found.append(row)
     wrong = [row for row in found if not row["passed"]]

@@ -4,6 +4,7 @@ import inspect
 import warnings
 from collections.abc import Callable
 from functools import wraps
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
@@ -99,12 +100,14 @@ def by_reference(op: str, *args: Any, **kwargs: Any) -> Any:
 
 
 def _reference(op: str) -> Callable[..., Any]:
-    from zonos2_triton.reference import rotary, vocoder_layers
+    from zonos2_triton.reference import vocoder_layers
     from zonos2_triton.reference.ops import REFERENCE
 
     if op in vocoder_layers.OPERATIONS:
         return getattr(vocoder_layers, op)
-    return rotary.rotary if op == "rotary" else getattr(REFERENCE, op)
+    if hasattr(REFERENCE, op):
+        return getattr(REFERENCE, op)
+    return getattr(import_module(f"zonos2_triton.reference.{op}"), op)  # of no model: a file of its name
 
 
 def _own(result: Tensor, taken: set[int]) -> Tensor:

@@ -26,12 +26,11 @@ from zonos2_triton.bench.baselines.attention_adapter import Call, Inputs, Prepar
 from zonos2_triton.bench.baselines.torch_ops import PLAIN
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.proof.bounds import RATIO, SPREAD
-from zonos2_triton.bench.proof.verify import Case, Mismatch, Report
+from zonos2_triton.bench.proof.verify import Case, Report
 from zonos2_triton.bench.specs.spec import Kernel, Workload
-from zonos2_triton.bench.suite.recorder import NotRun
+from zonos2_triton.bench.suite.recorder import NotRun, lacking
 from zonos2_triton.bench.timing import timer
 from zonos2_triton.reference.numeric import exact_numerics
-from zonos2_triton.reference.rotary import rotary
 from zonos2_triton.reference.vocoder_layers import OPERATIONS
 
 HALF = (torch.float16, torch.bfloat16)
@@ -95,7 +94,8 @@ def time_one(
 ) -> dict[str, Any]:  # fmt: skip
     """Its time, and speed_up: how many times longer it takes than ours_us, where that is known.
 
-    NotRun: it is missing here, fails at whatever, or is not the same function; a library's fault is none of ours.
+    NotRun: this machine lacks it or something that it needs. Mismatch: it is not the same function. Any other error is
+    its own.
     """
     if why := one.missing(kernel, workload, dtype, device.name):
         raise NotRun(why)
@@ -106,12 +106,10 @@ def time_one(
             sets, cache_state = timer.input_sets(kernel, workload, device, dtype)
             calls = [one.prepare(kernel, inputs) for inputs in sets]
             found = timer.measure(calls, device, seconds, cache_state, graph=one.captured, least=5)
-        except Mismatch as error:
-            raise NotRun(f"differs: {error}") from error
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:
-            raise NotRun(timer.first_line(error)) from error
+            if lacking(error) or (one.package and isinstance(error, ImportError)):
+                raise NotRun(timer.first_line(error)) from error
+            raise
         finally:
             torch.compiler.reset()
     return found | {"speed_up": ours_us and timer.ratio(found["median_us"], ours_us)}
@@ -119,7 +117,7 @@ def time_one(
 
 @cache
 def _compiler(name: str) -> Callable[..., Any]:
-    function = rotary if name == "rotary" else getattr(PLAIN, name)
+    function = getattr(PLAIN, name, KERNELS[name].reference)
     backend = "inductor" if torch.cuda.is_available() else "eager"
     return torch.compile(function, dynamic=False, fullgraph=True, backend=backend)
 

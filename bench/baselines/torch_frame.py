@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from zonos2_triton.bench.baselines import torch_ops
-from zonos2_triton.bench.suite.recorder import NotRun, Withheld
+from zonos2_triton.bench.suite.recorder import NotRun, Withheld, lacking
 from zonos2_triton.bench.timing import timer
 from zonos2_triton.bench.timing.frame import FOREVER
 from zonos2_triton.model.runtime.batch_state import Slots
@@ -78,7 +78,7 @@ class PlainFrame:
         """Microseconds of a frame: forward, head, draw and what follows from it. more: arguments of `timing.measure`.
 
         Each stream has `context` rows in its cache before every sample.
-        Withheld: a layer, the logits or the draw are not the reference's. NotRun: it does not compile.
+        Withheld: a layer, the logits or the draw are not the reference's. NotRun: there is no compiler here.
         """
         state = State(self.model, streams, context)
 
@@ -280,12 +280,12 @@ def _off(got: Tensor, want: Tensor) -> Tensor:
 
 @contextmanager
 def _compiling() -> Iterator[None]:
-    """What a compiler fails at is not run, which is no failure; what it made is forgotten afterwards."""
+    """What a compiler makes is forgotten afterwards. NotRun: there is no compiler here."""
     try:
         yield
-    except (Withheld, torch.OutOfMemoryError):
+    except RuntimeError as error:
+        if lacking(error):
+            raise NotRun(timer.first_line(error)) from error
         raise
-    except Exception as error:
-        raise NotRun(timer.first_line(error)) from error
     finally:
         torch.compiler.reset()

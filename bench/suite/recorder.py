@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable
@@ -15,6 +16,10 @@ import torch
 
 from zonos2_triton.bench.suite import results
 
+# What PyTorch, a compiler or a library says of something that this machine lacks.
+LACKED = re.compile(
+    "no kernel image|no available kernel|only supports .*GPU|not supported .*(GPU|device)|C compiler", re.IGNORECASE
+)
 # What must be the same for a result to count as this run's.
 IDENTITY = ("card", "commit", "sources", "torch", "triton")
 
@@ -25,6 +30,11 @@ class Withheld(Exception):
 
 class NotRun(Exception):
     """An item that could not be run, which says nothing of the code."""
+
+
+def lacking(error: Exception) -> bool:
+    """Whether an implementation failed because of what this machine lacks; any other error is a failure of it."""
+    return isinstance(error, RuntimeError) and LACKED.search(str(error)) is not None
 
 
 @dataclass(frozen=True)

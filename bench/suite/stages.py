@@ -307,7 +307,7 @@ def _beside(scale: Scale) -> Listed:
 
 
 def _baseline(scale: Scale) -> Listed:
-    """Frames and a prompt by plain PyTorch. A compiler takes its time, so they come late; a failure is none of ours."""
+    """Frames and a prompt by plain PyTorch. A compiler takes its time, so they come late."""
 
     def timed(part: str, name: str, call: Callable[[Run], dict[str, Any]], run: Run, left: float) -> dict[str, Any]:
         """part: of ours, by the same name."""

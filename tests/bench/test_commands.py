@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from zonos2_triton.bench import commands
+from zonos2_triton.bench.baselines import providers
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.compiler import gate
 from zonos2_triton.bench.compiler.cubin_stats import TARGETS
@@ -71,6 +72,31 @@ def test_a_wrong_kernel_fails_and_is_not_timed(capsys, monkeypatch):
     said = capsys.readouterr().out
     assert "withheld rotary/tiny: rotary/tiny/bfloat16 failed" in said
     assert said.splitlines()[-1].split() == ["rotary", "tiny", "withheld"]
+
+
+def crashing(**inputs):
+    raise AttributeError("'Ops' object has no attribute 'scale_add'")
+
+
+def test_a_kernel_that_crashes_fails_and_the_others_are_checked(capsys, monkeypatch):
+    kernels = {"rotary": dataclasses.replace(KERNELS["rotary"], op=crashing), "advance": KERNELS["advance"]}
+    monkeypatch.setattr(commands, "KERNELS", kernels)
+    assert main(["verify", "--workload", "tiny", "--dtype", "float32"]) == 1
+    rotary, advance, total = capsys.readouterr().out.splitlines()[1:]
+    assert rotary.endswith("FAILED: AttributeError: 'Ops' object has no attribute 'scale_add'")
+    assert (advance.split()[-1], total) == ("equal", "1 passed, 1 failed")
+
+
+def test_another_implementation_that_crashes_fails(capsys, monkeypatch):
+    """What this machine lacks is not run, and no failure."""
+    one = providers.Implementation("broken", {"rotary": lambda inputs: crashing})
+    other = providers.Implementation("absent", {"rotary": crashing}, package="no_such_package", install="it")
+    monkeypatch.setattr(providers, "ALL", (other,))
+    assert main(["bench", "--kernel", "rotary"]) == 0
+    assert "not run, it is not installed (1): rotary/tiny/absent" in capsys.readouterr().out
+    monkeypatch.setattr(providers, "ALL", (one, other))
+    assert main(["bench", "--kernel", "rotary"]) == 1
+    assert "FAILED rotary/tiny/broken: AttributeError: 'Ops' object" in capsys.readouterr().out
 
 
 def test_bench_without_a_gpu_is_a_smoke_test(capsys, tmp_path):

@@ -147,7 +147,7 @@ def test_what_disagrees_is_never_timed(device):
         total, normed = NORM.reference(**inputs)
         return lambda: (total, normed * 1.5)
 
-    with pytest.raises(NotRun, match=r"^differs: add_rms_norm tiny float32: normed: .*$"):
+    with pytest.raises(Mismatch, match=r"^add_rms_norm tiny float32: normed: .*$"):
         time(replace(BY_NAME["reference"], prepares={NORM.name: wrong}), cpu)
     with pytest.raises(NotRun, match=r"flashinfer(-python)? (is not installed|needs a CUDA device)"):
         time(BY_NAME["flashinfer"], cpu)
@@ -159,6 +159,9 @@ def test_what_disagrees_is_never_timed(device):
     [
         (RuntimeError("no kernel image\nfor this device"), NotRun, r"^RuntimeError: no kernel image$"),
         (torch.OutOfMemoryError("no room"), torch.OutOfMemoryError, "no room"),  # which is not its fault
+        (RuntimeError("a size is wrong"), RuntimeError, "a size is wrong"),
+        (AttributeError("'Ops' object has no attribute"), AttributeError, "has no attribute"),
+        (ImportError("no such name"), ImportError, "no such name"),  # the reference needs no package
     ],
     ids=repr,
 )

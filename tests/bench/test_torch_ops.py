@@ -159,10 +159,16 @@ def test_what_is_wrong_is_not_timed(model, part, wrong, monkeypatch):
 
 
 @pytest.mark.usefixtures("traced")
-def test_what_does_not_compile_is_not_run(model, monkeypatch):
+def test_what_does_not_compile_has_failed_and_without_a_compiler_it_is_not_run(model, monkeypatch):
     def graph_break(*args):
         torch._dynamo.graph_break()
 
+    def no_compiler(self, *args):
+        raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable")
+
     monkeypatch.setattr(torch_ops, "by_products", graph_break)
-    with pytest.raises(NotRun, match="Unsupported"):
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        PlainFrame(model).time(2, 30, CPU, seconds=0.01, least=2)
+    monkeypatch.setattr(PlainFrame, "check", no_compiler)
+    with pytest.raises(NotRun, match="C compiler"):
         PlainFrame(model).time(2, 30, CPU, seconds=0.01, least=2)

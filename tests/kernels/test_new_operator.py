@@ -1,0 +1,173 @@
+"""The README's steps to a new kernel, followed in a copy of the tree: its own tests, `verify` and `bench` take it."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+
+# By the README's steps: a new file, or a file and a line of it before which the text goes.
+KERNEL = '''"""Scale and add: y = scale * x + residual, element by element.
+
+Shapes     x, residual, y [M, D]. M rows, D their width.
+Dtypes     one of fp32, fp16, bf16; fp32 inside, y rounded once.
+Raises     ValueError, TypeError naming operation, argument, what came and what is accepted.
+Reference  zonos2_triton.reference.scale_add.scale_add
+Source     none.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from zonos2_triton.kernels._args import Arg, check, check_rows
+from zonos2_triton.kernels._launch_table import tiles
+from zonos2_triton.kernels._math import cast
+from zonos2_triton.kernels._operator import Cost, block, by_reference, fake, on_chip
+
+
+@triton.jit
+def _scale_add_kernel(x_ptr, residual_ptr, y_ptr, scale, D, BLOCK_D: tl.constexpr):
+    """Grid (M,): a program owns a row."""
+    row = tl.program_id(0).to(tl.int64) * D
+    offs = tl.arange(0, BLOCK_D)
+    mask = offs < D
+    x = tl.load(x_ptr + row + offs, mask=mask, other=0.0).to(tl.float32)
+    y = scale * x + tl.load(residual_ptr + row + offs, mask=mask, other=0.0).to(tl.float32)
+    tl.store(y_ptr + row + offs, cast(y, y_ptr.dtype.element_ty), mask=mask)
+
+
+@torch.library.custom_op("zonos2_triton::scale_add", mutates_args=())
+def scale_add(x: Tensor, residual: Tensor, scale: float) -> Tensor:
+    sizes = check("scale_add", x=Arg(x, "M D"), residual=Arg(residual, "M D"))
+    check_rows("scale_add", x.dtype, D=sizes["D"])
+    if not on_chip(x):
+        return by_reference("scale_add", x, residual, scale)
+    y = torch.empty_like(x)
+    more = tiles("scale_add", "row", x.dtype)
+    _scale_add_kernel[(sizes["M"],)](x, residual, y, scale, sizes["D"], BLOCK_D=block(sizes["D"]), **more)
+    return y
+
+
+@fake(scale_add)
+def _(x: Tensor, residual: Tensor, scale: float) -> Tensor:
+    return torch.empty_like(x)
+
+
+def cost(M: int, D: int, itemsize: int) -> Cost:
+    return Cost(bytes=3 * M * D * itemsize, flops=2 * M * D)
+'''
+REFERENCE = '''"""Scale and add."""
+
+from torch import Tensor
+
+
+def scale_add(x: Tensor, residual: Tensor, scale: float) -> Tensor:
+    return scale * x + residual
+'''
+RECORD = """    record(
+        "scale_add",
+        "nothing yet",
+        {"_scale_add_kernel": Expected(max_instructions=400, stream16=True)},
+        real={"D": D},
+        at=_ROWS,
+        small={"D": 48},
+        edges={**_FEW, "wide-D": {"M": 2, "D": 264}},
+    ),
+"""
+INPUTS = """def scale_add(new: Inputs, M: int, D: int) -> Sizes:
+    return {"x": new.randn(M, D), "residual": new.randn(M, D), "scale": 0.3}
+
+
+"""
+MUTANTS = """    "scale_add": mutants(
+        "scale_add",
+        mask_one_too_long="mask = offs {{< => <=}} D",
+        scale_forgotten="y = {{scale *  => }}x + tl",
+        residual_forgotten="y = scale * x{{ + => + 0.0 *}} tl",
+        subtracted="y = scale * x {{+ => -}} tl",
+    ),
+"""
+TEST = """from tests.kernels.operator_suite import OperatorTests, odd_width, wrong
+
+
+class TestScaleAdd(OperatorTests):
+    name = "scale_add"
+    accuracy = [{"M": 64, "D": 512}]
+    costs = {"decode-B64": (3 * 64 * 2048 * 2, 2 * 64 * 2048)}
+    wrong = [
+        wrong(r"residual must have shape \\\\[M=3, D=48\\\\], got", residual=lambda x: x[:2]),
+        *odd_width("D", 50),
+    ]
+"""
+NEW = {
+    "kernels/scale_add.py": KERNEL,
+    "reference/scale_add.py": REFERENCE,
+    "tests/kernels/test_scale_add.py": TEST.replace("\\\\", "\\"),
+}
+BEFORE = {
+    "bench/proof/invariants.py": ('    "rotary": ("x",', '    "scale_add": ("x", "residual"),\n'),
+    "bench/specs/backbone.py": ('    record(\n        "rotary",', RECORD),
+    "bench/specs/inputs.py": ("def rotary(", INPUTS),
+    "kernels/_launch_table.py": ('    ("rotary", "row")', '    ("scale_add", "row"): _ROW,\n'),
+    "kernels/__init__.py": ("    transposed_convolution,", "    scale_add,\n"),
+    "bench/proof/mutants/backbone.py": ('    "rotary": mutants(', MUTANTS),
+}
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory):
+    """Runs Python in a copy of the tree that has the operator: its standard output."""
+    tree, skipped = tmp_path_factory.mktemp("book"), shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for room in ("reference", "kernels", "model", "bench", "tests", ".src"):
+        shutil.copytree(ROOT / room, tree / room, symlinks=True, ignore=skipped)
+    shutil.copy(ROOT / "pyproject.toml", tree)
+    for name, text in NEW.items():
+        (tree / name).write_text(text, encoding="utf-8")
+    for name, (line, text) in BEFORE.items():
+        before = (tree / name).read_text(encoding="utf-8")
+        assert before.count(line) == 1, name
+        (tree / name).write_text(before.replace(line, text + line), encoding="utf-8")
+
+    def run(*command):
+        environment = {**os.environ, "PYTHONPATH": f"{tree / '.src'}:{tree}", "TRITON_INTERPRET": "1"}
+        python = [sys.executable, "-m", *command]
+        done = subprocess.run(python, cwd=tree, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return run
+
+
+def test_the_readme_names_every_step():
+    [steps] = re.findall(r"^A new kernel is:\n\n.*?\n\n", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    named = set(re.findall(r"`([\w/.<>]+)`", steps))
+    for name in (*NEW, *BEFORE):
+        path = name.replace("scale_add", "<operator>")
+        assert {path, f"{path.rpartition('/')[0]}/"} & named, path
+
+
+@pytest.mark.interpreter
+def test_verify_takes_it(book):
+    rows = book("zonos2_triton.model.cli", "verify", "--kernel", "scale_add", "--dtype", "float32").splitlines()[1:]
+    assert [row.split()[:2] for row in rows[:-1]] == [["scale_add", name] for name in ("tiny", "one-row", "wide-D")]
+    assert rows[-1] == "3 passed, 0 failed"
+
+
+@pytest.mark.slow
+@pytest.mark.interpreter
+def test_bench_the_gate_and_its_own_tests_take_it(book):
+    said = book("zonos2_triton.model.cli", "bench", "--kernel", "scale_add")
+    assert "beside: 2 passed" in said  # the reference, as it is and compiled
+    book("zonos2_triton.bench.compiler.op_schema", "--write", "99.0.0")
+    assert book("zonos2_triton.bench.compiler.op_schema").startswith("as listed")
+    book("pytest", "-q", "-p", "no:cacheprovider", "tests/kernels/test_scale_add.py", "tests/kernels/test_operator.py")
+    chosen = ["-m", "slow or not slow", "-k", "scale_add or every_operation"]
+    book("pytest", "-q", "-p", "no:cacheprovider", "tests/mutation/test_mutants.py", *chosen)
