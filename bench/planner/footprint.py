@@ -1,29 +1,34 @@
-"""What the 8B model takes of a device's memory: weights, vocoder, cache, and what the frame loop keeps beside them.
+"""Memory that the 8B model takes on a device, by the code that `Zonos2.load` runs.
 
-Sizes are those of the code itself: the loop's state, its cache and the vocoder's rings are made on the meta device,
-where a tensor has a shape and no memory.
+The parts are made by their own classes on the meta device, where a tensor has a shape and no memory. What no tensor
+holds between two calls is an estimate.
 """
 
 import math
-from functools import cache
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from zonos2_triton.bench.suite.device_checks import whole_model
-from zonos2_triton.model.ops import PAGE_SIZE, ROWS_AT_ONCE, SEQUENCES_AT_ONCE, vocoder_ops
-from zonos2_triton.model.runtime.batch_state import Slots, pages_of
+from zonos2_triton.model.backbone import Backbone
+from zonos2_triton.model.backend import resolve_dtype
+from zonos2_triton.model.ops import PAGE_SIZE, ROWS_AT_ONCE, SEQUENCES_AT_ONCE
+from zonos2_triton.model.pipeline import Zonos2
+from zonos2_triton.model.runtime.batch_state import cache_pages, pages_of
 from zonos2_triton.model.runtime.cuda_graphs import buckets
-from zonos2_triton.model.runtime.vocoder_runner import Speech
+from zonos2_triton.model.runtime.scheduler import LOOK, LoopOptions
+from zonos2_triton.model.speaker import SpeakerEncoder
+from zonos2_triton.model.vocoder import Vocoder
 from zonos2_triton.model.vocoder_decoder import Decoder
-from zonos2_triton.reference import network, vocoder
-from zonos2_triton.reference.rotary import rotary_table
+from zonos2_triton.reference import network, speaker_encoder, vocoder
+from zonos2_triton.reference.config import Zonos2Config
+from zonos2_triton.reference.speaker_encoder import SpeakerEncoderConfig
 from zonos2_triton.reference.vocoder import VocoderConfig
 
 MODEL, CODEC = whole_model(), VocoderConfig()
-LOOK = 8  # frames between two looks of the host, on a GPU
 RESERVE = 1.0e9  # bytes: the context of CUDA, loaded kernels and graphs, what the allocator cannot use; not measured
 LAYOUT, ESTIMATE = "layout", "estimate"  # kinds of a size
 
@@ -34,10 +39,23 @@ GROUPS = {
     ".feed_forward.": "dense FFN",
 }  # fmt: skip
 
-# Bits of an expert's weight, scales included. The cache and all else that is computed are in bf16, the vocoder in fp16.
-PRECISIONS = {"bf16": 16.0, "int8": 8.0, "int4": 4.25}  # a scale of 16 bits for every 64 weights
-DTYPE, CODEC_DTYPE = torch.bfloat16, torch.float16
-LIKE = torch.empty(0, dtype=DTYPE, device="meta")  # what tensors of the model are like
+# The dtype of the backbone, and bits of an expert's weight, scales included: 16 of them for every 64 weights of int4.
+PRECISIONS = {
+    "bf16": ("bfloat16", 16.0), "fp16": ("float16", 16.0), "fp32": ("float32", 32.0), "int8": ("bfloat16", 8.0),
+    "int4": ("bfloat16", 4.25),
+}  # fmt: skip
+VOCODER_DTYPES = ("float32", "tf32", "float16", "bfloat16")
+
+
+class Sizes(NamedTuple):
+    """Of all that `Zonos2.load` reads; the released ones by default."""
+
+    model: Zonos2Config = MODEL
+    codec: VocoderConfig = CODEC
+    speaker: SpeakerEncoderConfig = SpeakerEncoderConfig()
+
+
+RELEASED = Sizes()
 
 
 class Part(NamedTuple):
@@ -48,36 +66,102 @@ class Part(NamedTuple):
     kind: str
 
 
-def parts(precision: str, streams: int, rows: int, prompt: int) -> list[Part]:
-    """Of a loop whose streams have `rows` rows of the cache each; prompt: rows that each begins with."""
-    weights = {name: count * DTYPE.itemsize * share(precision, name) for name, count in parameters().items()}
-    state, rings = _loop(buckets(streams)[-1])
-    rotary = rotary_table(MODEL.max_seqlen, MODEL.head_dim, MODEL.rope_theta, LIKE).nbytes
+def parts(precision: str, vocoder_dtype: str, options: LoopOptions, prompt: int) -> list[Part]:
+    """Of `Zonos2.load` with these options on a GPU. prompt: rows that each stream begins with."""
+    dtype, _ = PRECISIONS[precision]
+    found = planned(dtype, vocoder_dtype, options)
+    found["weights: experts"] *= share(precision, "experts")
+    prefill = _prefill(min(options.streams * prompt, ROWS_AT_ONCE), resolve_dtype(dtype).itemsize)
     return [
-        *(Part(f"weights: {name}", size, LAYOUT) for name, size in weights.items()),
-        Part("embedding again, as one table", weights["embedding"], LAYOUT),
-        Part("rotary table", rotary, LAYOUT),
-        Part("vocoder, float16, as loaded and packed", decoder()[1], LAYOUT),
-        Part("cache", streams * pages_of(rows) * _page(), LAYOUT),
-        Part("vocoder's rings", rings, LAYOUT),
-        Part("state of the loop", state, LAYOUT),
-        Part("activations of a prefill", _prefill(min(streams * prompt, ROWS_AT_ONCE)), ESTIMATE),
-        Part("context, kernels, allocator", RESERVE, ESTIMATE),
+        *(Part(name, size, LAYOUT) for name, size in found.items()),
+        Part("activations of a prefill", prefill, ESTIMATE),
+        Part("context, kernels, graphs, allocator", RESERVE, ESTIMATE),
     ]
 
 
 def share(precision: str, part: str) -> float:
-    """Of the bytes that a part of the weights has in bf16."""
-    return PRECISIONS[precision] / PRECISIONS["bf16"] if part == "experts" else 1.0
+    """Of the bytes that a part of the weights has in the dtype of the others."""
+    dtype, bits = PRECISIONS[precision]
+    return bits / 8 / resolve_dtype(dtype).itemsize if part == "experts" else 1.0
 
 
-def most(precision: str, rows: int, prompt: int, capacity: float) -> int:
-    """How many streams fit into so many bytes, up to those that one loop takes; 0: none."""
+def most(
+    precision: str, vocoder_dtype: str, prompt: int, capacity: float, rows: int | None, streams: int = SEQUENCES_AT_ONCE
+) -> LoopOptions | None:
+    """The most streams, of so many, that fit into so many bytes. rows: of the cache, of each; None: as by default."""
     # Not by bisection: with more streams the rings may take less, in more steps.
-    for streams in range(SEQUENCES_AT_ONCE, 0, -1):
-        if sum(part.bytes for part in parts(precision, streams, rows, prompt)) <= capacity:
-            return streams
-    return 0
+    for n in range(streams, 0, -1):
+        options = LoopOptions(n, rows and n * pages_of(rows) * PAGE_SIZE)
+        if sum(part.bytes for part in parts(precision, vocoder_dtype, options, prompt)) <= capacity:
+            return options
+    return None
+
+
+def planned(
+    dtype: str, vocoder_dtype: str, options: LoopOptions, sizes: Sizes = RELEASED, backend: str = "triton"
+) -> dict[str, float]:
+    """`components` of what `Zonos2.load` would make with these arguments, on a GPU unless options say look=1."""
+    # Streams of a bucket differ in the cache alone, whose pages are alike.
+    alike = LoopOptions(buckets(options.streams)[-1], PAGE_SIZE, options.look or LOOK, "off")
+    found = dict[str, float](_components(dtype, vocoder_dtype, alike, sizes, backend))
+    found["cache"] *= cache_pages(sizes.model, options.streams, options.positions)
+    return found
+
+
+def components(tts: Zonos2) -> dict[str, int]:
+    """Bytes that it holds between two frames, by part; memory that several share counts for the first of them."""
+    backbone, codec, loop = tts.backbone, tts.vocoder, tts.backbone.loop
+    named: dict[str, object] = {f"weights: {group}": [] for group in GROUPS.values()}
+    for name, tensor in backbone.weights.items():
+        named[f"weights: {group_of(name)}"] += [tensor]  # type: ignore[operator]
+    named |= {
+        "embedding again, as one table": backbone.model.table,
+        "rotary table": backbone.model.rotary,
+        "vocoder, as loaded": codec.state,
+        "vocoder, packed": vars(codec).get("decoder"),
+        "speaker encoder": tts.speaker_encoder,
+        "cache": loop.slots.cache,
+        "vocoder's rings": loop.speech and loop.speech._rings,
+        "state of the loop": tts,  # all the rest
+    }
+    found, before, seen = dict[str, int](), 0, list[Tensor]()
+    for name, part in named.items():
+        seen += tensors(part)
+        found[name], before = held(seen) - before, held(seen)
+    return found
+
+
+def held(found: "Iterator[Tensor] | list[Tensor]") -> int:
+    """Bytes of the memory behind tensors, counted once each."""
+    storages = [tensor.untyped_storage() for tensor in found]
+    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
+
+
+def tensors(found: object, seen: set[int] | None = None) -> Iterator[Tensor]:
+    """All that an object of this package reaches."""
+    seen = set() if seen is None else seen
+    if id(found) in seen:
+        return
+    seen.add(id(found))
+    inner: Any = ()
+    if isinstance(found, Tensor):
+        yield found
+    elif isinstance(found, partial):
+        inner = found.keywords.values()
+    elif isinstance(found, Mapping):
+        inner = found.values()
+    elif isinstance(found, list | tuple):
+        inner = found
+    elif type(found).__module__.startswith("zonos2_triton."):
+        inner = vars(found).values()
+    for each in inner:
+        yield from tensors(each, seen)
+
+
+@cache
+def decoder() -> Decoder:
+    """Without its weights."""
+    return unloaded("bfloat16", "float32", LoopOptions(1)).vocoder.decoder
 
 
 @cache
@@ -85,41 +169,38 @@ def parameters() -> dict[str, int]:
     """Of the backbone, by group."""
     counts = dict.fromkeys(GROUPS.values(), 0)
     for name, shape in network.layout(MODEL).items():
-        counts[next(group for mark, group in GROUPS.items() if mark in name)] += math.prod(shape)
+        counts[group_of(name)] += math.prod(shape)
     return counts
 
 
-@cache
-def decoder() -> tuple[Decoder, int]:
-    """Without its weights, and how many bytes those would take: as they were loaded, and as its layers read them."""
-    like = torch.empty(0, dtype=CODEC_DTYPE, device="meta")
-    state = {name: like.new_empty(shape) for name, shape in vocoder.layout(CODEC).items()}
-    made = Decoder(CODEC, state, vocoder_ops(CODEC_DTYPE))
-    return made, _held([state, vars(made)])
+def group_of(name: str) -> str:
+    """Of a weight."""
+    return next(group for mark, group in GROUPS.items() if mark in name)
 
 
 @cache
-def _loop(rows: int) -> tuple[float, float]:
-    """Bytes of the state of a loop of so many rows, and of the rings of its vocoder."""
-    slots = Slots(MODEL, rows, 0, LOOK + MODEL.n_codebooks, LIKE)
-    speech = Speech(decoder()[0], slots, LOOK + 1)
-    return _held([vars(slots), vars(speech)]), _held(speech._rings.tensors())
+def _components(dtype: str, vocoder_dtype: str, options: LoopOptions, sizes: Sizes, backend: str) -> dict[str, int]:
+    return components(unloaded(dtype, vocoder_dtype, options, sizes, backend))
 
 
-def _held(found: object) -> int:
-    """Bytes of the memory behind all tensors in dictionaries, lists and tuples, counted once each."""
-    storages = [leaf.untyped_storage() for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]
-    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
+def unloaded(
+    dtype: str, vocoder_dtype: str, options: LoopOptions, sizes: Sizes = RELEASED, backend: str = "triton"
+) -> Zonos2:
+    """As `Zonos2.load` puts it together, on the meta device."""
+
+    def weights(layout: Mapping[str, list[int]], dtype: str) -> dict[str, Tensor]:
+        return {name: torch.empty(shape, dtype=resolve_dtype(dtype), device="meta") for name, shape in layout.items()}
+
+    tf32, stored = vocoder_dtype == "tf32", "float32" if vocoder_dtype == "tf32" else vocoder_dtype
+    return Zonos2(
+        Backbone(sizes.model, weights(network.layout(sizes.model), dtype), backend, options),
+        Vocoder(sizes.codec, weights(vocoder.layout(sizes.codec), stored), backend, tf32),
+        SpeakerEncoder(sizes.speaker, weights(speaker_encoder.layout(sizes.speaker), "float32")),
+    )
 
 
-@cache
-def _page() -> int:
-    """Bytes of a page of the cache in all layers."""
-    return _held(vars(network.Cache(MODEL, 1, PAGE_SIZE, LIKE)))
-
-
-def _prefill(rows: int) -> float:
+def _prefill(rows: int, itemsize: int) -> float:
     """What lives at once in a layer: the stream before and after, its norm, projections, attention, the experts' h."""
     c = MODEL
     attention = 2 * (c.heads + c.kv_heads) * c.head_dim + c.heads
-    return rows * (3 * c.dim + attention + c.max_experts_per_token * c.ffn_dim) * DTYPE.itemsize
+    return rows * (3 * c.dim + attention + c.max_experts_per_token * c.ffn_dim) * itemsize

@@ -1,10 +1,12 @@
 """What a card can do with the 8B model: does it fit, how fast can a frame be at best, how many streams in real time.
 
-    zonos2-triton plan --gpu NAME [--streams N] [--precision P] [--context N | --seconds S] [--prompt N]
+    zonos2-triton plan [--gpu NAME] [--streams N] [--positions N] [--dtype D] [--vocoder-dtype D]
+                       [--context N | --seconds S] [--prompt N]
 
-Every time is a floor: bytes over bandwidth, or operations over the matrix rate, whichever takes longer, at the data
-sheet's rates. A backbone's bytes are weights and cache, the vocoder's all that its kernels move. Memory is by the
-tensors' shapes; what those do not say is an estimate, and marked so.
+Options and defaults are those of `Zonos2.load`; without --gpu it goes through all cards. Every time is a floor: bytes
+over bandwidth, or operations over the matrix rate, whichever takes longer, at the data sheet's rates. A backbone's
+bytes are weights and cache, the vocoder's all that its kernels move. Memory is that of the tensors that loading makes;
+the rest is an estimate, and marked so.
 """
 
 import argparse
@@ -18,30 +20,38 @@ from typing import Any
 from zonos2_triton.bench.cli_choices import chosen
 from zonos2_triton.bench.figures import text_table
 from zonos2_triton.bench.planner import footprint
-from zonos2_triton.bench.planner.footprint import CODEC, CODEC_DTYPE, LOOK, MODEL, PRECISIONS, decoder, share
+from zonos2_triton.bench.planner.footprint import CODEC, MODEL, PRECISIONS, VOCODER_DTYPES, decoder, share
 from zonos2_triton.bench.specs.frame_cost import frame_cost, prompt_cost
 from zonos2_triton.bench.specs.gpus import CARDS, Card, card
 from zonos2_triton.bench.suite.presets import REAL
 from zonos2_triton.bench.timing.vocoder import step_costs
 from zonos2_triton.kernels._operator import Cost
-from zonos2_triton.model.ops import ROWS_AT_ONCE, SEQUENCES_AT_ONCE
+from zonos2_triton.model.backend import DTYPES
+from zonos2_triton.model.ops import PAGE_SIZE, ROWS_AT_ONCE, SEQUENCES_AT_ONCE
 from zonos2_triton.model.prompt import build_prompt
+from zonos2_triton.model.runtime.batch_state import cache_pages, pages_of
+from zonos2_triton.model.runtime.scheduler import LOOK, LoopOptions
+from zonos2_triton.model.vocoder import ACTIVATIONS
 
 LONGEST = MODEL.max_seqlen
 FRAME_US = 1e6 * CODEC.hop / CODEC.sample_rate  # of sound
 CONTEXT = 1000  # by default
+STREAMS = LoopOptions().streams
 
 
 class Forecast:
     """Floors of one precision and context, at the rates of a card's data sheet."""
 
-    def __init__(self, card: Card, precision: str, context: int) -> None:
+    def __init__(self, card: Card, precision: str, context: int, vocoder_dtype: str = "float32") -> None:
         self.card, self.precision, self.context = card, precision, context
+        self._itemsize, self._vocoder_itemsize = (
+            DTYPES[name.replace("tf", "float")].itemsize for name in (PRECISIONS[precision][0], vocoder_dtype)
+        )
 
     def cost(self, streams: int, context: int | None = None) -> Cost:
         """Of a frame of all streams, codes drawn."""
         # The last frame of a full context has one row less behind it.
-        return self._moved(_frame(streams, min(context or self.context, MODEL.max_seqlen - 1)))
+        return self._moved(_frame(streams, min(context or self.context, LONGEST - 1), self._itemsize))
 
     def frame(self, streams: int, context: int | None = None) -> float:
         """Of the backbone."""
@@ -49,7 +59,7 @@ class Forecast:
 
     def vocoder(self, streams: int) -> float:
         """Its share of a frame of all streams."""
-        return self._floor(_step(streams)) / LOOK
+        return self._floor(_step(streams, self._vocoder_itemsize)) / LOOK
 
     def first_audio(self, streams: int, prompt: int) -> dict[str, Any]:
         """From the texts of all streams, which begin together, to the first samples of each."""
@@ -70,13 +80,13 @@ class Forecast:
 
     def _prefill(self, streams: int, prompt: int) -> float:
         """Of all prompts together, in pieces of at most ROWS_AT_ONCE rows, each of which reads the weights."""
-        rows, alone = streams * prompt, prompt_cost(MODEL, prompt)["prefill_attention"]
+        rows, alone = streams * prompt, prompt_cost(MODEL, prompt, self._itemsize)["prefill_attention"]
         time = 0.0
         for first in range(0, rows, ROWS_AT_ONCE):
             n = min(ROWS_AT_ONCE, rows - first)
             # A prompt attends to no other one: a piece has so many prompts' worth of attention.
             attention = Cost(round(n / prompt * alone.bytes), round(n / prompt * alone.flops))
-            time += self._floor(self._moved({**prompt_cost(MODEL, n), "prefill_attention": attention}))
+            time += self._floor(self._moved({**prompt_cost(MODEL, n, self._itemsize), "prefill_attention": attention}))
         return time
 
     def _floor(self, cost: Cost) -> float:
@@ -91,14 +101,14 @@ class Forecast:
 
 
 @cache
-def _frame(streams: int, behind: int) -> Mapping[str, Cost]:
-    return frame_cost(MODEL, streams, behind)
+def _frame(streams: int, behind: int, itemsize: int) -> Mapping[str, Cost]:
+    return frame_cost(MODEL, streams, behind, itemsize)
 
 
 @cache
-def _step(streams: int) -> Cost:
+def _step(streams: int, itemsize: int) -> Cost:
     """Of the vocoder, of the frames between two looks."""
-    costs = step_costs(CODEC, streams, LOOK, CODEC_DTYPE.itemsize)
+    costs = step_costs(CODEC, streams, LOOK, itemsize)
     return Cost(sum(cost.bytes for cost in costs), sum(cost.flops for cost in costs))
 
 
@@ -108,36 +118,46 @@ def frames_to_sound() -> int:
     The last codebook comes n_codebooks - 1 frames late, the vocoder's first sample waits for its lag, and the loop
     looks after the first frame and then every LOOK.
     """
-    frames = decoder()[0].lag // CODEC.hop + 1 + MODEL.n_codebooks - 1
+    frames = decoder().lag // CODEC.hop + 1 + MODEL.n_codebooks - 1
     return 1 + LOOK * math.ceil((frames - 1) / LOOK)
 
 
 def plan(
-    card: Card, streams: int = 1, precision: str = "bf16", context: int = CONTEXT, prompt: int | None = None
-) -> dict[str, Any]:
-    """Of so many streams on one card, for json.dumps.
+    card: Card, streams: int = STREAMS, precision: str = "bf16", context: int = CONTEXT, prompt: int | None = None,
+    vocoder_dtype: str = "float32", positions: int | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Of `Zonos2.load` with these options on one card, for json.dumps.
 
-    context: rows of the cache that each stream has, its prompt among them. ValueError: an argument is out of range.
+    context: rows of the cache behind each stream, its prompt among them; positions: rows of the whole cache, as
+    `LoopOptions` has them. ValueError: an argument is out of range.
     """
-    check_range("streams", streams, SEQUENCES_AT_ONCE)
+    options = LoopOptions(streams, positions)
     check_range("context", context, LONGEST)
     prompt = min(usual_prompt(), context) if prompt is None else prompt
     check_range("prompt", prompt, context, " = context, which it is part of")
     chosen("precision", [precision], PRECISIONS)
-    rows = min(context + 1, LONGEST)
-    parts, capacity = footprint.parts(precision, streams, rows, prompt), card.memory_gb * 1e9
-    needed, fit = sum(part.bytes for part in parts), footprint.most(precision, rows, prompt, capacity)
-    forecast = Forecast(card, precision, context)
+    chosen("vocoder_dtype", [vocoder_dtype], VOCODER_DTYPES)
+    rows, pages = min(context + 1, LONGEST), cache_pages(MODEL, streams, positions)
+    parts, capacity = footprint.parts(precision, vocoder_dtype, options, prompt), card.memory_gb * 1e9
+    needed, fit = sum(part.bytes for part in parts), footprint.most(precision, vocoder_dtype, prompt, capacity, rows)
+    forecast = Forecast(card, precision, context, vocoder_dtype)
     frame, sound, real_time = forecast.frame(streams), forecast.vocoder(streams), forecast.in_real_time()
-    notes = ["the vocoder is taken in float16 (vocoder_dtype); its default, float32, takes about twice as much"]
-    if precision != "bf16":
+    most = fit.streams if fit else 0
+    at_once = {"fit": most, "real_time": real_time, "both": min(most, real_time), "most": SEQUENCES_AT_ONCE}
+    notes = [f"Vocoder.decode of whole clips takes up to {_gb(ACTIVATIONS)} more while it runs; speaking does not"]
+    if (held := pages // pages_of(rows)) < streams:
+        notes.append(f"the cache holds {held} streams of this context at once, the others wait: raise positions")
+    if not (has_kernels := not precision.startswith("int")):
         notes.append(f"{precision} has no kernels in this project yet: its figures are floors of what could be")
-    at_once = {"fit": fit, "real_time": real_time, "both": min(fit, real_time), "most": SEQUENCES_AT_ONCE}
+    if "fp32" in precision or vocoder_dtype == "float32":
+        notes.append("products of float32 are slower than the bf16 rate that floors are taken by")
     return {
         "card": asdict(card),
         "streams": streams,
+        "positions": pages * PAGE_SIZE,
         "precision": precision,
-        "has_kernels": precision == "bf16",
+        "vocoder_dtype": vocoder_dtype,
+        "has_kernels": has_kernels,
         "context": context,
         "prompt": prompt,
         "memory": {
@@ -145,6 +165,7 @@ def plan(
             "bytes": needed,
             "capacity": {"bytes": capacity},
             "parts": [part._asdict() for part in parts],
+            "less": None if needed <= capacity else _less(precision, vocoder_dtype, options, prompt, capacity, rows),
         },
         "frame": {
             **forecast.cost(streams)._asdict(),
@@ -159,6 +180,43 @@ def plan(
     }
 
 
+def _less(
+    precision: str, vocoder_dtype: str, options: LoopOptions, prompt: int, capacity: float, rows: int
+) -> dict[str, Any]:
+    """Options that give up least and fit; or, where none do, the smallest there are.
+
+    First go streams, then the cache beyond this context, then the vocoder's fp32, then the backbone's.
+    """
+    least = "bf16" if precision == "fp32" else precision
+    for dtypes in dict.fromkeys([(precision, vocoder_dtype), (precision, "float16"), (least, "float16")]):
+        for each in (None, rows) if options.positions is None else (rows,):
+            if found := footprint.most(*dtypes, prompt, capacity, each, options.streams):
+                return _choice(*dtypes, found, prompt) | {"fits": True}
+    smallest = LoopOptions(1, pages_of(rows) * PAGE_SIZE)
+    return _choice(least, "float16", smallest, prompt) | {"fits": False}
+
+
+def _choice(precision: str, vocoder_dtype: str, options: LoopOptions, prompt: int) -> dict[str, Any]:
+    size = sum(part.bytes for part in footprint.parts(precision, vocoder_dtype, options, prompt))
+    asked = {"precision": precision, "vocoder_dtype": vocoder_dtype}
+    return {**asked, "streams": options.streams, "positions": options.positions, "bytes": size}
+
+
+def overview(**asked: Any) -> dict[str, Any]:
+    """The same on every card. asked: arguments of `plan`."""
+    plans = [plan(each, **asked) for each in CARDS]
+    alike = ("streams", "positions", "precision", "vocoder_dtype", "has_kernels", "context", "prompt", "notes")
+    first = plans[0]
+    return {
+        **{name: first[name] for name in alike},
+        "memory": {name: first["memory"][name] for name in ("bytes", "parts")},
+        "cards": [
+            {"card": each["card"], "fits": each["memory"]["fits"], "less": each["memory"]["less"],
+             "streams_at_once": each["streams_at_once"], "frame": each["frame"]["both"]} for each in plans
+        ],
+    }  # fmt: skip
+
+
 def _rates(us: float, streams: int) -> dict[str, float]:
     """Real-time factor of each stream, seconds of sound a second of all together, frames a second of each."""
     rtf = us / FRAME_US
@@ -166,12 +224,20 @@ def _rates(us: float, streams: int) -> dict[str, float]:
 
 
 def as_text(found: dict[str, Any]) -> str:
-    """A plan for a terminal of 100 columns."""
-    of, memory, first, most = found["card"], found["memory"], found["first_audio"], SEQUENCES_AT_ONCE
+    """A plan, or an overview, for a terminal."""
+    asked = (
+        "{streams} streams, {precision}, vocoder {vocoder_dtype}; cache of {positions} rows\n"
+        "rows behind each stream: {context}, a prompt of {prompt} included"
+    ).format(**found)
+    memory, notes = found["memory"], "\n".join(found["notes"])
+    parts: list[tuple[str, ...]] = [("memory", "GB", "")]
+    parts += [(p["name"], f"{p['bytes'] / 1e9:.3f}", p["kind"]) for p in memory["parts"]]
+    if "cards" in found:
+        return "\n\n".join([asked, text_table([*parts, ("together", f"{memory['bytes'] / 1e9:.3f}", "")]),
+                            text_table([HEADS, *map(_line, found["cards"])]), notes])  # fmt: skip
     about = "{name} ({arch}): {memory_gb:g} GB, {gb_per_s:g} GB/s, {tflop_per_s:g} TFLOP/s in bf16\nsource: {source}"
-    streams = "{streams} streams, {precision}; rows of each: {context}, a prompt of {prompt} included"
-    head = "\n".join([about.format(**of), streams.format(**found)])
-    parts = [(part["name"], f"{part['bytes'] / 1e9:.3f}", part["kind"]) for part in memory["parts"]]
+    first, most = found["first_audio"], SEQUENCES_AT_ONCE
+    head = "\n".join([about.format(**found["card"]), asked])
     verdict = "fits" if memory["fits"] else "DOES NOT FIT"
     parts.append((f"of {_gb(memory['capacity']['bytes'])}", f"{memory['bytes'] / 1e9:.3f}", verdict))
     frames = [
@@ -182,12 +248,36 @@ def as_text(found: dict[str, Any]) -> str:
     times = {"prompts into the cache": "prefill", f"{first['frames']} frames": "frames_time",
              "their sound": "vocoder", "text to first audio": "total"}  # fmt: skip
     tables: list[list[tuple[str, ...]]] = [
-        [("memory", "GB", ""), *parts],
+        parts,
         [("frame, " + _gb(found["frame"]["bytes"]), "ms at least", "RTF", "x real time", "frames/s"), *frames],
         [(f"streams, of {most}", ""), *((name, str(found["streams_at_once"][key])) for name, key in counts.items())],
         [("first audio", "ms at least"), *((name, f"{first[key]['us'] / 1e3:.2f}") for name, key in times.items())],
     ]
-    return "\n\n".join([head, *map(text_table, tables), "\n".join(found["notes"])])
+    advice = [] if memory["fits"] else [_advice(found)]
+    return "\n\n".join([head, text_table(tables[0]), *advice, *map(text_table, tables[1:]), notes])
+
+
+HEADS = ("card", "arch", "GB", "GB/s", "fits", "streams that fit", "in real time", "ms a frame, at least", "RTF")
+
+
+def _line(of: dict[str, Any]) -> tuple[str, ...]:
+    card, at_once, frame = of["card"], of["streams_at_once"], of["frame"]
+    fits = "yes" if of["fits"] else "with less" if of["less"]["fits"] else "no"
+    return (
+        card["name"], card["arch"], f"{card['memory_gb']:g}", f"{card['gb_per_s']:g}", fits, str(at_once["fit"]),
+        str(at_once["real_time"]), f"{frame['us'] / 1e3:.3f}", f"{frame['rtf']:.3f}",
+    )  # fmt: skip
+
+
+def _advice(found: dict[str, Any]) -> str:
+    less = found["memory"]["less"]
+    dtype = "" if less["precision"] == found["precision"] else f'dtype="{PRECISIONS[less["precision"]][0]}", '
+    cache = f", positions={less['positions']}" if less["positions"] else ""
+    call = f"""Zonos2.load(..., {dtype}vocoder_dtype="{less["vocoder_dtype"]}", """
+    call += f"options=LoopOptions(streams={less['streams']}{cache}))"
+    if less["fits"]:
+        return f"{_gb(less['bytes'])}, which fit: {call}"
+    return f"No options make it fit; the least at this context is {_gb(less['bytes'])}: {call}"
 
 
 def usual_prompt() -> int:
@@ -207,10 +297,17 @@ def _gb(size: float) -> str:
 def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
     """Add the options of the command to `parser`; what comes back runs it and returns its exit status."""
     parser.description = "Memory, floors and streams of the 8B model on a card that need not be here."
-    parser.add_argument("--gpu", required=True, metavar="NAME", help=", ".join(c.name for c in CARDS))
-    parser.add_argument("--streams", type=int, default=1, metavar="N", help="that speak at once; default: 1")
-    parser.add_argument("--precision", default="bf16", metavar="P", help=f"{', '.join(PRECISIONS)}; default: bf16")
-    length, rows = parser.add_mutually_exclusive_group(), "rows of the cache of each stream; default: %(default)s"
+    names, codecs = ", ".join(card.name for card in CARDS), ", ".join(VOCODER_DTYPES)
+    parser.add_argument("--gpu", metavar="NAME", help=f"{names}; default: all of them")
+    parser.add_argument("--streams", type=int, default=STREAMS, metavar="N",
+                        help="that speak at once; default: %(default)s")  # fmt: skip
+    parser.add_argument("--positions", type=int, metavar="N",
+                        help="rows of the cache for all streams; default: 4 contexts, or one a stream")  # fmt: skip
+    parser.add_argument("--dtype", "--precision", dest="precision", default="bf16", metavar="D", type=_precision,
+                        help=f"of the backbone: {', '.join(PRECISIONS)}; the last two are of the experts' weights "
+                        "alone; default: %(default)s")  # fmt: skip
+    parser.add_argument("--vocoder-dtype", default="float32", metavar="D", help=f"{codecs}; default: %(default)s")
+    length, rows = parser.add_mutually_exclusive_group(), "rows behind each stream; default: %(default)s"
     length.add_argument("--context", type=int, default=CONTEXT, metavar="N", help=rows)
     length.add_argument("--seconds", type=float, metavar="S", help="of audio instead: the context at its end")
     parser.add_argument("--prompt", type=int, metavar="N", help="rows of each prompt; default: a sentence's")
@@ -218,14 +315,20 @@ def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     return _command
 
 
+def _precision(name: str) -> str:
+    """Also by the name of its dtype, as `Zonos2.load` takes it."""
+    return next((short for short, (dtype, _) in PRECISIONS.items() if dtype == name), name)
+
+
 def _command(options: argparse.Namespace) -> int:
-    """Exit status: 0 it fits, 1 it does not."""
-    context = options.context
+    """Exit status: 0 it fits, or no card is named; 1 it does not."""
+    asked = {name: getattr(options, name) for name in ("streams", "precision", "context", "prompt", "positions")}
+    asked["vocoder_dtype"] = options.vocoder_dtype
     if options.seconds is not None:
-        context = context_of(options.seconds, usual_prompt() if options.prompt is None else options.prompt)
-    found = plan(card(options.gpu), options.streams, options.precision, context, options.prompt)
+        asked["context"] = context_of(options.seconds, usual_prompt() if options.prompt is None else options.prompt)
+    found = plan(card(options.gpu), **asked) if options.gpu else overview(**asked)
     print(json.dumps(found, indent=1) if options.json else as_text(found))
-    return 0 if found["memory"]["fits"] else 1
+    return 0 if found["memory"].get("fits", True) else 1
 
 
 def context_of(seconds: float, prompt: int) -> int:

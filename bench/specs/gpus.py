@@ -2,7 +2,8 @@
 
 Memory is the label's, in GB; what a card reports to a program differs by a few percent. Bandwidth is that of the data
 sheet in GB/s, of which copies reach some 90 %. TFLOP/s are dense ones in bf16 with fp32 sums: data sheets often print
-twice as much, with sparsity.
+twice as much, with sparsity; a GeForce's AI TOPS are of FP8 with sparsity (Ada), eight times as many.
+Cards that come with several memories under one name of torch's (RTX 3060, 4060 Ti, 5060 Ti) are left out.
 """
 
 import re
@@ -40,8 +41,14 @@ CARDS = (
     Card("l40s", r"NVIDIA L40S", "sm_89", 48, 864, 362.05, "NVIDIA L40S data sheet"),
     Card("l4", r"NVIDIA L4", "sm_89", 24, 300, 121, "NVIDIA L4 data sheet"),
     Card("a10g", r"NVIDIA A10G", "sm_86", 24, 600, 70, "NVIDIA A10G data sheet"),
+    Card("rtx3070", r"NVIDIA GeForce RTX 3070", "sm_86", 8, 448, 40.6, "NVIDIA Ampere GA102 white paper"),
     Card("rtx3090", r"NVIDIA GeForce RTX 3090", "sm_86", 24, 936, 71, "NVIDIA Ampere GA102 white paper"),
+    Card("rtx4060", r"NVIDIA GeForce RTX 4060", "sm_89", 8, 272, 30.2, "NVIDIA product page, AI TOPS / 8"),
+    Card("rtx4070", r"NVIDIA GeForce RTX 4070", "sm_89", 12, 504, 58.2, "NVIDIA product page, AI TOPS / 8"),
+    Card("rtx4080", r"NVIDIA GeForce RTX 4080", "sm_89", 16, 716.8, 97.5, "NVIDIA Ada GPU white paper"),
     Card("rtx4090", r"NVIDIA GeForce RTX 4090", "sm_89", 24, 1008, 165.2, "NVIDIA Ada GPU white paper"),
+    Card("rtx5070", r"NVIDIA GeForce RTX 5070", "sm_120", 12, 672, 61.7, "NVIDIA RTX Blackwell GPU white paper"),
+    Card("rtx5080", r"NVIDIA GeForce RTX 5080", "sm_120", 16, 960, 112.6, "NVIDIA RTX Blackwell GPU white paper"),
     Card("rtx5090", r"NVIDIA GeForce RTX 5090", "sm_120", 32, 1792, 209.5, "NVIDIA RTX Blackwell GPU white paper"),
     Card("rtx-pro-6000", r"NVIDIA RTX PRO 6000 Blackwell Workstation Edition", "sm_120", 96, 1792, 503.8,
          "NVIDIA RTX Blackwell PRO white paper"),

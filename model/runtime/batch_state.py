@@ -92,3 +92,8 @@ def upload(values: Tensor, device: torch.device) -> Tensor:
 def pages_of(rows: int) -> int:
     """How many pages so many rows of the cache fill."""
     return -(-rows // PAGE_SIZE)
+
+
+def cache_pages(config: Zonos2Config, streams: int, positions: int | None) -> int:
+    """Of the whole cache. positions: rows for all streams; None: four contexts, or one for each of fewer streams."""
+    return pages_of(positions) if positions else min(streams, 4) * pages_of(config.max_seqlen)

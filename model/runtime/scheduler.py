@@ -24,7 +24,7 @@ from torch import Tensor
 from zonos2_triton.model.backend import current
 from zonos2_triton.model.nvtx import annotate
 from zonos2_triton.model.ops import PAGE_SIZE, ROWS_AT_ONCE, SEQUENCES_AT_ONCE
-from zonos2_triton.model.runtime.batch_state import Slots, pages_of
+from zonos2_triton.model.runtime.batch_state import Slots, cache_pages, pages_of
 from zonos2_triton.model.runtime.cuda_graphs import Capture, CudaCapture, Graphs, buckets
 from zonos2_triton.model.runtime.model_runner import Frames
 from zonos2_triton.model.runtime.request import Frame, Request
@@ -35,6 +35,7 @@ from zonos2_triton.reference.advance import FAULTY, OUT
 from zonos2_triton.reference.numeric import exact_numerics
 from zonos2_triton.reference.ops import Ops
 
+LOOK = 8  # frames between two looks of the host, on a GPU
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 
 
@@ -92,10 +93,9 @@ class Loop:
         config, self.device = model.config, model.table.device
         self.options, self.alone = options, alone
         on_gpu = self.device.type == "cuda"
-        self.look = options.look or (8 if on_gpu else 1)
+        self.look = options.look or (LOOK if on_gpu else 1)
         rows = buckets(options.streams)[-1]
-        positions = options.positions or min(options.streams, 4) * pages_of(config.max_seqlen) * PAGE_SIZE
-        self.pages = pages_of(positions)
+        self.pages = cache_pages(config, options.streams, options.positions)
         # Frames of a look, the one before it, and those whose last codes were still to come.
         self.slots = Slots(config, rows, self.pages, self.look + config.n_codebooks, model.table)
         self.speech: Speech | None = None

@@ -4,16 +4,13 @@ import json
 from dataclasses import asdict, replace
 
 import pytest
-import torch
 
 from zonos2_triton.bench.compiler.cubin_stats import TARGETS
-from zonos2_triton.bench.planner import footprint
 from zonos2_triton.bench.planner.footprint import CODEC, ESTIMATE, MODEL, PRECISIONS, decoder, parameters
 from zonos2_triton.bench.planner.plan import FRAME_US, Forecast, as_text, context_of, frames_to_sound, plan
 from zonos2_triton.bench.specs.frame_cost import frame_cost
 from zonos2_triton.bench.specs.gpus import CARDS, card, recognised
 from zonos2_triton.model import cli
-from zonos2_triton.model.runtime.batch_state import Slots
 
 H200 = card("h200")
 # An H200 as it was measured once: copies, reads and writes counted, and products.
@@ -65,68 +62,112 @@ def test_parameters():
     assert counts["speaker"] == 2048 * 1024 + 1024 + 1024 * 2048 + 2048
 
 
-def test_memory_of_sixteen_streams():
-    """1,001 rows are 16 pages of 64; a row is 28 layers' keys and values of 4 heads of 128."""
-    parts = plan(H200, streams=16)["memory"]["parts"]
-    found = {part["name"]: part["bytes"] for part in parts}
-    assert found["weights: experts"] == 2 * 24 * 16 * 3 * 3072 * 2048
-    assert found["cache"] == 16 * 16 * 64 * 28 * 2 * 4 * 128 * 2
-    assert found["embedding again, as one table"] == found["weights: embedding"] == 2 * (9 * 1026 + 520) * 2048
-    assert found["rotary table"] == 6144 * 128 * 4
-    # 54.1 M parameters, and all but the convolutions of one tap once more as they are read.
-    loaded = 54_247_777 * 2
-    assert loaded < found["vocoder, float16, as loaded and packed"] < 2 * loaded + 1e6
-    assert 0.3e9 < found["vocoder's rings"] < 1.1e9
-    # Most of the state: when each code came last, and samples of two steps of 14 frames, for the host to collect.
-    last_seen, samples = 16 * 9 * 1026 * 4, 2 * 16 * 14 * 512 * 4
-    assert last_seen + samples < found["state of the loop"] < 1.02 * (last_seen + samples)
-    assert sum(found.values()) == pytest.approx(18.19e9, rel=2e-3)
-    estimates = [part["name"] for part in parts if part["kind"] == ESTIMATE]
-    assert estimates == ["activations of a prefill", "context, kernels, allocator"]
+def memory(**options):
+    return {part["name"]: part["bytes"] for part in plan(H200, **options)["memory"]["parts"]}
 
 
-def test_the_loops_state_is_counted_once():
-    """Rows of numbers are views of one tensor."""
-    slots = Slots(MODEL, 16, 0, 17, torch.empty(0, dtype=torch.bfloat16))
-    tensors = (slots.numbers, slots.block_table, slots.ids, slots.settings, slots.seeds, slots.last_seen, slots.frames)
-    assert footprint._held(vars(slots)) == sum(tensor.nbytes for tensor in tensors)
+def test_memory_by_default_is_that_of_loading():
+    """Sixteen streams, four contexts of 6,144 rows; a row is 28 layers' keys and values of 4 heads of 128."""
+    found = plan(H200)
+    assert (found["streams"], found["positions"], found["vocoder_dtype"]) == (16, 4 * 6144, "float32")
+    parts = memory()
+    assert parts["weights: experts"] == 2 * 24 * 16 * 3 * 3072 * 2048
+    assert parts["cache"] == 4 * 6144 * 28 * 2 * 4 * 128 * 2
+    # All but the convolutions of one tap once more, as they are read.
+    assert 0.9 < parts["vocoder, packed"] / parts["vocoder, as loaded"] < 1.01
+    assert 0.3e9 < parts["vocoder's rings"] < 1.1e9
+    # Most of the state: when each code came last, and samples for the host to collect, of 27 frames or few more.
+    last_seen, samples = 16 * 9 * 1026 * 4, 16 * 27 * 512 * 4
+    assert last_seen + samples < parts["state of the loop"] < 1.1 * (last_seen + samples)
+    assert sum(parts.values()) == found["memory"]["bytes"] == pytest.approx(19.25e9, rel=2e-3)
+    estimates = [part["name"] for part in found["memory"]["parts"] if part["kind"] == ESTIMATE]
+    assert estimates == ["activations of a prefill", "context, kernels, graphs, allocator"]
+
+
+def test_memory_follows_the_options():
+    row = 28 * 2 * 4 * 128
+    assert memory(positions=100, streams=2)["cache"] == 2 * 64 * row * 2
+    assert memory(streams=2)["cache"] == 2 * 6144 * row * 2
+    assert memory(precision="fp32")["cache"] == 2 * memory()["cache"]
+    assert memory(precision="fp32")["weights: experts"] == 2 * memory(precision="fp16")["weights: experts"]
+    assert memory(vocoder_dtype="float16")["vocoder, as loaded"] == 54_247_777 * 2
 
 
 def test_only_experts_shrink():
-    full, *smaller = ({p.name: p.bytes for p in footprint.parts(name, 1, 1001, 94)} for name in PRECISIONS)
-    for found, share in zip(smaller, (0.5, 4.25 / 16), strict=True):
-        assert found == full | {"weights: experts": share * full["weights: experts"]}
+    full = memory()
+    for name, share in (("int8", 0.5), ("int4", 4.25 / 16)):
+        assert memory(precision=name) == full | {"weights: experts": share * full["weights: experts"]}
 
 
 def test_a_faster_memory_and_a_larger_one():
     cards = {name: plan(card(name)) for name in ("l4", "rtx4090", "rtx5090", "h100", "h200", "b200")}
     times = [found["frame"]["backbone"]["us"] for found in cards.values()]
     assert times == sorted(times, reverse=True)
-    assert [found["streams_at_once"]["fit"] for found in cards.values()] == [107, 107, 246, 256, 256, 256]
+    assert [found["streams_at_once"]["fit"] for found in cards.values()] == [103, 103, 235, 256, 256, 256]
 
 
 def test_how_many_are_in_real_time():
     l4 = card("l4")
-    most = plan(l4)["streams_at_once"]["real_time"]
+    most = plan(l4, 1)["streams_at_once"]["real_time"]
     assert 1 <= most < 256
     assert plan(l4, most)["frame"]["both"]["us"] <= FRAME_US < plan(l4, most + 1)["frame"]["both"]["us"]
 
 
 def test_how_many_fit_is_the_most_that_fit():
     rtx = card("rtx4090")
-    assert [plan(rtx, n)["memory"]["fits"] for n in (107, 108)] == [True, False]
+    assert [plan(rtx, n, positions=n * 1024)["memory"]["fits"] for n in (103, 104)] == [True, False]
     assert plan(replace(rtx, memory_gb=1))["streams_at_once"]["fit"] == 0
+
+
+@pytest.mark.parametrize("gb", [8, 12, 16])
+def test_cards_that_the_weights_do_not_fit(gb):
+    """The backbone in bf16 alone has 15.3 GB."""
+    cards = [each for each in CARDS if each.memory_gb == gb]
+    assert cards
+    for each in cards:
+        found = plan(each)["memory"]
+        assert not found["fits"]
+        assert not found["less"]["fits"]
+        assert 16e9 < found["less"]["bytes"] < 17e9
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "less"),
+    [
+        ("rtx4090", {"streams": 256, "positions": 300_000}, ("bf16", "float32", 103)),
+        ("l4", {"precision": "fp32"}, ("bf16", "float16", 16)),
+        ("rtx5090", {"streams": 256, "context": 6144, "positions": 99_999_999}, ("bf16", "float32", 39)),
+    ],
+)
+def test_less_that_fits_is_tried(name, asked, less):
+    found = plan(card(name), **asked)["memory"]["less"]
+    dtypes_and_streams = ("precision", "vocoder_dtype", "streams", "positions")
+    options = {key: found[key] for key in dtypes_and_streams} | {"context": asked.get("context", 1000)}
+    assert (*options.values(),)[:3] == less
+    tried = plan(card(name), **options)["memory"]
+    assert tried["fits"] is found["fits"] is True
+    assert tried["bytes"] == found["bytes"]
+    if options["positions"]:  # with a stream more it no longer fits
+        n = less[2]
+        more = options | {"streams": n + 1, "positions": options["positions"] // n * (n + 1)}
+        assert not plan(card(name), **more)["memory"]["fits"]
+
+
+def test_a_cache_too_small_for_its_streams_says_so():
+    """1,001 rows are 16 pages."""
+    held = "the cache holds 24 streams of this context at once"
+    assert [any(held in note for note in plan(H200, n)["notes"]) for n in (24, 25)] == [False, True]
 
 
 def test_first_audio_by_hand():
     """All weights but embedding and speaker once, 24 frames, and the sound of 25."""
-    found = plan(COPYING, prompt=94)
+    found = plan(COPYING, 1, prompt=94)
     first = {name: each["us"] for name, each in found["first_audio"].items() if name != "frames"}
     read = 2 * (7_668_118_208 - parameters()["embedding"] - parameters()["speaker"])
     # Experts are drawn at random: 94 rows leave a fraction of (15/16)^94 of them unread.
     assert first["prefill"] == pytest.approx(read / 4.3e6, rel=0.01)
     assert found["first_audio"]["frames"] == 25
-    assert first["frames_time"] == pytest.approx(24 * plan(COPYING, context=94)["frame"]["backbone"]["us"])
+    assert first["frames_time"] == pytest.approx(24 * plan(COPYING, 1, context=94)["frame"]["backbone"]["us"])
     assert first["vocoder"] == pytest.approx(25 * found["frame"]["vocoder"]["us"])
     assert first["total"] == pytest.approx(first["prefill"] + first["frames_time"] + first["vocoder"])
     # Four times 2,000 rows are two pieces of 4,096 at most; each reads the weights, or takes its operations' time.
@@ -136,7 +177,7 @@ def test_first_audio_by_hand():
 
 def test_frames_until_there_is_sound():
     """Of what a stream has heard after n frames, tests/model/test_vocoder_runner.py; the loop looks every 8."""
-    heard = [(n - 8) * CODEC.hop - decoder()[0].lag for n in (17, 25)]
+    heard = [(n - 8) * CODEC.hop - decoder().lag for n in (17, 25)]
     assert heard[0] <= 0 < heard[1]
     assert frames_to_sound() == 25
 
@@ -150,7 +191,7 @@ def test_what_has_no_kernels_says_so():
 
 def test_a_full_context():
     """6,144 rows are 96 pages; its last frame reads the 6,143 before its own."""
-    full, last = plan(H200, context=6144), plan(H200, context=6143)
+    full, last = plan(H200, 1, context=6144), plan(H200, 1, context=6143)
     assert full["frame"] == last["frame"]
     assert full["memory"] == last["memory"]
 
@@ -162,6 +203,11 @@ def test_a_full_context():
         ({"context": 6145}, r"context must be an integer in 1\.\.6144, got 6145"),
         ({"prompt": 1001}, r"prompt must be an integer in 1\.\.1000 = context, which it is part of, got 1001"),
         ({"precision": "int16"}, r"precision must be one of bf16, .*got 'int16'; did you mean 'int8' or 'int4'\?"),
+        ({"positions": 0}, r"positions must be an integer in 1\.\.2147483647, got 0"),
+        (
+            {"vocoder_dtype": "float46"},
+            r"vocoder_dtype must be one of float32, .*got 'float46'; did you mean",
+        ),
     ],
 )
 def test_bad_arguments(arguments, message):
@@ -176,14 +222,37 @@ def run(capsys):
 
 
 def test_command(run):
-    status, said = run("--gpu", "H200", "--streams", "16")
+    status, said = run("--gpu", "H200")
     assert status == 0
-    assert said == as_text(plan(H200, 16)) + "\n"
-    assert ["of", "141", "GB", "18.186", "fits"] in [line.split() for line in said.splitlines()]
-    status, said = run("--gpu", "rtx4090", "--streams", "256")
+    assert said == as_text(plan(H200)) + "\n"
+    assert ["of", "141", "GB", "19.254", "fits"] in [line.split() for line in said.splitlines()]
+    status, said = run("--gpu", "rtx4090", "--streams", "256", "--positions", "300000")
     assert status == 1
     assert "DOES NOT FIT" in said
-    assert ["fit,", "at", "this", "context", "107"] in [line.split() for line in said.splitlines()]
+    assert 'Zonos2.load(..., vocoder_dtype="float32", options=LoopOptions(streams=103, positions=105472))' in said
+    assert ["fit,", "at", "this", "context", "103"] in [line.split() for line in said.splitlines()]
+    status, said = run("--gpu", "rtx4080")
+    assert status == 1
+    assert "No options make it fit" in said
+
+
+def test_command_without_a_card(run):
+    """Every card, by the defaults of load."""
+    status, said = run()
+    assert status == 0
+    lines = [line.split() for line in said.splitlines()]
+    verdicts = {words[0]: words[4] for words in lines if words and words[0] in {each.name for each in CARDS}}
+    assert verdicts == {each.name: "yes" if each.memory_gb >= 24 else "no" for each in CARDS}
+    status, said = run("--streams", "256", "--positions", "300000", "--json")
+    assert status == 0
+    found = json.loads(said)
+    assert [each["card"] for each in found["cards"]] == [asdict(each) for each in CARDS]
+    assert found["cards"][0]["frame"] == plan(H200, 256, positions=300_000)["frame"]["both"]
+
+
+def test_dtypes_by_the_names_of_load(run):
+    asked = run("--gpu", "h200", "--dtype", "float16", "--vocoder-dtype", "bfloat16", "--json")[1]
+    assert json.loads(asked) == plan(H200, precision="fp16", vocoder_dtype="bfloat16")
 
 
 def test_command_in_json(run):
