@@ -5,8 +5,10 @@ from difflib import get_close_matches
 
 
 def chosen(what: str, names: Collection[str] | None, known: Iterable[str]) -> list[str]:
-    """In the order of `known`; None: all. ValueError: one that is not known, with the nearest that is."""
+    """In the order of `known`; None: all. ValueError: one that is not known, with the nearest that is; or none are."""
     accepted = list(known)
+    if not accepted:
+        raise ValueError(f"there is no {what} to choose from")
     for name in names or ():
         if name not in accepted:
             near = " or ".join(map(repr, get_close_matches(name, accepted, 2, 0.6)))

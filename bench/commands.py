@@ -6,6 +6,7 @@ what is right, not what is fast.
 
 import argparse
 import json
+import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -97,12 +98,13 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    """Exit status: 0 done, 1 a kernel's times are withheld because it is wrong, or a comparison found it worse."""
+    """Exit status: 0 done; 1 times are withheld from a wrong kernel, nothing was timed, or a comparison found nothing
+    to compare, or worse."""
     if options.compare:
         before, after = map(read, options.compare)
         comparison = compare(before, after, options.threshold, options.force)
         print(json.dumps(comparison.as_json(), indent=1) if options.json else comparison.as_text())
-        return 1 if comparison.worse else 0
+        return 1 if comparison.worse or not comparison.common else 0
     on_gpu = torch.cuda.is_available()
     scale = REAL if on_gpu else REHEARSAL
     kernels = [KERNELS[name] for name in chosen("kernel", options.kernel, KERNELS)]
@@ -120,4 +122,7 @@ def _bench(options: argparse.Namespace) -> int:
         say(f"on {torch.cuda.get_device_name()}" if on_gpu else SMOKE)
         status = gpu.run(record, parts, items, Budget(float("inf")), say=say)
         print(json.dumps(record.content, indent=1) if options.json else gpu.table(record))
+    if not record.items("timings"):
+        print("bench: nothing was timed: every item was left out", file=sys.stderr)
+        return 1
     return status

@@ -329,6 +329,8 @@ def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
 def _command(options: argparse.Namespace) -> int:
     """Exit status: 0 all as meant, 1 failures, changes for the worse, or no snapshot of this version of Triton."""
     rows = run(options.target, options.kernel, options.jobs, dtypes=options.dtype)
+    if not rows:
+        raise ValueError("nothing was compiled: these kernels are meant for none of these targets")
     import triton
 
     path = SNAPSHOTS / f"triton-{'.'.join(triton.__version__.split('.')[:2])}.json"

@@ -48,6 +48,7 @@ class Comparison:
     recovered: Sequence[str] = ()
     vanished: Sequence[str] = ()  # had a result, have none
     changes: Sequence[Change] = ()  # between baselines
+    common: int = 0  # items in both
 
     @property
     def worse(self) -> bool:
@@ -82,7 +83,8 @@ class Comparison:
         else:
             lines += [text_table([HEADS, *map(cells, self.rows)])]
             lines.append(f"{self.counts}; {len(self.failing)} newly failing")
-        return "\n".join([*lines, "worse" if self.worse else "not worse"])
+        verdict = "worse" if self.worse else "not worse"
+        return "\n".join([*lines, verdict if self.common else "nothing was compared: they have no item in common"])
 
 
 class Input(NamedTuple):
@@ -127,7 +129,8 @@ def compare(before: Input, after: Input, threshold: float = 0.02, force: bool = 
         raise ValueError(f"both must be of one kind: {before.name} is of {before.kind}, {after.name} of {after.kind}")
     head = (before.kind, before.name, after.name, threshold)
     if before.kind == "baselines":
-        return Comparison(*head, changes=differences(after.content, before.content))
+        common = len(before.content.keys() & after.content.keys())
+        return Comparison(*head, changes=differences(after.content, before.content), common=common)
     old, new = _items(before.content), _items(after.content)
     of, to = (each.content["environment"] for each in (before, after))
     warnings = [f"different cards: {of['card']}, {to['card']}"] if of["card"] != to["card"] else []
@@ -148,6 +151,7 @@ def compare(before: Input, after: Input, threshold: float = 0.02, force: bool = 
         failing=[f"{name}: {new[name].get('error') or new[name]['reason']}" for name in bad if name not in was_bad],
         recovered=[name for name in was_bad if name in new and name not in bad],
         vanished=[f"{name}: {_left_out(after.content, name)}" for name in old if name not in new],
+        common=len(old.keys() & new.keys()),
     )
 
 

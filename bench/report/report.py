@@ -56,6 +56,8 @@ def _command(options: argparse.Namespace) -> int:
         if path.resolve() == options.out.resolve():
             raise ValueError(f"--out must not be one of the result files, got {options.out}")
         results.check(result := results.load(path), str(path))
+        if not any(results.items(result, part) for part in result["parts"]):
+            raise ValueError(f"{path} holds no result to report: nothing was run")
         found.append((path.name, result))
     with whole_file(options.out) as part:
         part.write_text(html(found), encoding="utf-8")

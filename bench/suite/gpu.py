@@ -1,6 +1,6 @@
 """One command for a GPU: is every kernel right on this card, and how long does it take. JSON is written as it goes.
 
-    zonos2-triton gpu [--only PART,...] [--budget SECONDS] [--out DIR] [--again] [--dry-run] [--json]
+    zonos2-triton gpu [--only PART,...] [--budget SECONDS] [--out DIR] [--again] [--names] [--dry-run] [--json]
 
 environment  the card, its clocks, the versions
 calibration  this card's copy bandwidth and matrix rate
@@ -20,8 +20,8 @@ sanitizer    the small workloads under compute-sanitizer, with what time is left
 
 What is timed was verified before, on the same inputs; where a check of it failed, the time is withheld. Items that have
 a result for the same card, commit, sources and versions are not run again. Nothing is installed, nothing is fetched.
-Without a GPU it says what it would run; with --dry-run it does so too, each step at a small size in Triton's
-interpreter, which shows that the steps work and says nothing of speed.
+Without a GPU it says so, and how much it would run, and fails; --names lists that. With --dry-run it runs each step at
+a small size in Triton's interpreter, which shows that the steps work and says nothing of speed.
 """
 
 import argparse
@@ -110,43 +110,52 @@ def table(record: Record) -> str:
     return text_table(lines)
 
 
-def listing(parts: Collection[str], as_json: bool) -> str:
-    """What would run where a GPU is."""
-    names = {part: [item.name for item in plan(None, [part], REAL)] for part in parts}
-    reason = f"torch {torch.__version__} finds no CUDA or ROCm device"
+def listing(parts: Collection[str], as_json: bool, names: bool, reason: str | None = None) -> str:
+    """What would run where a GPU is: by name, or how much of it. reason: why nothing was run, if it should have."""
+    items = {part: [item.name for item in plan(None, [part], REAL)] for part in parts}
     if as_json:
-        return json.dumps({"schema": Record.SCHEMA, "ran": False, "reason": reason, "would_run": names}, indent=1)
-    lines = [f"nothing was run: {reason}. On a GPU this would run:"]
-    for part, items in names.items():
-        lines.append(f"{part}: {len(items)} items" if items else f"{part}: with every part")
-        for kernel in dict.fromkeys(item.partition("/")[0] for item in items):
-            mine = [item.removeprefix(f"{kernel}/") for item in items if item.startswith(f"{kernel}/")]
-            lines.append(f"  {kernel} {', '.join(mine)}".rstrip())
-    return "\n".join(lines)
+        why = {"reason": reason} if reason else {}
+        return json.dumps({"schema": Record.SCHEMA, "ran": False, **why, "would_run": items}, indent=1)
+    rows = [(part, str(len(mine)) if mine else "with every part") for part, mine in items.items()]
+    lines = []
+    if names:
+        for part, mine in items.items():
+            lines.append(f"{part}: {len(mine)} items" if mine else f"{part}: with every part")
+            for kernel in dict.fromkeys(item.partition("/")[0] for item in mine):
+                own = [item.removeprefix(f"{kernel}/") for item in mine if item.startswith(f"{kernel}/")]
+                lines.append(f"  {kernel} {', '.join(own)}".rstrip())
+        return "\n".join(lines)
+    lines += [f"nothing was run: {reason}. On a GPU this would run:", text_table([("part", "items"), *rows])]
+    return "\n".join([*lines, "--names lists the items; --dry-run runs every step on a CPU, at a small size"])
 
 
 def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
     """Add the options of the command to `parser`; what comes back runs it and returns its exit status."""
-    parser.description = "Check and time every kernel on this machine's GPU; without one, say what would run."
+    parser.description = "Check and time every kernel on this machine's GPU; without one, say what would run, and fail."
     parser.add_argument("--only", action="append", metavar="PART[,PART]", help=f"of {', '.join(PARTS)}")
     parser.add_argument("--budget", type=float, default=BUDGET, metavar="SECONDS", help="default: %(default)g")
     parser.add_argument("--out", type=Path, metavar="DIR", help="for the JSON; default: bench/results, of a dry run "
                         f"{REHEARSED}")  # fmt: skip
     parser.add_argument("--again", action="store_true", help="also what has a result of this card and commit")
+    parser.add_argument("--names", action="store_true", help="run nothing: list what would run on a GPU")
     parser.add_argument("--dry-run", action="store_true", help="on a CPU: every step at a small size, interpreted")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     return _command
 
 
 def _command(options: argparse.Namespace) -> int:
-    """Exit status: 0 all passed, or no GPU; 1 something failed or was withheld."""
+    """Exit status: 0 all passed, or --names; 1 something failed or was withheld, nothing was run, or no GPU."""
     if not 0 < options.budget < float("inf"):
         raise ValueError(f"--budget must be a number of seconds above 0, got {options.budget:g}")
     budget = Budget(options.budget)
     parts = chosen("--only", ",".join(options.only).split(",") if options.only else None, PARTS)
-    if not options.dry_run and not torch.cuda.is_available():
-        print(listing(parts, options.json))
+    if options.names:
+        print(listing(parts, options.json, names=True))
         return 0
+    if not options.dry_run and not torch.cuda.is_available():
+        reason = f"torch {torch.__version__} finds no CUDA or ROCm device"
+        print(listing(parts, options.json, False, reason))
+        return 1
     if options.dry_run:
         interpreting()
     elif interpreted():
@@ -165,6 +174,9 @@ def _command(options: argparse.Namespace) -> int:
     with rehearsed() if options.dry_run else nullcontext():
         status = run(record, parts, items, budget, options.again, say, alive)
     print(json.dumps(record.content, indent=1) if options.json else table(record))
+    if items and not any(record.items(part) for part in parts):
+        print("gpu: nothing was run: every item was left out", file=sys.stderr)
+        return 1
     return status
 
 

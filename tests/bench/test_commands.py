@@ -16,6 +16,7 @@ from zonos2_triton.bench.compiler import gate
 from zonos2_triton.bench.compiler.cubin_stats import TARGETS
 from zonos2_triton.bench.proof import bounds
 from zonos2_triton.bench.suite import stages
+from zonos2_triton.bench.suite.recorder import NotRun
 from zonos2_triton.bench.timing import profile
 from zonos2_triton.model.cli import main
 
@@ -110,6 +111,8 @@ def test_bench_without_a_gpu_is_a_smoke_test(capsys, tmp_path):
     assert kept["parts"]["beside"]["items"].keys() == {"advance/tiny/reference", "advance/tiny/compiled"}
 
 
+ROW = {"launches": 1, "registers": 32, "spills": 0, "shared": 0, "instructions": 200, "matrix": 0, "wide": 4,
+       "narrow": 0}  # fmt: skip
 BAD = {
     "verify --kernel rotery": "got 'rotery'; did you mean 'router' or 'rotary'?",
     "verify --dtype bf16": "dtype must be one of bfloat16, float16, float32, got 'bf16'",
@@ -142,12 +145,55 @@ def test_bad_input_is_refused_before_any_work(command, said, capsys, tmp_path, m
     assert [*tmp_path.iterdir()] == []
 
 
+def nothing_listed(monkeypatch):
+    small = [w for w in KERNELS["rotary"].workloads if w.real]
+    for module in (commands, stages):
+        monkeypatch.setattr(module, "KERNELS", {"rotary": dataclasses.replace(KERNELS["rotary"], workloads=small)})
+
+
+def nothing_timed(monkeypatch):
+    def refuse(*_, **__):
+        raise NotRun("no room")
+
+    monkeypatch.setattr(stages, "timed", refuse)
+
+
+def nothing_compiled(monkeypatch):
+    monkeypatch.setattr(gate, "run", lambda *_, **__: [])
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "without", "said"),
+    [
+        ("verify", 2, nothing_listed, "there is no workload to choose from"),
+        ("bench", 1, nothing_timed, "nothing was timed"),
+        ("bench --json", 1, nothing_timed, "nothing was timed"),
+        ("compile --target sm_90", 2, nothing_compiled, "nothing was compiled"),
+        ("compile --update-baseline", 2, nothing_compiled, "nothing was compiled"),
+    ],
+)
+def test_to_have_done_nothing_is_no_success(command, status, without, said, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(gate, "SNAPSHOTS", tmp_path)
+    without(monkeypatch)
+    name, *options = command.split()
+    assert main([name, *(["--kernel", "rotary"] if name == "bench" else []), *options]) == status
+    [line] = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert [*tmp_path.iterdir()] == []
+
+
 def test_a_changed_baseline_is_worse(capsys, tmp_path):
-    row = {"launches": 1, "registers": 32, "spills": 0, "shared": 0, "instructions": 200, "matrix": 0, "wide": 4,
-           "narrow": 0}  # fmt: skip
+    row = ROW
     before, after = tmp_path / "a.json", tmp_path / "b.json"
     before.write_text(json.dumps({"k/_k/decode-B1-bfloat16/sm_90": row}), encoding="utf-8")
     after.write_text(json.dumps({"k/_k/decode-B1-bfloat16/sm_90": row | {"registers": 64}}), encoding="utf-8")
     assert main(["bench", "--compare", str(before), str(before)]) == 0
     assert main(["bench", "--compare", str(before), str(after)]) == 1
     assert "registers 32 -> 64" in capsys.readouterr().out
+
+
+def test_baselines_with_nothing_in_common_are_not_compared(capsys, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).write_text(json.dumps({f"{name}/_k/decode-B1-bfloat16/sm_90": ROW}), encoding="utf-8")
+    assert main(["bench", "--compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "nothing was compared: they have no item in common"

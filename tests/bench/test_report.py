@@ -279,6 +279,8 @@ def test_bad_files_leave_the_page_before(report, sample, tmp_path):
     assert "in0.json has schema 1; this version reads 2" in report('{"schema": 1}')
     sample["parts"]["timings"]["items"]["router/decode-B1"]["cache"] = "cold"
     assert "in0.json: at parts/timings/items/router/decode-B1/cache: 'cold'" in report(sample)
+    empty = {**sample, "parts": {"timings": {"items": {}, "not_run": {"router/decode-B1": "no time left"}}}}
+    assert "in0.json holds no result to report: nothing was run" in report(empty)
     assert (tmp_path / "x.html").read_text(encoding="utf-8") == "the page before"
 
 

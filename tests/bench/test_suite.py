@@ -85,14 +85,41 @@ def test_what_would_run_covers_the_catalogue():
     assert [name for name in timed if name in ("decode-B4", *stages.FIRST)] == [*stages.FIRST, "decode-B4"]
 
 
-def test_the_listing_is_for_people_too(monkeypatch, capsys, tmp_path):
+def test_without_a_gpu_nothing_is_run_which_is_no_success(monkeypatch, capsys, tmp_path):
+    """A few lines say what is needed, how much would run, and who names it."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert gpu.main(["--out", str(tmp_path / "none")]) == 0
+    assert gpu.main(["--out", str(tmp_path / "none")]) == 1
     said = capsys.readouterr().out
     assert said.startswith("nothing was run: torch ")
-    assert "calibration: 2 items" in said
-    assert "  rotary decode-B1, " in said
+    assert ["calibration", "2"] in [line.split() for line in said.splitlines()]
+    assert len(said.splitlines()) == len(stages.PARTS) + 3
+    assert len(said) < 1200
+    assert "--names" in said.splitlines()[-1]
+    assert "--dry-run" in said.splitlines()[-1]
+    assert gpu.main(["--only", "kernels", "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert not report["ran"]
+    assert len(report["would_run"]["kernels"]) == len(stages.plan(None, ["kernels"], REAL))
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_names_are_told_when_asked_for(on_gpu, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: on_gpu)
+    assert gpu.main(["--names", "--only", "calibration,timings", "--out", str(tmp_path / "none")]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("calibration: 2 items\n")
+    assert "  rotary decode-B1, " in said
+    assert gpu.main(["--names", "--only", "calibration", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["would_run"] == {"calibration": ["copy", "matmul"]}
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_budget_in_which_nothing_runs_is_no_success(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(gpu, "environment", lambda *_: HERE | {"rehearsal": True})
+    run = ["--dry-run", "--only", "calibration", "--out", str(tmp_path), "--budget", "1e-9"]
+    assert gpu.main(run) == 1
+    assert "nothing was run: every item was left out" in capsys.readouterr().err
 
 
 def test_an_interpreting_process_measures_nothing(monkeypatch, capsys):
