@@ -23,6 +23,7 @@ class Audio:
     samples: Tensor
     sample_rate: int
     comment: str = ""  # kept in the file: that a machine made this, and of what
+    ended: str | None = None  # of speech: "end_of_audio", or "max_frames" where it was cut off
 
     @property
     def seconds(self) -> float:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from zonos2_triton.model.backend import current, resolve_backend, resolve_device, resolve_dtype
-from zonos2_triton.model.ops import ops_of
+from zonos2_triton.model.ops import PAGE_SIZE, ops_of
 from zonos2_triton.model.runtime.request import Generation, Request
 from zonos2_triton.model.runtime.scheduler import Loop, LoopOptions
 from zonos2_triton.model.runtime.stream import Progress, Stream, read_all
@@ -185,22 +185,29 @@ class Backbone:
         ValueError, TypeError: an argument is wrong, found before any work; it names the prompt. FloatingPointError:
         logits are NaN or Inf. torch.OutOfMemoryError: a prompt that there is no memory for.
         """
-        return read_all(self._streams(prompts, sampling, speakers), progress, return_exceptions)
+        return read_all(self.streams(prompts, sampling, speakers), progress, return_exceptions)
 
     def stream(self, prompt: Tensor, sampling: Sampling = Sampling(), speaker: Tensor | None = None) -> Stream:  # noqa: B008  frozen
         """The frames of one prompt as they come, beside whatever else is running; an iterator, to be closed.
 
         Raises as `generate` does: what is wrong with an argument at once, the rest where a frame is asked for.
         """
-        return self._streams([prompt], sampling, [speaker])[0]
+        return self.streams([prompt], sampling, [speaker])[0]
 
-    def _streams(
+    def room_behind(self, rows: int) -> int:
+        """How many frames may follow a prompt of so many rows, by the context and by the whole cache; at least 1."""
+        return max(min(self.config.max_seqlen - rows, self.loop.pages * PAGE_SIZE + 1 - rows), 1)
+
+    def streams(
         self,
         prompts: Sequence[Tensor],
         sampling: Sampling | Sequence[Sampling],
         speakers: Sequence[Tensor | None] | None,
+        names: Sequence[str] | None = None,
     ) -> list[Stream]:
+        """`stream` of each, all or none; other arguments as of `generate`. names: of the prompts, in errors."""
         n = len(prompts)
+        names = [f"prompts[{i}]" for i in range(n)] if names is None else names
         samplings = [sampling] * n if isinstance(sampling, Sampling) else sampling
         voices = [None] * n if speakers is None else speakers
         for name, values in (("sampling", samplings), ("speakers", voices)):
@@ -212,9 +219,9 @@ class Backbone:
         for i, (prompt, own, voice) in enumerate(zip(prompts, samplings, voices, strict=True)):
             if not isinstance(own, Sampling):
                 raise TypeError(f"sampling[{i}] must be a Sampling object, got {own!r}")
-            prompt = self._checked_prompt(f"prompts[{i}]", prompt)
+            prompt = self._checked_prompt(names[i], prompt)
             voice = self.checked_speaker(f"speakers[{i}]", voice)
-            requests.append(Request(f"prompts[{i}]", prompt, own, voice, self.config))
+            requests.append(Request(names[i], prompt, own, voice, self.config))
         self.loop.submit(requests)
         return [Stream(self.loop, request) for request in requests]
 

@@ -26,6 +26,8 @@ TOOLS = {
     "report": "a page of results: rooflines, tables, comparisons",
     "verify": "every kernel against the reference, here and now",
 }
+# What a default means, where the number does not say.
+DEFAULTS = {"seed": "a new one each time", "max_frames": "1024, and 16 more for each byte of the text"}
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
 
 
@@ -102,7 +104,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
             sampling.add_argument(name, action="store_true", help="generate all frames, whatever the codes say")
         else:
             kind = float if isinstance(field.default, float) else int
-            default = "a new one each time" if field.default is None else field.default
+            default = DEFAULTS.get(field.name, field.default)
             sampling.add_argument(name, type=kind, metavar="N", default=field.default, help=f"default: {default}")
 
     tiny = commands.add_parser("tiny", help="write a tiny model with random weights, for trying things out")

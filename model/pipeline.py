@@ -1,9 +1,11 @@
 """Text to sound."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Unpack, overload
+from typing import NamedTuple, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -15,13 +17,14 @@ from zonos2_triton.model.nvtx import annotate
 from zonos2_triton.model.prompt import PromptOptions, build_prompt
 from zonos2_triton.model.runtime.request import Generation
 from zonos2_triton.model.runtime.scheduler import LoopOptions
-from zonos2_triton.model.runtime.stream import Progress, Stream
+from zonos2_triton.model.runtime.stream import Progress, Stream, read_all
 from zonos2_triton.model.speaker import SpeakerEncoder
 from zonos2_triton.model.vocoder import Vocoder
 from zonos2_triton.model.weights.checkpoint import one_file
 from zonos2_triton.model.weights.hub import CODEC_REPO, SPEAKER_REPO, resolve_path
 from zonos2_triton.reference.delay import shear_up
 from zonos2_triton.reference.sampling import Sampling
+from zonos2_triton.reference.sampling_params import Default
 
 Voice = str | Path | Tensor | tuple[Tensor, int] | None  # a recording, an embedding, (waveform, Hz)
 
@@ -36,6 +39,41 @@ WEIGHTS = (
 CODEC_FOLDERS = ("dac_44khz", "dac", "vocoder")
 CODEC_FILES = ("dac*.pth", "weights*.pth")  # the official file's own name is weights.pth
 SPEAKER_FOLDERS = ("speaker_encoder",)
+FRAMES_PER_BYTE = 16  # that a text may need beyond the default; speech of 15 letters a second takes 6
+
+
+class _Task(NamedTuple):
+    """One text, and what it becomes for the backbone."""
+
+    name: str  # of the argument, in errors
+    ids: Tensor
+    sampling: Sampling
+    voice: Tensor | None
+
+
+class AudioStream(Iterator[Tensor]):
+    """fp32 chunks [m] of one text, on the CPU. To be read to the end or closed, as with `with`."""
+
+    def __init__(self, chunks: Iterator[Tensor], frames: Stream) -> None:
+        self._chunks, self._frames = chunks, frames
+
+    def __next__(self) -> Tensor:
+        return next(self._chunks)
+
+    @property
+    def ended(self) -> str | None:
+        """Once all is read "end_of_audio", or "max_frames": cut off; None before."""
+        return self._frames.ended
+
+    def close(self) -> None:
+        """No more is wanted."""
+        self._frames.close()
+
+    def __enter__(self) -> "AudioStream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class Zonos2:
@@ -144,15 +182,21 @@ class Zonos2:
         progress  called as progress(i, frame) after each frame of text i
         prompt    keywords of `build_prompt`: clean_background, accurate, speaking_rate, quality
 
+        Where sampling gives no max_frames, a text takes up to 1024 + 16 for each of its bytes of UTF-8, as far as the
+        context and the cache have room. What is cut off there is a warning, and `Audio.ended` says so.
+
         ValueError, TypeError: the text is too long for the model, or an argument is wrong; raised before any work.
         """
-        texts = list(text) if isinstance(text, list | tuple) else [text]
-        embedding = self._embedding(speaker)
-        prompts = [self._prompt(t, embedding, **prompt) for t in texts]
-        with annotate("model/generate", len(prompts)):
-            results = self.backbone.generate(prompts, sampling, [embedding] * len(prompts), progress)
-        audios = [self._decode(result) for result in results]
-        return audios if isinstance(text, list | tuple) else audios[0]
+        many = isinstance(text, list | tuple)
+        tasks = self._tasks(text if many else [text], many, speaker, sampling, prompt)
+        with annotate("model/generate", len(tasks)):
+            results = read_all(self._streams(tasks), progress, return_exceptions=False)
+        audios = []
+        for task, result in zip(tasks, results, strict=True):
+            assert isinstance(result, Generation)
+            self._warn_if_cut(task, result.ended, len(result.frames))
+            audios.append(self._decode(result))
+        return audios if many else audios[0]
 
     def stream(
         self,
@@ -161,21 +205,66 @@ class Zonos2:
         sampling: Sampling = Sampling(),  # noqa: B008  frozen
         progress: Progress | None = None,
         **prompt: Unpack[PromptOptions],
-    ) -> Iterator[Tensor]:
-        """The same, fp32 chunks [m] as soon as they are final; joined, they are speak()'s samples bit for bit."""
-        embedding = self._embedding(speaker)
-        ids = self._prompt(text, embedding, **prompt)
-        return self._chunks(self.backbone.stream(ids, sampling, embedding), progress)
+    ) -> AudioStream:
+        """The same, fp32 chunks [m] as soon as they are final; joined, they are speak()'s samples bit for bit. Its
+        `ended` says afterwards whether the end was reached."""
+        (task,) = self._tasks([text], False, speaker, sampling, prompt)
+        (frames,) = self._streams([task])
+        return AudioStream(self._chunks(task, frames, progress), frames)
+
+    def _tasks(
+        self,
+        texts: Sequence[str],
+        many: bool,
+        speaker: Voice,
+        sampling: Sampling | Sequence[Sampling],
+        prompt: PromptOptions,
+    ) -> list[_Task]:
+        samplings = [sampling] * len(texts) if isinstance(sampling, Sampling) else sampling
+        if not isinstance(samplings, list | tuple) or not all(isinstance(own, Sampling) for own in samplings):
+            raise TypeError(f"sampling must be a Sampling, or a list of one for each text, got {sampling!r}")
+        if len(samplings) != len(texts):
+            raise ValueError(
+                f"sampling must be one for all or one for each of {len(texts)} texts, got {len(samplings)}"
+            )
+        voice, tasks = self._embedding(speaker), []
+        for i, (text, own) in enumerate(zip(texts, samplings, strict=True)):
+            ids = self._prompt(text, voice, **prompt)
+            if isinstance(own.max_frames, Default):
+                needed = own.max_frames + FRAMES_PER_BYTE * len(text.encode())
+                own = replace(own, max_frames=min(needed, self.backbone.room_behind(len(ids))))
+            tasks.append(_Task(f"text[{i}]" if many else "text", ids, own, voice))
+        return tasks
+
+    def _streams(self, tasks: Sequence[_Task]) -> list[Stream]:
+        names, prompts, samplings, voices = zip(*tasks, strict=True) if tasks else ((),) * 4
+        return self.backbone.streams(prompts, samplings, voices, names)
+
+    def _warn_if_cut(self, task: _Task, ended: str | None, frames: int, stacklevel: int = 3) -> None:
+        if ended != "max_frames" or task.sampling.ignore_eos:
+            return
+        rows, context = len(task.ids), self.backbone.config.max_seqlen
+        remedy = "raise max_frames (--max-frames)"
+        if rows + frames >= context:
+            remedy = f"the model's context of {context} rows is full: split the text"
+        elif frames >= self.backbone.room_behind(rows):
+            remedy = "the cache is full: raise positions in LoopOptions"
+        seconds = self.vocoder.config.samples(frames) / self.vocoder.config.sample_rate
+        warnings.warn(
+            f"{task.name} did not come to its end: it was cut off after {frames} frames, {seconds:.2f} s; {remedy}",
+            stacklevel=stacklevel,
+        )
 
     @property
     def _spoken(self) -> bool:
         """Whether frames come with their samples."""
         return "decoder" in vars(self.vocoder) and self.backbone.speaks(self.vocoder.decoder)
 
-    def _chunks(self, frames: Stream, progress: Progress | None) -> Iterator[Tensor]:
-        vocoder = None if self._spoken else self.vocoder.stream()
+    def _chunks(self, task: _Task, frames: Stream, progress: Progress | None) -> Iterator[Tensor]:
+        vocoder, count = None if self._spoken else self.vocoder.stream(), 0
         with frames:
             for frame in frames:
+                count += 1
                 if progress is not None:
                     progress(0, frame)
                 chunk = frame.samples
@@ -183,6 +272,7 @@ class Zonos2:
                     chunk = vocoder.push(frame.codes[None], frame.eos_frame, frame.last)
                 if chunk is not None and len(chunk):
                     yield chunk.cpu()
+        self._warn_if_cut(task, frames.ended, count, stacklevel=4)  # of who reads the AudioStream
 
     def _decode(self, result: Generation) -> Audio:
         samples = result.samples if self._spoken else None
@@ -190,7 +280,7 @@ class Zonos2:
             aligned = shear_up(result.frames, self.backbone.config.audio_pad_id)[: result.eos_frame]
             with annotate("codec/decode", len(aligned)):
                 samples = self.vocoder.decode(aligned.T[None])[0].cpu()
-        return Audio(samples, self.vocoder.config.sample_rate, self.comment)
+        return Audio(samples, self.vocoder.config.sample_rate, self.comment, result.ended)
 
     def _prompt(self, text: str, embedding: Tensor | None, **prompt: Unpack[PromptOptions]) -> Tensor:
         config = self.backbone.config

@@ -22,7 +22,7 @@ from zonos2_triton.model.runtime.request import Frame, fresh_seed
 from zonos2_triton.model.runtime.scheduler import LoopOptions
 from zonos2_triton.model.runtime.stream import Progress
 from zonos2_triton.model.threads import computing, threads_hint
-from zonos2_triton.reference.sampling_params import Sampling
+from zonos2_triton.reference.sampling_params import Default, Sampling
 
 
 def say(options: argparse.Namespace) -> int:
@@ -53,13 +53,14 @@ def say(options: argparse.Namespace) -> int:
         default = torch.get_num_threads()
         weights = [*tts.backbone.weights.values(), *tts.vocoder.state.values()]
         threads = files.enter_context(computing(weights))
-        started, first_audio, frames = time.perf_counter(), None, 0
+        started, first_audio, frames, ended = time.perf_counter(), None, 0, None
+        total = None if isinstance(sampling.max_frames, Default) else sampling.clamped().max_frames
         # disable=None: silent when standard error is no terminal
-        with tqdm(total=sampling.clamped().max_frames, unit="frame", disable=None, leave=False) as bar:
+        with tqdm(total=total, unit="frame", disable=None, leave=False) as bar:
 
-            def progress(_: int, __: Frame) -> None:
-                nonlocal frames
-                frames += 1
+            def progress(_: int, frame: Frame) -> None:
+                nonlocal frames, ended
+                frames, ended = frames + 1, frame.ended
                 bar.update()
 
             chunks = []
@@ -77,6 +78,7 @@ def say(options: argparse.Namespace) -> int:
     report = {
         "out": str(options.out),
         "frames": frames,
+        "ended": ended,
         "audio_s": round(audio.seconds, 3),
         "wall_s": round(seconds, 3),
         "rtf": rate and round(rate, 4),
@@ -116,7 +118,8 @@ def _closing_line(report: dict[str, Any]) -> str:
         speed = f"RTF {report['rtf']:.3f}, first audio after {report['first_audio_s']:.2f} s"
     return (
         f"{report['out']}: {report['frames']} frames, {report['audio_s']:.2f} s of audio in {report['wall_s']:.2f} s, "
-        f"{speed}, seed {report['seed']} ({report['backend']} backend, {report['device']}, {report['dtype']})"
+        f"{speed}, seed {report['seed']} ({report['backend']} backend, {report['device']}, {report['dtype']}), "
+        f"ended: {report['ended']}"
     )
 
 

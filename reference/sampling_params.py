@@ -7,6 +7,13 @@ LARGEST = (2 - 2.0**-23) * 2.0**127  # of fp32
 LONGEST = 2**24  # up to here, fp32 holds every whole number; no clip has as many frames
 
 
+class Default(int):
+    """A number that nobody gave. It is like any other, but who knows better may take another in its place."""
+
+
+MAX_FRAMES = Default(1024)
+
+
 @dataclass(frozen=True)
 class Sampling:
     """Settings of one request. Any finite number is accepted and clamped as the official request path does.
@@ -18,7 +25,8 @@ class Sampling:
     repetition_window   generated frames looked back at; 0: no penalty
     repetition_penalty  at least 1, which is off; positive logits of seen codes are divided by it, others multiplied
     repetition_codebooks  the first so many codebooks are penalised; negative or above 9: all
-    max_frames          at least 1; more than the context holds is an error, but for the default, which is cut to it
+    max_frames          at least 1; more than the context holds is an error, but for the default, which is cut to it;
+                        where it is not given, `Zonos2.speak` and `stream` take as many as the text may need
     ignore_eos          generate max_frames whatever the codes say
     seed                0 .. 2^64 - 1, or None: drawn anew for each request
     """
@@ -30,7 +38,7 @@ class Sampling:
     repetition_window: int = 50
     repetition_penalty: float = 1.2
     repetition_codebooks: int = 8
-    max_frames: int = 1024
+    max_frames: int = MAX_FRAMES
     ignore_eos: bool = False
     seed: int | None = None
 

@@ -12,6 +12,11 @@ from zonos2_triton.reference.config import Zonos2Config
 from zonos2_triton.reference.sampling import Sampling
 
 
+def how_ended(eos_frame: int | None) -> str:
+    """By itself, or because no more frames were asked for or fitted."""
+    return "max_frames" if eos_frame is None else "end_of_audio"
+
+
 class Frame(NamedTuple):
     """One generated frame."""
 
@@ -19,6 +24,11 @@ class Frame(NamedTuple):
     eos_frame: int | None  # where the audio ends, from the frame on that shows it
     last: bool
     samples: Tensor | None = None  # fp32 [m]: what became final, where the loop speaks; some frames have none
+
+    @property
+    def ended(self) -> str | None:
+        """Of the last one "end_of_audio" or "max_frames"; of the others None."""
+        return how_ended(self.eos_frame) if self.last else None
 
 
 @dataclass(frozen=True)
@@ -29,6 +39,11 @@ class Generation:
     eos_frame: int | None  # audio is made of aligned frames 0 .. eos_frame - 1; None: it did not end by itself
     seed: int  # that makes the same frames again
     samples: Tensor | None = None  # fp32 [N], where the loop speaks
+
+    @property
+    def ended(self) -> str:
+        """ "end_of_audio", or "max_frames": cut off there, or where the context was full."""
+        return how_ended(self.eos_frame)
 
 
 class Request:

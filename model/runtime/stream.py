@@ -20,13 +20,19 @@ class Stream(Iterator[Frame]):
         """request: submitted to the loop."""
         self._loop, self._request = loop, request
         self.seed = request.seed
+        self.ended: str | None = None  # once the last frame is read: "end_of_audio" or "max_frames"
         weakref.finalize(self, setattr, request, "cancelled", True)  # the loop finds it at its next look
 
     def __next__(self) -> Frame:
         self.wait()
         if self._request.frames:
-            return self._request.frames.popleft()
+            return self._read()
         raise self._request.error or StopIteration
+
+    def _read(self) -> Frame:
+        frame = self._request.frames.popleft()
+        self.ended = frame.ended
+        return frame
 
     def wait(self) -> None:
         """Until there is a frame to read, or none will come."""
@@ -36,7 +42,7 @@ class Stream(Iterator[Frame]):
     def ready(self) -> Iterator[Frame]:
         """Those that have come already."""
         while self._request.frames:
-            yield self._request.frames.popleft()
+            yield self._read()
 
     @property
     def error(self) -> BaseException | None:

@@ -67,6 +67,24 @@ def test_json_closing_line(say):
     assert report["seed"] == 7
 
 
+@pytest.mark.parametrize("stream", [[], ["--stream"]], ids=["whole", "streamed"])
+def test_says_how_it_ended(tiny_folder, tmp_path, capsys, stream):
+    """Seed 0 ends at its 13th frame."""
+    command = ["say", "Hello.", "--model", str(tiny_folder), "--out", str(tmp_path / "a.wav"), "--seed", "0", *stream]
+    assert main([*command, "--max-frames", "60", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["ended"] == "end_of_audio"
+    assert "warning" not in err
+    assert main([*command, "--max-frames", "9"]) == 0
+    out, err = capsys.readouterr()
+    assert out.endswith(", ended: max_frames\n")
+    (line,) = [line for line in err.splitlines() if "warning" in line]
+    assert line == (
+        "zonos2-triton: warning: text did not come to its end: it was cut off after 9 frames, 0.10 s; raise max_frames "
+        "(--max-frames)"
+    )
+
+
 def test_a_seed_that_was_not_given_is_reported(tiny_folder, tmp_path, capsys):
     command = ["say", "a", "--model", str(tiny_folder), "--max-frames", "12", "--json", "--out"]
     assert main([*command, str(tmp_path / "a.wav")]) == 0

@@ -1,5 +1,8 @@
 """Text to sound on the tiny model, through the real loaders."""
 
+import copy
+import pickle
+import re
 import shutil
 from dataclasses import replace
 
@@ -7,10 +10,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from zonos2_triton.model import Audio, Sampling, SpeakerEncoder, SpeakerEncoderConfig, Zonos2, build_prompt
+from zonos2_triton.model import (
+    Audio,
+    Backbone,
+    LoopOptions,
+    Sampling,
+    SpeakerEncoder,
+    SpeakerEncoderConfig,
+    Zonos2,
+    build_prompt,
+)
 from zonos2_triton.reference.delay import shear_up
 
 SHORT = Sampling(seed=7, max_frames=12, ignore_eos=True)
+ENDING = Sampling(seed=0, max_frames=60)  # of "Hello."; before the 60th frame
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +45,93 @@ def test_speaking_is_prompt_generation_and_decoding(tts, sampling, frames):
     assert len(audio.samples) == frames * 512
     assert sum(map(len, tts.stream("Hello.", sampling=sampling))) == frames * 512
     assert (audio.sample_rate, audio.comment) == (44100, tts.comment)
+
+
+def limit_of(tts, text, sampling):
+    """How many frames a text may take at most."""
+    stream = tts.stream(text, sampling=sampling)
+    request = tts.backbone.loop.waiting[-1]
+    stream.close()
+    return request.limit
+
+
+def shortened(tts, max_seqlen, **options):
+    config = replace(tts.backbone.config, max_seqlen=max_seqlen)
+    backbone = Backbone(config, tts.backbone.weights, options=LoopOptions(**options))
+    return Zonos2(backbone, tts.vocoder)
+
+
+@pytest.mark.parametrize(
+    ("text", "sampling", "frames"),
+    [
+        ("Hello.", Sampling(), 1024 + 16 * 6),
+        ("東京", replace(Sampling(), seed=7), 1024 + 16 * 6),  # bytes of UTF-8
+        ("Hello.", copy.deepcopy(Sampling(seed=7)), 1024 + 16 * 6),
+        ("Hello.", pickle.loads(pickle.dumps(Sampling())), 1024 + 16 * 6),
+        ("x" * 1485, Sampling(), 544),  # what the context leaves
+        ("Hello.", Sampling(max_frames=1024), 1024),
+        ("x" * 1485, Sampling(max_frames=1024), 544),
+    ],
+    ids=str,
+)
+def test_frames_that_a_text_may_take_unless_max_frames_is_given(tts, text, sampling, frames):
+    assert limit_of(tts, text, sampling) == frames
+
+
+def test_the_default_fits_into_the_cache(tts):
+    few = shortened(tts, 2048, positions=1024)
+    assert limit_of(few, "Hello.", Sampling()) == 1024 + 1 - len(build_prompt(few.backbone.config, "Hello."))
+
+
+def test_says_that_the_end_was_reached(tts):
+    assert tts.speak("Hello.", sampling=ENDING).ended == "end_of_audio"
+    prompt = build_prompt(tts.backbone.config, "Hello.")
+    assert tts.backbone.generate([prompt], ENDING)[0].ended == "end_of_audio"
+    for stream in (tts.stream("Hello.", sampling=ENDING), tts.backbone.stream(prompt, ENDING)):
+        next(stream)
+        assert stream.ended is None
+        for _ in stream:
+            pass
+        assert stream.ended == "end_of_audio"
+
+
+def test_says_that_the_end_was_not_reached(tts):
+    """In the result, and in one warning for each text that names the remedy."""
+    cut = replace(ENDING, max_frames=9)
+    with pytest.warns(UserWarning, match="cut off") as warned:
+        audios = tts.speak(["Hello.", "Hello."], sampling=[cut, ENDING])
+    assert [audio.ended for audio in audios] == ["max_frames", "end_of_audio"]
+    text = "did not come to its end: it was cut off after 9 frames, 0.10 s; raise max_frames (--max-frames)"
+    assert [str(warning.message) for warning in warned] == [f"text[0] {text}"]
+    assert warned[0].filename == __file__
+    stream = tts.stream("Hello.", sampling=cut)
+    with pytest.warns(UserWarning, match=f"^{re.escape(f'text {text}')}$") as warned:
+        list(stream)
+    assert warned[0].filename == __file__
+    frames = tts.backbone.stream(build_prompt(tts.backbone.config, "Hello."), cut)
+    assert [frame.ended for frame in frames] == [None] * 8 + ["max_frames"]
+    assert stream.ended == frames.ended == "max_frames"
+
+
+@pytest.mark.parametrize("sampling", [Sampling(seed=7), Sampling(seed=7, max_frames=8)], ids=["default", "given"])
+def test_a_full_context_asks_for_shorter_texts(tts, sampling):
+    full = shortened(tts, 8 + len(build_prompt(tts.backbone.config, "Hello.")))
+    with pytest.warns(UserWarning, match=r"after 8 frames, 0.09 s; the model's context of 33 rows is full: split the"):
+        assert full.speak("Hello.", sampling=sampling).ended == "max_frames"
+
+
+def test_a_full_cache_asks_for_more_positions(tts):
+    few = shortened(tts, 2048, positions=32)
+    with pytest.warns(UserWarning, match=r"the cache is full: raise positions in LoopOptions"):
+        few.speak("Hello.", sampling=Sampling(seed=7))
+
+
+@pytest.mark.filterwarnings("error")
+def test_all_frames_without_an_end_were_asked_for(tts):
+    assert tts.speak("Hello.", sampling=SHORT).ended == "max_frames"
+    stream = tts.stream("Hello.", sampling=SHORT)
+    assert list(stream)
+    assert stream.ended == "max_frames"
 
 
 def test_a_text_sounds_the_same_alone_in_a_batch_streamed_and_again(tts, tiny_folder, recording):
