@@ -1,7 +1,8 @@
 """Names that a user may choose from."""
 
 from collections.abc import Collection, Iterable
-from difflib import get_close_matches
+
+from zonos2_triton.model.hints import did_you_mean
 
 
 def chosen(what: str, names: Collection[str] | None, known: Iterable[str]) -> list[str]:
@@ -11,7 +12,6 @@ def chosen(what: str, names: Collection[str] | None, known: Iterable[str]) -> li
         raise ValueError(f"there is no {what} to choose from")
     for name in names or ():
         if name not in accepted:
-            near = " or ".join(map(repr, get_close_matches(name, accepted, 2, 0.6)))
-            hint = f"; did you mean {near}?" if near else ""
+            hint = did_you_mean(name, accepted)
             raise ValueError(f"{what} must be one of {', '.join(accepted)}, got {name!r}{hint}")
     return [name for name in accepted if names is None or name in names]

@@ -46,7 +46,7 @@ def bench_command(parser: argparse.ArgumentParser) -> Command:
     """Likewise of `bench`."""
     parser.description = "Time kernels beside plain PyTorch and other libraries; or compare two files of results."
     _naming(parser)
-    parser.add_argument("--out", type=Path, metavar="DIR", help="keep the results in a file there")
+    parser.add_argument("-o", "--out", type=Path, metavar="DIR", help="keep the results in a file there")
     parser.add_argument("--compare", nargs=2, metavar=("BEFORE", "AFTER"),
                         help="two results, or two baselines of the compile gate: files, or REVISION:FILE")  # fmt: skip
     parser.add_argument("--threshold", type=float, default=0.02, metavar="SHARE",

@@ -2,15 +2,20 @@
 
 import argparse
 import json
+import math
 import os
+import re
 import signal
 import sys
 import warnings
+from collections.abc import Sequence
 from dataclasses import fields
 from importlib.metadata import entry_points
 from types import FrameType
+from typing import NoReturn
 
 from zonos2_triton import __version__
+from zonos2_triton.model.hints import did_you_mean
 from zonos2_triton.model.threads import sleep_while_waiting
 from zonos2_triton.reference.sampling_params import Sampling
 
@@ -28,13 +33,21 @@ TOOLS = {
 }
 # What a default means, where the number does not say.
 DEFAULTS = {"seed": "a new one each time", "max_frames": "1024, and 16 more for each byte of the text"}
+# What a person may ask for. The library clamps instead, as the official request path does.
+RANGES = {
+    "temperature": (0, math.inf), "top_k": (0, math.inf), "top_p": (0, 1), "min_p": (0, 1),
+    "repetition_window": (0, math.inf), "repetition_penalty": (1, math.inf), "repetition_codebooks": (-1, 9),
+    "max_frames": (1, math.inf), "seed": (0, 2**64 - 1),
+}  # fmt: skip
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
 
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 1 doctor found something missing, 2 bad input, 130 interrupted; of a tool, its own."""
     argv = sys.argv[1:] if argv is None else argv
-    options = _parser(argv[0] if argv else "").parse_args(argv)
+    options, unknown = _parser(argv[0] if argv else "").parse_known_args(argv)
+    if unknown:
+        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
         signal.signal(signal.SIGHUP, _interrupt)
@@ -70,16 +83,36 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+class _Parser(argparse.ArgumentParser):
+    """Its errors are one line, with what was probably meant."""
+
+    given: Sequence[str] = ()
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+        self.given = args
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        if choice := re.search(r"invalid choice: '(.+?)' \(choose from (.+)\)", message):
+            message += did_you_mean(choice[1], re.findall(r"[\w.-]+", choice[2]))
+        known = [name for action in self._actions for name in action.option_strings]
+        for name in (word.partition("=")[0] for word in self.given if word.startswith("--")):
+            if not any(option.startswith(name) for option in known):
+                message += did_you_mean(name, known).replace("; ", "; " if name in message else f"; {name}: ")
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
 def _parser(chosen: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="zonos2-triton", description="ZONOS2 text-to-speech.")
-    parser.add_argument("--version", action="version", version=f"zonos2-triton {__version__}")
+    parser = _Parser(prog="zonos2-triton", description="ZONOS2 text-to-speech.")
+    version = f"zonos2-triton {__version__}"
+    parser.add_argument("-V", "--version", action="version", version=version)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     say = commands.add_parser("say", help="speak a text into a sound file", formatter_class=_Help)
     say.set_defaults(run=_say)
     say.add_argument("text", help="what to say; - reads it from standard input")
     say.add_argument("--model", required=True, metavar="DIR", help="folder with params.json and weights, or a hub id")
-    say.add_argument("--out", required=True, metavar="FILE", help="the sound file: .wav, .flac or .ogg")
+    say.add_argument("-o", "--out", required=True, metavar="FILE", help="the sound file: .wav, .flac or .ogg")
     say.add_argument("--speaker", metavar="FILE", help="a recording of the voice to speak with")
     say.add_argument("--stream", action="store_true", help="decode while generating; the file is the same")
     say.add_argument("--spectrogram", metavar="PNG", help="also draw the result")
@@ -92,7 +125,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     say.add_argument("--speaker-encoder", metavar="PATH", help="folder or hub id; default: in the model's folder")
     say.add_argument("--json", action="store_true", help="print the closing line as JSON")
     prompt = say.add_argument_group("conditioning")
-    prompt.add_argument("--rate", type=int, metavar="BUCKET", help="speaking rate, 0 slow to 7 fast")
+    prompt.add_argument("--speaking-rate", type=int, metavar="BUCKET", help="0 slow to 7 fast")
     prompt.add_argument("--quality", action="append", default=[], metavar="FEATURE=BUCKET",
                         help="may be repeated; the official server adds trailing_silence_s=3")  # fmt: skip
     prompt.add_argument("--clean-background", action="store_true", help="the speaker's recording is clean")
@@ -121,6 +154,9 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
         command = commands.add_parser(tool.name, help=TOOLS.get(tool.name))
         if tool.name == chosen:
             command.set_defaults(run=tool.load()(command))
+    for command in commands.choices.values():
+        command.add_argument("-V", "--version", action="version", version=version, help=argparse.SUPPRESS)
+        command.set_defaults(parser=command)
     return parser
 
 
@@ -130,6 +166,12 @@ class _Help(argparse.HelpFormatter):
 
 
 def _say(options: argparse.Namespace) -> int:
+    for name, (low, high) in RANGES.items():
+        value = getattr(options, name)
+        if value is not None and (value < low or value > high):  # NaN is refused later
+            lowest = f"{low}, which means all," if low < 0 else low
+            accepted = f"at least {low}" if high == math.inf else f"from {lowest} to {high}"
+            raise ValueError(f"--{name.replace('_', '-')} must be {accepted}, got {value}")
     sleep_while_waiting()  # before torch is loaded
     from zonos2_triton.model.say import say
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, Unpack, overload
+from typing import NamedTuple, Unpack, cast, overload
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from zonos2_triton.model.audio import Audio, read_audio
 from zonos2_triton.model.backbone import Backbone
 from zonos2_triton.model.backend import resolve_device
+from zonos2_triton.model.hints import did_you_mean
 from zonos2_triton.model.nvtx import annotate
 from zonos2_triton.model.prompt import PromptOptions, build_prompt
 from zonos2_triton.model.runtime.request import Generation
@@ -24,7 +25,7 @@ from zonos2_triton.model.weights.checkpoint import one_file
 from zonos2_triton.model.weights.hub import CODEC_REPO, SPEAKER_REPO, resolve_path
 from zonos2_triton.reference.delay import shear_up
 from zonos2_triton.reference.sampling import Sampling
-from zonos2_triton.reference.sampling_params import Default
+from zonos2_triton.reference.sampling_params import Default, SamplingOptions
 
 Voice = str | Path | Tensor | tuple[Tensor, int] | None  # a recording, an embedding, (waveform, Hz)
 
@@ -40,6 +41,10 @@ CODEC_FOLDERS = ("dac_44khz", "dac", "vocoder")
 CODEC_FILES = ("dac*.pth", "weights*.pth")  # the official file's own name is weights.pth
 SPEAKER_FOLDERS = ("speaker_encoder",)
 FRAMES_PER_BYTE = 16  # that a text may need beyond the default; speech of 15 letters a second takes 6
+
+
+class SpeechOptions(PromptOptions, SamplingOptions, total=False):
+    """Further keywords of `Zonos2.speak` and `stream`."""
 
 
 class _Task(NamedTuple):
@@ -137,6 +142,8 @@ class Zonos2:
             SpeakerEncoder.load(voices, device=device) if voices else None,
         )
 
+    from_pretrained = load  # as others call it
+
     @property
     def notice(self) -> str:
         """What the checkpoint's own metadata wants users to know; empty for most."""
@@ -156,7 +163,7 @@ class Zonos2:
         speaker: Voice = None,
         sampling: Sampling = ...,
         progress: Progress | None = None,
-        **prompt: Unpack[PromptOptions],
+        **options: Unpack[SpeechOptions],
     ) -> Audio: ...
     @overload
     def speak(
@@ -165,7 +172,7 @@ class Zonos2:
         speaker: Voice = None,
         sampling: Sampling | list[Sampling] = ...,
         progress: Progress | None = None,
-        **prompt: Unpack[PromptOptions],
+        **options: Unpack[SpeechOptions],
     ) -> list[Audio]: ...
     def speak(
         self,
@@ -173,22 +180,23 @@ class Zonos2:
         speaker: Voice = None,
         sampling: Sampling | list[Sampling] = Sampling(),  # noqa: B008  frozen
         progress: Progress | None = None,
-        **prompt: Unpack[PromptOptions],
+        **options: Unpack[SpeechOptions],
     ) -> Audio | list[Audio]:
         """One text to one Audio, several to several; each is the same alone and together.
 
         speaker   a file with a recording, (waveform, Hz), or an embedding [speaker_embedding_dim]
         sampling  one for all or one each
         progress  called as progress(i, frame) after each frame of text i
-        prompt    keywords of `build_prompt`: clean_background, accurate, speaking_rate, quality
+        options   clean_background, accurate, speaking_rate and quality, as in `build_prompt`; and the fields of
+                  `Sampling`, such as seed=7, which win over those in sampling
 
-        Where sampling gives no max_frames, a text takes up to 1024 + 16 for each of its bytes of UTF-8, as far as the
+        Where max_frames is not given, a text takes up to 1024 + 16 for each of its bytes of UTF-8, as far as the
         context and the cache have room. What is cut off there is a warning, and `Audio.ended` says so.
 
         ValueError, TypeError: the text is too long for the model, or an argument is wrong; raised before any work.
         """
-        many = isinstance(text, list | tuple)
-        tasks = self._tasks(text if many else [text], many, speaker, sampling, prompt)
+        texts, many = (list(text), True) if isinstance(text, list | tuple) else ([text], False)
+        tasks = self._tasks("speak", texts, many, speaker, sampling, options)
         with annotate("model/generate", len(tasks)):
             results = read_all(self._streams(tasks), progress, return_exceptions=False)
         audios = []
@@ -204,22 +212,24 @@ class Zonos2:
         speaker: Voice = None,
         sampling: Sampling = Sampling(),  # noqa: B008  frozen
         progress: Progress | None = None,
-        **prompt: Unpack[PromptOptions],
+        **options: Unpack[SpeechOptions],
     ) -> AudioStream:
         """The same, fp32 chunks [m] as soon as they are final; joined, they are speak()'s samples bit for bit. Its
         `ended` says afterwards whether the end was reached."""
-        (task,) = self._tasks([text], False, speaker, sampling, prompt)
+        (task,) = self._tasks("stream", [text], False, speaker, sampling, options)
         (frames,) = self._streams([task])
         return AudioStream(self._chunks(task, frames, progress), frames)
 
     def _tasks(
         self,
+        caller: str,
         texts: Sequence[str],
         many: bool,
         speaker: Voice,
         sampling: Sampling | Sequence[Sampling],
-        prompt: PromptOptions,
+        options: SpeechOptions,
     ) -> list[_Task]:
+        settings, prompt = _sorted(caller, options)
         samplings = [sampling] * len(texts) if isinstance(sampling, Sampling) else sampling
         if not isinstance(samplings, list | tuple) or not all(isinstance(own, Sampling) for own in samplings):
             raise TypeError(f"sampling must be a Sampling, or a list of one for each text, got {sampling!r}")
@@ -229,7 +239,7 @@ class Zonos2:
             )
         voice, tasks = self._embedding(speaker), []
         for i, (text, own) in enumerate(zip(texts, samplings, strict=True)):
-            ids = self._prompt(text, voice, **prompt)
+            ids, own = self._prompt(text, voice, **prompt), replace(own, **settings)
             if isinstance(own.max_frames, Default):
                 needed = own.max_frames + FRAMES_PER_BYTE * len(text.encode())
                 own = replace(own, max_frames=min(needed, self.backbone.room_behind(len(ids))))
@@ -310,6 +320,18 @@ class Zonos2:
         except (TypeError, ValueError) as error:
             raise TypeError(f"speaker must be a file, (waveform, Hz) or an embedding, got {speaker!r}") from error
         return self.speaker_encoder.embed(waveform, rate)
+
+
+def _sorted(caller: str, options: SpeechOptions) -> tuple[SamplingOptions, PromptOptions]:
+    """Keywords by whose they are. TypeError: one that is nobody's."""
+    sampling, prompt = SamplingOptions.__annotations__, PromptOptions.__annotations__
+    for name in options:
+        if name not in sampling and name not in prompt:
+            known = ["text", "speaker", "sampling", "progress", *prompt, *sampling]
+            hint = did_you_mean(name, known) or f"; it takes {', '.join(known)}"
+            raise TypeError(f"{caller}() got an unexpected keyword argument {name!r}{hint}")
+    parts = [{name: value for name, value in options.items() if name in own} for own in (sampling, prompt)]
+    return cast(SamplingOptions, parts[0]), cast(PromptOptions, parts[1])
 
 
 def _find(folder: Path, folders: Sequence[str], files: Sequence[str]) -> Path | None:

@@ -6,6 +6,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
+from zonos2_triton.model.hints import did_you_mean
 from zonos2_triton.reference.config import Zonos2Config
 from zonos2_triton.reference.delay import shear
 
@@ -57,8 +58,8 @@ def build_prompt(
     """
     if config.n_codebooks > len(SILENCE[0]) or config.codebook_size <= max(map(max, SILENCE)):
         raise ValueError(
-            f"build_prompt: the silence that ends a prompt takes up to {len(SILENCE[0])} codebooks of 1024, this model "
-            f"has {config.n_codebooks} of {config.codebook_size}"
+            f"the silence that ends a prompt takes up to {len(SILENCE[0])} codebooks of 1024, this model has "
+            f"{config.n_codebooks} of {config.codebook_size}"
         )
     column: list[int] = []
     if speaker:
@@ -93,7 +94,8 @@ def _quality(config: Zonos2Config, quality: Quality) -> list[int]:
         raise TypeError(f"quality must be a list of buckets, a mapping of features to buckets or None, got {quality!r}")
     if isinstance(quality, Mapping):
         if unknown := sorted(str(feature) for feature in quality.keys() - set(features)):
-            raise ValueError(f"quality must name features of {', '.join(features)}, got {', '.join(unknown)}")
+            hint = did_you_mean(unknown[0], features)
+            raise ValueError(f"quality must name features of {', '.join(features)}, got {', '.join(unknown)}{hint}")
         quality = [quality.get(feature) for feature in features]
     quality = list(quality or ())
     if len(quality) > len(counts):

@@ -35,7 +35,7 @@ def say(options: argparse.Namespace) -> int:
         if Path(options.spectrogram) == Path(options.out):
             raise ValueError(f"--spectrogram and --out must be two files, got {options.out!r} for both")
     prompt: PromptOptions = {
-        "speaking_rate": options.rate,
+        "speaking_rate": options.speaking_rate,
         "quality": _quality(options.quality),
         "clean_background": options.clean_background,
         "accurate": not options.expressive,

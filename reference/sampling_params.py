@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, fields, replace
+from typing import TypedDict
 
 LARGEST = (2 - 2.0**-23) * 2.0**127  # of fp32
 LONGEST = 2**24  # up to here, fp32 holds every whole number; no clip has as many frames
@@ -83,6 +84,21 @@ class Sampling:
             float(min(s.repetition_window, LONGEST)), min(s.repetition_penalty, LARGEST),
             float(s.repetition_codebooks), 0.0,
         ]  # fmt: skip
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The fields of `Sampling` as keywords."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_window: int
+    repetition_penalty: float
+    repetition_codebooks: int
+    max_frames: int
+    ignore_eos: bool
+    seed: int | None
 
 
 def _is_finite(number: float) -> bool:

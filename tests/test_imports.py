@@ -56,10 +56,17 @@ def test_help_names_every_command(capsys):
     assert all(f"\n    {command} " in out for command in ("say", "tiny", "doctor", *cli.TOOLS))
 
 
-def test_the_version(capsys):
-    with pytest.raises(SystemExit):
-        cli.main(["--version"])
+@pytest.mark.parametrize("arguments", [["--version"], ["-V"], ["say", "--version"], ["doctor", "-V"]], ids=" ".join)
+def test_the_version(capsys, arguments):
+    with pytest.raises(SystemExit, match=r"^0$"):
+        cli.main(arguments)
     assert capsys.readouterr().out == f"zonos2-triton {zonos2_triton.__version__}\n"
+
+
+def test_the_package_is_the_command():
+    command = [sys.executable, "-m", "zonos2_triton", "--version"]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert run.stdout == f"zonos2-triton {zonos2_triton.__version__}\n"
 
 
 def test_choices_of_the_command_line_are_those_of_the_model():

@@ -66,7 +66,7 @@ class Whole:
                 samples += len(next(each))
         sixteen = (time.perf_counter() - started) * 1e3
         for each in chunks:
-            each.close()  # type: ignore[attr-defined]  # a generator
+            each.close()
         return first, sixteen
 
     def offline(self, streams: int, rounds: int) -> dict[str, Any]:

@@ -166,7 +166,7 @@ def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     parser.add_argument("--backend", default="auto", help=f"one of {', '.join(BACKENDS)}; default: auto")
     parser.add_argument("--graphs", default="off", help="off: layers show; lazy: frames are replayed; default: off")
     out = "or a folder; default: profile.json.gz"
-    parser.add_argument("--out", type=Path, default=Path("profile.json.gz"), metavar="FILE", help=out)
+    parser.add_argument("-o", "--out", type=Path, default=Path("profile.json.gz"), metavar="FILE", help=out)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     return _command
 

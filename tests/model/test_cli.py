@@ -95,8 +95,8 @@ def test_a_seed_that_was_not_given_is_reported(tiny_folder, tmp_path, capsys):
 
 def test_every_option_reaches_the_model(say, tmp_path):
     Audio(torch.sin(torch.arange(20000) / 9), 16000).save(tmp_path / "voice.wav")
-    lines = ("", "--rate 3", "--quality lufs=2", "--temperature 0.3", "--top-k 2", "--top-p 0.3", "--min-p 0.9",
-             "--max-frames 24", "--max-frames 24 --repetition-penalty 9", "--speaker voice.wav",
+    lines = ("", "--speaking-rate 3", "--quality lufs=2", "--temperature 0.3", "--top-k 2", "--top-p 0.3",
+             "--min-p 0.9", "--max-frames 24", "--max-frames 24 --repetition-penalty 9", "--speaker voice.wav",
              "--speaker voice.wav --expressive", "--speaker voice.wav --clean-background")  # fmt: skip
     sounds = set()
     for line in lines:
@@ -118,6 +118,61 @@ def test_a_picture_of_the_sound(say, tmp_path):
     assert say("--spectrogram", tmp_path / "out.png")[0] == 0
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
     assert files(tmp_path) == ["out.png", "out.wav"]
+
+
+def test_short_options(tiny_folder, tmp_path, capsys):
+    command = ["say", "a", "--model", str(tiny_folder), "-o", str(tmp_path / "a.wav")]
+    assert main([*command, "--max-frames", "9", "--ignore-eos"]) == 0
+    assert files(tmp_path) == ["a.wav"]
+
+
+MISTYPED = {
+    "": "the following arguments are required: COMMAND",
+    "sya x": "argument COMMAND: invalid choice: 'sya' (choose from {any}; did you mean 'say'?",
+    "say x --model m --out o.wav --max-tokens 5": (
+        "unrecognized arguments: --max-tokens 5; did you mean '--max-frames'?"
+    ),
+    "say x --model m --out o.wav --rate=5": "unrecognized arguments: --rate=5; did you mean '--speaking-rate'?",
+    "say x --modle m --out o.wav": "the following arguments are required: --model; --modle: did you mean '--model'?",
+    "say x --model m --out o.wav --dtype bflaot16": (
+        "argument --dtype: invalid choice: 'bflaot16' (choose from {any}; did you mean 'bfloat16' or 'float16'?"
+    ),
+    "doctor --jsn": "unrecognized arguments: --jsn; did you mean '--json'?",
+    "say x --model m --out o.wav --top-k 1.5": "argument --top-k: invalid int value: '1.5'",
+}
+
+
+@pytest.mark.parametrize(("line", "message"), MISTYPED.items())
+def test_mistyped_commands_and_options_are_one_line_with_what_was_meant(capsys, line, message):
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(line.split())
+    (said,) = capsys.readouterr().err.splitlines()
+    command = line.partition(" ")[0]
+    prog = f"zonos2-triton {command}" if command in ("say", "doctor") else "zonos2-triton"
+    start, _, end = f"{prog}: error: {message}".partition("{any}")
+    assert said.startswith(start)
+    assert said.endswith(end)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "accepted"),
+    [
+        ("temperature", "-1.0", "at least 0"),
+        ("top-k", "-1", "at least 0"),
+        ("top-p", "1.5", "from 0 to 1"),
+        ("min-p", "-0.1", "from 0 to 1"),
+        ("repetition-window", "-1", "at least 0"),
+        ("repetition-penalty", "0.9", "at least 1"),
+        ("repetition-codebooks", "10", "from -1, which means all, to 9"),
+        ("max-frames", "0", "at least 1"),
+        ("seed", "-1", "from 0 to 18446744073709551615"),
+    ],
+)
+def test_settings_out_of_range_are_refused(say, tmp_path, option, value, accepted):
+    """In Python they are clamped, as the official request path does."""
+    status, out, err = say(f"--{option}", value, model="nowhere")
+    assert (status, out, files(tmp_path)) == (2, "", [])
+    assert err == f"zonos2-triton: error: --{option} must be {accepted}, got {value}\n"
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
 """Text to sound on the tiny model, through the real loaders."""
 
 import copy
+import inspect
 import pickle
 import re
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import get_type_hints
 
 import pytest
 import torch
@@ -20,7 +22,9 @@ from zonos2_triton.model import (
     Zonos2,
     build_prompt,
 )
+from zonos2_triton.model.prompt import PromptOptions
 from zonos2_triton.reference.delay import shear_up
+from zonos2_triton.reference.sampling_params import SamplingOptions
 
 SHORT = Sampling(seed=7, max_frames=12, ignore_eos=True)
 ENDING = Sampling(seed=0, max_frames=60)  # of "Hello."; before the 60th frame
@@ -47,9 +51,9 @@ def test_speaking_is_prompt_generation_and_decoding(tts, sampling, frames):
     assert (audio.sample_rate, audio.comment) == (44100, tts.comment)
 
 
-def limit_of(tts, text, sampling):
+def limit_of(tts, text, sampling, **settings):
     """How many frames a text may take at most."""
-    stream = tts.stream(text, sampling=sampling)
+    stream = tts.stream(text, sampling=sampling, **settings)
     request = tts.backbone.loop.waiting[-1]
     stream.close()
     return request.limit
@@ -196,6 +200,31 @@ def test_parts_must_fit_each_other(tts, golden):
         Zonos2(tts.backbone, tts.vocoder, other)
 
 
+def test_settings_of_the_sampling_are_keywords_too(tts):
+    """They win over those of `sampling`, for all texts."""
+    want = tts.speak("a", sampling=SHORT).samples
+    assert torch.equal(tts.speak("a", seed=7, max_frames=12, ignore_eos=True).samples, want)
+    assert torch.equal(torch.cat(list(tts.stream("a", seed=7, max_frames=12, ignore_eos=True))), want)
+    assert torch.equal(
+        tts.speak("a", sampling=replace(SHORT, seed=8, max_frames=20), seed=7, max_frames=12).samples, want
+    )
+    both = tts.speak(["a", "a"], sampling=[replace(SHORT, seed=8), replace(SHORT, temperature=0.1)], seed=7)
+    assert torch.equal(both[0].samples, want)
+    assert not torch.equal(both[1].samples, want)
+    assert limit_of(tts, "Hello.", Sampling(), seed=7) == 1024 + 16 * 6
+
+
+def test_the_keywords_are_those_of_sampling_and_prompt():
+    sampling = {field.name: field.type for field in fields(Sampling)}
+    assert get_type_hints(SamplingOptions) == sampling
+    prompt = list(inspect.signature(build_prompt).parameters)
+    assert list(PromptOptions.__annotations__) == prompt[prompt.index("clean_background") :]
+
+
+def test_from_pretrained_is_load(tiny_folder):
+    assert Zonos2.from_pretrained(tiny_folder, device="cpu").backbone.config.dim == 64
+
+
 REJECTED = {
     "long": ({"text": "x" * 2048}, ValueError, r"2067 rows.*takes 2047; shorten it by at least 20 bytes"),
     "none": ({"text": None}, TypeError, "text must be a string"),
@@ -205,8 +234,23 @@ REJECTED = {
     "voice-short": ({"speaker": (torch.ones(9), 24000)}, ValueError, "shorter than one analysis"),
     "voice-missing": ({"speaker": "nowhere.wav"}, FileNotFoundError, "nowhere.wav is not a file"),
     "voice-kind": ({"speaker": 7}, TypeError, "speaker must be a file"),
-    "unknown": ({"colour": 7}, TypeError, "colour"),
-    "sampling": ({"sampling": None}, TypeError, "sampling"),
+    "unknown": (
+        {"colour": 7},
+        TypeError,
+        r"{way}\(\) got an unexpected keyword argument 'colour'; it takes .*speaker, ",
+    ),
+    "seed": ({"sede": 7}, TypeError, r"{way}\(\) got an unexpected keyword argument 'sede'; did you mean 'seed'\?"),
+    "max_tokens": ({"max_tokens": 7}, TypeError, r"{way}\(\) .*'max_tokens'; did you mean 'max_frames'\?"),
+    "rate-word": ({"rate": 7}, TypeError, r"{way}\(\) .*'rate'; did you mean 'speaking_rate'\?"),
+    "voice": ({"voice": "a.wav"}, TypeError, r"{way}\(\) .*'voice'; did you mean 'speaker'\?"),
+    "sampling": (
+        {"sampling": None},
+        TypeError,
+        "sampling must be a Sampling, or a list of one for each text, got None",
+    ),
+    "samplings": ({"sampling": [SHORT, SHORT]}, ValueError, "one for all or one for each of 1 texts, got 2"),
+    "temperature": ({"temperature": "hot"}, TypeError, "temperature must be a number, got 'hot'"),
+    "frames": ({"max_frames": 2048}, ValueError, "text: max_frames is 2048, but behind a prompt of 20 rows"),
 }
 
 
@@ -214,7 +258,7 @@ REJECTED = {
 @pytest.mark.parametrize("way", ["speak", "stream"])
 def test_rejects_before_any_work(tts, way, arguments, error, message):
     """A stream too: not at the first chunk, but when it is asked for."""
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=message.replace("{way}", way)):
         getattr(tts, way)(**{"text": "x", "sampling": SHORT, **arguments})
 
 

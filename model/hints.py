@@ -1,0 +1,27 @@
+"""What a name that is not known may have meant."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+# Words of others for ours, where spelling does not tell.
+OTHER_WORDS = {
+    "max_length": "max_frames",
+    "max_new_tokens": "max_frames",
+    "max_tokens": "max_frames",
+    "rate": "speaking_rate",
+    "reference_audio": "speaker",
+    "speed": "speaking_rate",
+    "voice": "speaker",
+}
+
+
+def did_you_mean(name: str, accepted: Iterable[str]) -> str:
+    """The end of an error's sentence: the nearest names, keywords or options; empty where none is near."""
+    known = {_word(option): option for option in accepted}
+    other = OTHER_WORDS.get(_word(name))
+    near = [other] if other in known else get_close_matches(_word(name), known, 2, 0.6)
+    return f"; did you mean {' or '.join(repr(known[word]) for word in near)}?" if near else ""
+
+
+def _word(option: str) -> str:
+    return option.lstrip("-").replace("-", "_")
