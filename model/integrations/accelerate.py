@@ -86,8 +86,9 @@ def accelerate(
     backend  "triton": kernels (on a CPU, interpreted); "reference": plain PyTorch; "auto": kernels on a GPU
 
     All or nothing: after an error `obj` is as it was. Doing it twice is doing it once. Weights stay where they are,
-    under their names; where ours need them in another order there is a packed copy, and a weight that is changed
-    afterwards is an error when it is next used.
+    under their names, and are read there, so that a later change counts. A codec's are packed: a change is an error at
+    the next call, but on a GPU neither one of a few numbers through `.data` or a storage, nor one before a captured
+    graph is replayed.
 
     TypeError: an object of no known kind; ValueError: one that is not as expected, or out of bounds; the message says
     what was found and what is accepted.

@@ -1,6 +1,7 @@
 """Attributes of other people's objects: replaced, and put back as they were."""
 
-from collections.abc import Callable, Iterable, MutableMapping
+import zlib
+from collections.abc import Callable, Iterable
 from functools import update_wrapper
 from typing import Any, NoReturn
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 MISSING = object()
+SAMPLED = 64  # numbers of each tensor on a GPU that are looked at again
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -51,35 +53,85 @@ class Replacement:
 
 
 class Unchanged:
-    """The tensors that packed weights were made of; what computes with those asks first whether they still are."""
+    """A module as it was when something was made of it; whoever uses that asks first whether it still is."""
 
-    def __init__(self, places: Iterable[tuple[str, MutableMapping[str, Any], str]]) -> None:
-        """places: of each tensor its name, and the mapping and key where its owner looks it up."""
-        self._places = [(name, owner, key, owner[key], _stamp(owner[key])) for name, owner, key in places]
-
-    @classmethod
-    def of(cls, module: nn.Module, prefix: str = "") -> "Unchanged":
-        """Every parameter and buffer of a module."""
-        places: list[tuple[str, MutableMapping[str, Any], str]] = []
-        for path, part in module.named_modules(prefix=prefix):
-            for owner in (part._parameters, part._buffers):
-                places += [(f"{path}.{key}".lstrip("."), owner, key) for key, t in owner.items() if t is not None]
-        return cls(places)
+    def __init__(self, root: nn.Module, path: str = "", weights: bool = True, leave: str | None = None) -> None:
+        """path: that of root, for messages. weights: what its tensors hold counts too, not only its parts and their
+        hooks; they are of one dtype, on one device. leave: the name of parts that do not count."""
+        parts = [(name, part) for name, part in root.named_modules(prefix=path) if leave not in name.split(".")]
+        self._leave = leave
+        self._parts = [(name, part, self._form(part)) for name, part in parts]
+        self._tensors = [
+            (f"{name}.{key}".lstrip("."), part, kind, key, tensor, _stamp(tensor))
+            for name, part in parts
+            for kind in (("_parameters", "_buffers") if weights else ())
+            for key, tensor in getattr(part, kind).items()
+        ]
+        held = {name: tensor.detach() for name, *_, tensor, _ in self._tensors if tensor is not None}
+        self._whole = {name: tensor for name, tensor in held.items() if tensor.device.type == "cpu"}
+        self._samples = {
+            name: tensor.flatten()[:: tensor.numel() // SAMPLED + 1]
+            for name, tensor in held.items()
+            if name not in self._whole and tensor.is_contiguous()
+        }
+        self._contents = self._read()
 
     def check(self) -> None:
-        """RuntimeError: a tensor was replaced, moved, converted, written to, or takes part in training."""
-        for name, owner, key, tensor, stamp in self._places:
-            found = owner.get(key)
-            if found is not tensor or _stamp(tensor) != stamp:
-                raise RuntimeError(
-                    f"{name} was changed after accelerate(), which keeps a packed copy of it; call report.restore(), "
-                    "then accelerate() again"
-                )
+        """RuntimeError: a part was replaced or has other hooks; a tensor was replaced, moved, converted or written."""
+        for name, part, form in self._parts:
+            if self._form(part) != form:
+                raise _changed(name or type(part).__name__)
+        for name, part, kind, key, tensor, stamp in self._tensors:
+            if getattr(part, kind).get(key) is not tensor or key in vars(part) or _stamp(tensor) != stamp:
+                raise _changed(name)
+        for name, contents in self._read().items():
+            if contents != self._contents[name]:
+                raise _changed(name)
+
+    def _form(self, part: nn.Module) -> tuple[object, ...]:
+        children = [child for name, child in part._modules.items() if name != self._leave]
+        own = vars(part).get("forward")
+        own = None if isinstance(own, Replacement) else own
+        return children, type(part), own, len(part._forward_hooks), len(part._forward_pre_hooks)
+
+    def _read(self) -> dict[str, int]:
+        """Checksums: of all numbers on a CPU, elsewhere of samples, in one copy. A write through .data, NumPy or the
+        storage is seen by nothing else. While a graph is captured nothing may be read."""
+        found = {name: zlib.crc32(_octets(tensor)) for name, tensor in self._whole.items()}
+        if self._samples and not torch.cuda.is_current_stream_capturing():
+            octets, start = _octets(torch.cat([*self._samples.values()]).cpu()), 0
+            for name, sample in self._samples.items():
+                found[name] = zlib.crc32(octets[start : start + sample.nbytes])
+                start += sample.nbytes
+        return found
 
 
-def _stamp(tensor: Any) -> tuple[object, ...]:
-    """What a write, a move, a conversion or training changes; quick, for it is asked at every call."""
-    return 0 if tensor.is_inference() else tensor._version, tensor.data_ptr(), tensor.requires_grad
+def _changed(name: str) -> RuntimeError:
+    return RuntimeError(
+        f"{name} was changed after accelerate(), which goes by what it found there; call report.restore(), then "
+        "accelerate() again"
+    )
+
+
+def _stamp(tensor: Tensor | None) -> tuple[object, ...]:
+    """What a move, a conversion and most writes change; quick, for it is asked at every call."""
+    if tensor is None:
+        return ()
+    version = 0 if tensor.is_inference() else tensor._version
+    return version, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+
+
+def _octets(tensor: Tensor) -> Any:
+    """Of a tensor on a CPU, as NumPy has them."""
+    return tensor.contiguous().flatten().view(torch.uint8).numpy()
+
+
+def summed_rows(op: Callable[..., Tensor], rows: Tensor) -> Tensor:
+    """rows [C, M, D] -> their sums over C [M, D], by `frame_embedding`. Its own look-up wants the tables behind each
+    other, which would be a copy that no later write reaches."""
+    C, M, _ = rows.shape
+    places = torch.arange(M, dtype=torch.int32, device=rows.device)[:, None].expand(M, C).contiguous()
+    return op(places, rows.flatten(0, 1), M, 0.0, norm=False)
 
 
 def check_weights(host: str, tensors: Iterable[tuple[str, Tensor]], also: tuple[str, ...] = ()) -> Tensor:

@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+from contextlib import nullcontext
 from importlib.metadata import version
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from tests.integrations.standins import held, refused
+from tests.integrations.writes import WRITES, fixed
 from zonos2_triton.model.integrations import accelerate as module
 from zonos2_triton.model.integrations.accelerate import Candidate, accelerate, difference
 from zonos2_triton.model.integrations.patching import Replacement, Unchanged, check_module, check_weights
@@ -214,10 +216,6 @@ def test_copies_are_refused(host, model, copied):
     assert torch.equal(copy.deepcopy(model)(torch.ones(4)), model(torch.ones(4)))
 
 
-def fixed(tensor):
-    return nn.Parameter(tensor, requires_grad=False)
-
-
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -235,13 +233,14 @@ def test_a_state_that_is_refused(host, model, spoil, message):
     refused(model, message)
 
 
+class Elsewhere(torch.Tensor):
+    @property
+    def device(self):
+        return torch.device("cuda:1")
+
+
 def test_weights_on_mixed_devices_or_none():
     """A CPU has but one; meta stands for the others, and is named as itself where it comes first."""
-
-    class Elsewhere(torch.Tensor):
-        @property
-        def device(self):
-            return torch.device("cuda:1")
 
     there = torch.ones(2).as_subclass(Elsewhere)
     with pytest.raises(ValueError, match=r"X: weights are on mixed devices, a on cpu and b on cuda:1"):
@@ -250,23 +249,63 @@ def test_weights_on_mixed_devices_or_none():
         check_weights("X", [])
 
 
+@pytest.mark.parametrize("write", WRITES)
+def test_a_changed_weight_is_noticed(write):
+    layer = nn.Linear(3, 3).requires_grad_(False)
+    guard = Unchanged(nn.Sequential(layer))
+    guard.check()
+    WRITES[write](layer)
+    with pytest.raises(
+        RuntimeError, match=r"^0(\.weight)? was changed after accelerate\(\), .* call report\.restore\(\)"
+    ):
+        guard.check()
+
+
 @pytest.mark.parametrize(
     "change",
     [
-        lambda layer: setattr(layer, "weight", fixed(layer.weight.clone())),
-        lambda layer: layer.weight.mul_(2),
-        lambda layer: layer.half(),
-        lambda layer: layer.weight.requires_grad_(True),
-        lambda layer: layer._parameters.pop("weight"),
+        lambda whole: whole.__setitem__(1, nn.Linear(3, 3)),
+        lambda whole: whole.append(nn.Tanh()),
+        lambda whole: whole[1].register_forward_pre_hook(print),
+        lambda whole: whole[0].register_forward_hook(print),
+        lambda whole: setattr(whole[1], "forward", print),
+        lambda whole: setattr(whole[1], "__class__", nn.Identity),
+        lambda whole: whole.pop(0),
     ],
-    ids=["replaced", "written", "converted", "trainable", "removed"],
+    ids=["replaced", "appended", "hook before", "hook after", "forward", "class", "removed"],
 )
-def test_a_changed_weight_is_noticed(change):
-    layer = nn.Linear(2, 2).requires_grad_(False)
-    guard = Unchanged.of(nn.Sequential(layer))
+def test_a_changed_part_is_noticed(change):
+    """Where weights are read at each call, too: they would be read of parts that nobody calls any more."""
+    whole = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    guard = Unchanged(whole, "whole", weights=False)
+    whole[1].weight.data.mul_(2)
     guard.check()
-    change(layer)
-    with pytest.raises(RuntimeError, match=r"0\.weight was changed after accelerate\(\), which keeps a packed copy"):
+    change(whole)
+    with pytest.raises(RuntimeError, match=r"^whole(\.\d)? was changed after accelerate"):
+        guard.check()
+
+
+def test_parts_that_do_not_count_may_change():
+    whole = nn.ModuleDict({"used": nn.Linear(3, 3), "left": nn.Linear(3, 3)})
+    guard = Unchanged(whole, leave="left")
+    whole["left"].weight.data.mul_(2)
+    whole["left"] = nn.Linear(2, 2)
+    guard.check()
+
+
+@pytest.mark.parametrize("capturing", [False, True])
+def test_of_weights_elsewhere_a_sample_is_read(capturing, monkeypatch):
+    """A GPU's, which a CPU does not have: of a change to few numbers that nothing counts, nothing may be noticed."""
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    layer = nn.Linear(50, 50, bias=False)
+    layer.weight = nn.Parameter(layer.weight.data.as_subclass(Elsewhere), requires_grad=False)
+    guard = Unchanged(layer)
+    numbers = layer.weight.data.view(-1)
+    numbers[1] += 1
+    guard.check()
+    numbers *= 2
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    with nullcontext() if capturing else pytest.raises(RuntimeError, match=r"^weight was changed after accelerate"):
         guard.check()
 
 

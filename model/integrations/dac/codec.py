@@ -1,7 +1,7 @@
 """The Descript audio codec as two packages have it, transformers' DacModel and dac.DAC: codes to latents to samples."""
 
 import inspect
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -67,9 +67,9 @@ class Codec:
         vocoder.state.clear()
         found = []
         if "from_codes" in ops:
-            found.append(_from_codes(obj.quantizer, _of("quantizer", parts), vocoder))
+            found.append(_from_codes(obj.quantizer, vocoder))
         if "decoder" in ops:
-            found.append(_decoder(obj.decoder, _of("decoder", parts), vocoder))
+            found.append(_decoder(obj.decoder, parts.values(), vocoder))
         return found
 
 
@@ -79,9 +79,9 @@ HOSTS: tuple[Host, ...] = (
 )
 
 
-def _from_codes(quantizer: Any, parts: list[Part], vocoder: Vocoder) -> Candidate:
+def _from_codes(quantizer: Any, vocoder: Vocoder) -> Candidate:
     """codes [B, C, T] -> (latents [B, D, T], code vectors [B, C * K, T], codes); C: the first so many codebooks."""
-    original, unchanged = quantizer.from_codes, _unchanged(parts)
+    original, unchanged = quantizer.from_codes, Unchanged(quantizer, "quantizer", leave="in_proj")
 
     def from_codes(codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         unchanged.check()
@@ -98,9 +98,9 @@ def _from_codes(quantizer: Any, parts: list[Part], vocoder: Vocoder) -> Candidat
     return _candidate("from_codes", quantizer, "from_codes", from_codes, codes.to(vocoder.device), vocoder)
 
 
-def _decoder(decoder: nn.Module, parts: list[Part], vocoder: Vocoder) -> Candidate:
+def _decoder(decoder: nn.Module, parts: Iterable[Part], vocoder: Vocoder) -> Candidate:
     """latents [B, D, T] -> samples [B, 1, samples]."""
-    original, unchanged = decoder.forward, _unchanged(parts)
+    original, unchanged = decoder.forward, Unchanged(decoder, "decoder")
     paddings = [(module, module.padding) for _, module in parts if hasattr(module, "padding")]
 
     def forward(z: Tensor) -> Tensor:
@@ -156,15 +156,3 @@ def _as_autocast(x: Tensor) -> Tensor:
     if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
         return x.to(torch.get_autocast_dtype(kind))
     return x
-
-
-def _of(name: str, parts: dict[str, Part]) -> list[Part]:
-    return [part for official, part in parts.items() if official.startswith(f"{name}.")]
-
-
-def _unchanged(parts: list[Part]) -> Unchanged:
-    places = []
-    for prefix, module in parts:
-        for path, inner in module.named_modules(prefix=prefix):
-            places += [(f"{path}.{key}", inner._parameters, key) for key in inner._parameters]
-    return Unchanged(places)

@@ -52,7 +52,6 @@ def _one_attention(model: PortModel, steps: _Steps, path: str) -> Swap:
     except Unfit as reason:
         raise Beyond(f"{reason}: how it keeps its cache is not known here") from reason
     wq, wkv, gater, wo = (model.part(f"{path}.{name}") for name in ("wq", "wkv", "gater", "wo"))
-    temp = model.packed(lambda t: t.flatten().to(model.like.dtype), f"{path}.temp")
     original = module.forward
 
     def ours(x: Tensor, cache: Any, *rest: Any) -> Tensor:
@@ -62,7 +61,8 @@ def _one_attention(model: PortModel, steps: _Steps, path: str) -> Swap:
         rows, prefill = flat(x, config.dim), T > 1 or B > SEQUENCES_AT_ONCE
         kv = wkv.weight.view(2, -1, config.dim)
         qkvg = ops.qkv_projection(rows, None, wq.weight, kv, gater.weight, 0.0, prefill)
-        places = temp(), steps.table(room), cache.key, cache.value, steps.pages(B), steps.starts(B, start)
+        temp = module.temp.flatten().to(x.dtype)
+        places = temp, steps.table(room), cache.key, cache.value, steps.pages(B), steps.starts(B, start)
         if prefill:
             y = ops.prefill_attention(qkvg, *places, steps.begins(B, T), T)
         else:

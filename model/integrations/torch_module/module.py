@@ -2,8 +2,7 @@
 
 What a module does is known by its name, shapes and the parameters of its forward, the rest is found by asking it: which
 of a router's results are weights, ids and state, whether balancing biases are added, in which order experts take ids
-and weights, what a cache is. Weights are read where they lie, at each call; the embedding table, temperatures and
-balancing biases are packed copies.
+and weights, what a cache is. Weights are read where they lie, at each call; a part that was replaced is an error.
 """
 
 import inspect
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from zonos2_triton.model.backend import current
 from zonos2_triton.model.integrations.accelerate import Candidate, Host
-from zonos2_triton.model.integrations.patching import Replacement, check_module, check_weights
+from zonos2_triton.model.integrations.patching import Replacement, Unchanged, check_module, check_weights
 from zonos2_triton.model.integrations.torch_module.attention import attention
 from zonos2_triton.model.integrations.torch_module.moe import experts, router
 from zonos2_triton.model.integrations.torch_module.structure import (
@@ -99,16 +98,19 @@ def _candidate(model: PortModel, op: str) -> Candidate:
         new, old = zip(*(swap.check() for swap in swaps), strict=True)
         return new, old
 
-    places = [(swap.module, "forward", _replacement(model, swap)) for swap in swaps]
+    names = {module: name for name, module in model.root.named_modules()}
+    places = [(swap.module, "forward", _replacement(model, swap, names[swap.module])) for swap in swaps]
     return Candidate(op, where, places, check, BOUNDS[model.like.dtype])
 
 
-def _replacement(model: PortModel, swap: Swap) -> Replacement:
+def _replacement(model: PortModel, swap: Swap, path: str) -> Replacement:
     """Called by position and by the original's names, on the device of the weights."""
+    unchanged = Unchanged(swap.module, path, weights=False)
     original, ours, device = swap.module.forward, swap.ours, model.like.device
     names = [*inspect.signature(original).parameters]
 
     def forward(*args: Any, **kwargs: Any) -> Any:
+        unchanged.check()
         if kwargs:
             named = [name for name in names[len(args) :] if name in kwargs]
             args += tuple(kwargs.pop(name) for name in named)

@@ -84,14 +84,14 @@ class _Manner(NamedTuple):
 def _one_router(model: PortModel, i: int) -> Swap:
     config, handed, own = model.config, model.handed[i], _Router(model, i)
     manner = _manner(model, own)
-    biases = model.packed(lambda b: (manner.sign * b).to(model.like.dtype), f"{own.path}.balancing_biases")
 
     def ours(x: Tensor, state: Tensor | None = None) -> Any:
         pieces = flat(x, config.dim).split(ROWS_AT_ONCE)
         states: Sequence[Tensor | None] = [None] * len(pieces)
         if own.carries and state is not None:
             states = flat(state, config.moe_router_dim).to(x.dtype).split(ROWS_AT_ONCE)
-        signed = biases()
+        biases = own.module.balancing_biases
+        signed = (biases if manner.sign > 0 else -biases).to(x.dtype)
         routings = [own(model.ops.router, *piece, signed, manner.k) for piece in zip(pieces, states, strict=True)]
         whole = routings[0] if len(routings) == 1 else Routing(*map(torch.cat, zip(*routings, strict=True)))
         made = {kind: getattr(whole, kind).to(dtype).view(*x.shape[:-1], -1) for kind, dtype in manner.form}

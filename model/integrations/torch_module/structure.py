@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from zonos2_triton.model.backend import current
-from zonos2_triton.model.integrations.patching import Unchanged
 from zonos2_triton.model.ops import SEQUENCES_AT_ONCE
 from zonos2_triton.reference.config import Zonos2Config
 from zonos2_triton.reference.network import layout
@@ -205,21 +204,6 @@ class PortModel:
         if not isinstance(eps, float):
             raise Unfit(f"{path} has no eps, variance_epsilon or norm_eps that is a float, got {eps!r}")
         return eps
-
-    def packed(self, make: Callable[..., Tensor], *names: str) -> Callable[[], Tensor]:
-        """A tensor made of others, each time checked to be as they were."""
-        places = []
-        for name in names:
-            path, _, key = name.rpartition(".")
-            owner = self.part(path)
-            places.append((name, owner._parameters if key in owner._parameters else owner._buffers, key))
-        unchanged, tensor = Unchanged(places), make(*(self.tensors[name] for name in names))
-
-        def get() -> Tensor:
-            unchanged.check()
-            return tensor
-
-        return get
 
     def swap(self, path: str, module: nn.Module, ours: Callable[..., Any], *samples: Tensor | None) -> Swap:
         """Both get the samples, once; a router and experts need to have been asked with them before."""

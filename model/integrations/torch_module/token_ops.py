@@ -1,8 +1,10 @@
 """The parts of a port that take rows alone: embedding, norms, dense layers, head."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from zonos2_triton.model.integrations.patching import summed_rows
 from zonos2_triton.model.integrations.torch_module.structure import (
     COMPARED,
     Beyond,
@@ -37,16 +39,13 @@ def embedding(model: PortModel) -> list[Swap]:
     tables = [f"{path}.embedders.{i}.weight" for i in range(config.n_codebooks + 1)]
     model.need(*tables)
     module, _ = model.module(path, "codes")
-    table = model.packed(lambda *parts: torch.cat(parts), *tables)
+    embedders = [model.part(name.removesuffix(".weight")) for name in tables]
     most = torch.tensor([config.codebook_vocab - 1] * config.n_codebooks + [config.text_vocab])
 
     def ours(codes: Tensor) -> Tensor:
-        rows = flat(codes, codes.shape[-1])
-        if rows.device.type == "cpu" and bool(((rows < 0) | (rows > most[: rows.shape[1]])).any()):
-            raise IndexError(f"{path}: codes must be in 0..{config.audio_pad_id}, text in 0..{config.text_vocab}")
-        ids = rows if rows.dtype in (torch.int32, torch.int64) else rows.long()
-        embedded = model.ops.frame_embedding(ids, table(), config.codebook_vocab, 0.0, norm=False)
-        return embedded.view(*codes.shape[:-1], config.dim)
+        columns = zip(codes.reshape(-1, codes.shape[-1]).long().unbind(1), embedders, strict=True)
+        rows = [F.embedding(ids, embedder.weight) for ids, embedder in columns]
+        return summed_rows(model.ops.frame_embedding, torch.stack(rows)).view(*codes.shape[:-1], config.dim)
 
     drawn = (torch.rand(COMPARED, len(most), generator=model.generator) * (most + 1)).long()
     return [model.swap(path, module, ours, torch.cat([drawn, most[None]]).to(model.like.device))]  # padding, too

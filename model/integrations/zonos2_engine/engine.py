@@ -16,7 +16,6 @@ from zonos2_triton.model.integrations.zonos2_engine.attention import Backend
 from zonos2_triton.model.integrations.zonos2_engine.layers import Call, Shared
 from zonos2_triton.model.integrations.zonos2_engine.tree import NAME, check_tree, rank_config
 from zonos2_triton.model.ops import ops_of
-from zonos2_triton.reference.config import BALANCING_SIGN
 from zonos2_triton.reference.ops import REFERENCE
 from zonos2_triton.reference.rotary import rotary as reference_rotary
 
@@ -78,19 +77,11 @@ class Tree:
         self.mixtures = {i: blocks[i].feed_forward for i in config.moe_layers}
         self.dense_layers = {i: blocks[i].feed_forward for i in range(config.n_layers) if i not in self.mixtures}
         self.generator = torch.Generator().manual_seed(0)
-        self.biases = {i: self._biases(mixture.router) for i, mixture in self.mixtures.items()}
-        self.routes = {
-            i: layers.routing(self.shared, mixture.router, f"layers.{i}.feed_forward.router", self.biases[i])
-            for i, mixture in self.mixtures.items()
-        }
+        self.routes = {i: layers.routing(self.shared, mixture.router) for i, mixture in self.mixtures.items()}
         self.routers = {
             i: Replacement(layers.routed(self.routes[i]), mixture.router.forward)
             for i, mixture in self.mixtures.items()
         }
-
-    def _biases(self, router: Any) -> Tensor:
-        sign = BALANCING_SIGN[self.shared.config.moe_balancing_strategy]
-        return sign * router.balancing_biases.to(self.weight.dtype)
 
     def embedding(self) -> Candidate:
         owner = self.model.multi_embedder
@@ -100,9 +91,7 @@ class Tree:
             ids = torch.stack([self._integers(table.num_embeddings) for table in tables], 1)
             return ours(ids), original(ids)
 
-        size = sum(table.weight.nbytes for table in tables) / 1e6
-        where, places = f"a packed copy of {size:.0f} MB", [(owner, "forward", ours)]
-        return self._candidate("embedding", where, places, self._both(compare))
+        return self._candidate("embedding", f"{len(tables)} tables", [(owner, "forward", ours)], self._both(compare))
 
     def norm(self) -> Candidate:
         fused = [self.model.emb_norm, self.model.out_norm]
@@ -192,10 +181,11 @@ class Tree:
             for i, mixture in self.mixtures.items():
                 x, state = self._normal(self.shared.config.dim), self._normal(self.shared.config.moe_router_dim)
                 given = state if mixture.router.use_eda else None
+                biases = layers.signed_biases(self.shared, mixture.router).float()
                 for results, forward in ((new, self.routers[i]), (old, originals[i])):
                     weights, ids, following = forward(x, given)
                     # Where two experts are as good as each other, either may be chosen: how good they are is compared.
-                    results += [weights.float() + self.biases[i].float()[ids.long()], following]
+                    results += [weights.float() + biases[ids.long()], following]
             return new, old
 
         routers = {i: mixture.router for i, mixture in self.mixtures.items()}

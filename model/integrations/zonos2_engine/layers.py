@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from zonos2_triton.model.integrations.patching import Replacement, Unchanged
+from zonos2_triton.model.integrations.patching import Replacement, summed_rows
 from zonos2_triton.model.integrations.zonos2_engine.attention import Metadata
 from zonos2_triton.model.ops import ROWS_AT_ONCE, SEQUENCES_AT_ONCE
-from zonos2_triton.reference.config import Zonos2Config
+from zonos2_triton.reference.config import BALANCING_SIGN, Zonos2Config
 from zonos2_triton.reference.ops import Ops
 from zonos2_triton.reference.router import Routing, by_expert
 
@@ -105,31 +106,29 @@ def angles(rotary: Any) -> Tensor:
 
 
 def embedding(shared: Shared, embedder: Any) -> Call:
-    """MultiEmbedding.forward by one gather of a packed copy of its tables.
+    """MultiEmbedding.forward: a row of each table where it lies, and one sum of them.
 
-    Each rank has some rows of every table; a row of zeros behind them stands for all others, so that one sum over the
-    ranks does for all columns.
+    Each rank has some rows of every table; zeros stand for all others, so that one sum over the ranks does for all
+    columns.
     """
-    tables, original = list(embedder.embedders.op_list), embedder.forward
-    where = [(f"multi_embedder.embedders.{i}.weight", vars(table), "weight") for i, table in enumerate(tables)]
-    unchanged = Unchanged(where)
-    ranks, held = tables[0].tp_size, [table.weight for table in tables]
-    if ranks > 1:
-        held = [torch.cat([weight, weight.new_zeros(1, weight.shape[1])]) for weight in held]
-    packed, vocab = torch.cat(held), len(held[0])
+    original, tables = embedder.forward, embedder.embedders.op_list
+    ranks = tables[0].tp_size
     ranges = [(start, start + length) for start, length in (table.vocab_range for table in tables)]
-    first, end = torch.tensor(ranges, device=packed.device).T
-    nowhere = torch.tensor([len(weight) - 1 for weight in held], device=packed.device)
+    first, end = torch.tensor(ranges, device=tables[0].weight.device).T
 
     def forward(codes: Tensor) -> Tensor:
+        tables = embedder.embedders.op_list
         if codes.ndim != 2 or codes.shape[1] != len(tables):
             return original(codes)
-        unchanged.check()
-        ids = codes.contiguous()
+        ids, elsewhere = codes, None
         if ranks > 1:
-            ids = torch.where((codes >= first) & (codes < end), codes - first, nowhere)
-        x = shared.ops.frame_embedding(ids, packed, vocab, EPS, norm=False)
-        return summed(tables[0], ranks, x)
+            elsewhere = (codes < first) | (codes >= end)
+            ids = (codes - first).masked_fill(elsewhere, 0)
+        columns = zip(ids.long().unbind(1), tables, strict=True)
+        rows = torch.stack([F.embedding(column, table.weight) for column, table in columns])
+        if elsewhere is not None:
+            rows = rows.masked_fill(elsewhere.T[..., None], 0)
+        return summed(tables[0], ranks, summed_rows(shared.ops.frame_embedding, rows))
 
     return forward
 
@@ -151,12 +150,17 @@ def attention(shared: Shared, layer: Any) -> Call:
     return forward
 
 
-def routing(shared: Shared, router: Any, path: str, biases: Tensor) -> Route:
-    """All that a router finds, of up to ROWS_AT_ONCE rows; biases: those of the router as they are added."""
-    network, unchanged = router.router_mlp, Unchanged([(f"{path}.balancing_biases", vars(router), "balancing_biases")])
+def signed_biases(shared: Shared, router: Any) -> Tensor:
+    """The balancing biases of a router as they are added, in their own dtype."""
+    biases: Tensor = router.balancing_biases
+    return biases if BALANCING_SIGN[shared.config.moe_balancing_strategy] > 0 else -biases
+
+
+def routing(shared: Shared, router: Any) -> Route:
+    """All that a router finds, of up to ROWS_AT_ONCE rows."""
 
     def route(x: Tensor, state: Tensor | None) -> Routing:
-        unchanged.check()
+        network, biases = router.router_mlp, signed_biases(shared, router).to(x.dtype)
         carried = state is not None and router.use_eda
         return Routing(
             *shared.ops.router(
@@ -203,10 +207,11 @@ def experts(shared: Shared, fused: Any) -> Call:
 
 def feed_forward(shared: Shared, layer: Any, router_forward: object, route: Route) -> Call:
     """MoEFeedForward.forward by the order that the router makes, where the router is ours; otherwise the original."""
-    original, fused, router = layer.forward, layer.experts._fused_moe, layer.router
+    original = layer.forward
 
     def forward(x: Tensor, router_states: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if vars(router).get("forward") is not router_forward:
+        fused = layer.experts._fused_moe
+        if vars(layer.router).get("forward") is not router_forward:
             return original(x, router_states)
         rows, states = [], []
         for piece, state in pieces(x, router_states):

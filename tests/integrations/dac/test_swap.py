@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from tests.integrations.standins import held, refused
+from tests.integrations.writes import WRITES
 from zonos2_triton.model import Vocoder, accelerate
 from zonos2_triton.model.integrations.accelerate import MARK, difference
 from zonos2_triton.model.integrations.dac.codec import BOUNDS
@@ -175,6 +176,31 @@ def test_changed_weights(build, codes_of, latents_of, host):
     want = model.quantizer.from_codes(codes)[0]
     accelerate(model, backend="reference")
     assert difference(model.quantizer.from_codes(codes)[0], want) < 1e-6
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_every_way_to_change_a_weight(build, codes_of, latents_of, host, write):
+    model = build(host, folded=True)
+    for weight in model.parameters():
+        weight.data = weight.data.clone()  # memory of its own
+    accelerate(model, backend="reference")
+    WRITES[write](codebook_of(model, 1))
+    with pytest.raises(RuntimeError, match=r"quantizer\.quantizers\.1\.codebook\S* was changed"):
+        model.quantizer.from_codes(codes_of(1, 3))
+    WRITES[write](conv_of(model))
+    with pytest.raises(RuntimeError, match=r"decoder\.\S+ was changed"):
+        model.decoder(latents_of(1, 3))
+
+
+def test_a_layer_that_is_replaced(build, codes_of, latents_of, host):
+    model = build(host, folded=True)
+    accelerate(model, backend="reference")
+    model.quantizer.quantizers[1] = model.quantizer.quantizers[0]
+    with pytest.raises(RuntimeError, match=r"quantizer\.quantizers was changed"):
+        model.quantizer.from_codes(codes_of(1, 3))
+    put(model, conv_of(model), nn.Conv1d(8, 16, 7, padding=3))
+    with pytest.raises(RuntimeError, match=r"decoder\S* was changed"):
+        model.decoder(latents_of(1, 3))
 
 
 def test_weights_of_the_encoder_may_change(build, codes_of, decode, host):
