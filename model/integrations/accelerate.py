@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from zonos2_triton._settings import disabled
+from zonos2_triton import _settings
 from zonos2_triton.model.backend import check_backend, resolve_backend
 from zonos2_triton.model.integrations.patching import Swaps
 from zonos2_triton.model.integrations.report import Left, Report, Swapped
@@ -83,7 +83,8 @@ def accelerate(
     strict   an operation that cannot be swapped, or a version that this was not tested with, is an error; otherwise it
              is left, and the report says why
     verify   run each swapped operation once against the original, and refuse one outside its bound
-    backend  "triton": kernels (on a CPU, interpreted); "reference": plain PyTorch; "auto": kernels on a GPU
+    backend  "triton": kernels (on a CPU, interpreted); "reference": plain PyTorch; "auto": kernels on a GPU; where they
+             do not run, as on a CPU, nothing is replaced; ZONOS2_TRITON_BACKEND may say otherwise
 
     All or nothing: after an error `obj` is as it was. Doing it twice is doing it once. Weights stay where they are,
     under their names, and are read there, so that a later change counts. A codec's are packed: a change is an error at
@@ -100,10 +101,11 @@ def accelerate(
     if (standing := vars(obj).get(MARK)) is not None:
         return _standing(host, standing, asked)
     host_version = _host_version(host, strict)
-    if disabled():
-        kept = tuple(Left(op, "ZONOS2_TRITON_DISABLE=1") for op in ops)
+    disabled = f"{_settings.DISABLE}=1" if _settings.disabled() else None
+    weight = None if disabled else host.checked(obj)
+    if reason := disabled or (auto_leaves(weight) if backend == "auto" else None):
+        kept = tuple(Left(op, reason) for op in ops)
         return Report(host.name, host_version, _own_version(), "none", (), kept, asked)
-    weight = host.checked(obj)
     if weight is not None:
         backend = resolve_backend(backend, weight.device, weight.dtype)
     swapped, left, places = [], [], list[Place]()
@@ -128,6 +130,17 @@ def accelerate(
         raise
     LOG.info("%s", report)
     return report
+
+
+def auto_leaves(like: Tensor | None) -> str | None:
+    """Why "auto" replaces nothing where this tensor is, None: where this process computes; None: it does."""
+    like = torch.empty(0, device="cuda" if torch.cuda.is_available() else "cpu") if like is None else like
+    if _settings.backend() != "auto" or resolve_backend("auto", like.device, like.dtype) == "triton":
+        return None
+    return (
+        f'"auto" replaces nothing in {like.dtype} on a {like.device.type}, where no kernels run and plain PyTorch '
+        'gains nothing: name backend="reference" or "triton"'
+    )
 
 
 def _judged(candidate: Candidate, verify: bool) -> tuple[float | None, str | None]:

@@ -73,5 +73,7 @@ class Report:
         lines = ["  ".join(f"{cell:{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
         title, n = " ".join(filter(None, (self.host, self.host_version))), len(self.swapped)
         error = "not verified" if self.max_error is None else f"largest error {self.max_error:.1e}"
-        counted = f"{n} operation{'s' * (n != 1)} by the {self.backend} backend"
-        return "\n".join([f"{title}: {counted}, {error}" if n else f"{title}: {counted}", *lines])
+        counted = (
+            f"{n} operation{'s' * (n != 1)} by the {self.backend} backend, {error}" if n else "nothing is replaced"
+        )
+        return "\n".join([f"{title}: {counted}", *lines])

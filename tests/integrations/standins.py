@@ -90,5 +90,5 @@ def refused(model, message, kind=ValueError, **options):
     """The error comes, and nothing is touched."""
     before = held(model)
     with pytest.raises(kind, match=message):
-        accelerate(model, **options)
+        accelerate(model, **{"backend": "reference"} | options)
     assert held(model) == before

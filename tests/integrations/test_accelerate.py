@@ -74,12 +74,12 @@ def model():
 
 def test_it_swaps_and_puts_back_the_very_same_attributes(host, model):
     before, x = held(model), torch.ones(4)
-    report = accelerate(model)
+    report = accelerate(model, backend="reference")
     assert {swap.op: swap.error for swap in report.swapped} == {"double": 0.0, "shift": 0.0}
     assert isinstance(model.double, Replacement)
     assert torch.equal(model(x), torch.full((4,), 4.0))
     after = held(model)
-    assert accelerate(model) is report
+    assert accelerate(model, backend="reference") is report
     assert held(model) == after
     for _ in range(2):
         report.restore()
@@ -90,7 +90,7 @@ def test_a_with_block_restores_even_after_an_error(host, model):
     before = held(model)
 
     def fail():
-        with accelerate(model):
+        with accelerate(model, backend="reference"):
             assert held(model) != before
             raise KeyError
 
@@ -100,7 +100,7 @@ def test_a_with_block_restores_even_after_an_error(host, model):
 
 
 def test_what_is_accelerated_otherwise_is_refused(host, model):
-    report = accelerate(model)
+    report = accelerate(model, backend="reference")
     refused(model, "Doubler is accelerated already, with other arguments: call report.restore", only=["double"])
     object.__setattr__(report, "version", "0.0.1")
     refused(model, r"Doubler was accelerated by zonos2-triton 0\.0\.1, this is ")
@@ -108,7 +108,7 @@ def test_what_is_accelerated_otherwise_is_refused(host, model):
 
 @pytest.mark.parametrize("only", [["double"], ("double",), {"double"}, "double"])
 def test_only_what_is_named(host, model, only):
-    assert [swap.op for swap in accelerate(model, only=only).swapped] == ["double"]
+    assert [swap.op for swap in accelerate(model, only=only, backend="reference").swapped] == ["double"]
     assert "shift" not in vars(model)
 
 
@@ -140,7 +140,7 @@ def failing(x):
 def test_what_cannot_be_swapped_is_an_error_only_if_strict(host, model, spoil, op, reason):
     spoil(host, model)
     refused(model, f"Doubler: {op} cannot be swapped: {reason}")
-    report = accelerate(model, strict=False)
+    report = accelerate(model, strict=False, backend="reference")
     assert [left.op for left in report.left] == [op]
     assert report.left[0].reason.startswith(reason)
     assert {swap.op for swap in report.swapped} == {"double", "shift"} - {op}
@@ -148,7 +148,7 @@ def test_what_cannot_be_swapped_is_an_error_only_if_strict(host, model, spoil, o
 
 def test_without_verification_nothing_is_compared(host, model):
     host.factor = 1.01
-    report = accelerate(model, verify=False)
+    report = accelerate(model, verify=False, backend="reference")
     assert [swap.error for swap in report.swapped] == [None, None]
     assert report.max_error is None
     assert str(report).splitlines()[0].endswith("2 operations by the reference backend, not verified")
@@ -171,14 +171,29 @@ def test_a_failure_half_way_is_rolled_back(host):
 def test_a_version_that_is_not_known(host, model, monkeypatch, caplog):
     monkeypatch.setattr(module, "version", lambda name: "9.1" if name == "torch" else "0.1.0")
     refused(model, r"Doubler: torch 9\.1 is none of the versions 2 to below 3 .* strict=False")
-    assert accelerate(model, strict=False).host_version == "9.1"
+    assert accelerate(model, strict=False, backend="reference").host_version == "9.1"
     assert "going by its structure alone" in caplog.text
+
+
+def test_auto_replaces_nothing_on_a_cpu(host, model, monkeypatch):
+    """Plain PyTorch of ours would be slower; whoever names a backend, or what auto means, gets it."""
+    before = held(model)
+    for _ in range(2):
+        report = accelerate(model)
+        assert (report.backend, report.swapped, held(model)) == ("none", (), before)
+        assert [left.op for left in report.left] == ["double", "shift"]
+        assert all("on a cpu, where no kernels run" in left.reason for left in report.left)
+        assert "nothing is replaced\n" in str(report)
+        report.restore()
+    accelerate(model, backend="reference").restore()
+    monkeypatch.setenv("ZONOS2_TRITON_BACKEND", "reference")
+    assert accelerate(model).backend == "reference"
 
 
 def test_disabled(host, model, monkeypatch):
     monkeypatch.setenv("ZONOS2_TRITON_DISABLE", "1")
     before = held(model)
-    report = accelerate(model)
+    report = accelerate(model, backend="reference")
     assert held(model) == before
     assert [left.reason for left in report.left] == ["ZONOS2_TRITON_DISABLE=1"] * 2
 
@@ -186,7 +201,7 @@ def test_disabled(host, model, monkeypatch):
 def test_the_report_is_a_table_and_json(host, model):
     """What is left by design is no error."""
     host.left = {"shift": "never here"}
-    report = accelerate(model)
+    report = accelerate(model, backend="reference")
     told = json.loads(report.json())
     assert told == report.as_dict()
     assert told["swapped"] == [{"op": "double", "where": "double", "places": 1, "error": 0.0, "bound": 1e-6}]
@@ -209,7 +224,7 @@ def test_objects_of_no_known_kind(obj):
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, pickle.dumps])
 def test_copies_are_refused(host, model, copied):
-    with accelerate(model):
+    with accelerate(model, backend="reference"):
         for obj in (model, model.double):
             with pytest.raises(TypeError, match=r"cannot be copied or saved whole: call report.restore\(\)"):
                 copied(obj)
@@ -237,6 +252,11 @@ class Elsewhere(torch.Tensor):
     @property
     def device(self):
         return torch.device("cuda:1")
+
+
+def test_auto_replaces_nothing_either_on_a_gpu_in_a_type_that_kernels_do_not_have():
+    there = torch.ones(2, dtype=torch.float64).as_subclass(Elsewhere)
+    assert "in torch.float64 on a cuda, where no kernels run" in module.auto_leaves(there)
 
 
 def test_weights_on_mixed_devices_or_none():

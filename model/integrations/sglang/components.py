@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zonos2_triton._settings import BACKEND, backend
 from zonos2_triton.model.backend import resolve_backend
-from zonos2_triton.model.integrations.accelerate import accelerate
+from zonos2_triton.model.integrations.accelerate import MARK, accelerate
 from zonos2_triton.model.ops import SEQUENCES_AT_ONCE
 from zonos2_triton.reference.attention import QK_EPS
 from zonos2_triton.reference.ops import REFERENCE
@@ -141,8 +142,9 @@ def get_dac(original: Callable[[str], Any], device: str) -> Any:
 def decode_batch(
     original: Callable[..., list[Tensor]], vocoder: Any, audio_codes_list: list[Tensor], eos_frames: list[int | None]
 ) -> list[Tensor]:
-    """Zonos2DACVocoder.decode_batch, clip by clip: together, a shorter clip ends in the sound of its padding."""
-    if len(audio_codes_list) != len(eos_frames):
+    """Zonos2DACVocoder.decode_batch, clip by clip: together, a shorter clip ends in the sound of its padding. A codec
+    that stays the engine's decodes them its own way."""
+    if len(audio_codes_list) != len(eos_frames) or MARK not in vars(vocoder.dac):
         return original(vocoder, audio_codes_list, eos_frames)  # which says so
     clips = zip(audio_codes_list, eos_frames, strict=True)
     return [clip for codes, end in clips for clip in original(vocoder, [codes], [end])]
@@ -176,11 +178,13 @@ def _experts_fault(block: Any, x: Tensor) -> str | None:
 
 
 def _runs(part: str, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a part runs here. The reference does on a CPU alone: elsewhere it would wait for the device, which a
-    captured graph cannot."""
-    if resolve_backend("auto", device, dtype) == "triton" or device.type == "cpu":
+    """Whether a part runs here. The reference does on a CPU alone, if it is named: elsewhere it would wait for the
+    device, which a captured graph cannot."""
+    if resolve_backend("auto", device, dtype) == "triton" or (device.type == "cpu" and backend() != "auto"):
         return True
-    _say_once(part, f"there are no kernels for {dtype} on {device.type} here, or ZONOS2_TRITON_BACKEND asks for others")
+    _say_once(
+        part, f"no kernels run in {dtype} on {device.type} here, or {BACKEND} asks for others; on a CPU it names one"
+    )
     return False
 
 

@@ -39,6 +39,15 @@ def test_restore_is_identity(build, codes_of, decode, host):
     assert held(model) == before
 
 
+def test_auto_replaces_nothing_on_a_cpu(build, host):
+    model = build(host)
+    before = held(model)
+    report = accelerate(model)
+    assert held(model) == before
+    assert [left.op for left in report.left] == ["from_codes", "decoder"]
+    assert "on a cpu" in str(report)
+
+
 EXCHANGED = (  # weights of one layer and another; in bf16, alphas of like size make no more difference than rounding
     ("decoder", f"{BLOCK}.2.block.1.weight", f"{BLOCK}.3.block.1.weight"),
     ("decoder", f"{BLOCK}.4.block.3.weight", f"{BLOCK}.3.block.3.weight"),

@@ -18,9 +18,10 @@ CACHED = (components._operation, components._say_once, plugin._warn_of_another_v
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
-    """Nothing is set, registered or said yet."""
+    """Nothing else is set, registered or said yet."""
     for name in [name for name in os.environ if name.startswith(PREFIX)]:
         monkeypatch.delenv(name)
+    monkeypatch.setenv(BACKEND, "reference")  # on a CPU, where one has to be named
     monkeypatch.setattr(plugin, "_registered", set())
     for cached in CACHED:
         cached.cache_clear()

@@ -70,6 +70,16 @@ def test_a_batch_of_clips_is_each_clip_alone(codec, monkeypatch):
     assert vocoder.decode_batch([], []) == []
 
 
+def test_on_a_cpu_the_codec_stays_the_engines_unless_a_backend_is_named(codec, monkeypatch, caplog):
+    monkeypatch.setenv(BACKEND, "auto")
+    vocoder, clips = codec.Zonos2DACVocoder("cpu"), [clip(22, 1), clip(12, 2)]
+    before = vocoder.decode_batch(clips, [None, 9])
+    host.hook_parts(["vocoder"])
+    after = codec.Zonos2DACVocoder("cpu").decode_batch(clips, [None, 9])
+    assert all(torch.equal(new, old) for new, old in zip(after, before, strict=True))
+    assert "on a CPU it names one" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("codes", "ends", "error"),
     [([clip(9, 1)], [], "audio_codes_list and eos_frames length mismatch"),

@@ -163,7 +163,6 @@ def without_cache(layer):
 
 def test_where_there_are_no_kernels_everything_stays_with_the_engine(engine, stack, monkeypatch, caplog):
     """The reference would wait for the device."""
-    monkeypatch.setattr(components, "resolve_backend", lambda *_: "reference")
     layer = without_cache(stack()[1].to("meta"))
     host.hook_parts(["attention", "experts", "sampler"])
     called = [engine.model.Zonos2MoEBlock.forward, engine.model.Zonos2Attention.forward, engine.sampler.sample_tts]
@@ -178,6 +177,16 @@ def test_where_there_are_no_kernels_everything_stays_with_the_engine(engine, sta
     assert [message.split(":")[1] for message in caplog.messages] == [
         f" {part} stays with the engine" for part in ("attention", "experts", "sampler")
     ]
+
+
+def test_on_a_cpu_everything_stays_with_the_engine_unless_a_backend_is_named(stack, seeded, monkeypatch, caplog):
+    monkeypatch.setenv(BACKEND, "auto")
+    layers, x = stack(), seeded(4, 64)
+    before = forward(layers, x, [4])
+    host.hook_parts(["attention", "experts"])
+    assert torch.equal(forward(layers, x, [4]), before)
+    assert len(caplog.messages) == 2
+    assert all("on a CPU it names one" in message for message in caplog.messages)
 
 
 @pytest.mark.interpreter

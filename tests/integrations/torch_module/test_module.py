@@ -74,17 +74,24 @@ def test_temperatures_and_biases_may_have_a_type_of_their_own():
         biases = router.balancing_biases.float()
         del router.balancing_biases
         router.register_buffer("balancing_biases", biases)
-    assert len(accelerate(model).swapped) == len(OPS)
+    assert len(accelerate(model, backend="reference").swapped) == len(OPS)
 
 
 def test_calls_by_the_names_of_the_original():
     model, x = made(), rows()
     calls = [(model.layers[0].attention_norm, {"x": x}), (model.layers[1].feed_forward.router, {"x": x, "state": None})]
     expected = [part(**named) for part, named in calls]
-    with accelerate(model):
+    with accelerate(model, backend="reference"):
         assert difference([part(**named) for part, named in calls], expected) < 1e-5
         with pytest.raises(TypeError, match="unexpected keyword argument 'residual'"):
             model.out_norm(x, residual=x)
+
+
+def test_auto_replaces_nothing_on_a_cpu():
+    model = made()
+    before = held(model)
+    report = accelerate(model)
+    assert ([left.op for left in report.left], held(model)) == (OPS, before)
 
 
 def test_a_prefix():
@@ -95,7 +102,7 @@ def test_a_prefix():
 
     wrapped = Wrapped().eval()
     before, expected = held(wrapped), spoken(wrapped.model)
-    with accelerate(wrapped) as report:
+    with accelerate(wrapped, backend="reference") as report:
         assert [swap.places for swap in report.swapped] == PLACES
         assert difference(spoken(wrapped.model), expected) < 5e-6
         refused(wrapped.model, r"port: .* is accelerated by itself: call restore\(\) of that report first")
@@ -106,7 +113,7 @@ def test_a_prefix():
 def test_one_operation_alone(op, places):
     model = made()
     expected = spoken(model)
-    report = accelerate(model, only=[op])
+    report = accelerate(model, only=[op], backend="reference")
     assert [(swap.op, swap.places) for swap in report.swapped] == [(op, places)]
     assert sum(isinstance(vars(part).get("forward"), Replacement) for part in model.modules()) == places
     assert difference(spoken(model), expected) < 5e-6
@@ -143,7 +150,7 @@ def test_attention_with_a_cache_that_is_not_known_is_left(members, reason):
     model = made()
     for layer in model.layers:
         layer.attention.__class__ = type("Other", (nn.Module,), members)
-    (left,) = accelerate(model).left
+    (left,) = accelerate(model, backend="reference").left
     assert left.op == "attention"
     assert re.search(reason, left.reason)
 
@@ -162,7 +169,7 @@ def test_a_backend_that_attention_is_told():
         assert attention_backend == "sdpa"
         return Attention.forward(self, x, cache)
 
-    assert accelerate(variant(made(), "attention", told), only="attention").swapped[0].places == 3
+    assert accelerate(variant(made(), "attention", told), only="attention", backend="reference").swapped[0].places == 3
 
 
 def test_keys_and_values_may_lie_in_one_matrix():
@@ -180,7 +187,7 @@ def test_keys_and_values_may_lie_in_one_matrix():
         layer.attention.wkv = Flat(layer.attention.wkv)
     model.layers[0].feed_forward.w_in = Flat(model.layers[0].feed_forward.w_in)
     model.eval()
-    assert len(accelerate(model).swapped) == len(OPS)
+    assert len(accelerate(model, backend="reference").swapped) == len(OPS)
     assert difference(spoken(model), expected) < 5e-6
 
 
@@ -191,7 +198,7 @@ def test_norms_of_torch(eps):
         norm = nn.RMSNorm(CONFIG.dim, eps)
         norm.weight = layer.ffn_norm.weight
         layer.ffn_norm = norm.eval()
-    assert accelerate(model, only="norm").max_error < 5e-6
+    assert accelerate(model, only="norm", backend="reference").max_error < 5e-6
 
 
 @pytest.mark.parametrize(
@@ -203,7 +210,7 @@ def test_models_without_dense_layers_or_mixtures(start, end, left):
     places = {"moe_start_from_layer": start, "moe_end_from_layer": end, "special_topk_layers": ()}
     model = made(config=dataclasses.replace(CONFIG, **places, moe_n_experts=experts))
     expected = spoken(model)
-    report = accelerate(model)
+    report = accelerate(model, backend="reference")
     assert {left.op: left.reason for left in report.left}.items() >= left.items()
     assert difference(spoken(model), expected) < 5e-6
 
@@ -221,7 +228,7 @@ def test_more_rows_than_decode_together(slower_backend, monkeypatch):
 
 def test_codes_out_of_range():
     model = made()
-    accelerate(model, only="embedding")
+    accelerate(model, only="embedding", backend="reference")
     for wrong in (-1, CONFIG.codebook_vocab):
         tokens = ids()
         tokens[0, 0, 1] = wrong

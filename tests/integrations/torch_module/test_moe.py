@@ -45,7 +45,7 @@ def for_batches(self, x, state=None):
 def test_routers_differ_in_what_they_return(forward):
     model = variant(made(), ROUTER, forward)
     expected = [router(rows()) for router in each(model, ROUTER)]
-    with accelerate(model, only="router"):
+    with accelerate(model, only="router", backend="reference"):
         found = [router(rows()) for router in each(model, ROUTER)]
     for new, old in zip(found, expected, strict=True):
         assert type(new) is type(old)
@@ -61,7 +61,7 @@ def test_whether_biases_are_added_or_subtracted_is_found(sign, said):
         if said:
             router.moe_balancing_strategy = "Legacy" if sign == 1 else "quantile"
     expected = spoken(model)
-    accelerate(model)
+    accelerate(model, backend="reference")
     assert difference(spoken(model), expected) < 5e-6
 
 
@@ -85,11 +85,11 @@ def test_biases_too_small_to_tell_how_they_enter():
         router.balancing_biases.mul_(1e-9)
     refused(model, "makes no difference whether balancing_biases are added or subtracted: name moe_balancing_strategy")
     model.config = {"moe_balancing_strategy": "legacy"}
-    accelerate(model).restore()
+    accelerate(model, backend="reference").restore()
     del model.config
     for router in each(model, ROUTER):
         router.balancing_biases.zero_()
-    assert len(accelerate(model).swapped) == len(OPS)
+    assert len(accelerate(model, backend="reference").swapped) == len(OPS)
 
 
 def returning(change):
@@ -141,7 +141,7 @@ def test_experts_take_the_routers_order_only_of_the_routers_ids(monkeypatch):
     mixture = model.layers[1].feed_forward
     weights, routed, _ = mixture.router(x)
     expected = mixture.experts(x, weights, routed), mixture.experts(x, weights, CHOICES)
-    accelerate(model)
+    accelerate(model, backend="reference")
     weights, ids, _ = mixture.router(x)
     assert difference(mixture.experts(x, weights, CHOICES), expected[1]) < 1e-6
     ids.copy_(CHOICES)  # as somebody may who drops experts
@@ -212,7 +212,7 @@ def test_experts_may_be_modules_of_their_own(apart, slower_backend):
 
 def test_what_is_patched_at_use_is_the_ports_own_affair(apart):
     expert, x = apart.layers[1].feed_forward.experts.experts[0], rows(2)[0]
-    accelerate(apart, only="experts")
+    accelerate(apart, only="experts", backend="reference")
     plain = expert(x)
     expert.weight_function = [torch.neg]
     assert difference(expert(x), plain) > 0.1

@@ -54,6 +54,19 @@ def test_what_is_replaced(official, package):
     assert held(official, package) == before
 
 
+def test_auto_replaces_nothing_without_a_gpu(official, package, model, monkeypatch):
+    """Neither of the package nor of its model, unless ZONOS2_TRITON_BACKEND says what auto means."""
+    before = held(official, package)
+    for obj in (package, model):
+        report = accelerate(obj)
+        assert not report.swapped
+        assert all("on a cpu" in left.reason for left in report.left)
+    assert held(official, package) == before
+    monkeypatch.setenv("ZONOS2_TRITON_BACKEND", "reference")
+    with accelerate(package) as report:
+        assert (report.backend, len(report.swapped)) == ("auto", 4)
+
+
 def test_the_attention_backend(official, package):
     registry = official("attention").SUPPORTED_ATTENTION_BACKENDS
     names = registry.supported_names()
