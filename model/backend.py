@@ -65,7 +65,7 @@ def triton_fault(device: torch.device) -> str | None:
         os.environ[INTERPRET] = "1"
     try:
         import triton
-    except ImportError as error:
+    except Exception as error:  # a broken one may raise anything
         return f"backend 'triton' needs the package triton, which cannot be imported: {error}"
     if device.type == "cpu" and not triton.knobs.runtime.interpret:
         return (

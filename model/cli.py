@@ -45,9 +45,6 @@ INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 1 doctor found something missing, 2 bad input, 130 interrupted; of a tool, its own."""
     argv = sys.argv[1:] if argv is None else argv
-    options, unknown = _parser(argv[0] if argv else "").parse_known_args(argv)
-    if unknown:
-        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
         signal.signal(signal.SIGHUP, _interrupt)
@@ -55,6 +52,9 @@ def main(argv: list[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("default")
             warnings.showwarning = _show_warning
+            options, unknown = _parser(argv[0] if argv else "").parse_known_args(argv)
+            if unknown:
+                options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
             status = int(options.run(options))
             sys.stdout.flush()
             return status
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
 def _reported() -> tuple[type[BaseException], ...]:
     """Errors that are told in one line. Nothing raises torch's own before torch is loaded."""
     errors = (ValueError, TypeError, OSError, ImportError, ArithmeticError, MemoryError)
-    return (*errors, sys.modules["torch"].OutOfMemoryError) if "torch" in sys.modules else errors
+    return (*errors, getattr(sys.modules.get("torch"), "OutOfMemoryError", MemoryError))
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:

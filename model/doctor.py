@@ -1,29 +1,66 @@
-"""What this installation is made of, and what will run where."""
+"""What this installation is made of, and what will run where; also where packages are missing or broken."""
 
 import json
 import os
 import platform
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from typing import Any
 
-import torch
-
-from zonos2_triton import _settings
+from zonos2_triton import __version__, _settings
 from zonos2_triton.model import threads
-from zonos2_triton.model.backend import BACKENDS, resolve_backend
-from zonos2_triton.model.integrations.accelerate import known_hosts
 
 REQUIRED = ("torch", "triton", "numpy", "einops", "nvtx", "safetensors", "soundfile", "tqdm")
 EXTRAS = {
     "huggingface_hub": "hub", "matplotlib": "plot", "flash-attn": "flash-attn", "pytest-benchmark": "bench",
     "jinja2": "report", "jsonschema": "report", "scipy": "report",
 }  # fmt: skip
+BACKENDS = ("reference", "triton", "auto")  # as model.backend has them, which needs torch
 
 
 def diagnose() -> dict[str, Any]:
     """Versions, devices, and the backend of each device; touches a GPU only to ask for its name."""
-    packages = {name: _version(name) for name in REQUIRED}
+    faults = {"torch": _import_fault("torch")}
+    # Triton is imported by whoever asks for a backend, who settles whether it interprets: so it is looked at later.
+    devices, backends = (
+        _without_torch() if faults["torch"] else (_devices(), {name: _usable(name) for name in BACKENDS})
+    )
+    faults |= {name: _import_fault(name) for name in REQUIRED if name != "torch"}
+    packages = {name: None if faults[name] else _version(name) or "of unknown version" for name in REQUIRED}
+    variables = {name: {"value": v, "fault": fault} for name, (v, fault) in _settings.present().items()}
+    if backends["triton"].startswith(_settings.CONFIG):  # only with the kernels is it known what may stand in the file
+        variables[_settings.CONFIG]["fault"] = backends["triton"]
+    return {
+        "zonos2-triton": __version__,
+        "op_schemas": json.loads((files("zonos2_triton") / "kernels" / "schemas.json").read_text("utf-8"))["version"],
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": packages,
+        "extras": {name: _version(name) for name in EXTRAS},
+        "devices": devices,
+        "threads": threads.diagnosis(devices[0]["threads"]) if "threads" in devices[0] else None,
+        "backends": backends,
+        "drop_in": _hosts(),
+        "variables": variables,
+        "triton_interpreter": os.environ.get("TRITON_INTERPRET") == "1",
+        "missing": [name for name, found in packages.items() if found is None],
+        "faults": {name: fault for name, fault in faults.items() if fault},
+    }
+
+
+def _import_fault(name: str) -> str | None:
+    """Why a package cannot be imported; None: it can."""
+    try:
+        import_module(name)
+    except Exception as error:  # a broken one may raise anything
+        return next(iter(str(error).splitlines()), repr(error))
+    return None
+
+
+def _devices() -> list[dict[str, Any]]:
+    import torch
+
     cpu = platform.processor() or platform.machine()
     devices: list[dict[str, Any]] = [{"device": "cpu", "name": cpu, "threads": torch.get_num_threads()}]
     for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
@@ -34,28 +71,22 @@ def diagnose() -> dict[str, Any]:
         )
     for device in devices:
         device["runs"] = _resolved("auto", device["device"])
-    return {
-        "zonos2-triton": _version("zonos2-triton"),
-        "op_schemas": json.loads((files("zonos2_triton") / "kernels" / "schemas.json").read_text("utf-8"))["version"],
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": packages,
-        "extras": {name: _version(name) for name in EXTRAS},
-        "devices": devices,
-        "threads": threads.diagnosis(torch.get_num_threads()),
-        "backends": {name: _usable(name) for name in BACKENDS},
-        "drop_in": _hosts(),
-        "variables": {name: {"value": v, "fault": fault} for name, (v, fault) in _settings.present().items()},
-        "triton_interpreter": os.environ.get("TRITON_INTERPRET") == "1",
-        "missing": [name for name, found in packages.items() if found is None],
-    }
+    return devices
+
+
+def _without_torch() -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Devices and backends as far as they are known."""
+    nothing = "nothing, for torch cannot be imported"
+    cpu = {"device": "cpu", "name": platform.processor() or platform.machine(), "runs": nothing}
+    return [cpu], dict.fromkeys(BACKENDS, nothing)
 
 
 def as_text(report: dict[str, Any]) -> str:
     """The report for a person to read."""
     lines = [f"zonos2-triton {report['zonos2-triton']}, Python {report['python']}, {report['platform']}"]
     lines += [f"schemas of torch.ops.zonos2_triton {report['op_schemas']}", "packages"]
-    lines += [f"  {name:18} {found or 'MISSING'}" for name, found in report["packages"].items()]
+    for name, found in report["packages"].items():
+        lines.append(f"  {name:18} {found or 'MISSING: ' + report['faults'][name]}")
     lines.append("extras")
     for name, found in report["extras"].items():
         lines.append(f"  {name:18} {found or f'not installed: pip install zonos2-triton[{EXTRAS[name]}]'}")
@@ -63,12 +94,14 @@ def as_text(report: dict[str, Any]) -> str:
     for device in report["devices"]:
         details = ", ".join(f"{key} {device[key]}" for key in device if key not in ("device", "runs"))
         lines.append(f"  {device['device']:18} runs: {device['runs']} ({details})")
-    found = report["threads"]
-    lines.append(f"threads of say on a CPU: {found['default']}, small models {found['small_model']}: {found['why']}")
-    lines.append(f"  between operations they wait {found['waiting']}")
+    if found := report["threads"]:
+        lines.append(
+            f"threads of say on a CPU: {found['default']}, small models {found['small_model']}: {found['why']}"
+        )
+        lines.append(f"  between operations they wait {found['waiting']}")
     lines.append("backends")
     lines += [f"  {name:18} {state}" for name, state in report["backends"].items()]
-    lines.append("drop-in")
+    lines.append("drop-in" if report["drop_in"] else "drop-in: not known without the packages that are missing")
     for name, found in report["drop_in"].items():
         state = found["version"] or "not installed"
         lines.append(f"  {name:22} {state}; known: {found['from']} to below {found['below']}")
@@ -81,7 +114,13 @@ def as_text(report: dict[str, Any]) -> str:
 def _hosts() -> dict[str, dict[str, str | None]]:
     """The packages whose objects `accelerate` knows, and which version is here."""
     found: dict[str, dict[str, str | None]] = {}
-    for host in known_hosts():
+    try:
+        from zonos2_triton.model.integrations.accelerate import known_hosts
+
+        hosts = known_hosts()
+    except Exception:  # for want of a package, which is told above
+        return {}
+    for host in hosts:
         if host.package is not None and host.versions is not None:
             low, high = host.versions
             found[host.package] = {"version": _version(host.package), "from": low, "below": high}
@@ -97,6 +136,10 @@ def _version(name: str) -> str | None:
 
 def _resolved(backend: str, device: str) -> str:
     """What runs, or why nothing does."""
+    import torch
+
+    from zonos2_triton.model.backend import resolve_backend
+
     try:
         return resolve_backend(backend, torch.device(device))
     except ValueError as error:

@@ -59,7 +59,7 @@ class _NvtxRange(AbstractContextManager[None]):
         self._domain.pop_range()
 
 
-def sink_of(on: bool) -> Sink | None:
+def sink_of(on: bool | None) -> Sink | None:
     """NVTX where it is on and the package is there; else None."""
     if not on:
         return None
@@ -71,7 +71,7 @@ def sink_of(on: bool) -> Sink | None:
     return NvtxRanges(nvtx.get_domain(DOMAIN))
 
 
-_sink = sink_of(_settings.nvtx())  # read once, at import
+_sink = sink_of(_settings.at_import(_settings.nvtx))  # read once, at import
 
 
 def annotate(name: str, payload: int | None = None) -> Range:

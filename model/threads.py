@@ -9,6 +9,7 @@ This is for the command's own process; whoever uses the library sets torch as th
 """
 
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -29,8 +30,8 @@ def sleep_while_waiting() -> None:
 
 
 def chosen_by_user() -> str | None:
-    """The variable that says how many threads there are; None: nobody said."""
-    return next((name for name in NUMBER if os.environ.get(name)), None)
+    """The variable that says how many threads there are; None: nobody said a number, or a list of them."""
+    return next((name for name in NUMBER if re.match(r" *\+?0*[1-9]\d* *(,|$)", os.environ.get(name, ""))), None)
 
 
 def threads_for(largest: int) -> int | None:

@@ -1,15 +1,17 @@
 """The environment variables ZONOS2_TRITON_*: what each may hold, and what it means. Nothing else reads them.
 
 LOG and the switch of NVTX take effect when the package is imported, the others when they are first needed. Whatever a
-variable holds beyond what is accepted is a ValueError that names it.
+variable holds beyond what is accepted is a ValueError that names it; at import, where nobody could catch it, a line in
+the log.
 """
 
 import json
 import logging
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
+Value = TypeVar("Value")
 PREFIX = "ZONOS2_TRITON_"
 BACKEND, DISABLE, LOG, NVTX, CONFIG, SGLANG = VARIABLES = tuple(
     PREFIX + name for name in ("BACKEND", "DISABLE", "LOG", "NVTX", "CONFIG", "SGLANG")
@@ -90,10 +92,19 @@ def _fault(reader: Callable[[], object]) -> str | None:
     return None
 
 
+def at_import(reader: Callable[[], Value]) -> Value | None:
+    """What one of these functions returns. A wrong value is told in the log; it must not stop an import."""
+    try:
+        return reader()
+    except ValueError as error:
+        LOGGER.warning("%s; it counts as unset", error)
+        return None
+
+
 def start_log() -> None:
     """The level of LOG, and a handler for the standard error. Where it is not set, logging stays as it is: without a
     handler of the application's own, Python shows warnings."""
-    level = log_level()
+    level = at_import(log_level)
     if level is None:
         return
     LOGGER.setLevel(LEVELS[level])

@@ -1,11 +1,13 @@
 import json
 import os
+import subprocess
+import sys
 from importlib.metadata import version
 
 import pytest
 import torch
 
-from zonos2_triton._settings import BACKEND, DISABLE, PREFIX, SGLANG
+from zonos2_triton._settings import BACKEND, CONFIG, DISABLE, LOG, NVTX, PREFIX, SGLANG
 from zonos2_triton.model import doctor
 from zonos2_triton.model.cli import main
 
@@ -68,3 +70,64 @@ def test_a_missing_package_is_named_and_fails(capsys, monkeypatch):
     monkeypatch.setattr(doctor, "REQUIRED", (*doctor.REQUIRED, "no-such-package"))
     assert main(["doctor"]) == 1
     assert "no-such-package    MISSING" in capsys.readouterr().out
+
+
+def run(*arguments, code="", **environment):
+    """The command in a process of its own, after some code."""
+    code += f"\nimport sys\nfrom zonos2_triton.model.cli import main\nsys.exit(main({arguments!r}))"
+    command, environment = [sys.executable, "-c", code], {**os.environ, **environment}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+@pytest.mark.parametrize("arguments", [["doctor"], ["--help"], ["doctor", "--json"]], ids=" ".join)
+def test_a_wrong_variable_stops_no_command_that_explains_it(arguments):
+    done = run(*arguments, **{LOG: "verbose", NVTX: "on", DISABLE: "maybe", BACKEND: "cuda"})
+    assert done.returncode == 0, done.stderr
+    assert [line.partition(";")[0] for line in done.stderr.splitlines()] == [f"{LOG} is 'verbose'", f"{NVTX} is 'on'"]
+    if arguments != ["--help"]:
+        assert all(f"{name} is " in done.stdout for name in (LOG, NVTX, DISABLE, BACKEND))
+
+
+def test_a_file_of_launch_parameters_that_cannot_be_used(tmp_path):
+    (tmp_path / "launch.json").write_text('{"op": "head"}')
+    done = run("doctor", "--json", **{CONFIG: str(tmp_path / "launch.json")})
+    assert "must be a list of objects" in json.loads(done.stdout)["variables"][CONFIG]["fault"]
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("torch", "OSError('libfoo.so: no such file')"),
+        ("triton", "ImportError('no such file')"),
+        ("triton", "RuntimeError('no such file')"),
+        ("einops", "ImportError('no such file')"),
+        ("soundfile", "OSError('libfoo.so: no such file')"),
+        *(pytest.param(name, "ImportError('no such file')", marks=pytest.mark.slow) for name in doctor.REQUIRED),
+    ],
+)
+def test_a_broken_package_is_named_and_the_rest_is_told(tmp_path, name, error):
+    """Each of them, also those that doctor itself would use."""
+    (tmp_path / f"{name}.py").write_text(f"raise {error}")
+    done = run("doctor", "--json", PYTHONPATH=os.pathsep.join([str(tmp_path), *sys.path]))
+    assert done.returncode == 1, done.stderr
+    report = json.loads(done.stdout)
+    assert name in report["missing"]  # and what imports it in turn
+    assert "no such file" in report["faults"][name]
+    assert set(report["backends"]) == {"reference", "triton", "auto"}
+    assert report["backends"]["triton"] == "ready" or name in report["backends"]["triton"]
+
+
+def test_torch_missing_is_told_by_every_command():
+    code = "import sys; sys.modules['torch'] = None"
+    done = run("doctor", code=code)
+    assert done.returncode == 1
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert any(line.startswith("  torch              MISSING: ") for line in lines)
+    assert any(line.startswith("  cpu                runs: nothing, for torch cannot be imported") for line in lines)
+    for command in (["bench", "--help"], ["tiny", "x"], ["say", "x", "--model", "m", "--out", "o.wav"]):
+        done = run(*command, code=code)
+        assert done.returncode == 2
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("zonos2-triton: error: ")
+        assert "torch" in line

@@ -35,16 +35,20 @@ def two():
         ([SMALL], None, 1),
         ([SMALL, LARGE], None, 2),
         ([SMALL], "OMP_NUM_THREADS", 2),
+        ([SMALL], "OMP_NUM_THREADS=2,1", 2),  # of nested regions
+        ([SMALL], "OMP_NUM_THREADS=many", 1),
+        ([SMALL], "MKL_NUM_THREADS=0", 1),
         ([SMALL], "MKL_NUM_THREADS", 2),
         ([], None, 2),
         ([SMALL.to("meta")], None, 2),  # of another device
     ],
-    ids=["small", "large", "user", "user-mkl", "none", "elsewhere"],
+    ids=["small", "large", "user", "user-list", "user-word", "user-zero", "user-mkl", "none", "elsewhere"],
 )
 @pytest.mark.usefixtures("two")
 def test_the_number_fits_the_largest_weight(monkeypatch, weights, variable, expected):
     if variable:
-        monkeypatch.setenv(variable, "2")
+        name, _, value = variable.partition("=")
+        monkeypatch.setenv(name, value or "2")
     with threads.computing(weights) as count:
         assert count == torch.get_num_threads() == expected
     assert torch.get_num_threads() == 2
