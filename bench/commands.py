@@ -27,6 +27,7 @@ from zonos2_triton.bench.suite.presets import DTYPES, REAL, REHEARSAL
 from zonos2_triton.bench.suite.recorder import Budget, Record
 from zonos2_triton.bench.suite.stages import SEED, Run, plan
 from zonos2_triton.bench.timing import timer
+from zonos2_triton.model.tables import text_row
 
 Command = Callable[[argparse.Namespace], int]
 SMOKE = "no GPU: small workloads in Triton's interpreter, a smoke test; no figure is of speed"
@@ -74,6 +75,8 @@ def _verify(options: argparse.Namespace) -> int:
     say = print if not options.json else (lambda *_: None)
     say(f"on {torch.cuda.get_device_name()}" if on_gpu else SMOKE)
     cases = [(kernel, w, dtype) for kernel in kernels for w in kernel.workloads if w.name in names for dtype in dtypes]
+    widths = [max(map(len, names)) for names in zip(*((k.name, w.name) for k, w, _ in cases), strict=True)]
+    widths.append(max(map(len, DTYPES)))
     with nullcontext() if on_gpu else gpu.rehearsed():
         for kernel, workload, dtype in cases:
             row: dict[str, Any] = {"kernel": kernel.name, "workload": workload.name, "dtype": dtype}
@@ -88,7 +91,7 @@ def _verify(options: argparse.Namespace) -> int:
                 said = str(error) if isinstance(error, Mismatch) else f"{type(error).__name__}: {error}"
                 row |= {"passed": False, "error": said}
                 verdict = f"FAILED: {said}"
-            say(f"{kernel.name:22} {workload.name:24} {dtype:9} {verdict}")
+            say(text_row((kernel.name, workload.name, dtype, verdict), widths))
             found.append(row)
     wrong = [row for row in found if not row["passed"]]
     if options.json:

@@ -1,7 +1,4 @@
-"""How figures look: numbers, and tables of them for a terminal."""
-
-import re
-from collections.abc import Iterable, Sequence
+"""How numbers look."""
 
 NONE = "–"
 
@@ -24,18 +21,3 @@ def engineering(value: float, unit: str) -> str:
 def percent(ratio: float) -> str:
     """How far a ratio is from 1."""
     return f"{100 * (ratio - 1):+.1f} %"
-
-
-def numeric(column: Iterable[str]) -> bool:
-    """Whether all cells are numbers or empty, which are set flush right."""
-    return all(re.match(r"[-+−×]?\d|–|$", cell) for cell in column)
-
-
-def text_table(rows: Sequence[Sequence[str]]) -> str:
-    """rows: the heads first. Columns are as wide as they must be, those of numbers flush right, but for the first."""
-    columns = []
-    for index, column in enumerate(zip(*rows, strict=True)):
-        width = max(map(len, column))
-        right = index > 0 and numeric(column[1:])
-        columns.append([cell.rjust(width) if right else cell.ljust(width) for cell in column])
-    return "\n".join("  ".join(cells).rstrip() for cells in zip(*columns, strict=True))

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+from collections.abc import Iterable
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
@@ -10,6 +11,7 @@ from typing import Any
 
 from zonos2_triton import __version__, _settings
 from zonos2_triton.model import threads
+from zonos2_triton.model.tables import text_table
 
 REQUIRED = ("torch", "triton", "numpy", "einops", "nvtx", "safetensors", "soundfile", "tqdm")
 EXTRAS = {
@@ -84,30 +86,37 @@ def _without_torch() -> tuple[list[dict[str, Any]], dict[str, str]]:
 def as_text(report: dict[str, Any]) -> str:
     """The report for a person to read."""
     lines = [f"zonos2-triton {report['zonos2-triton']}, Python {report['python']}, {report['platform']}"]
-    lines += [f"schemas of torch.ops.zonos2_triton {report['op_schemas']}", "packages"]
-    for name, found in report["packages"].items():
-        lines.append(f"  {name:18} {found or 'MISSING: ' + report['faults'][name]}")
-    lines.append("extras")
-    for name, found in report["extras"].items():
-        lines.append(f"  {name:18} {found or f'not installed: pip install zonos2-triton[{EXTRAS[name]}]'}")
-    lines.append("devices")
+    lines.append(f"schemas of torch.ops.zonos2_triton {report['op_schemas']}")
+
+    def add(title: str, rows: Iterable[tuple[str, str]], least: int = 17) -> None:
+        lines.append(title)
+        if listed := [*rows]:
+            lines.append(text_table(listed, heads=False, indent=2, least=[least]))
+
+    packages = report["packages"].items()
+    add("packages", ((name, found or f"MISSING: {report['faults'][name]}") for name, found in packages))
+    extras = report["extras"].items()
+    hint = "not installed: pip install zonos2-triton[{}]"
+    add("extras", ((name, found or hint.format(EXTRAS[name])) for name, found in extras))
+    devices = []
     for device in report["devices"]:
         details = ", ".join(f"{key} {device[key]}" for key in device if key not in ("device", "runs"))
-        lines.append(f"  {device['device']:18} runs: {device['runs']} ({details})")
+        devices.append((device["device"], f"runs: {device['runs']} ({details})"))
+    add("devices", devices)
     if found := report["threads"]:
         lines.append(
             f"threads of say on a CPU: {found['default']}, small models {found['small_model']}: {found['why']}"
         )
         lines.append(f"  between operations they wait {found['waiting']}")
-    lines.append("backends")
-    lines += [f"  {name:18} {state}" for name, state in report["backends"].items()]
-    lines.append("drop-in" if report["drop_in"] else "drop-in: not known without the packages that are missing")
-    for name, found in report["drop_in"].items():
-        state = found["version"] or "not installed"
-        lines.append(f"  {name:22} {state}; known: {found['from']} to below {found['below']}")
-    lines.append("variables" if report["variables"] else f"variables: no {_settings.PREFIX}* is set")
-    for name, found in report["variables"].items():
-        lines.append(f"  {name:22} {found['value']!r}" + (f": {found['fault']}" if found["fault"] else ""))
+    add("backends", report["backends"].items())
+    hosts = report["drop_in"].items()
+    told = "{}; known: {from} to below {below}"
+    title = "drop-in" if hosts else "drop-in: not known without the packages that are missing"
+    add(title, ((name, told.format(found["version"] or "not installed", **found)) for name, found in hosts), 21)
+    variables = report["variables"].items()
+    title = "variables" if variables else f"variables: no {_settings.PREFIX}* is set"
+    shown = ((name, repr(v["value"]) + (f": {v['fault']}" if v["fault"] else "")) for name, v in variables)
+    add(title, shown, 21)
     return "\n".join(lines)
 
 

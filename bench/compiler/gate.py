@@ -27,6 +27,7 @@ import torch
 from zonos2_triton.bench.cli_choices import chosen
 from zonos2_triton.bench.compiler.cubin_stats import TARGETS, TENSOR_MEMORY, Stats, statistics
 from zonos2_triton.bench.compiler.offline_compile import Launch, check_compiler, dry_run, fake_tensors, in_short
+from zonos2_triton.model.tables import text_table
 
 CATALOGUE = "zonos2_triton.bench.catalogue"
 DTYPES = "bfloat16", "float16"  # of weights that models come in; fp32 is for tests, and spills
@@ -310,8 +311,7 @@ def table(rows: Iterable[Row]) -> str:
                        " ".join(f"{family} {n}" for family, n in stats.matrix.items()), loads)  # fmt: skip
         verdict = "FAIL: " + "; ".join(row.failures) if row.failures else "pass"
         lines.append((row.kernel, row.function, row.config + more, row.target, *numbers, verdict))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+    return text_table(lines, keys=4)
 
 
 def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:

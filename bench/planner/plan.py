@@ -18,7 +18,6 @@ from functools import cache
 from typing import Any
 
 from zonos2_triton.bench.cli_choices import chosen
-from zonos2_triton.bench.figures import text_table
 from zonos2_triton.bench.planner import footprint
 from zonos2_triton.bench.planner.footprint import CODEC, MODEL, PRECISIONS, VOCODER_DTYPES, decoder, share
 from zonos2_triton.bench.specs.frame_cost import frame_cost, prompt_cost
@@ -31,6 +30,7 @@ from zonos2_triton.model.ops import PAGE_SIZE, ROWS_AT_ONCE, SEQUENCES_AT_ONCE
 from zonos2_triton.model.prompt import build_prompt
 from zonos2_triton.model.runtime.batch_state import cache_pages, pages_of
 from zonos2_triton.model.runtime.scheduler import LOOK, LoopOptions
+from zonos2_triton.model.tables import text_table
 from zonos2_triton.model.vocoder import ACTIVATIONS
 
 LONGEST = MODEL.max_seqlen

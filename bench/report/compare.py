@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from zonos2_triton.bench.compiler.gate import Change, differences
-from zonos2_triton.bench.figures import number, percent, text_table
+from zonos2_triton.bench.figures import number, percent
 from zonos2_triton.bench.suite import results
 from zonos2_triton.bench.suite.results import Result
+from zonos2_triton.model.tables import text_table
 
 SIGNIFICANT = 0.01
 # What else may have made the difference; clocks that were read before the run may be those of a card at rest.

@@ -9,12 +9,13 @@ from itertools import cycle
 from typing import Any, NamedTuple
 
 from zonos2_triton.bench.catalogue import KERNELS
-from zonos2_triton.bench.figures import NONE, engineering, number, numeric
+from zonos2_triton.bench.figures import NONE, engineering, number
 from zonos2_triton.bench.report.compare import HEADS, Comparison, cells
 from zonos2_triton.bench.specs.gpus import recognised
 from zonos2_triton.bench.specs.performance_targets import CARD, CHECKS, GOALS, REPETITIONS
 from zonos2_triton.bench.specs.roofline import UNKNOWN
 from zonos2_triton.bench.suite.results import Result, all_passed, beside, items, left_out, passed, roof
+from zonos2_triton.model.tables import numeric
 from zonos2_triton.reference.vocoder import VocoderConfig
 
 FRAME_US = VocoderConfig().hop / VocoderConfig().sample_rate * 1e6  # of audio

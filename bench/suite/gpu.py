@@ -37,7 +37,6 @@ from pathlib import Path
 import torch
 
 from zonos2_triton.bench.cli_choices import chosen
-from zonos2_triton.bench.figures import text_table
 from zonos2_triton.bench.proof.interpreter import checked, interpreting
 from zonos2_triton.bench.suite.environment import environment
 from zonos2_triton.bench.suite.presets import REAL, REHEARSAL
@@ -46,6 +45,7 @@ from zonos2_triton.bench.suite.results import RESULTS
 from zonos2_triton.bench.suite.stages import PARTS, SEED, Run, plan, reserve
 from zonos2_triton.bench.timing import timer
 from zonos2_triton.kernels._operator import interpreted
+from zonos2_triton.model.tables import text_table
 
 REHEARSED = Path(".gpu") / "rehearsal"  # of a dry run
 BUDGET = 530.0  # seconds: under nine minutes, start and end included
@@ -107,7 +107,7 @@ def table(record: Record) -> str:
             numbers = *(found[key] for key in COLUMNS.values()), *beside
             cells = ["" if number is None else f"{number:.1f}" for number in numbers]
         lines.append([*name.split("/"), *cells])
-    return text_table(lines)
+    return text_table(lines, keys=2)
 
 
 def listing(parts: Collection[str], as_json: bool, names: bool, reason: str | None = None) -> str:

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from zonos2_triton.bench.figures import engineering, text_table
+from zonos2_triton.bench.figures import engineering
 from zonos2_triton.bench.specs.roofline import Roof
+from zonos2_triton.model.tables import text_table
 
 CATEGORIES = ("model/", "kernel/", "codec/")
 LAUNCHES, DEVICE = ("cuda_runtime", "cuda_driver"), ("kernel", "gpu_memcpy", "gpu_memset")  # categories of Kineto

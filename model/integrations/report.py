@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from zonos2_triton.model.integrations.patching import Swaps
+from zonos2_triton.model.tables import text_table
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,12 @@ class Report:
         for swap in self.swapped:
             error = "not verified" if swap.error is None else f"{swap.error:.1e}"
             rows.append((swap.op, swap.where, str(swap.places), error, f"{swap.bound:.0e}"))
-        rows += [(left.op, f"left: {left.reason}", "", "", "") for left in self.left]
-        widths = [max(len(row[i]) for row in rows if row[2] or i == 0) for i in range(len(rows[0]))]
-        lines = ["  ".join(f"{cell:{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        left = [(left.op, f"left: {left.reason}") for left in self.left]
+        least = [max(len(row[0]) for row in [*rows, *left])]
+        tables = text_table(rows, least=least), *([text_table(left, heads=False, least=least)] if left else ())
         title, n = " ".join(filter(None, (self.host, self.host_version))), len(self.swapped)
         error = "not verified" if self.max_error is None else f"largest error {self.max_error:.1e}"
         counted = (
             f"{n} operation{'s' * (n != 1)} by the {self.backend} backend, {error}" if n else "nothing is replaced"
         )
-        return "\n".join([f"{title}: {counted}", *lines])
+        return "\n".join([f"{title}: {counted}", *tables])

@@ -1,0 +1,174 @@
+"""Tables as wide as the terminal at most, with everything in them."""
+
+import fcntl
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+
+import pytest
+
+from zonos2_triton.bench.baselines.providers import ALL
+from zonos2_triton.bench.compiler import gate
+from zonos2_triton.bench.planner import plan
+from zonos2_triton.bench.specs.gpus import card
+from zonos2_triton.bench.suite import gpu
+from zonos2_triton.bench.suite.recorder import Record
+from zonos2_triton.bench.timing import range_times
+from zonos2_triton.bench.timing.range_times import Node
+from zonos2_triton.model import doctor
+from zonos2_triton.model.integrations.report import Left, Report, Swapped
+from zonos2_triton.model.tables import numeric, terminal_width, text_row, text_table
+
+ROWS = [
+    ("name", "time us", "why"), ("one", "1.5", "a reason of some words that goes on and on"),
+    ("another", "1,200.0", "/a/path/without/any/space/that/is/long"),
+]  # fmt: skip
+
+
+def squeezed(text):
+    return "".join(text.split())
+
+
+@pytest.fixture
+def columns(monkeypatch):
+    return lambda width: monkeypatch.setenv("COLUMNS", str(width))
+
+
+def test_as_wide_as_it_must_be_where_there_is_no_terminal(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert terminal_width() == 0
+    assert text_table(ROWS).splitlines() == [
+        "name     time us  why",
+        "one          1.5  a reason of some words that goes on and on",
+        "another  1,200.0  /a/path/without/any/space/that/is/long",
+    ]
+
+
+def test_text_goes_on_in_its_cell(columns):
+    columns(40)
+    assert text_table(ROWS).splitlines() == [
+        "name     time us  why",
+        "one          1.5  a reason of some words",
+        "                  that goes on and on",
+        "another  1,200.0  /a/path/without/any/sp",
+        "                  ace/that/is/long",
+    ]
+
+
+def test_columns_without_room_follow_below(columns):
+    columns(30)
+    rows = [("kernel", *(f"column {i}" for i in range(5))), ("router", *(f"{1000 + i}.0" for i in range(5)))]
+    assert text_table(rows).splitlines() == [
+        "kernel  column  column  column",
+        "             0       1       2",
+        "router  1000.0  1001.0  1002.0",
+        "",
+        "kernel  column 3  column 4",
+        "router    1003.0    1004.0",
+    ]
+
+
+def test_without_heads_all_is_text(columns):
+    columns(30)
+    rows = [("torch", "2.15.0"), ("backend", "needs the interpreter here")]
+    assert text_table(rows, heads=False, indent=2, least=[8]).splitlines() == [
+        "  torch     2.15.0", "  backend   needs the",
+        "            interpreter here",
+    ]  # fmt: skip
+
+
+def test_a_row_before_the_others_are_known(columns):
+    columns(30)
+    assert text_row(("rotary", "tiny", "error 1.00 of plain PyTorch's"), [8, 6]).splitlines() == [
+        "rotary    tiny    error 1.00", "                  of plain",
+        "                  PyTorch's",
+    ]  # fmt: skip
+    columns(40)
+    names = ["transposed_convolution", "stream-1-chunk-16"]
+    said = text_row((*names, "error 1.00 of plain PyTorch's"), [22, 17]).splitlines()
+    assert max(map(len, said)) <= 40
+    assert sum(line.count("transposed") for line in said) == 1
+
+
+def test_wide_characters_take_two_places():
+    lines = text_table([("name", "n"), ("日本", "1"), ("é", "22")]).splitlines()
+    assert lines == ["name   n", "日本   1", "é     22"]
+
+
+def test_lines_of_a_cell_stay_lines():
+    assert text_table([("a", "b"), ("x", "one\ntwo")]).splitlines() == ["a  b", "x  one", "   two"]
+
+
+def test_numeric():
+    assert numeric(["1.5 ms", "", "–", "+3"])
+    assert not numeric(["1", "none"])
+
+
+def timings(tmp_path):
+    record = Record(tmp_path / "x.json", {"parts": {}})
+    figures = dict.fromkeys(gpu.COLUMNS.values(), 123456.7) | {"status": "passed"}
+    for name in ("prefill_attention/prefill-2048", "residual_unit/streams-64"):
+        record.keep("timings", name, figures)
+        for other in ALL:
+            record.keep("beside", f"{name}/{other.name}", {"status": "passed", "median_us": 65432.1})
+    return gpu.table(record)
+
+
+def ranges(_):
+    root = Node()
+    root.child("model/generate").child("kernel/transposed_convolution").count = 3
+    return range_times.table(range_times.rows(root, {}, range_times.Roof(1.0, None)))
+
+
+def swapped(_):
+    moe = Swapped("experts", "layers.*.feed_forward", 24, 1e-3, 1e-2)
+    left = Left("attention", "its cache is of another kind: PageFirst, of pages of 16 rows")
+    return str(Report("zonos2", "0.1", "1", "triton", [moe], [left])).partition("\n")[2]
+
+
+TABLES = {
+    "overview": lambda _: plan.as_text(plan.overview()).split("\n\n", 1)[1].rpartition("\n\n")[0],
+    "plan": lambda _: "\n\n".join(plan.as_text(plan.plan(card("h200"))).split("\n\n")[1:-1]),
+    "timings": timings,
+    "ranges": ranges,
+    "swapped": swapped,
+    "compiled": lambda _: gate.table(
+        [gate.Row("router", "_router_kernel", "decode-B1", "sm_90", ("spills: 3", "no 16-byte loads: 3 others"))]
+    ),
+    "doctor": lambda _: "\n".join(
+        line for line in doctor.as_text(doctor.diagnose()).splitlines()[1:] if line.startswith("  ")
+        and not line.startswith("  between")
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [60, 80])
+@pytest.mark.parametrize("name", TABLES)
+def test_every_table_of_ours_fits_and_loses_nothing(name, width, columns, monkeypatch, tmp_path):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    whole = TABLES[name](tmp_path)
+    columns(width)
+    fitted = TABLES[name](tmp_path)
+    assert max(map(len, fitted.splitlines())) <= width
+    # Cells that go on in another line, and columns that follow below, keep every character.
+    assert not {*squeezed(whole)} - {*squeezed(fitted)}
+    assert len(squeezed(fitted)) >= len(squeezed(whole))
+    words = {word for word in whole.split() if len(word) < 12}
+    assert words <= {*fitted.split()}
+
+
+def test_on_a_terminal_its_own_width_counts():
+    leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 50, 0, 0))
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    program = f"from zonos2_triton.model.tables import text_table; print(text_table({[*ROWS, ('x', '1', 'Q' * 90)]!r}))"
+    subprocess.run([sys.executable, "-c", program], stdout=follower, env=environment, check=True)
+    os.close(follower)
+    said = os.read(leader, 10000).decode()
+    os.close(leader)
+    lines = said.splitlines()
+    assert max(map(len, lines)) == 50
+    assert said.count("Q") == 90
