@@ -27,7 +27,7 @@ from zonos2_triton.bench.suite.presets import DTYPES, REAL, REHEARSAL
 from zonos2_triton.bench.suite.recorder import Budget, Record
 from zonos2_triton.bench.suite.stages import SEED, Run, plan
 from zonos2_triton.bench.timing import timer
-from zonos2_triton.model.tables import text_row
+from zonos2_triton.model.tables import fitted, text_row
 
 Command = Callable[[argparse.Namespace], int]
 SMOKE = "no GPU: small workloads in Triton's interpreter, a smoke test; no figure is of speed"
@@ -73,7 +73,7 @@ def _verify(options: argparse.Namespace) -> int:
         interpreting()
     found: list[dict[str, Any]] = []
     say = print if not options.json else (lambda *_: None)
-    say(f"on {torch.cuda.get_device_name()}" if on_gpu else SMOKE)
+    say(fitted(f"on {torch.cuda.get_device_name()}" if on_gpu else SMOKE))
     cases = [(kernel, w, dtype) for kernel in kernels for w in kernel.workloads if w.name in names for dtype in dtypes]
     widths = [max(map(len, names)) for names in zip(*((k.name, w.name) for k, w, _ in cases), strict=True)]
     widths.append(max(map(len, DTYPES)))
@@ -122,7 +122,7 @@ def _bench(options: argparse.Namespace) -> int:
         listed = plan(Run(record, device, scale), parts, scale)
         items = [i for i in listed if i.part == "calibration" or "/".join(i.name.split("/")[:2]) in wanted]
         say = (lambda _: None) if options.json else print
-        say(f"on {torch.cuda.get_device_name()}" if on_gpu else SMOKE)
+        say(fitted(f"on {torch.cuda.get_device_name()}" if on_gpu else SMOKE))
         status = gpu.run(record, parts, items, Budget(float("inf")), say=say)
         print(json.dumps(record.content, indent=1) if options.json else gpu.table(record))
     if not record.items("timings"):

@@ -11,7 +11,7 @@ from typing import Any
 
 from zonos2_triton import __version__, _settings
 from zonos2_triton.model import threads
-from zonos2_triton.model.tables import text_table
+from zonos2_triton.model.tables import fitted, text_table
 
 REQUIRED = ("torch", "triton", "numpy", "einops", "nvtx", "safetensors", "soundfile", "tqdm")
 EXTRAS = {
@@ -117,7 +117,7 @@ def as_text(report: dict[str, Any]) -> str:
     title = "variables" if variables else f"variables: no {_settings.PREFIX}* is set"
     shown = ((name, repr(v["value"]) + (f": {v['fault']}" if v["fault"] else "")) for name, v in variables)
     add(title, shown, 21)
-    return "\n".join(lines)
+    return fitted("\n".join(lines))
 
 
 def _hosts() -> dict[str, dict[str, str | None]]:

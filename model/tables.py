@@ -45,6 +45,17 @@ def text_row(cells: Sequence[str], widths: Sequence[int]) -> str:
     return _line(cells, [*widths, *last], [False] * len(cells), 0)
 
 
+def fitted(text: str) -> str:
+    """Text whose long lines go on in the next, two spaces further in."""
+    limit = terminal_width()
+    lines = []
+    for line in text.split("\n"):
+        indent = " " * (len(line) - len(line.lstrip()) + 2)
+        fits = not limit or _width(line) <= limit
+        lines += [line] if fits else wrap(line, limit, subsequent_indent=indent, break_on_hyphens=False)
+    return "\n".join(lines)
+
+
 def terminal_width() -> int:
     """Characters; 0: any number, for nobody sees the output on a terminal, nor asks for COLUMNS."""
     try:

@@ -27,7 +27,7 @@ import torch
 from zonos2_triton.bench.cli_choices import chosen
 from zonos2_triton.bench.compiler.cubin_stats import TARGETS, TENSOR_MEMORY, Stats, statistics
 from zonos2_triton.bench.compiler.offline_compile import Launch, check_compiler, dry_run, fake_tensors, in_short
-from zonos2_triton.model.tables import text_table
+from zonos2_triton.model.tables import fitted, text_table
 
 CATALOGUE = "zonos2_triton.bench.catalogue"
 DTYPES = "bfloat16", "float16"  # of weights that models come in; fp32 is for tests, and spills
@@ -350,6 +350,6 @@ def _command(options: argparse.Namespace) -> int:
     else:
         print(table(rows))
         for change in changes:
-            print(f"{'worse' if change.worse else 'changed'}: {change.key}: {change.text}")
-        print(f"triton {triton.__version__}: {len(rows)} rows, {failed} failed, {against}")
+            print(fitted(f"{'worse' if change.worse else 'changed'}: {change.key}: {change.text}"))
+        print(fitted(f"triton {triton.__version__}: {len(rows)} rows, {failed} failed, {against}"))
     return 1 if failed or worse or not path.exists() else 0

@@ -30,7 +30,7 @@ from zonos2_triton.model.ops import PAGE_SIZE, ROWS_AT_ONCE, SEQUENCES_AT_ONCE
 from zonos2_triton.model.prompt import build_prompt
 from zonos2_triton.model.runtime.batch_state import cache_pages, pages_of
 from zonos2_triton.model.runtime.scheduler import LOOK, LoopOptions
-from zonos2_triton.model.tables import text_table
+from zonos2_triton.model.tables import fitted, text_table
 from zonos2_triton.model.vocoder import ACTIVATIONS
 
 LONGEST = MODEL.max_seqlen
@@ -233,8 +233,9 @@ def as_text(found: dict[str, Any]) -> str:
     parts: list[tuple[str, ...]] = [("memory", "GB", "")]
     parts += [(p["name"], f"{p['bytes'] / 1e9:.3f}", p["kind"]) for p in memory["parts"]]
     if "cards" in found:
-        return "\n\n".join([asked, text_table([*parts, ("together", f"{memory['bytes'] / 1e9:.3f}", "")]),
-                            text_table([HEADS, *map(_line, found["cards"])]), notes])  # fmt: skip
+        together = text_table([*parts, ("together", f"{memory['bytes'] / 1e9:.3f}", "")])
+        cards = text_table([HEADS, *map(_line, found["cards"])])
+        return fitted("\n\n".join([asked, together, cards, notes]))
     about = "{name} ({arch}): {memory_gb:g} GB, {gb_per_s:g} GB/s, {tflop_per_s:g} TFLOP/s in bf16\nsource: {source}"
     first, most = found["first_audio"], SEQUENCES_AT_ONCE
     head = "\n".join([about.format(**found["card"]), asked])
@@ -254,7 +255,7 @@ def as_text(found: dict[str, Any]) -> str:
         [("first audio", "ms at least"), *((name, f"{first[key]['us'] / 1e3:.2f}") for name, key in times.items())],
     ]
     advice = [] if memory["fits"] else [_advice(found)]
-    return "\n\n".join([head, text_table(tables[0]), *advice, *map(text_table, tables[1:]), notes])
+    return fitted("\n\n".join([head, text_table(tables[0]), *advice, *map(text_table, tables[1:]), notes]))
 
 
 HEADS = ("card", "arch", "GB", "GB/s", "fits", "streams that fit", "in real time", "ms a frame, at least", "RTF")

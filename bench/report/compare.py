@@ -20,7 +20,7 @@ from zonos2_triton.bench.compiler.gate import Change, differences
 from zonos2_triton.bench.figures import number, percent
 from zonos2_triton.bench.suite import results
 from zonos2_triton.bench.suite.results import Result
-from zonos2_triton.model.tables import text_table
+from zonos2_triton.model.tables import fitted, text_table
 
 SIGNIFICANT = 0.01
 # What else may have made the difference; clocks that were read before the run may be those of a card at rest.
@@ -85,7 +85,8 @@ class Comparison:
             lines += [text_table([HEADS, *map(cells, self.rows)])]
             lines.append(f"{self.counts}; {len(self.failing)} newly failing")
         verdict = "worse" if self.worse else "not worse"
-        return "\n".join([*lines, verdict if self.common else "nothing was compared: they have no item in common"])
+        lines.append(verdict if self.common else "nothing was compared: they have no item in common")
+        return fitted("\n".join(lines))
 
 
 class Input(NamedTuple):

@@ -45,7 +45,7 @@ from zonos2_triton.bench.suite.results import RESULTS
 from zonos2_triton.bench.suite.stages import PARTS, SEED, Run, plan, reserve
 from zonos2_triton.bench.timing import timer
 from zonos2_triton.kernels._operator import interpreted
-from zonos2_triton.model.tables import text_table
+from zonos2_triton.model.tables import fitted, text_table
 
 REHEARSED = Path(".gpu") / "rehearsal"  # of a dry run
 BUDGET = 530.0  # seconds: under nine minutes, start and end included
@@ -124,9 +124,10 @@ def listing(parts: Collection[str], as_json: bool, names: bool, reason: str | No
             for kernel in dict.fromkeys(item.partition("/")[0] for item in mine):
                 own = [item.removeprefix(f"{kernel}/") for item in mine if item.startswith(f"{kernel}/")]
                 lines.append(f"  {kernel} {', '.join(own)}".rstrip())
-        return "\n".join(lines)
+        return fitted("\n".join(lines))
     lines += [f"nothing was run: {reason}. On a GPU this would run:", text_table([("part", "items"), *rows])]
-    return "\n".join([*lines, "--names lists the items; --dry-run runs every step on a CPU, at a small size"])
+    lines.append("--names lists the items; --dry-run runs every step on a CPU, at a small size")
+    return fitted("\n".join(lines))
 
 
 def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:

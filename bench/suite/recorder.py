@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from zonos2_triton.bench.suite import results
+from zonos2_triton.model.tables import fitted
 
 # What PyTorch, a compiler or a library says of something that this machine lacks.
 LACKED = re.compile(
@@ -136,7 +137,7 @@ class Record:
         for why in dict.fromkeys(left_out.values()):
             names = [name for name, reason in left_out.items() if reason == why]
             lines.append(f"  not run, {why} ({len(names)}): {', '.join(names)}")
-        return "\n".join(lines)
+        return fitted("\n".join(lines))
 
 
 def perform(item: Item, record: Record, left: float) -> str:

@@ -29,6 +29,7 @@ from zonos2_triton.model.ops import SEQUENCES_AT_ONCE
 from zonos2_triton.model.pipeline import Zonos2
 from zonos2_triton.model.prompt import build_prompt
 from zonos2_triton.model.runtime.scheduler import LoopOptions
+from zonos2_triton.model.tables import fitted
 from zonos2_triton.model.vocoder import Vocoder
 from zonos2_triton.model.weights.tiny import write_tiny
 from zonos2_triton.reference.sampling import Sampling
@@ -153,7 +154,7 @@ def shown(report: dict[str, Any]) -> str:
     about = "{model} model, {backend} backend on {device}: {streams} x {frames} frames, {time_of} time"
     measured = "copy bandwidth measured just now: {copy_gb_per_s:g} GB/s"
     head = [about.format(**report), *report["notes"], measured.format(**report)]
-    return "\n".join([*head, table(report["ranges"]), f"{report['trace']}: ui.perfetto.dev opens it"])
+    return fitted("\n".join([*head, table(report["ranges"]), f"{report['trace']}: ui.perfetto.dev opens it"]))
 
 
 def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:

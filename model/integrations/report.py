@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from zonos2_triton.model.integrations.patching import Swaps
-from zonos2_triton.model.tables import text_table
+from zonos2_triton.model.tables import fitted, text_table
 
 
 @dataclass(frozen=True)
@@ -77,4 +77,4 @@ class Report:
         counted = (
             f"{n} operation{'s' * (n != 1)} by the {self.backend} backend, {error}" if n else "nothing is replaced"
         )
-        return "\n".join([f"{title}: {counted}", *tables])
+        return fitted("\n".join([f"{title}: {counted}", *tables]))

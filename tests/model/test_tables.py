@@ -20,7 +20,7 @@ from zonos2_triton.bench.timing import range_times
 from zonos2_triton.bench.timing.range_times import Node
 from zonos2_triton.model import doctor
 from zonos2_triton.model.integrations.report import Left, Report, Swapped
-from zonos2_triton.model.tables import numeric, terminal_width, text_row, text_table
+from zonos2_triton.model.tables import fitted, numeric, terminal_width, text_row, text_table
 
 ROWS = [
     ("name", "time us", "why"), ("one", "1.5", "a reason of some words that goes on and on"),
@@ -102,6 +102,12 @@ def test_lines_of_a_cell_stay_lines():
     assert text_table([("a", "b"), ("x", "one\ntwo")]).splitlines() == ["a  b", "x  one", "   two"]
 
 
+def test_prose_goes_on_in_the_next_line(columns):
+    columns(20)
+    assert fitted("one two three four five six\n  seven eight nine ten eleven\n\nend").splitlines() == [
+        "one two three four", "  five six", "  seven eight nine", "    ten eleven", "", "end"]  # fmt: skip
+
+
 def test_numeric():
     assert numeric(["1.5 ms", "", "–", "+3"])
     assert not numeric(["1", "none"])
@@ -126,28 +132,27 @@ def ranges(_):
 def swapped(_):
     moe = Swapped("experts", "layers.*.feed_forward", 24, 1e-3, 1e-2)
     left = Left("attention", "its cache is of another kind: PageFirst, of pages of 16 rows")
-    return str(Report("zonos2", "0.1", "1", "triton", [moe], [left])).partition("\n")[2]
+    return str(Report("zonos2", "0.1", "1", "triton", [moe], [left]))
 
 
 TABLES = {
-    "overview": lambda _: plan.as_text(plan.overview()).split("\n\n", 1)[1].rpartition("\n\n")[0],
-    "plan": lambda _: "\n\n".join(plan.as_text(plan.plan(card("h200"))).split("\n\n")[1:-1]),
+    "overview": lambda _: plan.as_text(plan.overview()),
+    "plan": lambda _: plan.as_text(plan.plan(card("rtx4080"))),
+    "gpu": lambda _: gpu.listing(["kernels", "timings"], False, names=True),
+    "no gpu": lambda _: gpu.listing(["kernels", "timings"], False, False, "torch finds no device"),
     "timings": timings,
     "ranges": ranges,
     "swapped": swapped,
     "compiled": lambda _: gate.table(
         [gate.Row("router", "_router_kernel", "decode-B1", "sm_90", ("spills: 3", "no 16-byte loads: 3 others"))]
     ),
-    "doctor": lambda _: "\n".join(
-        line for line in doctor.as_text(doctor.diagnose()).splitlines()[1:] if line.startswith("  ")
-        and not line.startswith("  between")
-    ),
+    "doctor": lambda _: doctor.as_text(doctor.diagnose()),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("width", [60, 80])
 @pytest.mark.parametrize("name", TABLES)
-def test_every_table_of_ours_fits_and_loses_nothing(name, width, columns, monkeypatch, tmp_path):
+def test_what_commands_print_fits_and_loses_nothing(name, width, columns, monkeypatch, tmp_path):
     monkeypatch.delenv("COLUMNS", raising=False)
     whole = TABLES[name](tmp_path)
     columns(width)
