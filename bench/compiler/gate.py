@@ -27,6 +27,7 @@ import torch
 from zonos2_triton.bench.cli_choices import chosen
 from zonos2_triton.bench.compiler.cubin_stats import TARGETS, TENSOR_MEMORY, Stats, statistics
 from zonos2_triton.bench.compiler.offline_compile import Launch, check_compiler, dry_run, fake_tensors, in_short
+from zonos2_triton.model.audio import whole_file
 from zonos2_triton.model.tables import fitted, text_table
 
 CATALOGUE = "zonos2_triton.bench.catalogue"
@@ -291,7 +292,8 @@ def write_baseline(path: Path, rows: Sequence[Row], known: Collection[str]) -> N
     kept |= _measured(rows)
     lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(kept[key])}" for key in sorted(kept))
     path.parent.mkdir(exist_ok=True)
-    path.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+    with whole_file(path) as part:
+        part.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
 
 
 def table(rows: Iterable[Row]) -> str:

@@ -5,6 +5,7 @@ shown, and the others compared with it; cards have a chapter each. The same file
 """
 
 import argparse
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     parser.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="JSON files, as in bench/results/")
     out = "default: %(default)s; replaced once the page is whole"
     parser.add_argument("-o", "--out", type=Path, default=Path("report.html"), metavar="FILE", help=out)
+    parser.add_argument("--json", action="store_true", help="print the page's path as JSON")
     return _command
 
 
@@ -61,5 +63,6 @@ def _command(options: argparse.Namespace) -> int:
         found.append((path.name, result))
     with whole_file(options.out) as part:
         part.write_text(html(found), encoding="utf-8")
-    print(options.out)
+    shown = {"page": str(options.out), "results": [name for name, _ in found]}
+    print(json.dumps(shown, indent=1) if options.json else options.out)
     return 0

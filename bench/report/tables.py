@@ -16,6 +16,7 @@ from zonos2_triton.bench.proof.mutants import FAULTS, distinct
 from zonos2_triton.bench.specs.performance_targets import GOALS, UNMEASURED
 from zonos2_triton.bench.specs.spec import Kernel
 from zonos2_triton.bench.suite.results import Result, newest, passed
+from zonos2_triton.model.audio import whole_file
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
@@ -112,4 +113,6 @@ def with_tables(text: str, result: Result | None) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(with_tables(README.read_text(encoding="utf-8"), newest()), encoding="utf-8")
+    made = with_tables(README.read_text(encoding="utf-8"), newest())
+    with whole_file(README) as part:
+        part.write_text(made, encoding="utf-8")
