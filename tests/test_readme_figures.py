@@ -1,0 +1,105 @@
+"""Figures of the README that the code settles: each sentence that states one holds what the code says."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from zonos2_triton.bench.catalogue import KERNELS
+from zonos2_triton.bench.compiler.cubin_stats import TARGETS
+from zonos2_triton.bench.compiler.gate import SNAPSHOTS
+from zonos2_triton.bench.specs.backbone import FRAME
+from zonos2_triton.bench.specs.vocoder import VOCODER
+from zonos2_triton.bench.suite.gpu import BUDGET
+from zonos2_triton.bench.timing.vocoder import step_costs
+from zonos2_triton.kernels import _launch_table
+from zonos2_triton.model import LoopOptions, VocoderConfig
+from zonos2_triton.model.integrations.dac import codec
+from zonos2_triton.model.integrations.torch_module import structure
+from zonos2_triton.model.integrations.zonos2_engine import engine
+from zonos2_triton.model.ops import SEQUENCES_AT_ONCE
+from zonos2_triton.model.runtime.cuda_graphs import buckets
+from zonos2_triton.reference.vocoder import layout
+
+ROOT = Path(__file__).parents[1]
+README = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+GOLDEN = ROOT / "tests" / "golden"
+WORDS = {5: "five", 7: "seven", 12: "twelve"}
+OPTIONS, FLOATS = LoopOptions(), (torch.float32, torch.bfloat16, torch.float16)
+
+
+def bounds(found, *names):
+    return [re.sub(r"e-0", "e-", f"{found[dtype][names[0]] if names else found[dtype]:.0e}") for dtype in FLOATS]
+
+
+def decode_side():
+    """MB of the codec's weights in fp32."""
+    return sum(map(math.prod, layout(VocoderConfig()).values())) * 4 / 1e6
+
+
+STATED = {
+    "kernels": f"of a whole frame ({WORDS[len(FRAME)]}) and of the vocoder ({WORDS[len(VOCODER)]})",
+    "targets": "compiled for " + ", ".join(TARGETS).replace(", sm_", ", ").replace(", gfx", " and gfx"),
+    "architectures": f"the compile gate of {WORDS[len(TARGETS)]} architectures",
+    "gate": f"every kernel at the 8B model's shapes for {WORDS[len(TARGETS)]} architectures",
+    "vocoder launches": f"The vocoder is {len(step_costs(VocoderConfig(), 1, 1, 2))} launches a step in half precision",
+    "vocoder launches in fp32": f"which makes {len(step_costs(VocoderConfig(), 1, 1, 4))})",
+    "streams": f"| `streams` | {OPTIONS.streams} | that decode together, up to {SEQUENCES_AT_ONCE};",
+    "graphs": f'| `graphs` | `"{OPTIONS.graphs}"` |',
+    "prefill rows": f"| `prefill_rows` | {OPTIONS.prefill_rows} |",
+    "hop": f"where the loop speaks their {VocoderConfig().hop} samples",
+    "DacModel": "more than {}, {} and {}".format(*bounds(codec.BOUNDS, "decoder")),
+    "from_codes": "(`from_codes`: {}, {} and {})".format(*bounds(codec.BOUNDS, "from_codes")),
+    "engine": "beyond {1}, {2} and {0}".format(*bounds(engine.BOUNDS)),
+    "port": "Bounds: {0} in fp32, {2} in fp16, {1} in bf16".format(*bounds(structure.BOUNDS)),
+    "codec's weights": f"as much memory again as the decoder's, {decode_side():.0f} MB in fp32",
+}
+
+
+@pytest.mark.parametrize("figure", STATED)
+def test_the_readme_states_the_code_s_figure(figure):
+    assert STATED[figure] in README
+
+
+def test_the_other_options_of_the_loop_and_the_sizes_of_its_graphs():
+    assert "captured for 1, 2, 4, 8 and then every 8 rows" in README
+    assert buckets(40) == [1, 2, 4, 8, 16, 24, 32, 40]
+    assert OPTIONS.look is OPTIONS.positions is None  # 8, and 4 contexts: tests/model/test_scheduler.py
+    assert BUDGET < 9 * 60 - 5, "in under 9 minutes"
+    assert (*TARGETS,) == _launch_table.ARCHITECTURES
+
+
+def test_what_spills_with_another_triton_is_what_the_readme_names():
+    [said] = re.findall(r"With Triton 3\.7\.1 the gate reports spills: (.*?)\. ", README)
+    named = {
+        (op, target)
+        for op, targets in re.findall(r"in `(\w+)` [\w ]*? on (sm_\d+(?: and sm_\d+)*)", said)
+        for target in targets.split(" and ")
+    }
+    found = {}
+    for path in SNAPSHOTS.glob("triton-*.json"):
+        rows = json.loads(path.read_text(encoding="utf-8")).items()
+        found[path.stem] = {(key.split("/")[0], key.split("/")[3]) for key, row in rows if row["spills"]}
+    assert found == {"triton-3.6": set(), "triton-3.7": named, "triton-3.9": set()}
+
+
+def test_the_golden_vectors_are_as_many_as_their_page_says():
+    page = (GOLDEN / "README.md").read_text(encoding="utf-8")
+    cases = {name: len(json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8"))["cases"])
+             for name in ("prompts", "sampling", "eos")}  # fmt: skip
+    tensors = json.loads((GOLDEN / "checkpoint_layout.json").read_text(encoding="utf-8"))["tensors"]
+    for said in (f"{cases['prompts']} prompts", f"{cases['sampling']} cases", f"{cases['eos']} stop traces",
+                 f"the {len(tensors)} tensors"):  # fmt: skip
+        assert said in page
+
+
+def test_the_table_of_operators_has_every_kernel_and_its_arguments():
+    for name in KERNELS:
+        [row] = re.findall(rf"\| \[`{name}`\]\(kernels/{name}\.py\) \| (.*?) \| (?:.*?) \|", README)
+        schema = getattr(torch.ops.zonos2_triton, name).default._schema
+        missing = [a.name for a in schema.arguments if not re.search(rf"\b{a.name}\b", row)]
+        shared = {"decode_attention", "prefill_attention", "router"}  # "the same", "the network's nine weights"
+        assert name in shared or missing == [], name
