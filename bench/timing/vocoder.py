@@ -13,7 +13,7 @@ from torch import Tensor
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.specs.roofline import UNKNOWN, Roof
 from zonos2_triton.bench.suite.device_checks import as_delayed, clip_spans, random_codec, random_codes
-from zonos2_triton.bench.suite.recorder import Withheld
+from zonos2_triton.bench.suite.recorder import Withheld, lacking
 from zonos2_triton.bench.timing import timer
 from zonos2_triton.kernels._operator import Cost
 from zonos2_triton.kernels.residual_unit import WIDEST
@@ -96,9 +96,12 @@ class VocoderTimer:
         result["compiled"] = {"not_timed": "no time left"}
         if compiled:
             result["compiled"] = self._beside(self._compiled(), part, device, seconds, more) | {"mode": "default"}
-        for beside in (result["eager"], result["compiled"]):
+        for name in ("eager", "compiled"):
+            beside = result[name]
             if "median_us" in beside:
                 beside["speed_up"] = timer.ratio(beside["median_us"], microseconds)
+            elif "crashed" in beside:  # our own time is kept beside the failure
+                result |= {"status": "failed", "error": f"{name}: {beside['crashed']}"}
         return result
 
     def _agreement(self, samples: Tensor, ids: Tensor) -> float:
@@ -126,14 +129,15 @@ class VocoderTimer:
         self, run: Callable[[Tensor], Tensor], ids: Tensor, device: timer.Device, seconds: float,
         more: dict[str, Any], graph: bool = True,
     ) -> dict[str, Any]:  # fmt: skip
-        """Its time, or why there is none: a compiler that is not there, or memory."""
+        """Its time, or why there is none: a compiler that is not there, or memory; or how it crashed."""
         cudnn: Any = torch.backends.cudnn
         before, cudnn.benchmark = cudnn.benchmark, True  # it tries its ways when a shape first comes
         try:
             options = {"least": 5} | more | {"graph": graph and more.get("graph", True)}
             return timer.measure([lambda: run(ids)], device, seconds, "flushed", **options)
         except Exception as error:
-            return {"not_timed": timer.first_line(error)}
+            absent = lacking(error) or isinstance(error, torch.OutOfMemoryError)
+            return {"not_timed" if absent else "crashed": timer.first_line(error)}
         finally:
             cudnn.benchmark = before
             torch.compiler.reset()

@@ -37,6 +37,14 @@ def test_a_vocoder_is_timed_beside_pytorch(in_steps, monkeypatch):
 
     monkeypatch.setattr(timer, "_compiled", lambda: broken)
     assert streams()["compiled"] == {"not_timed": "RuntimeError: no C compiler", "mode": "default"}
+
+    def crashing(ids):
+        raise KeyError("a name")
+
+    monkeypatch.setattr(timer, "_compiled", lambda: crashing)
+    crashed = streams()
+    assert (crashed["status"], crashed["error"]) == ("failed", "compiled: KeyError: 'a name'")
+    assert crashed["median_us"]
     monkeypatch.setattr(timer, "_plain", lambda ids: torch.ones(1, 59))
     with pytest.raises(Withheld, match=r"are .* dB from the plain decoder's, which is less than 90 in torch\.float32"):
         streams()
