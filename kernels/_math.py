@@ -52,7 +52,7 @@ LN2_LOW = tl.constexpr(-2.12194440e-4)
 
 @triton.jit
 def decaying(x):
-    """exp(x) of fp32 x <= 0, within 0.71 of a last place; 0 below -104. The same bits on every machine.
+    """exp(x) of fp32 x <= 0, within 0.75 of a last place; 0 below -104. The same bits on every machine.
 
     Sums, products and powers of two alone, as in `reference.numeric.decaying`; no launch fuses a product and a sum.
     """

@@ -249,8 +249,9 @@ class Vocoder:
         exact    what it emits, joined, is decode() of the aligned frames, bit for bit. It waits for `chunk` new frames,
                  before its first samples for `first_chunk`; the reference decodes in windows instead.
                  lookahead: frames that a frame's samples wait for. By default all that they depend on (10 at the
-                 44.1 kHz rates); with fewer, they are emitted as if nothing followed but the codes that have come, an
-                 approximation: `signal_to_error` of the stream says in dB how far it was off.
+                 44.1 kHz rates). With fewer, they are emitted as if nothing followed but the codes that have come, an
+                 approximation: `signal_to_error` of the stream says in dB how far it was off. Where it is named, the
+                 reference takes steps too: with all of them its samples are decode()'s but for rounding.
         overlap  the official cross-fade: `overlap` frames are decoded again and faded at each border, `chunk` new ones
                  are waited for. An approximation.
         """

@@ -301,7 +301,7 @@ class Streams:
 
 
 class ExactStream:
-    """One clip: what it emits, joined, is `decode` of the aligned frames, bit for bit, however they come."""
+    """One clip: what it emits, joined, is `decode` of the aligned frames: by the kernels bit for bit, in any pieces."""
 
     def __init__(self, streams: Streams) -> None:
         """streams: of one row."""

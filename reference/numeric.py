@@ -20,7 +20,7 @@ EXP_TERMS = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2,
 
 
 def decaying(x: Tensor) -> Tensor:
-    """exp(x) of fp32 x <= 0, within 0.71 of a last place; 0 below -104.
+    """exp(x) of fp32 x <= 0, within 0.75 of a last place; 0 below -104.
 
     Sums, products and powers of two alone, each rounded once: any machine that does not fuse them gets the same bits.
     """
