@@ -104,8 +104,8 @@ class Backbone:
         config None reads params.json beside the file; dtype None is the one it states. On a CPU, weights that are
         stored in `dtype` stay in the mapped file. options: of the frame loop.
 
-        FileNotFoundError; ValueError: the file is corrupt or holds code, or lists every tensor that is missing,
-        surplus, misshapen or not finite.
+        FileNotFoundError; ValueError: the file is corrupt or holds code, or tensors are missing, surplus,
+        misshapen or not finite, which are counted and the first of them named.
         """
         device = resolve_device(device)
         if config is None:

@@ -14,10 +14,7 @@ from zonos2_triton.model import threads
 from zonos2_triton.model.tables import fitted, text_table
 
 REQUIRED = ("torch", "triton", "numpy", "einops", "nvtx", "safetensors", "soundfile", "tqdm")
-EXTRAS = {
-    "huggingface_hub": "hub", "matplotlib": "plot", "flash-attn": "flash-attn", "pytest-benchmark": "bench",
-    "jinja2": "report", "jsonschema": "report", "scipy": "report",
-}  # fmt: skip
+EXTRAS = ("huggingface_hub", "matplotlib", "flash-attn", "pytest-benchmark", "jinja2", "jsonschema", "scipy")
 BACKENDS = ("reference", "triton", "auto")  # as model.backend has them, which needs torch
 
 
@@ -96,8 +93,7 @@ def as_text(report: dict[str, Any]) -> str:
     packages = report["packages"].items()
     add("packages", ((name, found or f"MISSING: {report['faults'][name]}") for name, found in packages))
     extras = report["extras"].items()
-    hint = "not installed: pip install zonos2-triton[{}]"
-    add("extras", ((name, found or hint.format(EXTRAS[name])) for name, found in extras))
+    add("extras", ((name, found or f"not installed: pip install {name}") for name, found in extras))
     devices = []
     for device in report["devices"]:
         details = ", ".join(f"{key} {device[key]}" for key in device if key not in ("device", "runs"))

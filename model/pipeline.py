@@ -21,8 +21,9 @@ from zonos2_triton.model.runtime.scheduler import LoopOptions
 from zonos2_triton.model.runtime.stream import Progress, Stream, read_all
 from zonos2_triton.model.speaker import SpeakerEncoder
 from zonos2_triton.model.vocoder import Vocoder
-from zonos2_triton.model.weights.checkpoint import one_file
+from zonos2_triton.model.weights.checkpoint import ENDINGS, one_file
 from zonos2_triton.model.weights.hub import CODEC_REPO, SPEAKER_REPO, resolve_path
+from zonos2_triton.reference.config import Zonos2Config
 from zonos2_triton.reference.delay import shear_up
 from zonos2_triton.reference.sampling import Sampling
 from zonos2_triton.reference.sampling_params import Default, SamplingOptions
@@ -112,26 +113,29 @@ class Zonos2:
     ) -> "Zonos2":
         """A folder with params.json and weights, and in it, or named apart, a vocoder and a speaker encoder.
 
-        Each may also be a hub id, "owner/name". device None: a GPU if there is one; dtype None: the stored one (of the
-        backbone; the speaker encoder runs in fp32). options: of the frame loop. vocoder_dtype: "tf32" is float32 that
-        the kernels may multiply so. FileNotFoundError, ValueError: what is missing or wrong.
+        Each may also be a hub id, "owner/name", or the file of weights that counts, of several in its folder. device
+        None: a GPU if there is one; dtype None: the stored one (of the backbone; the speaker encoder runs in fp32).
+        options: of the frame loop. vocoder_dtype: "tf32" is float32 that the kernels may multiply so.
+
+        FileNotFoundError, ValueError: what is missing or wrong.
         """
-        folder = resolve_path(model)
+        named = resolve_path(model)
+        folder = named.parent if named.is_file() and named.name.endswith(ENDINGS) else named
         if not folder.is_dir():
-            raise FileNotFoundError(f"model must be a folder with params.json and weights, got {model}")
+            raise FileNotFoundError(f"model must be a folder with params.json and weights, or its weights, got {model}")
         device = resolve_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if not (folder / "params.json").is_file():
             raise FileNotFoundError(f"{folder} holds no params.json; it comes with the weights")
-        weights = one_file(folder, "weights", WEIGHTS)
+        weights, config = one_file(named, "weights", WEIGHTS), Zonos2Config.from_json(folder / "params.json")
         codec = resolve_path(vocoder) if vocoder else _find(folder, CODEC_FOLDERS, CODEC_FILES)
         if codec is None:
             raise FileNotFoundError(
                 f"{folder} holds no vocoder; put the codec into {folder / CODEC_FOLDERS[0]}, or name its file or "
-                f"folder, such as vocoder={CODEC_REPO!r} from the hub"
+                f"folder by vocoder= or --vocoder, such as {CODEC_REPO} from the hub"
             )
         voices = resolve_path(speaker_encoder) if speaker_encoder else _find(folder, SPEAKER_FOLDERS, ())
         return cls(
-            Backbone.load(weights, device=device, dtype=dtype, backend=backend, options=options),
+            Backbone.load(weights, config, device=device, dtype=dtype, backend=backend, options=options),
             Vocoder.load(
                 codec,
                 device,
@@ -311,7 +315,7 @@ class Zonos2:
         if self.speaker_encoder is None:
             raise ValueError(
                 "speaker is a recording, but no speaker encoder was found; put it into speaker_encoder/ in the model's "
-                f"folder, or name it at loading, such as speaker_encoder={SPEAKER_REPO!r}"
+                f"folder, or name it by speaker_encoder= or --speaker-encoder, such as {SPEAKER_REPO} from the hub"
             )
         if isinstance(speaker, str | Path):
             return self.speaker_encoder.embed(*read_audio(speaker))
@@ -339,5 +343,5 @@ def _find(folder: Path, folders: Sequence[str], files: Sequence[str]) -> Path | 
         if (folder / name).is_dir():
             return folder / name
     with suppress(FileNotFoundError):
-        return one_file(folder, "vocoder", files) if files else None
+        return one_file(folder, "vocoder", files, "by vocoder= or --vocoder") if files else None
     return None

@@ -14,7 +14,7 @@ RANGE_DB = 80
 def check_plotting() -> None:
     """ImportError: a spectrogram cannot be drawn, and how it could."""
     if find_spec("matplotlib") is None:
-        raise ImportError("a spectrogram needs matplotlib: pip install 'zonos2-triton[plot]'")
+        raise ImportError("a spectrogram needs matplotlib: pip install matplotlib")
 
 
 def save_spectrogram(audio: Audio, path: str | Path, title: str) -> None:

@@ -32,7 +32,7 @@ class SpeakerEncoder:
     def from_state(
         cls, config: SpeakerEncoderConfig, state: Mapping[str, Tensor], device: str | torch.device = "cpu"
     ) -> "SpeakerEncoder":
-        """Tensors by official name. ValueError: lists every one that is missing, surplus, misshapen or not finite."""
+        """Tensors by official name. ValueError: counts those that are missing, surplus, misshapen or not finite."""
         device = resolve_device(device)
         own = {name.removeprefix(PREFIX): t for name, t in state.items() if name.startswith(PREFIX)}
         tensors = own or dict(state)
@@ -42,9 +42,10 @@ class SpeakerEncoder:
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> "SpeakerEncoder":
-        """A folder with config.json and model.safetensors."""
-        folder = Path(folder)
-        checkpoint = Checkpoint(one_file(folder, "speaker encoder weights", ["model.safetensors", "*.safetensors"]))
+        """A folder with config.json and model.safetensors, or its file of weights."""
+        checkpoint = Checkpoint(
+            one_file(Path(folder), "speaker encoder weights", ["model.safetensors", "*.safetensors"])
+        )
         settings = checkpoint.path.with_name("config.json")
         try:
             params = json.loads(settings.read_text(encoding="utf-8"))

@@ -85,7 +85,7 @@ class Vocoder:
     ) -> "Vocoder":
         """Tensors by official name, weight norm as g and v or folded; those of the encode side are left aside.
 
-        ValueError: every tensor that is missing, surplus, misshapen or not finite is listed.
+        ValueError: tensors that are missing, surplus, misshapen or not finite, counted and the first of them named.
         """
         device, dtype = resolve_device(device), resolve_dtype(dtype)
         tensors = {name: t for name, t in state.items() if not is_encode_side(name)}
@@ -104,7 +104,8 @@ class Vocoder:
         backend: str = "auto",
         tf32: bool = False,
     ) -> "Vocoder":
-        """The official DAC file (.pth), or a folder in the transformers layout (config.json, model.safetensors)."""
+        """The official DAC file (.pth), or a folder in the transformers layout (config.json, model.safetensors), or its
+        file of weights."""
         path = Path(path)
         checkpoint = Checkpoint(one_file(path, "vocoder weights", CODEC_WEIGHTS) if path.is_dir() else path)
         tensors = checkpoint.tensors(checkpoint.shapes)

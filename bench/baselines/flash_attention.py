@@ -78,7 +78,7 @@ def _package() -> ModuleType:
     except ImportError as error:
         raise ImportError(
             f"the flash-attn baseline needs the package flash-attn, which builds only where CUDA is: "
-            f"pip install 'zonos2-triton[flash-attn]'; importing it failed: {error}"
+            f"pip install --no-build-isolation flash-attn; importing it failed: {error}"
         ) from error
     return flash_attn
 

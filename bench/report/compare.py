@@ -174,7 +174,7 @@ def _rows(old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, A
     try:
         from scipy.stats import mannwhitneyu
     except ImportError as error:
-        raise ImportError("comparing results needs scipy: pip install 'zonos2-triton[report]'") from error
+        raise ImportError("comparing results needs scipy: pip install scipy") from error
     both, values = [], []
     for name, now in new.items():
         was = old.get(name, {})

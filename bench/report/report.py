@@ -24,7 +24,7 @@ def html(found: Sequence[tuple[str, Result]]) -> str:
     try:
         from jinja2 import Environment, StrictUndefined
     except ImportError as error:
-        raise ImportError("a report needs jinja2: pip install 'zonos2-triton[report]'") from error
+        raise ImportError("a report needs jinja2: pip install jinja2") from error
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     cards = dict.fromkeys(result["environment"]["card"] for _, result in found)

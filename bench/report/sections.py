@@ -152,7 +152,7 @@ def rooflines(result: Result) -> Section:
         from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("the report's plots need matplotlib: pip install 'zonos2-triton[report]'") from error
+        raise ImportError("the report's plots need matplotlib: pip install matplotlib") from error
     with rc_context(STYLE):
         figure, out = Figure(figsize=(8.8, 4.6), layout="constrained"), io.StringIO()
         axes = figure.add_subplot(xscale="log", yscale="log", xlabel="FLOP per byte", ylabel="TFLOP/s")

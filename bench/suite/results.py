@@ -57,7 +57,7 @@ def check(content: Mapping[str, Any], name: str = "the result") -> None:
         from jsonschema import Draft202012Validator
         from jsonschema.exceptions import relevance
     except ImportError as error:
-        raise ImportError("checking a result file needs jsonschema: pip install 'zonos2-triton[report]'") from error
+        raise ImportError("checking a result file needs jsonschema: pip install jsonschema") from error
     validator = Draft202012Validator(json.loads(SCHEMA_FILE.read_text(encoding="utf-8")))
     errors = list(validator.iter_errors(content))
     if errors:

@@ -3,7 +3,7 @@
 import json
 import pickle
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -11,6 +11,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 SAFETENSORS_INDEX = ".safetensors.index.json"
+ENDINGS = (".safetensors", SAFETENSORS_INDEX, ".pth", ".pt")
+SHARD = re.compile(r"-\d+-of-\d+\.")  # in a file's name
+NAMED = 8  # of a long list, in an error
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -123,24 +126,46 @@ def _load_pickle(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             break
     named = {name for name, value in state.items() if isinstance(name, str) and isinstance(value, Tensor)}
     if others := [str(name) for name in state if name not in named]:
-        raise ValueError(f"{file} must hold tensors by name only; these entries are none: {', '.join(others)}")
+        raise ValueError(f"{file} must hold tensors by name only; these entries are none: {_first(others, ', ')}")
     pairs = metadata.items() if isinstance(metadata, Mapping) else ()
     texts = {str(key): value if isinstance(value, str) else json.dumps(value, default=str) for key, value in pairs}
     return state, texts
 
 
+def _first(names: Sequence[str], joint: str) -> str:
+    """Some of them; how many there are matters more than the hundredth name."""
+    more = [f"and {len(names) - NAMED} more"] if len(names) > NAMED else []
+    return joint.join([*names[:NAMED], *more])
+
+
 def check_layout(source: object, shapes: Mapping[str, list[int]], layout: Mapping[str, list[int]]) -> None:
-    """ValueError that lists every missing, surplus and misshapen tensor."""
-    missing = [f"{name} {layout[name]}" for name in layout if name not in shapes]
-    surplus = [f"{name} {list(shapes[name])}" for name in shapes if name not in layout]
+    """ValueError that counts every missing, surplus and misshapen tensor, and names the first of each."""
+    prefix = _wrapper(shapes, layout)
+    missing = [f"{name} {layout[name]}" for name in layout if name not in shapes and prefix + name not in shapes]
+    surplus = [f"{name} {list(shapes[name])}" for name in shapes if name.removeprefix(prefix) not in layout]
     wrong = [
         f"{name} is {list(shape)}, expected {layout[name]}"
         for name, shape in shapes.items()
         if name in layout and list(shape) != layout[name]
     ]
-    kinds = (("missing", missing), ("surplus", surplus), ("wrong shape", wrong))
-    if lines := [f"  {kind} ({len(found)}): {'; '.join(found)}" for kind, found in kinds if found]:
+    beside = " beside that" if prefix else ""
+    kinds = ((f"missing{beside}", missing), (f"surplus{beside}", surplus), ("wrong shape", wrong))
+    lines = [f"  {kind} ({len(found)}): {_first(found, '; ')}" for kind, found in kinds if found]
+    if prefix:
+        stripped = f"{{name.removeprefix({prefix!r}): tensor for name, tensor in tensors.items()}}"
+        lines.insert(0, f"  every name begins with {prefix!r}, which a wrapper adds: save them as {stripped}")
+    if lines:
         raise ValueError("\n".join([f"the tensors of {source} do not fit the configuration", *lines]))
+
+
+def _wrapper(names: Collection[str], layout: Collection[str]) -> str:
+    """What stands before every name, and must not; often it is nothing."""
+    first = next(iter(names), "")
+    if first in layout:
+        return ""
+    ends = (first[i + 1 :] for i, letter in enumerate(first) if letter == ".")
+    prefix = next((first.removesuffix(end) for end in ends if end in layout), "")
+    return prefix if all(name.startswith(prefix) for name in names) else ""
 
 
 def value_faults(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> list[str]:
@@ -164,7 +189,7 @@ def check_values(source: object, tensors: Mapping[str, Tensor]) -> None:
 
 def _raise_faults(source: object, faults: list[str]) -> None:
     if faults:
-        raise ValueError("\n  ".join([f"the tensors of {source} cannot be used", *faults]))
+        raise ValueError(f"the tensors of {source} cannot be used\n  " + _first(faults, "\n  "))
 
 
 def load_weights(
@@ -196,14 +221,24 @@ def _by_layer(names: Iterable[str]) -> list[list[str]]:
     return list(groups.values())
 
 
-def one_file(folder: Path, what: str, patterns: Iterable[str]) -> Path:
-    """The file in `folder` that the first matching pattern finds. ValueError: two of them; FileNotFoundError: none."""
+def one_file(path: Path, what: str, patterns: Iterable[str], remedy: str = "instead of the folder") -> Path:
+    """A file itself; in a folder, the file that the first matching pattern finds. remedy: how to name one of several.
+
+    ValueError: two of them; FileNotFoundError: none.
+    """
+    if path.is_file():
+        return path
     patterns = list(patterns)
-    for found in _matches(folder, patterns):
+    for found in _matches(path, patterns):
+        names = ", ".join(file.name for file in found)
+        if len(found) > 1 and all(SHARD.search(file.name) for file in found):
+            raise ValueError(
+                f"{path} holds {names}: shards, without the index that comes with them, *{SAFETENSORS_INDEX}"
+            )
         if len(found) > 1:
-            raise ValueError(f"{folder} holds several files for {what}: {', '.join(p.name for p in found)}; name one")
+            raise ValueError(f"{path} holds several files for {what}: {names}; name one of them {remedy}")
         return found[0]
-    raise FileNotFoundError(f"{folder} holds no {what}; looked for {', '.join(patterns)}")
+    raise FileNotFoundError(f"{path} holds no {what}; looked for {', '.join(patterns)}")
 
 
 def _matches(folder: Path, patterns: list[str]) -> Iterator[list[Path]]:

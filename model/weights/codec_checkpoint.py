@@ -13,7 +13,7 @@ from zonos2_triton.reference.vocoder import VocoderConfig, fold
 
 def is_encode_side(name: str) -> bool:
     """Whether decoding does without the tensor."""
-    return name.startswith("encoder.") or ".in_proj." in name
+    return ".encoder." in f".{name}" or ".in_proj." in name
 
 
 def fold_weight_norms(state: Mapping[str, Tensor], to: dtype) -> dict[str, Tensor]:

@@ -30,7 +30,7 @@ def resolve_path(name: str | Path) -> Path:
         from huggingface_hub.errors import HFValidationError
     except ImportError as error:
         raise ImportError(
-            f"{name} is no local folder; to fetch it from the hub: pip install 'zonos2-triton[hub]'"
+            f"{name} is no local folder; to fetch it from the hub: pip install huggingface_hub"
         ) from error
     try:
         return Path(snapshot_download(name, allow_patterns=FILES))  # completes what is cached; offline, takes that

@@ -166,6 +166,43 @@ def test_misfits_are_all_listed(load, weights):
     ]
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod.", "net.backbone."])
+def test_a_prefix_of_every_name_is_told_first_with_its_remedy(load, weights, prefix):
+    prefixed = {prefix + name: tensor for name, tensor in weights.items()}
+    with pytest.raises(ValueError, match="do not fit the configuration") as raised:
+        load(prefixed)
+    cause, *lines = str(raised.value).splitlines()[1:]
+    start, _, remedy = cause.partition(": save them as ")
+    assert start == f"  every name begins with {prefix!r}, which a wrapper adds"
+    assert_same(load(eval(remedy, {"tensors": prefixed})).weights, weights)
+    assert lines == []
+
+
+def test_of_many_misfits_the_first_are_named(load, weights):
+    """Of those beside a prefix too."""
+    n = len(weights)
+    with pytest.raises(ValueError, match="do not fit") as raised:
+        load({f"w{i}": torch.zeros(1) for i in range(n)})
+    lines = str(raised.value).splitlines()[1:]
+    assert [line.partition(":")[0] for line in lines] == [f"  missing ({n})", f"  surplus ({n})"]
+    assert all(line.endswith(f"; and {n - 8} more") for line in lines)
+    with pytest.raises(ValueError, match="do not fit") as raised:
+        load({f"module.{name}": tensor for name, tensor in weights.items() if name != NORM})
+    cause, *lines = str(raised.value).splitlines()[1:]
+    assert cause.startswith("  every name begins with 'module.'")
+    assert lines[0] == f"  missing beside that (1): {NORM} [16]"
+
+
+def test_only_the_first_tensors_that_cannot_be_used_are_named(load, weights):
+    with pytest.raises(ValueError, match="cannot be used") as raised:
+        load({name: torch.full_like(tensor, math.nan) for name, tensor in weights.items()})
+    lines = str(raised.value).splitlines()
+    assert (len(lines), lines[-1]) == (10, f"  and {len(weights) - 8} more")
+    with pytest.raises(ValueError, match="hold tensors by name only") as raised:
+        load(weights | {f"step.{i}": i for i in range(20)}, pickled())
+    assert str(raised.value).endswith(", step.7, and 12 more")
+
+
 @pytest.mark.parametrize(
     ("save", "dtype"), [(save_single, torch.float32), (pickled(), torch.bfloat16)], ids=["as stored", "converted"]
 )

@@ -175,7 +175,14 @@ def test_one_file_takes_the_first_pattern_that_matches(tmp_path):
     patterns = ["model.safetensors", "*.safetensors", "*.pth"]
     assert one_file(tmp_path, "weights", patterns).name == "a.safetensors"
     (tmp_path / "c.safetensors").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"several files for weights: a\.safetensors, c\.safetensors; name one"):
+    with pytest.raises(
+        ValueError, match=r"several files for weights: a\.safetensors, c\.safetensors; name one of them inst"
+    ):
         one_file(tmp_path, "weights", patterns)
+    shards = [(tmp_path / f"model-0000{i}-of-00002.safetensors") for i in (1, 2)]
+    for path in shards:
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"2\.safetensors: shards, without the index .*\*\.safetensors\.index\.json"):
+        one_file(tmp_path, "weights", ["model-*.safetensors"])
     with pytest.raises(FileNotFoundError, match=r"holds no weights; looked for model\.gguf, \*\.gguf"):
         one_file(tmp_path, "weights", iter(["model.gguf", "*.gguf"]))

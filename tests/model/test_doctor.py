@@ -131,3 +131,10 @@ def test_torch_missing_is_told_by_every_command():
         (line,) = done.stderr.splitlines()
         assert line.startswith("zonos2-triton: error: ")
         assert "torch" in line
+
+
+def test_what_is_advised_can_be_installed(capsys, monkeypatch):
+    """By the names of packages: an extra can only be had where this one is published."""
+    monkeypatch.setattr(doctor, "EXTRAS", ("no-such-extra",))
+    main(["doctor"])
+    assert "  no-such-extra      not installed: pip install no-such-extra\n" in capsys.readouterr().out

@@ -125,5 +125,5 @@ def test_id_that_the_hub_refuses(cached, name):
 
 def test_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(ImportError, match=r"owner/name is no local folder.*pip install 'zonos2-triton\[hub\]'"):
+    with pytest.raises(ImportError, match=r"owner/name is no local folder.*pip install huggingface_hub$"):
         resolve_path("owner/name")

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from zonos2_triton.model import (
+    TTSLLM,
     Audio,
     Backbone,
     LoopOptions,
@@ -178,6 +179,45 @@ def test_a_folder_as_others_arrange_it(folder, tts):
     assert torch.equal(other.speak("a", sampling=SHORT).samples, tts.speak("a", sampling=SHORT).samples)
     with pytest.raises(ValueError, match="no speaker encoder was found"):
         other.speak("a", (torch.ones(5000), 24000))
+
+
+def test_of_several_files_one_can_be_named(folder, tts):
+    """As the error advises, for each part."""
+    want = tts.speak("a", sampling=SHORT).samples
+    files = {}
+    for part, name in (("model", "model.safetensors"), ("vocoder", "dac/weights.pth"),
+                       ("speaker_encoder", "speaker_encoder/model.safetensors")):  # fmt: skip
+        path = folder / name
+        files[part] = path.rename(path.with_name(f"b{path.suffix}"))
+        shutil.copy(files[part], path.with_name(f"a{path.suffix}"))
+    named: dict[str, object] = {"model": folder}
+    for part, file in files.items():
+        with pytest.raises(
+            ValueError, match=rf"several files for .*: a\{file.suffix}, b.*; name one of them instead of"
+        ):
+            Zonos2.load(device="cpu", **named)
+        named[part] = file
+    other = Zonos2.load(device="cpu", **named)
+    assert torch.equal(other.speak("a", sampling=SHORT).samples, want)
+    assert other.speaker_encoder is not None
+    assert TTSLLM(str(files["model"]), torch.float32, device="cpu", decode_audio=False).backbone.config.dim == 64
+
+
+def test_of_several_codec_files_one_can_be_named(folder):
+    for name in ("weights_a.pth", "weights_b.pth"):
+        shutil.copy(folder / "dac" / "weights.pth", folder / name)
+    shutil.rmtree(folder / "dac")
+    with pytest.raises(ValueError, match=r"weights_a\.pth, weights_b\.pth; name one of them by vocoder= or --vocoder"):
+        Zonos2.load(folder, device="cpu")
+    Zonos2.load(folder, device="cpu", vocoder=folder / "weights_b.pth")
+
+
+def test_weights_in_the_folder_of_the_official_training(folder):
+    """params.json lies above them."""
+    (folder / "consolidated").mkdir()
+    torch.save({"model": load_file(folder / "model.safetensors")}, folder / "consolidated" / "consolidated.pth")
+    (folder / "model.safetensors").unlink()
+    assert Zonos2.load(folder, device="cpu").backbone.config.dim == 64
 
 
 @pytest.mark.parametrize(
