@@ -102,16 +102,28 @@ def at_import(reader: Callable[[], Value]) -> Value | None:
 
 
 def start_log() -> None:
-    """The level of LOG, and a handler for the standard error. Where it is not set, logging stays as it is: without a
-    handler of the application's own, Python shows warnings."""
+    """The level of LOG, and a handler for the standard error, which is silent where the application has its own. Where
+    LOG is not set, logging stays as it is: without a handler, Python shows warnings."""
     level = at_import(log_level)
     if level is None:
         return
     LOGGER.setLevel(LEVELS[level])
-    if level != "off":
+    if level != "off" and not any(map(_is_ours, LOGGER.handlers)):
         handler = logging.StreamHandler()
+        handler.set_name(LOGGER.name)
+        handler.addFilter(_nobody_else)
         handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
         LOGGER.addHandler(handler)
+
+
+def _is_ours(handler: logging.Handler) -> bool:
+    return handler.name == LOGGER.name
+
+
+def _nobody_else(record: logging.LogRecord) -> bool:
+    """Whether no other handler gets the line, which would show it twice. Asked each time: they may come later."""
+    handlers = [*LOGGER.handlers, *(logging.getLogger().handlers if LOGGER.propagate else [])]
+    return all(_is_ours(handler) or isinstance(handler, logging.NullHandler) for handler in handlers)
 
 
 def _one_of(name: str, accepted: tuple[str, ...]) -> str | None:

@@ -117,6 +117,8 @@ def run(imports, **environment):
 
 
 OURS, APPLICATION = "{upper} zonos2_triton: {text}", "logging.basicConfig(format='mine: %(message)s', level='INFO')"
+OTHER = "logging.getLogger('zonos2_triton').addHandler(logging.StreamHandler())"
+AGAIN = "import importlib; importlib.reload(zonos2_triton._settings)"
 KERNELS = "import zonos2_triton.kernels.rotary, zonos2_triton.kernels.sample"
 ALL = ["debug", "info", "warning", "error", "critical"]
 
@@ -128,6 +130,19 @@ ALL = ["debug", "info", "warning", "error", "critical"]
         (SETTINGS, "off", [], 51, [], OURS),
         (SETTINGS, "", [], 0, ALL[2:], "{text}"),  # Python's own way
         (f"{SETTINGS}; {APPLICATION}", "", [], 0, ALL[1:], "mine: {text}"),
+        # Once, by the application's handlers where it has some, whichever came first.
+        (f"{SETTINGS}; {APPLICATION}", "debug", ["StreamHandler"], 10, ALL, "mine: {text}"),
+        (f"{APPLICATION}; {SETTINGS}", "debug", ["StreamHandler"], 10, ALL, "mine: {text}"),
+        (f"{SETTINGS}; {OTHER}", "info", ["StreamHandler"] * 2, 20, ALL[1:], "{text}"),
+        (f"{SETTINGS}; {AGAIN}", "info", ["StreamHandler"], 20, ALL[1:], OURS),
+        (
+            f"{APPLICATION}; {SETTINGS}; logging.getLogger().handlers.clear()",
+            "info",
+            ["StreamHandler"],
+            20,
+            ALL[1:],
+            OURS,
+        ),
         pytest.param(f"{KERNELS}; {MODEL}", "error", ["StreamHandler"], 40, ALL[3:], OURS, marks=pytest.mark.slow),
     ],
 )
