@@ -4,7 +4,7 @@ import errno
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,6 +104,16 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)
+
+
+def check_writable(path: str | Path) -> None:
+    """OSError: `whole_file` could not begin; nothing is left behind."""
+
+    class Tried(Exception):
+        pass
+
+    with suppress(Tried), whole_file(path):
+        raise Tried
 
 
 def read_audio(path: str | Path) -> tuple[Tensor, int]:

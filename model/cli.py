@@ -3,7 +3,6 @@
 import argparse
 import json
 import math
-import os
 import re
 import signal
 import sys
@@ -15,6 +14,7 @@ from types import FrameType
 from typing import NoReturn
 
 from zonos2_triton import __version__
+from zonos2_triton.model.console import unfailing
 from zonos2_triton.model.hints import did_you_mean
 from zonos2_triton.model.threads import sleep_while_waiting
 from zonos2_triton.reference.sampling_params import Sampling
@@ -39,12 +39,25 @@ RANGES = {
     "repetition_window": (0, math.inf), "repetition_penalty": (1, math.inf), "repetition_codebooks": (-1, 9),
     "max_frames": (1, math.inf), "seed": (0, 2**64 - 1),
 }  # fmt: skip
+FILES = ("say", "tiny", "gpu", "profile", "report")  # commands whose result is a file: what they print tells of it
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
 
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 1 doctor found something missing, 2 bad input, 130 interrupted; of a tool, its own."""
     argv = sys.argv[1:] if argv is None else argv
+    with unfailing() as out:
+        status = _run(argv)
+        out.flush()
+        if out.error and not isinstance(out.error, BrokenPipeError):  # who reads no further has read enough
+            kept = argv[0] in FILES
+            kind = "note" if kept else "error"
+            print(f"zonos2-triton: {kind}: standard output cannot be written: {out.error}", file=sys.stderr)
+            return status if kept else status or 2
+    return status
+
+
+def _run(argv: list[str]) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
         signal.signal(signal.SIGHUP, _interrupt)
@@ -55,12 +68,7 @@ def main(argv: list[str] | None = None) -> int:
             options, unknown = _parser(argv[0] if argv else "").parse_known_args(argv)
             if unknown:
                 options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-            status = int(options.run(options))
-            sys.stdout.flush()
-            return status
-    except BrokenPipeError:  # nobody reads the closing line; the work is done
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+            return int(options.run(options))
     except KeyboardInterrupt:
         print("zonos2-triton: interrupted; nothing was written", file=sys.stderr)
         return INTERRUPTED

@@ -1,5 +1,6 @@
 """A picture of a sound."""
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,14 +13,17 @@ RANGE_DB = 80
 
 
 def check_plotting() -> None:
-    """ImportError: a spectrogram cannot be drawn, and how it could."""
+    """Draw one to nowhere. ImportError: it cannot be done, and how it could."""
     if find_spec("matplotlib") is None:
         raise ImportError("a spectrogram needs matplotlib: pip install matplotlib")
+    try:
+        save_spectrogram(Audio(torch.zeros(1), 1), os.devnull, "no sound")
+    except Exception as error:  # a damaged installation, no font, no folder for its cache
+        raise ImportError(f"matplotlib cannot draw a spectrogram here: {error}") from error
 
 
 def save_spectrogram(audio: Audio, path: str | Path, title: str) -> None:
     """Write a PNG: time in s, frequency in kHz, level in dB below the loudest point. ImportError: no matplotlib."""
-    check_plotting()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -39,6 +43,7 @@ def save_spectrogram(audio: Audio, path: str | Path, title: str) -> None:
         cmap="magma",
     )
     axes.set(xlabel="time (s)", ylabel="frequency (kHz)")
-    axes.set_title(title, loc="left", fontsize="small", wrap=True)
+    title = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in title)  # a file may have any name
+    axes.set_title(title, loc="left", fontsize="small", wrap=True, parse_math=False)
     figure.colorbar(image, label="level (dB)")
     figure.savefig(path, format="png", dpi=120)

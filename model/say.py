@@ -5,7 +5,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from zonos2_triton.model.audio import Audio, sound_format, whole_file, write_audio
+from zonos2_triton.model.audio import Audio, check_writable, sound_format, whole_file, write_audio
 from zonos2_triton.model.pipeline import Zonos2
 from zonos2_triton.model.plot import check_plotting, save_spectrogram
 from zonos2_triton.model.prompt import PromptOptions
@@ -41,9 +41,11 @@ def say(options: argparse.Namespace) -> int:
         "accurate": not options.expressive,
     }
     kind = sound_format(options.out)
-    with ExitStack() as files:  # whether they can be written is known before the model is read
-        part = files.enter_context(whole_file(options.out))
-        picture = files.enter_context(whole_file(options.spectrogram)) if options.spectrogram else None
+    check_writable(options.out)  # known before the model is read
+    if options.spectrogram:
+        check_writable(options.spectrogram)
+    with ExitStack() as stack:
+        stack.enter_context(redirect_stdout(sys.stderr))  # what a library prints is not the result
         tts = Zonos2.load(
             options.model, options.device, options.dtype, options.backend, options.vocoder, options.speaker_encoder,
             LoopOptions(streams=1), options.vocoder_dtype,
@@ -52,7 +54,7 @@ def say(options: argparse.Namespace) -> int:
             print(f"zonos2-triton: note: {tts.notice}", file=sys.stderr)
         default = torch.get_num_threads()
         weights = [*tts.backbone.weights.values(), *tts.vocoder.state.values()]
-        threads = files.enter_context(computing(weights))
+        threads = stack.enter_context(computing(weights))
         started, first_audio, frames, ended = time.perf_counter(), None, 0, None
         total = None if isinstance(sampling.max_frames, Default) else sampling.clamped().max_frames
         # disable=None: silent when standard error is no terminal
@@ -70,10 +72,11 @@ def say(options: argparse.Namespace) -> int:
         audio = Audio(
             torch.cat([torch.zeros(0, dtype=torch.float32), *chunks]), tts.vocoder.config.sample_rate, tts.comment
         )
-        write_audio(part, kind, audio)
+        with whole_file(options.out) as part:
+            write_audio(part, kind, audio)
         seconds = time.perf_counter() - started
-        if picture:
-            save_spectrogram(audio, picture, f"{Path(options.out).name}: {tts.comment}")
+        if options.spectrogram:
+            _draw(audio, options.spectrogram, f"{Path(options.out).name}: {tts.comment}")
     rate = seconds / audio.seconds if audio.seconds else None
     report = {
         "out": str(options.out),
@@ -94,6 +97,15 @@ def say(options: argparse.Namespace) -> int:
         print(f"zonos2-triton: note: {threads_hint(threads, default)}", file=sys.stderr)
     print(json.dumps(report) if options.json else _closing_line(report))
     return 0
+
+
+def _draw(audio: Audio, path: str, title: str) -> None:
+    """The sound is there already: whatever fails is told, and no more."""
+    try:
+        with whole_file(path) as picture:
+            save_spectrogram(audio, picture, title)
+    except Exception as error:
+        print(f"zonos2-triton: warning: the spectrogram was not drawn: {error}", file=sys.stderr)
 
 
 def _stdin() -> str:

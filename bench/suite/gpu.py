@@ -45,6 +45,7 @@ from zonos2_triton.bench.suite.results import RESULTS
 from zonos2_triton.bench.suite.stages import PARTS, SEED, Run, plan, reserve
 from zonos2_triton.bench.timing import timer
 from zonos2_triton.kernels._operator import interpreted
+from zonos2_triton.model.console import unfailing
 from zonos2_triton.model.tables import fitted, text_table
 
 REHEARSED = Path(".gpu") / "rehearsal"  # of a dry run
@@ -185,11 +186,12 @@ def main(argv: list[str] | None = None) -> int:
     """The command by itself. Exit status: 0 and 1 as above, 2 bad input."""
     parser = argparse.ArgumentParser(prog="python -m zonos2_triton.bench.suite.gpu")
     execute = command(parser)
-    try:
-        return execute(parser.parse_args(argv))
-    except (ValueError, OSError, ImportError) as error:
-        print(f"gpu: error: {error}", file=sys.stderr)
-        return 2
+    with unfailing():
+        try:
+            return execute(parser.parse_args(argv))
+        except (ValueError, OSError, ImportError) as error:
+            print(f"gpu: error: {error}", file=sys.stderr)
+            return 2
 
 
 if __name__ == "__main__":

@@ -10,12 +10,14 @@ import shutil
 import signal
 import sys
 import termios
+from unittest.mock import Mock
 
 import pytest
 import soundfile
 import torch
 
-from zonos2_triton.model import Audio, Sampling
+from zonos2_triton.model import Audio, Sampling, Zonos2
+from zonos2_triton.model.audio import read_audio
 from zonos2_triton.model.cli import main
 
 COMMAND = [sys.executable, "-m", "zonos2_triton.model.cli"]
@@ -210,6 +212,91 @@ def test_unknown_keys_are_one_warning(say, tiny_folder, tmp_path):
     ]
 
 
+@pytest.fixture(params=["closed", "full", "unread", "ascii"])
+def unfit(request):
+    """A stream that cannot be written, or not as it should."""
+    if request.param == "closed":
+        return None
+    if request.param == "ascii":
+        return io.TextIOWrapper(io.BytesIO(), "ascii")
+    reader, writer = os.pipe()
+    os.close(reader)
+    if request.param == "full":
+        writer = os.open("/dev/full", os.O_WRONLY)
+    return os.fdopen(writer, "w", encoding="utf-8", closefd=False)
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["text", "json"])
+def test_telling_does_not_fail_a_sound(say, tmp_path, monkeypatch, unfit, name, options):
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, name, unfit)
+        status, out, _ = say(*options, out="ö.wav")
+    assert status == 0
+    assert read_audio(tmp_path / "ö.wav")[0].shape == (1, FRAMES * 512)
+    if name == "stderr":
+        assert json.loads(out)["frames"] == FRAMES if options else out.startswith(str(tmp_path))
+    elif options and isinstance(getattr(unfit, "buffer", None), io.BytesIO):
+        assert json.loads(unfit.buffer.getvalue())["out"] == str(tmp_path / "ö.wav")
+
+
+def test_what_a_library_prints_is_not_the_result(say, monkeypatch):
+    read = Zonos2.load
+    monkeypatch.setattr(Zonos2, "load", lambda *options: print("loading!") or read(*options))
+    _, out, err = say("--json")
+    assert json.loads(out)["frames"] == FRAMES
+    assert "loading!" in err
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "message"),
+    [
+        (["doctor"], 2, "zonos2-triton: error: standard output cannot be written: [Errno 28] No space left on device"),
+        (["tiny", "new"], 0, "zonos2-triton: note: standard output cannot be written: [Errno 28] No space left"),
+    ],
+    ids=["the-result", "of-the-result"],
+)
+def test_a_full_standard_output(spawn, tmp_path, command, status, message):
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        process = spawn([*COMMAND, *command], stdout=full, cwd=tmp_path)
+        err = process.communicate(timeout=300)[1]
+    assert (process.returncode, err.count("\n")) == (status, 1)
+    assert err.startswith(message)
+
+
+def test_a_closed_stream_is_no_place_for_a_file(spawn, tmp_path):
+    """The sound must not take the descriptor of standard error, where C's messages go."""
+    (tmp_path / "x.py").write_text(
+        "import os\nfrom zonos2_triton.model.console import unfailing\n"
+        "with unfailing():\n    os._exit(os.open('x.py', os.O_RDONLY))\n"
+    )
+    process = spawn(["sh", "-c", 'exec "$0" x.py 2>&-', sys.executable], cwd=tmp_path)
+    assert process.wait(timeout=300) > 2
+
+
+@pytest.mark.needs("matplotlib")
+class TestPicture:
+    @pytest.mark.parametrize("name", ["$a_{.wav", "a\nb\a.wav", "a\udce9.wav"], ids=["formula", "control", "no-utf8"])
+    def test_any_name(self, say, tmp_path, name):
+        assert say("--spectrogram", tmp_path / "x.png", out=name)[0] == 0
+        assert files(tmp_path) == sorted([name, "x.png"])
+
+    def test_its_failure_is_known_before_the_sound(self, say, tmp_path, monkeypatch):
+        monkeypatch.setattr("matplotlib.figure.Figure.savefig", Mock(side_effect=RuntimeError("no font")))
+        status, _, err = say("--spectrogram", tmp_path / "x.png", model="nowhere")
+        assert (status, err) == (2, "zonos2-triton: error: matplotlib cannot draw a spectrogram here: no font\n")
+        assert files(tmp_path) == []
+
+    def test_a_later_failure_leaves_the_sound(self, say, tmp_path, monkeypatch):
+        (tmp_path / "x.png").write_text("older")
+        monkeypatch.setattr("matplotlib.figure.Figure.savefig", Mock(side_effect=[None, OSError("disk full")]))
+        status, out, err = say("--spectrogram", tmp_path / "x.png")
+        assert (status, "12 frames" in out) == (0, True)
+        assert "zonos2-triton: warning: the spectrogram was not drawn: disk full" in err
+        assert files(tmp_path) == ["out.wav", "x.png"]
+        assert (tmp_path / "x.png").read_text() == "older"
+
+
 def read_until(terminal, pattern):
     """What a process shows, up to the pattern or its end; five minutes of silence are too long."""
     shown = b""
@@ -236,7 +323,7 @@ def test_interrupted_while_generating(spawn, tiny_folder, tmp_path, stop, stream
     os.close(terminal)
     shown = read_until(ours, rb"[1-9]\d*/2000 \[.*frame/s")
     assert b"random weights" in shown
-    assert len(files(tmp_path)) == 2
+    assert files(tmp_path) == ["out.wav"]
     process.send_signal(stop)
     shown += read_until(ours, rb"nothing was written\r\n")
     os.close(ours)

@@ -1,0 +1,64 @@
+"""Standard output and error that cannot fail: the telling of a result does not decide it."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from typing import Any, TextIO
+
+
+class Unfailing:
+    """A text stream for writing. What its encoding lacks is escaped; after a failure, or where none is, all is lost.
+
+    error: what failed first, such as a full disk or a pipe that nobody reads.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+        self.encoding = getattr(stream, "encoding", None) or "utf-8"
+        self.error: OSError | ValueError | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        if self._stream is not None and self.error is None:
+            try:
+                self._stream.write(text.encode(self.encoding, "backslashreplace").decode(self.encoding))
+            except (OSError, ValueError) as error:  # ValueError: it is closed
+                self._give_up(error)
+        return len(text)
+
+    def flush(self) -> None:
+        if self._stream is not None and self.error is None:
+            try:
+                self._stream.flush()
+            except (OSError, ValueError) as error:
+                self._give_up(error)
+
+    def isatty(self) -> bool:
+        return self._stream is not None and self._stream.isatty()
+
+    def _give_up(self, error: OSError | ValueError) -> None:
+        """What is still in its buffer would fail once more when Python ends."""
+        self.error = error
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+
+
+@contextmanager
+def unfailing() -> Iterator[Unfailing]:
+    """Inside, printing cannot fail. Gives standard output, whose `error` is known after its flush."""
+    for descriptor in range(3):  # else the next file that is opened takes a closed one's place, and C's messages
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    out: Any = Unfailing(sys.stdout)
+    err: Any = Unfailing(sys.stderr)
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            yield out
+        finally:
+            out.flush()
+            err.flush()
