@@ -3,6 +3,7 @@
 import errno
 import os
 import secrets
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -11,9 +12,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from zonos2_triton.reference.mel import resample
+
 HIGHEST_RATE = 192_000  # Hz; libsndfile's encoders fail beyond it
 BLOCK = 1 << 16  # samples; libsndfile crashes on some millions of them at once in .ogg
-FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG"}
+FORMATS = {
+    ".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS"), ".opus": ("OGG", "OPUS"),
+    ".mp3": ("MP3", "MPEG_LAYER_III"),
+}  # fmt: skip
+# Hz that a format can have; others are converted to the next higher one.
+RATES = {
+    ".opus": (8000, 12_000, 16_000, 24_000, 48_000),
+    ".mp3": (8000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000),
+}
+NEVER_EMPTY = (".flac", ".opus", ".mp3")  # libsndfile writes a file that it cannot read
 
 
 @dataclass(frozen=True)
@@ -31,37 +43,54 @@ class Audio:
         return len(self.samples) / self.sample_rate
 
     def save(self, path: str | Path) -> None:
-        """Write 16-bit .wav or .flac, or .ogg. Samples beyond -1..1 are clipped, never wrapped.
+        """Write 16-bit .wav or .flac, or .ogg, .opus, .mp3. Samples beyond -1..1 are clipped, never wrapped.
 
+        .opus and .mp3 know some rates alone: others are resampled to the next higher one, 44.1 kHz to 48 for .opus.
         The file appears whole or not at all. ValueError: an unknown ending, samples that are not finite; OSError: the
         path cannot be written.
         """
-        kind = sound_format(path)
+        ending = sound_ending(path)
         with whole_file(path) as part:
-            write_audio(part, kind, self)
+            write_audio(part, ending, self)
 
 
-def sound_format(path: str | Path) -> str:
-    """What libsndfile calls the format of a file of this name. ValueError: an unknown ending."""
-    kind = FORMATS.get(Path(path).suffix.lower())
-    if kind is None:
-        raise ValueError(f"a sound file must end in {', '.join(FORMATS)}, got {str(path)!r}")
-    return kind
-
-
-def write_audio(part: Path, kind: str, audio: Audio) -> None:
-    """Write to a path whose name does not tell the format."""
+def sound_ending(path: str | Path) -> str:
+    """Of FORMATS, the one that a file of this name has. ValueError: none, or one that libsndfile lacks here."""
     import soundfile  # loads a shared library: not at import
+
+    ending = Path(path).suffix.lower()
+    known = [
+        e for e, (kind, coding) in FORMATS.items()
+        if kind in soundfile.available_formats() and coding in soundfile.available_subtypes(kind)
+    ]  # fmt: skip
+    if ending not in known:
+        lacking = f"libsndfile {soundfile.__libsndfile_version__} writes no {ending}, a newer soundfile may; "
+        raise ValueError(
+            f"{lacking if ending in FORMATS else ''}a sound file must end in {', '.join(known)}, got {str(path)!r}"
+        )
+    return ending
+
+
+def write_audio(part: Path, ending: str, audio: Audio) -> None:
+    """Write to a path whose name does not tell the format; ending: of FORMATS."""
+    import soundfile
 
     samples, rate = to_int16(audio.samples), audio.sample_rate
     if isinstance(rate, bool) or not isinstance(rate, int) or not 1 <= rate <= HIGHEST_RATE:
         raise ValueError(f"sample_rate must be a whole number of Hz in 1..{HIGHEST_RATE}, got {rate!r}")
-    if kind == "FLAC" and len(samples) == 0:
-        raise ValueError("a .flac file cannot hold an empty sound; save it as .wav")
+    if ending in NEVER_EMPTY and len(samples) == 0:
+        raise ValueError(f"a {ending} file cannot hold an empty sound; save it as .wav")
+    if ending in RATES and rate not in RATES[ending]:
+        fitting = next((r for r in RATES[ending] if r > rate), RATES[ending][-1])
+        samples, rate = to_int16(resample(audio.samples.detach().cpu().float(), rate, fitting)), fitting
+    kind, coding = FORMATS[ending]
     try:
-        with soundfile.SoundFile(part, "w", rate, 1, format=kind) as file:
+        with soundfile.SoundFile(part, "w", rate, 1, coding, format=kind) as file:
             if audio.comment and len(samples):  # behind one, libsndfile writes a wrong length of an empty sound
-                file.comment = audio.comment
+                # libsndfile marks that of .mp3 as Latin-1, and is given UTF-8.
+                file.comment = audio.comment.encode(
+                    "ascii" if ending == ".mp3" else "utf-8", "backslashreplace"
+                ).decode()
             for block in samples.split(BLOCK):
                 file.write(block.numpy())
         written = soundfile.info(part).frames
@@ -80,6 +109,13 @@ def to_int16(samples: Tensor) -> Tensor:
     if not bool(samples.isfinite().all()):
         raise ValueError("samples must be finite to be saved, got NaN or Inf")
     return (samples.detach().cpu().double().clamp(-1, 1) * 32767).round().to(torch.int16)
+
+
+def wav_header(rate: int) -> bytes:
+    """Of 16-bit samples, one channel, in a pipe: their number is not known, and stands as the largest there is."""
+    most = 2**32 - 1
+    sizes = (1, 1, rate, 2 * rate, 2, 16)  # plain samples, channels, Hz, bytes a second, bytes and bits of a sample
+    return struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", most, b"WAVE", b"fmt ", 16, *sizes, b"data", most)
 
 
 @contextmanager

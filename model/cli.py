@@ -120,9 +120,12 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     say.set_defaults(run=_say)
     say.add_argument("text", help="what to say; - reads it from standard input")
     say.add_argument("--model", required=True, metavar="DIR", help="folder with params.json and weights, or a hub id")
-    say.add_argument("-o", "--out", required=True, metavar="FILE", help="the sound file: .wav, .flac or .ogg")
+    say.add_argument("-o", "--out", required=True, metavar="FILE",
+                     help=".wav, .flac, .ogg, .opus or .mp3; -: WAV on standard output, as it is made")  # fmt: skip
+    say.add_argument("--raw", action="store_true", help="with --out -: the 16-bit samples without a header")
     say.add_argument("--speaker", metavar="FILE", help="a recording of the voice to speak with")
-    say.add_argument("--stream", action="store_true", help="decode while generating; the file is the same")
+    say.add_argument("--stream", action="store_true",
+                     help="decode while generating, tell when there is sound; the file is the same")  # fmt: skip
     say.add_argument("--spectrogram", metavar="PNG", help="also draw the result")
     say.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")
     say.add_argument("--dtype", choices=DTYPES, help="default: as the checkpoint states")
@@ -131,7 +134,8 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     say.add_argument("--vocoder-dtype", choices=[*DTYPES, "tf32"], default="float32",
                      help="tf32: float32 that the kernels may multiply so")  # fmt: skip
     say.add_argument("--speaker-encoder", metavar="PATH", help="folder or hub id; default: in the model's folder")
-    say.add_argument("--json", action="store_true", help="print the closing line as JSON")
+    say.add_argument("--json", action="store_true",
+                     help="print the closing line as JSON; with --out - on standard error")  # fmt: skip
     prompt = say.add_argument_group("conditioning")
     prompt.add_argument("--speaking-rate", type=int, metavar="BUCKET", help="0 slow to 7 fast")
     prompt.add_argument("--quality", action="append", default=[], metavar="FEATURE=BUCKET",

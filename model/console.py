@@ -62,3 +62,23 @@ def unfailing() -> Iterator[Unfailing]:
         finally:
             out.flush()
             err.flush()
+
+
+@contextmanager
+def aside() -> Iterator[int | None]:
+    """Inside, what anyone prints goes to standard error, C's messages too. Gives a descriptor of standard output, None
+    where it is closed."""
+    kept = place = None
+    with suppress(AttributeError, OSError, ValueError):
+        place = sys.stdout.fileno()
+    with redirect_stdout(sys.stderr):
+        if place is None:
+            yield None
+            return
+        kept = os.dup(place)
+        os.dup2(2, place)
+        try:
+            yield kept
+        finally:
+            os.dup2(kept, place)
+            os.close(kept)

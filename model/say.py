@@ -2,11 +2,13 @@
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, redirect_stdout
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from zonos2_triton.model.audio import Audio, check_writable, sound_format, whole_file, write_audio
+from zonos2_triton.model.audio import Audio, check_writable, sound_ending, to_int16, wav_header, whole_file, write_audio
+from zonos2_triton.model.console import aside
 from zonos2_triton.model.pipeline import Zonos2
 from zonos2_triton.model.plot import check_plotting, save_spectrogram
 from zonos2_triton.model.prompt import PromptOptions
@@ -40,12 +43,15 @@ def say(options: argparse.Namespace) -> int:
         "clean_background": options.clean_background,
         "accurate": not options.expressive,
     }
-    kind = sound_format(options.out)
-    check_writable(options.out)  # known before the model is read
-    if options.spectrogram:
-        check_writable(options.spectrogram)
     with ExitStack() as stack:
-        stack.enter_context(redirect_stdout(sys.stderr))  # what a library prints is not the result
+        stdout = stack.enter_context(aside())  # what a library prints is not the result
+        sink = stack.enter_context(_sink(options.out, stdout))
+        if options.raw and sink is None:
+            raise ValueError(f"--raw is for --out -, got --out {options.out}")
+        ending = "" if sink else sound_ending(options.out)
+        for path in (options.spectrogram, None if sink else options.out):
+            if path:
+                check_writable(path)  # known before the model is read
         tts = Zonos2.load(
             options.model, options.device, options.dtype, options.backend, options.vocoder, options.speaker_encoder,
             LoopOptions(streams=1), options.vocoder_dtype,
@@ -55,6 +61,7 @@ def say(options: argparse.Namespace) -> int:
         default = torch.get_num_threads()
         weights = [*tts.backbone.weights.values(), *tts.vocoder.state.values()]
         threads = stack.enter_context(computing(weights))
+        sample_rate = tts.vocoder.config.sample_rate
         started, first_audio, frames, ended = time.perf_counter(), None, 0, None
         total = None if isinstance(sampling.max_frames, Default) else sampling.clamped().max_frames
         # disable=None: silent when standard error is no terminal
@@ -65,15 +72,26 @@ def say(options: argparse.Namespace) -> int:
                 frames, ended = frames + 1, frame.ended
                 bar.update()
 
-            chunks = []
-            for chunk in _chunks(tts, options, text, sampling, progress, prompt):
-                first_audio = first_audio or time.perf_counter() - started
-                chunks.append(chunk)
-        audio = Audio(
-            torch.cat([torch.zeros(0, dtype=torch.float32), *chunks]), tts.vocoder.config.sample_rate, tts.comment
-        )
-        with whole_file(options.out) as part:
-            write_audio(part, kind, audio)
+            chunks = [torch.zeros(0)]
+            try:
+                if sink and not options.raw:
+                    _send(sink, wav_header(sample_rate))
+                for chunk in _chunks(
+                    tts, options, text, sampling, progress, prompt, stream=options.stream or bool(sink)
+                ):
+                    if sink:
+                        _send(sink, to_int16(chunk).numpy().astype("<i2").tobytes())
+                    if first_audio is None:
+                        first_audio = time.perf_counter() - started
+                        if options.stream:
+                            bar.write(f"zonos2-triton: note: first audio after {first_audio:.2f} s", file=sys.stderr)
+                    chunks.append(chunk)
+            except BrokenPipeError:  # who listens has heard enough
+                return 0
+        audio = Audio(torch.cat(chunks), sample_rate, tts.comment)
+        if not sink:
+            with whole_file(options.out) as part:
+                write_audio(part, ending, audio)
         seconds = time.perf_counter() - started
         if options.spectrogram:
             _draw(audio, options.spectrogram, f"{Path(options.out).name}: {tts.comment}")
@@ -95,8 +113,44 @@ def say(options: argparse.Namespace) -> int:
     }
     if threads != default and not options.json:
         print(f"zonos2-triton: note: {threads_hint(threads, default)}", file=sys.stderr)
-    print(json.dumps(report) if options.json else _closing_line(report))
+    print(json.dumps(report) if options.json else _closing_line(report), file=sys.stderr if sink else None)
     return 0
+
+
+@contextmanager
+def _sink(out: str, stdout: int | None) -> Iterator[FileIO | None]:
+    """Where samples go as they are made: standard output, or a pipe or device that has a name; None: a file."""
+    path = Path(out)
+    if out in ("-", "/dev/stdout"):
+        if stdout is None:
+            raise ValueError(f"--out is {out}, but standard output is closed")
+        sink = FileIO(stdout, "wb", closefd=False)
+    elif path.is_fifo() or path.is_char_device():
+        if path.suffix.lower() not in ("", ".wav"):
+            raise ValueError(f"a pipe or a device takes .wav alone, got {out!r}")
+        try:  # not blocking: a pipe that nobody reads is an error
+            sink = FileIO(os.open(path, os.O_WRONLY | os.O_NONBLOCK), "wb")
+        except OSError as error:
+            raise type(error)(f"cannot write {out}: {error.strerror}; a pipe needs a reader") from error
+        os.set_blocking(sink.fileno(), True)
+    else:
+        yield None
+        return
+    with sink:
+        if sink.isatty():
+            raise ValueError(f"--out is {out}, a terminal: pipe the sound into a player, or name a file")
+        yield sink
+
+
+def _send(sink: FileIO, content: bytes) -> None:
+    left = memoryview(content)
+    try:
+        while left:
+            left = left[sink.write(left) or 0 :]
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise type(error)(f"the sound cannot be written any further: {error.strerror}") from error
 
 
 def _draw(audio: Audio, path: str, title: str) -> None:
@@ -116,9 +170,15 @@ def _stdin() -> str:
 
 
 def _chunks(
-    tts: Zonos2, options: argparse.Namespace, text: str, sampling: Sampling, progress: Progress, prompt: PromptOptions
+    tts: Zonos2,
+    options: argparse.Namespace,
+    text: str,
+    sampling: Sampling,
+    progress: Progress,
+    prompt: PromptOptions,
+    stream: bool,
 ) -> Iterator[Tensor]:
-    if options.stream:
+    if stream:
         yield from tts.stream(text, options.speaker, sampling, progress, **prompt)
     else:
         yield tts.speak(text, options.speaker, sampling, progress, **prompt).samples

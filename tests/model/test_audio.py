@@ -14,8 +14,9 @@ from zonos2_triton.model import Audio
 from zonos2_triton.model.audio import read_audio, whole_file
 
 STEP = 2**-15  # of 16 bits; samples are scaled by 32767 and read back over 32768
-FORMATS = [".wav", ".flac", ".ogg"]
-KINDS = {"x.WAV": "WAV PCM_16", "x.ogg": "OGG VORBIS", "x.y.flac": "FLAC PCM_16"}
+FORMATS = [".wav", ".flac", ".ogg", ".opus", ".mp3"]
+KINDS = {"x.WAV": "WAV PCM_16", "x.ogg": "OGG VORBIS", "x.y.flac": "FLAC PCM_16", "x.Mp3": "MP3 MPEG_LAYER_III"}
+KINDS |= {"x.opus": "OGG OPUS"}
 SAMPLES = {  # a sample, and what is written of it; a wrapped 2.0 would be -2
     2.0: 32767,
     -1.0: -32767,
@@ -42,11 +43,23 @@ class TestSave:
     def test_round_trip(self, tmp_path, ending):
         Audio(tone(), 44_100).save(tmp_path / f"x{ending}")
         samples, rate = read_audio(tmp_path / f"x{ending}")
-        assert (samples.dtype, samples.shape, rate) == (torch.float32, (1, 4410), 44_100)
-        if ending != ".ogg":
-            torch.testing.assert_close(samples[0], tone(), atol=STEP, rtol=0)
-        else:  # lossy: measured 28 dB
-            assert 10 * math.log10(tone().square().sum() / (samples[0] - tone()).square().sum()) > 22
+        made = tone(4800, 48_000) if ending == ".opus" else tone()  # which knows no 44.1 kHz
+        assert (samples.dtype, samples.shape, rate) == (torch.float32, (1, len(made)), len(made) * 10)
+        if ending in (".wav", ".flac"):
+            torch.testing.assert_close(samples[0], made, atol=STEP, rtol=0)
+        else:  # lossy: measured 28 dB and more
+            assert 10 * math.log10(made.square().sum() / (samples[0] - made).square().sum()) > 22
+
+    @pytest.mark.parametrize(
+        ("ending", "rate", "written"),
+        [(".mp3", 24_000, 24_000), (".mp3", 9000, 11_025), (".mp3", 96_000, 48_000), (".opus", 22_050, 24_000)],
+    )
+    def test_a_rate_that_the_format_lacks(self, tmp_path, ending, rate, written):
+        Audio(tone(2 * rate, rate), rate).save(tmp_path / f"x{ending}")
+        assert soundfile.info(tmp_path / f"x{ending}").samplerate == written
+        samples = read_audio(tmp_path / f"x{ending}")[0][0, written // 2 :][:written]
+        assert samples.numel() == written
+        assert torch.fft.rfft(samples).abs().argmax() == 440  # Hz, in a second of it
 
     @pytest.mark.parametrize("ending", [".wav", ".ogg"])
     def test_no_samples(self, tmp_path, ending):
@@ -62,7 +75,7 @@ class TestSave:
 
     @pytest.mark.parametrize(("name", "kind"), KINDS.items())
     def test_format_follows_the_ending(self, tmp_path, name, kind):
-        Audio(tone(), 24_000).save(str(tmp_path / name))
+        Audio(tone(), 24_000).save(str(tmp_path / name))  # a rate that all have
         info = soundfile.info(tmp_path / name)
         assert (f"{info.format} {info.subtype}", info.channels, info.samplerate) == (kind, 1, 24_000)
         assert [path.name for path in tmp_path.iterdir()] == [name]
@@ -70,12 +83,12 @@ class TestSave:
     @pytest.mark.parametrize("comment", ["synthetic speech; weights: zufällig", ""], ids=["comment", "none"])
     @pytest.mark.parametrize("ending", FORMATS)
     def test_comment(self, tmp_path, ending, comment):
-        """The same sound is the same bytes, but for .ogg: its format asks for a serial number."""
+        """The same sound is the same bytes, but for Ogg's: it asks for a serial number."""
         for name in "ab":
             Audio(tone(), 44_100, comment).save(tmp_path / f"{name}{ending}")
         with soundfile.SoundFile(tmp_path / f"a{ending}") as file:
-            assert file.comment == comment
-        if ending != ".ogg":
+            assert file.comment == (comment.replace("ä", "\\xe4") if ending == ".mp3" else comment)
+        if ending not in (".ogg", ".opus"):
             assert (tmp_path / f"a{ending}").read_bytes() == (tmp_path / f"b{ending}").read_bytes()
 
     def test_a_long_ogg(self, tmp_path):
@@ -118,8 +131,8 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("name", "error", "message"),
         [
-            ("x.mp3", ValueError, r"must end in \.wav, \.flac, \.ogg, got '.*x.mp3'"),
-            (".wav", ValueError, r"must end in \.wav, \.flac, \.ogg, got '.*\.wav'"),
+            ("x.mp4", ValueError, r"must end in \.wav, \.flac, \.ogg, \.opus, \.mp3, got '.*x.mp4'"),
+            (".wav", ValueError, r"must end in \.wav, \.flac, \.ogg, \.opus, \.mp3, got '.*\.wav'"),
             ("absent/x.wav", FileNotFoundError, r"cannot write .*absent.x\.wav: No such file"),
             ("x.wav/y.wav", NotADirectoryError, r"cannot write .*y\.wav"),
         ],
@@ -128,10 +141,16 @@ class TestRefusals:
         with pytest.raises(error, match=message):
             Audio(tone(), 44_100).save(old.parent / name)
 
-    def test_no_samples_in_a_format_that_cannot_hold_them(self, old):
+    @pytest.mark.parametrize("ending", [".flac", ".opus", ".mp3"])
+    def test_no_samples_in_a_format_that_cannot_hold_them(self, old, ending):
         """libsndfile writes a file of no bytes and cannot read it."""
-        with pytest.raises(ValueError, match="cannot hold an empty sound"):
-            Audio(torch.zeros(0), 44_100).save(old.with_name("x.flac"))
+        with pytest.raises(ValueError, match=f"a {ending} file cannot hold an empty sound"):
+            Audio(torch.zeros(0), 44_100).save(old.with_suffix(ending))
+
+    def test_a_format_that_this_libsndfile_lacks(self, old, monkeypatch):
+        monkeypatch.setattr(soundfile, "available_formats", lambda: {"WAV": "", "FLAC": ""})
+        with pytest.raises(ValueError, match=r"libsndfile .* writes no \.mp3, .* end in \.wav, \.flac, got .*x\.mp3"):
+            Audio(tone(), 44_100).save(old.with_suffix(".mp3"))
 
     @pytest.mark.parametrize(
         ("error", "raised"),

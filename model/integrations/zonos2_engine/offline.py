@@ -215,7 +215,7 @@ class TTSLLM:
             raise ValueError(f"audio_bytes must hold samples of 4 bytes each, got {len(audio_bytes)} bytes")
         samples = torch.frombuffer(bytearray(audio_bytes), dtype=torch.float32) if audio_bytes else torch.zeros(0)
         with whole_file(path) as part:
-            write_audio(part, "WAV", Audio(samples, sample_rate, self._comment))
+            write_audio(part, ".wav", Audio(samples, sample_rate, self._comment))
 
     def _quality(self, quality: Quality) -> Quality:
         """The buckets asked for, or those of the default that this model has."""

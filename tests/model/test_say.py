@@ -1,0 +1,137 @@
+"""What `say` does with its sound: where it goes, and that telling of it cannot fail it."""
+
+import io
+import json
+import os
+import sys
+from unittest.mock import Mock
+
+import pytest
+import torch
+
+from zonos2_triton.model import Zonos2
+from zonos2_triton.model.audio import read_audio
+
+COMMAND = [sys.executable, "-m", "zonos2_triton.model.cli"]
+FRAMES = 12
+
+
+def files(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def piped(say, monkeypatch):
+    """`say` with standard output a pipe: (exit status, bytes, standard error)."""
+
+    def run(*arguments):
+        reader, writer = os.pipe()
+        with os.fdopen(reader, "rb") as read, monkeypatch.context() as patch:
+            with os.fdopen(writer, "w") as out:
+                patch.setattr(sys, "stdout", out)
+                status, _, err = say(*arguments)
+            return status, read.read(), err
+
+    return run
+
+
+class TestStandardOutput:
+    @pytest.mark.parametrize("out", ["-", "/dev/stdout"])
+    def test_wav(self, say, piped, tmp_path, out):
+        assert say(out="file.wav")[0] == 0
+        status, shown, err = piped("--json", "--out", out)
+        assert (status, json.loads(err.splitlines()[-1])["frames"]) == (0, FRAMES)
+        (tmp_path / "shown.wav").write_bytes(shown)
+        whole, rate = read_audio(tmp_path / "file.wav")
+        samples, got = read_audio(tmp_path / "shown.wav")
+        assert (torch.equal(samples, whole), got) == (True, rate)
+        assert len(shown) == 44 + 2 * whole.shape[1]
+        assert piped("--raw", "--out", out)[:2] == (0, shown[44:])
+
+    def test_a_pipe_that_has_a_name(self, say, tmp_path):
+        os.mkfifo(tmp_path / "out.wav")
+        reader = os.open(tmp_path / "out.wav", os.O_RDONLY | os.O_NONBLOCK)
+        assert say()[0] == 0
+        assert os.read(reader, 1 << 16).startswith(b"RIFF")
+        assert (tmp_path / "out.wav").is_fifo()
+        os.close(reader)
+
+    def test_a_full_device_is_an_error(self, say):
+        status, out, err = say("--out", "/dev/full")
+        assert (status, out) == (2, "")
+        assert err.splitlines()[-1] == (
+            "zonos2-triton: error: the sound cannot be written any further: No space left on device"
+        )
+
+    def test_sound_comes_before_the_end_and_a_player_may_stop(self, spawn, tiny_folder):
+        command = ["say", "a", "--model", str(tiny_folder), "--out", "-", "--max-frames", "1900", "--ignore-eos"]
+        process = spawn([*COMMAND, *command], text=False)
+        assert process.stdout.read(44 + 40 * 1024).startswith(b"RIFF")
+        assert process.poll() is None
+        process.stdout.close()
+        assert process.wait(timeout=300) == 0
+        assert b"roken pipe" not in process.stderr.read()
+
+
+def test_the_first_sound_is_told_when_it_comes(say):
+    err = say("--stream", "--max-frames", 40)[2]
+    assert "zonos2-triton: note: first audio after 0." in err
+
+
+@pytest.fixture(params=["closed", "full", "unread", "ascii"])
+def unfit(request):
+    """A stream that cannot be written, or not as it should."""
+    if request.param == "closed":
+        return None
+    if request.param == "ascii":
+        return io.TextIOWrapper(io.BytesIO(), "ascii")
+    reader, writer = os.pipe()
+    os.close(reader)
+    if request.param == "full":
+        writer = os.open("/dev/full", os.O_WRONLY)
+    return os.fdopen(writer, "w", encoding="utf-8", closefd=False)
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["text", "json"])
+def test_telling_does_not_fail_a_sound(say, tmp_path, monkeypatch, unfit, name, options):
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, name, unfit)
+        status, out, _ = say(*options, out="ö.wav")
+    assert status == 0
+    assert read_audio(tmp_path / "ö.wav")[0].shape == (1, FRAMES * 512)
+    if name == "stderr":
+        assert json.loads(out)["frames"] == FRAMES if options else out.startswith(str(tmp_path))
+    elif options and isinstance(getattr(unfit, "buffer", None), io.BytesIO):
+        assert json.loads(unfit.buffer.getvalue())["out"] == str(tmp_path / "ö.wav")
+
+
+def test_what_a_library_prints_is_not_the_result(say, monkeypatch):
+    read = Zonos2.load
+    monkeypatch.setattr(Zonos2, "load", lambda *options: print("loading!") or read(*options))
+    _, out, err = say("--json")
+    assert json.loads(out)["frames"] == FRAMES
+    assert "loading!" in err
+
+
+@pytest.mark.needs("matplotlib")
+class TestPicture:
+    @pytest.mark.parametrize("name", ["$a_{.wav", "a\nb\a.wav", "a\udce9.wav"], ids=["formula", "control", "no-utf8"])
+    def test_any_name(self, say, tmp_path, name):
+        assert say("--spectrogram", tmp_path / "x.png", out=name)[0] == 0
+        assert files(tmp_path) == sorted([name, "x.png"])
+
+    def test_its_failure_is_known_before_the_sound(self, say, tmp_path, monkeypatch):
+        monkeypatch.setattr("matplotlib.figure.Figure.savefig", Mock(side_effect=RuntimeError("no font")))
+        status, _, err = say("--spectrogram", tmp_path / "x.png", model="nowhere")
+        assert (status, err) == (2, "zonos2-triton: error: matplotlib cannot draw a spectrogram here: no font\n")
+        assert files(tmp_path) == []
+
+    def test_a_later_failure_leaves_the_sound(self, say, tmp_path, monkeypatch):
+        (tmp_path / "x.png").write_text("older")
+        monkeypatch.setattr("matplotlib.figure.Figure.savefig", Mock(side_effect=[None, OSError("disk full")]))
+        status, out, err = say("--spectrogram", tmp_path / "x.png")
+        assert (status, "12 frames" in out) == (0, True)
+        assert "zonos2-triton: warning: the spectrogram was not drawn: disk full" in err
+        assert files(tmp_path) == ["out.wav", "x.png"]
+        assert (tmp_path / "x.png").read_text() == "older"
