@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from zonos2_triton._settings import local_path
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.cli_choices import chosen
 from zonos2_triton.bench.proof.bounds import RATIO
@@ -47,7 +48,7 @@ def bench_command(parser: argparse.ArgumentParser) -> Command:
     """Likewise of `bench`."""
     parser.description = "Time kernels beside plain PyTorch and other libraries; or compare two files of results."
     _naming(parser)
-    parser.add_argument("-o", "--out", type=Path, metavar="DIR", help="keep the results in a file there")
+    parser.add_argument("-o", "--out", type=local_path, metavar="DIR", help="keep the results in a file there")
     parser.add_argument("--compare", nargs=2, metavar=("BEFORE", "AFTER"),
                         help="two results, or two baselines of the compile gate: files, or REVISION:FILE")  # fmt: skip
     parser.add_argument("--threshold", type=float, default=0.02, metavar="SHARE",

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from zonos2_triton._settings import local_path
 from zonos2_triton.reference.mel import resample
 
 HIGHEST_RATE = 192_000  # Hz; libsndfile's encoders fail beyond it
@@ -85,7 +86,7 @@ def write_audio(part: Path, ending: str, audio: Audio) -> None:
         samples, rate = to_int16(resample(audio.samples.detach().cpu().float(), rate, fitting)), fitting
     kind, coding = FORMATS[ending]
     try:
-        with soundfile.SoundFile(part, "w", rate, 1, coding, format=kind) as file:
+        with soundfile.SoundFile(os.fsencode(part), "w", rate, 1, coding, format=kind) as file:
             if audio.comment and len(samples):  # behind one, libsndfile writes a wrong length of an empty sound
                 # libsndfile marks that of .mp3 as Latin-1, and is given UTF-8.
                 file.comment = audio.comment.encode(
@@ -93,7 +94,7 @@ def write_audio(part: Path, ending: str, audio: Audio) -> None:
                 ).decode()
             for block in samples.split(BLOCK):
                 file.write(block.numpy())
-        written = soundfile.info(part).frames
+        written = soundfile.info(os.fsencode(part)).frames
     except soundfile.LibsndfileError as error:
         raise OSError(f"cannot write the sound: {error}") from error
     if written != len(samples):  # libsndfile does not always say that the disk is full
@@ -124,7 +125,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
     OSError: `path` cannot be written; known before the block begins.
     """
-    path = Path(path)
+    path = local_path(path)
     target = path.resolve() if path.is_symlink() else path
     part = target.with_name(f".{secrets.token_hex(4)}.part")
     try:
@@ -156,7 +157,8 @@ def read_audio(path: str | Path) -> tuple[Tensor, int]:
     """(fp32 [channels, N], Hz) of a file that libsndfile reads. FileNotFoundError; ValueError: no sound file."""
     import soundfile
 
-    if not Path(path).is_file():
+    path = local_path(path)
+    if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file")
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)

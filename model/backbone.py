@@ -9,6 +9,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
+from zonos2_triton._settings import local_path
 from zonos2_triton.model.backend import current, resolve_backend, resolve_device, resolve_dtype
 from zonos2_triton.model.ops import PAGE_SIZE, ops_of
 from zonos2_triton.model.runtime.request import Generation, Request
@@ -109,7 +110,7 @@ class Backbone:
         """
         device = resolve_device(device)
         if config is None:
-            config = Zonos2Config.from_json(Path(path).parent / "params.json")
+            config = Zonos2Config.from_json(local_path(path).parent / "params.json")
         dtype = resolve_dtype(dtype or config.dtype)
         resolve_backend(backend, device, dtype)
         checkpoint = Checkpoint(path)

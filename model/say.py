@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from zonos2_triton._settings import local_path
 from zonos2_triton.model.audio import Audio, check_writable, sound_ending, to_int16, wav_header, whole_file, write_audio
 from zonos2_triton.model.console import aside
 from zonos2_triton.model.pipeline import Zonos2
@@ -32,10 +34,10 @@ def say(options: argparse.Namespace) -> int:
     """The exit status; options as `cli` reads them."""
     sampling = Sampling(**{field.name: getattr(options, field.name) for field in fields(Sampling)})
     sampling = Sampling(**{**vars(sampling), "seed": fresh_seed(sampling)})  # to be reported
-    text = _stdin() if options.text == "-" else options.text
+    text = _text(options.text)
     if options.spectrogram:
         check_plotting()
-        if Path(options.spectrogram) == Path(options.out):
+        if os.path.realpath(local_path(options.spectrogram)) == os.path.realpath(local_path(options.out)):
             raise ValueError(f"--spectrogram and --out must be two files, got {options.out!r} for both")
     prompt: PromptOptions = {
         "speaking_rate": options.speaking_rate,
@@ -120,7 +122,7 @@ def say(options: argparse.Namespace) -> int:
 @contextmanager
 def _sink(out: str, stdout: int | None) -> Iterator[FileIO | None]:
     """Where samples go as they are made: standard output, or a pipe or device that has a name; None: a file."""
-    path = Path(out)
+    path = local_path(out)
     if out in ("-", "/dev/stdout"):
         if stdout is None:
             raise ValueError(f"--out is {out}, but standard output is closed")
@@ -162,11 +164,24 @@ def _draw(audio: Audio, path: str, title: str) -> None:
         print(f"zonos2-triton: warning: the spectrogram was not drawn: {error}", file=sys.stderr)
 
 
-def _stdin() -> str:
-    """Standard input without the newline that ends it."""
-    if sys.stdin is None:
-        raise ValueError("text is -, but standard input is closed")
-    return sys.stdin.read().removesuffix("\n")
+def _text(given: str) -> str:
+    """What to say: of standard input, or given; without the marks of files and systems, which would be spoken.
+
+    ValueError: it is no UTF-8, or there is nothing.
+    """
+    name, text = "text", given
+    if given == "-":
+        if sys.stdin is None:
+            raise ValueError("text is -, but standard input is closed")
+        name, read = "standard input", getattr(sys.stdin, "buffer", sys.stdin).read()
+        text = read if isinstance(read, str) else read.decode("utf-8", "surrogateescape")
+    if wrong := re.search("[\0\ud800-\udfff]", text):  # as Python keeps a byte that is no UTF-8
+        byte = f"byte 0x{ord(wrong[0]) & 0xFF:02x} at character {wrong.start()}"
+        raise ValueError(f"{name} must be UTF-8, got {byte}; iconv -f UTF-16 -t UTF-8 converts UTF-16, for one")
+    text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n")
+    if not text.strip():
+        raise ValueError(f"{name} is empty: there is nothing to say")
+    return text
 
 
 def _chunks(

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from zonos2_triton._settings import local_path
 from zonos2_triton.model.backend import resolve_device
 from zonos2_triton.model.weights.checkpoint import Checkpoint, check_layout, check_values, one_file
 from zonos2_triton.reference import speaker_encoder as reference
@@ -43,9 +44,8 @@ class SpeakerEncoder:
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> "SpeakerEncoder":
         """A folder with config.json and model.safetensors, or its file of weights."""
-        checkpoint = Checkpoint(
-            one_file(Path(folder), "speaker encoder weights", ["model.safetensors", "*.safetensors"])
-        )
+        folder = local_path(folder)
+        checkpoint = Checkpoint(one_file(folder, "speaker encoder weights", ["model.safetensors", "*.safetensors"]))
         settings = checkpoint.path.with_name("config.json")
         try:
             params = json.loads(settings.read_text(encoding="utf-8"))

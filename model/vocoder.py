@@ -9,6 +9,7 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from zonos2_triton._settings import local_path
 from zonos2_triton.model.backend import current, resolve_backend, resolve_device, resolve_dtype
 from zonos2_triton.model.ops import vocoder_ops
 from zonos2_triton.model.runtime.batch_state import upload
@@ -106,7 +107,7 @@ class Vocoder:
     ) -> "Vocoder":
         """The official DAC file (.pth), or a folder in the transformers layout (config.json, model.safetensors), or its
         file of weights."""
-        path = Path(path)
+        path = local_path(path)
         checkpoint = Checkpoint(one_file(path, "vocoder weights", CODEC_WEIGHTS) if path.is_dir() else path)
         tensors = checkpoint.tensors(checkpoint.shapes)
         if (settings := checkpoint.path.with_name("config.json")).is_file() and "kwargs" not in checkpoint.metadata:

@@ -7,6 +7,8 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from zonos2_triton._settings import local_path
+
 BYTE_VOCAB = 448  # 192 symbol ids, of which 2 and 3 are begin and end of text, then the 256 bytes
 
 # How the router's balancing_biases enter the choice: names in use, and the sign each one means.
@@ -65,7 +67,7 @@ class Zonos2Config:
     def from_json(cls, path: str | Path) -> "Zonos2Config":
         """Read params.json. ValueError: no JSON; a missing, mistyped or contradictory key. Unknown ones warn once."""
         try:
-            params = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_without_doubles)
+            params = json.loads(local_path(path).read_text(encoding="utf-8"), object_pairs_hook=_without_doubles)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not valid JSON: {error}") from error
         if not isinstance(params, dict):

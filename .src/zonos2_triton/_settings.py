@@ -1,4 +1,5 @@
-"""The environment variables ZONOS2_TRITON_*: what each may hold, and what it means. Nothing else reads them.
+"""The environment variables ZONOS2_TRITON_*: what each may hold, and what it means. Nothing else reads them. And the
+home folder, for every path that somebody writes.
 
 LOG and the switch of NVTX take effect when the package is imported, the others when they are first needed. Whatever a
 variable holds beyond what is accepted is a ValueError that names it; at import, where nobody could catch it, a line in
@@ -9,6 +10,7 @@ import json
 import logging
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 Value = TypeVar("Value")
@@ -23,6 +25,11 @@ LEVELS = {
 }  # fmt: skip
 SGLANG_PARTS = ("attention", "experts", "sampler", "vocoder")
 LOGGER = logging.getLogger("zonos2_triton")
+
+
+def local_path(name: str | Path) -> Path:
+    """With ~ as a shell has it, which it leaves alone in --out=~/x.wav and within quotes; ~ of nobody is a name."""
+    return Path(os.path.expanduser(name))
 
 
 def backend() -> str:
@@ -46,7 +53,7 @@ def config() -> tuple[str, Any] | None:
     if not path:
         return None
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(local_path(path), encoding="utf-8") as file:
             return path, json.load(file)
     except OSError as error:
         raise ValueError(f"{CONFIG} names {path!r}, which cannot be read: {error.strerror}") from error

@@ -13,9 +13,9 @@ import json
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from zonos2_triton._settings import local_path
 from zonos2_triton.bench.compiler.gate import Change, differences
 from zonos2_triton.bench.figures import number, percent
 from zonos2_triton.bench.suite import results
@@ -99,8 +99,8 @@ class Input(NamedTuple):
 
 def read(name: str) -> Input:
     """A file, or REV:path of a commit, as git show takes it. ValueError: it is neither result file nor baseline."""
-    if ":" not in name or Path(name).exists():
-        text = Path(name).read_text(encoding="utf-8", errors="replace")
+    if ":" not in name or local_path(name).exists():
+        text = local_path(name).read_text(encoding="utf-8", errors="replace")
     else:
         shown = subprocess.run(["git", "show", "--end-of-options", name], capture_output=True, text=True, timeout=60)
         if shown.returncode:

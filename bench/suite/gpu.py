@@ -36,6 +36,7 @@ from pathlib import Path
 
 import torch
 
+from zonos2_triton._settings import local_path
 from zonos2_triton.bench.cli_choices import chosen
 from zonos2_triton.bench.proof.interpreter import checked, interpreting
 from zonos2_triton.bench.suite.environment import environment
@@ -136,8 +137,8 @@ def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     parser.description = "Check and time every kernel on this machine's GPU; without one, say what would run, and fail."
     parser.add_argument("--only", action="append", metavar="PART[,PART]", help=f"of {', '.join(PARTS)}")
     parser.add_argument("--budget", type=float, default=BUDGET, metavar="SECONDS", help="default: %(default)g")
-    parser.add_argument("-o", "--out", type=Path, metavar="DIR", help="for the JSON; default: bench/results, of a "
-                        f"dry run {REHEARSED}")  # fmt: skip
+    parser.add_argument("-o", "--out", type=local_path, metavar="DIR",
+                        help=f"for the JSON; default: bench/results, of a dry run {REHEARSED}")  # fmt: skip
     parser.add_argument("--again", action="store_true", help="also what has a result of this card and commit")
     parser.add_argument("--names", action="store_true", help="run nothing: list what would run on a GPU")
     parser.add_argument("--dry-run", action="store_true", help="on a CPU: every step at a small size, interpreted")

@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from zonos2_triton._settings import local_path
 from zonos2_triton.bench.specs.roofline import Roof
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -24,7 +25,7 @@ Result = dict[str, Any]
 
 def load(path: str | Path) -> Result:
     """ValueError: no result file of this schema, and what it is instead. OSError: it cannot be read."""
-    return parse(Path(path).read_bytes(), str(path))
+    return parse(local_path(path).read_bytes(), str(path))
 
 
 def parse(text: str | bytes, name: str) -> Result:

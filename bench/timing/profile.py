@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from zonos2_triton._settings import local_path
 from zonos2_triton.bench.cli_choices import chosen
 from zonos2_triton.bench.specs.roofline import Roof
 from zonos2_triton.bench.timing.range_times import Node, label, of_trace, rows, table
@@ -52,7 +53,7 @@ def checked(options: argparse.Namespace) -> argparse.Namespace:
     device = resolve_device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if options.model == REAL and device.type == "cpu":
         raise ValueError(f"--model {REAL} makes 15 GB of random weights on a GPU, and the device is a CPU")
-    if options.model not in (None, REAL) and not Path(options.model).is_dir():
+    if options.model not in (None, REAL) and not local_path(options.model).is_dir():
         raise ValueError(f"--model must be a folder with params.json and weights, or {REAL!r}, got {options.model!r}")
     out = options.out / "profile.json.gz" if options.out.is_dir() else options.out
     if not out.name.endswith(ENDINGS):  # by which a viewer knows it
@@ -167,7 +168,7 @@ def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     parser.add_argument("--backend", default="auto", help=f"one of {', '.join(BACKENDS)}; default: auto")
     parser.add_argument("--graphs", default="off", help="off: layers show; lazy: frames are replayed; default: off")
     out = "or a folder; default: profile.json.gz"
-    parser.add_argument("-o", "--out", type=Path, default=Path("profile.json.gz"), metavar="FILE", help=out)
+    parser.add_argument("-o", "--out", type=local_path, default=Path("profile.json.gz"), metavar="FILE", help=out)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     return _command
 

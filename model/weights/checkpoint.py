@@ -10,6 +10,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from zonos2_triton._settings import local_path
+
 SAFETENSORS_INDEX = ".safetensors.index.json"
 ENDINGS = (".safetensors", SAFETENSORS_INDEX, ".pth", ".pt")
 SHARD = re.compile(r"-\d+-of-\d+\.")  # in a file's name
@@ -25,7 +27,7 @@ class Checkpoint:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = local_path(path)
         self.shapes: dict[str, list[int]] = {}
         self.dtypes: dict[str, torch.dtype] = {}
         self.metadata: dict[str, str] = {}

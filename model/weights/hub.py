@@ -1,8 +1,9 @@
 """Where a model lies: a folder first, the Hugging Face hub second."""
 
 import re
-from contextlib import suppress
 from pathlib import Path
+
+from zonos2_triton._settings import local_path
 
 REPO_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
@@ -18,9 +19,7 @@ def resolve_path(name: str | Path) -> Path:
 
     HF_HUB_OFFLINE=1 keeps it from the network. FileNotFoundError: neither; ImportError: the hub extra is missing.
     """
-    path = Path(name)
-    with suppress(RuntimeError):  # a ~ of nobody
-        path = path.expanduser()
+    path = local_path(name)
     if path.exists():
         return path
     if not isinstance(name, str) or not REPO_ID.fullmatch(name):

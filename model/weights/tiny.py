@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from zonos2_triton._settings import local_path
 from zonos2_triton.reference import network, speaker_encoder, vocoder
 from zonos2_triton.reference.config import Zonos2Config
 from zonos2_triton.reference.speaker_encoder import SpeakerEncoderConfig
@@ -77,7 +78,7 @@ def write_tiny(folder: str | Path, seed: int = 0) -> Path:
 
     The same seed gives the same bytes. FileExistsError: the folder holds files already.
     """
-    final = Path(folder)
+    final = local_path(folder)
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise ValueError(f"seed must be an integer in 0..2**63 - 1, got {seed!r}")
     if final.exists() and (not final.is_dir() or any(final.iterdir())):

@@ -9,8 +9,10 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from zonos2_triton.model import Zonos2
+from zonos2_triton import _settings
+from zonos2_triton.model import Audio, Backbone, SpeakerEncoder, Vocoder, Zonos2
 from zonos2_triton.model.audio import read_audio
+from zonos2_triton.model.weights.tiny import write_tiny
 
 COMMAND = [sys.executable, "-m", "zonos2_triton.model.cli"]
 FRAMES = 12
@@ -33,6 +35,81 @@ def piped(say, monkeypatch):
             return status, read.read(), err
 
     return run
+
+
+TEXTS = {  # of a file of another system, and what is said
+    b"\xef\xbb\xbfHello.": "Hello.",
+    b"One.\r\nTwo.\r\n": "One.\nTwo.",
+    b"One.\rTwo.": "One.\nTwo.",
+    "H\u00e9.\n\n".encode(): "H\u00e9.\n",
+}
+
+
+class TestText:
+    @pytest.mark.parametrize(("content", "text"), TEXTS.items())
+    def test_marks_of_files_are_not_spoken(self, say, monkeypatch, content, text):
+        said = []
+        monkeypatch.setattr(Zonos2, "speak", lambda self, text, *_, **__: said.append(text) or 1 / 0)
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), "ascii"))
+        say(text="-")
+        say(text=content.decode())
+        assert said == [text, text]
+
+    @pytest.mark.parametrize(
+        ("content", "byte"),
+        [
+            ("H\u00e9.".encode("latin-1"), "byte 0xe9 at character 1"),
+            ("Hello.".encode("utf-16"), "byte 0xff at character 0"),
+            ("Hello.".encode("utf-16-le"), "byte 0x00 at character 1"),
+            (b"H\xc3", "byte 0xc3 at character 1"),
+        ],
+    )
+    def test_no_utf8_is_known_before_the_model_is_read(self, say, monkeypatch, content, byte):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), "ascii"))
+        for name, text in (("standard input", "-"), ("text", content.decode("utf-8", "surrogateescape"))):
+            status, _, err = say(text=text, model="nowhere")
+            assert (status, err.count("\n")) == (2, 1)
+            assert err.startswith(f"zonos2-triton: error: {name} must be UTF-8, got {byte}")
+
+    @pytest.mark.parametrize("text", ["", " \n", "\ufeff"], ids=ascii)
+    def test_nothing(self, say, text):
+        status, _, err = say(text=text, model="nowhere")
+        assert (status, err) == (2, "zonos2-triton: error: text is empty: there is nothing to say\n")
+
+
+class TestPaths:
+    @pytest.fixture
+    def home(self, monkeypatch, tmp_path, tiny_folder):
+        (tmp_path / "model").symlink_to(tiny_folder)
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        return tmp_path
+
+    def test_the_home_folder(self, say, home):
+        Audio(torch.sin(torch.arange(20000) / 9), 16000).save("~/voice.wav")
+        parts = ["--vocoder", "~/model/dac", "--speaker-encoder", "~/model/speaker_encoder"]
+        status, _, err = say("--speaker", "~/voice.wav", "--out", "~/x.wav", *parts, model="~/model")
+        assert (status, files(home)) == (0, ["elsewhere", "model", "voice.wav", "x.wav"]), err
+        assert files(home / "elsewhere") == []
+
+    def test_the_home_folder_of_the_parts(self, home, monkeypatch):
+        Backbone.load("~/model/model.safetensors")
+        Vocoder.load("~/model/dac/weights.pth")
+        SpeakerEncoder.load("~/model/speaker_encoder")
+        write_tiny("~/new")
+        monkeypatch.setenv(_settings.CONFIG, "~/new/dac/launch.json")
+        (home / "new" / "dac" / "launch.json").write_text("[]")
+        assert _settings.config() == ("~/new/dac/launch.json", [])
+
+    def test_the_same_file_by_another_name(self, say, home):
+        status, _, err = say("--out", "~/x.wav", "--spectrogram", home / "elsewhere" / ".." / "x.wav")
+        assert (status, "must be two files" in err) == (2, True)
+
+    def test_a_folder_whose_name_is_no_utf8(self, say, home):
+        os.mkdir(b"\xe9")
+        assert say("--out", os.fsdecode(b"\xe9/\xe9.wav"))[0] == 0
+        assert os.listdir(b"\xe9") == [b"\xe9.wav"]
 
 
 class TestStandardOutput:
