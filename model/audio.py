@@ -1,11 +1,7 @@
 """Sound in and out of files."""
 
-import errno
 import os
-import secrets
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +9,7 @@ import torch
 from torch import Tensor
 
 from zonos2_triton._settings import local_path
+from zonos2_triton.model.files import whole_file
 from zonos2_triton.reference.mel import resample
 
 HIGHEST_RATE = 192_000  # Hz; libsndfile's encoders fail beyond it
@@ -117,40 +114,6 @@ def wav_header(rate: int) -> bytes:
     most = 2**32 - 1
     sizes = (1, 1, rate, 2 * rate, 2, 16)  # plain samples, channels, Hz, bytes a second, bytes and bits of a sample
     return struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", most, b"WAVE", b"fmt ", 16, *sizes, b"data", most)
-
-
-@contextmanager
-def whole_file(path: str | Path) -> Iterator[Path]:
-    """A file beside `path` to write to; it becomes `path` if the block succeeds and vanishes if not, on Ctrl-C too.
-
-    OSError: `path` cannot be written; known before the block begins.
-    """
-    path = local_path(path)
-    target = path.resolve() if path.is_symlink() else path
-    part = target.with_name(f".{secrets.token_hex(4)}.part")
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if target.exists() and not target.is_file():
-            raise OSError(errno.EINVAL, "it exists and is no regular file")
-        part.touch(exist_ok=False)
-    except OSError as error:
-        raise type(error)(f"cannot write {path}: {error.strerror}") from error
-    try:
-        yield part
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def check_writable(path: str | Path) -> None:
-    """OSError: `whole_file` could not begin; nothing is left behind."""
-
-    class Tried(Exception):
-        pass
-
-    with suppress(Tried), whole_file(path):
-        raise Tried
 
 
 def read_audio(path: str | Path) -> tuple[Tensor, int]:

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,8 +19,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from zonos2_triton._settings import local_path
-from zonos2_triton.model.audio import Audio, check_writable, sound_ending, to_int16, wav_header, whole_file, write_audio
+from zonos2_triton.model.audio import Audio, sound_ending, to_int16, wav_header, write_audio
 from zonos2_triton.model.console import aside
+from zonos2_triton.model.files import check_writable, whole_file
 from zonos2_triton.model.pipeline import Zonos2
 from zonos2_triton.model.plot import check_plotting, save_spectrogram
 from zonos2_triton.model.prompt import PromptOptions
@@ -92,8 +94,7 @@ def say(options: argparse.Namespace) -> int:
                 return 0
         audio = Audio(torch.cat(chunks), sample_rate, tts.comment)
         if not sink:
-            with whole_file(options.out) as part:
-                write_audio(part, ending, audio)
+            _save(audio, options.out, ending)
         seconds = time.perf_counter() - started
         if options.spectrogram:
             _draw(audio, options.spectrogram, f"{Path(options.out).name}: {tts.comment}")
@@ -153,6 +154,18 @@ def _send(sink: FileIO, content: bytes) -> None:
         raise
     except OSError as error:
         raise type(error)(f"the sound cannot be written any further: {error.strerror}") from error
+
+
+def _save(audio: Audio, path: str, ending: str) -> None:
+    """Elsewhere, if its folder is gone by now, or the disk is full. OSError: where it is then."""
+    try:
+        with whole_file(path) as part:
+            write_audio(part, ending, audio)
+    except OSError as error:
+        handle, name = tempfile.mkstemp(ending, "zonos2-triton-")
+        os.close(handle)
+        write_audio(Path(name), ending, audio)
+        raise OSError(f"{error}; the sound is in {name}") from error
 
 
 def _draw(audio: Audio, path: str, title: str) -> None:

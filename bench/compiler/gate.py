@@ -27,7 +27,7 @@ import torch
 from zonos2_triton.bench.cli_choices import chosen
 from zonos2_triton.bench.compiler.cubin_stats import TARGETS, TENSOR_MEMORY, Stats, statistics
 from zonos2_triton.bench.compiler.offline_compile import Launch, check_compiler, dry_run, fake_tensors, in_short
-from zonos2_triton.model.audio import whole_file
+from zonos2_triton.model.files import whole_file
 from zonos2_triton.model.tables import fitted, text_table
 
 CATALOGUE = "zonos2_triton.bench.catalogue"

@@ -21,7 +21,7 @@ import torch
 
 from zonos2_triton import kernels
 from zonos2_triton.bench.catalogue import KERNELS
-from zonos2_triton.model.audio import whole_file
+from zonos2_triton.model.files import whole_file
 
 LISTING = Path(kernels.__path__[0]) / "schemas.json"
 COMMAND = "python -m zonos2_triton.bench.compiler.op_schema --write VERSION"

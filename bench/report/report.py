@@ -15,7 +15,7 @@ from zonos2_triton.bench.report.compare import Input, compare
 from zonos2_triton.bench.report.sections import comparison, sections
 from zonos2_triton.bench.suite import results
 from zonos2_triton.bench.suite.results import Result
-from zonos2_triton.model.audio import whole_file
+from zonos2_triton.model.files import whole_file
 
 TEMPLATE = Path(__file__).parent / "report.html.j2"
 

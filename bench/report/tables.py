@@ -16,7 +16,7 @@ from zonos2_triton.bench.proof.mutants import FAULTS, distinct
 from zonos2_triton.bench.specs.performance_targets import GOALS, UNMEASURED
 from zonos2_triton.bench.specs.spec import Kernel
 from zonos2_triton.bench.suite.results import Result, newest, passed
-from zonos2_triton.model.audio import whole_file
+from zonos2_triton.model.files import whole_file
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"

@@ -1,9 +1,7 @@
 """What was run and what came of it, in one JSON file that grows item by item: a run cut short loses one item."""
 
 import json
-import os
 import re
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from typing import Any
 import torch
 
 from zonos2_triton.bench.suite import results
+from zonos2_triton.model.files import whole_file
 from zonos2_triton.model.tables import fitted
 
 # What PyTorch, a compiler or a library says of something that this machine lacks.
@@ -114,16 +113,8 @@ class Record:
     def write(self) -> None:
         """The whole file or the one before it, whenever the machine stops."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{self.path.name}-", dir=self.path.parent)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(self.content, file, indent=1, allow_nan=False)
-                file.write("\n")
-            os.chmod(name, 0o644)  # mkstemp lets nobody else read it
-            os.replace(name, self.path)
-        except BaseException:
-            os.unlink(name)
-            raise
+        with whole_file(self.path) as part:
+            part.write_text(json.dumps(self.content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
     def summary(self, part: str) -> str:
         """For a person: counts, then what went wrong and what was left out."""

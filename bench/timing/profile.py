@@ -22,9 +22,9 @@ from zonos2_triton._settings import local_path
 from zonos2_triton.bench.cli_choices import chosen
 from zonos2_triton.bench.specs.roofline import Roof
 from zonos2_triton.bench.timing.range_times import Node, label, of_trace, rows, table
-from zonos2_triton.model.audio import whole_file
 from zonos2_triton.model.backbone import Backbone
 from zonos2_triton.model.backend import BACKENDS, resolve_device
+from zonos2_triton.model.files import whole_file
 from zonos2_triton.model.nvtx import recorded
 from zonos2_triton.model.ops import SEQUENCES_AT_ONCE
 from zonos2_triton.model.pipeline import Zonos2

@@ -2,8 +2,8 @@
 
 import json
 import math
+import secrets
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -84,11 +84,16 @@ def write_tiny(folder: str | Path, seed: int = 0) -> Path:
     if final.exists() and (not final.is_dir() or any(final.iterdir())):
         raise FileExistsError(f"{final} is not empty; name a new folder for the tiny model")
     final.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=".tiny-", dir=final.parent))  # gets its name when it is whole
+    empty = final.exists()  # which may be a link or a mounted folder, and stays
+    folder = (final if empty else final.parent) / f".tiny-{secrets.token_hex(4)}"  # gets its name when it is whole
+    folder.mkdir()
     try:
-        folder.chmod(0o755)
         _fill(folder, seed)
-        folder.replace(final)
+        if empty:
+            for made in folder.iterdir():
+                made.replace(final / made.name)
+        else:
+            folder.replace(final)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return final

@@ -11,7 +11,8 @@ import soundfile
 import torch
 
 from zonos2_triton.model import Audio
-from zonos2_triton.model.audio import read_audio, whole_file
+from zonos2_triton.model.audio import read_audio
+from zonos2_triton.model.files import whole_file
 
 STEP = 2**-15  # of 16 bits; samples are scaled by 32767 and read back over 32768
 FORMATS = [".wav", ".flac", ".ogg", ".opus", ".mp3"]

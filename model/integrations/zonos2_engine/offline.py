@@ -9,9 +9,10 @@ from typing import Any, TypedDict, Unpack
 import torch
 from torch import Tensor
 
-from zonos2_triton.model.audio import Audio, whole_file, write_audio
+from zonos2_triton.model.audio import Audio, write_audio
 from zonos2_triton.model.backbone import Backbone
 from zonos2_triton.model.backend import resolve_device
+from zonos2_triton.model.files import whole_file
 from zonos2_triton.model.nvtx import annotate
 from zonos2_triton.model.ops import ROWS_AT_ONCE
 from zonos2_triton.model.pipeline import WEIGHTS, Zonos2

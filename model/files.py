@@ -1,0 +1,81 @@
+"""Files that appear whole or not at all."""
+
+import errno
+import os
+import secrets
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from zonos2_triton._settings import local_path
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """A file to write to; it becomes `path` if the block succeeds and vanishes if not, on Ctrl-C too.
+
+    An older file keeps its mode and owner, and a link to it stays a link; other hard links keep what they have. Where
+    nothing can take its place (a mounted file, somebody's in a sticky folder, a folder that is not to be written) it is
+    written over, once the block has succeeded. OSError: `path` cannot be written; known before the block begins.
+    """
+    path = local_path(path)
+    target = Path(os.path.realpath(path)) if path.is_symlink() else path
+    part = target.with_name(f".{secrets.token_hex(4)}.part")
+    try:
+        if older := target.exists() or target.is_symlink():  # a link by now: one of a ring
+            _check(target)
+        try:
+            part.touch(exist_ok=False)
+        except OSError:
+            if not older:
+                raise
+            handle, name = tempfile.mkstemp(".part")
+            os.close(handle)
+            part = Path(name)
+    except OSError as error:
+        raise type(error)(f"cannot write {path}: {error.strerror}") from error
+    try:
+        yield part
+        try:
+            _replace(part, target)
+        except OSError as error:
+            raise type(error)(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def check_writable(path: str | Path) -> None:
+    """OSError: `whole_file` could not begin; nothing is left behind."""
+
+    class Tried(Exception):
+        pass
+
+    with suppress(Tried), whole_file(path):
+        raise Tried
+
+
+def _check(target: Path) -> None:
+    mode = target.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "it exists and is no regular file")
+    os.close(os.open(target, os.O_WRONLY))  # a file that is read-only stays as it is, though its folder is not
+
+
+def _replace(part: Path, target: Path) -> None:
+    if not target.exists():
+        part.replace(target)
+        return
+    old = target.stat()
+    try:
+        os.chown(part, old.st_uid, old.st_gid)
+        part.chmod(stat.S_IMODE(old.st_mode))
+        part.replace(target)
+    except OSError:
+        with part.open("rb") as new, target.open("r+b") as file:
+            shutil.copyfileobj(new, file)
+            file.truncate()
