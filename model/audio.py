@@ -3,7 +3,9 @@
 import os
 import struct
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +15,8 @@ from zonos2_triton.model.files import whole_file
 from zonos2_triton.reference.mel import resample
 
 HIGHEST_RATE = 192_000  # Hz; libsndfile's encoders fail beyond it
+LONGEST, MOST_CHANNELS = 600, 32  # of a recording that is read: seconds, channels
+MOST_BYTES = 1 << 30  # that are read of a pipe
 BLOCK = 1 << 16  # samples; libsndfile crashes on some millions of them at once in .ogg
 FORMATS = {
     ".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS"), ".opus": ("OGG", "OPUS"),
@@ -117,14 +121,53 @@ def wav_header(rate: int) -> bytes:
 
 
 def read_audio(path: str | Path) -> tuple[Tensor, int]:
-    """(fp32 [channels, N], Hz) of a file that libsndfile reads. FileNotFoundError; ValueError: no sound file."""
+    """(fp32 [channels, N], Hz) of a file that libsndfile reads, to its end, whatever its header says of its length.
+
+    Pipes and /dev/stdin are read too. FileNotFoundError; ValueError: no sound file, longer than LONGEST, or of more
+    channels than MOST_CHANNELS.
+    """
     import soundfile
 
     path = local_path(path)
-    if not path.is_file():
+    piped = path.is_fifo() or path.is_char_device()
+    if not path.is_file() and not piped:
         raise FileNotFoundError(f"{path} is not a file")
     try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: headerless formats, by their ending
-        raise ValueError(f"{path} is no sound file that can be read: {error}") from error
-    return torch.from_numpy(samples.T.copy()), rate
+        content = b""
+        if piped:
+            with path.open("rb") as pipe:
+                content = pipe.read(MOST_BYTES)
+        found = _read(soundfile.SoundFile(BytesIO(content) if piped else os.fsencode(path)))
+        if not found[0].numel() and (mended := _unfinished(content or path.read_bytes())):
+            found = _read(soundfile.SoundFile(BytesIO(mended)))
+    except (soundfile.SoundFileError, TypeError) as error:  # TypeError: headerless formats, by their ending
+        raise ValueError(
+            f"{path} is no sound file that can be read: {getattr(error, 'error_string', error)}"
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"{path} {error}") from error
+    return found
+
+
+def _read(file: Any) -> tuple[Tensor, int]:
+    file.seekable = lambda: False  # else it looks for the end that the header states
+    with file:
+        if file.channels > MOST_CHANNELS:
+            raise ValueError(f"has {file.channels} channels, a recording may have {MOST_CHANNELS}")
+        blocks, left = [], LONGEST * min(max(file.samplerate, 1000), HIGHEST_RATE)  # it may be a wrong rate
+        while len(block := file.read(BLOCK, "float32", always_2d=True)):
+            blocks.append(torch.from_numpy(block))
+            left -= len(block)
+            if left < 0:
+                raise ValueError(f"lasts over {LONGEST} s, and half a minute shows a voice; cut it first")
+        return torch.cat(blocks or [torch.zeros(0, file.channels)]).T.contiguous(), file.samplerate
+
+
+def _unfinished(content: bytes) -> bytes:
+    """A .wav that says it is empty and whose size was never written, as others write them into pipes: with the largest
+    size. Of any other content nothing."""
+    data = content.find(b"data", 12)
+    if content[:4] != b"RIFF" or data < 0 or int.from_bytes(content[4:8], "little") == len(content) - 8:
+        return b""
+    most = b"\xff" * 4
+    return content[:4] + most + content[8 : data + 4] + most + content[data + 8 :]

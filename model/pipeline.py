@@ -318,7 +318,7 @@ class Zonos2:
                 f"folder, or name it by speaker_encoder= or --speaker-encoder, such as {SPEAKER_REPO} from the hub"
             )
         if isinstance(speaker, str | Path):
-            return self.speaker_encoder.embed(*read_audio(speaker))
+            speaker = read_audio(speaker)
         try:
             waveform, rate = speaker
         except (TypeError, ValueError) as error:

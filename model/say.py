@@ -19,10 +19,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from zonos2_triton._settings import local_path
-from zonos2_triton.model.audio import Audio, sound_ending, to_int16, wav_header, write_audio
+from zonos2_triton.model.audio import Audio, read_audio, sound_ending, to_int16, wav_header, write_audio
 from zonos2_triton.model.console import aside
 from zonos2_triton.model.files import check_writable, whole_file
-from zonos2_triton.model.pipeline import Zonos2
+from zonos2_triton.model.pipeline import Voice, Zonos2
 from zonos2_triton.model.plot import check_plotting, save_spectrogram
 from zonos2_triton.model.prompt import PromptOptions
 from zonos2_triton.model.runtime.request import Frame, fresh_seed
@@ -47,6 +47,7 @@ def say(options: argparse.Namespace) -> int:
         "clean_background": options.clean_background,
         "accurate": not options.expressive,
     }
+    voice = read_audio(options.speaker) if options.speaker else None  # before the model is
     with ExitStack() as stack:
         stdout = stack.enter_context(aside())  # what a library prints is not the result
         sink = stack.enter_context(_sink(options.out, stdout))
@@ -80,9 +81,8 @@ def say(options: argparse.Namespace) -> int:
             try:
                 if sink and not options.raw:
                     _send(sink, wav_header(sample_rate))
-                for chunk in _chunks(
-                    tts, options, text, sampling, progress, prompt, stream=options.stream or bool(sink)
-                ):
+                stream = options.stream or sink is not None
+                for chunk in _chunks(tts, text, voice, sampling, progress, prompt, stream):
                     if sink:
                         _send(sink, to_int16(chunk).numpy().astype("<i2").tobytes())
                     if first_audio is None:
@@ -198,18 +198,12 @@ def _text(given: str) -> str:
 
 
 def _chunks(
-    tts: Zonos2,
-    options: argparse.Namespace,
-    text: str,
-    sampling: Sampling,
-    progress: Progress,
-    prompt: PromptOptions,
-    stream: bool,
+    tts: Zonos2, text: str, voice: Voice, sampling: Sampling, progress: Progress, prompt: PromptOptions, stream: bool
 ) -> Iterator[Tensor]:
     if stream:
-        yield from tts.stream(text, options.speaker, sampling, progress, **prompt)
+        yield from tts.stream(text, voice, sampling, progress, **prompt)
     else:
-        yield tts.speak(text, options.speaker, sampling, progress, **prompt).samples
+        yield tts.speak(text, voice, sampling, progress, **prompt).samples
 
 
 def _closing_line(report: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from zonos2_triton.reference.speaker_encoder import SpeakerEncoderConfig
 
 SILENCE = 2**-15  # a peak below one step of a 16-bit recording
 LOWEST_RATE = 1000  # Hz; below it the number is kHz, and a minute would become a billion samples
+HIGHEST_RATE = 384_000  # Hz; the resampler's weights grow with it
 PREFIX = "speaker_encoder."  # of the names in a checkpoint that holds other parts too
 
 
@@ -61,7 +62,7 @@ class SpeakerEncoder:
 
     @torch.no_grad()
     def embed(self, waveform: Tensor, sample_rate: int) -> Tensor:
-        """waveform [N] or [channels, N], floats in -1..1, at a whole rate from 1 kHz -> [enc_dim]; channels averaged.
+        """waveform [N] or [channels, N], floats in -1..1, at a whole rate of 1 to 384 kHz -> [enc_dim]; their mean.
 
         ValueError: silent, not finite, or shorter than one analysis window (43 ms) or what the encoder needs (53 ms).
         """
@@ -94,9 +95,12 @@ class SpeakerEncoder:
         """fp32 [N], the mean of the channels."""
         if isinstance(sample_rate, bool) or not isinstance(sample_rate, int) or sample_rate < LOWEST_RATE:
             raise ValueError(f"sample_rate must be a whole number of Hz, at least {LOWEST_RATE}, got {sample_rate!r}")
+        if sample_rate > HIGHEST_RATE:
+            raise ValueError(f"sample_rate must be a whole number of Hz, at most {HIGHEST_RATE}, got {sample_rate!r}")
         waveform = self._checked_samples("waveform", waveform)
         if waveform.ndim not in (1, 2) or waveform.numel() == 0:
-            raise ValueError(f"waveform must be [N] or [channels, N], got {list(waveform.shape)}")
+            empty = "" if waveform.numel() else ", which holds no samples"
+            raise ValueError(f"waveform must be [N] or [channels, N], got {list(waveform.shape)}{empty}")
         if waveform.ndim == 2 and waveform.shape[0] > waveform.shape[1]:
             raise ValueError(f"waveform must be [channels, N], got {list(waveform.shape)}, which looks transposed")
         mono = waveform if waveform.ndim == 1 else waveform.mean(0)

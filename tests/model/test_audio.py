@@ -3,6 +3,7 @@
 import math
 import os
 import wave
+from threading import Thread
 from unittest.mock import Mock
 
 import numpy as np
@@ -224,3 +225,62 @@ class TestRead:
     def test_no_file(self, tmp_path, name):
         with pytest.raises(FileNotFoundError, match=r"is not a file"):
             read_audio(tmp_path / name)
+
+
+class TestHeaders:
+    """What they say of the length is not believed."""
+
+    @pytest.fixture
+    def written(self, tmp_path):
+        for ending in (".wav", ".flac"):
+            Audio(tone(), 44_100).save(tmp_path / f"tone{ending}")
+        return {path.suffix: path.read_bytes() for path in tmp_path.iterdir()}
+
+    @pytest.mark.parametrize("samples", [0, 2**36 - 1], ids=["unknown", "too-many"])
+    def test_flac(self, tmp_path, written, samples):
+        """The 36 bits of STREAMINFO; 0 is what an encoder writes into a pipe."""
+        content = bytearray(written[".flac"])
+        content[21] = content[21] & 0xF0 | samples >> 32
+        content[22:26] = (samples & 0xFFFFFFFF).to_bytes(4, "big")
+        (tmp_path / "x.flac").write_bytes(content)
+        samples, rate = read_audio(tmp_path / "x.flac")
+        torch.testing.assert_close(samples[0], tone(), atol=STEP, rtol=0)
+        assert rate == 44_100
+
+    @pytest.mark.parametrize("size", [0, 2**31 - 1, 2**32 - 1], ids=hex)
+    def test_wav(self, tmp_path, written, size):
+        """What programs write that cannot go back."""
+        content, size = written[".wav"], size.to_bytes(4, "little")
+        (tmp_path / "x.wav").write_bytes(content[:4] + size + content[8:40] + size + content[44:])
+        torch.testing.assert_close(read_audio(tmp_path / "x.wav")[0][0], tone(), atol=STEP, rtol=0)
+
+    def test_more_than_there_is(self, tmp_path, written):
+        (tmp_path / "x.wav").write_bytes(written[".wav"][:-3000])
+        assert read_audio(tmp_path / "x.wav")[0].shape == (1, 4410 - 1500)
+
+    @pytest.mark.parametrize(
+        ("place", "number", "message"),
+        [
+            (22, (100).to_bytes(2, "little"), "has 100 channels, a recording may have 32"),
+            (22, (2**16 - 1).to_bytes(2, "little"), "is no sound file that can be read: Too many channels"),
+            (24, (0).to_bytes(4, "little"), "is no sound file that can be read"),
+        ],
+        ids=["channels", "absurd-channels", "rate"],
+    )
+    def test_absurd(self, tmp_path, written, place, number, message):
+        content = written[".wav"]
+        (tmp_path / "x.wav").write_bytes(content[:place] + number + content[place + len(number) :])
+        with pytest.raises(ValueError, match=rf"x\.wav {message}"):
+            read_audio(tmp_path / "x.wav")
+
+    def test_hours(self, tmp_path):
+        soundfile.write(tmp_path / "x.flac", np.zeros(601 * 8000, "int16"), 8000)
+        with pytest.raises(ValueError, match=r"x\.flac lasts over 600 s"):
+            read_audio(tmp_path / "x.flac")
+
+    def test_a_pipe(self, tmp_path, written):
+        os.mkfifo(tmp_path / "x")
+        writer = Thread(target=(tmp_path / "x").write_bytes, args=[written[".flac"]])
+        writer.start()
+        assert read_audio(tmp_path / "x")[0].shape == (1, 4410)
+        writer.join()

@@ -83,6 +83,11 @@ class TestEmbed:
         with pytest.raises(ValueError, match="sample_rate must be a whole number of Hz, at least 1000, got"):
             encoder.embed(voice[:20], rate)
 
+    def test_a_rate_that_no_recording_has(self, encoder, voice):
+        """The resampler's memory would grow with it."""
+        with pytest.raises(ValueError, match="at most 384000, got 2147483647"):
+            encoder.embed(voice.repeat(10**5), 2**31 - 1)
+
     @pytest.mark.parametrize(
         ("change", "error", "message"),
         [
@@ -95,7 +100,7 @@ class TestEmbed:
             pytest.param(lambda x: x.reshape(-1, 2), ValueError, r"got \[3000, 2\], which looks transposed", id="T"),
             pytest.param(lambda x: x[None, None], ValueError, r"\[channels, N\], got \[1, 1, 6000\]", id="3-D"),
             pytest.param(lambda x: x[0], ValueError, r"\[channels, N\], got \[\]", id="0-D"),
-            pytest.param(lambda x: x[:0], ValueError, r"\[channels, N\], got \[0\]", id="empty"),
+            pytest.param(lambda x: x[:0], ValueError, r"\[channels, N\], got \[0\], which holds no", id="empty"),
         ],
     )
     def test_waveform(self, encoder, voice, change, error, message):
