@@ -188,7 +188,8 @@ class Zonos2:
     ) -> Audio | list[Audio]:
         """One text to one Audio, several to several; each is the same alone and together.
 
-        speaker   a file with a recording, (waveform, Hz), or an embedding [speaker_embedding_dim]
+        speaker   a file with a recording, (waveform, Hz), or an embedding [speaker_embedding_dim] as the speaker
+                  encoder makes it, not normalised
         sampling  one for all or one each
         progress  called as progress(i, frame) after each frame of text i
         options   clean_background, accurate, speaking_rate and quality, as in `build_prompt`; and the fields of

@@ -16,6 +16,8 @@ from zonos2_triton.reference.numeric import exact_numerics
 from zonos2_triton.reference.speaker_encoder import SpeakerEncoderConfig
 
 SILENCE = 2**-15  # a peak below one step of a 16-bit recording
+LOUDEST = 8.0  # a peak; beyond what clipped floats of a mix reach, samples are in other units
+LOG_RANGE = (-20.0, 15.0)  # of a log-mel spectrogram: its floor is -11.5, and so loud is a waveform of LOUDEST never
 LOWEST_RATE = 1000  # Hz; below it the number is kHz, and a minute would become a billion samples
 HIGHEST_RATE = 384_000  # Hz; the resampler's weights grow with it
 PREFIX = "speaker_encoder."  # of the names in a checkpoint that holds other parts too
@@ -64,7 +66,9 @@ class SpeakerEncoder:
     def embed(self, waveform: Tensor, sample_rate: int) -> Tensor:
         """waveform [N] or [channels, N], floats in -1..1, at a whole rate of 1 to 384 kHz -> [enc_dim]; their mean.
 
-        ValueError: silent, not finite, or shorter than one analysis window (43 ms) or what the encoder needs (53 ms).
+        A peak above 1 is taken as it is, up to 8. ValueError: beyond (samples of 16 bits must be divided by 32768),
+        silent, a constant or nearly so, not finite, shorter than one analysis window (43 ms) or what the encoder needs
+        (53 ms).
         """
         mono = self._checked(waveform, sample_rate)
         with exact_numerics():
@@ -73,7 +77,7 @@ class SpeakerEncoder:
     @torch.no_grad()
     def log_mel(self, waveform_24k: Tensor) -> Tensor:
         """[N] at 24 kHz -> [frames, 128]."""
-        waveform = self._checked_samples("waveform_24k", waveform_24k)
+        waveform = self._checked_waveform("waveform_24k", waveform_24k)
         if waveform.ndim != 1 or len(waveform) < N_FFT:
             raise ValueError(
                 f"waveform_24k must be [N] with at least one analysis window of {N_FFT} samples at 24 kHz, got "
@@ -84,10 +88,16 @@ class SpeakerEncoder:
 
     @torch.no_grad()
     def embed_mel(self, log_mel: Tensor) -> Tensor:
-        """[frames, 128] -> [enc_dim]."""
+        """[frames, 128], as `log_mel` makes it -> [enc_dim]. ValueError: other units, or too few frames."""
         mel = self._checked_samples("log_mel", log_mel)
         if mel.ndim != 2 or mel.shape[1] != MELS or len(mel) < self.config.least_frames:
             raise ValueError(f"log_mel must be [frames >= {self.config.least_frames}, {MELS}], got {list(mel.shape)}")
+        low, high = (float(bound) for bound in mel.aminmax())
+        if low >= 0 or low < LOG_RANGE[0] or high > LOG_RANGE[1]:
+            raise ValueError(
+                f"log_mel must be natural logarithms of magnitudes, from -11.5 to 3, got {low:.3g} to {high:.3g}: "
+                "magnitudes themselves, or dB"
+            )
         with exact_numerics():
             return reference.embed(self.config, self.state, mel)
 
@@ -97,7 +107,7 @@ class SpeakerEncoder:
             raise ValueError(f"sample_rate must be a whole number of Hz, at least {LOWEST_RATE}, got {sample_rate!r}")
         if sample_rate > HIGHEST_RATE:
             raise ValueError(f"sample_rate must be a whole number of Hz, at most {HIGHEST_RATE}, got {sample_rate!r}")
-        waveform = self._checked_samples("waveform", waveform)
+        waveform = self._checked_waveform("waveform", waveform)
         if waveform.ndim not in (1, 2) or waveform.numel() == 0:
             empty = "" if waveform.numel() else ", which holds no samples"
             raise ValueError(f"waveform must be [N] or [channels, N], got {list(waveform.shape)}{empty}")
@@ -112,12 +122,27 @@ class SpeakerEncoder:
             )
         if mono.abs().max() < SILENCE:
             raise ValueError(f"waveform is silent: its largest sample is {mono.abs().max():.2g}")
+        if (centre := mono.mean()).abs() > 2 * mono.std():
+            raise ValueError(
+                f"waveform is centred about {centre:.3g} instead of 0: unsigned samples, or an offset to be subtracted"
+            )
         return mono
+
+    def _checked_waveform(self, name: str, waveform: Tensor) -> Tensor:
+        waveform = self._checked_samples(name, waveform)
+        if waveform.numel() and (peak := waveform.abs().max()) > LOUDEST:
+            raise ValueError(
+                f"{name} must be in -1..1, got a peak of {peak:.6g}: samples of 16 bits are divided by 32768 first"
+            )
+        return waveform
 
     def _checked_samples(self, name: str, samples: Tensor) -> Tensor:
         if not isinstance(samples, Tensor) or not samples.is_floating_point():
             got = samples.dtype if isinstance(samples, Tensor) else type(samples).__name__
-            raise TypeError(f"{name} must be a floating-point tensor, got {got}")
+            hint = ""
+            if isinstance(samples, Tensor) and name != "log_mel":
+                hint = ", of 16 bits divide by 32768: floats are in -1..1"
+            raise TypeError(f"{name} must be a floating-point tensor, got {got}{hint}")
         if not bool(samples.isfinite().all()):
             raise ValueError(f"{name} must be finite, got NaN or Inf")
         return samples.to(self.device, torch.float32)

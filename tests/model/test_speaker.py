@@ -92,6 +92,16 @@ class TestEmbed:
         ("change", "error", "message"),
         [
             pytest.param(lambda x: (x * 32767).short(), TypeError, "floating-point .*, got torch.int16", id="int16"),
+            pytest.param(lambda x: (x * 32767).int(), TypeError, "got torch.int32, of 16 bits divide by", id="int32"),
+            pytest.param(
+                lambda x: x * 32767, ValueError, "in -1..1, got a peak of .*divided by 32768", id="int16-scale"
+            ),
+            pytest.param(lambda x: x / x.abs().max() * 100, ValueError, "got a peak of 100: samples", id="percent"),
+            pytest.param(lambda x: torch.stack([x, -x]) * 99, ValueError, "got a peak of", id="scale-that-cancels"),
+            pytest.param(
+                lambda x: (x + 1) / 2, ValueError, r"centred about 0\.\d+ instead of 0: unsigned", id="unsigned"
+            ),
+            pytest.param(lambda x: torch.full_like(x, 0.5), ValueError, "centred about 0.5", id="constant"),
             pytest.param(lambda x: x.numpy(), TypeError, "floating-point tensor, got ndarray", id="numpy"),
             pytest.param(lambda x: x.index_fill(0, torch.tensor(7), torch.nan), ValueError, "finite", id="nan"),
             pytest.param(torch.zeros_like, ValueError, "waveform is silent: its largest sample is 0", id="silent"),
@@ -109,6 +119,19 @@ class TestEmbed:
 
     def test_a_quiet_recording_is_not_silent(self, encoder, voice):
         assert encoder.embed(voice / voice.abs().max() * 2**-14.9, 24_000).isfinite().all()
+
+    def test_a_clipped_recording_is_taken(self, encoder, voice):
+        """Floats of a mix may pass 1."""
+        assert encoder.embed(voice / voice.abs().max() * 7.9, 24_000).isfinite().all()
+
+    def test_the_units_of_log_mel(self, encoder, voice):
+        assert encoder.embed_mel(encoder.log_mel(voice)).isfinite().all()
+        assert encoder.embed_mel(encoder.log_mel(torch.zeros(6000))).isfinite().all()
+        with pytest.raises(ValueError, match=r"waveform_24k must be in -1\.\.1, got a peak of"):
+            encoder.log_mel(voice * 32767)
+        for change in (torch.exp, lambda x: torch.exp(2 * x), lambda x: x * 20 / math.log(10)):
+            with pytest.raises(ValueError, match="must be natural logarithms of magnitudes"):
+                encoder.embed_mel(change(encoder.log_mel(voice)))
 
     @pytest.mark.parametrize(
         ("mel", "error", "message"),
