@@ -57,7 +57,7 @@ def config() -> tuple[str, Any] | None:
             return path, json.load(file)
     except OSError as error:
         raise ValueError(f"{CONFIG} names {path!r}, which cannot be read: {error.strerror}") from error
-    except ValueError as error:  # of the text, or of the JSON in it
+    except (ValueError, RecursionError) as error:  # of the text, or of the JSON in it
         raise ValueError(f"{CONFIG} names {path!r}, which is not JSON: {error}") from error
 
 

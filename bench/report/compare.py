@@ -108,7 +108,7 @@ def read(name: str) -> Input:
         text = shown.stdout
     try:
         content = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{name} is no JSON: {error}") from error
     if isinstance(content, dict) and "schema" in content:
         results.check(results.parse(text, name), name)

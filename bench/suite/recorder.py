@@ -78,7 +78,7 @@ class Record:
                 content = json.loads(path.read_text(encoding="utf-8"))
                 if content["schema"] == cls.SCHEMA and [content["environment"].get(n) for n in IDENTITY] == same:
                     return cls(path, content)
-            except (ValueError, KeyError, TypeError, AttributeError):
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 continue  # no record; it keeps its name
         stem = f"{card}-{(today or date.today()).isoformat()}-{commit}"
         names = chain([stem], (f"{stem}-{number}" for number in count(2)))

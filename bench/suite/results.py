@@ -32,7 +32,7 @@ def parse(text: str | bytes, name: str) -> Result:
     """As `load`, of a file's text; name: how errors call it."""
     try:
         content = json.loads(text)
-    except ValueError as error:  # also of bytes that are no UTF-8
+    except (ValueError, RecursionError) as error:  # also of bytes that are no UTF-8
         raise ValueError(f"{name} is no JSON: {error}") from error
     if not isinstance(content, dict) or "schema" not in content:
         raise ValueError(f"{name} is no result file: it has no key 'schema'")

@@ -31,13 +31,13 @@ def fold_weight_norms(state: Mapping[str, Tensor], to: dtype) -> dict[str, Tenso
 
 def official_config(checkpoint: Checkpoint) -> VocoderConfig:
     """From the constructor arguments that the official file keeps under metadata.kwargs."""
-    kwargs = json.loads(checkpoint.metadata.get("kwargs", "{}"))
     try:
+        kwargs = json.loads(checkpoint.metadata.get("kwargs", "{}"))
         own = {name: kwargs[name] for name in VocoderConfig.__dataclass_fields__ if kwargs.get(name) is not None}
         if kwargs and "latent_dim" not in own and {"encoder_dim", "encoder_rates"} <= kwargs.keys():
             own["latent_dim"] = kwargs["encoder_dim"] * 2 ** len(kwargs["encoder_rates"])
         return VocoderConfig(**own)
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{checkpoint.path}: metadata.kwargs is no configuration of a codec: {error}") from error
 
 

@@ -220,6 +220,7 @@ ROW = "b.json: at parts/timings/items/router/decode-B1: 'samples_us'"
 @pytest.mark.parametrize(
     ("content", "said"),
     [
+        ("[" * 10**5, "b.json is no JSON"),
         ("{", "b.json is no JSON"), ("{}", NEITHER), ("[1]", NEITHER), ('{"a/b/c/d": {"registers": 3}}', NEITHER),
         ('{"schema": 1}', "b.json has schema 1; this version reads 2"),
         ("baseline", "b.json of baselines"), ("broken", ROW),

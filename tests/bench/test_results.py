@@ -112,6 +112,7 @@ def test_what_a_run_may_leave_out_is_accepted(sample):
         ('{"schema": 2, "parts": []}', "lacks environment, parts"),
         ('{"schema": 2, "environment": {"card": "A"}, "parts": {}}', "lacks environment/commit, environment/date"),
         (b"\xff\xfe", "is no JSON"),
+        ("[" * 10**5, "is no JSON"),
     ],
 )
 def test_a_file_that_is_none_says_what_it_is_instead(tmp_path, text, said):

@@ -77,7 +77,7 @@ def test_the_file_of_launch_parameters(monkeypatch, tmp_path):
     missing = f"^{CONFIG} names {re.escape(repr(str(path)))}, which cannot be read: No such file or directory"
     with pytest.raises(ValueError, match=missing):
         _settings.config()
-    for wrong in (b"[1,", b"\xff"):
+    for wrong in (b"[1,", b"\xff", b"[" * 10**5):
         path.write_bytes(wrong)
         with pytest.raises(ValueError, match=f"^{CONFIG} names .*launch.json', which is not JSON: "):
             _settings.config()
