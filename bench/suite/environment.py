@@ -91,11 +91,17 @@ def commit() -> str:
     return "unknown" if head is None or changed is None else head + ("-dirty" if changed else "")
 
 
+def _files(folder: Path, pattern: str) -> list[Path]:
+    """In the folder and those in it; hidden ones are of other programs."""
+    found = sorted(folder.rglob(pattern))
+    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+
+
 def sources() -> str:
     """A hash of the code, for where no commit tells."""
     total = hashlib.sha256()
     for room in (".src", "bench", "kernels", "model", "reference"):  # the first holds what is above the others
-        for path in sorted((ROOT / room).rglob("*.py")):
+        for path in _files(ROOT / room, "*.py"):
             total.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return total.hexdigest()[:12]
 
@@ -103,7 +109,7 @@ def sources() -> str:
 def run_tests(seconds: float, folder: Path = ROOT / "tests") -> dict[str, Any]:
     """The tests marked gpu. AssertionError: some failed. NotRun: there are none here, or they took too long."""
     # Only files that have such tests: the others may import what this machine lacks.
-    files = [str(path) for path in sorted(folder.rglob("test_*.py")) if "mark.gpu" in path.read_text(encoding="utf-8")]
+    files = [str(path) for path in _files(folder, "test_*.py") if "mark.gpu" in path.read_text(encoding="utf-8")]
     if not files:
         raise NotRun(f"no tests marked gpu in {folder}")
     if importlib.util.find_spec("pytest") is None:

@@ -71,7 +71,7 @@ def check(content: Mapping[str, Any], name: str = "the result") -> None:
 
 def committed(folder: Path = RESULTS) -> list[Result]:
     """Every result in `folder` but rehearsals, newest first. ValueError: one of the files is broken."""
-    found = [load(path) for path in sorted(folder.glob("*.json"))]
+    found = [load(path) for path in sorted(folder.glob("*.json")) if path.name[0] != "."]
     return sorted((result for result in found if not result["environment"]["rehearsal"]), key=moment, reverse=True)
 
 

@@ -245,5 +245,6 @@ def one_file(path: Path, what: str, patterns: Iterable[str], remedy: str = "inst
 
 def _matches(folder: Path, patterns: list[str]) -> Iterator[list[Path]]:
     for pattern in patterns:
-        if found := sorted(path for path in folder.glob(pattern) if path.is_file()):
+        visible = (path for path in folder.glob(pattern) if not path.name.startswith("."))  # ._* are of Finder
+        if found := sorted(path for path in visible if path.is_file()):
             yield found

@@ -81,7 +81,8 @@ def write_tiny(folder: str | Path, seed: int = 0) -> Path:
     final = local_path(folder)
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise ValueError(f"seed must be an integer in 0..2**63 - 1, got {seed!r}")
-    if final.exists() and (not final.is_dir() or any(final.iterdir())):
+    # Hidden files are of other programs, and stay.
+    if final.exists() and (not final.is_dir() or any(not path.name.startswith(".") for path in final.iterdir())):
         raise FileExistsError(f"{final} is not empty; name a new folder for the tiny model")
     final.parent.mkdir(parents=True, exist_ok=True)
     empty = final.exists()  # which may be a link or a mounted folder, and stays

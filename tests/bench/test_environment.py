@@ -53,10 +53,23 @@ def test_the_environment_of_a_card(monkeypatch, tmp_path):
     assert rehearsed | {"card": "CPU rehearsal", "rehearsal": True, "torch": torch.__version__} == rehearsed
 
 
+def test_the_sources_are_those_of_the_project(monkeypatch, tmp_path):
+    (tmp_path / ".src").mkdir()
+    (tmp_path / ".src" / "a.py").touch()
+    monkeypatch.setattr(environment, "ROOT", tmp_path)
+    before = environment.sources()
+    (tmp_path / ".src" / "._a.py").write_bytes(b"\xff")
+    assert environment.sources() == before
+    (tmp_path / ".src" / "b.py").touch()
+    assert environment.sources() != before
+
+
 def test_the_tests_of_a_device_run_in_a_process_of_their_own(tmp_path, monkeypatch):
     """Those of every folder, none but those."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     (tmp_path / "test_other.py").write_text("import what_this_machine_lacks\n", encoding="utf-8")
+    (tmp_path / ".ipynb_checkpoints").mkdir()  # no folder of ours
+    (tmp_path / ".ipynb_checkpoints" / "test_copy.py").write_text("mark.gpu\n", encoding="utf-8")
     with pytest.raises(NotRun, match="no tests marked gpu"):
         environment.run_tests(60, tmp_path)
     (tmp_path / "room").mkdir()

@@ -135,6 +135,7 @@ def test_committed_results_come_newest_first_without_rehearsals(folder):
         {"commit": "three", "date": "2026-03-01T23:30:00-02:00"},  # later than the second
         {"commit": "four", "date": "2026-09-09T00:00:00+00:00", "rehearsal": True},
     )
+    (path / "._three.json").write_bytes(b"\xff")  # of another program
     assert [each["environment"]["commit"] for each in results.committed(path)] == ["three", "two", "one"]
     assert results.newest(folder=path)["environment"]["commit"] == "three"
     assert results.newest("Another", path)["environment"]["commit"] == "two"

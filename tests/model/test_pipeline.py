@@ -203,6 +203,19 @@ def test_of_several_files_one_can_be_named(folder, tts):
     assert TTSLLM(str(files["model"]), torch.float32, device="cpu", decode_audio=False).backbone.config.dim == 64
 
 
+def test_files_of_other_programs_are_left_alone(folder, tts):
+    """What Finder, Jupyter and others leave beside ours."""
+    for part in (folder, folder / "dac", folder / "speaker_encoder"):
+        for name in ("._model.safetensors", "._weights.pth", "._dac.pth", ".DS_Store", "._config.json"):
+            (part / name).write_bytes(b"\0\5\26\7")
+        (part / ".ipynb_checkpoints").mkdir()
+    (folder / "model.safetensors").rename(folder / "my.safetensors")
+    (folder / "speaker_encoder" / "model.safetensors").rename(folder / "speaker_encoder" / "my.safetensors")
+    other = Zonos2.load(folder, device="cpu")
+    assert torch.equal(other.speak("a", sampling=SHORT).samples, tts.speak("a", sampling=SHORT).samples)
+    assert other.speaker_encoder is not None
+
+
 def test_of_several_codec_files_one_can_be_named(folder):
     for name in ("weights_a.pth", "weights_b.pth"):
         shutil.copy(folder / "dac" / "weights.pth", folder / name)

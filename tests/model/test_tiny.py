@@ -34,6 +34,14 @@ def test_a_seed_is_bytes(tmp_path, tiny_folder, other_folder):
     assert differing == {name for name in FILES if not name.endswith(".json")}
 
 
+def test_files_of_other_programs_do_not_fill_a_folder(tmp_path, other_folder):
+    (tmp_path / ".DS_Store").write_text("of Finder")
+    (tmp_path / ".git").mkdir()
+    assert write_tiny(tmp_path, seed=1) == tmp_path
+    assert contents(tmp_path) == {**contents(other_folder), ".DS_Store": b"of Finder"}
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == [".DS_Store", ".git"]
+
+
 def test_notice_in_every_file(tiny_folder):
     for name in ("model.safetensors", "speaker_encoder/model.safetensors"):
         with safe_open(tiny_folder / name, framework="pt") as file:
