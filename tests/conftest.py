@@ -27,6 +27,7 @@ from zonos2_triton.model.vocoder_decoder import Decoder, Rings, VocoderOps
 from zonos2_triton.model.weights.tiny import write_tiny
 from zonos2_triton.reference import vocoder_layers
 
+os.environ.pop("COLUMNS", None)  # text is compared as it is where there is no terminal
 # The models here are so small that a second thread gains nothing, and on a busy machine it makes them wait.
 torch.set_num_threads(1)
 # A shell starts background jobs with SIGINT ignored; tests interrupt processes that would inherit that.
