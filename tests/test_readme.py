@@ -49,6 +49,7 @@ NOT_RUN = {
     "python -m zonos2_triton.model.integrations.zonos2_engine.serve": "the official engine; tests/integrations",
     "sgl-omni": "sglang-omni",
     "ZONOS2_TRITON_SGLANG=all": "sglang-omni; tests/integrations/sglang",
+    'zonos2-triton say "Hello." --model ZONOS2/ --out - |': "a sound card; tests/model/test_say.py reads the pipe",
     "zonos2-triton profile --model 8b": "a GPU",
     "zonos2-triton bench --kernel experts": "minutes; tests/bench/test_commands.py runs bench",
     "ZONOS2_TRITON_NVTX=1 nsys": "Nsight Systems",
