@@ -182,12 +182,13 @@ def _text(given: str) -> str:
 
     ValueError: it is no UTF-8, or there is nothing.
     """
-    name, text = "text", given
+    name, read = "text", given.encode("utf-8", "surrogateescape")  # its bytes, whatever the locale takes them for
     if given == "-":
         if sys.stdin is None:
             raise ValueError("text is -, but standard input is closed")
-        name, read = "standard input", getattr(sys.stdin, "buffer", sys.stdin).read()
-        text = read if isinstance(read, str) else read.decode("utf-8", "surrogateescape")
+        name, came = "standard input", getattr(sys.stdin, "buffer", sys.stdin).read()
+        read = came.encode() if isinstance(came, str) else came
+    text = read.decode("utf-8", "surrogateescape")
     if wrong := re.search("[\0\ud800-\udfff]", text):  # as Python keeps a byte that is no UTF-8
         byte = f"byte 0x{ord(wrong[0]) & 0xFF:02x} at character {wrong.start()}"
         raise ValueError(f"{name} must be UTF-8, got {byte}; iconv -f UTF-16 -t UTF-8 converts UTF-16, for one")

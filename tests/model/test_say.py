@@ -55,7 +55,8 @@ class TestText:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), "ascii"))
         say(text="-")
         say(text=content.decode())
-        assert said == [text, text]
+        say(text=content.decode("ascii", "surrogateescape"))  # as the locale C has it
+        assert said == [text] * 3
 
     @pytest.mark.parametrize(
         ("content", "byte"),
