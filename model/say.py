@@ -92,6 +92,11 @@ def say(options: argparse.Namespace) -> int:
                     chunks.append(chunk)
             except BrokenPipeError:  # who listens has heard enough
                 return 0
+            except KeyboardInterrupt:
+                if sink is None:
+                    raise
+                print("zonos2-triton: interrupted; what was made is written", file=sys.stderr)
+                return 130  # as of every command that Ctrl-C ends
         audio = Audio(torch.cat(chunks), sample_rate, tts.comment)
         if not sink:
             _save(audio, options.out, ending)
@@ -173,8 +178,9 @@ def _draw(audio: Audio, path: str, title: str) -> None:
     try:
         with whole_file(path) as picture:
             save_spectrogram(audio, picture, title)
-    except Exception as error:
-        print(f"zonos2-triton: warning: the spectrogram was not drawn: {error}", file=sys.stderr)
+    except (Exception, KeyboardInterrupt) as error:
+        why = str(error) or type(error).__name__
+        print(f"zonos2-triton: warning: the spectrogram was not drawn: {why}", file=sys.stderr)
 
 
 def _text(given: str) -> str:

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import signal
 import sys
 import tempfile
 from unittest.mock import Mock
@@ -143,14 +144,22 @@ class TestStandardOutput:
             "zonos2-triton: error: the sound cannot be written any further: No space left on device"
         )
 
-    def test_sound_comes_before_the_end_and_a_player_may_stop(self, spawn, tiny_folder):
+    @pytest.mark.parametrize(
+        ("stop", "status", "said"),
+        [
+            (lambda process: process.stdout.close(), 0, b"sound means nothing\n"),
+            (lambda process: process.send_signal(signal.SIGINT), 130, b"interrupted; what was made is written\n"),
+        ],
+        ids=["player", "ctrl-c"],
+    )
+    def test_sound_comes_before_the_end_and_may_be_stopped(self, spawn, tiny_folder, stop, status, said):
         command = ["say", "a", "--model", str(tiny_folder), "--out", "-", "--max-frames", "1900", "--ignore-eos"]
         process = spawn([*COMMAND, *command], text=False)
         assert process.stdout.read(44 + 40 * 1024).startswith(b"RIFF")
         assert process.poll() is None
-        process.stdout.close()
-        assert process.wait(timeout=300) == 0
-        assert b"roken pipe" not in process.stderr.read()
+        stop(process)
+        assert process.wait(timeout=300) == status
+        assert process.stderr.read().endswith(said)
 
 
 def test_the_first_sound_is_told_when_it_comes(say):
@@ -218,9 +227,10 @@ class TestPicture:
         assert (status, err) == (2, "zonos2-triton: error: matplotlib cannot draw a spectrogram here: no font\n")
         assert files(tmp_path) == []
 
-    def test_a_later_failure_leaves_the_sound(self, say, tmp_path, monkeypatch):
+    @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt("disk full")], ids=repr)
+    def test_a_later_failure_leaves_the_sound(self, say, tmp_path, monkeypatch, error):
         (tmp_path / "x.png").write_text("older")
-        monkeypatch.setattr("matplotlib.figure.Figure.savefig", Mock(side_effect=[None, OSError("disk full")]))
+        monkeypatch.setattr("matplotlib.figure.Figure.savefig", Mock(side_effect=[None, error]))
         status, out, err = say("--spectrogram", tmp_path / "x.png")
         assert (status, "12 frames" in out) == (0, True)
         assert "zonos2-triton: warning: the spectrogram was not drawn: disk full" in err
