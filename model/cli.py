@@ -119,7 +119,12 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     say = commands.add_parser("say", help="speak a text into a sound file", formatter_class=_Help)
     say.set_defaults(run=_say)
     say.add_argument("text", help="what to say; - reads it from standard input")
-    say.add_argument("--model", required=True, metavar="DIR", help="folder with params.json and weights, or a hub id")
+    say.add_argument(
+        "--model",
+        required=True,
+        metavar="DIR",
+        help="folder with params.json and weights, the weights in it, or a hub id",
+    )
     say.add_argument("-o", "--out", required=True, metavar="FILE",
                      help=".wav, .flac, .ogg, .opus or .mp3; -: WAV on standard output, as it is made")  # fmt: skip
     say.add_argument("--raw", action="store_true", help="with --out -: the 16-bit samples without a header")

@@ -18,8 +18,8 @@ OTHER_WORDS = {
 def did_you_mean(name: str, accepted: Iterable[str]) -> str:
     """The end of an error's sentence: the nearest names, keywords or options; empty where none is near."""
     known = {_word(option): option for option in accepted}
-    other = OTHER_WORDS.get(_word(name))
-    near = [other] if other in known else get_close_matches(_word(name), known, 2, 0.6)
+    ours = [OTHER_WORDS[word] for word in get_close_matches(_word(name), OTHER_WORDS, 1, 0.9)]
+    near = [word for word in ours if word in known] or get_close_matches(_word(name), known, 2, 0.6)
     return f"; did you mean {' or '.join(repr(known[word]) for word in near)}?" if near else ""
 
 

@@ -244,11 +244,12 @@ class Zonos2:
             )
         voice, tasks = self._embedding(speaker), []
         for i, (text, own) in enumerate(zip(texts, samplings, strict=True)):
-            ids, own = self._prompt(text, voice, **prompt), replace(own, **settings)
+            name = f"text[{i}]" if many else "text"
+            ids, own = self._prompt(name, text, voice, **prompt), replace(own, **settings)
             if isinstance(own.max_frames, Default):
                 needed = own.max_frames + FRAMES_PER_BYTE * len(text.encode())
                 own = replace(own, max_frames=min(needed, self.backbone.room_behind(len(ids))))
-            tasks.append(_Task(f"text[{i}]" if many else "text", ids, own, voice))
+            tasks.append(_Task(name, ids, own, voice))
         return tasks
 
     def _streams(self, tasks: Sequence[_Task]) -> list[Stream]:
@@ -297,13 +298,13 @@ class Zonos2:
                 samples = self.vocoder.decode(aligned.T[None])[0].cpu()
         return Audio(samples, self.vocoder.config.sample_rate, self.comment, result.ended)
 
-    def _prompt(self, text: str, embedding: Tensor | None, **prompt: Unpack[PromptOptions]) -> Tensor:
+    def _prompt(self, name: str, text: str, embedding: Tensor | None, **prompt: Unpack[PromptOptions]) -> Tensor:
         config = self.backbone.config
         ids = build_prompt(config, text, speaker=embedding is not None, **prompt)
         if len(ids) >= config.max_seqlen:
             excess = len(ids) - config.max_seqlen + 1
             raise ValueError(
-                f"text is too long: its prompt has {len(ids)} rows, the model takes {config.max_seqlen - 1}; shorten "
+                f"{name} is too long: its prompt has {len(ids)} rows, the model takes {config.max_seqlen - 1}; shorten "
                 f"it by at least {excess} bytes of UTF-8"
             )
         return ids

@@ -58,8 +58,7 @@ class Request:
         if settings.max_frames > room and settings.max_frames != Sampling.max_frames:
             raise ValueError(
                 f"{name}: max_frames is {settings.max_frames}, but behind a prompt of {len(prompt)} rows the context "
-                f"(max_seqlen {config.max_seqlen}) holds {room} frames; only the default, {Sampling.max_frames}, is "
-                "cut to that"
+                f"(max_seqlen {config.max_seqlen}) holds {room} frames; only the default is cut to that"
             )
         self.name, self.prompt, self.speaker = name, prompt, speaker
         self.settings = settings.row()

@@ -280,6 +280,7 @@ def test_from_pretrained_is_load(tiny_folder):
 
 REJECTED = {
     "long": ({"text": "x" * 2048}, ValueError, r"2067 rows.*takes 2047; shorten it by at least 20 bytes"),
+    "max_token": ({"max_token": 7}, TypeError, r"{way}\(\) .*'max_token'; did you mean 'max_frames'\?"),
     "none": ({"text": None}, TypeError, "text must be a string"),
     "rate": ({"speaking_rate": 9}, ValueError, "speaking_rate must be in"),
     "voice-size": ({"speaker": torch.zeros(47)}, ValueError, r"=48\], got \[47\]"),
@@ -313,6 +314,15 @@ def test_rejects_before_any_work(tts, way, arguments, error, message):
     """A stream too: not at the first chunk, but when it is asked for."""
     with pytest.raises(error, match=message.replace("{way}", way)):
         getattr(tts, way)(**{"text": "x", "sampling": SHORT, **arguments})
+
+
+def test_says_which_of_several_texts_is_wrong(tts):
+    with pytest.raises(ValueError, match=r"^text\[1\] is too long: its prompt has 2067 rows"):
+        tts.speak(["a", "x" * 2048])
+    with pytest.raises(
+        ValueError, match=r"^text\[1\]: max_frames is 2029, but .* holds 2028 frames; only the default is"
+    ):
+        tts.speak(["", "a"], max_frames=2029)
 
 
 def test_results_are_ordinary_tensors(tts):
