@@ -116,6 +116,7 @@ def test_the_examples_of_a_section_run(section, results, capsys):
     if "report" in names:
         names["report"].restore()
         assert " operations by the " in capsys.readouterr().out
+        assert not torch.equal(second, first)
         torch.testing.assert_close(second, first, atol=1e-4 * float(first.abs().max()), rtol=0)
 
 

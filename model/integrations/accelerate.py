@@ -5,14 +5,14 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zonos2_triton import _settings
 from zonos2_triton.model.backend import check_backend, resolve_backend
-from zonos2_triton.model.integrations.patching import Swaps
+from zonos2_triton.model.integrations.patching import Replacement, Swaps, is_compiled
 from zonos2_triton.model.integrations.report import Left, Report, Swapped
 
 LOG = logging.getLogger("zonos2_triton")
@@ -20,7 +20,7 @@ MARK = "_zonos2_triton"  # the attribute of an accelerated object that holds its
 HOSTS = ("dac.codec", "zonos2_engine.engine", "zonos2_engine.package", "torch_module.module")  # each has `Host`s
 KNOWN = (
     "transformers' DacModel, dac.DAC, the model of the official zonos2 engine, the imported package zonos2, an "
-    "nn.Module with the official tensor names"
+    "nn.Module with the official tensor names, or an nn.Module that holds some of these"
 )
 Place = tuple[Any, str, object]  # owner, attribute, what it becomes
 
@@ -65,7 +65,7 @@ class Host(Protocol):
 
     def checked(self, obj: Any) -> Tensor | None:
         """One of its weights, for their device and dtype; None: it has none yet. ValueError: it is in no state to be
-        accelerated: in training, with gradients, on mixed devices, of another structure; the message names the part."""
+        accelerated: in training, on mixed devices, of another structure; the message names the part."""
 
     def candidates(self, obj: Any, backend: str, ops: Collection[str]) -> list[Candidate]:
         """Of the operations named, by the backend "triton" or "reference" (without weights also "auto")."""
@@ -77,7 +77,8 @@ def accelerate(
     """Replace the operations of `obj` by this package's, in place; `obj` is known by its structure:
 
     transformers' DacModel, dac.DAC, the model of the official zonos2 engine, the package zonos2 itself (everything that
-    this process will build of it), or an nn.Module with the official tensor names.
+    this process will build of it), an nn.Module with the official tensor names, or an nn.Module that holds some of
+    these, whose paths the report names.
 
     only     operations, by the names that the report has; None: all
     strict   an operation that cannot be swapped, or a version that this was not tested with, is an error; otherwise it
@@ -85,6 +86,8 @@ def accelerate(
     verify   run each swapped operation once against the original, and refuse one outside its bound
     backend  "triton": kernels (on a CPU, interpreted); "reference": plain PyTorch; "auto": kernels on a GPU; where they
              do not run, as on a CPU, nothing is replaced; ZONOS2_TRITON_BACKEND may say otherwise
+
+    Weights may require gradients: with grad mode on, a call that they or its inputs want some of is the original's.
 
     All or nothing: after an error `obj` is as it was. Doing it twice is doing it once. Weights stay where they are,
     under their names, and are read there, so that a later change counts. A codec's are packed: a change is an error at
@@ -95,41 +98,85 @@ def accelerate(
     what was found and what is accepted.
     """
     check_backend(backend)
-    host = _host_of(obj)
-    ops = _chosen(host, only)
-    asked = (frozenset(ops), strict, verify, backend)
+    parts = _parts(obj)
+    name = ", ".join(part.at + part.host.name for part in parts)
+    asked = (_chosen(name, parts, only), strict, verify, backend)
     if (standing := vars(obj).get(MARK)) is not None:
-        return _standing(host, standing, asked)
-    host_version = _host_version(host, strict)
-    disabled = f"{_settings.DISABLE}=1" if _settings.disabled() else None
-    weight = None if disabled else host.checked(obj)
-    if reason := disabled or (auto_leaves(weight) if backend == "auto" else None):
-        kept = tuple(Left(op, reason) for op in ops)
-        return Report(host.name, host_version, _own_version(), "none", (), kept, asked)
-    if weight is not None:
-        backend = resolve_backend(backend, weight.device, weight.dtype)
-    swapped, left, places = [], [], list[Place]()
-    with torch.no_grad():
-        for candidate in host.candidates(obj, backend, ops):
-            error, fault = _judged(candidate, verify)
-            if fault is not None and strict:
-                raise ValueError(f"{host.name}: {candidate.op} cannot be swapped: {fault}")
-            if reason := candidate.left or fault:
-                left.append(Left(candidate.op, reason))
-                continue
-            places += candidate.places
-            swapped.append(Swapped(candidate.op, candidate.where, len(candidate.places), error, candidate.bound))
-    swaps = Swaps()
-    report = Report(host.name, host_version, _own_version(), backend, tuple(swapped), tuple(left), asked, swaps)
+        return _standing(name, standing, asked)
+    plans = list[_Plan]()
+    for part in parts:
+        try:
+            plans.append(_plan(part, *asked))
+        except (TypeError, ValueError) as error:
+            if not part.at:
+                raise
+            raise type(error)(f"{part.at}{error}") from error
+    versions = dict.fromkeys(plan.version for plan in plans if plan.version)
+    backends = dict.fromkeys(plan.backend for plan in plans if plan.backend)
+    swapped = tuple(row for plan in plans for row in plan.swapped)
+    left = tuple(row for plan in plans for row in plan.left)
+    swaps, places = Swaps(), [place for plan in plans for place in plan.places]
+    report = Report(
+        name, ", ".join(versions) or None, _own_version(), ", ".join(backends) or "none", swapped, left, asked, swaps
+    )
+    if places:
+        places += [
+            (owner, MARK, report) for owner in {id(at): at for at in (*(part.obj for part in parts), obj)}.values()
+        ]
     try:
-        for owner, name, value in places:
-            swaps.attribute(owner, name, value)
-        swaps.attribute(obj, MARK, report)
+        for owner, attribute, value in places:
+            swaps.attribute(owner, attribute, value)
     except BaseException:
         swaps.undo()
         raise
     LOG.info("%s", report)
     return report
+
+
+class _Part(NamedTuple):
+    """An object of a known kind."""
+
+    at: str  # its paths within the module that was given, and a colon; "": it is that
+    obj: Any
+    host: Host
+
+
+class _Plan(NamedTuple):
+    """What becomes of a part."""
+
+    swapped: list[Swapped]
+    left: list[Left]
+    places: list[Place]
+    version: str | None
+    backend: str | None = None
+
+
+def _plan(part: _Part, chosen: Collection[str], strict: bool, verify: bool, backend: str) -> _Plan:
+    host, ops = part.host, [op for op in part.host.ops if op in chosen]
+    if MARK in vars(part.obj):
+        raise ValueError(f"{host.name} is accelerated by itself: call restore() of that report first")
+    version = _host_version(host, strict)
+    disabled = f"{_settings.DISABLE}=1" if _settings.disabled() else None
+    weight = None if disabled else host.checked(part.obj)
+    if reason := disabled or (auto_leaves(weight) if backend == "auto" else None):
+        return _Plan([], [Left(op, part.at + reason) for op in ops], [], version)
+    if weight is not None:
+        backend = resolve_backend(backend, weight.device, weight.dtype)
+    plan = _Plan([], [], [], version, backend)
+    with torch.no_grad():
+        for candidate in host.candidates(part.obj, backend, ops):
+            error, fault = _judged(candidate, verify)
+            if fault is not None and strict:
+                raise ValueError(f"{host.name}: {candidate.op} cannot be swapped: {fault}")
+            if reason := candidate.left or fault:
+                plan.left.append(Left(candidate.op, part.at + reason))
+                continue
+            places = list(candidate.places)
+            trains = any(isinstance(value, Replacement) and value.trainable() for _, _, value in places)
+            where = part.at + candidate.where + ", under torch.no_grad()" * trains
+            plan.places.extend(places)
+            plan.swapped.append(Swapped(candidate.op, where, len(places), error, candidate.bound))
+    return plan
 
 
 def auto_leaves(like: Tensor | None) -> str | None:
@@ -183,34 +230,59 @@ def known_hosts() -> list[Host]:
     return found
 
 
-def _host_of(obj: object) -> Host:
-    for host in known_hosts():
-        if hasattr(obj, "__dict__") and host.recognises(obj):
-            return host
-    raise TypeError(f"accelerate: {type(obj).__module__}.{type(obj).__qualname__} is of no known kind; known: {KNOWN}")
+def _parts(obj: object) -> list[_Part]:
+    """The object itself, or those modules within it that are of a known kind. TypeError: there are none."""
+    hosts, found = known_hosts(), dict[int, tuple[list[str], Any, Host]]()
+
+    def look(path: str, at: Any, around: tuple[Any, ...]) -> None:
+        around = (*around, at)
+        host = next((host for host in hosts if hasattr(at, "__dict__") and host.recognises(at)), None)
+        if host is not None:
+            for owner in around:
+                _check_owner(f"{path}: " * bool(path), owner)
+            found.setdefault(id(at), ([], at, host))[0].append(path)
+        elif isinstance(at, nn.Module):
+            for name, child in at._modules.items():
+                if child is not None and child not in around:
+                    look(f"{path}.{name}".lstrip("."), child, around)
+
+    look("", obj, ())
+    if not found:
+        kind = f"{type(obj).__module__}.{type(obj).__qualname__}"
+        raise TypeError(f"accelerate: {kind} is of no known kind; known: {KNOWN}")
+    return [_Part(", ".join(paths) + ": " * any(paths), at, host) for paths, at, host in found.values()]
 
 
-def _chosen(host: Host, only: Collection[str] | None) -> tuple[str, ...]:
+def _check_owner(at: str, owner: Any) -> None:
+    """ValueError: what runs is not what it holds."""
+    if is_compiled(owner):
+        raise ValueError(f"{at}{type(owner).__name__} is compiled already: accelerate first, then compile")
+    if isinstance(owner, nn.DataParallel) and len(owner.device_ids) > 1:
+        raise ValueError(f"{at}DataParallel copies it to other devices at each call: accelerate and call its .module")
+
+
+def _chosen(name: str, parts: Sequence[_Part], only: Collection[str] | None) -> frozenset[str]:
+    ops = dict.fromkeys(op for part in parts for op in part.host.ops)
     if only is None:
-        return host.ops
+        return frozenset(ops)
     if isinstance(only, str):
         only = (only,)
-    if unknown := sorted(set(only) - set(host.ops)):
-        raise ValueError(f"only: {host.name} has no operation {unknown[0]!r}; it has {', '.join(host.ops)}")
+    if unknown := sorted(set(only) - set(ops)):
+        raise ValueError(f"only: {name} has no operation {unknown[0]!r}; it has {', '.join(ops)}")
     if not only:
-        raise ValueError(f"only: names no operation; {host.name} has {', '.join(host.ops)}")
-    return tuple(op for op in host.ops if op in only)
+        raise ValueError(f"only: names no operation; {name} has {', '.join(ops)}")
+    return frozenset(only)
 
 
-def _standing(host: Host, standing: Any, asked: tuple[Any, ...]) -> Report:
+def _standing(name: str, standing: Any, asked: tuple[Any, ...]) -> Report:
     made_by = getattr(standing, "version", None)
     if made_by != _own_version() or not isinstance(standing, Report):
         raise ValueError(
-            f"{host.name} was accelerated by zonos2-triton {made_by}, this is {_own_version()}: call restore() of its "
+            f"{name} was accelerated by zonos2-triton {made_by}, this is {_own_version()}: call restore() of its "
             "report first"
         )
     if standing.asked != asked:
-        raise ValueError(f"{host.name} is accelerated already, with other arguments: call report.restore() first")
+        raise ValueError(f"{name} is accelerated already, with other arguments: call report.restore() first")
     return standing
 
 

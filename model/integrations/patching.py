@@ -33,16 +33,29 @@ class Swaps:
 
 class Replacement:
     """What is called in place of an operation of one host; looks like the original to whoever asks for its signature.
+    Where gradients are wanted, which kernels do not make, the original is called.
 
     It belongs to the object that it was made for: a copy would compute with the weights of the original, so copying and
     pickling are errors.
     """
 
-    def __init__(self, function: Callable[..., Any], original: Callable[..., Any]) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        original: Callable[..., Any],
+        weights: Callable[[], Iterable[Tensor]] = tuple,
+    ) -> None:
+        """weights: those that the operation has at the time."""
         update_wrapper(self, original)
-        self._function = function
+        self._function, self._original, self._weights = function, original, weights
+
+    def trainable(self) -> bool:
+        """Whether a weight requires gradients."""
+        return any(weight.requires_grad for weight in self._weights())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.is_grad_enabled() and (self.trainable() or any(map(_requires_grad, (*args, *kwargs.values())))):
+            return self._original(*args, **kwargs)
         return self._function(*args, **kwargs)
 
     def __deepcopy__(self, memo: object) -> NoReturn:
@@ -50,6 +63,10 @@ class Replacement:
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         self.__deepcopy__(None)
+
+
+def _requires_grad(value: object) -> bool:
+    return isinstance(value, Tensor) and value.requires_grad
 
 
 class Unchanged:
@@ -137,15 +154,11 @@ def summed_rows(op: Callable[..., Tensor], rows: Tensor) -> Tensor:
 def check_weights(host: str, tensors: Iterable[tuple[str, Tensor]], also: tuple[str, ...] = ()) -> Tensor:
     """The first of the tensors, which are all alike.
 
-    also: ends of names whose dtype may be another. ValueError: gradients are required, or devices or dtypes differ, or
-    weights that are not there yet; it names the tensors.
+    also: ends of names whose dtype may be another. ValueError: devices or dtypes differ, or weights are not there yet;
+    it names the tensors.
     """
     first: tuple[str, Tensor] | None = None
     for name, tensor in tensors:
-        if tensor.requires_grad:
-            raise ValueError(
-                f"{host}: {name} requires gradients, which kernels do not make: call .requires_grad_(False)"
-            )
         if tensor.device.type == "meta":
             raise ValueError(f"{host}: {name} is on the meta device: load the weights first")
         if first is None:
@@ -166,15 +179,22 @@ def check_weights(host: str, tensors: Iterable[tuple[str, Tensor]], also: tuple[
 
 
 def check_module(host: str, module: nn.Module) -> None:
-    """ValueError: a part of it is in training mode, or has hooks that a swap would pass by; it names the part."""
+    """ValueError: a part of it is in training mode, compiled, or has hooks that a swap would pass by; it names it."""
     for path, part in module.named_modules():
         name = path or type(module).__name__
         if part.training:
             raise ValueError(f"{host}: {name} is in training mode: call .eval()")
+        if is_compiled(part):
+            raise ValueError(f"{host}: {name} is compiled already: accelerate first, then compile")
         hooks = part._forward_hooks, part._forward_pre_hooks
         plain = [hook for hook in (*hooks[0].values(), *hooks[1].values()) if not _is_weight_norm(hook)]
         if plain:
             raise ValueError(f"{host}: {name} has a forward hook, which the kernels would pass by: remove {plain[0]!r}")
+
+
+def is_compiled(part: Any) -> bool:
+    """By torch.compile or Module.compile."""
+    return "_orig_mod" in getattr(part, "_modules", ()) or getattr(part, "_compiled_call_impl", None) is not None
 
 
 def _is_weight_norm(hook: object) -> bool:

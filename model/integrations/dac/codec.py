@@ -110,11 +110,6 @@ def _decoder(decoder: nn.Module, parts: Iterable[Part], vocoder: Vocoder) -> Can
             return original(z)
         if z.ndim == 3 and (len(z) == 0 or vocoder.config.samples(z.shape[2]) == 0):
             return original(z)
-        if torch.is_grad_enabled() and z.requires_grad:
-            raise ValueError(
-                "decoder: z requires gradients, which kernels do not make: call it under torch.no_grad(), or call "
-                "report.restore() first"
-            )
         with _without_autocast(vocoder.device) as cast:
             samples = vocoder.decode_latents(z.to(vocoder.dtype) if cast else z)
         return _as_autocast(samples.to(vocoder.dtype))[:, None]
@@ -138,7 +133,7 @@ def _candidate(
             return called(sample), original(sample)
 
     where = {"from_codes": "quantizer.from_codes", "decoder": "decoder.forward"}[op]
-    place = owner, attribute, Replacement(called, original)
+    place = owner, attribute, Replacement(called, original, owner.parameters)
     return Candidate(op, where, [place], check, BOUNDS[vocoder.dtype][op])
 
 

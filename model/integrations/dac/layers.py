@@ -34,7 +34,7 @@ def read_layers(host: str, obj: Any) -> tuple[VocoderConfig, dict[str, Part]]:
     config = _config(host, obj)
     found = {}
     for root in ("quantizer", "decoder"):
-        for path, module in getattr(obj, root).named_modules(prefix=root):
+        for path, module in getattr(obj, root).named_modules(prefix=root, remove_duplicate=False):
             if own := {"forward", "from_codes"} & vars(module).keys():
                 raise ValueError(f"{host}: {path}.{min(own)} was replaced on the module itself: put it back first")
             inside = {name for name, _ in module.named_children()} - {PARAMETRIZED}

@@ -132,7 +132,7 @@ def sample(
 
 def get_dac(original: Callable[[str], Any], device: str) -> Any:
     """get_dac: the engine's codec, accelerated; what cannot be swapped is in the log."""
-    codec = original(device).requires_grad_(False)
+    codec = original(device)
     if _runs("vocoder", torch.device(device), torch.float32):
         for left in accelerate(codec, strict=False).left:
             _say_once("vocoder", f"{left.op}: {left.reason}")

@@ -1,4 +1,4 @@
-"""nn.Module ports of the backbone that keep the official tensor names, possibly below a prefix.
+"""nn.Module ports of the backbone that keep the official tensor names.
 
 What a module does is known by its name, shapes and the parameters of its forward, the rest is found by asking it: which
 of a router's results are weights, ids and state, whether balancing biases are added, in which order experts take ids
@@ -18,6 +18,7 @@ from zonos2_triton.model.integrations.torch_module.attention import attention
 from zonos2_triton.model.integrations.torch_module.moe import experts, router
 from zonos2_triton.model.integrations.torch_module.structure import (
     BOUNDS,
+    LANDMARKS,
     NAME,
     OTHER_TYPES,
     Beyond,
@@ -25,8 +26,6 @@ from zonos2_triton.model.integrations.torch_module.structure import (
     Swap,
     Unfit,
     config_of,
-    prefix_of,
-    root_of,
     weights_of,
 )
 from zonos2_triton.model.integrations.torch_module.token_ops import dense, embedding, head, norm
@@ -56,26 +55,18 @@ class Port:
         return tuple(OPERATIONS)
 
     def recognises(self, obj: object) -> bool:
-        return isinstance(obj, nn.Module) and prefix_of(obj) is not None
+        return isinstance(obj, nn.Module) and {name for name, _ in weights_of(obj)} >= LANDMARKS
 
     def checked(self, obj: Any) -> Tensor | None:
-        root = root_of(obj)
-        check_module(self.name, root)
-        for path, part in [("", obj), *root.named_modules()]:
-            name = path or type(part).__name__
-            if isinstance(vars(part).get("forward"), Replacement):
-                raise ValueError(f"{NAME}: {name} is accelerated by itself: call restore() of that report first")
-            if hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None:
-                raise ValueError(f"{NAME}: {name} is compiled already: accelerate first, then compile")
-        weight = check_weights(self.name, weights_of(root), OTHER_TYPES)
-        config_of(root)
+        check_module(self.name, obj)
+        weight = check_weights(self.name, weights_of(obj), OTHER_TYPES)
+        config_of(obj)
         return weight
 
     def candidates(self, obj: Any, backend: str, ops: Collection[str]) -> list[Candidate]:
-        root = root_of(obj)
-        config = config_of(root)
-        _, weight = next(weights_of(root))
-        model = PortModel(root, config, ops_of(backend, config, weight.device, weight.dtype), weight.new_empty(0))
+        config = config_of(obj)
+        _, weight = next(weights_of(obj))
+        model = PortModel(obj, config, ops_of(backend, config, weight.device, weight.dtype), weight.new_empty(0))
         with current(weight.device), exact_numerics():
             found = [_candidate(model, op) for op in ops]
         model.let_go()
@@ -117,4 +108,4 @@ def _replacement(model: PortModel, swap: Swap, path: str) -> Replacement:
         with current(device):
             return ours(*args, **kwargs)
 
-    return Replacement(forward, original)
+    return Replacement(forward, original, swap.module.parameters)

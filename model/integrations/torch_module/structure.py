@@ -19,7 +19,8 @@ from zonos2_triton.reference.ops import REFERENCE, Ops
 from zonos2_triton.reference.router import by_expert
 
 NAME = "port"
-LANDMARKS = ("multi_embedder.embedders.0.weight", "layers.0.attention.wq.weight", "multi_output.weight")
+FIRST_TABLE = "multi_embedder.embedders.0.weight"
+LANDMARKS = {FIRST_TABLE, "layers.0.attention.wq.weight", "multi_output.weight"}
 TOPS = ("multi_embedder.", "layers.", "out_norm.", "multi_output.")  # where the weights of the backbone lie
 OTHER_TYPES = (".balancing_biases", ".temp")  # which some keep in a type of their own
 RESHAPED = (".wkv.weight", ".w_in.weight", ".temp")  # [2, n, D] may be held as [2 n, D], [1, H, 1] as [H]
@@ -35,22 +36,11 @@ class Beyond(ValueError):
     """An operation that this host does not cover."""
 
 
-def prefix_of(module: nn.Module) -> str | None:
-    """What stands before the official names: nothing, or something like "model."; None: they are not there."""
-    names = {name for name, _ in module.named_parameters()}
-    found = [name.removesuffix(LANDMARKS[0]) for name in names if name.endswith(LANDMARKS[0])]
-    return next((p for p in found if all(p + landmark in names for landmark in LANDMARKS)), None)
-
-
-def root_of(module: nn.Module) -> nn.Module:
-    """The module below which the names are the official ones."""
-    return module.get_submodule((prefix_of(module) or "").rstrip("."))
-
-
 def weights_of(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The backbone's tensors by official name, those whose type tells nothing last."""
-    buffers = [(name, tensor) for name, tensor in root.named_buffers() if name.endswith(OTHER_TYPES)]
-    found = [(name, tensor) for name, tensor in [*root.named_parameters(), *buffers] if name.startswith(TOPS)]
+    parameters, buffers = (of(remove_duplicate=False) for of in (root.named_parameters, root.named_buffers))
+    named = *parameters, *((name, tensor) for name, tensor in buffers if name.endswith(OTHER_TYPES))
+    found = [(name, tensor) for name, tensor in named if name.startswith(TOPS)]
     yield from sorted(found, key=lambda item: item[0].endswith(OTHER_TYPES))
 
 
@@ -72,7 +62,7 @@ def config_of(root: nn.Module) -> Zonos2Config:
     router = routers[mixtures[0]] if mixtures else ""
     ends = ("feed_forward.w_out.weight", "feed_forward.experts.w2", "feed_forward.experts.experts.0.bias")  # [.., D, I]
     ffn_dim = next((shape[-1] for name, shape in shapes.items() if name.endswith(ends)), 0)
-    first_rows = rows(LANDMARKS[0])
+    first_rows = rows(FIRST_TABLE)
     try:
         return Zonos2Config(
             n_layers=layers, dim=dim, head_dim=head_dim, n_heads=heads,

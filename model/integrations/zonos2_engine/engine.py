@@ -79,7 +79,7 @@ class Tree:
         self.generator = torch.Generator().manual_seed(0)
         self.routes = {i: layers.routing(self.shared, mixture.router) for i, mixture in self.mixtures.items()}
         self.routers = {
-            i: Replacement(layers.routed(self.routes[i]), mixture.router.forward)
+            i: _replacement(layers.routed(self.routes[i]), mixture.router, "forward")
             for i, mixture in self.mixtures.items()
         }
 
@@ -255,7 +255,7 @@ class Tree:
         wrapped = list[Place]()
         for owner, name, value in places:
             new = callable(value) and not isinstance(value, Replacement)
-            wrapped.append((owner, name, Replacement(value, getattr(owner, name)) if new else value))
+            wrapped.append((owner, name, _replacement(value, owner, name) if new else value))
         return Candidate(op, where, wrapped, check, self._bound() if bound is None else bound)
 
     def _both(self, compare: Callable[[], Pair]) -> Callable[[], Pair]:
@@ -278,6 +278,10 @@ class Tree:
 
     def _integers(self, end: int) -> Tensor:
         return torch.randint(end, (ROWS,), generator=self.generator, dtype=torch.int32).to(self.weight.device)
+
+
+def _replacement(function: Call, owner: Any, name: str) -> Replacement:
+    return Replacement(function, getattr(owner, name), lambda: owner.state_dict().values())
 
 
 def _layers(parts: dict[int, Any]) -> str:

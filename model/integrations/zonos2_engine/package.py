@@ -101,11 +101,13 @@ def _runner(package: ModuleType, original: type, backend: str) -> type:
 
 def _codec(package: ModuleType, original: Callable[[], Any], backend: str) -> Callable[[], Any]:
     """What loads the codec, and accelerates it the first time."""
+    known = list[Any]()
 
     def _get_dac() -> Any:
         dac = original()
-        if MARK not in vars(dac):
-            _accelerate(package, dac.eval().requires_grad_(False), backend)
+        if not any(dac is other for other in known):
+            _accelerate(package, dac.eval(), backend)
+            known.append(dac)
         return dac
 
     return _get_dac

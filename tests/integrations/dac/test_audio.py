@@ -187,18 +187,14 @@ def test_codes_that_there_are_not(build, host, codes):
         (torch.zeros(1, 9, 2), ValueError, r"z must be a tensor \[B, 8, T\].*, got \[1, 9, 2\]"),
         (torch.zeros(8, 2), ValueError, r"z must be a tensor \[B, 8, T\].*, got \[8, 2\]"),
         (torch.zeros(1, 8, 2).half(), TypeError, "z must be torch.float32 like the weights, got torch.float16"),
-        (torch.zeros(1, 8, 2, requires_grad=True), ValueError, "decoder: z requires gradients, which kernels do not"),
     ],
-    ids=["width", "no-batch", "dtype", "gradients"],
+    ids=["width", "no-batch", "dtype"],
 )
 def test_latents_that_do_not_fit(build, host, z, error, message):
     model = build(host)
     accelerate(model, backend="reference")
     with pytest.raises(error, match=message):
         model.decoder(z)
-    if z.requires_grad:
-        with torch.no_grad():
-            assert model.decoder(z).isfinite().all()
 
 
 def test_without_padding_the_original_decodes(build, codes_of, decode):

@@ -137,7 +137,7 @@ def codebook_of(model, i=0):
 
 WRONG = {
     "training": (lambda m: m.train(), r"quantizer: \S+ is in training mode: call \.eval\(\)"),
-    "gradients": (lambda m: conv_of(m).bias.requires_grad_(), r"decoder\.\S*bias requires gradients"),
+    "compiled": (lambda m: m.decoder.compile(), r"decoder: \S+ is compiled already: accelerate first, then compile"),
     "a hook": (lambda m: snake_of(m).register_forward_hook(print), r"decoder: \S+ has a forward hook"),
     "NaN": (lambda m: codebook_of(m).weight.fill_(math.nan), r"quantizer\.quantizers\.0\.codebook\.weight holds NaN"),
     "a shape": (widened, r"decoder\.model\.0\.bias is \[17\], expected \[16\]"),

@@ -1,0 +1,128 @@
+"""Codecs whose weights require gradients, as they come, and codecs within other people's modules."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from tests.integrations.standins import held, refused
+from zonos2_triton.model import accelerate
+from zonos2_triton.model.integrations.accelerate import difference
+from zonos2_triton.model.integrations.patching import Replacement
+
+
+class Speaker(nn.Module):
+    """Somebody's model that holds codecs."""
+
+    def __init__(self, **codecs):
+        super().__init__()
+        self.text = nn.Linear(2, 2)
+        for name, codec in codecs.items():
+            setattr(self, name, codec)
+
+
+@pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
+def test_weights_may_require_gradients(build, codes_of, host, without):
+    model, codes = build(host).requires_grad_(True), codes_of(1, 3)
+    report = accelerate(model, backend="reference")
+    ends = [row.where.split(", ")[-1] for row in report.swapped]
+    assert ends == ["under torch.no_grad()"] * 2
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    for ours in (model.quantizer.from_codes, model.decoder.forward):
+        ours._original = None  # not needed
+    with without():
+        assert model.decoder(model.quantizer.from_codes(codes)[0]).isfinite().all()
+    with pytest.raises(TypeError, match="NoneType"):
+        model.quantizer.from_codes(codes)
+
+
+def test_with_gradients_the_original_makes_them(build, codes_of, host):
+    model, codes = build(host, folded=True).requires_grad_(True), codes_of(1, 3)
+    other = copy.deepcopy(model)
+    accelerate(model, backend="reference")
+    for each in (model, other):
+        each.decoder(each.quantizer.from_codes(codes)[0]).square().sum().backward()
+    for (name, new), (_, old) in zip(model.named_parameters(), other.named_parameters(), strict=True):
+        assert (new.grad is None) == (old.grad is None), name
+        assert new.grad is None or torch.equal(new.grad, old.grad), name
+
+
+def test_gradients_of_latents_alone(build, latents_of, host):
+    model, z = build(host), latents_of(1, 3).requires_grad_(True)
+    want = torch.autograd.grad(model.decoder(z).sum(), z)[0]
+    accelerate(model, backend="reference")
+    assert torch.equal(torch.autograd.grad(model.decoder(z).sum(), z)[0], want)
+
+
+def test_training_goes_on_with_the_original_and_is_noticed(build, latents_of, host):
+    model, z = build(host).requires_grad_(True), latents_of(1, 3)
+    accelerate(model, backend="reference")
+    step = torch.optim.SGD(model.parameters(), lr=0.1)
+    model.decoder(z).square().sum().backward()
+    step.step()
+    with torch.no_grad(), pytest.raises(RuntimeError, match="was changed after accelerate"):
+        model.decoder(z)
+
+
+def test_a_codec_within_a_module(build, codes_of, decode, host):
+    speaker = Speaker(audio_encoder=Speaker(model=build(host))).eval()
+    before, codes = held(speaker), codes_of(1, 3)
+    want = decode(speaker.audio_encoder.model, codes)
+    report = accelerate(speaker, backend="reference")
+    assert report.host == f"audio_encoder.model: {'dac.DAC' if host == 'DAC' else 'transformers.DacModel'}"
+    wheres = ["quantizer.from_codes", "decoder.forward"]
+    assert [row.where for row in report.swapped] == [f"audio_encoder.model: {where}" for where in wheres]
+    assert isinstance(speaker.audio_encoder.model.decoder.forward, Replacement)
+    assert 0 < difference(decode(speaker.audio_encoder.model, codes), want) < 1e-5
+    assert accelerate(speaker, backend="reference") is report
+    report.restore()
+    assert held(speaker) == before
+
+
+def test_several_codecs_and_one_under_two_names(build, host):
+    shared = build(host)
+    speaker = Speaker(first=shared, second=nn.ModuleList([build(host)]), third=shared)
+    before = held(speaker)
+    report = accelerate(speaker, backend="reference")
+    assert report.host.startswith("first, third: ")
+    assert ", second.0: " in report.host
+    assert [row.where.split(": ")[0] for row in report.swapped] == ["first, third"] * 2 + ["second.0"] * 2
+    report.restore()
+    assert held(speaker) == before
+
+
+def test_all_of_a_module_or_nothing(build, host):
+    speaker = Speaker(first=build(host), second=build(host).train())
+    refused(speaker, r"second: .*is in training mode: call \.eval\(\)")
+    refused(speaker, "only: first: .* has no operation 'norm'; it has from_codes, decoder", only="norm")
+    speaker.second.eval()
+    accelerate(speaker.second, backend="reference")
+    refused(speaker, r"second: .* is accelerated by itself: call restore\(\) of that report first")
+
+
+def test_auto_names_what_it_leaves(build, host):
+    report = accelerate(Speaker(codec=build(host)))
+    assert all(left.reason.startswith('codec: "auto" replaces nothing') for left in report.left)
+    assert report.left
+
+
+def test_what_wraps_a_codec(build, host):
+    model = build(host)
+    parallel = nn.DataParallel(model)
+    assert accelerate(parallel, backend="reference").host.startswith("module: ")
+    accelerate(parallel, backend="reference").restore()
+    parallel.device_ids = [0, 1]
+    refused(parallel, r"module: DataParallel copies it to other devices at each call: accelerate and call its \.module")
+    refused(torch.compile(model, backend="eager"), "OptimizedModule is compiled already: accelerate first, then com")
+    compiled = torch.compile(Speaker(codec=model), backend="eager")
+    refused(compiled, "_orig_mod.codec: OptimizedModule is compiled already: accelerate first, then compile")
+
+
+def test_tied_weights(build, codes_of, decode, host):
+    model, codes = build(host), codes_of(1, 3)
+    quantizers = model.quantizer.quantizers
+    quantizers[1].codebook.weight, quantizers[2] = quantizers[0].codebook.weight, quantizers[0]
+    want = decode(model, codes)
+    accelerate(model, backend="reference")
+    assert difference(decode(model, codes), want) < 1e-5
