@@ -1,6 +1,7 @@
 """The README's examples, and those of the package's page: each runs as it is written, or is listed with why not."""
 
 import os
+import pkgutil
 import re
 import shlex
 import shutil
@@ -51,7 +52,6 @@ NOT_RUN = {
     "ZONOS2_TRITON_SGLANG=all": "sglang-omni; tests/integrations/sglang",
     'zonos2-triton say "Hello." --model ZONOS2/ --out - |': "a sound card; tests/model/test_say.py reads the pipe",
     "zonos2-triton profile --model 8b": "a GPU",
-    "zonos2-triton bench --kernel experts": "minutes; tests/bench/test_commands.py runs bench",
     "ZONOS2_TRITON_NVTX=1 nsys": "Nsight Systems",
     "nsys": "Nsight Systems",
     "ZONOS2_TRITON_NVTX=1 ncu": "Nsight Compute",
@@ -122,7 +122,7 @@ def test_the_examples_of_a_section_run(section, results, capsys):
 
 @pytest.mark.interpreter
 @pytest.mark.usefixtures("quick_interpreter")
-@pytest.mark.filterwarnings("default")
+@pytest.mark.filterwarnings("ignore:text.* did not come to its end")
 def test_the_other_python_examples_run_in_order(folder, monkeypatch):
     transformers = pytest.importorskip("transformers")
     monkeypatch.chdir(folder)
@@ -205,6 +205,8 @@ def test_every_file_that_is_named_exists():
     made = {"bench/results/"}  # by `make gpu`
     assert len(named) > 30
     assert [path for path in sorted(named - made) if not (ROOT / path).exists()] == []
+    for name in set(re.findall(r"(?<!ops\.)\bzonos2_triton(?:\.\w+)+", README)):
+        pkgutil.resolve_name(name)
 
 
 @pytest.mark.slow

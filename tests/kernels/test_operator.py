@@ -6,12 +6,13 @@ import pkgutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.utils import _pytree as pytree
 
-from tests.kernels.operator_suite import inputs_of, interpreted
+from tests.kernels.operator_suite import EXACT, OperatorTests, inputs_of, interpreted
 from zonos2_triton import kernels
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.kernels import _operator
@@ -51,6 +52,18 @@ def test_every_operator_is_in_the_catalogue_and_has_a_test_file():
     assert sorted(KERNELS) == modules
     assert all(name == kernel.name for name, kernel in KERNELS.items())
     assert [name for name in modules if not Path(__file__).with_name(f"test_{name}.py").exists()] == []
+
+
+@interpreted
+def test_no_accuracy_is_taken_for_granted():
+    """Neither of an operator that names no samples, nor of one that says its results are exact."""
+    asked = SimpleNamespace(function=OperatorTests.test_accuracy, fixturenames=["sample"])
+    claims = type("Claims", (OperatorTests,), {"name": "rotary", "accuracy": ()})()
+    with pytest.raises(AssertionError, match="accuracy needs samples, or is EXACT"):
+        claims.pytest_generate_tests(asked)
+    claims.accuracy = EXACT
+    with pytest.raises(AssertionError, match="result has other bits"):
+        claims.test_accuracy("float32", {})
 
 
 def test_the_only_atomic_counts():
