@@ -35,7 +35,7 @@ lint: $(READY)  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p zonos2_triton
 
-gate: $(READY)  ## compile every kernel for seven architectures, judge the result, compare it with the snapshot
+gate: $(READY)  ## compile every kernel for every architecture, judge the result, compare it with the snapshot
 	$(BIN)/zonos2-triton compile
 
 # On a GPU machine nothing is installed: its own Python, torch and Triton run the rooms where they lie.

@@ -1,4 +1,4 @@
-"""The records of the twelve kernels of a frame and of prompts, at the 8B model's sizes and at small ones."""
+"""The records of the kernels of a frame and of prompts, at the 8B model's sizes and at small ones."""
 
 from typing import Any
 
