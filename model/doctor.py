@@ -53,7 +53,7 @@ def _import_fault(name: str) -> str | None:
     try:
         import_module(name)
     except Exception as error:  # a broken one may raise anything
-        return next(iter(str(error).splitlines()), repr(error))
+        return " ".join(str(error).split())[:300] or repr(error)
     return None
 
 
@@ -92,8 +92,9 @@ def as_text(report: dict[str, Any]) -> str:
 
     packages = report["packages"].items()
     add("packages", ((name, found or f"MISSING: {report['faults'][name]}") for name, found in packages))
-    extras = report["extras"].items()
-    add("extras", ((name, found or f"not installed: pip install {name}") for name, found in extras))
+    extras, hint = report["extras"].items(), "not installed: pip install "
+    pip = {"flash-attn": "--no-build-isolation flash-attn"}  # its build needs torch
+    add("extras", ((name, found or hint + pip.get(name, name)) for name, found in extras))
     devices = []
     for device in report["devices"]:
         details = ", ".join(f"{key} {device[key]}" for key in device if key not in ("device", "runs"))

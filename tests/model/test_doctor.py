@@ -99,7 +99,7 @@ def test_a_file_of_launch_parameters_that_cannot_be_used(tmp_path):
     [
         ("torch", "OSError('libfoo.so: no such file')"),
         ("triton", "ImportError('no such file')"),
-        ("triton", "RuntimeError('no such file')"),
+        ("triton", "RuntimeError('\\n\\nno such file\\n')"),
         ("einops", "ImportError('no such file')"),
         ("soundfile", "OSError('libfoo.so: no such file')"),
         *(pytest.param(name, "ImportError('no such file')", marks=pytest.mark.slow) for name in doctor.REQUIRED),
@@ -115,6 +115,12 @@ def test_a_broken_package_is_named_and_the_rest_is_told(tmp_path, name, error):
     assert "no such file" in report["faults"][name]
     assert set(report["backends"]) == {"reference", "triton", "auto"}
     assert report["backends"]["triton"] == "ready" or name in report["backends"]["triton"]
+
+
+def test_a_variable_of_torch_that_keeps_it_from_loading_is_told():
+    done = run("doctor", TORCH_LOGS="bad")
+    assert done.returncode == 1
+    assert "MISSING: Invalid log settings: bad" in " ".join(done.stdout.split())
 
 
 def test_torch_missing_is_told_by_every_command():

@@ -1,6 +1,7 @@
 """The offline API of the official engine, `TTSLLM` and `TTSSamplingParams`, on this package's model."""
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -175,7 +176,10 @@ class TTSLLM:
         asked = zip(prompts, rates, strict=True)
         rows = [self._rows(f"prompts[{i}]", prompt, rate, quality) for i, (prompt, rate) in enumerate(asked)]
         with annotate("model/generate", len(rows)):
-            results = self.backbone.generate(rows, samplings)
+            try:
+                results = self.backbone.generate(rows, samplings)
+            except ValueError as error:
+                raise ValueError(_officially(error)) from error
         sounds = self._decoded(results) if decode else [None] * len(results)
         return [
             {
@@ -321,7 +325,12 @@ def _sampling(name: str, params: object) -> Sampling:
     try:
         return Sampling(**{RENAMED.get(field, field): getattr(params, field) for field in names})
     except (TypeError, ValueError) as error:
-        text = str(error)
-        for official, own in RENAMED.items():
-            text = text.replace(f"sampling: {own} ", f"sampling: {official} ")
-        raise type(error)(f"{name}: {text.removeprefix('sampling: ')}") from error
+        raise type(error)(f"{name}: {_officially(error).removeprefix('sampling: ')}") from error
+
+
+def _officially(error: Exception) -> str:
+    """What it says, by the names that the caller knows."""
+    text = str(error).replace("positions in LoopOptions", "num_page_override")
+    for official, own in RENAMED.items():
+        text = re.sub(rf"\b{own}\b", official, text)
+    return text

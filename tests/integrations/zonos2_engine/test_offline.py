@@ -169,7 +169,7 @@ def test_settings_of_another_class(mute):
     [
         (TTSSamplingParams(max_tokens=0), ValueError, r"sampling_params\[0\]: max_tokens must be at least 1, got 0"),
         (TTSSamplingParams(topk="x"), TypeError, r"sampling_params\[0\]: topk must be a number, got 'x'"),
-        (TTSSamplingParams(max_tokens=2100), ValueError, r"prompts\[0\]: max_frames is 2100, .* \(max_seqlen 2048\)"),
+        (TTSSamplingParams(max_tokens=2100), ValueError, r"prompts\[0\]: max_tokens is 2100, .* \(max_seqlen 2048\)"),
         ({"seed": 1}, TypeError, r"sampling_params\[0\] must be TTSSamplingParams, got dict, which has no temperature"),
     ],
 )
@@ -219,6 +219,13 @@ def made(tiny_folder):
 )
 def test_engine_arguments_with_a_meaning(made, asked, options):
     assert made(**asked).backbone.options == options
+
+
+def test_what_the_cache_never_holds_is_told_by_official_names(made):
+    small, asked = made(num_page_override=64), TTSSamplingParams(max_tokens=500)
+    with pytest.raises(ValueError, match=r"^prompts\[0\] .*: raise num_page_override, or lower max_tokens$"):
+        small.generate(["a"], asked)
+    assert made(num_page_override=640).generate(["a"], TTSSamplingParams(seed=7, max_tokens=5))
 
 
 def test_a_shorter_context(made):
