@@ -2,9 +2,10 @@
 
 import importlib
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -20,7 +21,7 @@ MARK = "_zonos2_triton"  # the attribute of an accelerated object that holds its
 HOSTS = ("dac.codec", "zonos2_engine.engine", "zonos2_engine.package", "torch_module.module")  # each has `Host`s
 KNOWN = (
     "transformers' DacModel, dac.DAC, the model of the official zonos2 engine, the imported package zonos2, an "
-    "nn.Module with the official tensor names, or an nn.Module that holds some of these"
+    "nn.Module with the official tensor names, or an object that holds some of these as modules"
 )
 Place = tuple[Any, str, object]  # owner, attribute, what it becomes
 
@@ -77,8 +78,8 @@ def accelerate(
     """Replace the operations of `obj` by this package's, in place; `obj` is known by its structure:
 
     transformers' DacModel, dac.DAC, the model of the official zonos2 engine, the package zonos2 itself (everything that
-    this process will build of it), an nn.Module with the official tensor names, or an nn.Module that holds some of
-    these, whose paths the report names.
+    this process will build of it), an nn.Module with the official tensor names, or an object, mostly an nn.Module,
+    that holds some of these as modules: the report has their paths.
 
     only     operations, by the names that the report has; None: all
     strict   an operation that cannot be swapped, or a version that this was not tested with, is an error; otherwise it
@@ -136,7 +137,7 @@ def accelerate(
 class _Part(NamedTuple):
     """An object of a known kind."""
 
-    at: str  # its paths within the module that was given, and a colon; "": it is that
+    at: str  # its paths within what was given, and a colon; "": it is that
     obj: Any
     host: Host
 
@@ -181,12 +182,13 @@ def _plan(part: _Part, chosen: Collection[str], strict: bool, verify: bool, back
 
 def auto_leaves(like: Tensor | None) -> str | None:
     """Why "auto" replaces nothing where this tensor is, None: where this process computes; None: it does."""
-    like = torch.empty(0, device="cuda" if torch.cuda.is_available() else "cpu") if like is None else like
-    if _settings.backend() != "auto" or resolve_backend("auto", like.device, like.dtype) == "triton":
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if like is None else like.device
+    dtype = torch.float32 if like is None else like.dtype
+    if _settings.backend() != "auto" or resolve_backend("auto", device, dtype) == "triton":
         return None
     return (
-        f'"auto" replaces nothing in {like.dtype} on a {like.device.type}, where no kernels run and plain PyTorch '
-        'gains nothing: name backend="reference" or "triton"'
+        f'"auto" replaces nothing in {dtype} on a {device.type}, where no kernels run and plain PyTorch gains nothing: '
+        'name backend="reference" or "triton"'
     )
 
 
@@ -241,16 +243,24 @@ def _parts(obj: object) -> list[_Part]:
             for owner in around:
                 _check_owner(f"{path}: " * bool(path), owner)
             found.setdefault(id(at), ([], at, host))[0].append(path)
-        elif isinstance(at, nn.Module):
-            for name, child in at._modules.items():
-                if child is not None and child not in around:
-                    look(f"{path}.{name}".lstrip("."), child, around)
+            return
+        for name, child in _modules(at).items():
+            if child is not None and child not in around:
+                look(f"{path}.{name}".lstrip("."), child, around)
 
     look("", obj, ())
     if not found:
         kind = f"{type(obj).__module__}.{type(obj).__qualname__}"
         raise TypeError(f"accelerate: {kind} is of no known kind; known: {KNOWN}")
     return [_Part(", ".join(paths) + ": " * any(paths), at, host) for paths, at, host in found.values()]
+
+
+def _modules(at: Any) -> Mapping[str, nn.Module | None]:
+    """Those directly within a module, or within an object that is none, as a pipeline holds its model."""
+    if isinstance(at, nn.Module):
+        return at._modules
+    attributes = {} if isinstance(at, ModuleType | type) else getattr(at, "__dict__", {})
+    return {name: value for name, value in attributes.items() if isinstance(value, nn.Module)}
 
 
 def _check_owner(at: str, owner: Any) -> None:

@@ -124,7 +124,7 @@ def embedding(shared: Shared, embedder: Any) -> Call:
         if ranks > 1:
             elsewhere = (codes < first) | (codes >= end)
             ids = (codes - first).masked_fill(elsewhere, 0)
-        columns = zip(ids.long().unbind(1), tables, strict=True)
+        columns = zip(ids.unbind(1), tables, strict=True)
         rows = torch.stack([F.embedding(column, table.weight) for column, table in columns])
         if elsewhere is not None:
             rows = rows.masked_fill(elsewhere.T[..., None], 0)

@@ -1,6 +1,7 @@
 """Codecs whose weights require gradients, as they come, and codecs within other people's modules."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -78,6 +79,15 @@ def test_a_codec_within_a_module(build, codes_of, decode, host):
     assert accelerate(speaker, backend="reference") is report
     report.restore()
     assert held(speaker) == before
+
+
+def test_a_codec_that_an_object_holds(build, host):
+    """As a pipeline does, which is no module."""
+    pipeline = SimpleNamespace(model=Speaker(codec=build(host)), name="speaks", other=None)
+    with accelerate(pipeline, backend="reference") as report:
+        assert report.host.startswith("model.codec: ")
+        assert accelerate(pipeline, backend="reference") is report
+    assert [*vars(pipeline)] == ["model", "name", "other"]
 
 
 def test_several_codecs_and_one_under_two_names(build, host):
