@@ -160,7 +160,8 @@ def _read(file: Any) -> tuple[Tensor, int]:
             left -= len(block)
             if left < 0:
                 raise ValueError(f"lasts over {LONGEST} s, and half a minute shows a voice; cut it first")
-        return torch.cat(blocks or [torch.zeros(0, file.channels)]).T.contiguous(), file.samplerate
+        blocks.append(torch.zeros(0, file.channels, dtype=torch.float32, device="cpu"))  # there may be no other
+        return torch.cat(blocks).T.contiguous(), file.samplerate
 
 
 def _unfinished(content: bytes) -> bytes:

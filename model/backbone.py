@@ -19,7 +19,7 @@ from zonos2_triton.model.vocoder_decoder import Decoder
 from zonos2_triton.model.weights.checkpoint import Checkpoint, load_weights
 from zonos2_triton.reference import network as reference
 from zonos2_triton.reference.config import Zonos2Config
-from zonos2_triton.reference.numeric import exact_numerics
+from zonos2_triton.reference.numeric import isolated
 from zonos2_triton.reference.ops import Ops
 from zonos2_triton.reference.sampling import Sampling
 
@@ -28,6 +28,7 @@ class Backbone:
     """The 28-layer decoder. What becomes of a sequence does not depend on a batch: the reference computes each alone,
     the kernels all together, and their results for one do not depend on the others by a bit."""
 
+    @isolated()
     def __init__(
         self,
         config: Zonos2Config,
@@ -91,6 +92,7 @@ class Backbone:
         return reference.layout(config)
 
     @classmethod
+    @isolated()
     def load(
         cls,
         path: str | Path,
@@ -132,7 +134,7 @@ class Backbone:
         ids, speaker = self._checked_ids("ids", ids), self.checked_speaker("speaker", speaker)
         if len(ids) > self.config.max_seqlen:
             raise ValueError(f"ids has {len(ids)} rows, but max_seqlen is {self.config.max_seqlen}")
-        with self._alone(), torch.inference_mode(False), torch.no_grad():  # results are ordinary tensors
+        with self._alone(), isolated():
             trace = reference.trace(self.model, ids.to(self.device), speaker, self.ops)
             if self.device.type == "cuda":
                 torch.cuda.current_stream().synchronize()
@@ -143,7 +145,7 @@ class Backbone:
         """Inside, no frame is launched: the counters of the operations are those of one stream of launches."""
         with self._loop_lock:  # nor does a loop come to be
             if self._loop is None:
-                with exact_numerics(), current(self.device):
+                with current(self.device):
                     yield
                 return
         with self._loop.exclusive():
@@ -241,11 +243,12 @@ class Backbone:
             raise ValueError(f"{name} must be a tensor [T, {width}] with T >= 1, got {got}")
         if ids.dtype not in (torch.int32, torch.int64):
             raise TypeError(f"{name} must be torch.int32 or torch.int64, got {ids.dtype}")
-        most = torch.tensor([config.audio_pad_id] * config.n_codebooks + [config.text_vocab], device=ids.device)
+        largest = [config.audio_pad_id] * config.n_codebooks + [config.text_vocab]
+        most = torch.tensor(largest, dtype=torch.int64, device=ids.device)
         if wrong := ((ids < 0) | (ids > most)).nonzero()[:1].tolist():
             row, column = wrong[0]
             raise ValueError(
-                f"{name}[{row}, {column}] must be in 0..{most[column]}, got {ids[row, column]}: the last column "
+                f"{name}[{row}, {column}] must be in 0..{largest[column]}, got {ids[row, column]}: the last column "
                 "is text, the others are codes"
             )
         return ids.cpu()

@@ -25,6 +25,7 @@ from zonos2_triton.model.weights.checkpoint import ENDINGS, one_file
 from zonos2_triton.model.weights.hub import CODEC_REPO, SPEAKER_REPO, resolve_path
 from zonos2_triton.reference.config import Zonos2Config
 from zonos2_triton.reference.delay import shear_up
+from zonos2_triton.reference.numeric import isolated
 from zonos2_triton.reference.sampling import Sampling
 from zonos2_triton.reference.sampling_params import Default, SamplingOptions
 
@@ -287,9 +288,12 @@ class Zonos2:
                 if vocoder is not None:
                     chunk = vocoder.push(frame.codes[None], frame.eos_frame, frame.last)
                 if chunk is not None and len(chunk):
-                    yield chunk.cpu()
+                    with isolated():
+                        chunk = chunk.cpu()
+                    yield chunk
         self._warn_if_cut(task, frames.ended, count, stacklevel=4)  # of who reads the AudioStream
 
+    @isolated()
     def _decode(self, result: Generation) -> Audio:
         samples = result.samples if self._spoken else None
         if samples is None:

@@ -17,7 +17,7 @@ def check_plotting() -> None:
     if find_spec("matplotlib") is None:
         raise ImportError("a spectrogram needs matplotlib: pip install matplotlib")
     try:
-        save_spectrogram(Audio(torch.zeros(1), 1), os.devnull, "no sound")
+        save_spectrogram(Audio(torch.zeros(1, dtype=torch.float32, device="cpu"), 1), os.devnull, "no sound")
     except Exception as error:  # a damaged installation, no font, no folder for its cache
         raise ImportError(f"matplotlib cannot draw a spectrogram here: {error}") from error
 
@@ -28,7 +28,8 @@ def save_spectrogram(audio: Audio, path: str | Path, title: str) -> None:
     from matplotlib.figure import Figure
 
     samples = torch.nn.functional.pad(audio.samples, (0, max(N_FFT - len(audio.samples), 0)))
-    power = torch.stft(samples, N_FFT, HOP, window=torch.hann_window(N_FFT), return_complex=True).abs().square()
+    window = torch.hann_window(N_FFT, dtype=samples.dtype, device=samples.device)
+    power = torch.stft(samples, N_FFT, HOP, window=window, return_complex=True).abs().square()
     decibels = 10 * torch.log10(power / power.max().clamp(min=1e-20) + 10 ** (-RANGE_DB / 10))
     figure = Figure(figsize=(10, 4), layout="constrained")
     FigureCanvasAgg(figure)

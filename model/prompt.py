@@ -9,6 +9,7 @@ from torch import Tensor
 from zonos2_triton.model.hints import did_you_mean
 from zonos2_triton.reference.config import Zonos2Config
 from zonos2_triton.reference.delay import shear
+from zonos2_triton.reference.numeric import isolated
 
 Quality = Sequence[int | None] | Mapping[str, int | None] | None
 
@@ -34,6 +35,7 @@ SILENCE = [
 ]
 
 
+@isolated()
 def build_prompt(
     config: Zonos2Config,
     text: str,
@@ -73,10 +75,10 @@ def build_prompt(
     column += [BEGIN, *(byte + BYTE_OFFSET for byte in _utf8(text)), END]
 
     pad, C = config.audio_pad_id, config.n_codebooks
-    rows = torch.full((len(column), C + 1), pad, dtype=torch.int32)
-    rows[:, C] = torch.tensor(column, dtype=torch.int32)
-    silence = torch.full((len(SILENCE), C + 1), config.text_vocab, dtype=torch.int32)
-    silence[:, :C] = shear(torch.tensor(SILENCE, dtype=torch.int32)[:, :C], pad)
+    rows = torch.full((len(column), C + 1), pad, dtype=torch.int32, device="cpu")
+    rows[:, C] = torch.tensor(column, dtype=torch.int32, device="cpu")
+    silence = torch.full((len(SILENCE), C + 1), config.text_vocab, dtype=torch.int32, device="cpu")
+    silence[:, :C] = shear(torch.tensor(SILENCE, dtype=torch.int32, device="cpu")[:, :C], pad)
     return torch.cat([rows, silence])
 
 

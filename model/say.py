@@ -77,7 +77,7 @@ def say(options: argparse.Namespace) -> int:
                 frames, ended = frames + 1, frame.ended
                 bar.update()
 
-            chunks = [torch.zeros(0)]
+            chunks = [torch.zeros(0, dtype=torch.float32, device="cpu")]
             try:
                 if sink and not options.raw:
                     _send(sink, wav_header(sample_rate))

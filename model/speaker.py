@@ -12,7 +12,7 @@ from zonos2_triton.model.backend import resolve_device
 from zonos2_triton.model.weights.checkpoint import Checkpoint, check_layout, check_values, one_file
 from zonos2_triton.reference import speaker_encoder as reference
 from zonos2_triton.reference.mel import HOP, MELS, N_FFT, SAMPLE_RATE, log_mel, resample
-from zonos2_triton.reference.numeric import exact_numerics
+from zonos2_triton.reference.numeric import isolated
 from zonos2_triton.reference.speaker_encoder import SpeakerEncoderConfig
 
 SILENCE = 2**-15  # a peak below one step of a 16-bit recording
@@ -33,6 +33,7 @@ class SpeakerEncoder:
         self.metadata: dict[str, str] = {}
 
     @classmethod
+    @isolated()
     def from_state(
         cls, config: SpeakerEncoderConfig, state: Mapping[str, Tensor], device: str | torch.device = "cpu"
     ) -> "SpeakerEncoder":
@@ -62,7 +63,7 @@ class SpeakerEncoder:
         encoder.metadata = checkpoint.metadata
         return encoder
 
-    @torch.no_grad()
+    @isolated()
     def embed(self, waveform: Tensor, sample_rate: int) -> Tensor:
         """waveform [N] or [channels, N], floats in -1..1, at a whole rate of 1 to 384 kHz -> [enc_dim]; their mean.
 
@@ -71,10 +72,9 @@ class SpeakerEncoder:
         (53 ms).
         """
         mono = self._checked(waveform, sample_rate)
-        with exact_numerics():
-            return self.embed_mel(self.log_mel(resample(mono, sample_rate)))
+        return self.embed_mel(self.log_mel(resample(mono, sample_rate)))
 
-    @torch.no_grad()
+    @isolated()
     def log_mel(self, waveform_24k: Tensor) -> Tensor:
         """[N] at 24 kHz -> [frames, 128]."""
         waveform = self._checked_waveform("waveform_24k", waveform_24k)
@@ -83,10 +83,9 @@ class SpeakerEncoder:
                 f"waveform_24k must be [N] with at least one analysis window of {N_FFT} samples at 24 kHz, got "
                 f"{list(waveform.shape)}"
             )
-        with exact_numerics():
-            return log_mel(waveform)
+        return log_mel(waveform)
 
-    @torch.no_grad()
+    @isolated()
     def embed_mel(self, log_mel: Tensor) -> Tensor:
         """[frames, 128], as `log_mel` makes it -> [enc_dim]. ValueError: other units, or too few frames."""
         mel = self._checked_samples("log_mel", log_mel)
@@ -98,8 +97,7 @@ class SpeakerEncoder:
                 f"log_mel must be natural logarithms of magnitudes, from -11.5 to 3, got {low:.3g} to {high:.3g}: "
                 "magnitudes themselves, or dB"
             )
-        with exact_numerics():
-            return reference.embed(self.config, self.state, mel)
+        return reference.embed(self.config, self.state, mel)
 
     def _checked(self, waveform: Tensor, sample_rate: int) -> Tensor:
         """fp32 [N], the mean of the channels."""

@@ -1,7 +1,6 @@
 """The vocoder on its files: whole clips, and streams that equal them bit for bit."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import overload
@@ -27,7 +26,7 @@ from zonos2_triton.model.weights.codec_checkpoint import (
 )
 from zonos2_triton.reference import vocoder as reference
 from zonos2_triton.reference import vocoder_layers
-from zonos2_triton.reference.numeric import exact_numerics
+from zonos2_triton.reference.numeric import isolated
 from zonos2_triton.reference.vocoder import VocoderConfig
 
 CODEC_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "*.safetensors", "*.pth")  # in a folder
@@ -62,6 +61,7 @@ class Vocoder:
         self.metadata: dict[str, str] = {}
 
     @cached_property
+    @isolated()
     def decoder(self) -> Decoder:
         """The layers as steps take them, by this vocoder's backend."""
         if self.backend == "triton":
@@ -75,6 +75,7 @@ class Vocoder:
         return Windows(self.config, self.state, self.device)
 
     @classmethod
+    @isolated()
     def from_state(
         cls,
         config: VocoderConfig,
@@ -97,6 +98,7 @@ class Vocoder:
         return cls(config, {name: t.to(device) for name, t in folded.items()}, backend, tf32)
 
     @classmethod
+    @isolated()
     def load(
         cls,
         path: str | Path,
@@ -126,7 +128,7 @@ class Vocoder:
     def decode(self, codes: Tensor) -> Tensor: ...
     @overload
     def decode(self, codes: Sequence[Tensor]) -> list[Tensor]: ...
-    @torch.no_grad()
+    @isolated()
     def decode(self, codes: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
         """Aligned codes [B, 9, T] -> fp32 [B, samples]; several clips, each [9, its T] -> as many fp32 [its samples].
 
@@ -152,14 +154,14 @@ class Vocoder:
                 samples += self._in_steps(clips[i : i + ROWS_TOGETHER])
         return samples
 
-    @torch.no_grad()
+    @isolated()
     def latents(self, codes: Tensor) -> Tensor:
         """Codes [B, C, T] of the first C codebooks -> what they sum to, [B, latent_dim, T] of the vocoder's dtype. They
         are on its device and within 0..1023, at which nobody looks again."""
-        with self._exactly():
+        with current(self.device):
             return self.decoder.latents(_by_frame(codes)).mT
 
-    @torch.no_grad()
+    @isolated()
     def decode_latents(self, z: Tensor) -> Tensor:
         """Latents [B, latent_dim, T] of the vocoder's dtype -> fp32 [B, samples], fp64 of fp64. No frames make no
         samples. By the kernels each clip is the same alone and together, and the same as decode() of its codes.
@@ -174,14 +176,10 @@ class Vocoder:
         if z.dtype != self.dtype:
             raise TypeError(f"z must be {self.dtype} like the weights, got {z.dtype}")
         samples = []
-        with self._exactly():
+        with current(self.device):
             for rows in z.mT.split(ROWS_TOGETHER):
                 samples += self._stepped(rows, [z.shape[2]] * len(rows))
         return torch.stack(samples)
-
-    def _exactly(self) -> AbstractContextManager[object]:
-        """Inside, this vocoder's operations compute what they mean."""
-        return exact_numerics() if self.backend == "reference" else current(self.device)
 
     def _in_steps(self, clips: list[Tensor]) -> list[Tensor]:
         lengths = [clip.shape[1] for clip in clips]
@@ -202,7 +200,7 @@ class Vocoder:
         if len(set(lengths)) == 1:
             plan = same_clips(rows, longest, frames, decoder.lookahead, self.device)
         else:
-            sent = upload(torch.tensor(lengths, dtype=torch.int32), self.device)
+            sent = upload(torch.tensor(lengths, dtype=torch.int32, device="cpu"), self.device)
             plan = clip_steps(sent, longest, frames, decoder.lookahead)
         for i, spans in enumerate(plan):
             step = decoder.step(made, codes, spans, frames)
@@ -216,7 +214,7 @@ class Vocoder:
         one, two = (self.decoder.room(rows, frames) for frames in (1, 2))
         return max((ACTIVATIONS - one) // (two - one) + 1, 1)
 
-    @torch.no_grad()
+    @isolated()
     def trace(self, codes: Tensor) -> dict[str, Tensor]:
         """Every stage of one pass over whole clips [B, C, T], C up to 9: z, conv_in, block_i [B, channels, length],
         pre_tanh [B, 1, samples], audio [B, samples]."""
@@ -226,8 +224,7 @@ class Vocoder:
         if self.backend == "triton":
             with current(self.device):
                 return self._traced(codes)
-        with exact_numerics():
-            return reference.decode(self.config, self.state, codes)
+        return reference.decode(self.config, self.state, codes)
 
     def _traced(self, codes: Tensor) -> dict[str, Tensor]:
         decoder, (B, _, T) = self.decoder, codes.shape
@@ -242,6 +239,7 @@ class Vocoder:
         stages["pre_tanh"] = made.pre_tanh[:, :length].mT  # type: ignore[index]
         return {**stages, "audio": audio[:, decoder.finished(0, frames, T)[1]]}
 
+    @isolated()
     def stream(
         self, mode: str = "exact", overlap: int = 4, chunk: int = 16, lookahead: int | None = None,
         first_chunk: int = 1,
@@ -265,6 +263,7 @@ class Vocoder:
             return OverlapStream(self.config, self.device, lambda codes: self.decode(codes[None])[0], overlap, chunk)
         raise ValueError(f"mode must be 'exact' or 'overlap', got {mode!r}")
 
+    @isolated()
     def streams(self, rows: int, chunk: int = 16, lookahead: int | None = None, first_chunk: int = 1) -> Streams:
         """Exact streams of `rows` clips that advance together; options as of `stream`."""
         return Streams(self.decoder, self.device, rows, lookahead, chunk, first_chunk)

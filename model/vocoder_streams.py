@@ -11,6 +11,7 @@ from zonos2_triton.model.vocoder_decoder import Decoder, checked_codes
 from zonos2_triton.model.vocoder_schedule import NO_END, Schedule, step
 from zonos2_triton.model.vocoder_windows import Windows
 from zonos2_triton.reference.delay import shear_up
+from zonos2_triton.reference.numeric import isolated
 from zonos2_triton.reference.vocoder import VocoderConfig
 
 
@@ -20,7 +21,7 @@ class _Clip:
     def __init__(self, config: VocoderConfig, schedule: Schedule, name: str = "") -> None:
         """name: of the clip among others, for errors."""
         self.config, self.schedule, self.name = config, schedule, name
-        self.frames = torch.zeros(0, config.n_codebooks, dtype=torch.int64)
+        self.frames = torch.zeros(0, config.n_codebooks, dtype=torch.int64, device="cpu")
         self.passed = 0  # frames before those, which nobody needs again
         self.eos_frame: int | None = None
         self.closed = False
@@ -93,6 +94,7 @@ class _Stream:
     def __init__(self, config: VocoderConfig) -> None:
         self.clip = _Clip(config, Schedule(config.n_codebooks, behind=0))
 
+    @isolated()
     def push(self, frames: Tensor, eos_frame: int | None = None, last: bool = False) -> Tensor:
         """As `ExactStream.push`."""
         frames = self.clip.checked(frames, eos_frame, last, self._decoded())
@@ -203,8 +205,9 @@ class Streams:
         self.rows = [self._row(i, rows) for i in range(rows)]
         self.frames = max(chunk, lookahead + first_chunk, behind)  # of a step, at most
         self._rings = decoder.rings(rows, self.frames)
-        self._codes = torch.zeros(rows, self.frames + C - 1, C, dtype=torch.int32)
+        self._codes = torch.zeros(rows, self.frames + C - 1, C, dtype=torch.int32, device="cpu")
 
+    @isolated()
     def push(
         self, frames: Sequence[Tensor | None], eos_frames: Sequence[int | None] | None = None,
         last: Sequence[bool] | None = None,
@@ -247,9 +250,8 @@ class Streams:
         return _Row(self.config, self.schedule, f"row {index}: " if rows > 1 else "")
 
     def _empty(self) -> Tensor:
-        return torch.zeros(0, self.config.n_codebooks, dtype=torch.int64)
+        return torch.zeros(0, self.config.n_codebooks, dtype=torch.int64, device="cpu")
 
-    @torch.no_grad()
     def _advance(self) -> list[Tensor]:
         ready: list[list[Tensor]] = [[] for _ in self.rows]
         moved = [row.goal > row.done for row in self.rows]
@@ -295,7 +297,7 @@ class Streams:
     def _write(self, b: int, row: _Row, end: int) -> None:
         """Frames up to `end` into the ring of codes; what has passed into it is not kept besides."""
         count = end - row.passed
-        at = row.passed + torch.arange(count)
+        at = row.passed + torch.arange(count, device="cpu")
         self._codes[b, at % self._codes.shape[1]] = row.frames[:count].int()
         row.frames, row.passed = row.frames[count:], row.passed + count
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from zonos2_triton.reference import vocoder as reference
-from zonos2_triton.reference.numeric import exact_numerics
+from zonos2_triton.reference.numeric import isolated
 from zonos2_triton.reference.vocoder import VocoderConfig
 
 WINDOW = 32  # frames that are decoded together
@@ -38,16 +38,14 @@ class Windows:
         first, end = self.config.frames_behind(start * self.config.hop, stop * self.config.hop)
         return Window(start, stop, max(first, 0), end)
 
-    @torch.no_grad()
+    @isolated()
     def decode(self, window: Window, frames: Tensor, total: int) -> Tensor:
         """Samples of a window of a clip of `total` frames; frames [n, 9] are first .. min(end, total) - 1 of it."""
         hop = self.config.hop
         stop = window.stop * hop if window.stop < total else self.config.samples(total)
         if stop == 0:  # frames of a codec of rate 1, so few that nothing is left of them
             return torch.zeros(0, dtype=torch.float32, device=self.device)
-        with exact_numerics():
-            codes = frames.T[None].to(self.device)
-            audio = reference.decode(self.config, self.state, codes)["audio"][0]
+        audio = reference.decode(self.config, self.state, frames.T[None].to(self.device))["audio"][0]
         return audio[(window.start - window.first) * hop : stop - window.first * hop].float()
 
     def clip(self, codes: Tensor) -> Tensor:

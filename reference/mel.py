@@ -45,10 +45,10 @@ def mel_filterbank() -> Tensor:
     linear_hz, log_step = 1000.0, math.log(6.4) / 27  # linear up to 1 kHz, logarithmic above
     linear_mels = linear_hz * 3 / 200
     top = linear_mels + math.log(TOP_HZ / linear_hz) / log_step
-    mels = torch.linspace(0, top, MELS + 2, dtype=torch.float64)
+    mels = torch.linspace(0, top, MELS + 2, dtype=torch.float64, device="cpu")
     above = linear_hz * torch.exp(log_step * (mels - linear_mels))
     hz = torch.where(mels < linear_mels, mels * 200 / 3, above)
-    bins = torch.linspace(0, SAMPLE_RATE / 2, N_FFT // 2 + 1, dtype=torch.float64)[:, None]
+    bins = torch.linspace(0, SAMPLE_RATE / 2, N_FFT // 2 + 1, dtype=torch.float64, device="cpu")[:, None]
     rising = (bins - hz[:-2]) / (hz[1:-1] - hz[:-2])
     falling = (hz[2:] - bins) / (hz[2:] - hz[1:-1])
     return torch.minimum(rising, falling).clamp(min=0) * 2 / (hz[2:] - hz[:-2])

@@ -45,31 +45,55 @@ SWITCHES = (
     *((_backends.cudnn.conv, "fp32_precision", "ieee"), (_backends.cuda.matmul, "fp32_precision", "ieee")),
     *((_backends.mkldnn.conv, "fp32_precision", "ieee"), (_backends.mkldnn.matmul, "fp32_precision", "ieee")),
     *((_backends.cudnn, "deterministic", True), (_backends.cudnn, "benchmark", False)),
+    # Others have the values that torch starts with.
+    *((_backends.cudnn, "enabled", True), (_backends.mkldnn, "enabled", True)),
+    (_backends.cuda.matmul, "allow_fp16_accumulation", False),
+    (_backends.cuda.matmul, "allow_fp16_reduced_precision_reduction", True),
+    (_backends.cuda.matmul, "allow_bf16_reduced_precision_reduction", True),
 )
 _lock = threading.Lock()
 _inside = 0
 _before: list[Any] = []
 
 
+def _value(owner: Any, name: str) -> Any:
+    """As it may be set again: some switches of cuBLAS are pairs, which their own name shows half of."""
+    value, second = getattr(owner, name), f"{name}_split_k"
+    return (value, getattr(owner, second)) if hasattr(owner, second) else value
+
+
 @contextmanager
 def exact_numerics() -> Iterator[None]:
-    """Inside, fp32 is IEEE fp32 (cuDNN's convolutions use TF32 by default) and the same input gives the same bits.
+    """Inside, fp32 is IEEE fp32 (cuDNN's convolutions use TF32 by default), the same input gives the same bits, and
+    autocast is off.
 
     The switches belong to the process. They are set by the first thread that enters and set back by the last that
-    leaves; one that only inherited its value holds it as its own from then on.
+    leaves; one that only inherited its value holds it as its own from then on. Autocast belongs to the thread.
     """
     global _inside
     with _lock:
         if _inside == 0:
-            _before[:] = [getattr(owner, name) for owner, name, _ in SWITCHES]
+            _before[:] = [_value(owner, name) for owner, name, _ in SWITCHES]
             for owner, name, value in SWITCHES:
                 setattr(owner, name, value)
         _inside += 1
     try:
-        yield
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            yield
     finally:
         with _lock:
             _inside -= 1
             if _inside == 0:
                 for (owner, name, _), value in zip(SWITCHES, _before, strict=True):
                     setattr(owner, name, value)
+
+
+@contextmanager
+def isolated() -> Iterator[None]:
+    """Inside, no state of torch that the caller has set changes a bit: `exact_numerics`, without gradients. Tensors
+    made here are ordinary, also under the caller's inference mode, so that any later call may change them.
+
+    A default device or dtype still counts: whatever makes a tensor names both.
+    """
+    with torch.inference_mode(False), torch.no_grad(), exact_numerics():  # in this order: the first allows gradients
+        yield

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from zonos2_triton.reference.numeric import decaying
+from zonos2_triton.reference.numeric import decaying, isolated
 from zonos2_triton.reference.philox import philox
 from zonos2_triton.reference.sampling_params import LARGEST as LARGEST
 from zonos2_triton.reference.sampling_params import Sampling as Sampling
@@ -13,6 +13,7 @@ MASS_BITS = 40  # of the integers that are summed where weights are compared or 
 NEVER = -(2**30)  # the last frame of a code that has not come: before every window
 
 
+@isolated()
 def probabilities(logits: Tensor, sampling: Sampling, history: Tensor) -> Tensor:
     """logits [9, V] fp32, history [H, 9], oldest first -> fp32 [9, V], what one draw per codebook is taken from.
 

@@ -47,6 +47,21 @@ def imports(path: Path) -> set[str]:
     return names
 
 
+OF_INTEGERS = {"torch.arange", "torch.as_tensor", "torch.randint", "torch.randperm"}  # here
+OF_FLOATS = {
+    f"torch.{name}" for name in ("empty", "full", "hann_window", "linspace", "ones", "rand", "randn", "tensor", "zeros")
+}
+
+
+@pytest.mark.parametrize(("room", "path"), [case for case in FILES if case.values[0] != "bench"])
+def test_whatever_makes_a_tensor_names_its_device_and_dtype(room, path):
+    """Or the caller's default would be taken."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and (name := ast.unparse(node.func)) in OF_INTEGERS | OF_FLOATS:
+            wanted = {"device"} if name in OF_INTEGERS else {"device", "dtype"}
+            assert wanted <= {keyword.arg for keyword in node.keywords}, f"{path}:{node.lineno} {name}"
+
+
 @pytest.mark.parametrize(("room", "path"), FILES)
 def test_imports_follow_the_arrows(room, path):
     names = imports(path)

@@ -51,7 +51,7 @@ class Slots:
         device = self.numbers.device
         self.numbers[:, row] = int32([position, 0, limit, eoa_id, -1, 0], device)
         self.block_table[row, : len(pages)] = int32(pages, device)
-        self.settings[row] = upload(torch.tensor(settings, dtype=torch.float32), device)
+        self.settings[row] = upload(torch.tensor(settings, dtype=torch.float32, device="cpu"), device)
         self.seeds[row] = seed - 2**64 if seed >= 2**63 else seed  # the same bits
         self.last_seen[row] = NEVER
 
@@ -81,7 +81,7 @@ class Slots:
 
 
 def int32(numbers: list[int], device: torch.device) -> Tensor:
-    return upload(torch.tensor(numbers, dtype=torch.int32), device)
+    return upload(torch.tensor(numbers, dtype=torch.int32, device="cpu"), device)
 
 
 def upload(values: Tensor, device: torch.device) -> Tensor:

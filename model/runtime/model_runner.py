@@ -69,10 +69,10 @@ class Frames:
     def _prompts(self, pieces: Sequence[tuple[Request, int]]) -> reference.Batch:
         cuts = [0, *accumulate(rows for _, rows in pieces)]
         ids = torch.cat([request.prompt[request.filled : request.filled + rows] for request, rows in pieces])
-        pages = torch.zeros(len(pieces), self.slots.block_table.shape[1], dtype=torch.int32)
+        pages = torch.zeros(len(pieces), self.slots.block_table.shape[1], dtype=torch.int32, device="cpu")
         index, speakers = [-1] * cuts[-1], list[Tensor]()
         for i, (request, _) in enumerate(pieces):
-            pages[i, : len(request.pages)] = torch.tensor(request.pages, dtype=torch.int32)
+            pages[i, : len(request.pages)] = torch.tensor(request.pages, dtype=torch.int32, device="cpu")
             if request.speaker is not None and request.filled == 0:
                 index[cuts[i]] = len(speakers)
                 speakers.append(speaker_row(request.speaker, self.model.speaker))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from zonos2_triton.reference.config import Zonos2Config
+from zonos2_triton.reference.numeric import isolated
 from zonos2_triton.reference.sampling import Sampling
 
 
@@ -84,6 +85,7 @@ def fresh_seed(sampling: Sampling) -> int:
     return secrets.randbits(63) if sampling.seed is None else int(sampling.seed)
 
 
+@isolated()
 def collected(frames: list[Frame], seed: int) -> Generation:
     """The frames of a request that has ended."""
     spoken = [frame.samples for frame in frames if frame.samples is not None]

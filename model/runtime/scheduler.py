@@ -32,7 +32,7 @@ from zonos2_triton.model.runtime.vocoder_runner import Speech, Spoken
 from zonos2_triton.model.vocoder_decoder import Decoder
 from zonos2_triton.reference import network as reference
 from zonos2_triton.reference.advance import FAULTY, OUT
-from zonos2_triton.reference.numeric import exact_numerics
+from zonos2_triton.reference.numeric import isolated
 from zonos2_triton.reference.ops import Ops
 
 LOOK = 8  # frames between two looks of the host, on a GPU
@@ -97,7 +97,8 @@ class Loop:
         rows = buckets(options.streams)[-1]
         self.pages = cache_pages(config, options.streams, options.positions)
         # Frames of a look, the one before it, and those whose last codes were still to come.
-        self.slots = Slots(config, rows, self.pages, self.look + config.n_codebooks, model.table)
+        with isolated():
+            self.slots = Slots(config, rows, self.pages, self.look + config.n_codebooks, model.table)
         self.speech: Speech | None = None
         self.waiting: deque[Request] = deque()
         self.filling: list[Request] = []
@@ -121,7 +122,8 @@ class Loop:
         with self.exclusive():
             if self.running or self.filling:
                 raise RuntimeError(f"{len(self.running) + len(self.filling)} requests are running; wait for their end")
-            self.speech = Speech(decoder, self.slots, self.look + 1)
+            with isolated():
+                self.speech = Speech(decoder, self.slots, self.look + 1)
             self._voices = Graphs(self.speech.advance, self.options.streams, self._capture)
             if self.options.graphs == "load":
                 self._voices.capture_all()
@@ -163,10 +165,11 @@ class Loop:
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Inside, the device is this thread's, in the loop's order of launches."""
+        """Inside, the device is this thread's, in the loop's order of launches; what the caller has set in torch is
+        nothing to the requests, which may be anybody's."""
         with self._lock, ExitStack() as stack:
+            stack.enter_context(isolated())
             stack.enter_context(torch.inference_mode())
-            stack.enter_context(exact_numerics())
             stack.enter_context(current(self.device))
             stack.enter_context(self._ordered())
             yield
@@ -272,7 +275,7 @@ class Loop:
             with annotate("model/wait"):
                 look.done.synchronize()
         positions, steps, _, _, _, collected = look.numbers.tolist()
-        with torch.inference_mode(False):  # whoever gets a frame may change it
+        with isolated():  # whoever gets a frame may change it
             codes = look.frames[..., :-1].long()
             spoken: list[Tensor | None] = [None] * len(look.requests)
             if self.speech is not None and look.spoken is not None:

@@ -41,7 +41,9 @@ class Speech:
         self.done = torch.zeros(rows, dtype=torch.int32, device=slots.frames.device)
         self._spoken = Spoken(
             torch.zeros(self.steps, rows, 4, dtype=torch.int32, device=self.done.device),
-            torch.zeros(self.steps, rows, self.frames * decoder.config.hop, device=self.done.device),
+            torch.zeros(
+                self.steps, rows, self.frames * decoder.config.hop, dtype=torch.float32, device=self.done.device
+            ),
         )
 
     def enter(self, first: int, count: int) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from zonos2_triton._settings import local_path
 from zonos2_triton.reference import network, speaker_encoder, vocoder
 from zonos2_triton.reference.config import Zonos2Config
+from zonos2_triton.reference.numeric import isolated
 from zonos2_triton.reference.speaker_encoder import SpeakerEncoderConfig
 from zonos2_triton.reference.vocoder import VocoderConfig
 
@@ -73,6 +74,7 @@ SPEAKER = SpeakerEncoderConfig(
 )
 
 
+@isolated()
 def write_tiny(folder: str | Path, seed: int = 0) -> Path:
     """Fill `folder` with params.json, model.safetensors, the codec in the official format and a speaker encoder.
 
@@ -123,7 +125,7 @@ def random_weights(
     """Normal weights that multiply the deviation of their input by `gain`; small biases, scales around 1."""
     weights = {}
     for name, shape in layout.items():
-        x = torch.randn(shape, generator=generator)
+        x = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
         if name.endswith((".bias", "biases")):
             x = 0.02 * x
         elif len(shape) == 1 or name.endswith("temp"):

@@ -20,9 +20,8 @@ def loose():
     """A process that has allowed everything."""
     before = state()
     for owner, name, value in SWITCHES:
-        setattr(owner, name, "tf32" if value == "ieee" and owner is not torch.backends.mkldnn.matmul else value)
-    torch.backends.cudnn.benchmark = True
-    torch.backends.cudnn.deterministic = False
+        other = "tf32" if owner is not torch.backends.mkldnn.matmul else value
+        setattr(owner, name, other if value == "ieee" else not value)
     yield state()
     for (owner, name, _), value in zip(SWITCHES, before, strict=True):
         setattr(owner, name, value)

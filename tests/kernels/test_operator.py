@@ -132,16 +132,18 @@ def test_results_are_nobody_elses_memory(monkeypatch):
     assert by_reference("any", x) is None
 
 
-def test_the_reference_runs_in_ieee_fp32_and_without_gradients(monkeypatch):
+def test_the_reference_runs_in_ieee_fp32_without_gradients_and_without_autocast(monkeypatch):
     seen = []
 
     def spying(x):
-        seen.append(([getattr(owner, name) for owner, name, _ in SWITCHES], torch.is_grad_enabled()))
+        switches = [getattr(owner, name) for owner, name, _ in SWITCHES]
+        seen.append((switches, torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")))
         return x * 1
 
     monkeypatch.setattr(_operator, "_reference", lambda op: spying)
-    by_reference("any", torch.ones(2, requires_grad=True))
-    assert seen == [([value for _, _, value in SWITCHES], False)]
+    with torch.autocast("cpu", torch.bfloat16):
+        by_reference("any", torch.ones(2, requires_grad=True))
+    assert seen == [([value for _, _, value in SWITCHES], False, False)]
 
 
 def test_counters_on_another_device():

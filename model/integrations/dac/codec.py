@@ -94,7 +94,8 @@ def _from_codes(quantizer: Any, vocoder: Vocoder) -> Candidate:
         return _as_autocast(z), torch.cat(vectors, 1), codes
 
     shape = CLIPS, vocoder.config.n_codebooks, FRAMES
-    codes = torch.randint(vocoder.config.codebook_size, shape, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(vocoder.config.codebook_size, shape, generator=generator, device="cpu")
     return _candidate("from_codes", quantizer, "from_codes", from_codes, codes.to(vocoder.device), vocoder)
 
 
@@ -115,7 +116,8 @@ def _decoder(decoder: nn.Module, parts: Iterable[Part], vocoder: Vocoder) -> Can
         return _as_autocast(samples.to(vocoder.dtype))[:, None]
 
     shape = CLIPS, vocoder.config.latent_dim, FRAMES
-    z = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(vocoder.device, vocoder.dtype)
+    z = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu")
+    z = z.to(vocoder.device, vocoder.dtype)
     return _candidate("decoder", decoder, "forward", forward, z, vocoder)
 
 
@@ -129,7 +131,7 @@ def _candidate(
         return function(*signature.bind(*args, **kwargs).args)
 
     def check() -> tuple[object, object]:
-        with exact_numerics(), torch.autocast(vocoder.device.type, enabled=False):
+        with exact_numerics():
             return called(sample), original(sample)
 
     where = {"from_codes": "quantizer.from_codes", "decoder": "decoder.forward"}[op]

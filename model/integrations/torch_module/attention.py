@@ -76,7 +76,7 @@ def _one_attention(model: PortModel, steps: _Steps, path: str) -> Swap:
 
     def tried(forward: Callable[..., Tensor]) -> object:
         """A prompt and two more rows, what the cache then holds, and its length."""
-        key, value = torch.zeros(2, 2, CACHED, config.kv_heads, config.head_dim).to(model.like)
+        key, value = model.like.new_zeros(2, 2, CACHED, config.kv_heads, config.head_dim)
         cache = SimpleNamespace(key=key, value=value, length=0)
         return [*(forward(x, cache, *rest) for x in samples), cache.key, cache.value, cache.length]
 

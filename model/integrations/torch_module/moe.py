@@ -225,8 +225,8 @@ def _routed_samples(model: PortModel, i: int) -> tuple[Tensor, Tensor, Tensor]:
     state = model.rows(1, config.moe_router_dim) if i != config.moe_start_from_layer else None
     _, result = accepted(path, module.forward, model.rows(1, config.dim), state)
     k = next(part.shape[-1] for part in _parts(path, result) if not part.is_floating_point())
-    weights = torch.rand(COMPARED, k, generator=model.generator) + 0.1
-    ids = torch.rand(COMPARED, config.moe_n_experts, generator=model.generator).argsort(1)[:, :k]
+    weights = model.uniform(COMPARED, k) + 0.1
+    ids = model.uniform(COMPARED, config.moe_n_experts).argsort(1)[:, :k]
     return model.rows(COMPARED, config.dim), weights.to(model.like.device), ids.to(model.like.device)
 
 

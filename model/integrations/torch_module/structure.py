@@ -173,7 +173,11 @@ class PortModel:
 
     def rows(self, n: int, width: int) -> Tensor:
         """Sample rows [n, width]."""
-        return torch.randn(n, width, generator=self.generator).to(self.like)
+        return torch.randn(n, width, generator=self.generator, dtype=torch.float32, device="cpu").to(self.like)
+
+    def uniform(self, n: int, width: int) -> Tensor:
+        """Numbers in 0..1 [n, width], fp32 on the CPU."""
+        return torch.rand(n, width, generator=self.generator, dtype=torch.float32, device="cpu")
 
     def said(self, module: nn.Module, *names: str) -> Any:
         """What the module, the model or its configuration has under one of the names; None: nothing."""

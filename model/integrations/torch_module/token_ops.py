@@ -30,7 +30,7 @@ def _one_norm(model: PortModel, path: str) -> Swap:
     def ours(x: Tensor) -> Tensor:
         return model.ops.add_rms_norm(flat(x, width), None, module.weight, eps)[1].view(x.shape)
 
-    sizes = torch.tensor([1e-3, 1.0, 30.0])[:, None].to(model.like)  # the least of them tells one eps from another
+    sizes = model.like.new_tensor([1e-3, 1.0, 30.0])[:, None]  # the least of them tells one eps from another
     return model.swap(path, module, ours, model.rows(3, width) * sizes)
 
 
@@ -40,14 +40,15 @@ def embedding(model: PortModel) -> list[Swap]:
     model.need(*tables)
     module, _ = model.module(path, "codes")
     embedders = [model.part(name.removesuffix(".weight")) for name in tables]
-    most = torch.tensor([config.codebook_vocab - 1] * config.n_codebooks + [config.text_vocab])
+    largest = [config.codebook_vocab - 1] * config.n_codebooks + [config.text_vocab]
+    most = torch.tensor(largest, dtype=torch.int64, device="cpu")
 
     def ours(codes: Tensor) -> Tensor:
         columns = zip(codes.reshape(-1, codes.shape[-1]).long().unbind(1), embedders, strict=True)
         rows = [F.embedding(ids, embedder.weight) for ids, embedder in columns]
         return summed_rows(model.ops.frame_embedding, torch.stack(rows)).view(*codes.shape[:-1], config.dim)
 
-    drawn = (torch.rand(COMPARED, len(most), generator=model.generator) * (most + 1)).long()
+    drawn = (model.uniform(COMPARED, len(most)) * (most + 1)).long()
     return [model.swap(path, module, ours, torch.cat([drawn, most[None]]).to(model.like.device))]  # padding, too
 
 

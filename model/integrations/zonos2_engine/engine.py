@@ -208,8 +208,8 @@ class Tree:
             new, old = [], []
             for layer, forward, original in zip(fused, ours, originals, strict=True):
                 x = self._normal(self.shared.config.dim)
-                weights = torch.rand(ROWS, layer.top_k, generator=self.generator).to(x.device)
-                order = torch.rand(ROWS, layer.num_experts, generator=self.generator).argsort(1)
+                weights = self._uniform(layer.top_k).to(x.device)
+                order = self._uniform(layer.num_experts).argsort(1)
                 ids = order[:, : layer.top_k].int().to(x.device)
                 new.append(forward(x, topk_weights=weights, topk_ids=ids))
                 old.append(original(x.clone(), topk_weights=weights, topk_ids=ids))  # in place
@@ -274,10 +274,15 @@ class Tree:
         return BOUNDS[self.weight.dtype]
 
     def _normal(self, width: int, rows: int = ROWS) -> Tensor:
-        return torch.randn(rows, width, generator=self.generator).to(self.weight)
+        drawn = torch.randn(rows, width, generator=self.generator, dtype=torch.float32, device="cpu")
+        return drawn.to(self.weight)
+
+    def _uniform(self, width: int) -> Tensor:
+        return torch.rand(ROWS, width, generator=self.generator, dtype=torch.float32, device="cpu")
 
     def _integers(self, end: int) -> Tensor:
-        return torch.randint(end, (ROWS,), generator=self.generator, dtype=torch.int32).to(self.weight.device)
+        drawn = torch.randint(end, (ROWS,), generator=self.generator, dtype=torch.int32, device="cpu")
+        return drawn.to(self.weight.device)
 
 
 def _replacement(function: Call, owner: Any, name: str) -> Replacement:

@@ -114,7 +114,7 @@ def embedding(shared: Shared, embedder: Any) -> Call:
     original, tables = embedder.forward, embedder.embedders.op_list
     ranks = tables[0].tp_size
     ranges = [(start, start + length) for start, length in (table.vocab_range for table in tables)]
-    first, end = torch.tensor(ranges, device=tables[0].weight.device).T
+    first, end = torch.tensor(ranges, dtype=torch.int64, device=tables[0].weight.device).T
 
     def forward(codes: Tensor) -> Tensor:
         tables = embedder.embedders.op_list

@@ -218,7 +218,9 @@ class TTSLLM:
             raise TypeError(f"audio_bytes must be the bytes of fp32 samples, got {type(audio_bytes).__name__}")
         if len(audio_bytes) % 4:
             raise ValueError(f"audio_bytes must hold samples of 4 bytes each, got {len(audio_bytes)} bytes")
-        samples = torch.frombuffer(bytearray(audio_bytes), dtype=torch.float32) if audio_bytes else torch.zeros(0)
+        samples = torch.zeros(0, dtype=torch.float32, device="cpu")
+        if audio_bytes:
+            samples = torch.frombuffer(bytearray(audio_bytes), dtype=torch.float32)
         with whole_file(path) as part:
             write_audio(part, ".wav", Audio(samples, sample_rate, self._comment))
 
@@ -237,7 +239,7 @@ class TTSLLM:
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
         try:
-            return torch.as_tensor(prompt)
+            return torch.as_tensor(prompt, device="cpu")
         except (TypeError, ValueError, RuntimeError) as error:
             width = self.n_codebooks + 1
             raise ValueError(f"{name} must be a text or rows of {width} ids each, got {prompt!r:.80}") from error

@@ -6,7 +6,7 @@ several sets the device first.
 
 import inspect
 from collections.abc import Callable, Collection
-from functools import partialmethod
+from functools import partial, partialmethod
 from importlib import import_module
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -124,7 +124,7 @@ def _greedy(sampler: Callable[..., Any], sample_tts: Callable[..., Any]) -> tupl
     without a penalty."""
     device, requests, codes = "cuda" if torch.cuda.is_available() else "cpu", 2, 1026
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(requests, 9, codes, generator=generator).to(device)
+    logits = torch.randn(requests, 9, codes, generator=generator, dtype=torch.float32, device="cpu").to(device)
     best = logits[..., :-2].argmax(-1)  # the last two are no codes
     params = SimpleNamespace(
         temperature=1.0, topk=1, top_p=0.0, min_p=0.0, repetition_window=1, repetition_penalty=8.0,
@@ -137,12 +137,13 @@ def _greedy(sampler: Callable[..., Any], sample_tts: Callable[..., Any]) -> tupl
     new = ours.sample(logits, ours.prepare(SimpleNamespace(reqs=reqs), pool))
     seen = best[..., None].clone()
     seen[:, 8] = -1
-    ones = torch.ones(requests, device=device)
+    ones = torch.ones(requests, dtype=torch.float32, device=device)
     old = sample_tts(
         logits, ones, ones.int(), 0 * ones, 0 * ones, seen, params.repetition_penalty * ones,
         generators=[torch.Generator(device) for _ in reqs],
     )  # fmt: skip
-    return torch.tensor(new), torch.tensor(old)
+    numbers = partial(torch.tensor, dtype=torch.int64, device="cpu")
+    return numbers(new), numbers(old)
 
 
 class Request:

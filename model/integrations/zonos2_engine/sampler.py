@@ -76,16 +76,17 @@ class Sampler:
             [_signed(k.key), req.total_generated, length, req.table_idx, req.device_len - window]
             for k, length, req in zip(known, lengths, reqs, strict=True)
         ]
-        columns = torch.tensor(numbers, dtype=torch.int64).T.contiguous()
+        columns = torch.tensor(numbers, dtype=torch.int64, device="cpu").T.contiguous()
         seeds, steps, counts, slots, first = upload(columns, self.device)
-        settings = upload(torch.tensor([k.row for k in known], dtype=torch.float32), self.device)
+        rows = torch.tensor([k.row for k in known], dtype=torch.float32, device="cpu")
+        settings = upload(rows, self.device)
 
         def pooled(pool: Tensor) -> Tensor:
             at = first[:, None] + torch.arange(window, device=self.device)
             return pool[slots[:, None], at.clamp(min=0), : self.n_codebooks]
 
         def held() -> Tensor:
-            rows = torch.zeros(len(reqs), window, self.n_codebooks, dtype=torch.int32)
+            rows = torch.zeros(len(reqs), window, self.n_codebooks, dtype=torch.int32, device="cpu")
             for row, req, length in zip(rows, reqs, lengths, strict=True):
                 row[window - length :] = req.input_ids[req.device_len - length : req.device_len, : self.n_codebooks]
             return upload(rows, self.device)
@@ -159,7 +160,7 @@ def _agreed_seed(device: torch.device) -> int:
     seed = secrets.randbits(62)
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return seed
-    number = torch.tensor([seed], device=device if dist.get_backend() == "nccl" else "cpu")
+    number = torch.tensor([seed], dtype=torch.int64, device=device if dist.get_backend() == "nccl" else "cpu")
     dist.broadcast(number, 0)
     return int(number.item())
 
