@@ -31,12 +31,11 @@ def check(op: str, /, **arguments: Arg) -> dict[str, int]:
     the message names op, argument, what came and what is accepted.
     """
     sizes: dict[str, int] = {}
-    present = {name: arg for name, arg in arguments.items() if arg.tensor is not None}
-    like = next((name for name, arg in present.items() if arg.dtype is None), next(iter(present)))
-    first = present[like].tensor
-    assert first is not None
-    for name, (tensor, axes, dtype, strided) in present.items():
-        assert tensor is not None
+    present = {name: arg.tensor for name, arg in arguments.items() if arg.tensor is not None}
+    like = next((name for name in present if arguments[name].dtype is None), next(iter(present)))
+    first = present[like]
+    for name, tensor in present.items():
+        _, axes, dtype, strided = arguments[name]
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}")
         _check_shape(op, name, tensor, axes.split(), sizes)

@@ -204,10 +204,9 @@ class Zonos2:
         texts, many = (list(text), True) if isinstance(text, list | tuple) else ([text], False)
         tasks = self._tasks("speak", texts, many, speaker, sampling, options)
         with annotate("model/generate", len(tasks)):
-            results = read_all(self._streams(tasks), progress, return_exceptions=False)
+            results = read_all(self._streams(tasks), progress)
         audios = []
         for task, result in zip(tasks, results, strict=True):
-            assert isinstance(result, Generation)
             self._warn_if_cut(task, result.ended, len(result.frames))
             audios.append(self._decode(result))
         return audios if many else audios[0]

@@ -190,7 +190,8 @@ def _emit(out: Tensor, first: int, size: int, alpha: Tensor | None, y: Tensor | 
     if y is not None:
         _store(y, first, out, size)
     if act is not None:
-        assert alpha is not None
+        if alpha is None:
+            raise ValueError("act and alpha must be given together, got act without alpha")
         _store(act, first, snake(out.mT[None], alpha[:, None])[0].mT, size)
 
 

@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 from zonos2_triton.bench.cli_choices import chosen
 from zonos2_triton.bench.planner import footprint
@@ -90,9 +90,7 @@ class Forecast:
         return time
 
     def _floor(self, cost: Cost) -> float:
-        floor = self.card.roof.floor_us(*cost)
-        assert floor is not None  # every card has a bandwidth
-        return floor
+        return cast(float, self.card.roof.floor_us(*cost))  # every card has a bandwidth
 
     def _moved(self, costs: Mapping[str, Cost]) -> Cost:
         """All together, with the experts' weights in this precision's bits."""

@@ -60,10 +60,10 @@ CARDS = (
 def card(name: str) -> Card:
     """By its name here, however it is spaced, or by torch's name for it. ValueError: an unknown one."""
     known = {_key(card.name): card for card in CARDS}
-    if not (found := known.get(_key(name)) or recognised(name)):
-        chosen("the card", [name], [card.name for card in CARDS])
-    assert found  # else `chosen` raised
-    return found
+    if found := known.get(_key(name)) or recognised(name):
+        return found
+    (own,) = chosen("the card", [name], [card.name for card in CARDS])  # raises: it is none of them
+    return known[own]
 
 
 def recognised(device_name: str) -> Card | None:

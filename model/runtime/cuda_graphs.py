@@ -35,23 +35,22 @@ class Graphs:
             return
         size = next(bucket for bucket in self.buckets if bucket >= rows)
         if size not in self.captured:
-            self._add(size)
+            self._add(size, self._capture)
         self.captured.get(size, lambda: self.frame(rows))()
 
     def capture_all(self) -> None:
         """Now, the largest first: the others find room in its memory."""
         for size in reversed(self.buckets):
             if self._capture is not None and size not in self.captured:
-                self._add(size)
+                self._add(size, self._capture)
 
     def forget(self) -> None:
         """What was captured is out of date."""
         self.captured.clear()
 
-    def _add(self, size: int) -> None:
-        assert self._capture is not None
+    def _add(self, size: int, capture: Capture) -> None:
         try:
-            self.captured[size] = self._capture(lambda: self.frame(size))
+            self.captured[size] = capture(lambda: self.frame(size))
         except Exception as error:  # whatever it is, a frame can be run without
             LOG.warning(
                 "CUDA graphs are off: capturing the frame of %d rows failed (%s: %s); frames are launched one kernel "

@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from typing import overload
 
 from zonos2_triton.model.runtime.request import Frame, Generation, Request, collected
 from zonos2_triton.model.runtime.scheduler import Loop
@@ -67,9 +68,15 @@ class Stream(Iterator[Frame]):
         self.close()
 
 
+@overload
+def read_all(streams: Sequence[Stream], progress: Progress | None) -> list[Generation]: ...
+@overload
 def read_all(
     streams: Sequence[Stream], progress: Progress | None, return_exceptions: bool
-) -> list[Generation | BaseException]:
+) -> list[Generation | BaseException]: ...
+def read_all(
+    streams: Sequence[Stream], progress: Progress | None, return_exceptions: bool = False
+) -> Sequence[Generation | BaseException]:
     """Every stream to its end, and closed. return_exceptions: in the list, in place of the first one being raised."""
     frames: list[list[Frame]] = [[] for _ in streams]
     errors: list[BaseException | None] = [None] * len(streams)

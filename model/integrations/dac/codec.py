@@ -63,7 +63,7 @@ class Codec:
             for key, tensor in getattr(obj, name).state_dict().items():
                 tensors[official_name(f"{name}.{key}", config)] = tensor
         vocoder = Vocoder.from_state(config, tensors, like.device, like.dtype, backend)
-        assert vocoder.decoder  # made here, as it packs the weights; those that were folded for it need not stay
+        vocoder.decoder  # noqa: B018  packs the weights; those that were folded for it need not stay
         vocoder.state.clear()
         found = []
         if "from_codes" in ops:

@@ -165,7 +165,8 @@ class TTSLLM:
         found before any work; it names the prompt.
         """
         decode = self.decode_audio if decode_audio is None else decode_audio
-        if decode and self.vocoder is None:
+        vocoder = self.vocoder if decode else None
+        if decode and vocoder is None:
             raise ValueError("decode_audio is True, but this TTSLLM was made with decode_audio=False and has no codec")
         if isinstance(prompts, str) or not isinstance(prompts, Sequence):
             raise TypeError(f"prompts must be a list of texts or of rows of ids, got {type(prompts).__name__}")
@@ -180,7 +181,7 @@ class TTSLLM:
                 results = self.backbone.generate(rows, samplings)
             except ValueError as error:
                 raise ValueError(_officially(error)) from error
-        sounds = self._decoded(results) if decode else [None] * len(results)
+        sounds = [None] * len(results) if vocoder is None else self._decoded(vocoder, results)
         return [
             {
                 "audio_tokens": result.frames.tolist(),
@@ -244,12 +245,11 @@ class TTSLLM:
             width = self.n_codebooks + 1
             raise ValueError(f"{name} must be a text or rows of {width} ids each, got {prompt!r:.80}") from error
 
-    def _decoded(self, results: list[Generation]) -> list[bytes]:
+    def _decoded(self, vocoder: Vocoder, results: list[Generation]) -> list[bytes]:
         """What is heard of each, decoded together."""
-        assert self.vocoder is not None
         clips = [shear_up(result.frames, self.audio_pad_id)[: result.eos_frame].T for result in results]
         with annotate("codec/decode", sum(clip.shape[1] for clip in clips)):
-            return [samples.cpu().numpy().tobytes() for samples in self.vocoder.decode(clips)]
+            return [samples.cpu().numpy().tobytes() for samples in vocoder.decode(clips)]
 
 
 def _check(given: Mapping[str, Any]) -> None:
