@@ -13,6 +13,7 @@ from torch import Tensor
 from zonos2_triton._settings import local_path
 from zonos2_triton.model.files import whole_file
 from zonos2_triton.reference.mel import resample
+from zonos2_triton.reference.scalars import as_int
 
 HIGHEST_RATE = 192_000  # Hz; libsndfile's encoders fail beyond it
 LONGEST, MOST_CHANNELS = 600, 32  # of a recording that is read: seconds, channels
@@ -77,9 +78,9 @@ def write_audio(part: Path, ending: str, audio: Audio) -> None:
     """Write to a path whose name does not tell the format; ending: of FORMATS."""
     import soundfile
 
-    samples, rate = to_int16(audio.samples), audio.sample_rate
-    if isinstance(rate, bool) or not isinstance(rate, int) or not 1 <= rate <= HIGHEST_RATE:
-        raise ValueError(f"sample_rate must be a whole number of Hz in 1..{HIGHEST_RATE}, got {rate!r}")
+    samples, rate = to_int16(audio.samples), as_int(audio.sample_rate)
+    if rate is None or not 1 <= rate <= HIGHEST_RATE:
+        raise ValueError(f"sample_rate must be a whole number of Hz in 1..{HIGHEST_RATE}, got {audio.sample_rate!r}")
     if ending in NEVER_EMPTY and len(samples) == 0:
         raise ValueError(f"a {ending} file cannot hold an empty sound; save it as .wav")
     if ending in RATES and rate not in RATES[ending]:

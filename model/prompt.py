@@ -10,6 +10,7 @@ from zonos2_triton.model.hints import did_you_mean
 from zonos2_triton.reference.config import Zonos2Config
 from zonos2_triton.reference.delay import shear
 from zonos2_triton.reference.numeric import isolated
+from zonos2_triton.reference.scalars import as_int
 
 Quality = Sequence[int | None] | Mapping[str, int | None] | None
 
@@ -111,10 +112,11 @@ def _quality(config: Zonos2Config, quality: Quality) -> list[int]:
 
 
 def _bucket(name: str, bucket: int, count: int) -> int:
-    if isinstance(bucket, bool) or not isinstance(bucket, int) or not 0 <= bucket < count:
+    number = as_int(bucket)
+    if number is None or not 0 <= number < count:
         accepted = f"0..{count - 1} or None" if count else "None: this model has no such buckets"
         raise ValueError(f"{name} must be in {accepted}, got {bucket!r}")
-    return bucket
+    return number
 
 
 def _utf8(text: str) -> bytes:

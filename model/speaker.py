@@ -13,6 +13,7 @@ from zonos2_triton.model.weights.checkpoint import Checkpoint, check_layout, che
 from zonos2_triton.reference import speaker_encoder as reference
 from zonos2_triton.reference.mel import HOP, MELS, N_FFT, SAMPLE_RATE, log_mel, resample
 from zonos2_triton.reference.numeric import isolated
+from zonos2_triton.reference.scalars import as_int
 from zonos2_triton.reference.speaker_encoder import SpeakerEncoderConfig
 
 SILENCE = 2**-15  # a peak below one step of a 16-bit recording
@@ -71,8 +72,7 @@ class SpeakerEncoder:
         silent, a constant or nearly so, not finite, shorter than one analysis window (43 ms) or what the encoder needs
         (53 ms).
         """
-        mono = self._checked(waveform, sample_rate)
-        return self.embed_mel(self.log_mel(resample(mono, sample_rate)))
+        return self.embed_mel(self.log_mel(resample(*self._checked(waveform, sample_rate))))
 
     @isolated()
     def log_mel(self, waveform_24k: Tensor) -> Tensor:
@@ -99,11 +99,12 @@ class SpeakerEncoder:
             )
         return reference.embed(self.config, self.state, mel)
 
-    def _checked(self, waveform: Tensor, sample_rate: int) -> Tensor:
-        """fp32 [N], the mean of the channels."""
-        if isinstance(sample_rate, bool) or not isinstance(sample_rate, int) or sample_rate < LOWEST_RATE:
+    def _checked(self, waveform: Tensor, sample_rate: int) -> tuple[Tensor, int]:
+        """fp32 [N], the mean of the channels, and Hz."""
+        rate = as_int(sample_rate)
+        if rate is None or rate < LOWEST_RATE:
             raise ValueError(f"sample_rate must be a whole number of Hz, at least {LOWEST_RATE}, got {sample_rate!r}")
-        if sample_rate > HIGHEST_RATE:
+        if rate > HIGHEST_RATE:
             raise ValueError(f"sample_rate must be a whole number of Hz, at most {HIGHEST_RATE}, got {sample_rate!r}")
         waveform = self._checked_waveform("waveform", waveform)
         if waveform.ndim not in (1, 2) or waveform.numel() == 0:
@@ -113,9 +114,9 @@ class SpeakerEncoder:
             raise ValueError(f"waveform must be [channels, N], got {list(waveform.shape)}, which looks transposed")
         mono = waveform if waveform.ndim == 1 else waveform.mean(0)
         least = max(N_FFT, self.config.least_frames * HOP)  # samples at 24 kHz, a frame per HOP of them
-        if len(mono) * SAMPLE_RATE <= (least - 1) * sample_rate:
+        if len(mono) * SAMPLE_RATE <= (least - 1) * rate:
             raise ValueError(
-                f"waveform lasts {len(mono) / sample_rate * 1000:.1f} ms, shorter than one analysis window and the "
+                f"waveform lasts {len(mono) / rate * 1000:.1f} ms, shorter than one analysis window and the "
                 f"{least / SAMPLE_RATE * 1000:.1f} ms that the encoder needs"
             )
         if mono.abs().max() < SILENCE:
@@ -124,7 +125,7 @@ class SpeakerEncoder:
             raise ValueError(
                 f"waveform is centred about {centre:.3g} instead of 0: unsigned samples, or an offset to be subtracted"
             )
-        return mono
+        return mono, rate
 
     def _checked_waveform(self, name: str, waveform: Tensor) -> Tensor:
         waveform = self._checked_samples(name, waveform)

@@ -12,6 +12,7 @@ from zonos2_triton.model.vocoder_schedule import NO_END, Schedule, step
 from zonos2_triton.model.vocoder_windows import Windows
 from zonos2_triton.reference.delay import shear_up
 from zonos2_triton.reference.numeric import isolated
+from zonos2_triton.reference.scalars import as_int
 from zonos2_triton.reference.vocoder import VocoderConfig
 
 
@@ -41,8 +42,8 @@ class _Clip:
     def take(self, frames: Tensor, eos_frame: int | None, last: bool) -> None:
         """Of frames that `checked` let pass."""
         self.frames = torch.cat([self.frames, frames.cpu()])
-        self.eos_frame = self.eos_frame if eos_frame is None else eos_frame
-        self.closed = last
+        self.eos_frame = self.eos_frame if eos_frame is None else int(eos_frame)
+        self.closed = bool(last)
 
     @property
     def total(self) -> int:
@@ -77,7 +78,8 @@ class _Clip:
                 raise ValueError(
                     f"{self.name}eos_frame was {self.eos_frame} in an earlier message, got {eos_frame!r}"
                 )  # fmt: skip
-            if isinstance(eos_frame, bool) or not isinstance(eos_frame, int) or eos_frame < decoded:
+            number = as_int(eos_frame)
+            if number is None or number < decoded:
                 raise ValueError(
                     f"{self.name}eos_frame must be at least {decoded}, which are decoded, got {eos_frame!r}"
                 )  # fmt: skip
@@ -141,8 +143,8 @@ class OverlapStream(_Stream):
     ) -> None:
         """decode: aligned codes [9, T] -> their samples."""
         super().__init__(config)
-        check_frames(overlap=(overlap, 0), chunk=(chunk, 1))
-        self.hop, self.decode, self.overlap, self.chunk = config.hop, decode, overlap, chunk
+        self.overlap, self.chunk = check_frames(overlap=(overlap, 0), chunk=(chunk, 1))
+        self.hop, self.decode = config.hop, decode
         self.decoded = 0
         self.tail = torch.zeros(0, dtype=torch.float32, device=device)  # withheld, to be faded into the next chunk
 
@@ -195,9 +197,9 @@ class Streams:
     def __init__(
         self, decoder: Decoder, device: torch.device, rows: int, lookahead: int | None, chunk: int, first_chunk: int
     ) -> None:
-        check_frames(rows=(rows, 1), chunk=(chunk, 1), first_chunk=(first_chunk, 1))
+        rows, chunk, first_chunk = check_frames(rows=(rows, 1), chunk=(chunk, 1), first_chunk=(first_chunk, 1))
         if lookahead is not None:
-            check_frames(lookahead=(lookahead, 0))
+            (lookahead,) = check_frames(lookahead=(lookahead, 0))
         self.decoder, self.config, self.device = decoder, decoder.config, device
         behind, C = decoder.lookahead, decoder.config.n_codebooks
         lookahead = behind if lookahead is None else min(lookahead, behind)
@@ -237,9 +239,10 @@ class Streams:
 
     def restart(self, row: int) -> None:
         """Row `row` begins another clip; what has not been emitted of the one before is lost."""
-        if isinstance(row, bool) or not isinstance(row, int) or not 0 <= row < len(self.rows):
+        index = as_int(row)
+        if index is None or not 0 <= index < len(self.rows):
             raise ValueError(f"row must be in 0..{len(self.rows) - 1}, got {row!r}")
-        self.rows[row] = self._row(row, len(self.rows))
+        self.rows[index] = self._row(index, len(self.rows))
 
     def signal_to_error(self, row: int = 0) -> float:
         """dB, of the samples that were emitted before they were final and are known by now; inf: none was off."""
@@ -328,11 +331,15 @@ class ExactStream:
         return self._streams.signal_to_error()
 
 
-def check_frames(**values: tuple[object, int]) -> None:
-    """ValueError: a number of frames or rows, with the least it may be, that is none."""
+def check_frames(**values: tuple[object, int]) -> list[int]:
+    """Numbers of frames or rows, each given with the least that it may be. ValueError: one that is none."""
+    numbers = []
     for name, (value, least) in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        number = as_int(value)
+        if number is None or number < least:
             raise ValueError(f"{name} must be an integer from {least}, got {value!r}")
+        numbers.append(number)
+    return numbers
 
 
 def _compared(row: _Row, at: int, samples: Tensor) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zonos2_triton._settings import local_path
+from zonos2_triton.reference.scalars import plain
 
 BYTE_VOCAB = 448  # 192 symbol ids, of which 2 and 3 are begin and end of text, then the 256 bytes
 
@@ -246,16 +247,12 @@ def _special_topk_layers(value: dict[str, int] | None) -> tuple[tuple[int, int],
 def check_sizes(config: Any) -> None:
     """ValueError: a field of this frozen dataclass is no positive integer, or no list of them. Lists become tuples."""
     for field in fields(config):
-        value = getattr(config, field.name)
-        many = field.type == tuple[int, ...]
-        if many and isinstance(value, list | tuple):
-            object.__setattr__(config, field.name, tuple(value))
-            numbers = tuple(value)
-        else:
-            numbers = () if many else (value,)
+        value, many = plain(getattr(config, field.name)), field.type == tuple[int, ...]
+        numbers = (value,) if not many else tuple(value) if isinstance(value, list | tuple) else ()
         if not numbers or not all(type(n) is int and n > 0 for n in numbers):
             kind = "a list of positive integers" if many else "a positive integer"
             raise ValueError(f"{type(config).__name__}: {field.name} must be {kind}, got {value!r}")
+        object.__setattr__(config, field.name, numbers if many else value)
 
 
 MAY_BE_ZERO = {
@@ -270,7 +267,8 @@ MAY_BE_ZERO = {
 
 def _check_types(config: Zonos2Config) -> None:
     for field in fields(config):
-        name, value, kind = field.name, getattr(config, field.name), field.type
+        name, value, kind = field.name, plain(getattr(config, field.name)), field.type
+        object.__setattr__(config, name, value)
         if value is None and kind == int | None:
             continue
         low = 0 if name in MAY_BE_ZERO else 1

@@ -34,6 +34,7 @@ from zonos2_triton.reference import network as reference
 from zonos2_triton.reference.advance import FAULTY, OUT
 from zonos2_triton.reference.numeric import isolated
 from zonos2_triton.reference.ops import Ops
+from zonos2_triton.reference.scalars import as_int
 
 LOOK = 8  # frames between two looks of the host, on a GPU
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
@@ -63,8 +64,10 @@ class LoopOptions:
             value = getattr(self, name)
             if value is None and name in ("positions", "look"):
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= high:
+            number = as_int(value)
+            if number is None or not 1 <= number <= high:
                 raise ValueError(f"options: {name} must be an integer in 1..{high}, got {value!r}")
+            object.__setattr__(self, name, number)
         if self.graphs not in ("lazy", "load", "off"):
             raise ValueError(f"options: graphs must be one of lazy, load, off, got {self.graphs!r}")
 

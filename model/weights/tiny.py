@@ -16,6 +16,7 @@ from zonos2_triton._settings import local_path
 from zonos2_triton.reference import network, speaker_encoder, vocoder
 from zonos2_triton.reference.config import Zonos2Config
 from zonos2_triton.reference.numeric import isolated
+from zonos2_triton.reference.scalars import as_int
 from zonos2_triton.reference.speaker_encoder import SpeakerEncoderConfig
 from zonos2_triton.reference.vocoder import VocoderConfig
 
@@ -80,8 +81,8 @@ def write_tiny(folder: str | Path, seed: int = 0) -> Path:
 
     The same seed gives the same bytes. FileExistsError: the folder holds files already.
     """
-    final = local_path(folder)
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+    final, number = local_path(folder), as_int(seed)
+    if number is None or not 0 <= number < 2**63:
         raise ValueError(f"seed must be an integer in 0..2**63 - 1, got {seed!r}")
     # Hidden files are of other programs, and stay.
     if final.exists() and (not final.is_dir() or any(not path.name.startswith(".") for path in final.iterdir())):
@@ -91,7 +92,7 @@ def write_tiny(folder: str | Path, seed: int = 0) -> Path:
     folder = (final if empty else final.parent) / f".tiny-{secrets.token_hex(4)}"  # gets its name when it is whole
     folder.mkdir()
     try:
-        _fill(folder, seed)
+        _fill(folder, number)
         if empty:
             for made in folder.iterdir():
                 made.replace(final / made.name)

@@ -26,6 +26,7 @@ from zonos2_triton.model.weights.hub import resolve_path
 from zonos2_triton.reference.config import Zonos2Config
 from zonos2_triton.reference.delay import shear_up
 from zonos2_triton.reference.sampling import Sampling
+from zonos2_triton.reference.scalars import as_int
 from zonos2_triton.reference.vocoder import VocoderConfig
 
 LOG = logging.getLogger("zonos2_triton")
@@ -282,9 +283,10 @@ def _loop_options(kwargs: Options) -> LoopOptions:
 
 
 def _count(name: str, value: object, most: int = 2**31 - 1) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+    number = as_int(value)
+    if number is None or not 1 <= number <= most:
         raise ValueError(f"{name} must be an integer in 1..{most}, got {value!r}")
-    return value
+    return number
 
 
 def _load(
