@@ -115,7 +115,7 @@ def check_range(op: str, name: str, values: Tensor, low: int, high: int, what: s
         raise ValueError(f"{op}: {name} must be in {low}..{high}, {what}; got {wrong}")
 
 
-def check_batch(op: str, rows: int) -> None:
-    """ValueError: more rows than decode together."""
+def check_batch(op: str, rows: int, instead: str = "prefill=True") -> None:
+    """ValueError: more rows than decode together. instead: what takes more."""
     if rows > MAX_BATCH:
-        raise ValueError(f"{op}: at most {MAX_BATCH} rows decode together, got {rows}; prefill=True takes any number")
+        raise ValueError(f"{op}: at most {MAX_BATCH} rows decode together, got {rows}; {instead} takes any number")

@@ -169,7 +169,7 @@ def decode_attention(
         positions=Arg(positions, "B", torch.int32),
     )  # fmt: skip
     B, HQ, HKV, DH, W, page_size = (sizes[axis] for axis in ("B", "HQ", "HKV", "DH", "W", "page_size"))
-    check_batch("decode_attention", B)
+    check_batch("decode_attention", B, instead="prefill_attention")
     what = "what the pages and the rotary table hold, or negative: idle"
     check_range("decode_attention", "positions", positions, -(2**31), sizes["room"] - 1, what)
     count = fresh_counters(qkvg, B * HKV, counters, "decode_attention")

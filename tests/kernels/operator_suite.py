@@ -219,8 +219,9 @@ class OperatorTests:
         def refusing(error: type[Exception], message: str, inputs: Any, launch_only: bool = False) -> None:
             for interprets in (True,) if launch_only else (True, False):
                 monkeypatch.setattr(_operator, "interpreted", lambda interprets=interprets: interprets)
-                with pytest.raises(error, match=f"^{self.name}: {message}"):
+                with pytest.raises(error, match=f"^{self.name}: {message}") as raised:
                     KERNELS[self.name].op(**inputs)
+                assert {*re.findall(r"(\w+)=True", str(raised.value))} <= {*inputs}, "advice that cannot be followed"
 
         monkeypatch.setattr(interpreter.GridExecutor, "__call__", launched)
         return refusing
