@@ -3,11 +3,12 @@
 import argparse
 import json
 import math
+import os
 import re
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from importlib.metadata import entry_points
 from types import FrameType
@@ -41,6 +42,8 @@ RANGES = {
 }  # fmt: skip
 FILES = ("say", "tiny", "gpu", "profile", "report")  # commands whose result is a file: what they print tells of it
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
+STOPPED = "zonos2-triton: interrupted; nothing was written"
+Run = Callable[[argparse.Namespace], int]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -58,9 +61,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    signal.signal(signal.SIGTERM, _interrupt)
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
-        signal.signal(signal.SIGHUP, _interrupt)
+    stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # a shell's background job ignores one, nohup another
+    before = {stop: handler for stop in stops if (handler := signal.getsignal(stop)) not in (signal.SIG_IGN, None)}
+    _handle(before, _leave)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("default")
@@ -68,13 +71,18 @@ def _run(argv: list[str]) -> int:
             options, unknown = _parser(argv[0] if argv else "").parse_known_args(argv)
             if unknown:
                 options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-            return int(options.run(options))
+            run: Run = options.load(options)
+            _handle(before, _interrupt)
+            return int(run(options))
     except KeyboardInterrupt:
-        print("zonos2-triton: interrupted; nothing was written", file=sys.stderr)
+        print(STOPPED, file=sys.stderr)
         return INTERRUPTED
     except _reported() as error:
         print(f"zonos2-triton: error: {error}", file=sys.stderr)
         return 2
+    finally:
+        for stop, handler in before.items():
+            signal.signal(stop, handler)
 
 
 def _reported() -> tuple[type[BaseException], ...]:
@@ -85,6 +93,17 @@ def _reported() -> tuple[type[BaseException], ...]:
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     print(f"zonos2-triton: warning: {message}", file=sys.stderr)
+
+
+def _handle(stops: Iterable[signal.Signals], handler: Callable[[int, FrameType | None], object]) -> None:
+    for stop in stops:
+        signal.signal(stop, handler)
+
+
+def _leave(signum: int, frame: FrameType | None) -> None:
+    """While modules are loaded: torch and numpy may swallow an exception then, or fail by it in their own ways."""
+    os.write(2, f"{STOPPED}\n".encode())
+    os._exit(INTERRUPTED)
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
@@ -117,7 +136,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     say = commands.add_parser("say", help="speak a text into a sound file", formatter_class=_Help)
-    say.set_defaults(run=_say)
+    say.set_defaults(load=_say)
     say.add_argument("text", help="what to say; - reads it from standard input")
     say.add_argument(
         "--model",
@@ -158,23 +177,27 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
             sampling.add_argument(name, type=kind, metavar="N", default=field.default, help=f"default: {default}")
 
     tiny = commands.add_parser("tiny", help="write a tiny model with random weights, for trying things out")
-    tiny.set_defaults(run=_tiny)
+    tiny.set_defaults(load=_tiny)
     tiny.add_argument("folder", metavar="DIR", help="a new or empty folder")
     tiny.add_argument("--seed", type=int, default=0)
     tiny.add_argument("--json", action="store_true", help="print the result as JSON")
 
     doctor = commands.add_parser("doctor", help="versions, devices, and what will run where")
-    doctor.set_defaults(run=_doctor)
+    doctor.set_defaults(load=_doctor)
     doctor.add_argument("--json", action="store_true", help="print the report as JSON")
 
     for tool in sorted(entry_points(group="zonos2_triton.commands")):
         command = commands.add_parser(tool.name, help=TOOLS.get(tool.name))
         if tool.name == chosen:
-            command.set_defaults(run=tool.load()(command))
+            command.set_defaults(load=_loaded(tool.load()(command)))
     for command in commands.choices.values():
         command.add_argument("-V", "--version", action="version", version=version, help=argparse.SUPPRESS)
         command.set_defaults(parser=command)
     return parser
+
+
+def _loaded(run: Run) -> Callable[[argparse.Namespace], Run]:
+    return lambda _: run
 
 
 class _Help(argparse.HelpFormatter):
@@ -182,7 +205,7 @@ class _Help(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=32)
 
 
-def _say(options: argparse.Namespace) -> int:
+def _say(options: argparse.Namespace) -> Run:
     for name, (low, high) in RANGES.items():
         value = getattr(options, name)
         if value is not None and (value < low or value > high):  # NaN is refused later
@@ -192,24 +215,30 @@ def _say(options: argparse.Namespace) -> int:
     sleep_while_waiting()  # before torch is loaded
     from zonos2_triton.model.say import say
 
-    return say(options)
+    return say
 
 
-def _tiny(options: argparse.Namespace) -> int:
+def _tiny(_: argparse.Namespace) -> Run:
     sleep_while_waiting()
     from zonos2_triton.model.weights.tiny import NOTICE, write_tiny
 
-    folder = write_tiny(options.folder, options.seed)
-    print(json.dumps({"folder": str(folder), "notice": NOTICE}) if options.json else f"{folder}: {NOTICE}")
-    return 0
+    def tiny(options: argparse.Namespace) -> int:
+        folder = write_tiny(options.folder, options.seed)
+        print(json.dumps({"folder": str(folder), "notice": NOTICE}) if options.json else f"{folder}: {NOTICE}")
+        return 0
+
+    return tiny
 
 
-def _doctor(options: argparse.Namespace) -> int:
+def _doctor(_: argparse.Namespace) -> Run:
     from zonos2_triton.model.doctor import as_text, diagnose
 
-    report = diagnose()
-    print(json.dumps(report, indent=1) if options.json else as_text(report))
-    return 1 if report["missing"] else 0
+    def doctor(options: argparse.Namespace) -> int:
+        report = diagnose()
+        print(json.dumps(report, indent=1) if options.json else as_text(report))
+        return 1 if report["missing"] else 0
+
+    return doctor
 
 
 if __name__ == "__main__":

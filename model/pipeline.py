@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, Unpack, cast, overload
+from typing import NamedTuple, Unpack, overload
 
 import torch
 from torch import Tensor

@@ -238,6 +238,18 @@ def test_interrupted_while_generating(spawn, tiny_folder, tmp_path, stop, stream
     assert (tmp_path / "out.wav").read_text() == "older"
 
 
+@pytest.mark.parametrize("command", [["say", "a", "--model", "b", "--out", "c.wav"], ["plan", "--gpu", "h200"]])
+def test_interrupted_while_torch_is_loaded(spawn, tmp_path, command):
+    """Parts of it that are no Python swallow the exception; a tool is loaded while options are read."""
+    loading = "import time\nprint('loading', flush=True)\ntry:\n    time.sleep(300)\nexcept BaseException:\n    pass\n"
+    (tmp_path / "torch.py").write_text(loading)
+    process = spawn([*COMMAND, *command], env={**os.environ, "PYTHONPATH": str(tmp_path)}, cwd=tmp_path)
+    assert process.stdout.readline() == "loading\n"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=300)
+    assert (process.returncode, errors) == (130, "zonos2-triton: interrupted; nothing was written\n")
+
+
 def test_what_a_picture_needs_is_known_before_the_model_is_read(say, tmp_path, monkeypatch):
     monkeypatch.setattr("zonos2_triton.model.plot.find_spec", lambda name: None)
     status, _, err = say("--spectrogram", tmp_path / "x.png", model="nowhere")
