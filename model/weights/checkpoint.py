@@ -35,8 +35,9 @@ class Checkpoint:
         if not self.path.is_file():
             raise FileNotFoundError(f"{self.path} is not a file")
         if self.path.name.endswith(SAFETENSORS_INDEX):
-            for file in _shards(self.path):
-                self._list_safetensors(file)
+            places = _weight_map(self.path)
+            for name in sorted({*places.values()}):
+                self._list_safetensors(self.path.parent / name, places)
         elif self.path.suffix == ".safetensors":
             self._list_safetensors(self.path)
         elif self.path.suffix in (".pth", ".pt"):
@@ -71,10 +72,13 @@ class Checkpoint:
         self._files[official] = file, name
         self.shapes[official], self.dtypes[official] = shape, dtype
 
-    def _list_safetensors(self, file: Path) -> None:
+    def _list_safetensors(self, file: Path, places: Mapping[str, str] | None = None) -> None:
+        """places: the files that count, by the name of the tensor."""
         with _open_safetensors(file) as handle:
             self.metadata |= handle.metadata() or {}
             for name in handle.keys():  # noqa: SIM118  a handle is no mapping
+                if places is not None and places.get(name, file.name) != file.name:
+                    continue  # a copy
                 view = handle.get_slice(name)
                 self._add(name, file, view.get_shape(), _SAFETENSORS_DTYPES.get(view.get_dtype(), torch.uint8))
 
@@ -96,15 +100,16 @@ def _open_safetensors(file: Path):  # type: ignore[no-untyped-def]  # the librar
         raise ValueError(f"{file} is truncated, corrupt or no safetensors file: {error}") from error
 
 
-def _shards(index: Path) -> list[Path]:
+def _weight_map(index: Path) -> dict[str, str]:
+    """{name of a tensor: name of its file}."""
     try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        outside = sorted(name for name in names if Path(name).name != name)
+        places = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"].items())
+        outside = sorted(name for name in {*places.values()} if Path(name).name != name)
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise ValueError(f"{index} is no index of safetensors files: {error!r}") from error
     if outside:
         raise ValueError(f"{index} names files outside of its folder: {', '.join(outside)}")
-    return [index.parent / name for name in sorted(names)]
+    return places
 
 
 def _load_pickle(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

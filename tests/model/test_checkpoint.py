@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from zonos2_triton.model import Backbone, Zonos2Config
 from zonos2_triton.model.weights.checkpoint import Checkpoint
@@ -119,6 +119,17 @@ def test_names_of_the_training_are_translated(weights, load, save):
 def test_name_that_two_tensors_translate_to(load, weights):
     with pytest.raises(ValueError, match=rf"holds {re.escape(TEMP)} twice"):
         load(weights | {TEMP.replace("temp", "parametrizations.temp.original"): weights[TEMP].clone()})
+
+
+def test_the_index_says_which_of_two_counts(weights, load):
+    def save(tensors, folder):
+        path = save_shards(tensors, folder)
+        first, second = sorted(folder.glob("*.safetensors"))
+        (name, tensor), *_ = load_file(first).items()
+        save_file(load_file(second) | {name: tensor + 1}, second)
+        return path
+
+    assert_same(load(weights, save).weights, weights)
 
 
 def test_params_json_beside_the_file_is_read(tiny_folder):
