@@ -97,7 +97,7 @@ class Backbone:
         cls,
         path: str | Path,
         config: Zonos2Config | None = None,
-        device: str | torch.device = "cpu",
+        device: str | int | torch.device = "cpu",
         dtype: str | torch.dtype | None = None,
         backend: str = "auto",
         options: LoopOptions = LoopOptions(),  # noqa: B008  frozen
@@ -113,7 +113,7 @@ class Backbone:
         device = resolve_device(device)
         if config is None:
             config = Zonos2Config.from_json(local_path(path).parent / "params.json")
-        dtype = resolve_dtype(dtype or config.dtype)
+        dtype = resolve_dtype(config.dtype if dtype is None else dtype)
         resolve_backend(backend, device, dtype)
         checkpoint = Checkpoint(path)
         weights = load_weights(checkpoint, cls.layout(config), device, dtype)

@@ -9,6 +9,7 @@ from functools import cache
 import torch
 
 from zonos2_triton import _settings
+from zonos2_triton.reference.scalars import as_int
 
 LOG = logging.getLogger("zonos2_triton")
 BACKENDS = ("reference", "triton", "auto")
@@ -75,16 +76,20 @@ def triton_fault(device: torch.device) -> str | None:
     return None
 
 
-def resolve_device(device: str | torch.device) -> torch.device:
-    """ValueError: neither a CPU nor a CUDA or ROCm device that this machine has."""
+def resolve_device(device: str | int | torch.device | None) -> torch.device:
+    """None: a GPU if there is one, else the CPU; a number: that GPU. ValueError: neither a CPU nor a CUDA or ROCm
+    device that this machine has."""
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    index = as_int(device)
     try:
-        resolved = torch.device(device)
+        resolved = torch.device(device) if index is None else torch.device("cuda", index)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"device must be a torch device such as 'cpu' or 'cuda', got {device!r}") from error
     if resolved.type not in ("cpu", "cuda"):
         raise ValueError(f"device must be a CPU or a CUDA or ROCm device, got {str(device)!r}")
     if resolved.type == "cuda" and (resolved.index or 0) >= (found := torch.cuda.device_count()):
-        raise ValueError(f"device is {str(device)!r}, but torch {torch.__version__} finds {found} GPUs; use 'cpu'")
+        raise ValueError(f"device is {str(resolved)!r}, but torch {torch.__version__} finds {found} GPUs; use 'cpu'")
     return resolved
 
 

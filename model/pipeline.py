@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, Unpack, overload
+from typing import NamedTuple, Unpack, cast, overload
 
 import torch
 from torch import Tensor
@@ -91,7 +91,7 @@ class Zonos2:
             raise ValueError(
                 f"the backbone has {backbone.config.n_codebooks} codebooks, the vocoder {vocoder.config.n_codebooks}"
             )
-        if speaker_encoder and backbone.config.speaker_enabled:
+        if speaker_encoder is not None and backbone.config.speaker_enabled:
             wanted, got = backbone.config.speaker_embedding_dim, speaker_encoder.config.enc_dim
             if wanted != got:
                 raise ValueError(f"the speaker encoder makes {got} numbers, the backbone takes {wanted}")
@@ -104,7 +104,7 @@ class Zonos2:
     def load(
         cls,
         model: str | Path,
-        device: str | torch.device | None = None,
+        device: str | int | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         backend: str = "auto",
         vocoder: str | Path | None = None,
@@ -115,8 +115,9 @@ class Zonos2:
         """A folder with params.json and weights, and in it, or named apart, a vocoder and a speaker encoder.
 
         Each may also be a hub id, "owner/name", or the file of weights that counts, of several in its folder. device
-        None: a GPU if there is one; dtype None: the stored one (of the backbone; the speaker encoder runs in fp32).
-        options: of the frame loop. vocoder_dtype: "tf32" is float32 that the kernels may multiply so.
+        None: a GPU if there is one; a number: that GPU. dtype None: the stored one (of the backbone; the speaker
+        encoder runs in fp32). options: of the frame loop. vocoder_dtype: "tf32" is float32 that the kernels may
+        multiply so.
 
         FileNotFoundError, ValueError: what is missing or wrong.
         """
@@ -124,17 +125,17 @@ class Zonos2:
         folder = named.parent if named.is_file() and named.name.endswith(ENDINGS) else named
         if not folder.is_dir():
             raise FileNotFoundError(f"model must be a folder with params.json and weights, or its weights, got {model}")
-        device = resolve_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = resolve_device(device)
         if not (folder / "params.json").is_file():
             raise FileNotFoundError(f"{folder} holds no params.json; it comes with the weights")
         weights, config = one_file(named, "weights", WEIGHTS), Zonos2Config.from_json(folder / "params.json")
-        codec = resolve_path(vocoder) if vocoder else _find(folder, CODEC_FOLDERS, CODEC_FILES)
+        codec = resolve_path(vocoder) if vocoder is not None else _find(folder, CODEC_FOLDERS, CODEC_FILES)
         if codec is None:
             raise FileNotFoundError(
                 f"{folder} holds no vocoder; put the codec into {folder / CODEC_FOLDERS[0]}, or name its file or "
                 f"folder by vocoder= or --vocoder, such as {CODEC_REPO} from the hub"
             )
-        voices = resolve_path(speaker_encoder) if speaker_encoder else _find(folder, SPEAKER_FOLDERS, ())
+        voices = resolve_path(speaker_encoder) if speaker_encoder is not None else _find(folder, SPEAKER_FOLDERS, ())
         return cls(
             Backbone.load(weights, config, device=device, dtype=dtype, backend=backend, options=options),
             Vocoder.load(

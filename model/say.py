@@ -37,7 +37,7 @@ def say(options: argparse.Namespace) -> int:
     sampling = Sampling(**{field.name: getattr(options, field.name) for field in fields(Sampling)})
     sampling = Sampling(**{**vars(sampling), "seed": fresh_seed(sampling)})  # to be reported
     text = _text(options.text)
-    if options.spectrogram:
+    if options.spectrogram is not None:
         check_plotting()
         if os.path.realpath(local_path(options.spectrogram)) == os.path.realpath(local_path(options.out)):
             raise ValueError(f"--spectrogram and --out must be two files, got {options.out!r} for both")
@@ -47,7 +47,7 @@ def say(options: argparse.Namespace) -> int:
         "clean_background": options.clean_background,
         "accurate": not options.expressive,
     }
-    voice = read_audio(options.speaker) if options.speaker else None  # before the model is
+    voice = read_audio(options.speaker) if options.speaker is not None else None  # before the model is
     with ExitStack() as stack:
         stdout = stack.enter_context(aside())  # what a library prints is not the result
         sink = stack.enter_context(_sink(options.out, stdout))
@@ -55,7 +55,7 @@ def say(options: argparse.Namespace) -> int:
             raise ValueError(f"--raw is for --out -, got --out {options.out}")
         ending = "" if sink else sound_ending(options.out)
         for path in (options.spectrogram, None if sink else options.out):
-            if path:
+            if path is not None:
                 check_writable(path)  # known before the model is read
         tts = Zonos2.load(
             options.model, options.device, options.dtype, options.backend, options.vocoder, options.speaker_encoder,

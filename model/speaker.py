@@ -36,7 +36,7 @@ class SpeakerEncoder:
     @classmethod
     @isolated()
     def from_state(
-        cls, config: SpeakerEncoderConfig, state: Mapping[str, Tensor], device: str | torch.device = "cpu"
+        cls, config: SpeakerEncoderConfig, state: Mapping[str, Tensor], device: str | int | torch.device = "cpu"
     ) -> "SpeakerEncoder":
         """Tensors by official name. ValueError: counts those that are missing, surplus, misshapen or not finite."""
         device = resolve_device(device)
@@ -47,7 +47,7 @@ class SpeakerEncoder:
         return cls(config, {name: t.to(device, torch.float32) for name, t in tensors.items()})
 
     @classmethod
-    def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> "SpeakerEncoder":
+    def load(cls, folder: str | Path, device: str | int | torch.device = "cpu") -> "SpeakerEncoder":
         """A folder with config.json and model.safetensors, or its file of weights."""
         folder = local_path(folder)
         checkpoint = Checkpoint(one_file(folder, "speaker encoder weights", ["model.safetensors", "*.safetensors"]))

@@ -80,7 +80,7 @@ class Vocoder:
         cls,
         config: VocoderConfig,
         state: Mapping[str, Tensor],
-        device: str | torch.device = "cpu",
+        device: str | int | torch.device = "cpu",
         dtype: str | torch.dtype = torch.float32,
         backend: str = "auto",
         tf32: bool = False,
@@ -102,7 +102,7 @@ class Vocoder:
     def load(
         cls,
         path: str | Path,
-        device: str | torch.device = "cpu",
+        device: str | int | torch.device = "cpu",
         dtype: str | torch.dtype = torch.float32,
         backend: str = "auto",
         tf32: bool = False,

@@ -50,7 +50,7 @@ def checked(options: argparse.Namespace) -> argparse.Namespace:
     for name, most in (("frames", 100_000), ("streams", SEQUENCES_AT_ONCE)):
         if not 1 <= (value := getattr(options, name)) <= most:
             raise ValueError(f"--{name} must be in 1..{most}, got {value}")
-    device = resolve_device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = resolve_device(options.device)
     if options.model == REAL and device.type == "cpu":
         raise ValueError(f"--model {REAL} makes 15 GB of random weights on a GPU, and the device is a CPU")
     if options.model not in (None, REAL) and not local_path(options.model).is_dir():
@@ -75,7 +75,7 @@ def loaded(options: argparse.Namespace) -> Iterator[Zonos2]:
         yield Zonos2(Backbone(config, weights, backend, loop), vocoder)
         return
     with tempfile.TemporaryDirectory() as folder:
-        model = options.model or write_tiny(Path(folder) / "tiny")
+        model = write_tiny(Path(folder) / "tiny") if options.model is None else options.model
         yield Zonos2.load(model, device=device, backend=backend, options=loop)
 
 

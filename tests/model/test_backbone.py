@@ -2,12 +2,13 @@ import dataclasses
 from functools import partial
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zonos2_triton.model import Backbone, Sampling, Zonos2Config, build_prompt
+from zonos2_triton.model import Backbone, Sampling, Zonos2, Zonos2Config, build_prompt
 from zonos2_triton.reference import network as reference
 from zonos2_triton.reference.embedding import speaker_row
 
@@ -125,9 +126,13 @@ def test_rejects_a_placement(golden, placement, message):
 
 
 @pytest.mark.interpreter
-def test_rejects_a_gpu_that_is_not_there(golden):
-    with pytest.raises(ValueError, match=r"device is 'cuda', but torch .* finds 0 GPUs"):
-        golden.backbone(device="cuda")
+def test_rejects_a_gpu_that_is_not_there(golden, tiny_folder):
+    for device in ("cuda", 0, np.int64(1)):
+        name = device if device == "cuda" else f"cuda:{device}"
+        with pytest.raises(ValueError, match=f"device is '{name}', but torch .* finds 0 GPUs"):
+            golden.backbone(device=device)
+        with pytest.raises(ValueError, match=f"device is '{name}', but torch .* finds 0 GPUs"):
+            Zonos2.load(tiny_folder, device)
 
 
 @pytest.mark.parametrize(

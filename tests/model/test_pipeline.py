@@ -325,24 +325,7 @@ def test_says_which_of_several_texts_is_wrong(tts):
         tts.speak(["", "a"], max_frames=2029)
 
 
-def test_results_are_ordinary_tensors(tts):
-    """They may be changed in place and differentiated through, whole or streamed."""
-    samples = [tts.speak("a", sampling=SHORT).samples, *tts.stream("a", sampling=SHORT)]
-    trace = tts.backbone.trace(build_prompt(tts.backbone.config, "a"))
-    embedding = tts.speaker_encoder.embed(torch.arange(3000.0).sin(), 24000)
-    assert not any(t.is_inference() for t in [*samples, *trace.values(), embedding])
-
-
-def test_the_default_dtype_of_the_process_changes_nothing(tts):
-    want = tts.speak("a", sampling=SHORT).samples
-    frames = torch.randint(0, 1024, (30, 9), generator=torch.Generator().manual_seed(0))
-    faded = tts.vocoder.stream("overlap").push(frames)
-    before = torch.get_default_dtype()
-    try:
-        for dtype in (torch.float64, torch.bfloat16):
-            torch.set_default_dtype(dtype)
-            assert torch.equal(tts.speak("a", sampling=SHORT).samples, want)
-            assert torch.equal(torch.cat(list(tts.stream("a", sampling=SHORT))), want)
-            assert torch.equal(tts.vocoder.stream("overlap").push(frames), faded)
-    finally:
-        torch.set_default_dtype(before)
+@pytest.mark.parametrize("argument", ["vocoder", "speaker_encoder", "device", "dtype"])
+def test_an_empty_name_is_not_the_default(tiny_folder, argument):
+    with pytest.raises((ValueError, FileNotFoundError), match=f"(file|{argument}).* must be .*, got ''"):
+        Zonos2.load(tiny_folder, **{argument: ""})

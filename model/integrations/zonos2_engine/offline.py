@@ -32,6 +32,10 @@ from zonos2_triton.reference.vocoder import VocoderConfig
 LOG = logging.getLogger("zonos2_triton")
 DEFAULT_QUALITY = {"trailing_silence_s": 3}  # 0.25 to 0.5 s
 RENAMED = {"topk": "top_k", "max_tokens": "max_frames"}  # official names -> those of `Sampling`
+OFFICIAL = {own: official for official, own in RENAMED.items()} | {
+    "sampling: ": "", "positions in LoopOptions": "num_page_override",
+    "speaking_rate": "speaking_rate_bucket", "quality": "quality_buckets",
+}  # fmt: skip
 
 Quality = Mapping[str, int | None] | Sequence[int | None] | None
 
@@ -56,7 +60,7 @@ class Options(TypedDict, total=False):
     """Further keywords of `TTSLLM`."""
 
     # As in Zonos2.load.
-    device: str | torch.device | None
+    device: str | int | torch.device | None
     backend: str
     vocoder: str | Path | None
     vocoder_dtype: str | torch.dtype
@@ -181,7 +185,7 @@ class TTSLLM:
             try:
                 results = self.backbone.generate(rows, samplings)
             except ValueError as error:
-                raise ValueError(_officially(error)) from error
+                raise ValueError(_official(error)) from error
         sounds = [None] * len(results) if vocoder is None else self._decoded(vocoder, results)
         return [
             {
@@ -238,8 +242,8 @@ class TTSLLM:
         if isinstance(prompt, str):
             try:
                 return build_prompt(self.backbone.config, prompt, speaking_rate=rate, quality=quality)
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from error
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"{name}: {_official(error)}") from error
         try:
             return torch.as_tensor(prompt, device="cpu")
         except (TypeError, ValueError, RuntimeError) as error:
@@ -299,8 +303,7 @@ def _load(
         tts = Zonos2.load(model_path, device, dtype, backend, codec, vocoder_dtype=codec_dtype)
         return tts.backbone, tts.vocoder, tts.comment
     weights = one_file(resolve_path(model_path), "weights", WEIGHTS)
-    on = resolve_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return Backbone.load(weights, device=on, dtype=dtype, backend=backend), None, ""
+    return Backbone.load(weights, device=resolve_device(device), dtype=dtype, backend=backend), None, ""
 
 
 def _shortened(config: Zonos2Config, length: int | None) -> Zonos2Config:
@@ -329,12 +332,12 @@ def _sampling(name: str, params: object) -> Sampling:
     try:
         return Sampling(**{RENAMED.get(field, field): getattr(params, field) for field in names})
     except (TypeError, ValueError) as error:
-        raise type(error)(f"{name}: {_officially(error).removeprefix('sampling: ')}") from error
+        raise type(error)(f"{name}: {_official(error)}") from error
 
 
-def _officially(error: Exception) -> str:
-    """What it says, by the names that the caller knows."""
-    text = str(error).replace("positions in LoopOptions", "num_page_override")
-    for official, own in RENAMED.items():
-        text = re.sub(rf"\b{own}\b", official, text)
+def _official(error: Exception) -> str:
+    """Its text, with the names that the caller knows."""
+    text = str(error)
+    for own, official in OFFICIAL.items():
+        text = re.sub(rf"\b{own}\b" if official else own, official, text)
     return text

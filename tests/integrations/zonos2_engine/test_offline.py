@@ -182,10 +182,12 @@ def test_settings_that_are_refused(mute, params, kind, message):
     ("prompts", "options", "kind", "message"),
     [
         ("Hello.", {}, TypeError, "prompts must be a list of texts or of rows of ids, got str"),
+        (["a"], {"speaking_rate_bucket": 9}, ValueError, r"prompts\[0\]: speaking_rate_bucket must be in 0\.\.7"),
+        (["a"], {"quality_buckets": [99]}, ValueError, r"prompts\[0\]: quality_buckets\[0\] \(lufs\) must be in"),
         (["a", "\ud800"], {}, ValueError, r"prompts\[1\]: text cannot be encoded: character 0 is the lone surrogate"),
         (["a", None], {}, ValueError, r"prompts\[1\] must be a text or rows of 10 ids each, got None"),
         (["a"], {"speaking_rate_bucket": [1, 2]}, ValueError, "speaking_rate_bucket must be one for all or one for"),
-        (["a"], {"quality_buckets": "lufs"}, TypeError, "quality must be a list of buckets, a mapping"),
+        (["a"], {"quality_buckets": "lufs"}, TypeError, "quality_buckets must be a list of buckets, a mapping"),
         (["a"], {"sampling_params": [SHORT] * 2}, ValueError, "sampling_params must be one for all or one for each"),
     ],
 )  # fmt: skip
