@@ -128,7 +128,7 @@ BAD = {
     "profile --frames 0": "--frames must be in 1..100000, got 0",
     "profile --streams 257": "--streams must be in 1..256, got 257",
     "profile --device tpu9": "device must be a torch device",
-    "profile --model no": "--model must be a folder with params.json and weights, or '8b', got 'no'",
+    "profile --model no": "--model must be a folder with params.json and weights, its weights, or '8b', got 'no'",
     "profile --model 8b --device cpu": "--model 8b makes 15 GB of random weights on a GPU",
     "profile --out trace.txt": "--out must end in .json or .json.gz, or be a folder, got trace.txt",
     "profile --out no/trace.json": "cannot write no/trace.json: No such file or directory",

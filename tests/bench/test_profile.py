@@ -28,9 +28,10 @@ def options_of(*argv):
 
 @pytest.fixture(scope="module")
 def recorded(tiny_folder, tmp_path_factory):
-    """A report and its trace."""
+    """A report and its trace, of a model that is named by its weights."""
     out = tmp_path_factory.mktemp("profile") / "trace.json.gz"
-    options = profile.checked(options_of("--model", tiny_folder, "--frames", FRAMES, "--device", "cpu", "--out", out))
+    model = tiny_folder / "model.safetensors"
+    options = profile.checked(options_of("--model", model, "--frames", FRAMES, "--device", "cpu", "--out", out))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Warning: Profiler clears events", UserWarning)  # of torch 2.11
         report = profile.profiled(options)
