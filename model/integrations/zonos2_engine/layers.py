@@ -86,13 +86,14 @@ def plain_norm(shared: Shared) -> Call:
 
 def turned_rotary(shared: Shared, rotary: Any) -> Any:
     """A copy of a RotaryEmbedding, which layers and models share, that turns pairs of neighbours by a kernel."""
-    own, original = copy.copy(rotary), rotary.forward
+    own = copy.copy(rotary)
+    original = own.forward
 
     def forward(positions: Tensor, query: Tensor, key: Tensor, is_neox: bool = True) -> tuple[Tensor, Tensor]:
         if is_neox:
             return original(positions, query, key, is_neox)
-        at, table = positions.int(), angles(rotary)
-        heads = (x.unflatten(1, (-1, rotary.head_size)) for x in (query, key))
+        at, table = positions.int(), angles(own)
+        heads = (x.unflatten(1, (-1, own.head_size)) for x in (query, key))
         q, k = (shared.rotary(x, at, table).flatten(1) for x in heads)
         return q, k
 

@@ -56,6 +56,17 @@ def test_rotary_of_the_other_kind_is_the_original(model):
     assert all(torch.equal(a, b) for a, b in zip(new, old, strict=True))
 
 
+@pytest.mark.parametrize("neox", [False, True])
+def test_another_table_of_angles_counts(model, neox):
+    shared = layer(model, 0).attention.attn.rotary
+    accelerate(model, backend="reference")
+    positions, rows, found = torch.tensor([3, 5], dtype=torch.int32), torch.randn(2, 64), []
+    for rotary in (layer(model, 0).attention.attn.rotary, shared):
+        rotary._cos_sin_cache = rotary._cos_sin_cache.flip(0)
+        found.append(rotary.forward(positions, rows.clone(), torch.ones(2, 32), neox))  # in place
+    assert difference(*found) < 1e-5
+
+
 def test_a_norm_in_place(model):
     """As flashinfer's function takes it."""
     norm = layer(model, 1).feed_forward.router.rmsnorm_eda
