@@ -56,7 +56,7 @@ class Checkpoint:
         found: dict[str, Tensor] = {}
         for file, wanted in by_file.items():
             if file.suffix == ".safetensors":
-                with _open_safetensors(file) as handle:
+                with torch.device("cpu"), _open_safetensors(file) as handle:  # safetensors 0.5 takes the default device
                     found |= {name: handle.get_tensor(self._files[name][1]) for name in wanted}
             else:
                 state, _ = _load_pickle(file)
