@@ -9,10 +9,10 @@ from functools import cache
 import torch
 
 from zonos2_triton import _settings
+from zonos2_triton._settings import BACKENDS as BACKENDS
 from zonos2_triton.reference.scalars import as_int
 
 LOG = logging.getLogger("zonos2_triton")
-BACKENDS = ("reference", "triton", "auto")
 INTERPRET = "TRITON_INTERPRET"
 
 

@@ -15,13 +15,13 @@ from types import FrameType
 from typing import NoReturn
 
 from zonos2_triton import __version__
+from zonos2_triton._settings import BACKENDS
 from zonos2_triton.model.console import unfailing
 from zonos2_triton.model.hints import did_you_mean
 from zonos2_triton.model.threads import sleep_while_waiting
 from zonos2_triton.reference.sampling_params import Sampling
 
-BACKENDS = ("reference", "triton", "auto")  # these two as model.backend has them, which needs torch
-DTYPES = ("float64", "float32", "bfloat16", "float16")
+DTYPES = ("float64", "float32", "bfloat16", "float16")  # as model.backend has them, which needs torch
 # Commands of rooms that this one may not import: declared as entry points, loaded when asked for.
 TOOLS = {
     "bench": "time kernels beside PyTorch and other libraries, or compare two files of results",

@@ -10,12 +10,12 @@ from importlib.resources import files
 from typing import Any
 
 from zonos2_triton import __version__, _settings
+from zonos2_triton._settings import BACKENDS
 from zonos2_triton.model import threads
 from zonos2_triton.model.tables import fitted, text_table
 
 REQUIRED = ("torch", "triton", "numpy", "einops", "nvtx", "safetensors", "soundfile", "tqdm")
 EXTRAS = ("huggingface_hub", "matplotlib", "flash-attn", "pytest-benchmark", "jinja2", "jsonschema", "scipy")
-BACKENDS = ("reference", "triton", "auto")  # as model.backend has them, which needs torch
 
 
 def diagnose() -> dict[str, Any]:

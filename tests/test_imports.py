@@ -70,7 +70,6 @@ def test_the_package_is_the_command():
 
 
 def test_choices_of_the_command_line_are_those_of_the_model():
-    assert cli.BACKENDS == backend.BACKENDS
     assert tuple(backend.DTYPES) == cli.DTYPES
 
 

@@ -18,7 +18,7 @@ PREFIX = "ZONOS2_TRITON_"
 BACKEND, DISABLE, LOG, NVTX, CONFIG, SGLANG = VARIABLES = tuple(
     PREFIX + name for name in ("BACKEND", "DISABLE", "LOG", "NVTX", "CONFIG", "SGLANG")
 )
-BACKENDS = ("auto", "triton", "reference")
+BACKENDS = ("reference", "triton", "auto")
 LEVELS = {
     "debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR,
     "off": logging.CRITICAL + 1,

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from zonos2_triton import _settings
+from zonos2_triton import __version__, _settings
 from zonos2_triton.model.backend import check_backend, resolve_backend
 from zonos2_triton.model.integrations.patching import Replacement, Swaps, is_compiled
 from zonos2_triton.model.integrations.report import Left, Report, Swapped
@@ -118,7 +118,7 @@ def accelerate(
     left = tuple(row for plan in plans for row in plan.left)
     swaps, places = Swaps(), [place for plan in plans for place in plan.places]
     report = Report(
-        name, ", ".join(versions) or None, _own_version(), ", ".join(backends) or "none", swapped, left, asked, swaps
+        name, ", ".join(versions) or None, __version__, ", ".join(backends) or "none", swapped, left, asked, swaps
     )
     if places:
         places += [
@@ -286,9 +286,9 @@ def _chosen(name: str, parts: Sequence[_Part], only: Collection[str] | None) -> 
 
 def _standing(name: str, standing: Any, asked: tuple[Any, ...]) -> Report:
     made_by = getattr(standing, "version", None)
-    if made_by != _own_version() or not isinstance(standing, Report):
+    if made_by != __version__ or not isinstance(standing, Report):
         raise ValueError(
-            f"{name} was accelerated by zonos2-triton {made_by}, this is {_own_version()}: call restore() of its "
+            f"{name} was accelerated by zonos2-triton {made_by}, this is {__version__}: call restore() of its "
             "report first"
         )
     if standing.asked != asked:
@@ -321,10 +321,3 @@ def _numbers(text: str) -> tuple[int, ...]:
             break
         parts.append(int(digits))
     return tuple(parts)
-
-
-def _own_version() -> str:
-    try:
-        return version("zonos2-triton")
-    except PackageNotFoundError:
-        return "unknown"

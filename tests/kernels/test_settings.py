@@ -58,7 +58,7 @@ def test_parts_of_sglang(monkeypatch, value, parts):
 @pytest.mark.parametrize(
     ("reader", "name", "value", "accepted"),
     [
-        (_settings.backend, BACKEND, "cuda", "auto, triton, reference"),
+        (_settings.backend, BACKEND, "cuda", "reference, triton, auto"),
         (_settings.disabled, DISABLE, "true", "0, 1"),
         (_settings.log_level, LOG, "INFO", "debug, info, warning, error, off"),
         (_settings.sglang_parts, SGLANG, "attention,moe", "0, 1, all, or a list of attention, exp"),

@@ -52,8 +52,8 @@ def test_names_and_what_the_environment_says(monkeypatch, said, asked, device, d
 @pytest.mark.parametrize(
     ("value", "dtype", "message"),
     [
-        ("cuda", torch.float32, f"{BACKEND} is 'cuda'; accepted: auto, triton, reference"),
-        ("Triton", torch.float32, f"{BACKEND} is 'Triton'; accepted: auto, triton, reference"),
+        ("cuda", torch.float32, f"{BACKEND} is 'cuda'; accepted: reference, triton, auto"),
+        ("Triton", torch.float32, f"{BACKEND} is 'Triton'; accepted: reference, triton, auto"),
         ("triton", torch.float64, f"{BACKEND}: backend 'triton' runs in float32, bfloat16 and float16"),
     ],
 )

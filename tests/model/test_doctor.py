@@ -44,7 +44,7 @@ def test_says_which_variables_are_set_and_what_is_wrong_with_them(capsys, monkey
     monkeypatch.setenv(BACKEND, "cuda")
     monkeypatch.setenv(SGLANG, "all")
     monkeypatch.setenv(PREFIX + "BACKND", "1")
-    wrong = f"{BACKEND} is 'cuda'; accepted: auto, triton, reference"
+    wrong = f"{BACKEND} is 'cuda'; accepted: reference, triton, auto"
     assert main(["doctor", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["variables"][BACKEND] == {"value": "cuda", "fault": wrong}
