@@ -22,28 +22,24 @@ class Unfailing:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        if self._stream is not None and self.error is None:
-            try:
-                self._stream.write(text.encode(self.encoding, "backslashreplace").decode(self.encoding))
-            except (OSError, ValueError) as error:  # ValueError: it is closed
-                self._give_up(error)
+        self._try("write", text.encode(self.encoding, "backslashreplace").decode(self.encoding))
         return len(text)
 
     def flush(self) -> None:
-        if self._stream is not None and self.error is None:
-            try:
-                self._stream.flush()
-            except (OSError, ValueError) as error:
-                self._give_up(error)
+        self._try("flush")
 
     def isatty(self) -> bool:
         return self._stream is not None and self._stream.isatty()
 
-    def _give_up(self, error: OSError | ValueError) -> None:
-        """What is still in its buffer would fail once more when Python ends."""
-        self.error = error
-        with suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+    def _try(self, method: str, *text: str) -> None:
+        if self._stream is None or self.error is not None:
+            return
+        try:
+            getattr(self._stream, method)(*text)
+        except (OSError, ValueError) as error:  # ValueError: it is closed
+            self.error = error
+            with suppress(OSError, ValueError):  # what is still in its buffer would fail once more when Python ends
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
 
 
 @contextmanager

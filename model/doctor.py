@@ -22,9 +22,12 @@ def diagnose() -> dict[str, Any]:
     """Versions, devices, and the backend of each device; touches a GPU only to ask for its name."""
     faults = {"torch": _import_fault("torch")}
     # Triton is imported by whoever asks for a backend, who settles whether it interprets: so it is looked at later.
-    devices, backends = (
-        _without_torch() if faults["torch"] else (_devices(), {name: _usable(name) for name in BACKENDS})
-    )
+    cpu: dict[str, Any] = {"device": "cpu", "name": platform.processor() or platform.machine()}
+    if faults["torch"]:
+        nothing = "nothing, for torch cannot be imported"
+        devices, backends = [cpu | {"runs": nothing}], dict.fromkeys(BACKENDS, nothing)
+    else:
+        devices, backends = _devices(cpu), {name: _usable(name) for name in BACKENDS}
     faults |= {name: _import_fault(name) for name in REQUIRED if name != "torch"}
     packages = {name: None if faults[name] else _version(name) or "of unknown version" for name in REQUIRED}
     variables = {name: {"value": v, "fault": fault} for name, (v, fault) in _settings.present().items()}
@@ -57,11 +60,10 @@ def _import_fault(name: str) -> str | None:
     return None
 
 
-def _devices() -> list[dict[str, Any]]:
+def _devices(cpu: dict[str, Any]) -> list[dict[str, Any]]:
     import torch
 
-    cpu = platform.processor() or platform.machine()
-    devices: list[dict[str, Any]] = [{"device": "cpu", "name": cpu, "threads": torch.get_num_threads()}]
+    devices = [cpu | {"threads": torch.get_num_threads()}]
     for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         card = torch.cuda.get_device_properties(i)
         sm = f"sm_{card.major}{card.minor}"
@@ -71,13 +73,6 @@ def _devices() -> list[dict[str, Any]]:
     for device in devices:
         device["runs"] = _resolved("auto", device["device"])
     return devices
-
-
-def _without_torch() -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Devices and backends as far as they are known."""
-    nothing = "nothing, for torch cannot be imported"
-    cpu = {"device": "cpu", "name": platform.processor() or platform.machine(), "runs": nothing}
-    return [cpu], dict.fromkeys(BACKENDS, nothing)
 
 
 def as_text(report: dict[str, Any]) -> str:

@@ -24,7 +24,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     path = local_path(path)
     target = Path(os.path.realpath(path)) if path.is_symlink() else path
     part = target.with_name(f".{secrets.token_hex(4)}.part")
-    try:
+    with _named(path):
         if older := target.exists() or target.is_symlink():  # a link by now: one of a ring
             _check(target)
         try:
@@ -35,16 +35,20 @@ def whole_file(path: str | Path) -> Iterator[Path]:
             handle, name = tempfile.mkstemp(".part")
             os.close(handle)
             part = Path(name)
-    except OSError as error:
-        raise type(error)(f"cannot write {path}: {error.strerror}") from error
     try:
         yield part
-        try:
+        with _named(path):
             _replace(part, target)
-        except OSError as error:
-            raise type(error)(f"cannot write {path}: {error.strerror}") from error
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise type(error)(f"cannot write {path}: {error.strerror}") from error
 
 
 def check_writable(path: str | Path) -> None:

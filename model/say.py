@@ -7,9 +7,9 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import fields
+from dataclasses import dataclass, field, fields, replace
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -27,15 +27,25 @@ from zonos2_triton.model.plot import check_plotting, save_spectrogram
 from zonos2_triton.model.prompt import PromptOptions
 from zonos2_triton.model.runtime.request import Frame, fresh_seed
 from zonos2_triton.model.runtime.scheduler import LoopOptions
-from zonos2_triton.model.runtime.stream import Progress
 from zonos2_triton.model.threads import computing, threads_hint
 from zonos2_triton.reference.sampling_params import Default, Sampling
+
+
+@dataclass
+class _Made:
+    """What has come of a text so far."""
+
+    started: float = field(default_factory=time.perf_counter)
+    first_audio: float | None = None  # seconds
+    frames: int = 0
+    ended: str | None = None
+    chunks: list[Tensor] = field(default_factory=lambda: [torch.zeros(0, dtype=torch.float32, device="cpu")])
 
 
 def say(options: argparse.Namespace) -> int:
     """The exit status; options as `cli` reads them."""
     sampling = Sampling(**{field.name: getattr(options, field.name) for field in fields(Sampling)})
-    sampling = Sampling(**{**vars(sampling), "seed": fresh_seed(sampling)})  # to be reported
+    sampling = replace(sampling, seed=fresh_seed(sampling))  # to be reported
     text = _text(options.text)
     if options.spectrogram is not None:
         check_plotting()
@@ -51,12 +61,7 @@ def say(options: argparse.Namespace) -> int:
     with ExitStack() as stack:
         stdout = stack.enter_context(aside())  # what a library prints is not the result
         sink = stack.enter_context(_sink(options.out, stdout))
-        if options.raw and sink is None:
-            raise ValueError(f"--raw is for --out -, got --out {options.out}")
-        ending = "" if sink else sound_ending(options.out)
-        for path in (options.spectrogram, None if sink else options.out):
-            if path is not None:
-                check_writable(path)  # known before the model is read
+        ending = _checked_places(options, sink)
         tts = Zonos2.load(
             options.model, options.device, options.dtype, options.backend, options.vocoder, options.speaker_encoder,
             LoopOptions(streams=1), options.vocoder_dtype,
@@ -64,65 +69,70 @@ def say(options: argparse.Namespace) -> int:
         if tts.notice:
             print(f"zonos2-triton: note: {tts.notice}", file=sys.stderr)
         default = torch.get_num_threads()
-        weights = [*tts.backbone.weights.values(), *tts.vocoder.state.values()]
-        threads = stack.enter_context(computing(weights))
-        sample_rate = tts.vocoder.config.sample_rate
-        started, first_audio, frames, ended = time.perf_counter(), None, 0, None
-        total = None if isinstance(sampling.max_frames, Default) else sampling.clamped().max_frames
-        # disable=None: silent when standard error is no terminal
-        with tqdm(total=total, unit="frame", disable=None, leave=False) as bar:
-
-            def progress(_: int, frame: Frame) -> None:
-                nonlocal frames, ended
-                frames, ended = frames + 1, frame.ended
-                bar.update()
-
-            chunks = [torch.zeros(0, dtype=torch.float32, device="cpu")]
-            try:
-                if sink and not options.raw:
-                    _send(sink, wav_header(sample_rate))
-                stream = options.stream or sink is not None
-                for chunk in _chunks(tts, text, voice, sampling, progress, prompt, stream):
-                    if sink:
-                        _send(sink, to_int16(chunk).numpy().astype("<i2").tobytes())
-                    if first_audio is None:
-                        first_audio = time.perf_counter() - started
-                        if options.stream:
-                            bar.write(f"zonos2-triton: note: first audio after {first_audio:.2f} s", file=sys.stderr)
-                    chunks.append(chunk)
-            except BrokenPipeError:  # who listens has heard enough
-                return 0
-            except KeyboardInterrupt:
-                if sink is None:
-                    raise
-                print("zonos2-triton: interrupted; what was made is written", file=sys.stderr)
-                return 130  # as of every command that Ctrl-C ends
-        audio = Audio(torch.cat(chunks), sample_rate, tts.comment)
+        threads = stack.enter_context(computing([*tts.backbone.weights.values(), *tts.vocoder.state.values()]))
+        try:
+            made = _speak(tts, text, voice, sampling, prompt, sink, options)
+        except BrokenPipeError:  # who listens has heard enough
+            return 0
+        except KeyboardInterrupt:
+            if sink is None:
+                raise
+            print("zonos2-triton: interrupted; what was made is written", file=sys.stderr)
+            return 130  # as of every command that Ctrl-C ends
+        audio = Audio(torch.cat(made.chunks), tts.vocoder.config.sample_rate, tts.comment)
         if not sink:
             _save(audio, options.out, ending)
-        seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - made.started
         if options.spectrogram:
             _draw(audio, options.spectrogram, f"{Path(options.out).name}: {tts.comment}")
-    rate = seconds / audio.seconds if audio.seconds else None
-    report = {
-        "out": str(options.out),
-        "frames": frames,
-        "ended": ended,
-        "audio_s": round(audio.seconds, 3),
-        "wall_s": round(seconds, 3),
-        "rtf": rate and round(rate, 4),
-        "first_audio_s": first_audio and round(first_audio, 3),
-        "seed": sampling.seed,
-        "device": str(tts.backbone.device),
-        "dtype": str(tts.backbone.dtype).removeprefix("torch."),
-        "backend": tts.backbone.backend,
-        "threads": threads,
-        "notice": tts.notice,
-    }
+    report = _report(str(options.out), tts, made, audio.seconds, seconds) | {"seed": sampling.seed, "threads": threads}
     if threads != default and not options.json:
         print(f"zonos2-triton: note: {threads_hint(threads, default)}", file=sys.stderr)
     print(json.dumps(report) if options.json else _closing_line(report), file=sys.stderr if sink else None)
     return 0
+
+
+def _checked_places(options: argparse.Namespace, sink: FileIO | None) -> str:
+    """The ending of the sound's file, if it is one. What is wrong with a place is known before the model is read."""
+    if options.raw and sink is None:
+        raise ValueError(f"--raw is for --out -, got --out {options.out}")
+    ending = "" if sink else sound_ending(options.out)
+    for path in (options.spectrogram, None if sink else options.out):
+        if path is not None:
+            check_writable(path)
+    return ending
+
+
+def _speak(
+    tts: Zonos2, text: str, voice: Voice, sampling: Sampling, prompt: PromptOptions, sink: FileIO | None,
+    options: argparse.Namespace,
+) -> _Made:  # fmt: skip
+    """All of it; the sink has each sound when it is made."""
+    made = _Made()
+    total = None if isinstance(sampling.max_frames, Default) else sampling.clamped().max_frames
+    # disable=None: silent when standard error is no terminal
+    with tqdm(total=total, unit="frame", disable=None, leave=False) as bar:
+
+        def progress(_: int, frame: Frame) -> None:
+            made.frames, made.ended = made.frames + 1, frame.ended
+            bar.update()
+
+        chunks: Iterable[Tensor]
+        if options.stream or sink:
+            chunks = tts.stream(text, voice, sampling, progress, **prompt)
+        else:
+            chunks = [tts.speak(text, voice, sampling, progress, **prompt).samples]
+        if sink and not options.raw:
+            _send(sink, wav_header(tts.vocoder.config.sample_rate))
+        for chunk in chunks:
+            if sink:
+                _send(sink, to_int16(chunk).numpy().astype("<i2").tobytes())
+            if made.first_audio is None:
+                made.first_audio = time.perf_counter() - made.started
+                if options.stream:
+                    bar.write(f"zonos2-triton: note: first audio after {made.first_audio:.2f} s", file=sys.stderr)
+            made.chunks.append(chunk)
+    return made
 
 
 @contextmanager
@@ -204,13 +214,20 @@ def _text(given: str) -> str:
     return text
 
 
-def _chunks(
-    tts: Zonos2, text: str, voice: Voice, sampling: Sampling, progress: Progress, prompt: PromptOptions, stream: bool
-) -> Iterator[Tensor]:
-    if stream:
-        yield from tts.stream(text, voice, sampling, progress, **prompt)
-    else:
-        yield tts.speak(text, voice, sampling, progress, **prompt).samples
+def _report(out: str, tts: Zonos2, made: _Made, audio_s: float, wall_s: float) -> dict[str, Any]:
+    return {
+        "out": out,
+        "frames": made.frames,
+        "ended": made.ended,
+        "audio_s": round(audio_s, 3),
+        "wall_s": round(wall_s, 3),
+        "rtf": round(wall_s / audio_s, 4) if audio_s else None,
+        "first_audio_s": made.first_audio and round(made.first_audio, 3),
+        "device": str(tts.backbone.device),
+        "dtype": str(tts.backbone.dtype).removeprefix("torch."),
+        "backend": tts.backbone.backend,
+        "notice": tts.notice,
+    }
 
 
 def _closing_line(report: dict[str, Any]) -> str:

@@ -75,19 +75,15 @@ class _Clip:
     def _check_end(self, eos_frame: int | None, total: int, last: bool, decoded: int) -> None:
         if eos_frame is not None:
             if self.eos_frame not in (None, eos_frame):
-                raise ValueError(
-                    f"{self.name}eos_frame was {self.eos_frame} in an earlier message, got {eos_frame!r}"
-                )  # fmt: skip
+                raise ValueError(f"{self.name}eos_frame was {self.eos_frame} in an earlier message, got {eos_frame!r}")
             number = as_int(eos_frame)
             if number is None or number < decoded:
                 raise ValueError(
                     f"{self.name}eos_frame must be at least {decoded}, which are decoded, got {eos_frame!r}"
-                )  # fmt: skip
+                )
         end = self.eos_frame if eos_frame is None else eos_frame
         if last and end is not None and end > total:
-            raise ValueError(
-                f"{self.name}eos_frame must be at most the {total} frames that were pushed, got {end}"
-            )  # fmt: skip
+            raise ValueError(f"{self.name}eos_frame must be at most the {total} frames that were pushed, got {end}")
 
 
 class _Stream:

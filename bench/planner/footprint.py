@@ -5,7 +5,7 @@ holds between two calls is an estimate.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -131,7 +131,7 @@ def components(tts: Zonos2) -> dict[str, int]:
     return found
 
 
-def held(found: "Iterator[Tensor] | list[Tensor]") -> int:
+def held(found: Iterable[Tensor]) -> int:
     """Bytes of the memory behind tensors, counted once each."""
     storages = [tensor.untyped_storage() for tensor in found]
     return sum({storage._cdata: storage.nbytes() for storage in storages}.values())

@@ -112,23 +112,23 @@ def table(record: Record) -> str:
     return text_table(lines, keys=2)
 
 
-def listing(parts: Collection[str], as_json: bool, names: bool, reason: str | None = None) -> str:
-    """What would run where a GPU is: by name, or how much of it. reason: why nothing was run, if it should have."""
+def listing(parts: Collection[str], as_json: bool, reason: str | None = None) -> str:
+    """What would run where a GPU is, by name; or how much of it, and the reason why nothing was run that should have."""
     items = {part: [item.name for item in plan(None, [part], REAL)] for part in parts}
     if as_json:
         why = {"reason": reason} if reason else {}
         return json.dumps({"schema": Record.SCHEMA, "ran": False, **why, "would_run": items}, indent=1)
-    rows = [(part, str(len(mine)) if mine else "with every part") for part, mine in items.items()]
+    if reason:
+        rows = [(part, str(len(mine)) if mine else "with every part") for part, mine in items.items()]
+        table = text_table([("part", "items"), *rows])
+        hint = "--names lists the items; --dry-run runs every step on a CPU, at a small size"
+        return fitted(f"nothing was run: {reason}. On a GPU this would run:\n{table}\n{hint}")
     lines = []
-    if names:
-        for part, mine in items.items():
-            lines.append(f"{part}: {len(mine)} items" if mine else f"{part}: with every part")
-            for kernel in dict.fromkeys(item.partition("/")[0] for item in mine):
-                own = [item.removeprefix(f"{kernel}/") for item in mine if item.startswith(f"{kernel}/")]
-                lines.append(f"  {kernel} {', '.join(own)}".rstrip())
-        return fitted("\n".join(lines))
-    lines += [f"nothing was run: {reason}. On a GPU this would run:", text_table([("part", "items"), *rows])]
-    lines.append("--names lists the items; --dry-run runs every step on a CPU, at a small size")
+    for part, mine in items.items():
+        lines.append(f"{part}: {len(mine)} items" if mine else f"{part}: with every part")
+        for kernel in dict.fromkeys(item.partition("/")[0] for item in mine):
+            own = [item.removeprefix(f"{kernel}/") for item in mine if item.startswith(f"{kernel}/")]
+            lines.append(f"  {kernel} {', '.join(own)}".rstrip())
     return fitted("\n".join(lines))
 
 
@@ -153,11 +153,10 @@ def _command(options: argparse.Namespace) -> int:
     budget = Budget(options.budget)
     parts = chosen("--only", ",".join(options.only).split(",") if options.only else None, PARTS)
     if options.names:
-        print(listing(parts, options.json, names=True))
+        print(listing(parts, options.json))
         return 0
     if not options.dry_run and not torch.cuda.is_available():
-        reason = f"torch {torch.__version__} finds no CUDA or ROCm device"
-        print(listing(parts, options.json, False, reason))
+        print(listing(parts, options.json, f"torch {torch.__version__} finds no CUDA or ROCm device"))
         return 1
     if options.dry_run:
         interpreting()

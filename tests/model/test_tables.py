@@ -138,8 +138,8 @@ def swapped(_):
 TABLES = {
     "overview": lambda _: plan.as_text(plan.overview()),
     "plan": lambda _: plan.as_text(plan.plan(card("rtx4080"))),
-    "gpu": lambda _: gpu.listing(["kernels", "timings"], False, names=True),
-    "no gpu": lambda _: gpu.listing(["kernels", "timings"], False, False, "torch finds no device"),
+    "gpu": lambda _: gpu.listing(["kernels", "timings"], False),
+    "no gpu": lambda _: gpu.listing(["kernels", "timings"], False, "torch finds no device"),
     "timings": timings,
     "ranges": ranges,
     "swapped": swapped,
