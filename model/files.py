@@ -43,6 +43,12 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def write_whole(path: str | Path, text: str) -> None:
+    """A `whole_file` of this text, in UTF-8."""
+    with whole_file(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
     try:

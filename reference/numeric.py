@@ -51,15 +51,17 @@ SWITCHES = (
     (_backends.cuda.matmul, "allow_fp16_reduced_precision_reduction", True),
     (_backends.cuda.matmul, "allow_bf16_reduced_precision_reduction", True),
 )
+# Some switches of cuBLAS are pairs, whose own name shows half. They are found here: asking takes longer than reading.
+PAIRS = {name: f"{name}_split_k" for owner, name, _ in SWITCHES if hasattr(owner, f"{name}_split_k")}
 _lock = threading.Lock()
 _inside = 0
 _before: list[Any] = []
 
 
 def _value(owner: Any, name: str) -> Any:
-    """As it may be set again: some switches of cuBLAS are pairs, which their own name shows half of."""
-    value, second = getattr(owner, name), f"{name}_split_k"
-    return (value, getattr(owner, second)) if hasattr(owner, second) else value
+    """As it may be set again."""
+    value = getattr(owner, name)
+    return (value, getattr(owner, PAIRS[name])) if name in PAIRS else value
 
 
 @contextmanager

@@ -122,7 +122,6 @@ def test_the_examples_of_a_section_run(section, results, capsys):
 
 @pytest.mark.interpreter
 @pytest.mark.usefixtures("quick_interpreter")
-@pytest.mark.filterwarnings("ignore:text.* did not come to its end")
 def test_the_other_python_examples_run_in_order(folder, monkeypatch):
     transformers = pytest.importorskip("transformers")
     monkeypatch.chdir(folder)

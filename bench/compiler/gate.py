@@ -27,7 +27,7 @@ import torch
 from zonos2_triton.bench.cli_choices import chosen
 from zonos2_triton.bench.compiler.cubin_stats import TARGETS, TENSOR_MEMORY, Stats, statistics
 from zonos2_triton.bench.compiler.offline_compile import Launch, check_compiler, dry_run, fake_tensors, in_short
-from zonos2_triton.model.files import whole_file
+from zonos2_triton.model.files import write_whole
 from zonos2_triton.model.tables import fitted, text_table
 
 CATALOGUE = "zonos2_triton.bench.catalogue"
@@ -292,8 +292,7 @@ def write_baseline(path: Path, rows: Sequence[Row], known: Collection[str]) -> N
     kept |= _measured(rows)
     lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(kept[key])}" for key in sorted(kept))
     path.parent.mkdir(exist_ok=True)
-    with whole_file(path) as part:
-        part.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+    write_whole(path, f"{{\n{lines}\n}}\n")
 
 
 def table(rows: Iterable[Row]) -> str:

@@ -21,7 +21,7 @@ import torch
 
 from zonos2_triton import kernels
 from zonos2_triton.bench.catalogue import KERNELS
-from zonos2_triton.model.files import whole_file
+from zonos2_triton.model.files import write_whole
 
 LISTING = Path(kernels.__path__[0]) / "schemas.json"
 COMMAND = "python -m zonos2_triton.bench.compiler.op_schema --write VERSION"
@@ -70,8 +70,7 @@ def write(path: Path, version: str, new: Schemas) -> None:
     least = needed(old["version"], found)
     if _numbers(version) < _numbers(least):
         raise ValueError(f"version {version} is too low, at least {least} is needed:\n{as_text(found)}")
-    with whole_file(path) as part:
-        part.write_text(json.dumps({"version": version, "ops": dict(new)}, indent=1) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps({"version": version, "ops": dict(new)}, indent=1) + "\n")
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -111,10 +111,9 @@ def planned(
 def components(tts: Zonos2) -> dict[str, int]:
     """Bytes that it holds between two frames, by part; memory that several share counts for the first of them."""
     backbone, codec, loop = tts.backbone, tts.vocoder, tts.backbone.loop
-    named: dict[str, object] = {f"weights: {group}": [] for group in GROUPS.values()}
-    for name, tensor in backbone.weights.items():
-        named[f"weights: {group_of(name)}"] += [tensor]  # type: ignore[operator]
-    named |= {
+    weights = backbone.weights.items()
+    named: dict[str, object] = {
+        **{f"weights: {own}": [t for name, t in weights if group_of(name) == own] for own in GROUPS.values()},
         "embedding again, as one table": backbone.model.table,
         "rotary table": backbone.model.rotary,
         "vocoder, as loaded": codec.state,

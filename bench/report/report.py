@@ -15,7 +15,7 @@ from zonos2_triton.bench.report.compare import Input, compare
 from zonos2_triton.bench.report.sections import comparison, sections
 from zonos2_triton.bench.suite import results
 from zonos2_triton.bench.suite.results import Result
-from zonos2_triton.model.files import whole_file
+from zonos2_triton.model.files import write_whole
 
 TEMPLATE = Path(__file__).parent / "report.html.j2"
 
@@ -64,8 +64,7 @@ def _command(options: argparse.Namespace) -> int:
         if not any(results.items(result, part) for part in result["parts"]):
             raise ValueError(f"{path} holds no result to report: nothing was run")
         found.append((path.name, result))
-    with whole_file(options.out) as part:
-        part.write_text(html(found), encoding="utf-8")
+    write_whole(options.out, html(found))
     shown = {"page": str(options.out), "results": [name for name, _ in found]}
     print(json.dumps(shown, indent=1) if options.json else options.out)
     return 0

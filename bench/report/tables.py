@@ -16,7 +16,7 @@ from zonos2_triton.bench.proof.mutants import FAULTS, distinct
 from zonos2_triton.bench.specs.performance_targets import GOALS, UNMEASURED
 from zonos2_triton.bench.specs.spec import Kernel
 from zonos2_triton.bench.suite.results import Result, newest, passed
-from zonos2_triton.model.files import whole_file
+from zonos2_triton.model.files import write_whole
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
@@ -113,6 +113,4 @@ def with_tables(text: str, result: Result | None) -> str:
 
 
 if __name__ == "__main__":
-    made = with_tables(README.read_text(encoding="utf-8"), newest())
-    with whole_file(README) as part:
-        part.write_text(made, encoding="utf-8")
+    write_whole(README, with_tables(README.read_text(encoding="utf-8"), newest()))

@@ -113,7 +113,7 @@ def table(record: Record) -> str:
 
 
 def listing(parts: Collection[str], as_json: bool, reason: str | None = None) -> str:
-    """What would run where a GPU is, by name; or how much of it, and the reason why nothing was run that should have."""
+    """What would run where a GPU is, by name; with a reason why nothing was run, how much of it."""
     items = {part: [item.name for item in plan(None, [part], REAL)] for part in parts}
     if as_json:
         why = {"reason": reason} if reason else {}

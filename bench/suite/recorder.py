@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from zonos2_triton.bench.suite import results
-from zonos2_triton.model.files import whole_file
+from zonos2_triton.model.files import write_whole
 from zonos2_triton.model.tables import fitted
 
 # What PyTorch, a compiler or a library says of something that this machine lacks.
@@ -113,8 +113,7 @@ class Record:
     def write(self) -> None:
         """The whole file or the one before it, whenever the machine stops."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(self.path) as part:
-            part.write_text(json.dumps(self.content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        write_whole(self.path, json.dumps(self.content, indent=1, allow_nan=False) + "\n")
 
     def summary(self, part: str) -> str:
         """For a person: counts, then what went wrong and what was left out."""

@@ -134,8 +134,12 @@ def _stamp(tensor: Tensor | None) -> tuple[object, ...]:
     """What a move, a conversion and most writes change; quick, for it is asked at every call."""
     if tensor is None:
         return ()
-    version = 0 if tensor.is_inference() else tensor._version
-    return version, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+    return writes_to(tensor), tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+
+
+def writes_to(tensor: Tensor) -> int:
+    """Grows with each write in place; tensors of inference mode do not count them."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _octets(tensor: Tensor) -> Any:

@@ -183,10 +183,9 @@ def test_to_have_done_nothing_is_no_success(command, status, without, said, caps
 
 
 def test_a_changed_baseline_is_worse(capsys, tmp_path):
-    row = ROW
     before, after = tmp_path / "a.json", tmp_path / "b.json"
-    before.write_text(json.dumps({"k/_k/decode-B1-bfloat16/sm_90": row}), encoding="utf-8")
-    after.write_text(json.dumps({"k/_k/decode-B1-bfloat16/sm_90": row | {"registers": 64}}), encoding="utf-8")
+    before.write_text(json.dumps({"k/_k/decode-B1-bfloat16/sm_90": ROW}), encoding="utf-8")
+    after.write_text(json.dumps({"k/_k/decode-B1-bfloat16/sm_90": ROW | {"registers": 64}}), encoding="utf-8")
     assert main(["bench", "--compare", str(before), str(before)]) == 0
     assert main(["bench", "--compare", str(before), str(after)]) == 1
     assert "registers 32 -> 64" in capsys.readouterr().out

@@ -73,6 +73,9 @@ def test_memory_by_default_is_that_of_loading():
     parts = memory()
     assert parts["weights: experts"] == 2 * 24 * 16 * 3 * 3072 * 2048
     assert parts["cache"] == 4 * 6144 * 28 * 2 * 4 * 128 * 2
+    assert parts["speaker encoder"] == 4 * 12_001_088
+    assert parts["rotary table"] == 6144 * 128 * 4
+    assert parts["embedding again, as one table"] == parts["weights: embedding"] == 2 * (9 * 1026 + 520) * 2048
     # All but the convolutions of one tap once more, as they are read.
     assert 0.9 < parts["vocoder, packed"] / parts["vocoder, as loaded"] < 1.01
     assert 0.3e9 < parts["vocoder's rings"] < 1.1e9
@@ -91,6 +94,7 @@ def test_memory_follows_the_options():
     assert memory(precision="fp32")["cache"] == 2 * memory()["cache"]
     assert memory(precision="fp32")["weights: experts"] == 2 * memory(precision="fp16")["weights: experts"]
     assert memory(vocoder_dtype="float16")["vocoder, as loaded"] == 54_247_777 * 2
+    assert memory(vocoder_dtype="tf32") == memory()
 
 
 def test_only_experts_shrink():
@@ -204,10 +208,7 @@ def test_a_full_context():
         ({"prompt": 1001}, r"prompt must be an integer in 1\.\.1000 = context, which it is part of, got 1001"),
         ({"precision": "int16"}, r"precision must be one of bf16, .*got 'int16'; did you mean 'int8' or 'int4'\?"),
         ({"positions": 0}, r"positions must be an integer in 1\.\.2147483647, got 0"),
-        (
-            {"vocoder_dtype": "float46"},
-            r"vocoder_dtype must be one of float32, .*got 'float46'; did you mean",
-        ),
+        ({"vocoder_dtype": "float46"}, r"vocoder_dtype must be one of float32, .*got 'float46'; did you mean"),
     ],
 )
 def test_bad_arguments(arguments, message):

@@ -280,7 +280,6 @@ def test_from_pretrained_is_load(tiny_folder):
 
 REJECTED = {
     "long": ({"text": "x" * 2048}, ValueError, r"2067 rows.*takes 2047; shorten it by at least 20 bytes"),
-    "max_token": ({"max_token": 7}, TypeError, r"{way}\(\) .*'max_token'; did you mean 'max_frames'\?"),
     "none": ({"text": None}, TypeError, "text must be a string"),
     "rate": ({"speaking_rate": 9}, ValueError, "speaking_rate must be in"),
     "voice-size": ({"speaker": torch.zeros(47)}, ValueError, r"=48\], got \[47\]"),
@@ -288,20 +287,11 @@ REJECTED = {
     "voice-short": ({"speaker": (torch.ones(9), 24000)}, ValueError, "shorter than one analysis"),
     "voice-missing": ({"speaker": "nowhere.wav"}, FileNotFoundError, "nowhere.wav is not a file"),
     "voice-kind": ({"speaker": 7}, TypeError, "speaker must be a file"),
-    "unknown": (
-        {"colour": 7},
-        TypeError,
-        r"{way}\(\) got an unexpected keyword argument 'colour'; it takes .*speaker, ",
-    ),
-    "seed": ({"sede": 7}, TypeError, r"{way}\(\) got an unexpected keyword argument 'sede'; did you mean 'seed'\?"),
+    "unknown": ({"colour": 7}, TypeError, r"{way}\(\) got an unexpected .* 'colour'; it takes .*speaker, "),
     "max_tokens": ({"max_tokens": 7}, TypeError, r"{way}\(\) .*'max_tokens'; did you mean 'max_frames'\?"),
     "rate-word": ({"rate": 7}, TypeError, r"{way}\(\) .*'rate'; did you mean 'speaking_rate'\?"),
     "voice": ({"voice": "a.wav"}, TypeError, r"{way}\(\) .*'voice'; did you mean 'speaker'\?"),
-    "sampling": (
-        {"sampling": None},
-        TypeError,
-        "sampling must be a Sampling, or a list of one for each text, got None",
-    ),
+    "sampling": ({"sampling": None}, TypeError, "sampling must be a Sampling, or a list of one for each text, got"),
     "samplings": ({"sampling": [SHORT, SHORT]}, ValueError, "one for all or one for each of 1 texts, got 2"),
     "temperature": ({"temperature": "hot"}, TypeError, "temperature must be a number, got 'hot'"),
     "frames": ({"max_frames": 2048}, ValueError, "text: max_frames is 2048, but behind a prompt of 20 rows"),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from zonos2_triton.model.backend import current
+from zonos2_triton.model.integrations.patching import writes_to
 from zonos2_triton.model.ops import SEQUENCES_AT_ONCE
 from zonos2_triton.reference.config import Zonos2Config
 from zonos2_triton.reference.network import layout
@@ -98,18 +99,13 @@ class Handed:
     last: tuple[Tensor, int, Tensor, Tensor] | None = None
 
     def keep(self, ids: Tensor, order: Tensor, offsets: Tensor) -> None:
-        self.last = ids, _version(ids), order, offsets
+        self.last = ids, writes_to(ids), order, offsets
 
     def of(self, ids: Tensor, n_experts: int) -> tuple[Tensor, Tensor]:
         """order and offsets of ids [.., k]."""
-        if self.last is not None and ids is self.last[0] and _version(ids) == self.last[1]:
+        if self.last is not None and ids is self.last[0] and writes_to(ids) == self.last[1]:
             return self.last[2:]
         return by_expert(ids.reshape(-1, ids.shape[-1]), n_experts)
-
-
-def _version(tensor: Tensor) -> int:
-    """Grows with each write in place; tensors of inference mode do not count them."""
-    return 0 if tensor.is_inference() else tensor._version
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,18 @@ class TTSSamplingParams:
     seed: int | None = None
 
 
-class Options(TypedDict, total=False):
+class WithoutMeaning(TypedDict, total=False):
+    """Keywords of the official engine for which there is one way here, or nothing to choose."""
+
+    attention_backend: str
+    moe_backend: str
+    cache_type: str
+    memory_ratio: float
+    distributed_timeout: float
+    use_pynccl: bool
+
+
+class Options(WithoutMeaning, total=False):
     """Further keywords of `TTSLLM`."""
 
     # As in Zonos2.load.
@@ -74,23 +85,6 @@ class Options(TypedDict, total=False):
     cuda_graph_max_bs: int | None
     use_dummy_weight: bool
     tp_info: Any
-    # Of the official engine, without one: there is one way here, or nothing to choose.
-    attention_backend: str
-    moe_backend: str
-    cache_type: str
-    memory_ratio: float
-    distributed_timeout: float
-    use_pynccl: bool
-
-
-WITHOUT_MEANING = (
-    "attention_backend",
-    "moe_backend",
-    "cache_type",
-    "memory_ratio",
-    "distributed_timeout",
-    "use_pynccl",
-)
 
 
 class TTSLLM:
@@ -267,7 +261,7 @@ def _check(given: Mapping[str, Any]) -> None:
     tp = given.get("tp_info")
     if tp is not None and getattr(tp, "size", None) != 1:
         raise ValueError(f"tp_info must have the size 1, for there is no tensor parallelism here, got {tp!r}")
-    if idle := [f"{name}={given[name]!r}" for name in WITHOUT_MEANING if name in given]:
+    if idle := [f"{name}={given[name]!r}" for name in WithoutMeaning.__annotations__ if name in given]:
         LOG.info("TTSLLM: without a meaning here: %s", ", ".join(idle))
 
 

@@ -39,15 +39,6 @@ def test_restore_is_identity(build, codes_of, decode, host):
     assert held(model) == before
 
 
-def test_auto_replaces_nothing_on_a_cpu(build, host):
-    model = build(host)
-    before = held(model)
-    report = accelerate(model)
-    assert held(model) == before
-    assert [left.op for left in report.left] == ["from_codes", "decoder"]
-    assert "on a cpu" in str(report)
-
-
 EXCHANGED = (  # weights of one layer and another; in bf16, alphas of like size make no more difference than rounding
     ("decoder", f"{BLOCK}.2.block.1.weight", f"{BLOCK}.3.block.1.weight"),
     ("decoder", f"{BLOCK}.4.block.3.weight", f"{BLOCK}.3.block.3.weight"),
@@ -171,16 +162,11 @@ def test_one_that_is_not_as_expected(build, host, fault):
         refused(model, message, backend="reference", strict=strict)
 
 
-def test_changed_weights(build, codes_of, latents_of, host):
+def test_after_a_change_the_rest_runs_and_all_can_be_accelerated_again(build, codes_of, latents_of, host):
     model, codes, z = build(host), codes_of(1, 3), latents_of(1, 3)
     report = accelerate(model, backend="reference")
     codebook_of(model).weight.mul_(2)
-    with pytest.raises(RuntimeError, match=r"quantizer\.quantizers\.0\.codebook\.weight was changed"):
-        model.quantizer.from_codes(codes)
     assert model.decoder(z).isfinite().all()
-    conv_of(model).bias.add_(1)
-    with pytest.raises(RuntimeError, match=r"decoder\.\S+ was changed after accelerate\(\), .* call report\.restore"):
-        model.decoder(z)
     report.restore()
     want = model.quantizer.from_codes(codes)[0]
     accelerate(model, backend="reference")

@@ -87,13 +87,6 @@ def test_calls_by_the_names_of_the_original():
             model.out_norm(x, residual=x)
 
 
-def test_auto_replaces_nothing_on_a_cpu():
-    model = made()
-    before = held(model)
-    report = accelerate(model)
-    assert ([left.op for left in report.left], held(model)) == (OPS, before)
-
-
 def test_a_prefix():
     class Wrapped(nn.Module):
         def __init__(self):
@@ -350,3 +343,26 @@ def test_what_kernels_do_not_take():
     message = r"out_norm\.weight must be contiguous and start at a multiple of 16 bytes .* clone it"
     refused(model, message, backend="triton")
     accelerate(model, backend="reference")
+
+
+@pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
+def test_weights_may_require_gradients(backend, without):
+    model = made().requires_grad_(True)
+    with without():
+        expected = spoken(model)
+        report = accelerate(model, backend=backend)
+        assert [row.op for row in report.swapped] == OPS
+        assert all(row.where.endswith(", under torch.no_grad()") for row in report.swapped)
+        assert 0 < difference(spoken(model), expected) < 5e-6
+
+
+def test_tied_weights():
+    model = made()
+    model.multi_embedder.embedders[1].weight = model.multi_embedder.embedders[0].weight
+    model.layers[2].attention = model.layers[1].attention
+    expected = spoken(model)
+    before = held(model)
+    with accelerate(model, backend="reference") as report:
+        assert [row.op for row in report.swapped] == OPS
+        assert difference(spoken(model), expected) < 5e-6
+    assert held(model) == before
