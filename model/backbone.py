@@ -12,7 +12,7 @@ from torch import Tensor
 from zonos2_triton._settings import local_path
 from zonos2_triton.model.backend import current, resolve_backend, resolve_device, resolve_dtype
 from zonos2_triton.model.ops import PAGE_SIZE, ops_of
-from zonos2_triton.model.runtime.request import Generation, Request
+from zonos2_triton.model.runtime.request import Generation, Request, for_each
 from zonos2_triton.model.runtime.scheduler import Loop, LoopOptions
 from zonos2_triton.model.runtime.stream import Progress, Stream, read_all
 from zonos2_triton.model.vocoder_decoder import Decoder
@@ -199,7 +199,7 @@ class Backbone:
 
     def room_behind(self, rows: int) -> int:
         """How many frames may follow a prompt of so many rows, by the context and by the whole cache; at least 1."""
-        return max(min(self.config.max_seqlen - rows, self.loop.pages * PAGE_SIZE + 1 - rows), 1)
+        return max(min(self.config.max_seqlen, self.loop.pages * PAGE_SIZE + 1) - rows, 1)
 
     def streams(
         self,
@@ -211,13 +211,7 @@ class Backbone:
         """`stream` of each, all or none; other arguments as of `generate`. names: of the prompts, in errors."""
         n = len(prompts)
         names = [f"prompts[{i}]" for i in range(n)] if names is None else names
-        samplings = [sampling] * n if isinstance(sampling, Sampling) else sampling
-        voices = [None] * n if speakers is None else speakers
-        for name, values in (("sampling", samplings), ("speakers", voices)):
-            if not isinstance(values, list | tuple):
-                raise TypeError(f"{name} must be one for all or a list, got {values!r}")
-            if len(values) != n:
-                raise ValueError(f"{name} must be one for all or one for each of {n} prompts, got {len(values)}")
+        samplings, voices = for_each("sampling", sampling, n), for_each("speakers", speakers, n)
         requests = []
         for i, (prompt, own, voice) in enumerate(zip(prompts, samplings, voices, strict=True)):
             if not isinstance(own, Sampling):

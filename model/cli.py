@@ -125,7 +125,8 @@ class _Parser(argparse.ArgumentParser):
         known = [name for action in self._actions for name in action.option_strings]
         for name in (word.partition("=")[0] for word in self.given if word.startswith("--")):
             if not any(option.startswith(name) for option in known):
-                message += did_you_mean(name, known).replace("; ", "; " if name in message else f"; {name}: ")
+                hint = did_you_mean(name, known)
+                message += hint if name in message else hint.replace("; ", f"; {name}: ")
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 

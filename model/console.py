@@ -64,7 +64,7 @@ def unfailing() -> Iterator[Unfailing]:
 def aside() -> Iterator[int | None]:
     """Inside, what anyone prints goes to standard error, C's messages too. Gives a descriptor of standard output, None
     where it is closed."""
-    kept = place = None
+    place = None
     with suppress(AttributeError, OSError, ValueError):
         place = sys.stdout.fileno()
     with redirect_stdout(sys.stderr):

@@ -16,7 +16,7 @@ from zonos2_triton.model.backend import resolve_device
 from zonos2_triton.model.hints import did_you_mean
 from zonos2_triton.model.nvtx import annotate
 from zonos2_triton.model.prompt import PromptOptions, build_prompt
-from zonos2_triton.model.runtime.request import Generation
+from zonos2_triton.model.runtime.request import Generation, for_each
 from zonos2_triton.model.runtime.scheduler import LoopOptions
 from zonos2_triton.model.runtime.stream import Progress, Stream, read_all
 from zonos2_triton.model.speaker import SpeakerEncoder
@@ -236,13 +236,9 @@ class Zonos2:
         options: SpeechOptions,
     ) -> list[_Task]:
         settings, prompt = _sorted(caller, options)
-        samplings = [sampling] * len(texts) if isinstance(sampling, Sampling) else sampling
-        if not isinstance(samplings, list | tuple) or not all(isinstance(own, Sampling) for own in samplings):
+        samplings = for_each("sampling", sampling, len(texts), "texts")
+        if not all(isinstance(own, Sampling) for own in samplings):
             raise TypeError(f"sampling must be a Sampling, or a list of one for each text, got {sampling!r}")
-        if len(samplings) != len(texts):
-            raise ValueError(
-                f"sampling must be one for all or one for each of {len(texts)} texts, got {len(samplings)}"
-            )
         voice, tasks = self._embedding(speaker), []
         for i, (text, own) in enumerate(zip(texts, samplings, strict=True)):
             name = f"text[{i}]" if many else "text"

@@ -61,7 +61,7 @@ def say(options: argparse.Namespace) -> int:
     with ExitStack() as stack:
         stdout = stack.enter_context(aside())  # what a library prints is not the result
         sink = stack.enter_context(_sink(options.out, stdout))
-        ending = _checked_places(options, sink)
+        ending = _checked_outputs(options, sink)
         tts = Zonos2.load(
             options.model, options.device, options.dtype, options.backend, options.vocoder, options.speaker_encoder,
             LoopOptions(streams=1), options.vocoder_dtype,
@@ -92,7 +92,7 @@ def say(options: argparse.Namespace) -> int:
     return 0
 
 
-def _checked_places(options: argparse.Namespace, sink: FileIO | None) -> str:
+def _checked_outputs(options: argparse.Namespace, sink: FileIO | None) -> str:
     """The ending of the sound's file, if it is one. What is wrong with a place is known before the model is read."""
     if options.raw and sink is None:
         raise ValueError(f"--raw is for --out -, got --out {options.out}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zonos2_triton._settings import local_path
-from zonos2_triton.reference.scalars import plain
+from zonos2_triton.reference.scalars import as_python
 
 BYTE_VOCAB = 448  # 192 symbol ids, of which 2 and 3 are begin and end of text, then the 256 bytes
 
@@ -247,7 +247,7 @@ def _special_topk_layers(value: dict[str, int] | None) -> tuple[tuple[int, int],
 def check_sizes(config: Any) -> None:
     """ValueError: a field of this frozen dataclass is no positive integer, or no list of them. Lists become tuples."""
     for field in fields(config):
-        value, many = plain(getattr(config, field.name)), field.type == tuple[int, ...]
+        value, many = as_python(getattr(config, field.name)), field.type == tuple[int, ...]
         numbers = (value,) if not many else tuple(value) if isinstance(value, list | tuple) else ()
         if not numbers or not all(type(n) is int and n > 0 for n in numbers):
             kind = "a list of positive integers" if many else "a positive integer"
@@ -267,7 +267,7 @@ MAY_BE_ZERO = {
 
 def _check_types(config: Zonos2Config) -> None:
     for field in fields(config):
-        name, value, kind = field.name, plain(getattr(config, field.name)), field.type
+        name, value, kind = field.name, as_python(getattr(config, field.name)), field.type
         object.__setattr__(config, name, value)
         if value is None and kind == int | None:
             continue

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import TypedDict
 
-from zonos2_triton.reference.scalars import plain
+from zonos2_triton.reference.scalars import as_python
 
 LARGEST = (2 - 2.0**-23) * 2.0**127  # of fp32
 LONGEST = 2**24  # up to here, fp32 holds every whole number; no clip has as many frames
@@ -47,7 +47,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            name, value = field.name, plain(getattr(self, field.name))
+            name, value = field.name, as_python(getattr(self, field.name))
             object.__setattr__(self, name, value)
             if name == "ignore_eos":
                 if not isinstance(value, bool):

@@ -4,10 +4,10 @@ from numbers import Integral, Real
 from typing import Any
 
 
-def plain(value: Any) -> Any:
+def as_python(value: Any) -> Any:
     """A number or truth value as int, float or bool, also within lists and tuples; anything else as it is."""
     if isinstance(value, list | tuple):
-        return type(value)(map(plain, value))
+        return type(value)(map(as_python, value))
     if type(value).__module__ == "numpy" and type(value).__name__ in ("bool", "bool_"):
         return bool(value)
     if isinstance(value, int) or not isinstance(value, Real):
@@ -17,5 +17,5 @@ def plain(value: Any) -> Any:
 
 def as_int(value: object) -> int | None:
     """None: no integer; True and False are none, nor are floats."""
-    number = plain(value)
+    number = as_python(value)
     return number if isinstance(number, int) and not isinstance(number, bool) else None

@@ -190,10 +190,10 @@ def unloaded(
     def weights(layout: Mapping[str, list[int]], dtype: str) -> dict[str, Tensor]:
         return {name: torch.empty(shape, dtype=resolve_dtype(dtype), device="meta") for name, shape in layout.items()}
 
-    tf32, stored = vocoder_dtype == "tf32", "float32" if vocoder_dtype == "tf32" else vocoder_dtype
+    stored = vocoder_dtype.replace("tf32", "float32")
     return Zonos2(
         Backbone(sizes.model, weights(network.layout(sizes.model), dtype), backend, options),
-        Vocoder(sizes.codec, weights(vocoder.layout(sizes.codec), stored), backend, tf32),
+        Vocoder(sizes.codec, weights(vocoder.layout(sizes.codec), stored), backend, vocoder_dtype == "tf32"),
         SpeakerEncoder(sizes.speaker, weights(speaker_encoder.layout(sizes.speaker), "float32")),
     )
 

@@ -44,9 +44,8 @@ class Forecast:
 
     def __init__(self, card: Card, precision: str, context: int, vocoder_dtype: str = "float32") -> None:
         self.card, self.precision, self.context = card, precision, context
-        self._itemsize, self._vocoder_itemsize = (
-            DTYPES[name.replace("tf", "float")].itemsize for name in (PRECISIONS[precision][0], vocoder_dtype)
-        )
+        self._itemsize = DTYPES[PRECISIONS[precision][0]].itemsize
+        self._vocoder_itemsize = DTYPES[vocoder_dtype.replace("tf32", "float32")].itemsize
 
     def cost(self, streams: int, context: int | None = None) -> Cost:
         """Of a frame of all streams, codes drawn."""

@@ -120,9 +120,9 @@ def listing(parts: Collection[str], as_json: bool, reason: str | None = None) ->
         return json.dumps({"schema": Record.SCHEMA, "ran": False, **why, "would_run": items}, indent=1)
     if reason:
         rows = [(part, str(len(mine)) if mine else "with every part") for part, mine in items.items()]
-        table = text_table([("part", "items"), *rows])
+        counts = text_table([("part", "items"), *rows])
         hint = "--names lists the items; --dry-run runs every step on a CPU, at a small size"
-        return fitted(f"nothing was run: {reason}. On a GPU this would run:\n{table}\n{hint}")
+        return fitted(f"nothing was run: {reason}. On a GPU this would run:\n{counts}\n{hint}")
     lines = []
     for part, mine in items.items():
         lines.append(f"{part}: {len(mine)} items" if mine else f"{part}: with every part")

@@ -2,8 +2,9 @@
 
 import secrets
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +17,14 @@ from zonos2_triton.reference.sampling import Sampling
 def how_ended(eos_frame: int | None) -> str:
     """By itself, or because no more frames were asked for or fitted."""
     return "max_frames" if eos_frame is None else "end_of_audio"
+
+
+def for_each(name: str, value: Any, n: int, what: str = "prompts") -> Sequence[Any]:
+    """One for all, or a list of one each. ValueError: of another length."""
+    values = value if isinstance(value, list | tuple) else [value] * n
+    if len(values) != n:
+        raise ValueError(f"{name} must be one for all or one for each of {n} {what}, got {len(values)}")
+    return values
 
 
 class Frame(NamedTuple):

@@ -15,7 +15,7 @@ and a `Stream`, which the loop does not know, hands its frames out.
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 
 import torch
@@ -170,11 +170,7 @@ class Loop:
     def exclusive(self) -> Iterator[None]:
         """Inside, the device is this thread's, in the loop's order of launches; what the caller has set in torch is
         nothing to the requests, which may be anybody's."""
-        with self._lock, ExitStack() as stack:
-            stack.enter_context(isolated())
-            stack.enter_context(torch.inference_mode())
-            stack.enter_context(current(self.device))
-            stack.enter_context(self._ordered())
+        with self._lock, isolated(), torch.inference_mode(), current(self.device), self._ordered():
             yield
 
     def replace_ops(self, ops: Ops) -> None:

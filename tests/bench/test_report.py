@@ -247,8 +247,8 @@ def test_times_are_those_of_the_result(whole):
 
 def test_faults_of_shared_code_count_once():
     pairs = [(fault.file, fault.old, fault.new) for faults in FAULTS.values() for fault in faults]
-    assert f" {len({*pairs})} realistic faults" in tables.faults(None)
-    assert f" {len(pairs)} pairs" in tables.faults(None)
+    assert f" {len({*pairs})} realistic faults" in tables.mutants(None)
+    assert f" {len(pairs)} pairs" in tables.mutants(None)
     assert len({*pairs}) < len(pairs)
 
 

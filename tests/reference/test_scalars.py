@@ -21,7 +21,7 @@ from zonos2_triton.model import (
 )
 from zonos2_triton.model.integrations.zonos2_engine.offline import _loop_options, _sampling
 from zonos2_triton.model.weights.tiny import PARAMS, write_tiny
-from zonos2_triton.reference.scalars import as_int, plain
+from zonos2_triton.reference.scalars import as_int, as_python
 
 PROMPT = {"speaking_rate": 3, "quality": {"lufs": 5}}
 CONFIG = Zonos2Config.from_params(PARAMS)
@@ -48,8 +48,8 @@ def numpys(value):
     ids=repr,
 )
 def test_what_a_value_is(value, want):
-    assert plain(value) == want
-    assert type(plain(value)) is type(want)
+    assert as_python(value) == want
+    assert type(as_python(value)) is type(want)
     assert as_int(value) == (want if type(want) is int else None)
 
 

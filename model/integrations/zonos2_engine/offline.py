@@ -18,7 +18,7 @@ from zonos2_triton.model.nvtx import annotate
 from zonos2_triton.model.ops import ROWS_AT_ONCE
 from zonos2_triton.model.pipeline import WEIGHTS, Zonos2
 from zonos2_triton.model.prompt import build_prompt
-from zonos2_triton.model.runtime.request import Generation
+from zonos2_triton.model.runtime.request import Generation, for_each
 from zonos2_triton.model.runtime.scheduler import LoopOptions
 from zonos2_triton.model.vocoder import Vocoder
 from zonos2_triton.model.weights.checkpoint import one_file
@@ -169,8 +169,8 @@ class TTSLLM:
             raise ValueError("decode_audio is True, but this TTSLLM was made with decode_audio=False and has no codec")
         if isinstance(prompts, str) or not isinstance(prompts, Sequence):
             raise TypeError(f"prompts must be a list of texts or of rows of ids, got {type(prompts).__name__}")
-        rates = _for_each("speaking_rate_bucket", speaking_rate_bucket, len(prompts))
-        params = _for_each("sampling_params", sampling_params, len(prompts))
+        rates = for_each("speaking_rate_bucket", speaking_rate_bucket, len(prompts))
+        params = for_each("sampling_params", sampling_params, len(prompts))
         samplings = [_sampling(f"sampling_params[{i}]", own) for i, own in enumerate(params)]
         quality = self._quality(quality_buckets)
         asked = zip(prompts, rates, strict=True)
@@ -306,14 +306,6 @@ def _shortened(config: Zonos2Config, length: int | None) -> Zonos2Config:
         if length is None
         else replace(config, max_seqlen=_count("max_seq_len_override", length, config.max_seqlen))
     )
-
-
-def _for_each(name: str, value: Any, n: int) -> Sequence[Any]:
-    """One for all, or one each."""
-    values = value if isinstance(value, list | tuple) else [value] * n
-    if len(values) != n:
-        raise ValueError(f"{name} must be one for all or one for each of {n} prompts, got {len(values)}")
-    return values
 
 
 def _sampling(name: str, params: object) -> Sampling:
