@@ -20,6 +20,7 @@ from torch import Tensor
 if not torch.cuda.is_available():  # settled when Triton is imported: kernels are interpreted
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from zonos2_triton._settings import PREFIX
 from zonos2_triton.bench.proof.interpreter import checked
 from zonos2_triton.bench.proof.poison import poisoned
 from zonos2_triton.model import Backbone, Vocoder, VocoderConfig, Zonos2, Zonos2Config
@@ -70,6 +71,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if counts:
         reasons = ", ".join(f"{count} need {what}" for what, count in counts.items())
         terminalreporter.write_line(f"{counts.total()} tests are not collected here: {reasons}")
+
+
+@pytest.fixture
+def unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No variable of this package has a value."""
+    for name in [name for name in os.environ if name.startswith(PREFIX)]:
+        monkeypatch.delenv(name)
 
 
 @pytest.fixture

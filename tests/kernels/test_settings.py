@@ -14,10 +14,7 @@ from zonos2_triton._settings import BACKEND, CONFIG, DISABLE, LOG, NVTX, PREFIX,
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(autouse=True)
-def _unset(monkeypatch):
-    for name in [name for name in os.environ if name.startswith(PREFIX)]:
-        monkeypatch.delenv(name)
+pytestmark = pytest.mark.usefixtures("unset")
 
 
 def test_nobody_else_reads_them():

@@ -17,9 +17,7 @@ on_a_cpu = pytest.mark.interpreter
 
 
 @pytest.fixture(autouse=True)
-def _unset(monkeypatch):
-    for name in (BACKEND, DISABLE, CONFIG):
-        monkeypatch.delenv(name, raising=False)
+def fresh(unset):
     backend._warn_disabled.cache_clear()
     overrides.cache_clear()
     yield

@@ -1,6 +1,5 @@
 """The command as a person meets it."""
 
-import io
 import json
 import os
 import pty
@@ -91,13 +90,6 @@ def test_every_option_reaches_the_model(say, tmp_path):
         assert status == 0, err
         sounds.add((tmp_path / "out.wav").read_bytes())
     assert len(sounds) == len(lines)
-
-
-def test_text_from_standard_input(say, monkeypatch, tmp_path):
-    say(text="from a pipe", out="argument.wav")
-    monkeypatch.setattr(sys, "stdin", io.StringIO("from a pipe"))
-    say(text="-", out="pipe.wav")
-    assert (tmp_path / "argument.wav").read_bytes() == (tmp_path / "pipe.wav").read_bytes()
 
 
 @pytest.mark.needs("matplotlib")

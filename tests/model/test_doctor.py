@@ -11,11 +11,7 @@ from zonos2_triton._settings import BACKEND, CONFIG, DISABLE, LOG, NVTX, PREFIX,
 from zonos2_triton.model import doctor
 from zonos2_triton.model.cli import main
 
-
-@pytest.fixture(autouse=True)
-def _unset(monkeypatch):
-    for name in [name for name in os.environ if name.startswith(PREFIX)]:
-        monkeypatch.delenv(name)
+pytestmark = pytest.mark.usefixtures("unset")
 
 
 def test_says_what_will_run_where(capsys):

@@ -57,7 +57,9 @@ class TestText:
         say(text="-")
         say(text=content.decode())
         say(text=content.decode("ascii", "surrogateescape"))  # as the locale C has it
-        assert said == [text] * 3
+        monkeypatch.setattr(sys, "stdin", io.StringIO(content.decode(), newline=""))  # of a program
+        say(text="-")
+        assert said == [text] * 4
 
     @pytest.mark.parametrize(
         ("content", "byte"),

@@ -47,65 +47,61 @@ def test_as_wide_as_it_must_be_where_there_is_no_terminal(monkeypatch):
     ]
 
 
-def test_text_goes_on_in_its_cell(columns):
+COLUMNS = [("kernel", *(f"column {i}" for i in range(5))), ("router", *(f"{1000 + i}.0" for i in range(5)))]
+ERROR = "error 1.00 of plain PyTorch's"
+LAID_OUT = {  # in so many columns
+    "text goes on in its cell": (40, lambda: text_table(ROWS), """\
+name     time us  why
+one          1.5  a reason of some words
+                  that goes on and on
+another  1,200.0  /a/path/without/any/sp
+                  ace/that/is/long"""),
+    "columns without room follow below": (30, lambda: text_table(COLUMNS), """\
+kernel  column  column  column
+             0       1       2
+router  1000.0  1001.0  1002.0
+
+kernel  column 3  column 4
+router    1003.0    1004.0"""),
+    "without heads all is text": (30, lambda: text_table(
+        [("torch", "2.15.0"), ("backend", "needs the interpreter here")], heads=False, indent=2, least=[8]), """\
+  torch     2.15.0
+  backend   needs the
+            interpreter here"""),
+    "a row before the others are known": (30, lambda: text_row(("rotary", "tiny", ERROR), [8, 6]), """\
+rotary    tiny    error 1.00
+                  of plain
+                  PyTorch's"""),
+    "wide characters take two places": (80, lambda: text_table([("name", "n"), ("日本", "1"), ("é", "22")]), """\
+name   n
+日本   1
+é     22"""),
+    "lines of a cell stay lines": (80, lambda: text_table([("a", "b"), ("x", "one\ntwo")]), """\
+a  b
+x  one
+   two"""),
+    "prose goes on in more lines": (20, lambda: fitted("one two three four five\n  six seven eight nine\n\nend"), """\
+one two three four
+  five
+  six seven eight
+    nine
+
+end"""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAID_OUT)
+def test_laid_out(name, columns):
+    width, made, text = LAID_OUT[name]
+    columns(width)
+    assert made() == text
+
+
+def test_a_name_in_a_row_stays_whole(columns):
     columns(40)
-    assert text_table(ROWS).splitlines() == [
-        "name     time us  why",
-        "one          1.5  a reason of some words",
-        "                  that goes on and on",
-        "another  1,200.0  /a/path/without/any/sp",
-        "                  ace/that/is/long",
-    ]
-
-
-def test_columns_without_room_follow_below(columns):
-    columns(30)
-    rows = [("kernel", *(f"column {i}" for i in range(5))), ("router", *(f"{1000 + i}.0" for i in range(5)))]
-    assert text_table(rows).splitlines() == [
-        "kernel  column  column  column",
-        "             0       1       2",
-        "router  1000.0  1001.0  1002.0",
-        "",
-        "kernel  column 3  column 4",
-        "router    1003.0    1004.0",
-    ]
-
-
-def test_without_heads_all_is_text(columns):
-    columns(30)
-    rows = [("torch", "2.15.0"), ("backend", "needs the interpreter here")]
-    assert text_table(rows, heads=False, indent=2, least=[8]).splitlines() == [
-        "  torch     2.15.0", "  backend   needs the",
-        "            interpreter here",
-    ]  # fmt: skip
-
-
-def test_a_row_before_the_others_are_known(columns):
-    columns(30)
-    assert text_row(("rotary", "tiny", "error 1.00 of plain PyTorch's"), [8, 6]).splitlines() == [
-        "rotary    tiny    error 1.00", "                  of plain",
-        "                  PyTorch's",
-    ]  # fmt: skip
-    columns(40)
-    names = ["transposed_convolution", "stream-1-chunk-16"]
-    said = text_row((*names, "error 1.00 of plain PyTorch's"), [22, 17]).splitlines()
+    said = text_row(("transposed_convolution", "stream-1-chunk-16", ERROR), [22, 17]).splitlines()
     assert max(map(len, said)) <= 40
     assert sum(line.count("transposed") for line in said) == 1
-
-
-def test_wide_characters_take_two_places():
-    lines = text_table([("name", "n"), ("日本", "1"), ("é", "22")]).splitlines()
-    assert lines == ["name   n", "日本   1", "é     22"]
-
-
-def test_lines_of_a_cell_stay_lines():
-    assert text_table([("a", "b"), ("x", "one\ntwo")]).splitlines() == ["a  b", "x  one", "   two"]
-
-
-def test_prose_goes_on_in_the_next_line(columns):
-    columns(20)
-    assert fitted("one two three four five six\n  seven eight nine ten eleven\n\nend").splitlines() == [
-        "one two three four", "  five six", "  seven eight nine", "    ten eleven", "", "end"]  # fmt: skip
 
 
 def test_numeric():

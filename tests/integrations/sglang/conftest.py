@@ -1,7 +1,6 @@
 """sglang-omni's ZONOS2 on a CPU: classes of the published wheels on stand-ins for SGLang's layers."""
 
 import importlib
-import os
 import sys
 from types import SimpleNamespace
 
@@ -10,17 +9,15 @@ import torch
 
 from tests.integrations.sglang.standins import write_site
 from tests.integrations.wheels import unpacked
-from zonos2_triton._settings import BACKEND, PREFIX
+from zonos2_triton._settings import BACKEND
 from zonos2_triton.model.integrations.sglang import components, plugin
 
 CACHED = (components._operation, components._say_once, plugin._warn_of_another_version)
 
 
 @pytest.fixture(autouse=True)
-def fresh(monkeypatch):
+def fresh(unset, monkeypatch):
     """Nothing else is set, registered or said yet."""
-    for name in [name for name in os.environ if name.startswith(PREFIX)]:
-        monkeypatch.delenv(name)
     monkeypatch.setenv(BACKEND, "reference")  # on a CPU, where one has to be named
     monkeypatch.setattr(plugin, "_registered", set())
     for cached in CACHED:
