@@ -47,10 +47,6 @@ def say(options: argparse.Namespace) -> int:
     sampling = Sampling(**{field.name: getattr(options, field.name) for field in fields(Sampling)})
     sampling = replace(sampling, seed=fresh_seed(sampling))  # to be reported
     text = _text(options.text)
-    if options.spectrogram is not None:
-        check_plotting()
-        if os.path.realpath(local_path(options.spectrogram)) == os.path.realpath(local_path(options.out)):
-            raise ValueError(f"--spectrogram and --out must be two files, got {options.out!r} for both")
     prompt: PromptOptions = {
         "speaking_rate": options.speaking_rate,
         "quality": _quality(options.quality),
@@ -96,6 +92,10 @@ def _checked_outputs(options: argparse.Namespace, sink: FileIO | None) -> str:
     """The ending of the sound's file, if it is one. What is wrong with a place is known before the model is read."""
     if options.raw and sink is None:
         raise ValueError(f"--raw is for --out -, got --out {options.out}")
+    if options.spectrogram is not None:
+        check_plotting()
+        if os.path.realpath(local_path(options.spectrogram)) == os.path.realpath(local_path(options.out)):
+            raise ValueError(f"--spectrogram and --out must be two files, got {options.out!r} for both")
     ending = "" if sink else sound_ending(options.out)
     for path in (options.spectrogram, None if sink else options.out):
         if path is not None:
