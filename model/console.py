@@ -45,7 +45,7 @@ class Unfailing:
 @contextmanager
 def unfailing() -> Iterator[Unfailing]:
     """Inside, printing cannot fail. Gives standard output, whose `error` is known after its flush."""
-    for descriptor in range(3):  # else the next file that is opened takes a closed one's place, and C's messages
+    for descriptor in range(3):  # else the next file that is opened takes a closed one's place, and gets C's messages
         try:
             os.fstat(descriptor)
         except OSError:

@@ -88,12 +88,12 @@ def accelerate(
     backend  "triton": kernels (on a CPU, interpreted); "reference": plain PyTorch; "auto": kernels on a GPU; where they
              do not run, as on a CPU, nothing is replaced; ZONOS2_TRITON_BACKEND may say otherwise
 
-    Weights may require gradients: with grad mode on, a call that they or its inputs want some of is the original's.
+    Weights may require gradients: with grad mode on, a call whose weights or inputs require some goes to the original.
 
     All or nothing: after an error `obj` is as it was. Doing it twice is doing it once. Weights stay where they are,
     under their names, and are read there, so that a later change counts. A codec's are packed: a change is an error at
-    the next call, but on a GPU neither one of a few numbers through `.data` or a storage, nor one before a captured
-    graph is replayed.
+    the next call; not seen on a GPU are a few numbers written through `.data` or a storage, and any change before a
+    captured graph is replayed.
 
     TypeError: an object of no known kind; ValueError: one that is not as expected, or out of bounds; the message says
     what was found and what is accepted.

@@ -32,6 +32,7 @@ from zonos2_triton.reference.vocoder import VocoderConfig
 LOG = logging.getLogger("zonos2_triton")
 DEFAULT_QUALITY = {"trailing_silence_s": 3}  # 0.25 to 0.5 s
 RENAMED = {"topk": "top_k", "max_tokens": "max_frames"}  # official names -> those of `Sampling`
+# In errors, for names that the caller did not use.
 OFFICIAL = {own: official for official, own in RENAMED.items()} | {
     "sampling: ": "", "positions in LoopOptions": "num_page_override",
     "speaking_rate": "speaking_rate_bucket", "quality": "quality_buckets",
