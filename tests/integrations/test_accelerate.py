@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tests.integrations.standins import held, refused
-from tests.integrations.writes import WRITES, fixed
+from tests.integrations.writes import fixed
 from zonos2_triton.model.integrations import accelerate as module
 from zonos2_triton.model.integrations.accelerate import Candidate, accelerate, difference
 from zonos2_triton.model.integrations.patching import Replacement, Unchanged, check_module, check_weights
@@ -267,18 +267,6 @@ def test_weights_on_mixed_devices_or_none():
         check_weights("X", [("a", torch.ones(2)), ("b", there)])
     with pytest.raises(ValueError, match="X: holds no weights"):
         check_weights("X", [])
-
-
-@pytest.mark.parametrize("write", WRITES)
-def test_a_changed_weight_is_noticed(write):
-    layer = nn.Linear(3, 3).requires_grad_(False)
-    guard = Unchanged(nn.Sequential(layer))
-    guard.check()
-    WRITES[write](layer)
-    with pytest.raises(
-        RuntimeError, match=r"^0(\.weight)? was changed after accelerate\(\), .* call report\.restore\(\)"
-    ):
-        guard.check()
 
 
 @pytest.mark.parametrize(
