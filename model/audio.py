@@ -13,6 +13,7 @@ from torch import Tensor
 from zonos2_triton._settings import local_path
 from zonos2_triton.model.files import whole_file
 from zonos2_triton.reference.mel import resample
+from zonos2_triton.reference.numeric import isolated
 from zonos2_triton.reference.scalars import as_int
 
 HIGHEST_RATE = 192_000  # Hz; libsndfile's encoders fail beyond it
@@ -121,6 +122,7 @@ def wav_header(rate: int) -> bytes:
     return struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", most, b"WAVE", b"fmt ", 16, *sizes, b"data", most)
 
 
+@isolated()
 def read_audio(path: str | Path) -> tuple[Tensor, int]:
     """(fp32 [channels, N], Hz) of a file that libsndfile reads, to its end, whatever its header says of its length.
 

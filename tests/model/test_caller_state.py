@@ -11,6 +11,7 @@ from tests.model.codecs import random_codec
 from zonos2_triton.bench.proof.invariants import same_bits
 from zonos2_triton.model import (
     TTSLLM,
+    Audio,
     Backbone,
     Sampling,
     SpeakerEncoder,
@@ -20,6 +21,7 @@ from zonos2_triton.model import (
     Zonos2Config,
     build_prompt,
 )
+from zonos2_triton.model.audio import read_audio
 from zonos2_triton.model.weights.tiny import CODEC, PARAMS, codec_weights, write_tiny
 from zonos2_triton.reference.delay import shear, shear_up
 from zonos2_triton.reference.sampling import probabilities
@@ -120,6 +122,11 @@ def of_encoder(encoder):
     return [mel, encoder.embed_mel(mel), encoder.embed(WAVE, 24000), encoder.embed(WAVE, 44100)]
 
 
+def of_sound(path):
+    Audio(WAVE.repeat(20), 44100).save(path)  # resampled
+    return [*read_audio(path)]
+
+
 def of_functions(_):
     found = [build_prompt(CONFIG, "a", True, quality={"lufs": 3}), find_end(FRAMES)]
     found += [probabilities(LOGITS, sampling, FRAMES) for sampling in (SAMPLING, Sampling(top_p=0.7, top_k=40))]
@@ -138,6 +145,7 @@ ENTRIES = {
     "pipeline": (Zonos2.load, of_pipeline),
     "offline": (lambda folder: TTSLLM(str(folder), torch.float32), of_offline),
     "encoder": (lambda folder: SpeakerEncoder.load(folder / "speaker_encoder"), of_encoder),
+    "sound": (lambda folder: folder.parent / "sound.opus", of_sound),
     "functions": (lambda folder: None, of_functions),
     "kernels": (lambda folder: random_codec((2,), "triton"), of_kernels),
 }
