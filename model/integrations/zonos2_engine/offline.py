@@ -2,6 +2,7 @@
 
 import logging
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -161,8 +162,9 @@ class TTSLLM:
         quality_buckets       for texts, of all: by feature or in the model's order of features; None: a trailing
                               silence of 0.25 to 0.5 s; {} or []: none
 
-        The audio ends at eos_frame; it is b"" where nothing lies before. ValueError, TypeError: an argument is wrong,
-        found before any work; it names the prompt.
+        The audio ends at eos_frame; it is b"" where nothing lies before. A prompt that max_tokens cut off, whose
+        eos_frame is None, is a warning. ValueError, TypeError: an argument is wrong, found before any work, with the
+        prompt's name.
         """
         decode = self.decode_audio if decode_audio is None else decode_audio
         vocoder = self.vocoder if decode else None
@@ -181,6 +183,10 @@ class TTSLLM:
                 results = self.backbone.generate(rows, samplings)
             except ValueError as error:
                 raise ValueError(_official(error)) from error
+        for i, (result, own) in enumerate(zip(results, samplings, strict=True)):
+            if result.ended == "max_frames" and not own.ignore_eos:
+                cut = f"it was cut off after {len(result.frames)} frames; raise max_tokens, or split the text"
+                warnings.warn(f"prompts[{i}] did not come to its end: {cut}", stacklevel=2)
         sounds = [None] * len(results) if vocoder is None else self._decoded(vocoder, results)
         return [
             {

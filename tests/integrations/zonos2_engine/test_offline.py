@@ -80,6 +80,15 @@ def test_the_audio_ends_where_the_codes_say(llm, tts):
     assert torch.equal(samples(result), spoken(tts, "Hello.", Sampling(seed=7, max_frames=400)))
 
 
+def test_says_that_the_end_was_not_reached(mute):
+    asked = [TTSSamplingParams(seed=7, max_tokens=400), BRIEF, SHORT]  # the last asks for all frames, whatever comes
+    with pytest.warns(UserWarning, match="cut off") as warned:
+        mute.generate(["Hello."] * 3, asked)
+    text = "prompts[1] did not come to its end: it was cut off after 3 frames; raise max_tokens, or split the text"
+    assert [str(warning.message) for warning in warned] == [text]
+    assert warned[0].filename == __file__
+
+
 def test_many_are_each_alone(mute):
     texts = ["Hello.", "", "Grüße aus 東京 🚀"]
     params = [TTSSamplingParams(seed=i, max_tokens=2 + 2 * i) for i in range(3)]
