@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Callable, Collection
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from zonos2_triton.model.backend import current
@@ -95,7 +96,8 @@ def _candidate(model: PortModel, op: str) -> Candidate:
 
 
 def _replacement(model: PortModel, swap: Swap, path: str) -> Replacement:
-    """Called by position and by the original's names, on the device of the weights."""
+    """Called by position and by the original's names, on the device of the weights. Autocast to another type than theirs
+    is the original's: between its operations are results of both."""
     unchanged = Unchanged(swap.module, path, weights=False)
     original, ours, device = swap.module.forward, swap.ours, model.like.device
     names = [*inspect.signature(original).parameters]
@@ -105,7 +107,10 @@ def _replacement(model: PortModel, swap: Swap, path: str) -> Replacement:
         if kwargs:
             named = [name for name in names[len(args) :] if name in kwargs]
             args += tuple(kwargs.pop(name) for name in named)
-        with current(device):
+        kind = device.type
+        if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) != model.like.dtype:
+            return original(*args, **kwargs)
+        with current(device), torch.autocast(kind, enabled=False):
             return ours(*args, **kwargs)
 
     return Replacement(forward, original, swap.module.parameters)

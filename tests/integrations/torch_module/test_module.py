@@ -66,6 +66,17 @@ def test_every_operation_is_the_same_in_other_types(backend, dtype, bound):
     assert report.max_error < bound < structure.BOUNDS[dtype]
 
 
+@pytest.mark.filterwarnings("ignore:Mismatch dtype:UserWarning")
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 0.0), (torch.bfloat16, 6e-2)])
+def test_under_autocast(dtype, bound):
+    """To another type than the weights' the original does it; in theirs, ours."""
+    model = made(dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = spoken(model)
+        accelerate(model, backend="reference")
+        assert difference([x.float() for x in spoken(model)], [x.float() for x in expected]) <= bound
+
+
 def test_temperatures_and_biases_may_have_a_type_of_their_own():
     model = made(torch.bfloat16)
     for layer in model.layers:
