@@ -96,8 +96,8 @@ def _candidate(model: PortModel, op: str) -> Candidate:
 
 
 def _replacement(model: PortModel, swap: Swap, path: str) -> Replacement:
-    """Called by position and by the original's names, on the device of the weights. Autocast to another type than theirs
-    is the original's: between its operations are results of both."""
+    """Called by position and by the original's names, on the device of the weights. Autocast to another type than
+    theirs is the original's: between its operations are results of both."""
     unchanged = Unchanged(swap.module, path, weights=False)
     original, ours, device = swap.module.forward, swap.ours, model.like.device
     names = [*inspect.signature(original).parameters]
