@@ -2,6 +2,7 @@
 
 import os
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -18,7 +19,8 @@ from zonos2_triton.reference.scalars import as_int
 
 HIGHEST_RATE = 192_000  # Hz; libsndfile's encoders fail beyond it
 LONGEST, MOST_CHANNELS = 600, 32  # of a recording that is read: seconds, channels
-MOST_BYTES = 1 << 30  # that are read of a pipe
+MOST_BYTES = 1 << 30  # that are read of a file or a pipe
+MOST_PADDING = 2304  # samples at the end of an .mp3, by the true length that it states
 BLOCK = 1 << 16  # samples; libsndfile crashes on some millions of them at once in .ogg
 FORMATS = {
     ".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS"), ".opus": ("OGG", "OPUS"),
@@ -132,16 +134,18 @@ def read_audio(path: str | Path) -> tuple[Tensor, int]:
     import soundfile
 
     path = local_path(path)
-    piped = path.is_fifo() or path.is_char_device()
-    if not path.is_file() and not piped:
+    if not (path.is_file() or path.is_fifo() or path.is_char_device()):
         raise FileNotFoundError(f"{path} is not a file")
     try:
-        content = b""
-        if piped:
-            with path.open("rb") as pipe:
-                content = pipe.read(MOST_BYTES)
-        found = _read(soundfile.SoundFile(BytesIO(content) if piped else os.fsencode(path)))
-        if not found[0].numel() and (mended := _unfinished(content or path.read_bytes())):
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES)
+        found = _read(soundfile.SoundFile(BytesIO(unsized := _unsized(content))))
+        if unsized != content:
+            with suppress(soundfile.SoundFileError):
+                stated = _read(soundfile.SoundFile(BytesIO(content)))
+                if 0 <= found[0].shape[1] - stated[0].shape[1] <= MOST_PADDING:
+                    found = stated
+        if not found[0].numel() and (mended := _unfinished(content)):
             found = _read(soundfile.SoundFile(BytesIO(mended)))
     except (soundfile.SoundFileError, TypeError) as error:  # TypeError: headerless formats, by their ending
         raise ValueError(
@@ -165,6 +169,19 @@ def _read(file: Any) -> tuple[Tensor, int]:
                 raise ValueError(f"lasts over {LONGEST} s, and half a minute shows a voice; cut it first")
         blocks.append(torch.zeros(0, file.channels, dtype=torch.float32, device="cpu"))  # there may be no other
         return torch.cat(blocks).T.contiguous(), file.samplerate
+
+
+def _unsized(content: bytes) -> bytes:
+    """Without the length that a FLAC or MP3 states, at which libsndfile would stop."""
+    if content[:4] == b"fLaC":
+        return content[:21] + bytes([content[21] & 0xF0]) + bytes(4) + content[26:]
+    start = 0
+    if content[:3] == b"ID3":
+        start = 10 + sum(byte << shift for byte, shift in zip(content[6:10], (21, 14, 7, 0), strict=True))
+    at = max(content.find(tag, start, start + 64) for tag in (b"Xing", b"Info"))
+    if content[start : start + 1] == b"\xff" and at > 0 and content[at + 7] & 1:
+        return content[: at + 8] + b"\x7f\xff\xff\xff" + content[at + 12 :]  # frames: 0 would be believed
+    return content
 
 
 def _unfinished(content: bytes) -> bytes:

@@ -225,7 +225,7 @@ class TestHeaders:
             Audio(tone(), 44_100).save(tmp_path / f"tone{ending}")
         return {path.suffix: path.read_bytes() for path in tmp_path.iterdir()}
 
-    @pytest.mark.parametrize("samples", [0, 2**36 - 1], ids=["unknown", "too-many"])
+    @pytest.mark.parametrize("samples", [0, 1000, 2**36 - 1], ids=["unknown", "too-few", "too-many"])
     def test_flac(self, tmp_path, written, samples):
         """The 36 bits of STREAMINFO; 0 is what an encoder writes into a pipe."""
         content = bytearray(written[".flac"])
@@ -234,6 +234,18 @@ class TestHeaders:
         (tmp_path / "x.flac").write_bytes(content)
         samples, rate = read_audio(tmp_path / "x.flac")
         torch.testing.assert_close(samples[0], tone(), atol=STEP, rtol=0)
+        assert rate == 44_100
+
+    @pytest.mark.parametrize("id3", [b"", b"ID3\4\0\0\0\0\1\0" + b"Xing" * 32], ids=["plain", "id3"])
+    @pytest.mark.parametrize("frames", [1, 2, 2**32 - 1])
+    def test_mp3(self, tmp_path, frames, id3):
+        """Behind the tag and its flags."""
+        Audio(tone(), 44_100).save(tmp_path / "tone.mp3")
+        content = (tmp_path / "tone.mp3").read_bytes()
+        at = content.index(b"Xing") + 8
+        (tmp_path / "x.mp3").write_bytes(id3 + content[:at] + frames.to_bytes(4, "big") + content[at + 4 :])
+        samples, rate = read_audio(tmp_path / "x.mp3")
+        torch.testing.assert_close(samples[0, 500:4000], tone()[500:4000], atol=0.02, rtol=0)
         assert rate == 44_100
 
     @pytest.mark.parametrize("size", [0, 2**31 - 1, 2**32 - 1], ids=hex)
