@@ -36,8 +36,8 @@ def whole_file(path: str | Path) -> Iterator[Path]:
             os.close(handle)
             part = Path(name)
     try:
-        yield part
         with _named(path):
+            yield part
             _replace(part, target)
     finally:
         part.unlink(missing_ok=True)
@@ -54,6 +54,8 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno is None:  # told in words already
+            raise
         raise type(error)(f"cannot write {path}: {error.strerror}") from error
 
 

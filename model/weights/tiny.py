@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -98,6 +99,8 @@ def write_tiny(folder: str | Path, seed: int = 0) -> Path:
                 made.replace(final / made.name)
         else:
             folder.replace(final)
+    except (SafetensorError, RuntimeError) as error:  # the libraries' own, of a full disk
+        raise OSError(f"cannot write {final}: {error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return final

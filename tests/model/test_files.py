@@ -92,6 +92,12 @@ def test_a_ring_of_links(tmp_path):
         check_writable(tmp_path / "a")
 
 
+def test_a_full_disk_names_the_file(old):
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(OSError, match=r"cannot write .*x\.wav: No space left on device"), whole_file(old):
+        raise full
+
+
 def test_a_folder_and_a_file_that_cannot_be_written(unprivileged):
     file = unprivileged / "x.wav"
     file.write_text("something old")

@@ -1,10 +1,11 @@
 """The tiny model: the same bytes each time, its notice everywhere, and sound that is worth a test."""
 
 import json
+from unittest.mock import Mock
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from zonos2_triton.model import Sampling, Zonos2
 from zonos2_triton.model.weights.tiny import NOTICE, PARAMS, write_tiny
@@ -89,3 +90,13 @@ def test_audio_is_neither_silent_nor_clipped(tiny_folder, other_folder, seed):
     assert len(samples) == 40 * 512
     assert samples.square().mean().sqrt() > 0.02
     assert (samples.abs() > 0.99).float().mean() < 0.001
+
+
+@pytest.mark.parametrize("name", ["save_file", "torch.save"])
+def test_a_full_disk_is_an_error_of_the_system(tmp_path, monkeypatch, name):
+    """Of the libraries each has an exception of its own."""
+    fault = {"save_file": SafetensorError, "torch.save": RuntimeError}[name]
+    monkeypatch.setattr(f"zonos2_triton.model.weights.tiny.{name}", Mock(side_effect=fault("No space left on device")))
+    with pytest.raises(OSError, match=r"cannot write .*tiny: No space left on device"):
+        write_tiny(tmp_path / "tiny")
+    assert list(tmp_path.iterdir()) == []
