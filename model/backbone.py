@@ -9,7 +9,6 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from zonos2_triton._settings import local_path
 from zonos2_triton.model.backend import current, resolve_backend, resolve_device, resolve_dtype
 from zonos2_triton.model.ops import PAGE_SIZE, ops_of
 from zonos2_triton.model.runtime.request import Generation, Request, for_each
@@ -111,11 +110,13 @@ class Backbone:
         misshapen or not finite, which are counted and the first of them named.
         """
         device = resolve_device(device)
+        if not isinstance(options, LoopOptions):
+            raise TypeError(f"options must be LoopOptions, got {options!r}")
+        checkpoint = Checkpoint(path)
         if config is None:
-            config = Zonos2Config.from_json(local_path(path).parent / "params.json")
+            config = Zonos2Config.from_json(checkpoint.path.parent / "params.json")
         dtype = resolve_dtype(config.dtype if dtype is None else dtype)
         resolve_backend(backend, device, dtype)
-        checkpoint = Checkpoint(path)
         weights = load_weights(checkpoint, cls.layout(config), device, dtype)
         for name, tensor in weights.items():
             if name.endswith(".attention.temp"):  # the official class keeps it in bfloat16 whatever the others are
@@ -123,6 +124,8 @@ class Backbone:
         backbone = cls(config, weights, backend, options)
         backbone.metadata = checkpoint.metadata
         return backbone
+
+    from_pretrained = load  # as others call it
 
     def trace(self, ids: Tensor, speaker: Tensor | None = None) -> dict[str, Tensor]:
         """One full forward of ids [T, 10], every stage kept.

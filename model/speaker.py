@@ -50,7 +50,9 @@ class SpeakerEncoder:
     def load(cls, folder: str | Path, device: str | int | torch.device = "cpu") -> "SpeakerEncoder":
         """A folder with config.json and model.safetensors, or its file of weights."""
         folder = local_path(folder)
-        checkpoint = Checkpoint(one_file(folder, "speaker encoder weights", ["model.safetensors", "*.safetensors"]))
+        remedy = "instead of the folder, beside a model by speaker_encoder= or --speaker-encoder"
+        patterns = ["model.safetensors", "*.safetensors"]
+        checkpoint = Checkpoint(one_file(folder, "speaker encoder weights", patterns, remedy))
         settings = checkpoint.path.with_name("config.json")
         try:
             params = json.loads(settings.read_text(encoding="utf-8"))
@@ -63,6 +65,8 @@ class SpeakerEncoder:
             raise ValueError(f"{checkpoint.path}: {error}") from error
         encoder.metadata = checkpoint.metadata
         return encoder
+
+    from_pretrained = load  # as others call it
 
     @isolated()
     def embed(self, waveform: Tensor, sample_rate: int) -> Tensor:

@@ -14,7 +14,7 @@ from zonos2_triton.model.ops import vocoder_ops
 from zonos2_triton.model.runtime.batch_state import upload
 from zonos2_triton.model.vocoder_decoder import Decoder, VocoderOps, checked_codes
 from zonos2_triton.model.vocoder_schedule import clip_steps, same_clips
-from zonos2_triton.model.vocoder_streams import ExactStream, OverlapStream, Streams, WindowStream
+from zonos2_triton.model.vocoder_streams import ExactStream, OverlapStream, Streams, WindowStream, check_frames
 from zonos2_triton.model.vocoder_windows import Windows
 from zonos2_triton.model.weights.checkpoint import Checkpoint, check_layout, check_values, one_file
 from zonos2_triton.model.weights.codec_checkpoint import (
@@ -110,7 +110,8 @@ class Vocoder:
         """The official DAC file (.pth), or a folder in the transformers layout (config.json, model.safetensors), or its
         file of weights."""
         path = local_path(path)
-        checkpoint = Checkpoint(one_file(path, "vocoder weights", CODEC_WEIGHTS) if path.is_dir() else path)
+        remedy = "instead of the folder, beside a model by vocoder= or --vocoder"
+        checkpoint = Checkpoint(one_file(path, "vocoder weights", CODEC_WEIGHTS, remedy) if path.is_dir() else path)
         tensors = checkpoint.tensors(checkpoint.shapes)
         if (settings := checkpoint.path.with_name("config.json")).is_file() and "kwargs" not in checkpoint.metadata:
             config = transformers_config(settings)
@@ -123,6 +124,8 @@ class Vocoder:
             raise ValueError(f"{checkpoint.path}: {error}") from error
         vocoder.metadata = checkpoint.metadata
         return vocoder
+
+    from_pretrained = load  # as others call it
 
     @overload
     def decode(self, codes: Tensor) -> Tensor: ...
@@ -257,6 +260,7 @@ class Vocoder:
         """
         if mode == "exact":
             if self.backend == "reference" and lookahead is None:
+                check_frames(chunk=(chunk, 1), first_chunk=(first_chunk, 1))
                 return WindowStream(self.windows)
             return ExactStream(self.streams(1, chunk, lookahead, first_chunk))
         if mode == "overlap":

@@ -20,6 +20,7 @@ from zonos2_triton.model import (
     Sampling,
     SpeakerEncoder,
     SpeakerEncoderConfig,
+    Vocoder,
     Zonos2,
     build_prompt,
 )
@@ -194,8 +195,9 @@ def test_of_several_files_one_can_be_named(folder, tts):
     for part, file in files.items():
         with pytest.raises(
             ValueError, match=rf"several files for .*: a\{file.suffix}, b.*; name one of them instead of"
-        ):
+        ) as error:
             Zonos2.load(device="cpu", **named)
+        assert part == "model" or f"by {part}= or --{part.replace('_', '-')}" in str(error.value)
         named[part] = file
     other = Zonos2.load(device="cpu", **named)
     assert torch.equal(other.speak("a", sampling=SHORT).samples, want)
@@ -274,8 +276,17 @@ def test_the_keywords_are_those_of_sampling_and_prompt():
     assert list(PromptOptions.__annotations__) == prompt[prompt.index("clean_background") :]
 
 
-def test_from_pretrained_is_load(tiny_folder):
-    assert Zonos2.from_pretrained(tiny_folder, device="cpu").backbone.config.dim == 64
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [(Zonos2, "."), (Backbone, "model.safetensors"), (Vocoder, "dac"), (SpeakerEncoder, "speaker_encoder")],
+)
+def test_from_pretrained_is_load(tiny_folder, part, name):
+    assert isinstance(part.from_pretrained(tiny_folder / name, device="cpu"), part)
+
+
+def test_options_are_loop_options(tiny_folder):
+    with pytest.raises(TypeError, match=r"options must be LoopOptions, got {'streams': 4}"):
+        Zonos2.load(tiny_folder, device="cpu", options={"streams": 4})
 
 
 REJECTED = {

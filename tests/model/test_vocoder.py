@@ -270,6 +270,11 @@ class TestRejects:
         with pytest.raises(ValueError, match=f"{name} must be .*{rule}, got {value!r}"):
             codecs["odd"].stream(**{"mode": "overlap", name: value})
 
+    @pytest.mark.parametrize("name", ["chunk", "first_chunk"])
+    def test_settings_of_a_stream_that_takes_windows(self, codecs, name):
+        with pytest.raises(ValueError, match=f"{name} must be an integer from 1, got 0"):
+            codecs["odd"].stream(**{name: 0})
+
     @pytest.mark.parametrize(
         ("name", "value", "message"),
         [
