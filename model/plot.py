@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from zonos2_triton._settings import local_path
 from zonos2_triton.model.audio import Audio
 
 N_FFT, HOP = 1024, 256
@@ -47,4 +48,4 @@ def save_spectrogram(audio: Audio, path: str | Path, title: str) -> None:
     title = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in title)  # a file may have any name
     axes.set_title(title, loc="left", fontsize="small", wrap=True, parse_math=False)
     figure.colorbar(image, label="level (dB)")
-    figure.savefig(path, format="png", dpi=120)
+    figure.savefig(local_path(path), format="png", dpi=120)

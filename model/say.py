@@ -96,6 +96,8 @@ def _checked_outputs(options: argparse.Namespace, sink: FileIO | None) -> str:
         check_plotting()
         if os.path.realpath(local_path(options.spectrogram)) == os.path.realpath(local_path(options.out)):
             raise ValueError(f"--spectrogram and --out must be two files, got {options.out!r} for both")
+        if not options.spectrogram.lower().endswith(".png"):
+            raise ValueError(f"--spectrogram must end in .png, got {options.spectrogram!r}")
     ending = "" if sink else sound_ending(options.out)
     for path in (options.spectrogram, None if sink else options.out):
         if path is not None:

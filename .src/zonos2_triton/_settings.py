@@ -28,7 +28,12 @@ LOGGER = logging.getLogger("zonos2_triton")
 
 
 def local_path(name: str | Path) -> Path:
-    """With ~ as a shell has it, which it leaves alone in --out=~/x.wav and within quotes; ~ of nobody is a name."""
+    """With ~ as a shell has it, which it leaves alone in --out=~/x.wav and within quotes; ~ of nobody is a name.
+
+    FileNotFoundError: it is empty, which pathlib takes for the folder that one is in.
+    """
+    if not str(name):
+        raise FileNotFoundError("a file or a folder must be named, got ''")
     return Path(os.path.expanduser(name))
 
 

@@ -324,7 +324,7 @@ def _command(options: argparse.Namespace) -> int:
     asked["vocoder_dtype"] = options.vocoder_dtype
     if options.seconds is not None:
         asked["context"] = context_of(options.seconds, usual_prompt() if options.prompt is None else options.prompt)
-    found = plan(card(options.gpu), **asked) if options.gpu else overview(**asked)
+    found = plan(card(options.gpu), **asked) if options.gpu is not None else overview(**asked)
     print(json.dumps(found, indent=1) if options.json else as_text(found))
     return 0 if found["memory"].get("fits", True) else 1
 

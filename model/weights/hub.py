@@ -19,8 +19,6 @@ def resolve_path(name: str | Path) -> Path:
 
     HF_HUB_OFFLINE=1 keeps it from the network. FileNotFoundError: neither; ImportError: the hub extra is missing.
     """
-    if not str(name):
-        raise FileNotFoundError("a file, a folder or a hub id must be named, got ''")
     path = local_path(name)
     if path.exists():
         return path

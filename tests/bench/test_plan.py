@@ -232,6 +232,10 @@ def test_command(run):
     assert "No options make it fit" in said
 
 
+def test_an_empty_name_is_no_card(run):
+    assert run("--gpu", "")[0] == 2
+
+
 def test_command_without_a_card(run):
     """Every card, by the defaults of load."""
     status, said = run()
