@@ -11,6 +11,7 @@ from textwrap import wrap
 
 BETWEEN = "  "  # columns
 NARROW, NAME = 12, 24  # characters that a column of text keeps at least, and those of a name that stays whole
+LEAST = 5  # that it keeps where there is room for no other column
 
 
 def text_table(
@@ -33,6 +34,9 @@ def text_table(
         if more and (count := max(_that_fit(widths, limit - indent), keys + 1)) < len(columns):
             parts = [row[:count] for row in rows], [(*row[:keys], *row[count:]) for row in rows]
             return "\n\n".join(text_table(part, heads, keys, indent, least[:keys]) for part in parts)
+        widths = _fitted(
+            widths, [width if r else LEAST for width, r in zip(widths, right, strict=True)], limit - indent
+        )
     return "\n".join(_line(row, widths, right, indent) for row in rows)
 
 

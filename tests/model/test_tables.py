@@ -146,7 +146,7 @@ TABLES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("width", [60, 80])
+@pytest.mark.parametrize("width", [40, 60, 80])
 @pytest.mark.parametrize("name", TABLES)
 def test_what_commands_print_fits_and_loses_nothing(name, width, columns, monkeypatch, tmp_path):
     monkeypatch.delenv("COLUMNS", raising=False)
