@@ -156,8 +156,8 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     say.add_argument("--dtype", choices=DTYPES, help="default: as the checkpoint states")
     say.add_argument("--backend", choices=BACKENDS, default="auto")
     say.add_argument("--vocoder", metavar="PATH", help="codec file, folder or hub id; default: in the model's folder")
-    say.add_argument("--vocoder-dtype", choices=[*DTYPES, "tf32"], default="float32",
-                     help="tf32: float32 that the kernels may multiply so")  # fmt: skip
+    say.add_argument("--vocoder-dtype", choices=[*DTYPES, "tf32"], default="float32", metavar="DTYPE",
+                     help="as --dtype, or tf32: float32 that the kernels may multiply so")  # fmt: skip
     say.add_argument("--speaker-encoder", metavar="PATH", help="folder or hub id; default: in the model's folder")
     say.add_argument("--json", action="store_true",
                      help="print the closing line as JSON; with --out - on standard error")  # fmt: skip
