@@ -181,7 +181,11 @@ def _save(audio: Audio, path: str, ending: str) -> None:
     except OSError as error:
         handle, name = tempfile.mkstemp(ending, "zonos2-triton-")
         os.close(handle)
-        write_audio(Path(name), ending, audio)
+        try:
+            write_audio(Path(name), ending, audio)
+        except OSError:
+            os.unlink(name)
+            raise error from None
         raise OSError(f"{error}; the sound is in {name}") from error
 
 

@@ -208,6 +208,14 @@ def test_a_folder_that_is_gone_by_now_loses_no_sound(say, tmp_path, monkeypatch)
     assert err.splitlines()[-1].endswith(f"No such file or directory; the sound is in {tmp_path / name}")
 
 
+def test_where_no_place_has_room_nothing_is_left(say, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("zonos2_triton.model.say.write_audio", Mock(side_effect=OSError("no room")))
+    status, out, err = say(out="x.wav")
+    assert (status, out, err.splitlines()[-1]) == (2, "", "zonos2-triton: error: no room")
+    assert files(tmp_path) == []
+
+
 def test_what_a_library_prints_is_not_the_result(say, monkeypatch):
     read = Zonos2.load
     monkeypatch.setattr(Zonos2, "load", lambda *options: print("loading!") or read(*options))
