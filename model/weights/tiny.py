@@ -88,19 +88,19 @@ def write_tiny(folder: str | Path, seed: int = 0) -> Path:
     # Hidden files are of other programs, and stay.
     if final.exists() and (not final.is_dir() or any(not path.name.startswith(".") for path in final.iterdir())):
         raise FileExistsError(f"{final} is not empty; name a new folder for the tiny model")
-    final.parent.mkdir(parents=True, exist_ok=True)
     empty = final.exists()  # which may be a link or a mounted folder, and stays
     folder = (final if empty else final.parent) / f".tiny-{secrets.token_hex(4)}"  # gets its name when it is whole
-    folder.mkdir()
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir()
         _fill(folder, number)
         if empty:
             for made in folder.iterdir():
                 made.replace(final / made.name)
         else:
             folder.replace(final)
-    except (SafetensorError, RuntimeError) as error:  # the libraries' own, of a full disk
-        raise OSError(f"cannot write {final}: {error}") from error
+    except (SafetensorError, RuntimeError, OSError) as error:  # a full disk is the first two for libraries
+        raise OSError(f"cannot write {final}: {getattr(error, 'strerror', None) or error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return final
