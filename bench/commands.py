@@ -69,7 +69,8 @@ def _verify(options: argparse.Namespace) -> int:
     kernels = [KERNELS[name] for name in chosen("kernel", options.kernel, KERNELS)]
     dtypes = chosen("dtype", options.dtype, DTYPES)
     known = {workload.name for kernel in kernels for workload in kernel.workloads if on_gpu or not workload.real}
-    names = chosen("workload", options.workload, sorted(known))
+    where = "" if on_gpu else " (without a GPU)"
+    names = chosen(f"workload{where}", options.workload, sorted(known))
     if not on_gpu:
         interpreting()
     found: list[dict[str, Any]] = []
@@ -113,7 +114,8 @@ def _bench(options: argparse.Namespace) -> int:
     scale = REAL if on_gpu else REHEARSAL
     kernels = [KERNELS[name] for name in chosen("kernel", options.kernel, KERNELS)]
     known = {workload.name for kernel in kernels for workload in scale.timed(kernel)}
-    names = chosen("workload", options.workload, sorted(known))
+    where = "" if on_gpu else " (without a GPU)"
+    names = chosen(f"workload{where}", options.workload, sorted(known))
     if not on_gpu:
         interpreting()
     parts, wanted = ["calibration", "timings", "beside"], {f"{k.name}/{name}" for k in kernels for name in names}

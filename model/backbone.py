@@ -36,6 +36,7 @@ class Backbone:
         options: LoopOptions = LoopOptions(),  # noqa: B008  frozen
     ) -> None:
         """weights: the tensors of `layout(config)`, of one dtype, on one device; options: of the frame loop."""
+        _check(options)
         first = next(iter(weights.values()))
         self.device, self.dtype = first.device, first.dtype
         self.backend = resolve_backend(backend, self.device, self.dtype)
@@ -109,6 +110,7 @@ class Backbone:
         FileNotFoundError; ValueError: the file is corrupt or holds code, or tensors are missing, surplus,
         misshapen or not finite, which are counted and the first of them named.
         """
+        _check(options)
         device = resolve_device(device)
         if not isinstance(options, LoopOptions):
             raise TypeError(f"options must be LoopOptions, got {options!r}")
@@ -263,3 +265,8 @@ class Backbone:
         if not speaker.is_floating_point() or not bool(speaker.isfinite().all()):
             raise ValueError(f"{name} must hold finite floating-point numbers")
         return speaker.to(self.device, self.dtype)
+
+
+def _check(options: LoopOptions) -> None:
+    if not isinstance(options, LoopOptions):
+        raise TypeError(f"options must be a LoopOptions, got {options!r}")

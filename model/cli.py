@@ -154,7 +154,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     say.add_argument("--spectrogram", metavar="PNG", help="also draw the result")
     say.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")
     say.add_argument("--dtype", choices=DTYPES, help="default: as the checkpoint states")
-    say.add_argument("--backend", choices=BACKENDS, default="auto")
+    say.add_argument("--backend", choices=BACKENDS, default="auto", help="auto: triton on a GPU, else reference")
     say.add_argument("--vocoder", metavar="PATH", help="codec file, folder or hub id; default: in the model's folder")
     say.add_argument("--vocoder-dtype", choices=[*DTYPES, "tf32"], default="float32", metavar="DTYPE",
                      help="as --dtype, or tf32: float32 that the kernels may multiply so")  # fmt: skip
@@ -180,7 +180,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     tiny = commands.add_parser("tiny", help="write a tiny model with random weights, for trying things out")
     tiny.set_defaults(load=_tiny)
     tiny.add_argument("folder", metavar="DIR", help="a new or empty folder")
-    tiny.add_argument("--seed", type=int, default=0)
+    tiny.add_argument("--seed", type=int, default=0, help="of the weights; default: %(default)s")
     tiny.add_argument("--json", action="store_true", help="print the result as JSON")
 
     doctor = commands.add_parser("doctor", help="versions, devices, and what will run where")

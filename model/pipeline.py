@@ -126,9 +126,7 @@ class Zonos2:
         if not folder.is_dir():
             raise FileNotFoundError(f"model must be a folder with params.json and weights, or its weights, got {model}")
         device = resolve_device(device)
-        if not (folder / "params.json").is_file():
-            raise FileNotFoundError(f"{folder} holds no params.json; it comes with the weights")
-        weights, config = one_file(named, "weights", WEIGHTS), Zonos2Config.from_json(folder / "params.json")
+        config, weights = Zonos2Config.from_json(folder / "params.json"), one_file(named, "weights", WEIGHTS)
         codec = resolve_path(vocoder) if vocoder is not None else _find(folder, CODEC_FOLDERS, CODEC_FILES)
         if codec is None:
             raise FileNotFoundError(

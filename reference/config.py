@@ -67,8 +67,11 @@ class Zonos2Config:
     @classmethod
     def from_json(cls, path: str | Path) -> "Zonos2Config":
         """Read params.json. ValueError: no JSON; a missing, mistyped or contradictory key. Unknown ones warn once."""
+        path = local_path(path)
         try:
-            params = json.loads(local_path(path).read_text(encoding="utf-8"), object_pairs_hook=_without_doubles)
+            params = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_doubles)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{path.parent} holds no {path.name}; it comes with the weights") from error
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not valid JSON: {error}") from error
         if not isinstance(params, dict):

@@ -343,7 +343,7 @@ def _command(options: argparse.Namespace) -> int:
         against = f"there is no {path.name} to compare with; --update-baseline makes it"
     if options.update_baseline:
         write_baseline(path, rows, importlib.import_module(CATALOGUE).KERNELS.keys())
-        worse, against = 0, f"{path.name} is updated"
+        worse, against = 0, f"{path} is updated"
     if options.json:
         report = {"triton": triton.__version__, "baseline": None if baseline is None else path.name}
         report |= {"rows": [asdict(row) for row in rows], "changes": [asdict(change) for change in changes]}

@@ -143,7 +143,8 @@ def plan(
     at_once = {"fit": most, "real_time": real_time, "both": min(most, real_time), "most": SEQUENCES_AT_ONCE}
     notes = [f"Vocoder.decode of whole clips takes up to {_gb(ACTIVATIONS)} more while it runs; speaking does not"]
     if (held := pages // pages_of(rows)) < streams:
-        notes.append(f"the cache holds {held} streams of this context at once, the others wait: raise positions")
+        held_now = f"{held} streams of this context at once, the others wait" if held else "no stream of this context"
+        notes.append(f"the cache holds {held_now}: raise positions")
     if not (has_kernels := not precision.startswith("int")):
         notes.append(f"{precision} has no kernels in this project yet: its figures are floors of what could be")
     if "fp32" in precision or vocoder_dtype == "float32":
@@ -273,6 +274,9 @@ def _advice(found: dict[str, Any]) -> str:
     cache = f", positions={less['positions']}" if less["positions"] else ""
     call = f"""Zonos2.load(..., {dtype}vocoder_dtype="{less["vocoder_dtype"]}", """
     call += f"options=LoopOptions(streams={less['streams']}{cache}))"
+    if not found["has_kernels"]:  # nor does load take it
+        call = f"plan --vocoder-dtype {less['vocoder_dtype']} --streams {less['streams']}"
+        call += f" --positions {less['positions']}" if less["positions"] else ""
     if less["fits"]:
         return f"{_gb(less['bytes'])}, which fit: {call}"
     return f"No options make it fit; the least at this context is {_gb(less['bytes'])}: {call}"

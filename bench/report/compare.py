@@ -100,6 +100,8 @@ class Input(NamedTuple):
 def read(name: str) -> Input:
     """A file, or REV:path of a commit, as git show takes it. ValueError: it is neither result file nor baseline."""
     if ":" not in name or local_path(name).exists():
+        if not local_path(name).exists():
+            raise FileNotFoundError(f"{name} is not a file; the results of `make gpu` and `bench --out DIR` are")
         text = local_path(name).read_text(encoding="utf-8", errors="replace")
     else:
         shown = subprocess.run(["git", "show", "--end-of-options", name], capture_output=True, text=True, timeout=60)

@@ -109,4 +109,6 @@ def with_tables(text: str, result: Result | None) -> str:
 
 
 if __name__ == "__main__":
+    if not README.is_file():
+        raise SystemExit(f"there is no {README}: run this in a checkout")
     write_whole(README, with_tables(README.read_text(encoding="utf-8"), newest()))

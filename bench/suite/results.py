@@ -25,7 +25,10 @@ Result = dict[str, Any]
 
 def load(path: str | Path) -> Result:
     """ValueError: no result file of this schema, and what it is instead. OSError: it cannot be read."""
-    return parse(local_path(path).read_bytes(), str(path))
+    try:
+        return parse(local_path(path).read_bytes(), str(path))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path} is not a file; `make gpu` and `bench --out DIR` write results") from error
 
 
 def parse(text: str | bytes, name: str) -> Result:

@@ -29,7 +29,7 @@ def resolve_path(name: str | Path) -> Path:
         from huggingface_hub.errors import HFValidationError
     except ImportError as error:
         raise ImportError(
-            f"{name} is no local folder; to fetch it from the hub: pip install huggingface_hub"
+            f"{name} is no file or folder here; to fetch it from the hub: pip install huggingface_hub"
         ) from error
     try:
         return Path(snapshot_download(name, allow_patterns=FILES))  # completes what is cached; offline, takes that
@@ -37,5 +37,5 @@ def resolve_path(name: str | Path) -> Path:
         raise FileNotFoundError(f"{name} is neither a file or folder here nor a valid hub id: {error}") from error
     except Exception as error:
         raise FileNotFoundError(
-            f"{name} is no local folder, not in the hub's cache, and cannot be fetched: {error}"
+            f"{name} is no file or folder here, not in the hub's cache, and cannot be fetched: {error}"
         ) from error

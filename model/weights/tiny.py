@@ -87,7 +87,7 @@ def write_tiny(folder: str | Path, seed: int = 0) -> Path:
         raise ValueError(f"seed must be an integer in 0..2**63 - 1, got {seed!r}")
     # Hidden files are of other programs, and stay.
     if final.exists() and (not final.is_dir() or any(not path.name.startswith(".") for path in final.iterdir())):
-        raise FileExistsError(f"{final} is not empty; name a new folder for the tiny model")
+        raise FileExistsError(f"{final} is no empty folder; name a new folder for the tiny model")
     empty = final.exists()  # which may be a link or a mounted folder, and stays
     folder = (final if empty else final.parent) / f".tiny-{secrets.token_hex(4)}"  # gets its name when it is whole
     try:

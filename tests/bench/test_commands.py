@@ -109,8 +109,9 @@ ROW = {"launches": 1, "registers": 32, "spills": 0, "shared": 0, "instructions":
 BAD = {
     "verify --kernel rotery": "got 'rotery'; did you mean 'router' or 'rotary'?",
     "verify --dtype bf16": "dtype must be one of bfloat16, float16, float32, got 'bf16'",
-    "bench --kernel rotary --workload decode-B1": "workload must be one of tiny, got 'decode-B1'",
-    "bench --compare no.json no.json": "no.json",
+    "bench --kernel rotary --workload decode-B1": "workload (without a GPU) must be one of tiny, got 'decode-B1'",
+    "bench --compare no.json no.json": "no.json is not a file; the results of `make gpu` and",
+    "report no.json": "no.json is not a file; `make gpu` and `bench --out DIR` write results",
     "compile --kernel heat": f"kernel must be one of {', '.join(KERNELS)}, got 'heat'; did you mean 'head'?",
     "compile --target sm90": f"one of {', '.join(TARGETS)}, got 'sm90'; did you mean 'sm_90' or 'sm_89'?",
     "compile --jobs 0": "jobs must be at least 1, got 0",
@@ -158,7 +159,7 @@ def nothing_compiled(monkeypatch):
 @pytest.mark.parametrize(
     ("command", "status", "without", "said"),
     [
-        ("verify", 2, nothing_listed, "there is no workload to choose from"),
+        ("verify", 2, nothing_listed, "there is no workload"),
         ("bench", 1, nothing_timed, "nothing was timed"),
         ("bench --json", 1, nothing_timed, "nothing was timed"),
         ("compile --target sm_90", 2, nothing_compiled, "nothing was compiled"),

@@ -230,6 +230,10 @@ def test_command(run):
     status, said = run("--gpu", "rtx4080")
     assert status == 1
     assert "No options make it fit" in said
+    status, said = run("--gpu", "rtx4060", "--dtype", "int8", "--positions", "10")
+    assert status == 1
+    assert "the cache holds no stream of this context: raise positions" in said
+    assert "Zonos2.load" not in said, "it takes no int8"
 
 
 def test_an_empty_name_is_no_card(run):

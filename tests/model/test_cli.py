@@ -257,5 +257,5 @@ def test_a_tiny_that_fails_or_is_interrupted_leaves_nothing(tmp_path, capsys, mo
     assert "seed must be an integer in 0..2**63 - 1" in capsys.readouterr().err
     (tmp_path / "mine").write_text("x")
     assert main(["tiny", str(tmp_path)]) == 2
-    assert "is not empty" in capsys.readouterr().err
+    assert "is no empty folder" in capsys.readouterr().err
     assert files(tmp_path) == ["mine"]

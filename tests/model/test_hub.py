@@ -82,7 +82,7 @@ def test_repository_that_is_not_cached(cached, tmp_path, branch):
     with pytest.raises(FileNotFoundError) as raised:
         resolve_path("owner/name")
     text = str(raised.value)
-    assert text.startswith("owner/name is no local folder, not in the hub's cache, and cannot be fetched: ")
+    assert text.startswith("owner/name is no file or folder here, not in the hub's cache, and cannot be fetched: ")
     assert "HF_HUB_OFFLINE" in text
 
 
@@ -125,5 +125,5 @@ def test_id_that_the_hub_refuses(cached, name):
 
 def test_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(ImportError, match=r"owner/name is no local folder.*pip install huggingface_hub$"):
+    with pytest.raises(ImportError, match=r"owner/name is no file or folder here; .*pip install huggingface_hub$"):
         resolve_path("owner/name")

@@ -235,6 +235,12 @@ def test_weights_in_the_folder_of_the_official_training(folder):
     assert Zonos2.load(folder, device="cpu").backbone.config.dim == 64
 
 
+def test_options_are_of_their_class(folder):
+    (folder / "model.safetensors").write_bytes(b"")  # is not read
+    with pytest.raises(TypeError, match=r"^options must be a LoopOptions, got \{'streams': 4\}$"):
+        Zonos2.load(folder, device="cpu", options={"streams": 4})
+
+
 @pytest.mark.parametrize(
     ("remove", "message"),
     [("params.json", "holds no params.json"), ("model.safetensors", "holds no weights"), ("dac", "holds no vocoder")],
@@ -244,6 +250,9 @@ def test_says_what_a_folder_lacks(folder, remove, message):
     (folder.parent / "file").touch()
     with pytest.raises(FileNotFoundError, match=message):
         Zonos2.load(folder, device="cpu")
+    if remove == "params.json":
+        with pytest.raises(FileNotFoundError, match=message):
+            Backbone.load(folder / "model.safetensors")
     with pytest.raises(FileNotFoundError, match="model must be a folder"):
         Zonos2.load(folder.parent / "file", device="cpu")
 

@@ -64,9 +64,11 @@ def test_notice_of_one_part_is_enough(tts, monkeypatch, part):
 
 def test_folder_with_files_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="is not empty; name a new folder"):
+    with pytest.raises(FileExistsError, match="is no empty folder; name a new folder"):
         write_tiny(tmp_path)
     assert contents(tmp_path) == {"notes.txt": b"mine"}
+    with pytest.raises(NotADirectoryError, match=r"^cannot write .*notes\.txt.new: Not a directory$"):
+        write_tiny(tmp_path / "notes.txt" / "new")
 
 
 def test_params_have_the_real_keys(golden, tiny_folder):
