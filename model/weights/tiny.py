@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from zonos2_triton._settings import local_path
@@ -114,12 +114,12 @@ def _fill(folder: Path, seed: int) -> None:
 
     _write_json(folder / "params.json", PARAMS)
     weights = backbone_weights(Zonos2Config.from_params(PARAMS), generator)
-    save_file(weights, folder / "model.safetensors", metadata)
+    (folder / "model.safetensors").write_bytes(save(weights, metadata))
     save_official_codec(folder / "dac" / "weights.pth", CODEC, codec_weights(CODEC, generator))
     sizes = {name: getattr(SPEAKER, name) for name in SPEAKER.__dataclass_fields__}
     _write_json(folder / "speaker_encoder" / "config.json", sizes)
     voices = random_weights(speaker_encoder.layout(SPEAKER), generator, convolutions=True, gain=math.sqrt(2))
-    save_file(voices, folder / "speaker_encoder" / "model.safetensors", metadata)
+    (folder / "speaker_encoder" / "model.safetensors").write_bytes(save(voices, metadata))
     (folder / "README.txt").write_text(f"{NOTICE}.\nWritten by zonos2-triton, seed {seed}.\n", encoding="utf-8")
 
 
