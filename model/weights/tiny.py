@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
@@ -91,16 +90,17 @@ def write_tiny(folder: str | Path, seed: int = 0) -> Path:
     empty = final.exists()  # which may be a link or a mounted folder, and stays
     folder = (final if empty else final.parent) / f".tiny-{secrets.token_hex(4)}"  # gets its name when it is whole
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir()
+        folder.mkdir(parents=True)
         _fill(folder, number)
         if empty:
             for made in folder.iterdir():
                 made.replace(final / made.name)
         else:
             folder.replace(final)
-    except (SafetensorError, RuntimeError, OSError) as error:  # a full disk is the first two for libraries
-        raise OSError(f"cannot write {final}: {getattr(error, 'strerror', None) or error}") from error
+    except OSError as error:
+        raise type(error)(f"cannot write {final}: {error.strerror or error}") from error
+    except RuntimeError as error:  # torch's of a full disk
+        raise OSError(f"cannot write {final}: {error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return final
