@@ -178,10 +178,25 @@ def _unsized(content: bytes) -> bytes:
     start = 0
     if content[:3] == b"ID3":
         start = 10 + sum(byte << shift for byte, shift in zip(content[6:10], (21, 14, 7, 0), strict=True))
-    at = max(content.find(tag, start, start + 64) for tag in (b"Xing", b"Info"))
-    if content[start : start + 1] == b"\xff" and at > 0 and content[at + 7] & 1:
+    if content[start : start + 1] != b"\xff":
+        return content
+    tags = b"Xing", b"Info"
+    if (at := max(content.find(tag, start, start + 64) for tag in tags)) < 0:
+        content = _tag_frame(content) + content[start:]
+        at = max(content.find(tag, 0, 64) for tag in tags)
+    if content[at + 7] & 1:
         return content[: at + 8] + b"\x7f\xff\xff\xff" + content[at + 12 :]  # frames: 0 would be believed
     return content
+
+
+def _tag_frame(content: bytes) -> bytes:
+    """The first frame of an .mp3 like this one, which states a length; without it libsndfile guesses by the bitrate."""
+    import soundfile
+
+    like, made = soundfile.info(BytesIO(content)), BytesIO()
+    soundfile.write(made, torch.zeros(1, like.channels, device="cpu").numpy(), like.samplerate, format="MP3")
+    frames = made.getvalue()
+    return frames[: frames.index(frames[:2], 2)]
 
 
 def _unfinished(content: bytes) -> bytes:

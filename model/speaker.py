@@ -143,7 +143,9 @@ class SpeakerEncoder:
         if not isinstance(samples, Tensor) or not samples.is_floating_point():
             got = samples.dtype if isinstance(samples, Tensor) else type(samples).__name__
             hint = ""
-            if isinstance(samples, Tensor) and name != "log_mel":
+            if not isinstance(samples, Tensor):
+                hint = ", of which torch.as_tensor may make one"
+            elif name != "log_mel":
                 hint = ", of 16 bits divide by 32768: floats are in -1..1"
             raise TypeError(f"{name} must be a floating-point tensor, got {got}{hint}")
         if not bool(samples.isfinite().all()):
