@@ -117,11 +117,12 @@ def to_int16(samples: Tensor) -> Tensor:
     return (samples.detach().cpu().double().clamp(-1, 1) * 32767).round().to(torch.int16)
 
 
-def wav_header(rate: int) -> bytes:
-    """Of 16-bit samples, one channel, in a pipe: their number is not known, and stands as the largest there is."""
-    most = 2**32 - 1
+def wav_header(rate: int, samples: int | None = None) -> bytes:
+    """Of so many 16-bit samples, one channel; None: not known yet, which stands as the largest number there is."""
+    size = 2**32 - 1 if samples is None else 2 * samples
     sizes = (1, 1, rate, 2 * rate, 2, 16)  # plain samples, channels, Hz, bytes a second, bytes and bits of a sample
-    return struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", most, b"WAVE", b"fmt ", 16, *sizes, b"data", most)
+    whole = min(size + 36, 2**32 - 1)
+    return struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", whole, b"WAVE", b"fmt ", 16, *sizes, b"data", size)
 
 
 @isolated()

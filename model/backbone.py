@@ -35,7 +35,8 @@ class Backbone:
         backend: str = "auto",
         options: LoopOptions = LoopOptions(),  # noqa: B008  frozen
     ) -> None:
-        """weights: the tensors of `layout(config)`, of one dtype, on one device; options: of the frame loop."""
+        """weights: the tensors of `layout(config)`, of one dtype, on one device; a later write to them may be missed,
+        for some are packed: make another Backbone. options: of the frame loop."""
         _check(options)
         first = next(iter(weights.values()))
         self.device, self.dtype = first.device, first.dtype

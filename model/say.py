@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from io import FileIO
 from pathlib import Path
@@ -134,6 +134,8 @@ def _speak(
                 if options.stream:
                     bar.write(f"zonos2-triton: note: first audio after {made.first_audio:.2f} s", file=sys.stderr)
             made.chunks.append(chunk)
+    if sink and not options.raw:
+        _state_length(sink, tts.vocoder.config.sample_rate, sum(map(len, made.chunks)))
     return made
 
 
@@ -171,6 +173,16 @@ def _send(sink: FileIO, content: bytes) -> None:
         raise
     except OSError as error:
         raise type(error)(f"the sound cannot be written any further: {error.strerror}") from error
+
+
+def _state_length(sink: FileIO, rate: int, samples: int) -> None:
+    """In the header, where standard output is a file; a pipe, and a file that is appended to, keep what they have."""
+    with suppress(ImportError, OSError):  # the sound is whole without it
+        from fcntl import F_GETFL, fcntl
+
+        if sink.seekable() and not fcntl(sink, F_GETFL) & os.O_APPEND:
+            header = wav_header(rate, samples)
+            os.pwrite(sink.fileno(), header, sink.tell() - 2 * samples - len(header))
 
 
 def _save(audio: Audio, path: str, ending: str) -> None:

@@ -47,8 +47,9 @@ class Vocoder:
     def __init__(
         self, config: VocoderConfig, state: dict[str, Tensor], backend: str = "auto", tf32: bool = False
     ) -> None:
-        """state: the tensors of the reference's `layout(config)`, of one dtype, on one device. tf32: kernels may
-        multiply fp32 so; by default it is IEEE fp32. ValueError: a backend that cannot run there."""
+        """state: the tensors of the reference's `layout(config)`, of one dtype, on one device. A later write to
+        them may be missed, for layers pack them: make another Vocoder. tf32: kernels may multiply fp32 so; by default
+        it is IEEE fp32. ValueError: a backend that cannot run there."""
         self.config, self.state = config, state
         first = next(iter(state.values()))
         self.device, self.dtype = first.device, first.dtype

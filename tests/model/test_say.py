@@ -131,6 +131,21 @@ class TestStandardOutput:
         assert len(shown) == 44 + 2 * whole.shape[1]
         assert piped("--raw", "--out", out)[:2] == (0, shown[44:])
 
+    @pytest.mark.parametrize(("mode", "stated"), [("w", True), ("a", False)])
+    def test_a_file_states_its_length(self, say, tmp_path, monkeypatch, mode, stated):
+        """Appended to, nothing in it can be changed. What was in it stays."""
+        (tmp_path / "x").write_text("before")
+        with open(tmp_path / "x", mode) as out, monkeypatch.context() as patch:
+            if stated:
+                out.write("before")
+                out.flush()
+            patch.setattr(sys, "stdout", out)
+            assert say("--out", "-")[0] == 0
+        content = (tmp_path / "x").read_bytes()
+        assert content.startswith(b"beforeRIFF")
+        size = int.from_bytes(content[46:50], "little")
+        assert size == (len(content) - 50 if stated else 2**32 - 1)
+
     def test_a_pipe_that_has_a_name(self, say, tmp_path):
         os.mkfifo(tmp_path / "out.wav")
         reader = os.open(tmp_path / "out.wav", os.O_RDONLY | os.O_NONBLOCK)
