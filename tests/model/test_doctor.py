@@ -104,7 +104,8 @@ def test_a_broken_package_is_named_and_the_rest_is_told(tmp_path, name, error):
     assert name in report["missing"]  # and what imports it in turn
     assert "no such file" in report["faults"][name]
     assert set(report["backends"]) == {"reference", "triton", "auto"}
-    assert report["backends"]["triton"] == "ready" or name in report["backends"]["triton"]
+    state = report["backends"]["triton"]
+    assert state == "ready" or name in state or ("torch" in report["missing"] and "torch" in state)
 
 
 def test_a_variable_of_torch_that_keeps_it_from_loading_is_told():
