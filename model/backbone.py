@@ -113,8 +113,6 @@ class Backbone:
         """
         _check(options)
         device = resolve_device(device)
-        if not isinstance(options, LoopOptions):
-            raise TypeError(f"options must be LoopOptions, got {options!r}")
         checkpoint = Checkpoint(path)
         if config is None:
             config = Zonos2Config.from_json(checkpoint.path.parent / "params.json")

@@ -1,5 +1,6 @@
 """Text to sound."""
 
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -298,7 +299,10 @@ class Zonos2:
 
     def _prompt(self, name: str, text: str, embedding: Tensor | None, **prompt: Unpack[PromptOptions]) -> Tensor:
         config = self.backbone.config
-        ids = build_prompt(config, text, speaker=embedding is not None, **prompt)
+        try:
+            ids = build_prompt(config, text, speaker=embedding is not None, **prompt)
+        except (TypeError, ValueError) as error:
+            raise type(error)(re.sub(r"^text\b", name, str(error))) from error
         if len(ids) >= config.max_seqlen:
             excess = len(ids) - config.max_seqlen + 1
             raise ValueError(
