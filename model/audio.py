@@ -195,7 +195,9 @@ def _tag_frame(content: bytes) -> bytes:
     import soundfile
 
     like, made = soundfile.info(BytesIO(content)), BytesIO()
-    soundfile.write(made, torch.zeros(1, like.channels, device="cpu").numpy(), like.samplerate, format="MP3")
+    soundfile.write(
+        made, torch.zeros(1, like.channels, dtype=torch.float32, device="cpu").numpy(), like.samplerate, format="MP3"
+    )
     frames = made.getvalue()
     return frames[: frames.index(frames[:2], 2)]
 

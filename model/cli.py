@@ -154,7 +154,9 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     say.add_argument("--spectrogram", metavar="PNG", help="also draw the result")
     say.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")
     say.add_argument("--dtype", choices=DTYPES, help="default: as the checkpoint states")
-    say.add_argument("--backend", choices=BACKENDS, default="auto", help="auto: triton on a GPU, else reference")
+    say.add_argument(
+        "--backend", choices=BACKENDS, default="auto", help="default: the kernels on a GPU, else the reference"
+    )
     say.add_argument("--vocoder", metavar="PATH", help="codec file, folder or hub id; default: in the model's folder")
     say.add_argument("--vocoder-dtype", choices=[*DTYPES, "tf32"], default="float32", metavar="DTYPE",
                      help="as --dtype, or tf32: float32 that the kernels may multiply so")  # fmt: skip

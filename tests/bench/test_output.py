@@ -39,7 +39,8 @@ def document(text):
 @pytest.mark.parametrize(("command", "status"), COMMANDS.items())
 def test_one_document_and_nothing_else(command, status, capfd, tmp_path):
     """Descriptors are watched, not Python's streams alone: libraries write by themselves."""
-    assert main([*command.format(sample=SAMPLE, tmp=tmp_path).split(), "--json"]) == status
+    words = [word.format(sample=SAMPLE, tmp=tmp_path) for word in command.split()]
+    assert main([*words, "--json"]) == status
     assert document(capfd.readouterr().out)
 
 
