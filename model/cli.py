@@ -70,7 +70,9 @@ def _run(argv: list[str]) -> int:
             warnings.showwarning = _show_warning
             options, unknown = _parser(argv[0] if argv else "").parse_known_args(argv)
             if unknown:
-                options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+                words = "text" in options and not unknown[0].startswith("-")
+                hint = "; a text of several words needs quotes" if words else ""
+                options.parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
             run: Run = options.load(options)
             _handle(before, _interrupt)
             return int(run(options))

@@ -105,6 +105,7 @@ MISTYPED = {
     "say x --model m --out o.wav --max-tokens 5": (
         "unrecognized arguments: --max-tokens 5; did you mean '--max-frames'?"
     ),
+    "say Hello world --model m --out o.wav": "unrecognized arguments: world; a text of several words needs quotes",
     "say x --model m --out o.wav --rate=5": "unrecognized arguments: --rate=5; did you mean '--speaking-rate'?",
     "say x --modle m --out o.wav": "the following arguments are required: --model; --modle: did you mean '--model'?",
     "say x --model m --out o.wav --dtype bflaot16": (
