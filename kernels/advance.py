@@ -26,7 +26,7 @@ from zonos2_triton.kernels._args import Arg, check, check_range
 from zonos2_triton.kernels._launch_table import tiles
 from zonos2_triton.kernels._operator import Cost, block, by_reference, fake, on_chip
 
-OUT, FAULTY = -1, -2
+SLOT_FREE, SLOT_NONFINITE = -1, -2
 MOST_CODEBOOKS = 32  # lanes of the one warp
 
 
@@ -37,7 +37,8 @@ MOST_CODEBOOKS = 32  # lanes of the one warp
 )  # fmt: skip
 def _advance_kernel(
     codes_ptr, faults_ptr, positions_ptr, steps_ptr, limits_ptr, eoa_ids_ptr, eos_frames_ptr, ids_ptr, last_seen_ptr,
-    frames_ptr, text_id, V, N, C: tl.constexpr, OUT: tl.constexpr, FAULTY: tl.constexpr, BLOCK_C: tl.constexpr,
+    frames_ptr, text_id, V, N, C: tl.constexpr, SLOT_FREE: tl.constexpr, SLOT_NONFINITE: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Grid (B,): a program owns a request."""
     b = tl.program_id(0).to(tl.int64)
@@ -49,7 +50,7 @@ def _advance_kernel(
     codes = tl.load(codes_ptr + b * C + offs, mask=mask, other=0)
     faults = tl.load(faults_ptr + b * C + offs, mask=mask, other=0)
     if tl.max(faults, axis=0) != 0:
-        tl.store(positions_ptr + b, FAULTY)
+        tl.store(positions_ptr + b, SLOT_NONFINITE)
         return
     step = tl.load(steps_ptr + b)
     limit = tl.load(limits_ptr + b)
@@ -67,7 +68,7 @@ def _advance_kernel(
     tl.store(limits_ptr + b, limit)
     tl.store(eos_frames_ptr + b, eos_frame)
     tl.store(steps_ptr + b, step + 1)
-    tl.store(positions_ptr + b, tl.where(step + 1 < limit, position + 1, OUT))
+    tl.store(positions_ptr + b, tl.where(step + 1 < limit, position + 1, SLOT_FREE))
 
 
 _CHANGED = ("positions", "steps", "limits", "eos_frames", "ids", "last_seen", "frames")
@@ -103,7 +104,8 @@ def advance(
         )  # fmt: skip
     _advance_kernel[(B,)](
         codes, faults, positions, steps, limits, eoa_ids, eos_frames, ids, last_seen, frames, text_id, V, N, C=C,
-        OUT=OUT, FAULTY=FAULTY, BLOCK_C=block(C + 1), **tiles("advance", "row", torch.int32),
+        SLOT_FREE=SLOT_FREE, SLOT_NONFINITE=SLOT_NONFINITE, BLOCK_C=block(C + 1),
+        **tiles("advance", "row", torch.int32),
     )  # fmt: skip
 
 

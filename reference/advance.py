@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-OUT, FAULTY = -1, -2  # positions of rows that sit out: ended or empty; logits that were not finite
+SLOT_FREE, SLOT_NONFINITE = -1, -2  # positions of rows that sit out: ended or empty; logits that were not finite
 
 
 def advance(
@@ -12,7 +12,7 @@ def advance(
 ) -> None:  # fmt: skip
     """codes and faults [B, C] of `sample` -> the state of B requests, in place; a row with a negative position is idle.
 
-    positions [B]: of the newest row in the cache, then of the one to come: one more, or OUT after the last frame
+    positions [B]: of the newest row in the cache, then of the one to come: one more, or SLOT_FREE after the last frame
     steps [B]: frames so far; limits [B]: how many there will be at most; eoa_ids [B]: the code that ends, or -1
     eos_frames [B]: where the audio ends, or -1
     ids [B, C + 1]: the row that is fed back: the codes and text_id
@@ -21,14 +21,14 @@ def advance(
 
     The first frame with a code equal to eoa_id sets eos_frame = step - the highest such codebook, at least 0, and lets
     C more frames follow: the delayed codebooks finish theirs. Later ends change nothing. A row with a fault stops at
-    FAULTY as it was before: the frame is not counted.
+    SLOT_NONFINITE as it was before: the frame is not counted.
     """
     C = codes.shape[1]
     for b in range(len(codes)):
         if positions[b] < 0:
             continue
         if faults[b].any():
-            positions[b] = FAULTY
+            positions[b] = SLOT_NONFINITE
             continue
         step = int(steps[b])
         ends = (codes[b] == eoa_ids[b]).nonzero()
@@ -40,4 +40,4 @@ def advance(
         row = frames[b, step % frames.shape[1]]
         row[:C], row[C] = codes[b], eos_frames[b]
         steps[b] = step + 1
-        positions[b] = positions[b] + 1 if step + 1 < limits[b] else OUT
+        positions[b] = positions[b] + 1 if step + 1 < limits[b] else SLOT_FREE

@@ -10,7 +10,7 @@ from zonos2_triton.reference.sampling_params import Sampling as Sampling
 
 WEIGHT_BITS = 30  # of the integer weights that a draw is made with
 MASS_BITS = 40  # of the integers that are summed where weights are compared or normalised
-NEVER = -(2**30)  # the last frame of a code that has not come: before every window
+NEVER_SEEN = -(2**30)  # the last frame of a code that has not come: before every window
 
 
 @isolated()
@@ -21,7 +21,7 @@ def probabilities(logits: Tensor, sampling: Sampling, history: Tensor) -> Tensor
     ties, softmax, top-p, renormalise, min-p, renormalise; a row left empty is one-hot at its largest logit.
     """
     C, V = logits.shape
-    last_seen = torch.full((C, V + 1), NEVER, dtype=torch.int32, device=logits.device)
+    last_seen = torch.full((C, V + 1), NEVER_SEEN, dtype=torch.int32, device=logits.device)
     ids = history.to(logits.device, torch.int64)
     frames = torch.arange(len(ids), dtype=torch.int32, device=ids.device)[:, None].expand(ids.shape)
     ids = torch.where((ids >= 0) & (ids < V), ids, V)  # V: a spare column
@@ -37,7 +37,7 @@ def sample(
     """The next frame of B requests: logits [B, C, V] -> codes [B, C] int32, faults [B, C] int32.
 
     settings [B, 8] fp32: rows of `Sampling.row`; seeds [B] int64, the bits of a seed; steps [B] int32: frames that came
-    before; last_seen [B, C, V] int32: the frame in which a code came last in its codebook, or NEVER. A code is a
+    before; last_seen [B, C, V] int32: the frame in which a code came last in its codebook, or NEVER_SEEN. A code is a
     function of its own row of logits and last_seen, its request's settings and seed, frame and codebook: nothing else.
 
     A row with NaN or +inf in it, or with nothing above -inf, has the fault 1 and the code V - 1 (padding); others 0.

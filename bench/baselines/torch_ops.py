@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zonos2_triton.reference import sampling
-from zonos2_triton.reference.advance import FAULTY, OUT
+from zonos2_triton.reference.advance import SLOT_FREE, SLOT_NONFINITE
 from zonos2_triton.reference.attention import QK_EPS
 from zonos2_triton.reference.norm import rms_norm
 from zonos2_triton.reference.numeric import wide
@@ -253,8 +253,8 @@ def advance(
     ids[:, C] = torch.where(counts, text_id, ids[:, C])
     place = torch.arange(len(codes), device=codes.device), (steps % frames.shape[1]).long()
     frames[place] = torch.where(counted, torch.cat([codes, eos_frames[:, None]], 1), frames[place])
-    following = torch.where(steps + 1 < limits, positions + 1, OUT)
-    positions.copy_(torch.where(counts, following, torch.where(faulty, FAULTY, positions)))
+    following = torch.where(steps + 1 < limits, positions + 1, SLOT_FREE)
+    positions.copy_(torch.where(counts, following, torch.where(faulty, SLOT_NONFINITE, positions)))
     steps.add_(counts)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from zonos2_triton.reference.numeric import decaying
 from zonos2_triton.reference.rotary import rotary_table
 from zonos2_triton.reference.router import by_expert
-from zonos2_triton.reference.sampling import NEVER, Sampling
+from zonos2_triton.reference.sampling import NEVER_SEEN, Sampling
 from zonos2_triton.reference.vocoder_layers import OPEN, packed_codebooks
 
 Sizes = dict[str, Any]
@@ -208,7 +208,7 @@ def sample(
         numbers = [[kind[v % len(kind)] for v in range(V)] for kind in (levels * B)[:B]]
         logits = torch.tensor(numbers, dtype=torch.float32, device=new.device)[:, None].repeat(1, C, 1)
     came = new.randint(0, step, B, C, V)
-    last_seen = torch.where(new.randint(0, 3, B, C, V) == 0, came, NEVER)  # a third of the codes came before
+    last_seen = torch.where(new.randint(0, 3, B, C, V) == 0, came, NEVER_SEEN)  # a third of the codes came before
     steps = new.int32([step + b for b in range(B)])
     if recent:
         last_seen.scatter_(2, logits.argmax(2, keepdim=True), (steps - recent)[:, None, None].expand(B, C, 1))

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from zonos2_triton.model.ops import PAGE_SIZE
-from zonos2_triton.reference.advance import OUT
+from zonos2_triton.reference.advance import SLOT_FREE
 from zonos2_triton.reference.config import Zonos2Config
 from zonos2_triton.reference.network import Batch, Cache
-from zonos2_triton.reference.sampling import NEVER, Sampling
+from zonos2_triton.reference.sampling import NEVER_SEEN, Sampling
 
 
 class Slots:
@@ -27,13 +27,13 @@ class Slots:
         self.free = list(range(pages))
         self.numbers = torch.zeros(6, rows, dtype=torch.int32, device=device)
         self.positions, self.steps, self.limits, self.eoa_ids, self.eos_frames, self.collected = self.numbers
-        self.positions.fill_(OUT)
+        self.positions.fill_(SLOT_FREE)
         width = pages_of(config.max_seqlen)
         self.block_table = torch.zeros(rows, width, dtype=torch.int32, device=device)
         self.ids = torch.zeros(rows, C + 1, dtype=torch.int32, device=device)
         self.settings = torch.tensor([Sampling().row()], dtype=torch.float32, device=device).repeat(rows, 1)
         self.seeds = torch.zeros(rows, dtype=torch.int64, device=device)
-        self.last_seen = torch.full((rows, C, V), NEVER, dtype=torch.int32, device=device)
+        self.last_seen = torch.full((rows, C, V), NEVER_SEEN, dtype=torch.int32, device=device)
         self.frames = torch.zeros(rows, ring, C + 1, dtype=torch.int32, device=device)
 
     def take(self, rows: int) -> list[int] | None:
@@ -53,7 +53,7 @@ class Slots:
         self.block_table[row, : len(pages)] = int32(pages, device)
         self.settings[row] = upload(torch.tensor(settings, dtype=torch.float32, device="cpu"), device)
         self.seeds[row] = seed - 2**64 if seed >= 2**63 else seed  # the same bits
-        self.last_seen[row] = NEVER
+        self.last_seen[row] = NEVER_SEEN
 
     def leave(self, row: int, last: int) -> None:
         """The row becomes free, and `last`, the last that is taken, moves to its place."""
@@ -61,7 +61,7 @@ class Slots:
             numbers, s = self.numbers.T, self
             for state in (numbers, s.block_table, s.ids, s.settings, s.seeds, s.last_seen, s.frames):
                 state[row] = state[last]
-        self.positions[last] = OUT
+        self.positions[last] = SLOT_FREE
 
     def batch(self, rows: slice) -> Batch:
         """The next row of each request."""

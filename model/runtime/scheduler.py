@@ -31,7 +31,7 @@ from zonos2_triton.model.runtime.request import Frame, Request
 from zonos2_triton.model.runtime.vocoder_runner import Speech, Spoken
 from zonos2_triton.model.vocoder_decoder import Decoder
 from zonos2_triton.reference import network as reference
-from zonos2_triton.reference.advance import FAULTY, OUT
+from zonos2_triton.reference.advance import SLOT_FREE, SLOT_NONFINITE
 from zonos2_triton.reference.numeric import isolated
 from zonos2_triton.reference.ops import Ops
 from zonos2_triton.reference.scalars import as_int
@@ -188,7 +188,7 @@ class Loop:
     def _idle(self) -> Iterator[None]:
         """Inside, no row is live; none is over either, which would be spoken to its end."""
         before = self.slots.positions.clone()
-        self.slots.positions.fill_(FAULTY)
+        self.slots.positions.fill_(SLOT_NONFINITE)
         try:
             yield
         finally:
@@ -288,8 +288,8 @@ class Loop:
                 newest = j == count - 1
                 end = ends[row][j] if ends[row][j] >= 0 else None
                 samples = spoken[row] if newest else None
-                request.frames.append(Frame(codes[row, j], end, newest and positions[row] == OUT, samples))
-            if positions[row] == FAULTY:
+                request.frames.append(Frame(codes[row, j], end, newest and positions[row] == SLOT_FREE, samples))
+            if positions[row] == SLOT_NONFINITE:
                 error = FloatingPointError(
                     f"{request.name}: the logits of frame {steps[row]} are not finite; another dtype may help"
                 )
@@ -324,4 +324,4 @@ class Loop:
         self.waiting.clear()
         self.filling, self.running, self._pending = [], [], None
         with suppress(RuntimeError):  # of a device that is lost
-            self.slots.positions.fill_(OUT)
+            self.slots.positions.fill_(SLOT_FREE)

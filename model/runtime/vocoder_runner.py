@@ -13,7 +13,7 @@ from torch import Tensor
 from zonos2_triton.model.runtime.batch_state import Slots
 from zonos2_triton.model.vocoder_decoder import Decoder
 from zonos2_triton.model.vocoder_schedule import Schedule, step
-from zonos2_triton.reference.advance import FAULTY
+from zonos2_triton.reference.advance import SLOT_NONFINITE
 
 RINGS = 1 << 30  # bytes that the activations of all rows may fill; what does not fit goes in more steps
 
@@ -84,5 +84,5 @@ class Speech:
         closed = positions < 0
         length = self.schedule.length(came, s.eos_frames[:rows], closed)
         goal = self.schedule.goal(done, self.schedule.complete(came, length), length, closed)
-        goal = torch.where(positions == FAULTY, done, goal)
+        goal = torch.where(positions == SLOT_NONFINITE, done, goal)
         return step(done, goal, self.frames, length, came, closed)

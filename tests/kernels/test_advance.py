@@ -11,8 +11,8 @@ from tests.kernels.operator_suite import EXACT, OperatorTests, at, interpreted, 
 from zonos2_triton.kernels.advance import advance
 from zonos2_triton.model import Sampling
 from zonos2_triton.reference import advance as reference
-from zonos2_triton.reference.advance import FAULTY, OUT
-from zonos2_triton.reference.sampling import NEVER, distributions, probabilities
+from zonos2_triton.reference.advance import SLOT_FREE, SLOT_NONFINITE
+from zonos2_triton.reference.sampling import NEVER_SEEN, distributions, probabilities
 from zonos2_triton.reference.stopping import EndDetector
 
 
@@ -46,7 +46,7 @@ def before(limits, eoa_ids, C=9, V=1026, N=4):
         "eoa_ids": int32(eoa_ids),
         "eos_frames": int32([-1] * B),
         "ids": int32([[7] * (C + 1)] * B),
-        "last_seen": torch.full((B, C, V), NEVER, dtype=torch.int32),
+        "last_seen": torch.full((B, C, V), NEVER_SEEN, dtype=torch.int32),
         "frames": torch.full((B, N, C + 1), -9, dtype=torch.int32),
         "text_id": 519,
     }
@@ -84,7 +84,7 @@ def test_the_reference_ends_where_the_serial_rule_does(frames, limit, ignore_eos
         reference.advance(int32([frame]), int32([[0] * C]), **state)
         assert state["steps"].item() == detector.step
         assert state["eos_frames"].item() == (-1 if detector.eos_frame is None else detector.eos_frame)
-        assert (state["positions"].item() == OUT) == last
+        assert (state["positions"].item() == SLOT_FREE) == last
         if last:
             return
     assert state["positions"].item() == 3 + len(frames)
@@ -103,7 +103,7 @@ class TestEnds:
         assert state["ids"].tolist() == [[*frames[5], 519]]
         assert state["frames"].tolist() == [[[*frames[4], 3], [*frames[5], 3], [*frames[2], -1], [*frames[3], -1]]]
         assert (state["positions"].item(), state["steps"].item(), state["limits"].item()) == (9, 6, 8)
-        last_seen = torch.full((3, 9), NEVER)
+        last_seen = torch.full((3, 9), NEVER_SEEN)
         for step, frame in enumerate(frames):
             last_seen[range(3), frame] = step
         assert torch.equal(state["last_seen"][0], last_seen)
@@ -119,11 +119,11 @@ class TestEnds:
     def test_idle_and_faulty_rows_stay_as_they_are(self):
         state = before([50] * 4, [3] * 4, C=3, V=9)
         push(state, [[0, 1, 2]] * 4)
-        state["positions"][1], state["positions"][2] = OUT, FAULTY
+        state["positions"][1], state["positions"][2] = SLOT_FREE, SLOT_NONFINITE
         old, faults = copied(state), torch.zeros(4, 3, dtype=torch.int32)
         faults[0, 2] = faults[2, 0] = 1
         push(state, [[3, 3, 8]] * 4, faults)
-        assert state["positions"].tolist() == [FAULTY, OUT, FAULTY, 8]
+        assert state["positions"].tolist() == [SLOT_NONFINITE, SLOT_FREE, SLOT_NONFINITE, 8]
         for name in ("steps", "limits", "eos_frames", "ids", "last_seen", "frames"):
             assert torch.equal(state[name][:3], old[name][:3])
             assert not torch.equal(state[name][3], old[name][3])

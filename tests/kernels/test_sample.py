@@ -10,7 +10,7 @@ from zonos2_triton.kernels.sample import sample
 from zonos2_triton.model import Sampling
 from zonos2_triton.reference import sampling as reference
 from zonos2_triton.reference.philox import philox
-from zonos2_triton.reference.sampling import NEVER
+from zonos2_triton.reference.sampling import NEVER_SEEN
 
 OFF = Sampling(temperature=1, top_k=1026, min_p=0, repetition_window=0)  # the softmax of the logits
 # Columns of settings: the name, the range in the message, and numbers on both sides of it.
@@ -45,8 +45,8 @@ class TestSample(OperatorTests):
 
 
 def seen_in(history, V):
-    """history [H, C], oldest first -> [C, V]: the frame in which a code came last, or NEVER."""
-    last_seen = torch.full((history.shape[1], V), NEVER, dtype=torch.int32)
+    """history [H, C], oldest first -> [C, V]: the frame in which a code came last, or NEVER_SEEN."""
+    last_seen = torch.full((history.shape[1], V), NEVER_SEEN, dtype=torch.int32)
     for frame, ids in enumerate(history.tolist()):
         for codebook, code in enumerate(ids):
             last_seen[codebook, code] = frame
@@ -104,7 +104,7 @@ class TestDraw:
         logits = torch.stack([torch.tensor((kind * 40)[:40]) for kind in kinds])[:, None].repeat(5, 2, 1)
         chosen = [(1, 0, 1), (17, 0, 1), (17, 0.3, 1), (40, 0.99, 1), (40, 0, 1e-6)]  # the last: quotients beyond fp32
         samplings = [replace(OFF, top_k=k, top_p=p, temperature=t) for k, p, t in chosen for _ in kinds]
-        last_seen = torch.full_like(logits, NEVER, dtype=torch.int32)
+        last_seen = torch.full_like(logits, NEVER_SEEN, dtype=torch.int32)
         agreed(request(logits, samplings, range(25), range(25), last_seen))
 
     def test_the_least_and_the_largest_word_draw_codes_of_the_support(self):
@@ -113,7 +113,9 @@ class TestDraw:
         assert [philox(seed, (0, 0, 0, 0))[0].item() for seed in seeds] == [1, 2**32 - 2]
         logits = torch.full((2, 1, 100), -torch.inf)
         logits[..., 40:60] = 0
-        codes, _ = agreed(request(logits, [OFF] * 2, seeds, [0, 0], torch.full((2, 1, 100), NEVER, dtype=torch.int32)))
+        codes, _ = agreed(
+            request(logits, [OFF] * 2, seeds, [0, 0], torch.full((2, 1, 100), NEVER_SEEN, dtype=torch.int32))
+        )
         assert codes.flatten().tolist() == [40, 59]
 
     def test_a_code_does_not_depend_on_its_place(self):

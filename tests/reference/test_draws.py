@@ -21,7 +21,7 @@ import torch
 from zonos2_triton.model import Sampling
 from zonos2_triton.reference import sampling
 from zonos2_triton.reference.philox import WEYL, WORD, philox
-from zonos2_triton.reference.sampling import NEVER, WEIGHT_BITS, draw, probabilities, sample
+from zonos2_triton.reference.sampling import NEVER_SEEN, WEIGHT_BITS, draw, probabilities, sample
 
 LIMIT = 1e-3 / 100  # comparisons, at most
 CODEBOOKS = torch.arange(9)
@@ -136,7 +136,7 @@ def test_codes_are_those_of_sample(golden, cases):
     B = len(requests)
     for case, history in zip(vectors["cases"], tensors["history"], strict=True):
         n = case["history_len"]
-        last_seen = torch.full((9, 1026), NEVER, dtype=torch.int32)
+        last_seen = torch.full((9, 1026), NEVER_SEEN, dtype=torch.int32)
         for frame, ids in enumerate(history[:n]):
             last_seen[CODEBOOKS, ids] = frame
         logits = tensors["logits"][case["logits_index"]].expand(B, -1, -1)

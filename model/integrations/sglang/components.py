@@ -19,7 +19,7 @@ from zonos2_triton.model.integrations.accelerate import MARK, accelerate
 from zonos2_triton.model.ops import SEQUENCES_AT_ONCE
 from zonos2_triton.reference.attention import QK_EPS
 from zonos2_triton.reference.ops import REFERENCE
-from zonos2_triton.reference.sampling import LARGEST, NEVER
+from zonos2_triton.reference.sampling import LARGEST, NEVER_SEEN
 
 LOG = logging.getLogger("zonos2_triton")
 COLDEST = 1e-7  # what `sample` takes; below it, codes that are not tied with the largest have no chance in fp32 either
@@ -106,7 +106,7 @@ def sample(
     temperature, top_k, top_p, min_p, penalty = (t.to(logits.device, torch.float32) for t in numbers)
     greedy, k_counts = temperature <= 0, (top_k > 0) & (top_k < V)
     off, every = torch.zeros_like(temperature), torch.full_like(temperature, V)
-    seen = torch.full((B, C, V), NEVER, dtype=torch.int32, device=logits.device)
+    seen = torch.full((B, C, V), NEVER_SEEN, dtype=torch.int32, device=logits.device)
     if rep_token_ids is not None:
         known = (rep_token_ids >= 0) & (rep_token_ids < V)
         seen.scatter_(2, torch.where(known, rep_token_ids, V - 1).long(), 0)  # padding, which is spared

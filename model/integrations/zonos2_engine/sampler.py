@@ -21,7 +21,7 @@ from torch.nn.functional import pad
 
 from zonos2_triton.model.backend import resolve_backend
 from zonos2_triton.model.runtime.batch_state import upload
-from zonos2_triton.reference.sampling import NEVER, Sampling
+from zonos2_triton.reference.sampling import NEVER_SEEN, Sampling
 from zonos2_triton.reference.sampling import sample as reference_sample
 
 LOG = logging.getLogger("zonos2_triton")
@@ -106,15 +106,15 @@ class Sampler:
         return pad(codes, (0, 1), value=args.text_vocab)
 
     def _last_seen(self, logits: Tensor, args: Arguments) -> Tensor:
-        """[B, C, V] int32: the frame in which a code came last, or NEVER."""
-        last_seen = torch.full(logits.shape, NEVER, dtype=torch.int32, device=logits.device)
+        """[B, C, V] int32: the frame in which a code came last, or NEVER_SEEN."""
+        last_seen = torch.full(logits.shape, NEVER_SEEN, dtype=torch.int32, device=logits.device)
         if args.window == 0:
             return last_seen
         codes = args.history().long()  # [B, W, C]
         back = torch.arange(args.window, 0, -1, device=logits.device)  # how many frames ago
         own = (back <= args.lengths[:, None])[..., None] & (codes >= 0) & (codes < self.codebook_size)
         frames = (args.steps[:, None] - back).int()[..., None].expand_as(codes)
-        index, value = torch.where(own, codes, 0), torch.where(own, frames, NEVER)
+        index, value = torch.where(own, codes, 0), torch.where(own, frames, NEVER_SEEN)
         return last_seen.scatter_reduce_(2, index.transpose(1, 2), value.transpose(1, 2).int(), "amax")
 
     def _of(self, req: Any) -> Known:
