@@ -240,9 +240,9 @@ def check_attention(
     return {**sizes, "HQ": HQ, "room": min(room, sizes.get("P", room))}
 
 
-def cost(B: int, context: int, HQ: int, HKV: int, DH: int, itemsize: int, plain: bool = False) -> Cost:
-    """context: positions in the cache before the new row, of each sequence; plain: without temp and table."""
+def cost(B: int, context: int, HQ: int, HKV: int, DH: int, itemsize: int, no_preamble: bool = False) -> Cost:
+    """context: positions in the cache before the new row, of each sequence; no_preamble: without temp and table."""
     cache = 2 * B * HKV * DH * (context + 1)
-    rows = B * ((HQ + 2 * HKV) * DH + (not plain) * HQ + HQ * DH)
-    angles = (not plain) * 4 * B * DH
+    rows = B * ((HQ + 2 * HKV) * DH + (not no_preamble) * HQ + HQ * DH)
+    angles = (not no_preamble) * 4 * B * DH
     return Cost(bytes=(cache + rows) * itemsize + angles, flops=4 * B * HQ * DH * (context + 1))

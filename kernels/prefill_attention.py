@@ -208,10 +208,10 @@ def _(
     return outputs(qkvg, temp, k_cache)
 
 
-def cost(T: int, context: int, B: int, HQ: int, HKV: int, DH: int, itemsize: int, plain: bool = False) -> Cost:
-    """B sequences of T / B new rows each, after `context` rows in the cache of each; plain: without temp and table."""
+def cost(T: int, context: int, B: int, HQ: int, HKV: int, DH: int, itemsize: int, no_preamble: bool = False) -> Cost:
+    """B sequences of T / B new rows each, after `context` cached rows each; no_preamble: without temp and table."""
     rows = T // B
     seen = rows * context + rows * (rows + 1) // 2  # pairs of query and key in one sequence
     cache = 2 * HKV * DH * B * (context + rows)
-    moved = T * ((HQ + 2 * HKV) * DH + (not plain) * HQ + HQ * DH)
-    return Cost(bytes=(cache + moved) * itemsize + (not plain) * 4 * T * DH, flops=4 * B * HQ * DH * seen)
+    moved = T * ((HQ + 2 * HKV) * DH + (not no_preamble) * HQ + HQ * DH)
+    return Cost(bytes=(cache + moved) * itemsize + (not no_preamble) * 4 * T * DH, flops=4 * B * HQ * DH * seen)

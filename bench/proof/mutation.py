@@ -97,7 +97,7 @@ FAILURES = (AssertionError, OutOfBounds, DataRace, GuardBandTouched)  # what a c
 # Workloads of several rows, tiles or sequences, on which the invariants say most. The first of each kernel is one too.
 TILED = {
     "two-tiles", "prefill", "packed", "skewed", "speakers", "split-edges", "idle", "rows", "odd-rows", "delayed",
-    "normed", "prefill-normed", "no-residual", "no-norm", "plain", "sum", "sum-top2", "dense-sum", "prefill-sum",
+    "normed", "prefill-normed", "no-residual", "no-norm", "no-preamble", "sum", "sum-top2", "dense-sum", "prefill-sum",
 }  # fmt: skip
 
 

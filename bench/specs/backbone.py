@@ -29,6 +29,7 @@ _PIECES: dict[str, Sizes] = {
 # Between the parts of another engine: rows that are normed already, and sums that it adds itself.
 _NORMED: dict[str, Sizes] = {f"normed-B{B}": {"M": B, "normed": True} for B in (1, 64)}
 _SUM: Sizes = {"normed": True, "residual": False}
+_BARE: Sizes = {"no_preamble": True}
 _DENSE: Sizes = {"E": 1, "active": 1, "routed": False}
 # Requests that differ in what their settings switch on; of `sample`.
 _SETTINGS: tuple[dict[str, float], ...] = (
@@ -139,7 +140,7 @@ FRAME = (
             "decode-B16": {"B": 16, "context": 1000},
             "decode-B16-4000": {"B": 16, "context": 4000},
             **{f"decode-B{B}": {"B": B, "context": 1000} for B in (64, 256)},
-            "plain-B16": {"B": 16, "context": 1000, "plain": True, "page_size": 1},
+            "no-preamble-B16": {"B": 16, "context": 1000, **_BARE, "page_size": 1},
         },
         small={"HQ": 4, "HKV": 2, "DH": 16, "page_size": 8},
         edges={
@@ -150,8 +151,8 @@ FRAME = (
             "joins": {"B": 2, "context": 150, "contexts": (150, 127)},
             "contiguous": {"B": 2, "context": 19, "page_size": 20},
             "page-of-one": {"B": 1, "context": 18, "page_size": 1},
-            "plain": {"B": 4, "context": 33, "contexts": (33, -1, 15, 0), "plain": True},
-            "plain-page-of-one": {"B": 2, "context": 70, "contexts": (70, 16), "plain": True, "page_size": 1},
+            "no-preamble": {"B": 4, "context": 33, "contexts": (33, -1, 15, 0), **_BARE},
+            "no-preamble-page-of-one": {"B": 2, "context": 70, "contexts": (70, 16), **_BARE, "page_size": 1},
             "one-group": {"B": 1, "context": 18, "HQ": 2},
             "all-heads": {"B": 1, "context": 9, "HQ": 20, "HKV": 1},
             "last-round-of-one": {"B": 1, "context": 70, "HQ": 2, "HKV": 1},
@@ -171,7 +172,7 @@ FRAME = (
             "prefill-2048": {"B": 1, "T": 2048, "context": 0},
             "prefill-8-of-128": {"B": 8, "T": 1024, "context": 0},
             "chunk-512-after-1024": {"B": 1, "T": 512, "context": 1024},
-            "plain-2048": {"B": 1, "T": 2048, "context": 0, "plain": True, "page_size": 1},
+            "no-preamble-2048": {"B": 1, "T": 2048, "context": 0, **_BARE, "page_size": 1},
         },
         small={"HQ": 4, "HKV": 2, "DH": 16, "page_size": 8},
         edges={
@@ -181,8 +182,8 @@ FRAME = (
             "block-edge": {"B": 2, "T": 32, "context": 16},
             "contiguous": {"B": 1, "T": 18, "context": 3, "page_size": 21},
             "page-of-one": {"B": 1, "T": 18, "context": 0, "page_size": 1},
-            "plain": {"B": 3, "T": 40, "context": 0, "rows": (17, 1, 22), "contexts": (0, 5, 16), "plain": True},
-            "plain-page-of-one": {"B": 1, "T": 18, "context": 3, "plain": True, "page_size": 1},
+            "no-preamble": {"B": 3, "T": 40, "context": 0, "rows": (17, 1, 22), "contexts": (0, 5, 16), **_BARE},
+            "no-preamble-page-of-one": {"B": 1, "T": 18, "context": 3, **_BARE, "page_size": 1},
             "odd-group": {"B": 1, "T": 13, "context": 4, "HQ": 6},
         },
         mutates=("k_cache", "v_cache"),

@@ -112,15 +112,23 @@ def output_projection(new: Inputs, M: int, K: int, D: int, prefill: bool = False
 
 
 def _attention(
-    new: Inputs, rows: int, B: int, context: int, HQ: int, HKV: int, DH: int, page_size: int = 64, plain: bool = False
+    new: Inputs,
+    rows: int,
+    B: int,
+    context: int,
+    HQ: int,
+    HKV: int,
+    DH: int,
+    page_size: int = 64,
+    no_preamble: bool = False,
 ) -> Sizes:
-    """What both attentions take; room for `context` positions a sequence; plain: without temp and table."""
+    """What both attentions take; room for `context` positions a sequence; no_preamble: without temp and table."""
     each = -(-context // page_size)
     cache = B * each, page_size, HKV, DH
     return {
-        "qkvg": new.randn(rows, (HQ + 2 * HKV) * DH + (not plain) * HQ),
-        "temp": None if plain else 1 + 0.2 * new.randn(HQ),
-        "table": None if plain else rotary_table(each * page_size, DH, 1e4, new.randn(1)),
+        "qkvg": new.randn(rows, (HQ + 2 * HKV) * DH + (not no_preamble) * HQ),
+        "temp": None if no_preamble else 1 + 0.2 * new.randn(HQ),
+        "table": None if no_preamble else rotary_table(each * page_size, DH, 1e4, new.randn(1)),
         "k_cache": new.randn(*cache),
         "v_cache": new.randn(*cache),
         "block_table": new.pages(B, each),

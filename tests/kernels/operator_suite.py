@@ -353,7 +353,7 @@ def wrong_attention(columns: slice) -> tuple[Wrong, ...]:
     plain = f"{heads} columns without temp and table, HQ a multiple of the cache's HKV=2 heads of DH=16, got"
     return (
         wrong(rf"{heads} \+ HQ = 132 columns, got 128", qkvg=lambda x: x[:, columns].clone()),
-        *(wrong(f"{plain} {n}", "plain", qkvg=lambda x, n=n: x[:, :n].clone()) for n in (127, 112, 64, 16)),
+        *(wrong(f"{plain} {n}", "no-preamble", qkvg=lambda x, n=n: x[:, :n].clone()) for n in (127, 112, 64, 16)),
         wrong("temp and table must be given together, or neither", temp=None),
         wrong("temp and table must be given together, or neither", table=None),
     )
@@ -365,7 +365,7 @@ class PagedTests(OperatorTests):
     @interpreted
     def test_a_page_table_of_positions_is_one_of_pages(self) -> None:
         """Engines number positions where this project numbers pages; without temp and table too."""
-        for workload, dtype in product(("tiny", "plain"), DTYPES):
+        for workload, dtype in product(("tiny", "no-preamble"), DTYPES):
             case = self.case(workload, dtype)
             pages, size = case.inputs["block_table"], case.inputs["k_cache"].shape[1]
             single = {name: case.inputs[name].flatten(0, 1)[:, None] for name in case.kernel.mutates}

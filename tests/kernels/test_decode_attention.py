@@ -5,14 +5,14 @@ DECODED = {"B": 6, "context": 80, "contexts": (80, 64, 47, 48, 20, 33), "HQ": 8,
 
 class TestDecodeAttention(CountingTests, PagedTests):
     name = "decode_attention"
-    forms = ["plain"]
+    forms = ["no-preamble"]
     counted = "split-edges"
     accuracy = [DECODED]
     costs = {
         # keys and values of 4 heads at 1001 positions; the row in (3088) and out (2048); 64 cosines, 64 sines
         "decode-B1": ((2 * 4 * 128 * 1001 + 3088 + 2048) * 2 + 128 * 4, 2 * 2 * 16 * 128 * 1001),
         # of 16 sequences the same, but rows without 16 gates (3072), and no angles
-        "plain-B16": (16 * (2 * 4 * 128 * 1001 + 3072 + 2048) * 2, 16 * 2 * 2 * 16 * 128 * 1001),
+        "no-preamble-B16": (16 * (2 * 4 * 128 * 1001 + 3072 + 2048) * 2, 16 * 2 * 2 * 16 * 128 * 1001),
     }
     wrong = [
         wrong(r"v_cache must have shape \[pages=6, page_size=8, HKV=2, DH=16\], got \[1, ", v_cache=lambda v: v[:1]),
@@ -22,6 +22,6 @@ class TestDecodeAttention(CountingTests, PagedTests):
         wrong("at most 256 rows decode .*, got 257; prefill_attention takes any number", sizes={"B": 257}),
         wrong(r"positions must be in -2147483648\.\.23, what .* hold, or negative: idle; got 24", positions=at(0, 24)),
         wrong(r"positions must be in -2147483648\.\.19, .*got 20", table=lambda t: t[:20].clone()),
-        wrong(r"positions must be in -2147483648\.\.39, .*; got 40", "plain", positions=at(0, 40)),
+        wrong(r"positions must be in -2147483648\.\.39, .*; got 40", "no-preamble", positions=at(0, 40)),
         wrong(r"block_table must be in 0\.\.5, the cache's pages; got 6", block_table=at((1, 0), 6)),
     ]

@@ -8,22 +8,22 @@ PROMPTS = {"T": 70, "context": 0, "B": 2, "rows": (50, 20), "contexts": (0, 64),
 
 class TestPrefillAttention(PagedTests):
     name = "prefill_attention"
-    forms = ["plain"]
+    forms = ["no-preamble"]
     accuracy = [PROMPTS]
     costs = {
         # 32 * 33 / 2 pairs of positions; keys and values of 32; 32 rows in and out; 32 angles of 128
         "prefill-32": ((2 * 4 * 128 * 32 + 32 * (3088 + 2048)) * 2 + 32 * 128 * 4, 2 * 2 * 16 * 128 * 528),
         # 2048 * 2049 / 2 pairs; rows without gates, no angles
-        "plain-2048": ((2 * 4 * 128 * 2048 + 2048 * (3072 + 2048)) * 2, 2 * 2 * 16 * 128 * 2098176),
+        "no-preamble-2048": ((2 * 4 * 128 * 2048 + 2048 * (3072 + 2048)) * 2, 2 * 2 * 16 * 128 * 2098176),
     }
     wrong = [
         *wrong_attention(slice(4, None)),
         wrong("temp must have a multiple of the cache's HKV=2 heads", sizes={"HQ": 3}),
         wrong("temp must have at most 32 heads for each of .* HKV=2, got 66", sizes={"HQ": 66}, launch_only=True),
-        wrong("qkvg must have at most 32 heads .*, got 66", sizes={"HQ": 66, "plain": True}, launch_only=True),
+        wrong("qkvg must have at most 32 heads .*, got 66", sizes={"HQ": 66, "no_preamble": True}, launch_only=True),
         wrong(r"cu_seqlens must have shape \[B\+1=2\], got \[3\]", cu_seqlens=lambda c: torch.cat([c, c[-1:]])),
         wrong("the head dimension must be a power of two .*, got 24", sizes={"DH": 24}),
-        wrong(r"starts \+ rows must be in 1\.\.40, .*; got 41", "plain", starts=at(2, 19)),
+        wrong(r"starts \+ rows must be in 1\.\.40, .*; got 41", "no-preamble", starts=at(2, 19)),
         wrong(r"block_table must be in 0\.\.2, .*got -1", block_table=at((0, 0), -1)),
         wrong(r"starts must be in 0\.\.23, .*; got 24", starts=at(0, 24)),
         wrong(r"starts \+ rows must be in 1\.\.24, .*; got 25", starts=at(0, 5)),

@@ -38,7 +38,7 @@ def fault_cases():
 def test_a_fault_is_found(kernel, fault):
     found = killed(KERNELS[kernel], fault)
     assert found, "survived"
-    expected = "exact plain float32: " if fault.name.startswith("plain-") else FOUND.get((kernel, fault.name), "")
+    expected = "exact no-preamble float32: " if fault.name.startswith("plain-") else FOUND.get((kernel, fault.name), "")
     assert found.startswith(expected)
 
 
