@@ -5,7 +5,7 @@ Importing this package registers all of them, and so imports Triton.
 
 from zonos2_triton.kernels import (
     add_rms_norm,
-    advance,
+    advance_frame,
     codebook_sum,
     convolution,
     decode_attention,
@@ -18,14 +18,14 @@ from zonos2_triton.kernels import (
     residual_unit,
     rotary,
     router,
-    sample,
+    sample_codes,
     transposed_convolution,
     waveform,
 )
 
 __all__ = [
     "add_rms_norm",
-    "advance",
+    "advance_frame",
     "codebook_sum",
     "convolution",
     "decode_attention",
@@ -38,7 +38,7 @@ __all__ = [
     "residual_unit",
     "rotary",
     "router",
-    "sample",
+    "sample_codes",
     "transposed_convolution",
     "waveform",
 ]

@@ -26,7 +26,7 @@ def ops_of(backend: str, config: "Zonos2Config", device: torch.device, dtype: to
     # Imported here: Triton is heavy, and whoever runs the reference does without it.
     from zonos2_triton.kernels import (
         add_rms_norm,
-        advance,
+        advance_frame,
         decode_attention,
         experts,
         frame_embedding,
@@ -35,7 +35,7 @@ def ops_of(backend: str, config: "Zonos2Config", device: torch.device, dtype: to
         prefill_attention,
         qkv_projection,
         router,
-        sample,
+        sample_codes,
     )
     from zonos2_triton.kernels._args import check_rows
     from zonos2_triton.kernels.rotary import check_head_dim
@@ -54,8 +54,8 @@ def ops_of(backend: str, config: "Zonos2Config", device: torch.device, dtype: to
         router=partial(router.router, counters=counters),
         experts=partial(experts.experts, counters=counters),
         head=head.head,
-        sample=sample.sample,
-        advance=advance.advance,
+        sample_codes=sample_codes.sample_codes,
+        advance_frame=advance_frame.advance_frame,
     )
 
 

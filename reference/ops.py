@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from zonos2_triton.reference.advance import advance
+from zonos2_triton.reference.advance_frame import advance_frame
 from zonos2_triton.reference.attention import decode_attention, prefill_attention
 from zonos2_triton.reference.embedding import frame_embedding
 from zonos2_triton.reference.experts import experts
@@ -13,7 +13,7 @@ from zonos2_triton.reference.head import head
 from zonos2_triton.reference.norm import add_rms_norm
 from zonos2_triton.reference.projection import output_projection, qkv_projection
 from zonos2_triton.reference.router import router
-from zonos2_triton.reference.sampling import sample
+from zonos2_triton.reference.sample_codes import sample_codes
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Ops:
     router: Callable[..., tuple[Tensor, ...]]
     experts: Callable[..., Tensor]
     head: Callable[..., Tensor]
-    sample: Callable[..., tuple[Tensor, Tensor]]
-    advance: Callable[..., None]
+    sample_codes: Callable[..., tuple[Tensor, Tensor]]
+    advance_frame: Callable[..., None]
 
 
 REFERENCE = Ops(
@@ -46,6 +46,6 @@ REFERENCE = Ops(
     router,
     experts,
     head,
-    sample,
-    advance,
+    sample_codes,
+    advance_frame,
 )

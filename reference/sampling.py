@@ -31,26 +31,8 @@ def probabilities(logits: Tensor, sampling: Sampling, history: Tensor) -> Tensor
     return distributions(logits[None], settings, step, last_seen[None, :, :-1])[0]
 
 
-def sample(
-    logits: Tensor, settings: Tensor, seeds: Tensor, steps: Tensor, last_seen: Tensor
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The next frame of B requests: logits [B, C, V] -> codes [B, C] int32, faults [B, C] int32.
-
-    settings [B, 8] fp32: rows of `Sampling.row`; seeds [B] int64, the bits of a seed; steps [B] int32: frames that came
-    before; last_seen [B, C, V] int32: the frame in which a code came last in its codebook, or NEVER_SEEN. A code is a
-    function of its own row of logits and last_seen, its request's settings and seed, frame and codebook: nothing else.
-
-    A row with NaN or +inf in it, or with nothing above -inf, has the fault 1 and the code V - 1 (padding); others 0.
-    """
-    wide = logits.float()
-    faults = ~wide.amax(-1).isfinite()  # NaN is the largest number here
-    sound = torch.where(faults[..., None], 0.0, wide)
-    codes = draw(distributions(sound, settings, steps, last_seen), seeds[:, None], steps[:, None])
-    return torch.where(faults, logits.shape[-1] - 1, codes).int(), faults.int()
-
-
 def distributions(logits: Tensor, settings: Tensor, steps: Tensor, last_seen: Tensor) -> Tensor:
-    """`probabilities` of B requests, [B, C, V]; arguments as `sample` takes them.
+    """`probabilities` of B requests, [B, C, V]; arguments as `sample_codes` takes them.
 
     Whatever is rounded is rounded once, by one operation, and sums are sums of integers: machines that agree on the
     logits agree on every bit.

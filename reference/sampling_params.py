@@ -80,7 +80,7 @@ class Sampling:
         )
 
     def row(self) -> list[float]:
-        """What `sample` takes of it; the last number is not used. Larger ones than these mean the same."""
+        """What `sample_codes` takes of it; the last number is not used. Larger ones than these mean the same."""
         s = self.clamped()
         return [
             min(s.temperature, LARGEST), float(min(s.top_k, LONGEST)), s.top_p, min(s.min_p, LARGEST),

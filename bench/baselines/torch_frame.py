@@ -108,8 +108,8 @@ class PlainFrame:
 
         def leave(x: Tensor) -> tuple[Tensor, Tensor]:
             logits = self._logits(x)
-            codes, faults = torch_ops.sample(logits, s.settings, s.seeds, s.steps, s.last_seen)
-            torch_ops.advance(
+            codes, faults = torch_ops.sample_codes(logits, s.settings, s.seeds, s.steps, s.last_seen)
+            torch_ops.advance_frame(
                 codes, faults, s.positions, s.steps, s.limits, s.eoa_ids, s.eos_frames, s.ids, s.last_seen, s.frames,
                 config.text_vocab,
             )  # fmt: skip
@@ -137,7 +137,7 @@ class PlainFrame:
         logits, codes = pieces.leave(hidden[-1])
         if not float(_off(logits.flatten(1), want.flatten(1)).max()) <= most:
             raise Withheld(f"logits are more than {most:g} from the reference's")
-        drawn = REFERENCE.sample(logits, *before)[0]
+        drawn = REFERENCE.sample_codes(logits, *before)[0]
         if not float((drawn == codes).float().mean()) >= 1 - MAY_CHOOSE_OTHERWISE:
             raise Withheld(f"{int((drawn != codes).sum())} of {codes.numel()} codes are not what the reference draws")
         for part in (*state.cache.k, *state.cache.v):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zonos2_triton.reference import sampling
-from zonos2_triton.reference.advance import SLOT_FREE, SLOT_NONFINITE
+from zonos2_triton.reference.advance_frame import SLOT_FREE, SLOT_NONFINITE
 from zonos2_triton.reference.attention import QK_EPS
 from zonos2_triton.reference.norm import rms_norm
 from zonos2_triton.reference.numeric import wide
@@ -218,7 +218,7 @@ def head(x: Tensor, norm_weight: Tensor, weight: Tensor, n_codebooks: int, eps: 
     return (softcap * torch.tanh(logits / softcap) if softcap else logits).unflatten(1, (n_codebooks, -1))
 
 
-def sample(
+def sample_codes(
     logits: Tensor, settings: Tensor, seeds: Tensor, steps: Tensor, last_seen: Tensor
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`reference.sampling.draw` with its counter on the device."""
@@ -233,7 +233,7 @@ def sample(
     return torch.where(sound[..., 0], codes, logits.shape[2] - 1).int(), (~sound[..., 0]).int()
 
 
-def advance(
+def advance_frame(
     codes: Tensor, faults: Tensor, positions: Tensor, steps: Tensor, limits: Tensor, eoa_ids: Tensor,
     eos_frames: Tensor, ids: Tensor, last_seen: Tensor, frames: Tensor, text_id: int,
 ) -> None:  # fmt: skip
@@ -263,6 +263,6 @@ PLAIN = replace(
     decode_attention=decode_attention,
     prefill_attention=prefill_attention,
     experts=experts,
-    sample=sample,
-    advance=advance,
+    sample_codes=sample_codes,
+    advance_frame=advance_frame,
 )

@@ -242,8 +242,8 @@ ROWS: Mapping[str, tuple[str, ...]] = {
     "router": ("x", "state", "positions"),
     "experts": ("x", "expert_weights"),
     "head": ("x",),
-    "sample": ("logits", "settings", "seeds", "steps", "last_seen"),
-    "advance": (
+    "sample_codes": ("logits", "settings", "seeds", "steps", "last_seen"),
+    "advance_frame": (
         "codes", "faults", "positions", "steps", "limits", "eoa_ids", "eos_frames", "ids", "last_seen", "frames",
     ),
     "codebook_sum": ("codes", "spans", "z"),

@@ -191,7 +191,7 @@ def verify(
 
 _NAMES = {
     "add_rms_norm": ["sum", "normed"],
-    "sample": ["codes", "faults"],
+    "sample_codes": ["codes", "faults"],
     "router": ["expert_ids", "expert_weights", "probs", "state", "order", "offsets"],
     "waveform": ["samples"],
 }

@@ -31,7 +31,7 @@ _NORMED: dict[str, Sizes] = {f"normed-B{B}": {"M": B, "normed": True} for B in (
 _SUM: Sizes = {"normed": True, "residual": False}
 _BARE: Sizes = {"no_preamble": True}
 _DENSE: Sizes = {"E": 1, "active": 1, "routed": False}
-# Requests that differ in what their settings switch on; of `sample`.
+# Requests that differ in what their settings switch on; of `sample_codes`.
 _SETTINGS: tuple[dict[str, float], ...] = (
     {"top_k": 5},
     {"top_k": 0, "min_p": 0.0},
@@ -58,7 +58,7 @@ _AT_THE_TARGET = (
     (2.67657876, 0.0, -1.86647892), (0.986862123, 0.0, -1.47215581),
 )  # fmt: skip
 _PENALISED = ({"temperature": 0, "repetition_window": 5, "repetition_penalty": 30, "repetition_codebooks": 2},)
-# Requests at every place of the rule for the end; of `advance`.
+# Requests at every place of the rule for the end; of `advance_frame`.
 _ENDS: tuple[dict[str, Any], ...] = (
     {"ends": (1,)},
     {"ends": (0, 2)},
@@ -298,9 +298,9 @@ FRAME = (
         },
     ),
     record(
-        "sample",
+        "sample_codes",
         "repetition penalty, temperature, top-k, softmax, top-p, min-p, draw",
-        {"_sample_kernel": Expected(max_instructions=3700)},
+        {"_sample_codes_kernel": Expected(max_instructions=3700)},
         real={"C": C, "V": V},
         at={
             **{f"decode-B{B}": {"B": B} for B in (1, 4, 16, 64, 256)},
@@ -323,9 +323,9 @@ FRAME = (
         },
     ),
     record(
-        "advance",
+        "advance_frame",
         "history, end of audio, countdown, row that is fed back",
-        {"_advance_kernel": Expected(max_instructions=250)},
+        {"_advance_frame_kernel": Expected(max_instructions=250)},
         real={"C": C, "V": V, "N": 16},
         at={f"decode-B{B}": {"B": B} for B in (1, 64, 256)},
         small={"C": 5, "V": 11, "N": 4},

@@ -37,15 +37,17 @@ def frame_cost(config: Zonos2Config, sequences: int, context: int, itemsize: int
             c.n_layers - len(ks), one("experts", D=c.dim, I=c.ffn_dim, active=1, k=1, routed=False)
         ),
         "head": one("head", D=c.dim, N=c.n_codebooks * c.codebook_vocab),
-        "sample": KERNELS["sample"].cost(B=sequences, C=c.n_codebooks, V=c.codebook_vocab, itemsize=itemsize),
-        "advance": KERNELS["advance"].cost(B=sequences, C=c.n_codebooks, itemsize=itemsize),
+        "sample_codes": KERNELS["sample_codes"].cost(
+            B=sequences, C=c.n_codebooks, V=c.codebook_vocab, itemsize=itemsize
+        ),
+        "advance_frame": KERNELS["advance_frame"].cost(B=sequences, C=c.n_codebooks, itemsize=itemsize),
     }
 
 
 def prompt_cost(config: Zonos2Config, rows: int, itemsize: int = 2) -> Mapping[str, Cost]:
     """Likewise, of one prompt of so many rows up to its logits, which are those of the last row."""
     c, parts = config, dict(frame_cost(config, rows, 0, itemsize))
-    for name in ("decode_attention", "sample", "advance"):
+    for name in ("decode_attention", "sample_codes", "advance_frame"):
         del parts[name]
     cache = c.kv_heads * c.head_dim
     attention = KERNELS["prefill_attention"].cost(

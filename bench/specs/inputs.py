@@ -204,7 +204,7 @@ def head(
     return {"x": x, "norm_weight": gain, "weight": weight, **options}
 
 
-def sample(
+def sample_codes(
     new: Inputs, B: int, C: int, V: int, settings: tuple[Settings, ...] = ({},), step: int = 40,
     spread: float = 3.0, whole: bool = False, levels: tuple[tuple[float, ...], ...] = (), recent: int = 0,
 ) -> Sizes:  # fmt: skip
@@ -232,8 +232,10 @@ def sample(
 
 
 def last_bits(requests: int) -> Sizes:
-    """Of `sample`: where an operation that rounds otherwise is another code. The min_p of each second request is the
-    weight of its codes that came before, that of the others the number after it; the rest are the defaults."""
+    """Sizes of `sample_codes` where an operation that rounds otherwise gives another code.
+
+    The min_p of every second request is the weight of its codes that came before; that of the others is the next float.
+    """
     temperature, penalty = (torch.tensor(value) for value in (1.15, 1.2))
     top = torch.tensor([0.0, 4.0]).repeat_interleave(2).repeat(requests)[:requests]
     x = top - torch.linspace(0.03, 1.5, requests)
@@ -245,7 +247,7 @@ def last_bits(requests: int) -> Sizes:
     return {"B": requests, "V": 30, "levels": tuple(levels), "settings": settings}
 
 
-def advance(new: Inputs, B: int, C: int, V: int, N: int, rows: tuple[Sizes, ...] = ({},)) -> Sizes:
+def advance_frame(new: Inputs, B: int, C: int, V: int, N: int, rows: tuple[Sizes, ...] = ({},)) -> Sizes:
     """Of fixed dtypes. rows: what is special about a request, in turn: its step, limit, eoa_id, eos_frame or position;
     ends: codebooks whose code is the end; fault: a codebook that has one. The end is code V - 2."""
     codes, faults = new.randint(0, V - 2, B, C), torch.zeros(B, C, dtype=torch.int32, device=new.device)

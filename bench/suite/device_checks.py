@@ -29,7 +29,7 @@ from zonos2_triton.reference.vocoder import VocoderConfig
 
 # Both sides of every size at which a launch takes other tiles.
 BATCHES = (1, 16, 17, 32, 33, 64, 65, 256)
-BATCHED = ("qkv_projection", "decode_attention", "output_projection", "router", "experts", "head", "sample")
+BATCHED = ("qkv_projection", "decode_attention", "output_projection", "router", "experts", "head", "sample_codes")
 RAGGED = {"router": 4}  # results from this one on are lists of the whole batch's slots
 
 # Of the 8B model.

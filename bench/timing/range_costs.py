@@ -14,7 +14,7 @@ from zonos2_triton.model.vocoder import Vocoder
 # Ranges that a cost is known for, whatever they lie in; each is one forward, draw or decoding.
 CODEC = ("codec/decode", "codec/speak", "codec/step")  # the last may lie in either of the others
 STAGES = ("model/prefill", "model/start", "model/frame", *CODEC)
-DRAW = ("sample", "advance")
+DRAW = ("sample_codes", "advance_frame")
 
 
 def range_work(tts: Zonos2, streams: int, frames: int, prompt_rows: int, calls: Counter[str]) -> dict[Path, Work]:

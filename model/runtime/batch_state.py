@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from zonos2_triton.model.ops import PAGE_SIZE
-from zonos2_triton.reference.advance import SLOT_FREE
+from zonos2_triton.reference.advance_frame import SLOT_FREE
 from zonos2_triton.reference.config import Zonos2Config
 from zonos2_triton.reference.network import Batch, Cache
 from zonos2_triton.reference.sampling import NEVER_SEEN, Sampling
 
 
 class Slots:
-    """The state of the requests, as `sample` and `advance` take it, and of what they have in the cache."""
+    """The state of the requests, as `sample_codes` and `advance_frame` take it, and of what they have in the cache."""
 
     def __init__(self, config: Zonos2Config, rows: int, pages: int, ring: int, like: Tensor) -> None:
         """ring: frames that are kept, for the host to collect and for `Speech`, which waits for their last codes.

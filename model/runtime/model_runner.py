@@ -58,10 +58,10 @@ class Frames:
         """The next frame of these rows, and what follows from it."""
         s, ops = self.slots, ranged(self.ops)
         with annotate("model/draw", len(logits)):
-            codes, faults = ops.sample(
+            codes, faults = ops.sample_codes(
                 logits.float(), s.settings[rows], s.seeds[rows], s.steps[rows], s.last_seen[rows]
             )
-            ops.advance(
+            ops.advance_frame(
                 codes, faults, s.positions[rows], s.steps[rows], s.limits[rows], s.eoa_ids[rows], s.eos_frames[rows],
                 s.ids[rows], s.last_seen[rows], s.frames[rows], self.model.config.text_vocab,
             )  # fmt: skip

@@ -31,7 +31,7 @@ from zonos2_triton.model.runtime.request import Frame, Request
 from zonos2_triton.model.runtime.vocoder_runner import Speech, Spoken
 from zonos2_triton.model.vocoder_decoder import Decoder
 from zonos2_triton.reference import network as reference
-from zonos2_triton.reference.advance import SLOT_FREE, SLOT_NONFINITE
+from zonos2_triton.reference.advance_frame import SLOT_FREE, SLOT_NONFINITE
 from zonos2_triton.reference.numeric import isolated
 from zonos2_triton.reference.ops import Ops
 from zonos2_triton.reference.scalars import as_int

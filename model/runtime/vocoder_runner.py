@@ -1,8 +1,8 @@
 """What the rows of the frame loop sound like: their frames through the vocoder, on the device that makes them.
 
-The decoder reads the codes where `advance` leaves them and takes them, as delayed as they are, to samples. How far each
-row has come, whether it is over and what is left to flush follows from the loop's own numbers, so that a step waits for
-nobody and may be part of a graph. A look's steps take every row as far as its codes reach.
+The decoder reads the codes where `advance_frame` leaves them and makes samples of them, delayed as they are. How far
+each row has come, whether it is over and what is left to flush follows from the loop's own numbers, so that a step
+waits for nobody and may be part of a graph. A look's steps take every row as far as its codes reach.
 """
 
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from torch import Tensor
 from zonos2_triton.model.runtime.batch_state import Slots
 from zonos2_triton.model.vocoder_decoder import Decoder
 from zonos2_triton.model.vocoder_schedule import Schedule, step
-from zonos2_triton.reference.advance import SLOT_NONFINITE
+from zonos2_triton.reference.advance_frame import SLOT_NONFINITE
 
 RINGS = 1 << 30  # bytes that the activations of all rows may fill; what does not fit goes in more steps
 

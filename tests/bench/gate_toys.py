@@ -128,7 +128,7 @@ KERNELS: dict[str, Any] = {
     ),
 }
 # Of the real ones, one that moves, one that multiplies, and one that draws, at a few of their sizes.
-for name, sizes in {"rotary": ["B1"], "output_projection": ["B1", "B64"], "sample": ["B1"]}.items():
+for name, sizes in {"rotary": ["B1"], "output_projection": ["B1", "B64"], "sample_codes": ["B1"]}.items():
     record = catalogue.KERNELS[name]
     some = tuple(workload for workload in record.workloads if workload.name.removeprefix("decode-") in sizes)
     KERNELS[name] = replace(record, targets=("sm_90",), workloads=some)
@@ -161,7 +161,7 @@ def warmed_up() -> list[tuple[int, str]]:
 
 def fused() -> bool:
     """Whether a product and a sum of the draw are rounded as one: that would draw other codes."""
-    record = catalogue.KERNELS["sample"]
+    record = catalogue.KERNELS["sample_codes"]
     with dry_run("sm_90") as found, fake_tensors():
         record.op._init_fn(**record.make(torch.device("cuda"), torch.bfloat16, **record.workloads[0].sizes))
     return any("fma." in launch.kernel.asm["ptx"] for launch in found)

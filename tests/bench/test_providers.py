@@ -93,7 +93,7 @@ def test_who_stands_beside_whom():
     assert names["prefill_attention"] == names["decode_attention"]
     assert names["add_rms_norm"] == names["rotary"] == ["reference", "compiled", "flashinfer", "liger"]
     assert names["experts"] == ["reference", "compiled", "liger"]
-    assert names["sample"] == ["reference", "compiled"]
+    assert names["sample_codes"] == ["reference", "compiled"]
     assert {tuple(names[name]) for name in OPERATIONS} == {("reference",)}
 
 

@@ -124,7 +124,7 @@ def test_a_frame_is_its_layers_its_head_and_its_draw():
     assert sum(work["model/frame", *path][0] for path in inside) == work["model/frame",][0]
     experts = parts["experts"].bytes + parts["experts (dense)"].bytes
     assert work["model/frame", "model/layer", "kernel/experts"][0] == 10 * experts
-    assert work["model/frame", "model/draw", "kernel/sample"][0] == 10 * parts["sample"].bytes
+    assert work["model/frame", "model/draw", "kernel/sample_codes"][0] == 10 * parts["sample_codes"].bytes
     assert not any("(dense)" in path[-1] for path in work)
 
 

@@ -234,10 +234,10 @@ def test_the_readme_holds_what_the_catalogue_the_gate_and_the_results_say():
 
 def test_times_are_those_of_the_result(whole):
     sample = copy.deepcopy(whole)
-    timed = sample["parts"]["timings"]["items"]["sample/decode-B1"]
+    timed = sample["parts"]["timings"]["items"]["sample_codes/decode-B1"]
 
     def line():
-        return next(line for line in kernel_table(sample).splitlines() if line.startswith("| `sample`"))
+        return next(line for line in kernel_table(sample).splitlines() if line.startswith("| `sample_codes`"))
 
     assert line().endswith(f"| {timed['median_us']:.1f} us |")
     assert f"card {sample['environment']['card']}, " in kernel_table(sample).splitlines()[-1]

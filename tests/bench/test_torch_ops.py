@@ -148,7 +148,7 @@ def test_weights_are_shared_but_for_one(model):
         ("gated", lambda right, y, gate: y.flatten(1)),
         ("choose", lambda right, *args, state, **more: right(*args, state=None, **more)),
         ("head", lambda right, *args: 1.01 * right(*args)),
-        ("sample", lambda right, *args: (right(*args)[0] ^ 1, right(*args)[1])),
+        ("sample_codes", lambda right, *args: (right(*args)[0] ^ 1, right(*args)[1])),
         ("by_products", lambda right, *args: right(*args) * float("nan")),
     ],
 )

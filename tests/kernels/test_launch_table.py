@@ -143,18 +143,18 @@ def test_a_file_overrides_what_it_names_for_the_dtype_and_the_rows_it_names(on_c
 def test_without_a_dtype_an_override_is_for_all_and_tf32_is_one_of_them(on_card, overridden):
     on_card("cuda", 90)
     waveform = [{"num_warps": 2}, {"dtype": "tf32", "num_warps": 8}, {"dtype": "float32", "num_warps": 1}]
-    overridden([entry("advance", "row", num_warps=2), *(entry("waveform", "taps", **one) for one in waveform)])
-    assert tiles("advance", "row", torch.int32)["num_warps"] == 2
+    overridden([entry("advance_frame", "row", num_warps=2), *(entry("waveform", "taps", **one) for one in waveform)])
+    assert tiles("advance_frame", "row", torch.int32)["num_warps"] == 2
     warps = [numbers("waveform", "taps", dtype)[3] for dtype in (torch.float16, torch.float32)]
     assert [*warps, numbers("waveform", "taps", torch.float32, tf32=True)[3]] == [2, 1, 8]
 
 
 def test_the_file_is_read_once_and_the_log_says_so(overridden, caplog):
-    path = overridden([{"op": "advance", "role": "row", "num_warps": 2}])
+    path = overridden([{"op": "advance_frame", "role": "row", "num_warps": 2}])
     with caplog.at_level(logging.INFO, "zonos2_triton"):
-        tiles("advance", "row", torch.int32)
+        tiles("advance_frame", "row", torch.int32)
         path.unlink()
-        assert tiles("advance", "row", torch.int32)["num_warps"] == 2
+        assert tiles("advance_frame", "row", torch.int32)["num_warps"] == 2
     assert caplog.messages == [f"launch parameters of {path}: [{{'op': 'advance', 'role': 'row', 'num_warps': 2}}]"]
 
 

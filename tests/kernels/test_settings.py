@@ -116,7 +116,7 @@ def run(imports, **environment):
 OURS, APPLICATION = "{upper} zonos2_triton: {text}", "logging.basicConfig(format='mine: %(message)s', level='INFO')"
 OTHER = "logging.getLogger('zonos2_triton').addHandler(logging.StreamHandler())"
 AGAIN = "import importlib; importlib.reload(zonos2_triton._settings)"
-KERNELS = "import zonos2_triton.kernels.rotary, zonos2_triton.kernels.sample"
+KERNELS = "import zonos2_triton.kernels.rotary, zonos2_triton.kernels.sample_codes"
 ALL = ["debug", "info", "warning", "error", "critical"]
 
 

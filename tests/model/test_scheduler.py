@@ -143,9 +143,11 @@ def test_logits_that_are_not_finite_end_one_request(make, requests, alone, look,
 
     def sick(logits, settings, seeds, steps, last_seen):
         ill = (seeds == 3) & (steps == 2)
-        return REFERENCE.sample(torch.where(ill[:, None, None], torch.nan, logits), settings, seeds, steps, last_seen)
+        return REFERENCE.sample_codes(
+            torch.where(ill[:, None, None], torch.nan, logits), settings, seeds, steps, last_seen
+        )
 
-    backbone.ops = replace(backbone.ops, sample=sick)
+    backbone.ops = replace(backbone.ops, sample_codes=sick)
     results = backbone.generate(prompts, samplings, return_exceptions=True)
     assert isinstance(results[3], FloatingPointError)
     assert "prompts[3]: the logits of frame 2 are not finite" in str(results[3])

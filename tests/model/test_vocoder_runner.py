@@ -31,7 +31,7 @@ def ending(logits, settings, seeds, steps, last_seen):
     """A sampler that says the end where it lies, and nowhere else; the logits of seed 8 are sick at frame 42."""
     sick = (seeds == 8) & (steps == 42)
     logits = torch.where(sick[:, None, None], torch.nan, logits)
-    codes, faults = REFERENCE.sample(logits, settings, seeds, steps, last_seen)
+    codes, faults = REFERENCE.sample_codes(logits, settings, seeds, steps, last_seen)
     frame, codebook = ENDS[seeds % 8].T
     here = (steps == frame)[:, None] & (torch.arange(9) == codebook[:, None])
     return torch.where(here, 1024, codes.clamp(max=1023)).int(), faults
@@ -51,7 +51,7 @@ def make(golden_weights, vocoder):
                 call()
             return call
 
-        capture, ops = captured if padded else None, replace(REFERENCE, sample=ending)
+        capture, ops = captured if padded else None, replace(REFERENCE, sample_codes=ending)
         backbone._loop = Loop(backbone.model, ops, backbone.options, alone=True, capture=capture)
         backbone.loop._ahead = ahead
         backbone.speak(vocoder.decoder)

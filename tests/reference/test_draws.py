@@ -6,8 +6,8 @@ and what a weak key would repeat. Chi-square of pairs in 16 x 16 cells of the hi
 Codes, without chance. They are functions of words: of the 2^32 words a draw can meet, each code of all golden sampling
 cases, and of two that no sampler makes, has its share, to a word.
 
-The words and the rule are the product's: `draw` is compared with them in each case, `sample` in each golden one. Every
-check of words takes them as an argument, and is seen to fail with those that are broken.
+The words and the rule are the product's: `draw` is compared with them in each case, `sample_codes` in each
+golden one. Every check of words takes them as an argument, and is seen to fail with those that are broken.
 
 Significance. A p-value is refused within LIMIT of 0 or, a fit too good, of 1. All in all that is 1e-3, by Bonferroni,
 and seeds are fixed: what passes once passes always.
@@ -21,7 +21,8 @@ import torch
 from zonos2_triton.model import Sampling
 from zonos2_triton.reference import sampling
 from zonos2_triton.reference.philox import WEYL, WORD, philox
-from zonos2_triton.reference.sampling import NEVER_SEEN, WEIGHT_BITS, draw, probabilities, sample
+from zonos2_triton.reference.sample_codes import sample_codes
+from zonos2_triton.reference.sampling import NEVER_SEEN, WEIGHT_BITS, draw, probabilities
 
 LIMIT = 1e-3 / 100  # comparisons, at most
 CODEBOOKS = torch.arange(9)
@@ -142,7 +143,7 @@ def test_codes_are_those_of_sample(golden, cases):
         logits = tensors["logits"][case["logits_index"]].expand(B, -1, -1)
         settings = torch.tensor([Sampling(**{key: case[key] for key in vectors["defaults"]}).row()]).expand(B, -1)
         steps = torch.full((B,), n, dtype=torch.int32)
-        codes, faults = sample(logits, settings, requests, steps, last_seen.expand(B, -1, -1))
+        codes, faults = sample_codes(logits, settings, requests, steps, last_seen.expand(B, -1, -1))
         drawn = words(requests[:, None], n, CODEBOOKS)
         assert torch.equal(codes, invert(cases[case["name"]], drawn.T).T.int()), case["name"]
         assert not faults.any()

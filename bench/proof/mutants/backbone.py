@@ -76,8 +76,8 @@ BACKBONE: Mapping[str, tuple[Fault, ...]] = {
         no_norm_in_prefill="{{x, norm_weight = normed(x, norm_weight, eps), => norm_weight =}} None",
         logits_rounded="logits_ptr + at, {{acc => acc.to(tl.float16).to(tl.float32)}},",
     ),
-    "sample": mutants(
-        "sample",
+    "sample_codes": mutants(
+        "sample_codes",
         shared.EXPONENTIAL,
         end_and_padding_penalised="c < penalised, V{{ - 2 => }}, 0",
         padding_penalised="c < penalised, V - {{2 => 1}}, 0",
@@ -149,8 +149,8 @@ BACKBONE: Mapping[str, tuple[Fault, ...]] = {
         padded_lanes_are_codes='x = tl.where(mask, x, {{float("-inf") => 0.0}})',
         row_of_the_request="row = (b * C{{ + c => }})",
     ),
-    "advance": mutants(
-        "advance",
+    "advance_frame": mutants(
+        "advance_frame",
         idle_rows_go_on="    if position < {{0 => -9}}:\n        return\n",
         first_position_is_idle="if position {{< => <=}} 0:",
         faults_ignored="tl.max(faults, axis=0) {{!= 0 => > 1}}",

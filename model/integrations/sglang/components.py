@@ -22,7 +22,7 @@ from zonos2_triton.reference.ops import REFERENCE
 from zonos2_triton.reference.sampling import LARGEST, NEVER_SEEN
 
 LOG = logging.getLogger("zonos2_triton")
-COLDEST = 1e-7  # what `sample` takes; below it, codes that are not tied with the largest have no chance in fp32 either
+COLDEST = 1e-7  # the least that `sample_codes` takes; below it, only codes tied with the largest have a chance in fp32
 EMPTY = 2.0  # a min_p that leaves no code, which makes a row one-hot at the first of its largest logits
 # Of a mixture that its own kernel computes as ours does: the fields of its runner's settings.
 PLAIN_EXPERTS = {
@@ -125,7 +125,7 @@ def sample(
     )
     seeds = torch.empty(B, dtype=torch.int64, device=logits.device).random_()
     steps = torch.zeros(B, dtype=torch.int32, device=logits.device)
-    draw = _operation("sample", logits.device, torch.float32)
+    draw = _operation("sample_codes", logits.device, torch.float32)
     codes, _ = draw(logits.float().contiguous(), settings, seeds, steps, seen)
     return codes.long()
 

@@ -21,8 +21,8 @@ from torch.nn.functional import pad
 
 from zonos2_triton.model.backend import resolve_backend
 from zonos2_triton.model.runtime.batch_state import upload
+from zonos2_triton.reference.sample_codes import sample_codes as reference_sample
 from zonos2_triton.reference.sampling import NEVER_SEEN, Sampling
-from zonos2_triton.reference.sampling import sample as reference_sample
 
 LOG = logging.getLogger("zonos2_triton")
 WORD = 2**64
@@ -150,9 +150,9 @@ def _settings(req: Any, codebook_size: int) -> Sampling:
 def _sample(backend: str) -> Draw:
     if backend == "reference":
         return reference_sample
-    from zonos2_triton.kernels.sample import sample
+    from zonos2_triton.kernels.sample_codes import sample_codes
 
-    return sample
+    return sample_codes
 
 
 def _agreed_seed(device: torch.device) -> int:

@@ -86,7 +86,7 @@ def test_a_mixture_is_known_by_names_that_sglang_has(sglang):
 
 
 def test_the_runner_takes_end_and_padding_out_of_what_is_penalised(omni):
-    """Which `sample` counts upon."""
+    """Which `sample_codes` counts upon."""
     runner = SimpleNamespace(model=SimpleNamespace(tail_params=SimpleNamespace(repetition_codebooks=2)))
     history = torch.tensor([[[1024, 7, 3], [5, 1025, 2], [-1, 4, 1]]])  # [1, frames, codebooks]
     runner.model.decode_state_pool = SimpleNamespace(rep_hist=history)

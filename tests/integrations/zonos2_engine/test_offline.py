@@ -104,7 +104,7 @@ def test_nothing_before_the_end_is_no_sound(llm, monkeypatch):
         return torch.full(logits.shape[:2], 1024, dtype=torch.int32), torch.zeros(logits.shape[:2], dtype=torch.int32)
 
     ops = llm.backbone.ops
-    monkeypatch.setattr(llm.backbone, "ops", type(ops)(**{**vars(ops), "sample": ends}))
+    monkeypatch.setattr(llm.backbone, "ops", type(ops)(**{**vars(ops), "sample_codes": ends}))
     result = llm.generate_one("Hello.")
     assert (result["eos_frame"], result["audio"]) == (0, b"")
     assert len(result["audio_tokens"]) == 10

@@ -9,7 +9,7 @@ Dtypes     logits, settings fp32: temperature, top_k, top_p, min_p, window, pena
            -2^30), codes, faults int32.
 Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; settings out of range, by
            request, where looking costs nothing (CPU tensors, TRITON_DEBUG=1).
-Reference  zonos2_triton.reference.sampling.sample
+Reference  zonos2_triton.reference.sample_codes.sample_codes
 Source     Zyphra/ZONOS2, tts/sampler.py, engine/sample.py. Random numbers: Salmon et al., SC 2011 (Philox 4x32-10).
 
 One launch. The key of a random number is (seed, frame, codebook), so a code is a function of its own row, of its
@@ -37,7 +37,7 @@ MOST_CODES = 8192  # a row is one tile
 
 
 @triton.jit(do_not_specialize_on_alignment=["seeds_ptr", "steps_ptr", "last_seen_ptr"])  # begin at any row
-def _sample_kernel(
+def _sample_codes_kernel(
     logits_ptr, settings_ptr, seeds_ptr, steps_ptr, last_seen_ptr, codes_ptr, faults_ptr, V,
     SETTINGS: tl.constexpr, LARGEST: tl.constexpr, MASS: tl.constexpr, WEIGHT: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
@@ -117,12 +117,12 @@ def _nucleus(weights, top_p, MASS: tl.constexpr):
     return tl.where((keys > border) | (tied & (before <= limit)), weights, 0.0)
 
 
-@torch.library.custom_op("zonos2_triton::sample", mutates_args=())
-def sample(
+@torch.library.custom_op("zonos2_triton::sample_codes", mutates_args=())
+def sample_codes(
     logits: Tensor, settings: Tensor, seeds: Tensor, steps: Tensor, last_seen: Tensor
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     sizes = check(
-        "sample",
+        "sample_codes",
         logits=Arg(logits, "B C V", torch.float32),
         settings=Arg(settings, f"B {SETTINGS}", torch.float32),
         seeds=Arg(seeds, "B", torch.int64),
@@ -131,14 +131,16 @@ def sample(
     )
     B, C, V = sizes["B"], sizes["C"], sizes["V"]
     if not 3 <= V <= MOST_CODES:
-        raise ValueError(f"sample: logits must have 3..{MOST_CODES} codes a row, two of them end and padding, got {V}")
+        raise ValueError(
+            f"sample_codes: logits must have 3..{MOST_CODES} codes a row, two of them end and padding, got {V}"
+        )
     _check_settings(settings)
     if not on_chip(logits):
-        return by_reference("sample", logits, settings, seeds, steps, last_seen)
+        return by_reference("sample_codes", logits, settings, seeds, steps, last_seen)
     codes, faults = (logits.new_empty((B, C), dtype=torch.int32) for _ in range(2))
-    _sample_kernel[(C, B)](
+    _sample_codes_kernel[(C, B)](
         logits, settings, seeds, steps, last_seen, codes, faults, V, SETTINGS=SETTINGS, LARGEST=LARGEST, MASS=MASS,
-        WEIGHT=WEIGHT, BLOCK_V=block(V), **tiles("sample", "row", torch.float32),
+        WEIGHT=WEIGHT, BLOCK_V=block(V), **tiles("sample_codes", "row", torch.float32),
     )  # fmt: skip
     return codes, faults
 
@@ -156,10 +158,10 @@ def _check_settings(settings: Tensor) -> None:
     for b, row in enumerate(settings.tolist()):
         for (name, low, high), value in zip(_RANGES, row, strict=False):
             if not low <= value <= high:
-                raise ValueError(f"sample: settings[{b}], {name}, must be in {low}..{high}, got {value}")
+                raise ValueError(f"sample_codes: settings[{b}], {name}, must be in {low}..{high}, got {value}")
 
 
-@fake(sample)
+@fake(sample_codes)
 def _(
     logits: Tensor, settings: Tensor, seeds: Tensor, steps: Tensor, last_seen: Tensor
 ) -> tuple[Tensor, Tensor]:  # fmt: skip

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from tests.kernels.operator_suite import EXACT, OperatorTests, at, inputs_of, interpreted, wrong
-from zonos2_triton.kernels.sample import sample
+from zonos2_triton.kernels.sample_codes import sample_codes
 from zonos2_triton.model import Sampling
-from zonos2_triton.reference import sampling as reference
 from zonos2_triton.reference.philox import philox
+from zonos2_triton.reference.sample_codes import sample_codes as reference
 from zonos2_triton.reference.sampling import NEVER_SEEN
 
 OFF = Sampling(temperature=1, top_k=1026, min_p=0, repetition_window=0)  # the softmax of the logits
@@ -25,8 +25,8 @@ SETTINGS = (
 )
 
 
-class TestSample(OperatorTests):
-    name = "sample"
+class TestSampleCodes(OperatorTests):
+    name = "sample_codes"
     accuracy = EXACT
     slow_workloads = ["settings", "ties", "last-bits"]
     # 9 x 1026 logits and as many frames of history in; 8 settings, seed and step; a code and a fault of 9 codebooks
@@ -54,7 +54,7 @@ def seen_in(history, V):
 
 
 def request(logits, samplings, seeds, steps, last_seen):
-    """The arguments of `sample`; seeds 0 .. 2^64 - 1."""
+    """The arguments of `sample_codes`; seeds 0 .. 2^64 - 1."""
     return {
         "logits": logits,
         "settings": torch.tensor([sampling.row() for sampling in samplings]),
@@ -66,8 +66,8 @@ def request(logits, samplings, seeds, steps, last_seen):
 
 def agreed(inputs):
     """What kernel and reference both draw."""
-    codes, faults = sample(**inputs)
-    want = reference.sample(**inputs)
+    codes, faults = sample_codes(**inputs)
+    want = reference(**inputs)
     assert torch.equal(codes, want[0])
     assert torch.equal(faults, want[1])
     return codes, faults
@@ -96,7 +96,7 @@ class TestDraw:
     @pytest.mark.slow
     @pytest.mark.parametrize("V", [3, 100, 8192])
     def test_settings_of_every_kind_on_rows_of_any_width(self, V):
-        agreed(inputs_of("sample", "settings", C=9, V=V))
+        agreed(inputs_of("sample_codes", "settings", C=9, V=V))
 
     def test_ties_of_nearly_everything(self):
         """Numbers between which only the sign of zero, the last bits, or nothing at all decides."""
@@ -120,15 +120,15 @@ class TestDraw:
 
     def test_a_code_does_not_depend_on_its_place(self):
         """Of fewer codebooks; and as rows behind others, at no multiple of 16 bytes."""
-        inputs = inputs_of("sample", "settings", B=4)
-        codes, _ = sample(**inputs)
+        inputs = inputs_of("sample_codes", "settings", B=4)
+        codes, _ = sample_codes(**inputs)
         fewer = {name: inputs[name][:, :2].contiguous() for name in ("logits", "last_seen")}
-        assert torch.equal(sample(**{**inputs, **fewer})[0], codes[:, :2])
+        assert torch.equal(sample_codes(**{**inputs, **fewer})[0], codes[:, :2])
         behind = {name: torch.cat([inputs[name][:1], inputs[name]])[1:] for name in ("seeds", "steps", "last_seen")}
-        assert torch.equal(sample(**{**inputs, **behind})[0], codes)
+        assert torch.equal(sample_codes(**{**inputs, **behind})[0], codes)
 
     def test_rows_that_are_not_finite(self):
-        inputs = {**inputs_of("sample", "settings", B=3, C=9, V=100)}
+        inputs = {**inputs_of("sample_codes", "settings", B=3, C=9, V=100)}
         inputs["settings"] = torch.cat([torch.tensor([OFF.row()]), inputs["settings"][1:]])
         clean, faults = agreed(inputs)
         assert not faults.any()

@@ -10,7 +10,7 @@ Dtypes     int32. positions: of the newest row in the cache, negative: idle, not
            the end is known.
 Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; codes out of range where
            looking costs nothing (CPU tensors, TRITON_DEBUG=1).
-Reference  zonos2_triton.reference.advance.advance
+Reference  zonos2_triton.reference.advance_frame.advance_frame
 Source     Zyphra/ZONOS2, scheduler: the serial rule of its request class.
 
 A row with a fault stops as it was, at position -2; the frame is not counted. All arguments but the first two and
@@ -35,7 +35,7 @@ MOST_CODEBOOKS = 32  # lanes of the one warp
     do_not_specialize_on_alignment=["positions_ptr", "steps_ptr", "limits_ptr", "eoa_ids_ptr", "eos_frames_ptr",
                                     "ids_ptr", "last_seen_ptr", "frames_ptr"],  # begin at any row
 )  # fmt: skip
-def _advance_kernel(
+def _advance_frame_kernel(
     codes_ptr, faults_ptr, positions_ptr, steps_ptr, limits_ptr, eoa_ids_ptr, eos_frames_ptr, ids_ptr, last_seen_ptr,
     frames_ptr, text_id, V, N, C: tl.constexpr, SLOT_FREE: tl.constexpr, SLOT_NONFINITE: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -74,14 +74,14 @@ def _advance_kernel(
 _CHANGED = ("positions", "steps", "limits", "eos_frames", "ids", "last_seen", "frames")
 
 
-@torch.library.custom_op("zonos2_triton::advance", mutates_args=_CHANGED)
-def advance(
+@torch.library.custom_op("zonos2_triton::advance_frame", mutates_args=_CHANGED)
+def advance_frame(
     codes: Tensor, faults: Tensor, positions: Tensor, steps: Tensor, limits: Tensor, eoa_ids: Tensor,
     eos_frames: Tensor, ids: Tensor, last_seen: Tensor, frames: Tensor, text_id: int,
 ) -> None:  # fmt: skip
     whole = torch.int32
     sizes = check(
-        "advance",
+        "advance_frame",
         codes=Arg(codes, "B C", whole),
         faults=Arg(faults, "B C", whole),
         positions=Arg(positions, "B", whole),
@@ -95,21 +95,21 @@ def advance(
     )
     B, C, V, N = (sizes[axis] for axis in ("B", "C", "V", "N"))
     if C >= MOST_CODEBOOKS:
-        raise ValueError(f"advance: codes must have fewer than {MOST_CODEBOOKS} codebooks, got {C}")
-    check_range("advance", "codes", codes, 0, V - 1, "the codes that last_seen has room for")
+        raise ValueError(f"advance_frame: codes must have fewer than {MOST_CODEBOOKS} codebooks, got {C}")
+    check_range("advance_frame", "codes", codes, 0, V - 1, "the codes that last_seen has room for")
     if not on_chip(codes):
         return by_reference(
-            "advance", codes, faults, positions, steps, limits, eoa_ids, eos_frames, ids, last_seen, frames,
+            "advance_frame", codes, faults, positions, steps, limits, eoa_ids, eos_frames, ids, last_seen, frames,
             text_id,
         )  # fmt: skip
-    _advance_kernel[(B,)](
+    _advance_frame_kernel[(B,)](
         codes, faults, positions, steps, limits, eoa_ids, eos_frames, ids, last_seen, frames, text_id, V, N, C=C,
         SLOT_FREE=SLOT_FREE, SLOT_NONFINITE=SLOT_NONFINITE, BLOCK_C=block(C + 1),
-        **tiles("advance", "row", torch.int32),
+        **tiles("advance_frame", "row", torch.int32),
     )  # fmt: skip
 
 
-@fake(advance)
+@fake(advance_frame)
 def _(
     codes: Tensor, faults: Tensor, positions: Tensor, steps: Tensor, limits: Tensor, eoa_ids: Tensor,
     eos_frames: Tensor, ids: Tensor, last_seen: Tensor, frames: Tensor, text_id: int,

@@ -6,17 +6,17 @@ from torch import Tensor
 SLOT_FREE, SLOT_NONFINITE = -1, -2  # positions of rows that sit out: ended or empty; logits that were not finite
 
 
-def advance(
+def advance_frame(
     codes: Tensor, faults: Tensor, positions: Tensor, steps: Tensor, limits: Tensor, eoa_ids: Tensor,
     eos_frames: Tensor, ids: Tensor, last_seen: Tensor, frames: Tensor, text_id: int,
 ) -> None:  # fmt: skip
-    """codes and faults [B, C] of `sample` -> the state of B requests, in place; a row with a negative position is idle.
+    """codes and faults [B, C] of `sample_codes` -> the state of B requests, in place; negative positions are idle.
 
     positions [B]: of the newest row in the cache, then of the one to come: one more, or SLOT_FREE after the last frame
     steps [B]: frames so far; limits [B]: how many there will be at most; eoa_ids [B]: the code that ends, or -1
     eos_frames [B]: where the audio ends, or -1
     ids [B, C + 1]: the row that is fed back: the codes and text_id
-    last_seen [B, C, V]: as `sample` takes it
+    last_seen [B, C, V]: as `sample_codes` takes it
     frames [B, N, C + 1]: a ring; frame s, and with it eos_frame as known by then, lies at s % N
 
     The first frame with a code equal to eoa_id sets eos_frame = step - the highest such codebook, at least 0, and lets

@@ -8,16 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.kernels.operator_suite import EXACT, OperatorTests, at, interpreted, wrong
-from zonos2_triton.kernels.advance import advance
+from zonos2_triton.kernels.advance_frame import advance_frame
 from zonos2_triton.model import Sampling
-from zonos2_triton.reference import advance as reference
-from zonos2_triton.reference.advance import SLOT_FREE, SLOT_NONFINITE
+from zonos2_triton.reference.advance_frame import SLOT_FREE, SLOT_NONFINITE
+from zonos2_triton.reference.advance_frame import advance_frame as reference
 from zonos2_triton.reference.sampling import NEVER_SEEN, distributions, probabilities
 from zonos2_triton.reference.stopping import EndDetector
 
 
-class TestAdvance(OperatorTests):
-    name = "advance"
+class TestAdvanceFrame(OperatorTests):
+    name = "advance_frame"
     accuracy = EXACT
     # 9 codes and faults and 5 numbers in; 4 numbers, 9 entries of the history, and two rows of 10 out
     costs = {"decode-B1": (4 * (18 + 5 + 4 + 9 + 20), 18)}
@@ -37,7 +37,7 @@ def int32(numbers):
 
 
 def before(limits, eoa_ids, C=9, V=1026, N=4):
-    """Arguments of `advance` but the first two: requests whose prompts are of 3, 4, ... rows."""
+    """Arguments of `advance_frame` but the first two: requests whose prompts are of 3, 4, ... rows."""
     B = len(limits)
     return {
         "positions": torch.arange(3, 3 + B, dtype=torch.int32),
@@ -65,8 +65,8 @@ def push(state, codes, faults=None):
     """One frame, by kernel and reference; state is changed."""
     codes, twin = int32(codes), copied(state)
     faults = torch.zeros_like(codes) if faults is None else faults
-    advance(codes, faults, **state)
-    reference.advance(codes, faults, **twin)
+    advance_frame(codes, faults, **state)
+    reference(codes, faults, **twin)
     assert differ(state, twin) == []
 
 
@@ -81,7 +81,7 @@ def test_the_reference_ends_where_the_serial_rule_does(frames, limit, ignore_eos
     state = before([limit], [-1 if ignore_eos else 3], C, V=4)
     for frame in frames:
         last = detector.push(frame)
-        reference.advance(int32([frame]), int32([[0] * C]), **state)
+        reference(int32([frame]), int32([[0] * C]), **state)
         assert state["steps"].item() == detector.step
         assert state["eos_frames"].item() == (-1 if detector.eos_frame is None else detector.eos_frame)
         assert (state["positions"].item() == SLOT_FREE) == last
@@ -133,7 +133,7 @@ class TestEnds:
         codes, state = int32([[1, 4, 8]] * 3), before([9] * 3, [4] * 3, C=3, V=9)
         shifted = {name: x if name == "text_id" else torch.cat([x[:1], x])[1:] for name, x in state.items()}
         for each in (state, shifted):
-            advance(codes, torch.zeros_like(codes), **each)
+            advance_frame(codes, torch.zeros_like(codes), **each)
         assert differ(state, shifted) == []
 
     def test_last_seen_stands_for_the_whole_history(self, seeded):
