@@ -23,7 +23,7 @@ import torch
 
 from zonos2_triton.bench.baselines import flash_attention, flash_infer, liger, sdpa
 from zonos2_triton.bench.baselines.attention_adapter import Call, Inputs, Prepare
-from zonos2_triton.bench.baselines.torch_ops import PLAIN
+from zonos2_triton.bench.baselines.torch_ops import TORCH_OPS
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.proof.bounds import RATIO, SPREAD
 from zonos2_triton.bench.proof.verify import Case, Report
@@ -117,7 +117,7 @@ def time_one(
 
 @cache
 def _compiler(name: str) -> Callable[..., Any]:
-    function = getattr(PLAIN, name, KERNELS[name].reference)
+    function = getattr(TORCH_OPS, name, KERNELS[name].reference)
     backend = "inductor" if torch.cuda.is_available() else "eager"
     return torch.compile(function, dynamic=False, fullgraph=True, backend=backend)
 

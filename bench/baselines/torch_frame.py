@@ -47,7 +47,7 @@ class Pieces:
 
 
 def flexible(q: Tensor, keys: Tensor, values: Tensor, positions: Tensor) -> Tensor:
-    """`plain.by_products` by FlexAttention, which splits the keys and reads them once for a group of heads."""
+    """`torch_ops.by_products` by FlexAttention, which splits the keys and reads them once for a group of heads."""
     from torch.nn.attention.flex_attention import flex_attention
 
     def until(score: Tensor, b: Tensor, h: Tensor, row: Tensor, column: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ def flexible(q: Tensor, keys: Tensor, values: Tensor, positions: Tensor) -> Tens
     return y[:, :, 0]
 
 
-class PlainFrame:
+class TorchFrame:
     """A model in plain PyTorch, on the weights of `model`; none is copied but those of queries, keys, values and gates.
 
     attention: of decode steps; compiled for a GPU, FlexAttention is the quickest.
@@ -93,7 +93,7 @@ class PlainFrame:
             found = timer.measure([lambda: self.frame(state, pieces)], rewound, seconds, **more)
         if bool((state.slots.positions < 0).any()):
             raise Withheld("a stream ended while it was timed: logits were not finite")
-        return found | {"how": f"attention {self.attention.__name__}"}
+        return found | {"method": f"attention {self.attention.__name__}"}
 
     def pieces(self, state: "State") -> Pieces:
         """Of a frame over `state`, every row of which is live."""
@@ -148,7 +148,7 @@ class PlainFrame:
         """Microseconds from the ids of one prompt to the logits of its last row; arguments and errors as of `time`."""
         with _compiling(), exact_numerics():
             found = timer.measure([self.prefill(rows)], device, seconds, "flushed", **more)
-        return found | {"how": "attention scaled_dot_product_attention"}
+        return found | {"method": "attention scaled_dot_product_attention"}
 
     def prefill(self, rows: int) -> Callable[[], Tensor]:
         """A call that takes one prompt of so many rows to logits [1, C, V], checked as `check` does."""

@@ -1,8 +1,9 @@
 """The operations in plain PyTorch as a compiler and a CUDA graph can take them.
 
-`PLAIN` takes the arguments of `REFERENCE` and gives its results; attention only for what is timed: no row of a decode
-step is idle, a prompt is alone and begins. Every shape follows from shapes; no value is read on the host, and no
-constant is copied from there. Those of the reference that are so already are the reference's.
+`TORCH_OPS` takes the arguments of `REFERENCE` and returns its results. Attention covers only what is timed: no idle
+sequence in a decode step, and a single prompt from its beginning. Shapes follow from shapes; no value is
+read on the host, and no constant is copied from there. Operations of the reference that meet this are used as they
+are.
 """
 
 from dataclasses import replace
@@ -258,7 +259,7 @@ def advance_frame(
     steps.add_(counts)
 
 
-PLAIN = replace(
+TORCH_OPS = replace(
     REFERENCE,
     decode_attention=decode_attention,
     prefill_attention=prefill_attention,

@@ -44,7 +44,7 @@ def precompile(
             pool.shutdown(wait=False, cancel_futures=True)
             raise NotRun(f"not done after {seconds:.0f} s; what was compiled is kept") from error
     failed = [f"{'/'.join(task[:3])}: {why}" for task, (_, why) in zip(tasks, found, strict=True) if why]
-    return {"binaries": sum(count for count, _ in found), "workloads": len(tasks), "left_to_the_launch": failed}
+    return {"binaries": sum(count for count, _ in found), "workloads": len(tasks), "not_precompiled": failed}
 
 
 def compile_one(kernel: str, workload: str, dtype: str, arch: str) -> tuple[int, str]:

@@ -3,8 +3,8 @@
 `verify(kernel, workload)` is the gate: tests run it on small workloads, a GPU on the real ones, benches before timing.
 
 oracle  the reference on the same inputs in fp64
-plain   the reference as it is, at the inputs' precision
-ratio   RMS(result - oracle) / RMS(plain - oracle)
+torch   the reference as it is, at the inputs' precision
+ratio   RMS(result - oracle) / RMS(torch - oracle)
 
 What is compared are the results and the arguments that a call changes. `bounds` says how far off they may be. Where
 plain PyTorch is exact (copies), so must the result be; what the oracle left as it was has to keep its bits.
@@ -35,17 +35,17 @@ class Error:
 
     output: str
     rms: float
-    plain: float  # the same of plain PyTorch
+    torch_rms: float  # the same of plain PyTorch
     limit: float  # that rms may reach
 
     @property
     def ratio(self) -> float:
-        return _over(self.rms, self.plain)
+        return _over(self.rms, self.torch_rms)
 
     @property
     def bound(self) -> float:
         """What `ratio` may be: more than RATIO where the floor allows more; 0 where plain PyTorch is exact."""
-        return _over(self.limit, self.plain)
+        return _over(self.limit, self.torch_rms)
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Case:
         self.inputs = kernel.make(device, dtype, seed=seed, **workload.sizes)
         with exact_numerics():
             self.oracle = self._run(kernel.reference, _upcast(self.inputs))
-            self.plain = self._run(kernel.reference, self.inputs)
+            self.torch_outputs = self._run(kernel.reference, self.inputs)
 
     def run(self, op: Callable[..., Any] | None = None, **more: Any) -> Tensors:
         """Outputs of `op` by name: its results, then copies of the arguments it changed. more: further arguments."""
@@ -86,10 +86,10 @@ class Case:
 
     def compare(self, outputs: Mapping[str, Tensor], ratio: float = RATIO, spread: float = SPREAD) -> Report:
         """Raises Mismatch, naming output, place, both values, ratio and bound. ratio and spread: other bounds."""
-        if outputs.keys() != self.plain.keys():
-            raise Mismatch(f"{self.name}: returned {[*outputs]}, not {[*self.plain]}")
-        for name, plain in self.plain.items():
-            self._check_kind(name, outputs[name], plain)
+        if outputs.keys() != self.torch_outputs.keys():
+            raise Mismatch(f"{self.name}: returned {[*outputs]}, not {[*self.torch_outputs]}")
+        for name, want in self.torch_outputs.items():
+            self._check_kind(name, outputs[name], want)
         # The router's weights are copies of its probabilities, of its own choice: `_check_routing`.
         floats = {name: out for name, out in outputs.items() if out.is_floating_point() and name != "expert_weights"}
         errors = [self._error(name, out, ratio, spread) for name, out in floats.items()]
@@ -112,29 +112,29 @@ class Case:
         names = _NAMES.get(self.kernel.name, ["result"][: len(results)])
         return {**dict(zip(names, results, strict=True)), **changed}
 
-    def _check_kind(self, name: str, out: Any, plain: Tensor) -> None:
+    def _check_kind(self, name: str, out: Any, wanted: Tensor) -> None:
         if not isinstance(out, Tensor):
             raise Mismatch(f"{self.name}: {name} is no tensor but {type(out).__name__}")
         for what in ("shape", "dtype", "device"):
-            got, want = getattr(out, what), getattr(plain, what)
+            got, want = getattr(out, what), getattr(wanted, what)
             if got != want:
                 raise Mismatch(f"{self.name}: {name} has {what} {got}, the reference's has {want}")
 
     def _error(self, name: str, out: Tensor, most: float, spread: float) -> Error:
-        oracle, plain = self.oracle[name], self.plain[name]
+        oracle, wanted = self.oracle[name], self.torch_outputs[name]
         some = torch.ones_like(oracle, dtype=torch.bool)
         if name in self.kernel.mutates:
             before = self.inputs[name]
             kept = oracle == before.double()
             self._check_equal(f"{name} (must keep what it was)", torch.where(kept, out, before), before)
             some = ~kept
-        off, plain_off = (out.double() - oracle).abs(), (plain.double() - oracle).abs()
-        plain_rms, least = _rms(plain_off[some]), floor(self.dtype, name) * torch.finfo(self.dtype).eps
-        exact = plain_rms == 0
-        limit = 0.0 if exact else max(most * plain_rms, least * _rms(oracle[some]))
-        worst = max(float(plain_off.max()), least * float(oracle.abs().max()))
+        off, torch_off = (out.double() - oracle).abs(), (wanted.double() - oracle).abs()
+        torch_rms, least = _rms(torch_off[some]), floor(self.dtype, name) * torch.finfo(self.dtype).eps
+        exact = torch_rms == 0
+        limit = 0.0 if exact else max(most * torch_rms, least * _rms(oracle[some]))
+        worst = max(float(torch_off.max()), least * float(oracle.abs().max()))
         furthest = 0.0 if exact else spread * worst
-        error = Error(name, _rms(off[some]), plain_rms, limit)
+        error = Error(name, _rms(off[some]), torch_rms, limit)
         if not off.max() <= furthest:  # so that NaN fails
             wrong = ~(off <= furthest)
             message = f"{int(wrong.sum())} of {out.numel()} elements are more than {furthest:.3g} off"

@@ -24,8 +24,8 @@ from zonos2_triton.model.tables import fitted, text_table
 
 SIGNIFICANT = 0.01
 # What else may have made the difference; clocks that were read before the run may be those of a card at rest.
-CONDITIONS = ("driver", "torch", "cuda", "triton", "clock_mhz", "memory_clock_mhz", "most_mhz", "most_memory_mhz",
-              "power_limit_w", "seed")  # fmt: skip
+CONDITIONS = ("driver", "torch", "cuda", "triton", "clock_mhz", "memory_clock_mhz", "max_clock_mhz",
+              "max_memory_clock_mhz", "power_limit_w", "seed")  # fmt: skip
 CARD = "calibration/"  # rows of the card, and no work of ours
 FIELDS = {"launches", "registers", "spills", "shared", "instructions", "matrix", "wide", "narrow"}
 HEADS = ("item", "verdict", "before", "after", "change", "p", "note")

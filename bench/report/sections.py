@@ -125,7 +125,7 @@ def _cells(found: Mapping[str, Any]) -> dict[str, str]:
         elif key.endswith("bytes"):
             cells[key.removesuffix("_bytes")] = NONE if value is None else engineering(value, "B")
         else:
-            cells[key.replace("_", " ").replace("percent", "%")] = _cell(value)
+            cells[key.replace("_", " ").replace("pct", "%")] = _cell(value)
     return cells
 
 

@@ -21,9 +21,9 @@ from zonos2_triton.bench.suite.recorder import NotRun
 ROOT = Path(__file__).resolve().parents[2]  # rooms are imported through links
 NO_TESTS = 5  # pytest's exit status
 SMI = {
-    "driver": "driver_version", "clock_mhz": "clocks.sm", "memory_clock_mhz": "clocks.mem", "most_mhz": "clocks.max.sm",
-    "most_memory_mhz": "clocks.max.mem", "power_limit_w": "power.limit", "power_w": "power.draw",
-    "temperature_c": "temperature.gpu",
+    "driver": "driver_version", "clock_mhz": "clocks.sm", "memory_clock_mhz": "clocks.mem",
+    "max_clock_mhz": "clocks.max.sm", "max_memory_clock_mhz": "clocks.max.mem", "power_limit_w": "power.limit",
+    "power_w": "power.draw", "temperature_c": "temperature.gpu",
 }  # fmt: skip
 # In place of a card: every step, at small sizes, on a CPU in Triton's interpreter.
 REHEARSAL = {

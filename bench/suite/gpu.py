@@ -52,8 +52,8 @@ from zonos2_triton.model.tables import fitted, text_table
 REHEARSED = Path(".gpu") / "rehearsal"  # of a dry run
 BUDGET = 530.0  # seconds: under nine minutes, start and end included
 COLUMNS = {
-    "us": "median_us", "20 %": "low_us", "80 %": "high_us", "GB/s": "gb_per_s", "TFLOP/s": "tflop_per_s",
-    "% floor": "percent_of_floor",
+    "us": "median_us", "20 %": "p20_us", "80 %": "p80_us", "GB/s": "gb_per_s", "TFLOP/s": "tflop_per_s",
+    "% floor": "pct_floor",
 }  # fmt: skip
 SHOWN = ("card", "arch", "driver", "torch", "triton", "commit")
 

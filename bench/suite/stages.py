@@ -9,7 +9,7 @@ from functools import cached_property, partial
 from typing import Any, cast
 
 from zonos2_triton.bench.baselines.providers import Implementation, beside, time_one
-from zonos2_triton.bench.baselines.torch_frame import PlainFrame
+from zonos2_triton.bench.baselines.torch_frame import TorchFrame
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.compiler.warmup import precompile
 from zonos2_triton.bench.proof.verify import verify
@@ -62,8 +62,8 @@ class Run:
         return FrameTimer(self.whole.model)
 
     @cached_property
-    def plain(self) -> PlainFrame:
-        return PlainFrame(self.whole.model, compile=self.scale.real)
+    def plain(self) -> TorchFrame:
+        return TorchFrame(self.whole.model, compile=self.scale.real)
 
     def codec(self, dtype: str) -> VocoderTimer:
         if dtype not in self.codecs:
@@ -149,7 +149,7 @@ def _verified(kernel: Kernel, workload: Workload, dtype: str, run: Run, left: fl
     return {
         "ratio": round(report.ratio, 3),
         "rms": {error.output: error.rms for error in report.errors},
-        "plain": {error.output: error.plain for error in report.errors},
+        "torch_rms": {error.output: error.torch_rms for error in report.errors},
     }
 
 

@@ -141,4 +141,4 @@ def _sampling(seed: int, frames: int) -> Sampling:
 def _spread(samples: Iterable[float], unit: str) -> dict[str, Any]:
     kept = [round(sample, 3) for sample in samples]
     low, middle, high = (round(value, 3) for value in quantiles(kept))
-    return {f"median_{unit}": middle, f"low_{unit}": low, f"high_{unit}": high, f"samples_{unit}": kept}
+    return {f"median_{unit}": middle, f"p20_{unit}": low, f"p80_{unit}": high, f"samples_{unit}": kept}

@@ -67,8 +67,8 @@ class FrameTimer:
         cost = total(frame_cost(self.config, streams, context, self.dtype.itemsize))
         return frame | {
             "streams": streams, "context": context, **floor(cost, frame["median_us"], roof),
-            "forward_us": forward["median_us"], "draw_us": draw["median_us"],
-            "draw_share": 1 - forward["median_us"] / frame["median_us"],
+            "forward_us": forward["median_us"], "sampling_us": draw["median_us"],
+            "sampling_share": 1 - forward["median_us"] / frame["median_us"],
             "peak_bytes": timer.peak(device, lambda: frames.frame(streams)),
         }  # fmt: skip
 
@@ -98,7 +98,7 @@ class FrameTimer:
 def floor(cost: Cost, microseconds: float, roof: Roof) -> dict[str, Any]:
     """What has to move and be computed, and how near a time comes to the least that this takes."""
     rates = timer.rates(cost.bytes, cost.flops, microseconds, roof)
-    return {name: rates[name] for name in ("bytes", "flops", "gb_per_s", "floor_us", "percent_of_floor")}
+    return {name: rates[name] for name in ("bytes", "flops", "gb_per_s", "floor_us", "pct_floor")}
 
 
 def slots_at(model: reference.Model, streams: int, context: int) -> Slots:

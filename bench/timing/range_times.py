@@ -96,7 +96,7 @@ def rows(root: Node, work: Mapping[Path, Work], roof: Roof) -> list[dict[str, An
         row["share"] = round(100 * node.us / whole, 2) if whole else None
         row["bytes"] = None if total is None else round(total[0] / calls)
         row["floor_us"] = None if floor is None else round(floor, 3)
-        row["percent_of_floor"] = None if floor is None or not mean else round(100 * floor / mean, 3)
+        row["pct_floor"] = None if floor is None or not mean else round(100 * floor / mean, 3)
         found.append(row)
     return found
 
@@ -107,7 +107,7 @@ def table(found: list[dict[str, Any]]) -> str:
     for row in found:
         name, moved = "  " * (len(row["path"]) - 1) + row["range"], row["bytes"]
         times = f"{row['total_us'] / 1e3:.3f}", f"{row['mean_us']:.1f}", _number(row["share"])
-        floors = _number(row["floor_us"]), _number(row["percent_of_floor"])
+        floors = _number(row["floor_us"]), _number(row["pct_floor"])
         lines.append((name, str(row["count"]), *times, "" if moved is None else engineering(moved, "B"), *floors))
     return text_table(lines)
 

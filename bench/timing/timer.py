@@ -129,7 +129,7 @@ def measure(
     samples = [timed() for _ in range(min(max(wanted, fewest if least is None else least), most))]
     low, middle, high = quantiles(samples)
     result = {
-        "median_us": middle, "low_us": low, "high_us": high, "samples_us": [round(s, 3) for s in samples],
+        "median_us": middle, "p20_us": low, "p80_us": high, "samples_us": [round(s, 3) for s in samples],
         "calls_per_sample": per_sample, "launch": launch, "cache": cache,
     }  # fmt: skip
     return result | ({"not_captured": trouble} if trouble else {})
@@ -193,9 +193,10 @@ def rates(
     floor = roof.floor_us(moved, flops)
     return {
         "bytes": moved, "flops": flops, "gb_per_s": round(gbps, 2), "tflop_per_s": round(tflops, 3),
-        "percent_of_copy": percent(gbps, roof.gb_per_s), "percent_of_matmul": percent(tflops, roof.tflop_per_s),
-        "floor_us": floor and round(floor, 3), "percent_of_floor": floor and percent(floor, microseconds),
-        "percent_of_sheet": percent(sheet.floor_us(moved, flops) or 0, microseconds) or None,
+        "pct_measured_bandwidth": percent(gbps, roof.gb_per_s),
+        "pct_measured_tflops": percent(tflops, roof.tflop_per_s),
+        "floor_us": floor and round(floor, 3), "pct_floor": floor and percent(floor, microseconds),
+        "pct_datasheet": percent(sheet.floor_us(moved, flops) or 0, microseconds) or None,
     }  # fmt: skip
 
 

@@ -37,8 +37,8 @@ def test_a_frame_is_timed_with_its_draw_and_without(timer):
     assert (found["streams"], found["context"]) == (2, 5)
     assert found["bytes"] == sum(cost.bytes for cost in frame_cost(CONFIG, 2, 5, 4).values())
     assert found["floor_us"] == pytest.approx(found["bytes"] / 1e3, abs=1e-3)
-    assert found["percent_of_floor"] == pytest.approx(100 * found["floor_us"] / found["median_us"], abs=0.1)
-    assert {"median_us", "forward_us", "draw_us", "draw_share", "gb_per_s"} <= found.keys()
+    assert found["pct_floor"] == pytest.approx(100 * found["floor_us"] / found["median_us"], abs=0.1)
+    assert {"median_us", "forward_us", "sampling_us", "sampling_share", "gb_per_s"} <= found.keys()
 
 
 def test_a_prompt_is_timed_to_its_last_row_s_logits(timer):

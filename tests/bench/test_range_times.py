@@ -87,13 +87,13 @@ def test_rows_have_shares_and_floors():
     by_name = {row["range"]: row for row in rows(root, work, Roof(1.0, 1.0))}
     layer = by_name["model/layer"]
     assert (layer["count"], layer["total_us"], layer["mean_us"]) == (2, 25, 12.5)
-    assert (layer["bytes"], layer["floor_us"], layer["percent_of_floor"]) == (10_000, 10, 80)
+    assert (layer["bytes"], layer["floor_us"], layer["pct_floor"]) == (10_000, 10, 80)
     assert layer["share"] == 25
-    assert by_name["kernel/experts"]["percent_of_floor"] == 100
+    assert by_name["kernel/experts"]["pct_floor"] == 100
     assert by_name["codec/decode"]["bytes"] is by_name["codec/decode"]["floor_us"] is None
     assert sum(by_name[name]["share"] for name in ("model/frames", "codec/decode")) == 100
     unknown = {row["range"]: row for row in rows(root, work, UNKNOWN)}["model/layer"]
-    assert (unknown["bytes"], unknown["floor_us"], unknown["percent_of_floor"]) == (10_000, None, None)
+    assert (unknown["bytes"], unknown["floor_us"], unknown["pct_floor"]) == (10_000, None, None)
 
 
 def test_the_table_shows_depth_and_leaves_out_what_is_unknown():

@@ -60,7 +60,7 @@ BROKEN = {
     "a part without reasons": (lambda s: s["parts"]["graph"].pop("not_run"), "parts/graph: 'not_run'"),
     "empty samples": (lambda s: timing(s).update(samples_us=[]), "router/decode-B1/samples_us"),
     "a time in words": (lambda s: timing(s).update(median_us="3"), "router/decode-B1/median_us: '3' is not of type"),
-    "a time below zero": (lambda s: timing(s).update(low_us=-1), "router/decode-B1/low_us: -1 is less"),
+    "a time below zero": (lambda s: timing(s).update(p20_us=-1), "router/decode-B1/p20_us: -1 is less"),
     "another launch": (lambda s: timing(s).update(launch="warp"), "router/decode-B1/launch: 'warp'"),
     "an unknown field": (lambda s: timing(s).update(megahertz=1), "'megahertz' was unexpected"),
     "no reason for no time": (lambda s: s["parts"]["beside"]["not_run"].update(liger=""), "beside/not_run/liger"),
@@ -95,7 +95,7 @@ def test_what_a_run_may_leave_out_is_accepted(sample):
     results.check(sample)
     del sample["environment"]["driver"]
     item(sample, "whole", "prefill-128").update(graph_us=None)
-    timing(sample).update(not_captured="capture is off", percent_of_copy=None, percent_of_floor=None)
+    timing(sample).update(not_captured="capture is off", pct_measured_bandwidth=None, pct_floor=None)
     put(sample, "graph", "decode step", status="failed", error="the device failed after it")
     results.check(sample)
     sample["parts"].clear()

@@ -47,7 +47,7 @@ def test_samples_take_turns_and_clear_the_cache():
     assert log[:4] == [0, 1, 2, 0]  # to warm up, and to see how long a call takes
     assert log[4:16] == ["clear", 0, 1, 2, 0, 1] * 2
     assert found["median_us"] == pytest.approx((3.2 + 5.1) / 2 * 1e3 / 5)  # three came before
-    assert found["low_us"] < found["median_us"] < found["high_us"]
+    assert found["p20_us"] < found["median_us"] < found["p80_us"]
     log.clear()
     flushed = measure(calls[:1], device, 0.0, "flushed", least=5)
     assert flushed["calls_per_sample"] == 1
@@ -70,8 +70,8 @@ def test_quantiles_and_rates():
     assert quantiles([7.0]) == (7, 7, 7)
     assert (timer.ratio(4, 3), timer.ratio(1, 3e6)) == (1.333, 3.333e-7)
     assert rates(3_000_000, 6_000_000, 2.0, Roof(3000, 12), Roof(6000, None)) == {
-        "bytes": 3_000_000, "flops": 6_000_000, "gb_per_s": 1500, "tflop_per_s": 3, "percent_of_copy": 50,
-        "percent_of_matmul": 25, "floor_us": 1, "percent_of_floor": 50, "percent_of_sheet": 25}  # fmt: skip
+        "bytes": 3_000_000, "flops": 6_000_000, "gb_per_s": 1500, "tflop_per_s": 3, "pct_measured_bandwidth": 50,
+        "pct_measured_tflops": 25, "floor_us": 1, "pct_floor": 50, "pct_datasheet": 25}  # fmt: skip
     nothing = rates(1, 1, 1.0)
     assert all(nothing[name] is None for name in nothing if name.startswith("percent") or name == "floor_us")
     # A floor is the slower of the two.

@@ -9,8 +9,8 @@ from torch.utils import _pytree as pytree
 
 from zonos2_triton.bench.baselines import torch_frame, torch_ops
 from zonos2_triton.bench.baselines.providers import ALL
-from zonos2_triton.bench.baselines.torch_frame import PlainFrame, State
-from zonos2_triton.bench.baselines.torch_ops import PLAIN
+from zonos2_triton.bench.baselines.torch_frame import State, TorchFrame
+from zonos2_triton.bench.baselines.torch_ops import TORCH_OPS
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.proof.verify import verify
 from zonos2_triton.bench.suite.device_checks import layer_chain, random_weights
@@ -19,7 +19,7 @@ from zonos2_triton.bench.timing import timer
 from zonos2_triton.reference import network
 
 COMPILED = next(one for one in ALL if one.name == "compiled")
-OPS = [field.name for field in dataclasses.fields(PLAIN)]
+OPS = [field.name for field in dataclasses.fields(TORCH_OPS)]
 CASES = [
     pytest.param(KERNELS[name], workload, id=f"{name}-{workload.name}")
     for name in OPS
@@ -31,14 +31,14 @@ CASES = [
 @pytest.mark.parametrize(("kernel", "workload"), CASES)
 def test_computes_what_the_reference_does(kernel, workload):
     """In fp32 as exactly as the reference, judged as a kernel is; in fp64 to rounding, also in what it writes."""
-    verify(kernel, workload, "cpu", torch.float32, getattr(PLAIN, kernel.name))
+    verify(kernel, workload, "cpu", torch.float32, getattr(TORCH_OPS, kernel.name))
     inputs = made(kernel.name, workload.name)
 
     def called(op):
         mine = inputs | {name: inputs[name].clone() for name in kernel.mutates}
         return [*pytree.tree_leaves(op(**mine)), *(mine[name] for name in kernel.mutates)]
 
-    for a, b in zip(*map(called, (getattr(PLAIN, kernel.name), kernel.reference)), strict=True):
+    for a, b in zip(*map(called, (getattr(TORCH_OPS, kernel.name), kernel.reference)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11, equal_nan=False)
 
 
@@ -64,7 +64,7 @@ def test_every_way_through_the_experts(name, way, monkeypatch):
 
         whole = torch_ops.mixture
         monkeypatch.setattr(torch_ops, "mixture", mixture)
-    traced = torch.compile(PLAIN.experts, fullgraph=True, dynamic=False, backend="eager")
+    traced = torch.compile(TORCH_OPS.experts, fullgraph=True, dynamic=False, backend="eager")
     verify(KERNELS["experts"], workload_of("experts", name), "cpu", torch.bfloat16, traced)
     torch.compiler.reset()
 
@@ -94,7 +94,7 @@ def test_pages_that_others_left_are_not_read():
     inputs |= {name: torch.cat([inputs[name], spare]) for name in ("k_cache", "v_cache")}
     unused = torch.full_like(inputs["block_table"][:, :1], len(inputs["k_cache"]) - 1)
     inputs["block_table"] = torch.cat([inputs["block_table"], unused], 1)
-    results = (way(**inputs) for way in (getattr(PLAIN, op), KERNELS[op].reference))
+    results = (way(**inputs) for way in (getattr(TORCH_OPS, op), KERNELS[op].reference))
     torch.testing.assert_close(*results, rtol=1e-11, atol=1e-11)
 
 
@@ -117,16 +117,16 @@ def traced(monkeypatch):
 @pytest.mark.usefixtures("traced")
 @pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow, id="traced-whole")])
 def test_frames_and_a_prompt_are_checked_and_timed(model, compile):
-    frame = PlainFrame(model, compile)
+    frame = TorchFrame(model, compile)
     for found in (*(frame.time(n, 30, CPU, 0.01, least=2) for n in (1, 3)), frame.time_prefill(20, CPU, 0.01, least=2)):
         assert found["median_us"] > 0
         assert found["launch"] == "eager"
-        assert found["how"].startswith("attention ")
+        assert found["method"].startswith("attention ")
 
 
 @pytest.mark.filterwarnings("ignore:.*flex_attention:UserWarning")  # that it is slow unless compiled
 def test_one_stream_as_a_gpu_takes_it(model):
-    frame, state = PlainFrame(model, compile=False), State(model, 1, 30)
+    frame, state = TorchFrame(model, compile=False), State(model, 1, 30)
     frame.attention = torch_frame.flexible
     with torch.inference_mode():
         frame.check(state, frame.pieces(state))
@@ -134,7 +134,7 @@ def test_one_stream_as_a_gpu_takes_it(model):
 
 def test_weights_are_shared_but_for_one(model):
     """Gate and up of a mixture are read as the one tensor that they are views of."""
-    for layer, own in zip(PlainFrame(model).layers, model.layers, strict=True):
+    for layer, own in zip(TorchFrame(model).layers, model.layers, strict=True):
         assert layer["parts"][2] is own.experts["down"]
         assert (layer["both"] is None) == (own.router is None)
         if layer["both"] is not None:
@@ -155,7 +155,7 @@ def test_weights_are_shared_but_for_one(model):
 def test_what_is_wrong_is_not_timed(model, part, wrong, monkeypatch):
     monkeypatch.setattr(torch_ops, part, partial(wrong, getattr(torch_ops, part)))
     with pytest.raises(Withheld):
-        PlainFrame(model, compile=False).time(2, 30, CPU, seconds=0.01, least=2)
+        TorchFrame(model, compile=False).time(2, 30, CPU, seconds=0.01, least=2)
 
 
 @pytest.mark.usefixtures("traced")
@@ -168,7 +168,7 @@ def test_what_does_not_compile_has_failed_and_without_a_compiler_it_is_not_run(m
 
     monkeypatch.setattr(torch_ops, "by_products", graph_break)
     with pytest.raises(torch._dynamo.exc.Unsupported):
-        PlainFrame(model).time(2, 30, CPU, seconds=0.01, least=2)
-    monkeypatch.setattr(PlainFrame, "check", no_compiler)
+        TorchFrame(model).time(2, 30, CPU, seconds=0.01, least=2)
+    monkeypatch.setattr(TorchFrame, "check", no_compiler)
     with pytest.raises(NotRun, match="C compiler"):
-        PlainFrame(model).time(2, 30, CPU, seconds=0.01, least=2)
+        TorchFrame(model).time(2, 30, CPU, seconds=0.01, least=2)

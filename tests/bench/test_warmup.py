@@ -25,6 +25,6 @@ def test_one_kernel_in_a_process_of_its_own(monkeypatch, tmp_path):
     before = dict(os.environ)
     found = precompile("sm_90", 300, ["rotary"], jobs=1)
     assert dict(os.environ) == before
-    assert found["left_to_the_launch"] == []
+    assert found["not_precompiled"] == []
     assert found["binaries"] == found["workloads"] > 8
     assert len([*tmp_path.rglob("*.cubin")]) > 1

@@ -28,7 +28,7 @@ assert not triton.knobs.runtime.interpret
 for kernel in KERNELS.values():
     case = Case(kernel, next(workload for workload in kernel.workloads if workload.name == "tiny"))
     for name, result in case.run().items():
-        assert torch.equal(result, case.plain[name]), (kernel.name, name)
+        assert torch.equal(result, case.torch_outputs[name]), (kernel.name, name)
     print(kernel.name)
 """
 # Looked up beforehand: a compiler need not follow how the catalogue is made.

@@ -61,7 +61,7 @@ def off_by(times, case):
     """The results of an operator whose error is that of plain PyTorch, so many times."""
     return {
         name: (case.oracle[name] + times * (plain.double() - case.oracle[name])).to(plain.dtype)
-        for name, plain in case.plain.items()
+        for name, plain in case.torch_outputs.items()
     }
 
 
