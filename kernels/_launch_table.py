@@ -98,26 +98,26 @@ TABLE: dict[tuple[str, str], Tiles] = {
     ("qkv_projection", "prefill"): _PREFILL,
     ("output_projection", "decode"): _PLAIN,
     ("output_projection", "prefill"): _PREFILL,
-    ("head", "decode"): _HEAD,
-    ("head", "prefill"): {
+    ("codebook_head", "decode"): _HEAD,
+    ("codebook_head", "prefill"): {
         **_PREFILL,
         "*": (_product(64, 64, 64, 8, 3),),
         "interpreter": (_product(512, 64, 64, 1, 1),),
     },
-    ("router", "down"): _DOWN,
-    ("router", "normed"): {**_DOWN, "sm_120": (_tile(4, 8, BLOCK_R=16, BLOCK_K=64),)},  # at 128, Triton 3.6 spills
-    ("experts_up", "decode"): {
+    ("moe_router", "down"): _DOWN,
+    ("moe_router", "normed"): {**_DOWN, "sm_120": (_tile(4, 8, BLOCK_R=16, BLOCK_K=64),)},  # at 128, Triton 3.6 spills
+    ("moe_experts_up", "decode"): {
         **_NORMED,
         "*": (_product(16, 128, 16, 4, 6), _product(16, 128, 32, 4, 4), _product(32, 128, 64, 8, 2)),
         "gfx942": _NORMED["gfx942"][:2],
     },
-    ("experts_up", "prefill"): {
+    ("moe_experts_up", "prefill"): {
         **_PREFILL,
         "sm_90": (_product(64, 64, 32, 4, 4), _product(64, 64, 128, 8, 3)),
         "sm_100": (_product(128, 64, 32, 4, 3), _product(128, 64, 128, 8, 3)),
     },
-    ("experts_down", "decode"): _PLAIN,
-    ("experts_down", "prefill"): _PREFILL,
+    ("moe_experts_down", "decode"): _PLAIN,
+    ("moe_experts_down", "prefill"): _PREFILL,
     ("decode_attention", "split"): {
         "*": (_tile(4, 3, SPLIT=128, BLOCK_S=64),),
         "gfx942": (_tile(4, 2, SPLIT=128, BLOCK_S=64),),

@@ -27,14 +27,14 @@ def ops_of(backend: str, config: "Zonos2Config", device: torch.device, dtype: to
     from zonos2_triton.kernels import (
         add_rms_norm,
         advance_frame,
+        codebook_head,
         decode_attention,
-        experts,
         frame_embedding,
-        head,
+        moe_experts,
+        moe_router,
         output_projection,
         prefill_attention,
         qkv_projection,
-        router,
         sample_codes,
     )
     from zonos2_triton.kernels._args import check_rows
@@ -51,9 +51,9 @@ def ops_of(backend: str, config: "Zonos2Config", device: torch.device, dtype: to
         decode_attention=partial(decode_attention.decode_attention, counters=counters),
         prefill_attention=prefill_attention.prefill_attention,
         output_projection=output_projection.output_projection,
-        router=partial(router.router, counters=counters),
-        experts=partial(experts.experts, counters=counters),
-        head=head.head,
+        moe_router=partial(moe_router.moe_router, counters=counters),
+        moe_experts=partial(moe_experts.moe_experts, counters=counters),
+        codebook_head=codebook_head.codebook_head,
         sample_codes=sample_codes.sample_codes,
         advance_frame=advance_frame.advance_frame,
     )

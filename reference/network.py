@@ -14,9 +14,9 @@ from torch import Tensor
 
 from zonos2_triton.reference.config import BALANCING_SIGN, Zonos2Config
 from zonos2_triton.reference.embedding import speaker_row
+from zonos2_triton.reference.moe_router import Routing
 from zonos2_triton.reference.ops import REFERENCE, Ops
 from zonos2_triton.reference.rotary import rotary_table
-from zonos2_triton.reference.router import Routing
 
 Weights = Mapping[str, Tensor]  # by official name, all of one dtype on one device
 
@@ -215,12 +215,12 @@ def forward(
             x = ops.output_projection(y, layer.output, x, prefill)
             if layer.router is None:
                 state = None
-                x = ops.experts(x, **layer.experts, eps=eps, prefill=prefill)
+                x = ops.moe_experts(x, **layer.experts, eps=eps, prefill=prefill)
             else:
                 positions = None if prefill else batch.starts
-                routing = Routing(*ops.router(x, state=state, **layer.router, eps=eps, positions=positions))
+                routing = Routing(*ops.moe_router(x, state=state, **layer.router, eps=eps, positions=positions))
                 state, chosen = routing.state, (routing.order, routing.offsets, routing.expert_weights)
-                x = ops.experts(x, **layer.experts, eps=eps, order=chosen[0], offsets=chosen[1],
+                x = ops.moe_experts(x, **layer.experts, eps=eps, order=chosen[0], offsets=chosen[1],
                                 expert_weights=chosen[2], prefill=prefill)  # fmt: skip
                 if stages is not None:
                     stages.routings.append(routing)
@@ -232,7 +232,7 @@ def forward(
 def logits(model: Model, x: Tensor, ops: Ops = REFERENCE) -> Tensor:
     """[M, D] of `forward`, any rows of it -> wide [M, C, V]."""
     config = model.config
-    return ops.head(x, model.out_norm, model.head, config.n_codebooks, config.norm_eps, config.loss_softcap)
+    return ops.codebook_head(x, model.out_norm, model.head, config.n_codebooks, config.norm_eps, config.loss_softcap)
 
 
 def trace(model: Model, ids: Tensor, speaker: Tensor | None = None, ops: Ops = REFERENCE) -> dict[str, Tensor]:
@@ -253,7 +253,9 @@ def trace(model: Model, ids: Tensor, speaker: Tensor | None = None, ops: Ops = R
 
     k = config.max_experts_per_token
     return {
-        "logits": ops.head(normed, None, model.head, config.n_codebooks, config.norm_eps, config.loss_softcap, True),
+        "logits": ops.codebook_head(
+            normed, None, model.head, config.n_codebooks, config.norm_eps, config.loss_softcap, True
+        ),
         "hidden_states": torch.stack(stages.hidden_states),
         "final_norm": normed,
         "expert_ids": stacked("expert_ids", k, -1).long(),

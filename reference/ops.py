@@ -7,12 +7,12 @@ from torch import Tensor
 
 from zonos2_triton.reference.advance_frame import advance_frame
 from zonos2_triton.reference.attention import decode_attention, prefill_attention
+from zonos2_triton.reference.codebook_head import codebook_head
 from zonos2_triton.reference.embedding import frame_embedding
-from zonos2_triton.reference.experts import experts
-from zonos2_triton.reference.head import head
+from zonos2_triton.reference.moe_experts import moe_experts
+from zonos2_triton.reference.moe_router import moe_router
 from zonos2_triton.reference.norm import add_rms_norm
 from zonos2_triton.reference.projection import output_projection, qkv_projection
-from zonos2_triton.reference.router import router
 from zonos2_triton.reference.sample_codes import sample_codes
 
 
@@ -20,7 +20,7 @@ from zonos2_triton.reference.sample_codes import sample_codes
 class Ops:
     """Arguments and results are those of the functions in `REFERENCE`.
 
-    `dataclasses.replace(ops, router=REFERENCE.router)` swaps one: a wrong operation is found by bisection.
+    `dataclasses.replace(ops, moe_router=REFERENCE.moe_router)` swaps one: a wrong operation is found by bisection.
     """
 
     frame_embedding: Callable[..., Tensor]
@@ -29,9 +29,9 @@ class Ops:
     decode_attention: Callable[..., Tensor]
     prefill_attention: Callable[..., Tensor]
     output_projection: Callable[..., Tensor]
-    router: Callable[..., tuple[Tensor, ...]]
-    experts: Callable[..., Tensor]
-    head: Callable[..., Tensor]
+    moe_router: Callable[..., tuple[Tensor, ...]]
+    moe_experts: Callable[..., Tensor]
+    codebook_head: Callable[..., Tensor]
     sample_codes: Callable[..., tuple[Tensor, Tensor]]
     advance_frame: Callable[..., None]
 
@@ -43,9 +43,9 @@ REFERENCE = Ops(
     decode_attention,
     prefill_attention,
     output_projection,
-    router,
-    experts,
-    head,
+    moe_router,
+    moe_experts,
+    codebook_head,
     sample_codes,
     advance_frame,
 )

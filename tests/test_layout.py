@@ -138,7 +138,7 @@ def test_no_file_is_longer_than_one_can_read():
 @pytest.mark.needs("jedi")
 @pytest.mark.parametrize(
     ("module", "name"),
-    [("kernels.router", "router"), ("model.pipeline", "Zonos2"), ("bench.catalogue", "KERNELS")],
+    [("kernels.moe_router", "moe_router"), ("model.pipeline", "Zonos2"), ("bench.catalogue", "KERNELS")],
 )
 def test_an_editor_jumps_to_the_file_in_its_room(module, name):
     import jedi

@@ -221,7 +221,7 @@ def test_the_launch_parameters_compile(tmp_path):
     )  # fmt: skip
     assert run.returncode == 0, run.stdout + run.stderr
     assert "changed: decode_attention/" in run.stdout
-    assert "changed: head/" in run.stdout
+    assert "changed: codebook_head/" in run.stdout
 
 
 def test_every_link_within_it_leads_somewhere():

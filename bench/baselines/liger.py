@@ -40,7 +40,7 @@ def rotary(inputs: Inputs) -> Call:
     return lambda: Function.apply(x, spare, angles)[0][0]
 
 
-def experts(inputs: Inputs) -> Call:
+def moe_experts(inputs: Inputs) -> Call:
     """The dense layer as LigerSwiGLUMLP has it: products by PyTorch, one kernel between them; the norm before it.
 
     The residual is added in the last product. Without a norm's weight, or a residual, neither is done.

@@ -149,7 +149,7 @@ def _flash_infer_fits(kernel: Kernel, workload: Workload) -> str | None:
 
 
 def _liger_fits(kernel: Kernel, workload: Workload) -> str | None:
-    if kernel.name == "experts" and workload.sizes.get("routed", True):
+    if kernel.name == "moe_experts" and workload.sizes.get("routed", True):
         return "liger's mixture of experts is made for training: it sorts the rows and keeps what a backward pass needs"
     return None
 
@@ -184,7 +184,7 @@ ALL = (
     ),
     Implementation(
         "liger",
-        {name: getattr(liger, name) for name in ("add_rms_norm", "rotary", "experts")},
+        {name: getattr(liger, name) for name in ("add_rms_norm", "rotary", "moe_experts")},
         package="liger_kernel",
         install="liger-kernel",
         dtypes=HALF_AND_FP32,

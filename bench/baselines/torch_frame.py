@@ -224,7 +224,9 @@ class TorchFrame:
 
     def _logits(self, x: Tensor) -> Tensor:
         model, config = self.model, self.config
-        return torch_ops.head(x, model.out_norm, model.head, config.n_codebooks, config.norm_eps, config.loss_softcap)
+        return torch_ops.codebook_head(
+            x, model.out_norm, model.head, config.n_codebooks, config.norm_eps, config.loss_softcap
+        )
 
     def _compiled(self, piece: Callable[..., Any]) -> Callable[..., Any]:
         return torch.compile(piece, fullgraph=True, dynamic=False, **COMPILER) if self.compile else piece

@@ -15,12 +15,12 @@ from torch import Tensor
 from zonos2_triton.reference import sampling
 from zonos2_triton.reference.advance_frame import SLOT_FREE, SLOT_NONFINITE
 from zonos2_triton.reference.attention import QK_EPS
+from zonos2_triton.reference.moe_router import by_expert
 from zonos2_triton.reference.norm import rms_norm
 from zonos2_triton.reference.numeric import wide
 from zonos2_triton.reference.ops import REFERENCE
 from zonos2_triton.reference.philox import philox
 from zonos2_triton.reference.rotary import rotary
-from zonos2_triton.reference.router import by_expert
 from zonos2_triton.reference.sampling import WEIGHT_BITS
 
 FEW = 8  # choices of experts: up to here, reading an expert once for each costs less than sorting rows by expert
@@ -171,7 +171,7 @@ def has_grouped(device: str, dtype: torch.dtype) -> bool:
     return (major, minor) == (9, 0) or (major == 10 and torch.__version__ >= "2.13")
 
 
-def experts(
+def moe_experts(
     x: Tensor, norm_weight: Tensor | None, gate: Tensor, up: Tensor, down: Tensor, eps: float,
     order: Tensor | None = None, offsets: Tensor | None = None, expert_weights: Tensor | None = None,
     prefill: bool = False, residual: bool = True,
@@ -192,7 +192,7 @@ def choose(
     x: Tensor, norm_weight: Tensor, state: Tensor | None, scale: Tensor | None, down_weight: Tensor, down_bias: Tensor,
     state_norm: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, biases: Tensor, k: int, eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The arguments of `router` -> expert_ids and expert_weights [M, K], state [M, R]; nothing is sorted."""
+    """The arguments of `moe_router` -> expert_ids and expert_weights [M, K], state [M, R]; nothing is sorted."""
 
     def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return (wide(multiply(x, weight)) + wide(bias)).to(x.dtype)
@@ -213,8 +213,10 @@ def choose(
 # Logits and draw.
 
 
-def head(x: Tensor, norm_weight: Tensor, weight: Tensor, n_codebooks: int, eps: float, softcap: float) -> Tensor:
-    """`reference.head.head` by `multiply`."""
+def codebook_head(
+    x: Tensor, norm_weight: Tensor, weight: Tensor, n_codebooks: int, eps: float, softcap: float
+) -> Tensor:
+    """`reference.codebook_head.codebook_head` by `multiply`."""
     logits = wide(multiply(rms_norm(x, norm_weight, eps), weight))
     return (softcap * torch.tanh(logits / softcap) if softcap else logits).unflatten(1, (n_codebooks, -1))
 
@@ -263,7 +265,7 @@ TORCH_OPS = replace(
     REFERENCE,
     decode_attention=decode_attention,
     prefill_attention=prefill_attention,
-    experts=experts,
+    moe_experts=moe_experts,
     sample_codes=sample_codes,
     advance_frame=advance_frame,
 )

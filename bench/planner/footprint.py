@@ -70,7 +70,7 @@ def parts(precision: str, vocoder_dtype: str, options: LoopOptions, prompt: int)
     """Of `Zonos2.load` with these options on a GPU. prompt: rows that each stream begins with."""
     dtype, _ = PRECISIONS[precision]
     found = planned(dtype, vocoder_dtype, options)
-    found["weights: experts"] *= share(precision, "experts")
+    found["weights: experts"] *= expert_share(precision)
     prefill = _prefill(min(options.streams * prompt, ROWS_AT_ONCE), resolve_dtype(dtype).itemsize)
     return [
         *(Part(name, size, LAYOUT) for name, size in found.items()),
@@ -79,10 +79,10 @@ def parts(precision: str, vocoder_dtype: str, options: LoopOptions, prompt: int)
     ]
 
 
-def share(precision: str, part: str) -> float:
-    """Of the bytes that a part of the weights has in the dtype of the others."""
+def expert_share(precision: str) -> float:
+    """Bytes of an expert's weight over those of the same weight in the dtype of the others."""
     dtype, bits = PRECISIONS[precision]
-    return bits / 8 / resolve_dtype(dtype).itemsize if part == "experts" else 1.0
+    return bits / 8 / resolve_dtype(dtype).itemsize
 
 
 def most(

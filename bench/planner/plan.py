@@ -19,7 +19,7 @@ from typing import Any, cast
 
 from zonos2_triton.bench.cli_choices import chosen
 from zonos2_triton.bench.planner import footprint
-from zonos2_triton.bench.planner.footprint import CODEC, MODEL, PRECISIONS, VOCODER_DTYPES, decoder, share
+from zonos2_triton.bench.planner.footprint import CODEC, MODEL, PRECISIONS, VOCODER_DTYPES, decoder, expert_share
 from zonos2_triton.bench.specs.frame_cost import frame_cost, prompt_cost
 from zonos2_triton.bench.specs.gpus import CARDS, Card, card
 from zonos2_triton.bench.suite.presets import REAL
@@ -93,7 +93,9 @@ class Forecast:
 
     def _moved(self, costs: Mapping[str, Cost]) -> Cost:
         """All together, with the experts' weights in this precision's bits."""
-        moved = sum(c.bytes * share(self.precision, part) for part, c in costs.items())
+        moved = sum(
+            c.bytes * (expert_share(self.precision) if part == "moe_experts" else 1) for part, c in costs.items()
+        )
         return Cost(round(moved), sum(cost.flops for cost in costs.values()))
 
 

@@ -20,7 +20,7 @@ from zonos2_triton.bench.proof.poison import poisoned
 from zonos2_triton.bench.proof.variants import VARIANTS, Inputs
 from zonos2_triton.bench.proof.verify import Case, Tensors
 from zonos2_triton.bench.specs.spec import Kernel
-from zonos2_triton.reference.router import by_expert
+from zonos2_triton.reference.moe_router import by_expert
 
 Op = Callable[..., Any] | None
 
@@ -106,7 +106,7 @@ def nan_stays(case: Case, op: Op = None) -> None:
                 _require_same(case, f"{other} beside NaN in {unit}", before, mine)
             elif all(x.isfinite().all() for x in mine.values()) and not mine.get("faults", torch.zeros(1)).any():
                 raise Broken(f"{case.name}: NaN in {unit} cannot be seen in its results")
-        if case.kernel.name == "router":
+        if case.kernel.name == "moe_router":
             _require_sorted(case, spoilt)
 
 
@@ -229,7 +229,7 @@ ROUNDED_ONCE = (
     "transposed_convolution", "waveform",
 )  # fmt: skip
 MUTABLE = ("k_cache", "v_cache")
-COUNTING = ("decode_attention", "router", "experts")
+COUNTING = ("decode_attention", "moe_router", "moe_experts")
 # Arguments with a row for each row of the result. The first is what spoils a row.
 ROWS: Mapping[str, tuple[str, ...]] = {
     "frame_embedding": ("ids", "speaker_index"),
@@ -239,9 +239,9 @@ ROWS: Mapping[str, tuple[str, ...]] = {
     "decode_attention": ("qkvg", "positions", "block_table"),
     "prefill_attention": ("qkvg",),
     "output_projection": ("y", "residual"),
-    "router": ("x", "state", "positions"),
-    "experts": ("x", "expert_weights"),
-    "head": ("x",),
+    "moe_router": ("x", "state", "positions"),
+    "moe_experts": ("x", "expert_weights"),
+    "codebook_head": ("x",),
     "sample_codes": ("logits", "settings", "seeds", "steps", "last_seen"),
     "advance_frame": (
         "codes", "faults", "positions", "steps", "limits", "eoa_ids", "eos_frames", "ids", "last_seen", "frames",
@@ -309,7 +309,7 @@ def _unread(case: Case) -> list[int]:
     """Rows of which nothing is read."""
     if _of_clips(case):
         return [row for row in range(_units(case)) if not ring_access.written(case.inputs, row)]
-    nothing_added = case.inputs.get("residual") is False  # of `experts`: x is read for its experts alone
+    nothing_added = case.inputs.get("residual") is False  # of `moe_experts`: x is read for its experts alone
     return _idle(case) if case.kernel.name == "decode_attention" or nothing_added else []
 
 

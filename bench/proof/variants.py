@@ -37,16 +37,16 @@ def _beyond_fp32(inputs: Inputs) -> Inputs:
 # What a sine is taken of, so large that its reduction has nothing left.
 _FAR: Changes = {"far": lambda inputs: {"bias": inputs["bias"] * 1e30}}
 VARIANTS: Mapping[str, Changes] = {
-    **dict.fromkeys(("frame_embedding", "add_rms_norm", "qkv_projection", "experts"), _EPSILON),
+    **dict.fromkeys(("frame_embedding", "add_rms_norm", "qkv_projection", "moe_experts"), _EPSILON),
     **dict.fromkeys(("decode_attention", "prefill_attention"), _HEADS),
     **dict.fromkeys(("convolution", "transposed_convolution", "residual_unit"), _FAR),
-    "head": {**_EPSILON, "loud": lambda inputs: {"weight": 16 * inputs["weight"]}},
+    "codebook_head": {**_EPSILON, "loud": lambda inputs: {"weight": 16 * inputs["weight"]}},
     "sample_codes": {
         "not-finite": _not_finite,
         "far": lambda inputs: {"logits": inputs["logits"] * 1e3},
         "beyond-fp32": _beyond_fp32,
     },
-    "router": {
+    "moe_router": {
         **_EPSILON,
         "ties": lambda inputs: {"w3": torch.zeros_like(inputs["w3"]), "biases": torch.zeros_like(inputs["biases"])},
     },

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from zonos2_triton.bench.proof.bounds import RATIO, SPREAD, floor
 from zonos2_triton.bench.specs.spec import Kernel, Workload
+from zonos2_triton.reference.moe_router import by_expert
 from zonos2_triton.reference.numeric import exact_numerics
-from zonos2_triton.reference.router import by_expert
 
 Tensors = dict[str, Tensor]
 
@@ -93,7 +93,7 @@ class Case:
         # The router's weights are copies of its probabilities, of its own choice: `_check_routing`.
         floats = {name: out for name, out in outputs.items() if out.is_floating_point() and name != "expert_weights"}
         errors = [self._error(name, out, ratio, spread) for name, out in floats.items()]
-        if self.kernel.name == "router":
+        if self.kernel.name == "moe_router":
             self._check_routing(outputs)
         else:
             for name in [name for name in outputs if name not in floats]:
@@ -192,7 +192,7 @@ def verify(
 _NAMES = {
     "add_rms_norm": ["sum", "normed"],
     "sample_codes": ["codes", "faults"],
-    "router": ["expert_ids", "expert_weights", "probs", "state", "order", "offsets"],
+    "moe_router": ["expert_ids", "expert_weights", "probs", "state", "order", "offsets"],
     "waveform": ["samples"],
 }
 

@@ -73,7 +73,7 @@ _ENDS: tuple[dict[str, Any], ...] = (
     {"ends": (1,), "eos_frame": 0, "position": 0},
 )
 _NORM = Expected(max_instructions=600, stream16=True)  # the first launch of a prefill
-# Narrow loads of products: the norm's weight, and in `experts` the slots, once for each layout that needs them.
+# Narrow loads of products: the norm's weight, and in `moe_experts` the slots, once for each layout that needs them.
 _PRODUCT = {"invariant": True, "matrix": True, "stream16": True}
 
 FRAME = (
@@ -204,9 +204,9 @@ FRAME = (
         },
     ),
     record(
-        "router",
+        "moe_router",
         "feed-forward norm, down-projection, carried state, norm, 3 layers, softmax, choice, rows by expert",
-        {"_router_kernel": Expected(max_instructions=12000, max_narrow=400, **_PRODUCT)},
+        {"_moe_router_kernel": Expected(max_instructions=12000, max_narrow=400, **_PRODUCT)},
         real={"D": D, "R": R, "E": E, "k": 1},
         at={
             **{f"decode-B{B}": {"M": B} for B in (1, 16, 64, 256)},
@@ -230,11 +230,11 @@ FRAME = (
         },
     ),
     record(
-        "experts",
+        "moe_experts",
         "feed-forward norm, SwiGLU of each row's experts, weights, residual add",
         {
-            "_experts_up_kernel": Expected(max_instructions=9000, max_narrow=80, **_PRODUCT),
-            "_experts_down_kernel": Expected(max_instructions=6000, max_narrow=160, **_PRODUCT),
+            "_moe_experts_up_kernel": Expected(max_instructions=9000, max_narrow=80, **_PRODUCT),
+            "_moe_experts_down_kernel": Expected(max_instructions=6000, max_narrow=160, **_PRODUCT),
             "_add_rms_norm_kernel": _NORM,
         },
         real={"D": D, "I": I, "E": E, "k": 1},
@@ -277,9 +277,12 @@ FRAME = (
         },
     ),
     record(
-        "head",
+        "codebook_head",
         "output norm, 9 x 1026 logits, soft-cap",
-        {"_head_kernel": Expected(max_instructions=6000, max_narrow=80, **_PRODUCT), "_add_rms_norm_kernel": _NORM},
+        {
+            "_codebook_head_kernel": Expected(max_instructions=6000, max_narrow=80, **_PRODUCT),
+            "_add_rms_norm_kernel": _NORM,
+        },
         real={"D": D, "N": C * V, "codebooks": C},
         at={
             **_DECODE,

@@ -22,7 +22,7 @@ def frame_cost(config: Zonos2Config, sequences: int, context: int, itemsize: int
         return _streamed(KERNELS[op].cost, sequences, itemsize=itemsize, **sizes)
 
     def mixture(k: int) -> Cost:
-        return one("experts", D=c.dim, I=c.ffn_dim, active=distinct(sequences, c.moe_n_experts, k), k=k)
+        return one("moe_experts", D=c.dim, I=c.ffn_dim, active=distinct(sequences, c.moe_n_experts, k), k=k)
 
     cached = {"B": sequences, "HQ": c.heads, "HKV": c.kv_heads, "DH": c.head_dim, "itemsize": itemsize}
     attention, rows = (KERNELS["decode_attention"].cost(context=n, **cached) for n in (context, -1))
@@ -31,12 +31,12 @@ def frame_cost(config: Zonos2Config, sequences: int, context: int, itemsize: int
         "qkv_projection": _times(c.n_layers, one("qkv_projection", D=c.dim, NQ=q_dim, NKV=kv_dim, G=c.heads)),
         "decode_attention": _times(c.n_layers, Cost(attention.bytes - rows.bytes, attention.flops)),
         "output_projection": _times(c.n_layers, one("output_projection", K=q_dim, D=c.dim)),
-        "router": _sum([one("router", D=c.dim, R=c.moe_router_dim, E=c.moe_n_experts, k=k) for k in ks]),
-        "experts": _sum([mixture(k) for k in ks]),
-        "experts (dense)": _times(
-            c.n_layers - len(ks), one("experts", D=c.dim, I=c.ffn_dim, active=1, k=1, routed=False)
+        "moe_router": _sum([one("moe_router", D=c.dim, R=c.moe_router_dim, E=c.moe_n_experts, k=k) for k in ks]),
+        "moe_experts": _sum([mixture(k) for k in ks]),
+        "moe_experts (dense)": _times(
+            c.n_layers - len(ks), one("moe_experts", D=c.dim, I=c.ffn_dim, active=1, k=1, routed=False)
         ),
-        "head": one("head", D=c.dim, N=c.n_codebooks * c.codebook_vocab),
+        "codebook_head": one("codebook_head", D=c.dim, N=c.n_codebooks * c.codebook_vocab),
         "sample_codes": KERNELS["sample_codes"].cost(
             B=sequences, C=c.n_codebooks, V=c.codebook_vocab, itemsize=itemsize
         ),
@@ -54,7 +54,7 @@ def prompt_cost(config: Zonos2Config, rows: int, itemsize: int = 2) -> Mapping[s
         T=rows, context=0, B=1, HQ=c.heads, HKV=c.kv_heads, DH=c.head_dim, itemsize=itemsize
     )  # fmt: skip
     parts["prefill_attention"] = _times(c.n_layers, Cost(2 * rows * cache * itemsize, attention.flops))
-    return parts | {"head": frame_cost(config, 1, 0, itemsize)["head"]}
+    return parts | {"codebook_head": frame_cost(config, 1, 0, itemsize)["codebook_head"]}
 
 
 def total(parts: Mapping[str, Cost]) -> Cost:

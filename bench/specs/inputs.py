@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zonos2_triton.reference.moe_router import by_expert
 from zonos2_triton.reference.numeric import decaying
 from zonos2_triton.reference.rotary import rotary_table
-from zonos2_triton.reference.router import by_expert
 from zonos2_triton.reference.sampling import NEVER_SEEN, Sampling
 from zonos2_triton.reference.vocoder_layers import OPEN, packed_codebooks
 
@@ -155,7 +155,7 @@ def prefill_attention(
     return {**made, "starts": new.int32(list(contexts)), "cu_seqlens": new.int32(cuts), "longest": max(rows)}
 
 
-def router(
+def moe_router(
     new: Inputs, M: int, D: int, R: int, E: int, k: int, carry: bool = True, idle: Numbers = (), normed: bool = False
 ) -> Sizes:
     """idle: rows with a negative position; none: positions are not given."""
@@ -178,7 +178,7 @@ def router(
     }
 
 
-def experts(
+def moe_experts(
     new: Inputs, M: int, D: int, I: int, E: int, k: int, active: float = 0, prefill: bool = False,
     routed: bool = True, skew: bool = False, idle: Numbers = (), normed: bool = False, residual: bool = True,
 ) -> Sizes:  # fmt: skip
@@ -195,7 +195,7 @@ def experts(
     return {"x": new.randn(M, D), **chosen, "eps": EPS, "prefill": prefill, "residual": residual}
 
 
-def head(
+def codebook_head(
     new: Inputs, M: int, D: int, N: int, codebooks: int, prefill: bool = False, softcap: float = 15.0,
     normed: bool = False,
 ) -> Sizes:  # fmt: skip

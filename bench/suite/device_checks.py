@@ -24,13 +24,21 @@ from zonos2_triton.model.weights.tiny import PARAMS, codec_weights
 from zonos2_triton.reference import network as reference
 from zonos2_triton.reference.config import Zonos2Config
 from zonos2_triton.reference.delay import shear
-from zonos2_triton.reference.router import by_expert
+from zonos2_triton.reference.moe_router import by_expert
 from zonos2_triton.reference.vocoder import VocoderConfig
 
 # Both sides of every size at which a launch takes other tiles.
 BATCHES = (1, 16, 17, 32, 33, 64, 65, 256)
-BATCHED = ("qkv_projection", "decode_attention", "output_projection", "router", "experts", "head", "sample_codes")
-RAGGED = {"router": 4}  # results from this one on are lists of the whole batch's slots
+BATCHED = (
+    "qkv_projection",
+    "decode_attention",
+    "output_projection",
+    "moe_router",
+    "moe_experts",
+    "codebook_head",
+    "sample_codes",
+)
+RAGGED = {"moe_router": 4}  # results from this one on are lists of the whole batch's slots
 
 # Of the 8B model.
 LAYER = {
@@ -270,7 +278,7 @@ def random_codec(config: VocoderConfig, device: str, dtype: torch.dtype) -> dict
 def _rows_of(kernel: str, inputs: dict[str, Any], rows: Sequence[int]) -> dict[str, Any]:
     """The inputs for some rows of the batch, in this order; what belongs to no row stays."""
     chosen = {name: inputs[name][list(rows)] for name in ROWS[kernel] if inputs.get(name) is not None}
-    if kernel == "experts" and inputs.get("order") is not None:
+    if kernel == "moe_experts" and inputs.get("order") is not None:
         counts = (inputs["offsets"][1:] - inputs["offsets"][:-1]).long()
         ids = torch.empty(len(inputs["order"]), dtype=torch.int64, device=counts.device)
         ids[inputs["order"].long()] = torch.repeat_interleave(counts)

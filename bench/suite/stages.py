@@ -172,14 +172,14 @@ def _invariance(scale: Scale) -> Listed:
 
     for name in checks.BATCHED:
         yield batches("batches", name, "decode-B256")
-    yield batches("batches-top2", "experts", "decode-B64-top2", "top2")
-    yield batches("batches-dense", "experts", "dense-B64", "dense")
-    yield batches("batches-sum", "experts", "sum-B256", "sum-top2")
+    yield batches("batches-top2", "moe_experts", "decode-B64-top2", "top2")
+    yield batches("batches-dense", "moe_experts", "dense-B64", "dense")
+    yield batches("batches-sum", "moe_experts", "sum-B256", "sum-top2")
     rows, cuts = (300, (1, 65, 128, 200)) if scale.real else (20, (2, 10, 16))
     attention = sizes("prefill_attention", "prefill-2048", T=rows)
     yield item("prefill_attention/pieces", checks.prefill_in_chunks, attention, cuts=cuts)
-    for name in ("qkv_projection", "output_projection", "router", "experts", "head"):
-        workload = "prefill-128" if name == "head" else "prefill-2048"
+    for name in ("qkv_projection", "output_projection", "moe_router", "moe_experts", "codebook_head"):
+        workload = "prefill-128" if name == "codebook_head" else "prefill-2048"
         small = "prefill" if "prefill" in {w.name for w in KERNELS[name].workloads} else "tiny"
         yield item(f"{name}/pieces", checks.prefill_rows, name, sizes(name, workload, small))
     for dtype in scale.vocoder_dtypes:

@@ -26,12 +26,12 @@ def range_work(tts: Zonos2, streams: int, frames: int, prompt_rows: int, calls: 
     if n := calls["model/prefill"]:
         together = streams / n  # prompts of one call
         parts = dict(prompt_cost(config, round(prompt_rows * together), itemsize))
-        del parts["head"]  # of the first frame, which comes later
+        del parts["codebook_head"]  # of the first frame, which comes later
         attention = parts["prefill_attention"]  # counted as if all were one prompt
         parts["prefill_attention"] = Cost(attention.bytes, round(attention.flops / together))
         found |= _stage("model/prefill", parts, n)
     first = frame_cost(config, streams, prompt_rows, itemsize)
-    found |= _stage("model/start", {name: first[name] for name in ("head", *DRAW)}, calls["model/start"])
+    found |= _stage("model/start", {name: first[name] for name in ("codebook_head", *DRAW)}, calls["model/start"])
     # What a frame reads grows with the context by the same step each time.
     middle = prompt_rows + calls["model/frame"] // 2
     found |= _stage("model/frame", frame_cost(config, streams, middle, itemsize), calls["model/frame"])
@@ -57,7 +57,7 @@ def _stage(stage: str, parts: Mapping[str, Cost], calls: int) -> dict[Path, Work
     inside = defaultdict[Path, list[Cost]](list)
     for part, cost in parts.items():
         name = part.partition(" ")[0]  # the experts of dense layers are those of a single expert
-        outside = () if name in ("frame_embedding", "head") else ("model/layer",)
+        outside = () if name in ("frame_embedding", "codebook_head") else ("model/layer",)
         place = (stage, *(("model/draw",) if name in DRAW else outside))
         for path in {(stage,), place, (*place, f"kernel/{name}")}:
             inside[path].append(cost)

@@ -23,11 +23,11 @@ from zonos2_triton.model.cli import main
 
 def test_verify_says_what_every_row_is_held_to(capsys):
     """Also where a floor allows more than the ratio, and where results are equal."""
-    rows = ["verify", "--kernel", "router", "advance_frame", "--workload", "tiny", "--dtype", "float16"]
+    rows = ["verify", "--kernel", "moe_router", "advance_frame", "--workload", "tiny", "--dtype", "float16"]
     assert main(rows) == 0
     head, router, advance, total = capsys.readouterr().out.splitlines()
     assert (head, total) == (commands.SMOKE, "2 passed, 0 failed")
-    assert router.split()[:4] == ["router", "tiny", "float16", "error"]
+    assert router.split()[:4] == ["moe_router", "tiny", "float16", "error"]
     ratio, bound = map(
         float, re.search(r"error ([\d.]+) of plain PyTorch's, at most ([\d.]+), by the floor$", router).groups()
     )
@@ -107,12 +107,12 @@ def test_bench_without_a_gpu_is_a_smoke_test(capsys, tmp_path):
 ROW = {"launches": 1, "registers": 32, "spills": 0, "shared": 0, "instructions": 200, "matrix": 0, "wide": 4,
        "narrow": 0}  # fmt: skip
 BAD = {
-    "verify --kernel rotery": "got 'rotery'; did you mean 'router' or 'rotary'?",
+    "verify --kernel rotery": "got 'rotery'; did you mean 'rotary' or 'moe_router'?",
     "verify --dtype bf16": "dtype must be one of bfloat16, float16, float32, got 'bf16'",
     "bench --kernel rotary --workload decode-B1": "workload (without a GPU) must be one of tiny, got 'decode-B1'",
     "bench --compare no.json no.json": "no.json is not a file; the results of `make gpu` and",
     "report no.json": "no.json is not a file; `make gpu` and `bench --out DIR` write results",
-    "compile --kernel heat": f"kernel must be one of {', '.join(KERNELS)}, got 'heat'; did you mean 'head'?",
+    "compile --kernel rotate": f"kernel must be one of {', '.join(KERNELS)}, got 'rotate'; did you mean 'rotary'?",
     "compile --target sm90": f"one of {', '.join(TARGETS)}, got 'sm90'; did you mean 'sm_90' or 'sm_89'?",
     "compile --jobs 0": "jobs must be at least 1, got 0",
     "gpu --only kernels,timing": f"must be one of {', '.join(stages.PARTS)}, got 'timing'; did you mean 'timings'?",

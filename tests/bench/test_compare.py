@@ -15,7 +15,7 @@ from zonos2_triton.bench.report.compare import Input, compare, holm, read
 from zonos2_triton.bench.suite import results
 
 SAMPLE = Path(__file__).parent / "results" / "sample.json"
-NAME = "router/decode-B1"
+NAME = "moe_router/decode-B1"
 ITEM = f"timings/{NAME}"
 
 
@@ -24,7 +24,9 @@ def whole():
     """With the timings of a few kernels, and some of the checks."""
     content = results.load(SAMPLE)
     timings, kernels = (content["parts"][part]["items"] for part in ("timings", "kernels"))
-    content["parts"]["timings"]["items"] = {n: timings[n] for n in timings if n.startswith(("router/", "experts/"))}
+    content["parts"]["timings"]["items"] = {
+        n: timings[n] for n in timings if n.startswith(("moe_router/", "moe_experts/"))
+    }
     content["parts"]["kernels"]["items"] = dict(itertools.islice(kernels.items(), 5))
     return content
 
@@ -129,10 +131,10 @@ def test_what_fails_now_is_worse_and_what_failed_before_is_not(again):
     assert (found.recovered, found.failing, found.worse) == ([f"kernels/{second}"], [], False)
     kernels[first] = {"status": "failed", "error": "Mismatch: off"}
     after["parts"]["timings"]["items"][NAME] = {"status": "withheld", "reason": f"{first} failed"}
-    kernels["router/new/bfloat16"] = {"status": "failed", "error": "Mismatch: new and off"}
+    kernels["moe_router/new/bfloat16"] = {"status": "failed", "error": "Mismatch: new and off"}
     found = between(before, after)
     assert found.failing == [
-        f"kernels/{first}: Mismatch: off", "kernels/router/new/bfloat16: Mismatch: new and off",
+        f"kernels/{first}: Mismatch: off", "kernels/moe_router/new/bfloat16: Mismatch: new and off",
         f"{ITEM}: {first} failed",
     ]  # fmt: skip
     assert found.worse
@@ -214,7 +216,7 @@ def test_a_file_of_a_commit(baseline, tmp_path, monkeypatch):
 
 
 NEITHER = "b.json is neither a result file nor a baseline"
-ROW = "b.json: at parts/timings/items/router/decode-B1: 'samples_us'"
+ROW = "b.json: at parts/timings/items/moe_router/decode-B1: 'samples_us'"
 
 
 @pytest.mark.parametrize(

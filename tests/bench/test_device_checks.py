@@ -34,8 +34,10 @@ def small(kernel, workload, **sizes):
 @pytest.mark.parametrize(
     "check",
     [
-        partial(device_checks.batch_invariance, "head", small("head", "tiny", M=3), batches=(1, 2, 3)),
-        partial(device_checks.prefill_rows, "router", small("router", "tiny", M=18), cuts=(1, 7, 40)),
+        partial(
+            device_checks.batch_invariance, "codebook_head", small("codebook_head", "tiny", M=3), batches=(1, 2, 3)
+        ),
+        partial(device_checks.prefill_rows, "moe_router", small("moe_router", "tiny", M=18), cuts=(1, 7, 40)),
         partial(device_checks.prefill_in_chunks, small("prefill_attention", "tiny"), cuts=(1, 7, 16)),
     ],
     ids=lambda check: check.func.__name__,
@@ -47,10 +49,14 @@ def test_the_kernels_pass_in_the_interpreter(check):
 
 def test_a_difference_is_named(monkeypatch):
     """An operation whose rows know how many they are."""
-    kernel = dataclasses.replace(KERNELS["head"], op=lambda x, *_, **__: x + 1e-6 * (len(x) == 2))
-    monkeypatch.setattr(device_checks, "KERNELS", {"head": kernel})
-    with pytest.raises(Mismatch, match=r"^head, 2 rows from 0: result 0 differs in \d+ of 96: .* instead of .* at \[0"):
-        device_checks.batch_invariance("head", small("head", "tiny", M=3), "cpu", torch.float32, (1, 2, 3))
+    kernel = dataclasses.replace(KERNELS["codebook_head"], op=lambda x, *_, **__: x + 1e-6 * (len(x) == 2))
+    monkeypatch.setattr(device_checks, "KERNELS", {"codebook_head": kernel})
+    with pytest.raises(
+        Mismatch, match=r"^codebook_head, 2 rows from 0: result 0 differs in \d+ of 96: .* instead of .* at \[0"
+    ):
+        device_checks.batch_invariance(
+            "codebook_head", small("codebook_head", "tiny", M=3), "cpu", torch.float32, (1, 2, 3)
+        )
 
 
 def never(run):

@@ -23,9 +23,13 @@ MILLISECONDS = {
     "int4": (0.256, 0.45, 0.98, 1.92, 4.49),
 }
 MEGABYTES = {  # of one sequence
-    ("qkv_projection", "output_projection"): 587, ("experts",): 944, ("experts (dense)",): 151, ("head",): 38,
-    ("router",): 14, ("decode_attention",): 57,
-}  # fmt: skip
+    ("qkv_projection", "output_projection"): 587,
+    ("moe_experts",): 944,
+    ("moe_experts (dense)",): 151,
+    ("codebook_head",): 38,
+    ("moe_router",): 14,
+    ("decode_attention",): 57,
+}
 RTF, TIMES = (0.036, 0.089, 0.224, 0.375, 0.600), (28, 45, 71, 171, 426)
 
 

@@ -92,14 +92,14 @@ def test_who_stands_beside_whom():
     assert names["decode_attention"] == ["reference", "compiled", "sdpa", "flash-attn", "flashinfer"]
     assert names["prefill_attention"] == names["decode_attention"]
     assert names["add_rms_norm"] == names["rotary"] == ["reference", "compiled", "flashinfer", "liger"]
-    assert names["experts"] == ["reference", "compiled", "liger"]
+    assert names["moe_experts"] == ["reference", "compiled", "liger"]
     assert names["sample_codes"] == ["reference", "compiled"]
     assert {tuple(names[name]) for name in OPERATIONS} == {("reference",)}
 
 
 WHY_MISSING = [
     ("flash-attn", "prefill_attention", None, torch.bfloat16, "cuda", "flash-attn is not installed"),
-    ("liger", "experts", None, torch.bfloat16, "cuda", "liger-kernel is not installed"),
+    ("liger", "moe_experts", None, torch.bfloat16, "cuda", "liger-kernel is not installed"),
     ("compiled", "prefill_attention", "packed", torch.float32, "cpu", "compiled takes one prompt from its begin"),
     ("sdpa", "rotary", None, torch.bfloat16, "cpu", "sdpa has nothing for rotary"),
     ("sdpa", "decode_attention", "tiny", torch.bfloat16, "cpu", None),
@@ -110,8 +110,8 @@ WHY_MISSING_THOUGH_INSTALLED = [
     ("flashinfer", "rotary", "tiny", torch.float16, "cuda", "flashinfer has heads of 64, 128, 256, not of 16"),
     ("flashinfer", "rotary", "one-head", torch.float16, "cuda", "flashinfer turns queries and keys together: two"),
     ("flashinfer", "rotary", "decode-B1", torch.float16, "cuda", None),
-    ("liger", "experts", "dense-B1", torch.bfloat16, "cuda", None),
-    ("liger", "experts", "decode-B1", torch.bfloat16, "cuda", "liger's mixture of experts is made for training: "),
+    ("liger", "moe_experts", "dense-B1", torch.bfloat16, "cuda", None),
+    ("liger", "moe_experts", "decode-B1", torch.bfloat16, "cuda", "liger's mixture of experts is made for training: "),
 ]
 
 

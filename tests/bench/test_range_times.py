@@ -34,7 +34,7 @@ TRACE = [
     ranged("model/frames 2", 100, 60),
     ranged("model/frame 1", 100, 30),
     ranged("model/layer 0", 100, 10),
-    ranged("kernel/experts 1", 102, 6),
+    ranged("kernel/moe_experts 1", 102, 6),
     launch(103, 1, "cuda_driver"),
     ranged("model/layer 1", 110, 15),
     launch(112, 2),
@@ -64,7 +64,7 @@ def test_host_time_is_that_of_the_ranges(events):
         ("model/frames",): (1, 60),
         ("model/frames", "model/frame"): (2, 50),
         ("model/frames", "model/frame", "model/layer"): (2, 25),
-        ("model/frames", "model/frame", "model/layer", "kernel/experts"): (1, 6),
+        ("model/frames", "model/frame", "model/layer", "kernel/moe_experts"): (1, 6),
         ("codec/decode",): (1, 40),
     }
 
@@ -75,7 +75,7 @@ def test_device_time_is_that_of_what_was_launched_inside():
         ("model/frames",): (1, 38),
         ("model/frames", "model/frame"): (2, 38),
         ("model/frames", "model/frame", "model/layer"): (2, 12),
-        ("model/frames", "model/frame", "model/layer", "kernel/experts"): (1, 7),
+        ("model/frames", "model/frame", "model/layer", "kernel/moe_experts"): (1, 7),
         ("codec/decode",): (1, 0),
     }
 
@@ -83,13 +83,13 @@ def test_device_time_is_that_of_what_was_launched_inside():
 def test_rows_have_shares_and_floors():
     root = of_trace(TRACE, on_device=False)
     frame = ("model/frames", "model/frame")
-    work = {(*frame, "model/layer"): (2e4, 2e6), (*frame, "model/layer", "kernel/experts"): (6e3, 0)}
+    work = {(*frame, "model/layer"): (2e4, 2e6), (*frame, "model/layer", "kernel/moe_experts"): (6e3, 0)}
     by_name = {row["range"]: row for row in rows(root, work, Roof(1.0, 1.0))}
     layer = by_name["model/layer"]
     assert (layer["count"], layer["total_us"], layer["mean_us"]) == (2, 25, 12.5)
     assert (layer["bytes"], layer["floor_us"], layer["pct_floor"]) == (10_000, 10, 80)
     assert layer["share"] == 25
-    assert by_name["kernel/experts"]["pct_floor"] == 100
+    assert by_name["kernel/moe_experts"]["pct_floor"] == 100
     assert by_name["codec/decode"]["bytes"] is by_name["codec/decode"]["floor_us"] is None
     assert sum(by_name[name]["share"] for name in ("model/frames", "codec/decode")) == 100
     unknown = {row["range"]: row for row in rows(root, work, UNKNOWN)}["model/layer"]
@@ -120,10 +120,10 @@ def test_a_frame_is_its_layers_its_head_and_its_draw():
     work = work_of({"model/frame": 10})
     parts = frame_cost(whole_model(), STREAMS, ROWS + 5)
     assert work["model/frame",] == (10 * total(parts).bytes, 10 * total(parts).flops)
-    inside = [("model/layer",), ("model/draw",), ("kernel/frame_embedding",), ("kernel/head",)]
+    inside = [("model/layer",), ("model/draw",), ("kernel/frame_embedding",), ("kernel/codebook_head",)]
     assert sum(work["model/frame", *path][0] for path in inside) == work["model/frame",][0]
-    experts = parts["experts"].bytes + parts["experts (dense)"].bytes
-    assert work["model/frame", "model/layer", "kernel/experts"][0] == 10 * experts
+    experts = parts["moe_experts"].bytes + parts["moe_experts (dense)"].bytes
+    assert work["model/frame", "model/layer", "kernel/moe_experts"][0] == 10 * experts
     assert work["model/frame", "model/draw", "kernel/sample_codes"][0] == 10 * parts["sample_codes"].bytes
     assert not any("(dense)" in path[-1] for path in work)
 
@@ -134,11 +134,11 @@ def test_prompts_are_read_together_or_one_after_the_other(calls):
     work, config = work_of({"model/prefill": calls, "model/start": 1}), whole_model()
     rows = ROWS * STREAMS // calls
     parts = prompt_cost(config, rows)
-    head = frame_cost(config, STREAMS, ROWS)["head"].bytes
-    assert work["model/prefill",][0] == calls * (total(parts).bytes - parts["head"].bytes)
+    head = frame_cost(config, STREAMS, ROWS)["codebook_head"].bytes
+    assert work["model/prefill",][0] == calls * (total(parts).bytes - parts["codebook_head"].bytes)
     attention = work["model/prefill", "model/layer", "kernel/prefill_attention"][1]
     assert attention == pytest.approx(STREAMS * prompt_cost(config, ROWS)["prefill_attention"].flops, rel=0.02)
-    assert work["model/start", "kernel/head"][0] == head
+    assert work["model/start", "kernel/codebook_head"][0] == head
     assert work["model/start",][0] == head + work["model/start", "model/draw"][0]
 
 

@@ -33,7 +33,7 @@ def whole():
 @pytest.fixture
 def sample(whole):
     """With few timings and one frame, which is quick to draw."""
-    content, few = copy.deepcopy(whole), re.compile("router/|prefill_attention/|B1$|memory$|first-audio/1$")
+    content, few = copy.deepcopy(whole), re.compile("moe_router/|prefill_attention/|B1$|memory$|first-audio/1$")
     for part in ("timings", "frames", "whole"):
         found = content["parts"][part]["items"].items()
         content["parts"][part]["items"] = {name: each for name, each in found if few.match(name)}
@@ -113,10 +113,10 @@ def test_plots_are_pictures_with_text(made, sample):
 def test_figures_of_the_file_are_on_the_page(made, whole):
     parts = {part: held["items"] for part, held in whole["parts"].items()}
     kernels, frames = made.section("Kernels"), made.section("Frames")
-    assert f">{number(parts['timings']['experts/decode-B1']['median_us'])}<" in kernels
-    assert f"(×{parts['beside']['experts/decode-B1/compiled']['speed_up']:.2f})" in kernels
-    ratio = parts["kernels"]["experts/decode-B1/bfloat16"]["ratio"]
-    assert re.search(rf">experts/decode-B1/bfloat16</th>.*>{number(ratio)}<", made.section("Errors"))
+    assert f">{number(parts['timings']['moe_experts/decode-B1']['median_us'])}<" in kernels
+    assert f"(×{parts['beside']['moe_experts/decode-B1/compiled']['speed_up']:.2f})" in kernels
+    ratio = parts["kernels"]["moe_experts/decode-B1/bfloat16"]["ratio"]
+    assert re.search(rf">moe_experts/decode-B1/bfloat16</th>.*>{number(ratio)}<", made.section("Errors"))
     assert f">{number(parts['frames']['B16']['median_us'] / 11609.977)}<" in frames
     assert f"(×{parts['baseline']['B16']['speed_up']:.2f})" in frames
     whole_text = made.section("From text to sound")
@@ -124,7 +124,7 @@ def test_figures_of_the_file_are_on_the_page(made, whole):
     assert f"(×{parts['baseline']['prefill-2048']['speed_up']:.2f})" in whole_text
     assert ">4.2e-03<" in made.section("Drop-in")
     assert "not run: flashinfer is not installed (10): decode_attention/decode-B1-first/flashinfer;" in kernels
-    assert "not run: no time left (2): experts/decode-B256; head/decode-B256" in kernels
+    assert "not run: no time left (2): moe_experts/decode-B256; codebook_head/decode-B256" in kernels
     assert "114 of 114 checks passed; 2 were not run." in made.section("Correctness")
 
 
@@ -140,13 +140,16 @@ def test_what_was_not_run_says_so(sample):
 
 def test_failures_are_named(sample):
     parts, failed = sample["parts"], {"status": "failed", "error": "Mismatch: off by 3", "seconds": 1}
-    parts["kernels"]["items"]["router/decode-B1/bfloat16"] = failed
-    parts["timings"]["items"]["router/decode-B1"] = {"status": "withheld", "reason": "router/decode-B1/bfloat16 failed"}
+    parts["kernels"]["items"]["moe_router/decode-B1/bfloat16"] = failed
+    parts["timings"]["items"]["moe_router/decode-B1"] = {
+        "status": "withheld",
+        "reason": "moe_router/decode-B1/bfloat16 failed",
+    }
     parts["frames"]["items"] = {"B1": {"status": "withheld", "reason": "router failed"}}
     page = Page(html([("x.json", sample)]))
     assert "113 of 114 checks passed" in page.section("Correctness")
-    assert "kernels: router/decode-B1/bfloat16: failed: Mismatch: off by 3" in page.section("Correctness")
-    assert "router/decode-B1: withheld: router/decode-B1/bfloat16 failed" in page.section("Kernels")
+    assert "kernels: moe_router/decode-B1/bfloat16: failed: Mismatch: off by 3" in page.section("Correctness")
+    assert "moe_router/decode-B1: withheld: moe_router/decode-B1/bfloat16 failed" in page.section("Kernels")
     assert "B1: withheld: router failed" in page.section("Frames")
 
 
@@ -163,7 +166,7 @@ def test_names_are_text_whatever_they_are(sample):
     sample["environment"] |= {"card": HOSTILE, "commit": HOSTILE, "platform": HOSTILE}
     sample["parts"]["graph"]["items"]["decode step"] = {"status": "failed", "error": HOSTILE}
     timings = sample["parts"]["timings"]
-    timings["items"]["<b>$x_1$<b>/decode-B1"] = timings["items"]["router/decode-B1"]
+    timings["items"]["<b>$x_1$<b>/decode-B1"] = timings["items"]["moe_router/decode-B1"]
     timings["not_run"][HOSTILE] = HOSTILE
     page = Page(html([(HOSTILE, sample)]))
     assert not page.of("script") + page.of("b")
@@ -175,7 +178,7 @@ def test_runs_of_one_card_are_compared_and_cards_have_chapters(sample):
     slower, another = copy.deepcopy(sample), copy.deepcopy(sample)
     slower["environment"] |= {"date": "2026-02-02T00:00:00+00:00", "commit": "abcdefabcdef"}
     another["environment"]["card"] = "Another card"
-    found = slower["parts"]["timings"]["items"]["router/decode-B1"]
+    found = slower["parts"]["timings"]["items"]["moe_router/decode-B1"]
     found |= {"median_us": 1.2 * found["median_us"], "samples_us": [1.2 * value for value in found["samples_us"]]}
     page = Page(html([("new.json", slower), ("other.json", another), ("old.json", sample)]))  # whatever their order
     assert page.titles(2) == [
@@ -183,7 +186,7 @@ def test_runs_of_one_card_are_compared_and_cards_have_chapters(sample):
     assert [title for title in page.titles(3) if title.endswith(".json")] == ["From old.json to new.json"]
     section = page.section("From old.json to new.json")
     assert "1 slower, 0 faster" in section
-    assert re.search(r">timings/router/decode-B1</th><td>slower</td>.*\+20\.0 %", section)
+    assert re.search(r">timings/moe_router/decode-B1</th><td>slower</td>.*\+20\.0 %", section)
 
 
 # Goals.
@@ -212,7 +215,7 @@ def test_goals_count_by_their_worst_and_where_every_check_passed(sample):
     assert verdicts(clip, memory) == [UNMEASURED] * 2
     timed["samples_us"] = timed["samples_us"][:7]
     assert verdicts(frame) == ["does not count: 7 repetitions, of 20"]
-    parts["invariance"]["router/pieces"] = {"status": "failed", "error": "off"}
+    parts["invariance"]["moe_router/pieces"] = {"status": "failed", "error": "off"}
     assert verdicts(frame) == ["does not count: checks failed"]
     sample["environment"]["card"] = "NVIDIA H100 80GB HBM3"
     assert verdicts(frame) == ["another card than the goal's, NVIDIA H200"]
@@ -277,9 +280,9 @@ def test_the_command_writes_the_page_to_the_byte(report, tmp_path, made, whole):
 def test_bad_files_leave_the_page_before(report, sample, tmp_path):
     (tmp_path / "x.html").write_text("the page before", encoding="utf-8")
     assert "in0.json has schema 1; this version reads 2" in report('{"schema": 1}')
-    sample["parts"]["timings"]["items"]["router/decode-B1"]["cache"] = "cold"
-    assert "in0.json: at parts/timings/items/router/decode-B1/cache: 'cold'" in report(sample)
-    empty = {**sample, "parts": {"timings": {"items": {}, "not_run": {"router/decode-B1": "no time left"}}}}
+    sample["parts"]["timings"]["items"]["moe_router/decode-B1"]["cache"] = "cold"
+    assert "in0.json: at parts/timings/items/moe_router/decode-B1/cache: 'cold'" in report(sample)
+    empty = {**sample, "parts": {"timings": {"items": {}, "not_run": {"moe_router/decode-B1": "no time left"}}}}
     assert "in0.json holds no result to report: nothing was run" in report(empty)
     assert (tmp_path / "x.html").read_text(encoding="utf-8") == "the page before"
 

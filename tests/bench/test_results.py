@@ -10,7 +10,7 @@ from zonos2_triton.bench.suite import results
 from zonos2_triton.bench.suite.recorder import Record
 
 SAMPLE = Path(__file__).parent / "results" / "sample.json"
-NAME = "router/decode-B1"
+NAME = "moe_router/decode-B1"
 
 
 @pytest.fixture
@@ -58,20 +58,29 @@ BROKEN = {
     "a word about the card": (lambda s: s["environment"].update(colour="red"), "'colour' was unexpected"),
     "an unknown part": (lambda s: s["parts"].update(timing={"items": {}, "not_run": {}}), "'timing' was unexpected"),
     "a part without reasons": (lambda s: s["parts"]["graph"].pop("not_run"), "parts/graph: 'not_run'"),
-    "empty samples": (lambda s: timing(s).update(samples_us=[]), "router/decode-B1/samples_us"),
-    "a time in words": (lambda s: timing(s).update(median_us="3"), "router/decode-B1/median_us: '3' is not of type"),
-    "a time below zero": (lambda s: timing(s).update(p20_us=-1), "router/decode-B1/p20_us: -1 is less"),
-    "another launch": (lambda s: timing(s).update(launch="warp"), "router/decode-B1/launch: 'warp'"),
+    "empty samples": (lambda s: timing(s).update(samples_us=[]), "moe_router/decode-B1/samples_us"),
+    "a time in words": (
+        lambda s: timing(s).update(median_us="3"),
+        "moe_router/decode-B1/median_us: '3' is not of type",
+    ),
+    "a time below zero": (lambda s: timing(s).update(p20_us=-1), "moe_router/decode-B1/p20_us: -1 is less"),
+    "another launch": (lambda s: timing(s).update(launch="warp"), "moe_router/decode-B1/launch: 'warp'"),
     "an unknown field": (lambda s: timing(s).update(megahertz=1), "'megahertz' was unexpected"),
     "no reason for no time": (lambda s: s["parts"]["beside"]["not_run"].update(liger=""), "beside/not_run/liger"),
     "a failure with a time": (lambda s: timing(s).update(status="failed", error="off"), "properties are not allowed"),
     "an unknown status": (lambda s: put(s, "graph", "decode step", status="fine"), "graph/items/decode step/status"),
     "a failure without its text": (lambda s: put(s, "graph", "decode step", status="failed"), "'error' is a required"),
     "no reason to withhold": (lambda s: put(s, "graph", "decode step", status="withheld"), "'reason' is a"),
-    "a kernel's check without dtype": (lambda s: put(s, "kernels", "router/tiny"), "'router/tiny' does not match"),
+    "a kernel's check without dtype": (
+        lambda s: put(s, "kernels", "moe_router/tiny"),
+        "'moe_router/tiny' does not match",
+    ),
     "frames by another name": (lambda s: put(s, "frames", "one"), "'one' does not"),
     "an unknown sanitizer": (lambda s: put(s, "sanitizer", "synccheck"), "'synccheck' is not one of"),
-    "an unknown implementation": (lambda s: put(s, "beside", "router/decode-B1/cublas"), "'router/decode-B1/cublas'"),
+    "an unknown implementation": (
+        lambda s: put(s, "beside", "moe_router/decode-B1/cublas"),
+        "'moe_router/decode-B1/cublas'",
+    ),
     "a whole that nobody knows": (lambda s: put(s, "whole", "latency"), "'latency'"),
     "no factor": (lambda s: item(s, "beside", f"{NAME}/reference").pop("speed_up"), "'speed_up' is a required"),
     "a check that measures": (lambda s: item(s, "graph", "decode step").update(ratio=1), "'ratio' was unexpected"),
@@ -107,7 +116,7 @@ def test_what_a_run_may_leave_out_is_accepted(sample):
     [
         ("{", "is no JSON: Expecting property name"),
         ("[]", "is no result file: it has no key 'schema'"),
-        ('{"router/f/c/sm_90": {"registers": 1}}', "no key 'schema'"),
+        ('{"moe_router/f/c/sm_90": {"registers": 1}}', "no key 'schema'"),
         ('{"schema": "2"}', "has schema '2'; this version reads 2"),
         ('{"schema": 2, "parts": []}', "lacks environment, parts"),
         ('{"schema": 2, "environment": {"card": "A"}, "parts": {}}', "lacks environment/commit, environment/date"),

@@ -227,7 +227,7 @@ TINY = next(workload for workload in NORM.workloads if workload.name == "tiny")
 
 
 def test_times_are_withheld_where_any_check_of_the_kernel_failed(record):
-    record.keep("kernels", "head/tiny/bfloat16", {"status": "failed", "error": "not this one"})
+    record.keep("kernels", "codebook_head/tiny/bfloat16", {"status": "failed", "error": "not this one"})
     stages.prove(NORM, TINY, stages.Run(record, CPU, REAL), 9)
     assert record.items("kernels")["add_rms_norm/tiny/bfloat16"]["status"] == "passed"
     record.keep("invariance", "add_rms_norm/batches", {"status": "failed", "error": ""})
@@ -249,7 +249,7 @@ def test_a_time_with_its_rates_and_what_stands_beside(record):
 
 
 def test_times_of_frames_and_of_the_vocoder_are_withheld_where_a_check_of_their_own_failed(record):
-    record.keep("kernels", "router/tiny/bfloat16", {"status": "failed"})
+    record.keep("kernels", "moe_router/tiny/bfloat16", {"status": "failed"})
     run = stages.Run(record, CPU, REAL)
     items = stages.plan(run, ["vocoder", "frames"], REAL)
     run.prove(lambda kernel: kernel in stages.VOCODER)
@@ -258,7 +258,7 @@ def test_times_of_frames_and_of_the_vocoder_are_withheld_where_a_check_of_their_
     with pytest.raises(Withheld, match=r"^waveform/tiny/float16, vocoder/step failed$"):
         items[0].run(10.0)
     frames = next(item for item in items if item.part == "frames")
-    with pytest.raises(Withheld, match=r"^router/tiny/bfloat16 failed$"):
+    with pytest.raises(Withheld, match=r"^moe_router/tiny/bfloat16 failed$"):
         frames.run(10.0)
 
 

@@ -91,7 +91,7 @@ def test_a_rehearsal_takes_few_samples_by_the_host_s_clock():
 
 def test_sets_of_inputs_share_no_memory():
     """And keep what is shared within a set: gate and up are views of one tensor. The last is a copy."""
-    kernel, workload = kernel_and_workload("experts")
+    kernel, workload = kernel_and_workload("moe_experts")
     l2 = kernel.cost_of(workload, 4).bytes * timer.OWN_VALUES // 2 + 1
     sets, _ = timer.input_sets(kernel, workload, dataclasses.replace(CPU, l2=l2), torch.float32)
     made, other, *_, copy = sets
@@ -104,7 +104,7 @@ def test_sets_of_inputs_share_no_memory():
 
 
 def test_a_kernel_is_timed_on_sets_that_exceed_the_cache():
-    kernel, workload = kernel_and_workload("router", "one-row")
+    kernel, workload = kernel_and_workload("moe_router", "one-row")
     touched = kernel.cost_of(workload, 2).bytes
     found = time_kernel(kernel, workload, dataclasses.replace(CPU, l2=touched), seconds=0)
     assert (found["copies"], found["cache"]) == (2, "rotated")

@@ -65,14 +65,14 @@ def test_every_way_through_the_experts(name, way, monkeypatch):
         whole = torch_ops.mixture
         monkeypatch.setattr(torch_ops, "mixture", mixture)
     traced = torch.compile(TORCH_OPS.experts, fullgraph=True, dynamic=False, backend="eager")
-    verify(KERNELS["experts"], workload_of("experts", name), "cpu", torch.bfloat16, traced)
+    verify(KERNELS["moe_experts"], workload_of("moe_experts", name), "cpu", torch.bfloat16, traced)
     torch.compiler.reset()
 
 
 @pytest.mark.parametrize("name", ["one-row", "two-tiles", "all-experts", "first-layer-tiny", "many-experts"])
 def test_choice_without_sorting(name):
-    inputs = made("router", name)
-    want = KERNELS["router"].reference(**inputs)
+    inputs = made("moe_router", name)
+    want = KERNELS["moe_router"].reference(**inputs)
     del inputs["positions"]
     ids, weights, state = torch_ops.choose(**inputs)
     assert torch.equal(ids.int(), want.expert_ids)
@@ -80,7 +80,7 @@ def test_choice_without_sorting(name):
 
 
 def test_of_choices_that_tie_the_lower_comes_first():
-    inputs = made("router", "all-experts")
+    inputs = made("moe_router", "all-experts")
     inputs["w3"], inputs["biases"] = torch.zeros_like(inputs["w3"]), torch.zeros_like(inputs["biases"])
     del inputs["positions"]
     assert torch_ops.choose(**inputs)[0].tolist() == [[0, 1, 2, 3]] * 2
@@ -147,7 +147,7 @@ def test_weights_are_shared_but_for_one(model):
     [
         ("gated", lambda right, y, gate: y.flatten(1)),
         ("choose", lambda right, *args, state, **more: right(*args, state=None, **more)),
-        ("head", lambda right, *args: 1.01 * right(*args)),
+        ("codebook_head", lambda right, *args: 1.01 * right(*args)),
         ("sample_codes", lambda right, *args: (right(*args)[0] ^ 1, right(*args)[1])),
         ("by_products", lambda right, *args: right(*args) * float("nan")),
     ],

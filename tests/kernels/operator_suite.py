@@ -344,7 +344,7 @@ class CountingTests(OperatorTests):
             (torch.zeros(1, dtype=torch.int32), r"must hold at least \d+ numbers, got 1"),
         ):
             inputs = {**inputs_of(self.name, self.fullest), "counters": counters}
-            refuses(ValueError, f"counters {message}", inputs, launch_only=self.name == "experts")
+            refuses(ValueError, f"counters {message}", inputs, launch_only=self.name == "moe_experts")
 
 
 def wrong_attention(columns: slice) -> tuple[Wrong, ...]:

@@ -48,7 +48,7 @@ def overridden(monkeypatch, tmp_path):
     overrides.cache_clear()
 
 
-def entry(op="head", role="decode", **numbers):
+def entry(op="codebook_head", role="decode", **numbers):
     return {"op": op, "role": role, **numbers}
 
 
@@ -118,7 +118,7 @@ def test_products_of_few_rows_keep_one_instruction_on_sm_90():
     assert all(launch["BLOCK_N"] < 64 for tiles in cards for launch in tiles)
 
 
-def numbers(op="head", role="decode", dtype=torch.bfloat16, rows=1, **more):
+def numbers(op="codebook_head", role="decode", dtype=torch.bfloat16, rows=1, **more):
     launch = tiles(op, role, dtype, rows, **more)
     return tuple(launch.get(key) for key in ("BLOCK_N", "BLOCK_K", "BLOCK_M", "num_warps", "num_stages"))
 
@@ -135,9 +135,9 @@ def test_a_file_overrides_what_it_names_for_the_dtype_and_the_rows_it_names(on_c
     assert numbers(rows=33)[3:] == (8, 3)
     assert numbers(dtype=torch.float16) == one
     assert numbers(role="prefill") == prefill
-    assert tiles("head", "decode", torch.bfloat16)["enable_fp_fusion"] is False
-    assert product_tiles("head", False, torch.bfloat16, 1, 64)["EVEN_K"] is True
-    assert product_tiles("head", False, torch.bfloat16, 1, 96)["EVEN_K"] is False
+    assert tiles("codebook_head", "decode", torch.bfloat16)["enable_fp_fusion"] is False
+    assert product_tiles("codebook_head", False, torch.bfloat16, 1, 64)["EVEN_K"] is True
+    assert product_tiles("codebook_head", False, torch.bfloat16, 1, 96)["EVEN_K"] is False
 
 
 def test_without_a_dtype_an_override_is_for_all_and_tf32_is_one_of_them(on_card, overridden):
@@ -174,10 +174,13 @@ WRONG_NUMBERS = {
         ([3], ": [0]: must be an object, got 3"),
         ([entry(num_warps=4), {"role": "row"}], ": [1].op: must be one of add_rms_norm, advance, "),
         ([entry("heads")], ", waveform, got 'heads'"),
-        ([entry(role="row")], ": [0].role: must be one of decode, prefill of head, got 'row'"),
+        ([entry(role="row")], ": [0].role: must be one of decode, prefill of codebook_head, got 'row'"),
         ([entry()], ": [0]: must have at least one of BLOCK_K, BLOCK_M, BLOCK_N, num_stages, num_warps"),
-        ([entry(BLOCK_Z=16)], ".BLOCK_Z: head decode has no such number; it has BLOCK_K, BLOCK_M, BLOCK_N, num_s"),
-        ([entry(enable_fp_fusion=True)], ".enable_fp_fusion: head decode has no such number"),
+        (
+            [entry(BLOCK_Z=16)],
+            ".BLOCK_Z: codebook_head decode has no such number; it has BLOCK_K, BLOCK_M, BLOCK_N, num_s",
+        ),
+        ([entry(enable_fp_fusion=True)], ".enable_fp_fusion: codebook_head decode has no such number"),
         ([entry(rows=[1, 4], BLOCK_K=64)], ".BLOCK_K: cannot be had for some rows alone: bits would depend on"),
         ([entry("waveform", "taps", rows=[1, 4], BLOCK_M=64)], "[0].rows: role taps has the same tiles for any num"),
         *(
@@ -191,7 +194,7 @@ def test_a_wrong_file_is_refused_by_name_and_place(overridden, entries, message)
     path = overridden(entries)
     for _ in range(2):
         with pytest.raises(ValueError, match=rf"^{CONFIG}: {re.escape(str(path))}.*{re.escape(message)}"):
-            tiles("head", "decode", torch.float32)
+            tiles("codebook_head", "decode", torch.float32)
 
 
 def test_all_numbers_of_the_table_might_be_in_a_file():
@@ -206,7 +209,7 @@ def test_all_numbers_of_the_table_might_be_in_a_file():
 @pytest.mark.parametrize(
     ("name", "role", "workload", "launched"),
     [
-        ("head", "decode", "two-tiles", {"BLOCK_K": 32, "BLOCK_N": 64, "BLOCK_M": 32}),
+        ("codebook_head", "decode", "two-tiles", {"BLOCK_K": 32, "BLOCK_N": 64, "BLOCK_M": 32}),
         ("decode_attention", "split", "split-edges", {"SPLIT": 32, "BLOCK_S": 16}),
         pytest.param("convolution", "taps", "rows", {"BLOCK_M": 16, "BLOCK_K": 16}, marks=pytest.mark.slow),
     ],

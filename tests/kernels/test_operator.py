@@ -147,5 +147,5 @@ def test_the_reference_runs_in_ieee_fp32_without_gradients_and_without_autocast(
 
 
 def test_counters_on_another_device():
-    with pytest.raises(ValueError, match=r"^router: counters must be one axis of int32 on cpu, got .* on meta"):
-        fresh_counters(torch.empty(3), 2, torch.zeros(4, dtype=torch.int32, device="meta"), "router")
+    with pytest.raises(ValueError, match=r"^moe_router: counters must be one axis of int32 on cpu, got .* on meta"):
+        fresh_counters(torch.empty(3), 2, torch.zeros(4, dtype=torch.int32, device="meta"), "moe_router")

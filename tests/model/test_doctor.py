@@ -79,7 +79,7 @@ def test_a_wrong_variable_stops_no_command_that_explains_it(arguments):
 
 
 def test_a_file_of_launch_parameters_that_cannot_be_used(tmp_path):
-    (tmp_path / "launch.json").write_text('{"op": "head"}')
+    (tmp_path / "launch.json").write_text('{"op": "codebook_head"}')
     done = run("doctor", "--json", **{CONFIG: str(tmp_path / "launch.json")})
     assert "must be a list of objects" in json.loads(done.stdout)["variables"][CONFIG]["fault"]
 

@@ -51,7 +51,7 @@ def silent():
 
 
 def test_off_is_one_shared_nothing():
-    assert annotate("model/generate") is annotate("kernel/experts", 3) is in_layer(3) is ranges.OFF
+    assert annotate("model/generate") is annotate("kernel/moe_experts", 3) is in_layer(3) is ranges.OFF
     with pytest.raises(KeyError), annotate("model/generate"):
         raise KeyError
     assert ranged(REFERENCE) is REFERENCE
@@ -98,12 +98,12 @@ def test_nvtx_makes_the_attributes_of_a_range_once():
     )
     with recorded(ranges.NvtxRanges(domain)):
         for _ in range(3):
-            with annotate("model/frame", 2), annotate("kernel/head", 2):
+            with annotate("model/frame", 2), annotate("kernel/codebook_head", 2):
                 pass
         with pytest.raises(KeyError), annotate("model/frame", 2):
             raise KeyError
-    assert made == [("model/frame", None, "model", 2), ("kernel/head", None, "kernel", 2)]
-    assert calls == [("model/frame", 2), ("kernel/head", 2), "end", "end"] * 3 + [("model/frame", 2), "end"]
+    assert made == [("model/frame", None, "model", 2), ("kernel/codebook_head", None, "kernel", 2)]
+    assert calls == [("model/frame", 2), ("kernel/codebook_head", 2), "end", "end"] * 3 + [("model/frame", 2), "end"]
 
 
 def test_nvtx_is_on_where_it_is_asked_for():
@@ -140,14 +140,14 @@ def test_a_generation_is_the_expected_tree(tts, spoken):
     expected = {
         "model/start": 1, "model/draw": 1 + steps, "kernel/sample_codes": 1 + steps, "kernel/advance_frame": 1 + steps,
         "kernel/decode_attention": steps * config.n_layers,
-        "kernel/router": (prompts + steps) * len(config.moe_layers),
-        **dict.fromkeys(("kernel/output_projection", "kernel/experts"), (prompts + steps) * config.n_layers),
+        "kernel/moe_router": (prompts + steps) * len(config.moe_layers),
+        **dict.fromkeys(("kernel/output_projection", "kernel/moe_experts"), (prompts + steps) * config.n_layers),
     }  # fmt: skip
     assert {name: len(spoken.payloads(name)) for name in expected} == expected
     assert spoken.open == []
     parents = {"model/generate": {None}, "codec/decode": {None}, "model/layer": {"model/prefill", "model/frame"},
-               "kernel/experts": {"model/layer"}, "kernel/sample_codes": {"model/draw"},
-               "model/frame": {"model/frames"}, "kernel/head": {"model/start", "model/frame"}}  # fmt: skip
+               "kernel/moe_experts": {"model/layer"}, "kernel/sample_codes": {"model/draw"},
+               "model/frame": {"model/frames"}, "kernel/codebook_head": {"model/start", "model/frame"}}  # fmt: skip
     assert {name: spoken.parents(name) for name in parents} == parents
     rows = [len(build_prompt(config, text)) for text in ("Hello.", "a")]
     in_layers = [n for n in rows for _ in range(config.n_layers)]

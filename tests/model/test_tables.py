@@ -47,7 +47,7 @@ def test_as_wide_as_it_must_be_where_there_is_no_terminal(monkeypatch):
     ]
 
 
-COLUMNS = [("kernel", *(f"column {i}" for i in range(5))), ("router", *(f"{1000 + i}.0" for i in range(5)))]
+COLUMNS = [("kernel", *(f"column {i}" for i in range(5))), ("rotary", *(f"{1000 + i}.0" for i in range(5)))]
 ERROR = "error 1.00 of plain PyTorch's"
 LAID_OUT = {  # in so many columns
     "text goes on in its cell": (40, lambda: text_table(ROWS), """\
@@ -59,10 +59,10 @@ another  1,200.0  /a/path/without/any/sp
     "columns without room follow below": (30, lambda: text_table(COLUMNS), """\
 kernel  column  column  column
              0       1       2
-router  1000.0  1001.0  1002.0
+rotary  1000.0  1001.0  1002.0
 
 kernel  column 3  column 4
-router    1003.0    1004.0"""),
+rotary    1003.0    1004.0"""),
     "without heads all is text": (30, lambda: text_table(
         [("torch", "2.15.0"), ("backend", "needs the interpreter here")], heads=False, indent=2, least=[8]), """\
   torch     2.15.0
@@ -140,7 +140,7 @@ TABLES = {
     "ranges": ranges,
     "swapped": swapped,
     "compiled": lambda _: gate.table(
-        [gate.Row("router", "_router_kernel", "decode-B1", "sm_90", ("spills: 3", "no 16-byte loads: 3 others"))]
+        [gate.Row("rotary", "_rotary_kernel", "decode-B1", "sm_90", ("spills: 3", "no 16-byte loads: 3 others"))]
     ),
     "doctor": lambda _: doctor.as_text(doctor.diagnose()),
 }  # fmt: skip

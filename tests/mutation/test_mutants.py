@@ -50,7 +50,7 @@ def test_every_operation_has_faults():
 
 @pytest.mark.parametrize(
     ("file", "old", "times"),
-    [("rotary", "offs_hh", "0"), ("rotary", "offs_h", "[2-9]"), ("router", "offs_n", "0")],
+    [("rotary", "offs_hh", "0"), ("rotary", "offs_h", "[2-9]"), ("moe_router", "offs_n", "0")],
     ids=["not there", "more than once", "in a module that is not imported"],
 )
 def test_a_fault_that_does_not_fit_is_refused(file, old, times):

@@ -33,9 +33,17 @@ def halved(inputs):
 every, first = slice(None), (0, 0, 0)
 ADDED, ATTENTION = "add_rms_norm", "decode_attention"
 WRONG = {
-    "norm-epsilon": ("head", spoiled("head", lambda _: {"eps": 1e-6}), "result: .*ratio to plain PyTorch"),
-    "no-cap": ("head", spoiled("head", lambda _: {"softcap": 0.0}), "result"),
-    "one-element": ("experts", touched("experts", None, (2, 7), lambda x: x + 0.01), r"first at \(2, 7\).*oracle"),
+    "norm-epsilon": (
+        "codebook_head",
+        spoiled("codebook_head", lambda _: {"eps": 1e-6}),
+        "result: .*ratio to plain PyTorch",
+    ),
+    "no-cap": ("codebook_head", spoiled("codebook_head", lambda _: {"softcap": 0.0}), "result"),
+    "one-element": (
+        "moe_experts",
+        touched("moe_experts", None, (2, 7), lambda x: x + 0.01),
+        r"first at \(2, 7\).*oracle",
+    ),
     "nan": ("rotary", touched("rotary", None, first, lambda x: x * torch.nan), r"first at \(0, 0, 0\): nan"),
     "not-a-copy": (ADDED, spoiled(ADDED, lambda _: {"residual": None}), "sum"),
     "precision": (ADDED, spoiled(ADDED, halved), "sum has dtype torch.bfloat16"),
@@ -43,10 +51,10 @@ WRONG = {
     "cache-of-another": (ATTENTION, touched(ATTENTION, "v_cache", (*first, 0), lambda x: x + 1e-6), "must keep"),
     "cached-key": (ATTENTION, touched(ATTENTION, "k_cache", every, lambda x: x * 1.00001), "k_cache"),
     "missing-key": (ATTENTION, spoiled(ATTENTION, lambda x: {"positions": x["positions"] - 1}), "result"),
-    "router-choice": ("router", touched("router", 0, (1, 0), lambda x: (x + 1) % 4), "expert_ids"),
-    "router-weight": ("router", touched("router", 1, (1, 0), lambda x: x * 1.000001), "expert_weights"),
-    "router-order": ("router", touched("router", 4, every, lambda x: x.flip(0)), "order"),
-    "router-offsets": ("router", touched("router", 5, 0, lambda x: x + 1), "offsets"),
+    "router-choice": ("moe_router", touched("moe_router", 0, (1, 0), lambda x: (x + 1) % 4), "expert_ids"),
+    "router-weight": ("moe_router", touched("moe_router", 1, (1, 0), lambda x: x * 1.000001), "expert_weights"),
+    "router-order": ("moe_router", touched("moe_router", 4, every, lambda x: x.flip(0)), "order"),
+    "router-offsets": ("moe_router", touched("moe_router", 5, 0, lambda x: x + 1), "offsets"),
 }
 
 
@@ -65,7 +73,7 @@ def off_by(times, case):
     }
 
 
-@pytest.mark.parametrize(("name", "by_floor"), [("head", True), ("convolution", False)])
+@pytest.mark.parametrize(("name", "by_floor"), [("codebook_head", True), ("convolution", False)])
 def test_the_bound_is_a_ratio_or_the_floor(name, by_floor):
     case = Case(KERNELS[name], small(KERNELS[name])[0])
     [error] = case.compare(off_by(1, case)).errors
@@ -80,14 +88,14 @@ def test_the_bound_is_a_ratio_or_the_floor(name, by_floor):
 
 def test_a_bound_is_that_of_the_output_nearest_to_it():
     errors = Error("near", 1.0, 2.0, 1.1), Error("above plain", 3.0, 1.0, 30.0), Error("exact", 0.0, 0.0, 0.0)
-    assert Report("router", "tiny", errors).worst.output == "near"
+    assert Report("moe_router", "tiny", errors).worst.output == "near"
     assert Report("advance_frame", "tiny", ()).worst.bound == 0
 
 
 @pytest.mark.interpreter
 def test_a_choice_between_equals_is_no_error():
     """In these inputs two experts' scores are closer than two roundings: the weight is another expert's."""
-    kernel = KERNELS["router"]
+    kernel = KERNELS["moe_router"]
     workload = next(each for each in kernel.workloads if each.name == "sorted-in-parts")
     case = Case(kernel, workload, dtype=torch.bfloat16, seed=7)
     outputs = case.run()

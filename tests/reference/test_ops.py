@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 
 from zonos2_triton.reference.attention import decode_attention, prefill_attention
+from zonos2_triton.reference.codebook_head import codebook_head
 from zonos2_triton.reference.embedding import frame_embedding, speaker_row
-from zonos2_triton.reference.experts import experts, swiglu
-from zonos2_triton.reference.head import head
+from zonos2_triton.reference.moe_experts import moe_experts, swiglu
+from zonos2_triton.reference.moe_router import by_expert, moe_router
 from zonos2_triton.reference.norm import add_rms_norm, rms_norm
 from zonos2_triton.reference.projection import output_projection, qkv_projection
 from zonos2_triton.reference.rotary import rotary, rotary_table
-from zonos2_triton.reference.router import by_expert, router
 
 EPS = 0.5
 
@@ -148,15 +148,15 @@ def test_what_is_normed_already_is_taken_as_it_is(randn):
     assert torch.equal(qkv_projection(h, None, *maps, EPS), qkv_projection(x, weight, *maps, EPS))
     mlp = randn(4, 4), randn(4), randn(4, 4), randn(4), randn(E, 4)
     rest = randn(5, 4), randn(4), randn(4, D), randn(4), randn(4), *mlp, randn(E), 2, EPS
-    routing = router(x, weight, *rest)
-    for ours, others in zip(router(h, None, *rest), routing, strict=True):
+    routing = moe_router(x, weight, *rest)
+    for ours, others in zip(moe_router(h, None, *rest), routing, strict=True):
         assert torch.equal(ours, others)
     tensors = randn(E, 4, D), randn(E, 4, D), randn(E, D, 4), EPS
     chosen = routing.order, routing.offsets, routing.expert_weights
     for choice, parts in ((chosen, tensors), ((), (*(part[:1] for part in tensors[:3]), EPS))):
-        total = experts(x, weight, *parts, *choice, residual=False)
-        assert torch.equal(experts(h, None, *parts, *choice, residual=False), total)
-        torch.testing.assert_close(experts(x, weight, *parts, *choice), x + total)
+        total = moe_experts(x, weight, *parts, *choice, residual=False)
+        assert torch.equal(moe_experts(h, None, *parts, *choice, residual=False), total)
+        torch.testing.assert_close(moe_experts(x, weight, *parts, *choice), x + total)
 
 
 def test_add_rms_norm_returns_the_sum_and_its_norm(randn):
@@ -176,7 +176,7 @@ def test_experts_are_a_weighted_sum_of_interleaved_swiglus(randn):
             e = ids[t, k]
             gate, up = w13[e, 0::2] @ h[t], w13[e, 1::2] @ h[t]
             want[t] += weights[t, k] * (w2[e] @ (gate * torch.sigmoid(gate) * up))
-    got = experts(x, norm_weight, w13[:, 0::2], w13[:, 1::2], w2, EPS, *by_expert(ids, E), weights)
+    got = moe_experts(x, norm_weight, w13[:, 0::2], w13[:, 1::2], w2, EPS, *by_expert(ids, E), weights)
     torch.testing.assert_close(got, want)
 
 
@@ -184,8 +184,8 @@ def test_one_expert_is_the_dense_layer(randn):
     x, gate, up, out, norm_weight = randn(5, 6), randn(1, 4, 6), randn(1, 4, 6), randn(1, 6, 4), randn(6)
     ids, weights = torch.zeros(5, 1, dtype=torch.int64), torch.ones(5, 1, dtype=torch.float64)
     want = x + swiglu(F.rms_norm(x, (6,), norm_weight, EPS), gate[0], up[0], out[0])
-    torch.testing.assert_close(experts(x, norm_weight, gate, up, out, EPS), want)
-    torch.testing.assert_close(experts(x, norm_weight, gate, up, out, EPS, *by_expert(ids, 1), weights), want)
+    torch.testing.assert_close(moe_experts(x, norm_weight, gate, up, out, EPS), want)
+    torch.testing.assert_close(moe_experts(x, norm_weight, gate, up, out, EPS, *by_expert(ids, 1), weights), want)
 
 
 def test_slots_are_sorted_by_expert_and_keep_their_order():
@@ -203,9 +203,9 @@ def test_router_chooses_by_biased_and_weighs_by_plain_probabilities(randn):
     x, state, scale, norm, state_norm = randn(T, D), randn(T, R), randn(R), randn(D), randn(R)
     down, biases = (randn(R, D), randn(R)), randn(E)
     mlp = randn(R, R), randn(R), randn(R, R), randn(R), randn(E, R)
-    got = router(x, norm, state, scale, *down, state_norm, *mlp, biases, 2, EPS)
+    got = moe_router(x, norm, state, scale, *down, state_norm, *mlp, biases, 2, EPS)
     s = F.rms_norm(x, (D,), norm, EPS) @ down[0].T + down[1]
-    alone = router(x, norm, None, None, *down, state_norm, *mlp, biases, 2, EPS)
+    alone = moe_router(x, norm, None, None, *down, state_norm, *mlp, biases, 2, EPS)
     torch.testing.assert_close(alone.state, s)
     s = s + state * scale
     h = F.rms_norm(s, (R,), state_norm, EPS)
@@ -227,7 +227,7 @@ def test_idle_rows_go_to_no_expert(randn):
     x, mlp = randn(T, D), (randn(R, R), randn(R), randn(R, R), randn(R), randn(E, R))
     rest = randn(D), None, None, randn(R, D), randn(R), randn(R), *mlp, randn(E), k, EPS
     live, positions = [0, 2, 4], torch.tensor([3, -1, 0, -(2**31), 7], dtype=torch.int32)
-    got, every = router(x, *rest, positions), router(x, *rest)
+    got, every = moe_router(x, *rest, positions), moe_router(x, *rest)
     for ours, others in zip(got[:4], every[:4], strict=True):
         assert torch.equal(ours, others)
     counts = every.expert_ids[live].flatten().long().bincount(minlength=E)
@@ -237,11 +237,11 @@ def test_idle_rows_go_to_no_expert(randn):
     assert torch.equal(experts_of, experts_of.sort().values)
     weights, tensors = got.expert_weights.clone(), (randn(D), randn(E, I, D), randn(E, I, D), randn(E, D, I))
     weights[[1, 3]] = torch.nan
-    y = experts(x, *tensors, EPS, got.order, got.offsets, weights)
-    want = experts(x, *tensors, EPS, every.order, every.offsets, every.expert_weights)
+    y = moe_experts(x, *tensors, EPS, got.order, got.offsets, weights)
+    want = moe_experts(x, *tensors, EPS, every.order, every.offsets, every.expert_weights)
     torch.testing.assert_close(y[live], want[live])
     assert torch.equal(y[[1, 3]], x[[1, 3]])
-    alone = experts(x, *tensors, EPS, got.order, got.offsets, weights, residual=False)
+    alone = moe_experts(x, *tensors, EPS, got.order, got.offsets, weights, residual=False)
     assert (alone[[1, 3]] == 0).all()
     assert (alone[live] != 0).all()
 
@@ -249,20 +249,22 @@ def test_idle_rows_go_to_no_expert(randn):
 def test_router_prefers_the_lower_expert_in_a_tie():
     zero = torch.zeros(8, 8)
     mlp = zero, zero[0], zero, zero[0], zero
-    got = router(torch.ones(3, 8), zero[0], None, None, zero, zero[0], zero[0], *mlp, zero[0], 3, EPS)
+    got = moe_router(torch.ones(3, 8), zero[0], None, None, zero, zero[0], zero[0], *mlp, zero[0], 3, EPS)
     assert got.expert_ids.tolist() == [[0, 1, 2]] * 3
 
 
 def test_head_is_capped_and_codebook_major(randn):
     x, weight, norm_weight = 50 * randn(3, 4), randn(2 * 5, 4), randn(4)
-    got = head(x, None, weight, 2, EPS, 15.0)
+    got = codebook_head(x, None, weight, 2, EPS, 15.0)
     want = 15 * torch.tanh(torch.einsum("td,cvd->tcv", x, weight.reshape(2, 5, 4)) / 15)
     torch.testing.assert_close(got, want)
     assert got.abs().max() <= 15
     plain = torch.einsum("td,cvd->tcv", x, weight.reshape(2, 5, 4))
-    torch.testing.assert_close(head(x, None, weight, 2, EPS, 0.0), plain)
+    torch.testing.assert_close(codebook_head(x, None, weight, 2, EPS, 0.0), plain)
     normed = F.rms_norm(x, (4,), norm_weight, EPS)
-    torch.testing.assert_close(head(x, norm_weight, weight, 2, EPS, 15.0), head(normed, None, weight, 2, EPS, 15.0))
+    torch.testing.assert_close(
+        codebook_head(x, norm_weight, weight, 2, EPS, 15.0), codebook_head(normed, None, weight, 2, EPS, 15.0)
+    )
 
 
 def test_frame_embedding_counts_every_row_and_replaces_those_with_a_speaker(randn):
@@ -300,6 +302,6 @@ def test_experts_round_once(seeded):
     weights, norm_weight = seeded(64, 2).softmax(-1), seeded(32).bfloat16()
     tensors = x, norm_weight, w13[:, 0::2], w13[:, 1::2], w2
     rest = EPS, *by_expert(torch.arange(128).reshape(64, 2) % 4, 4)
-    exact = experts(*(t.double() for t in tensors), *rest, weights.double())
-    error = experts(*tensors, *rest, weights) - exact
+    exact = moe_experts(*(t.double() for t in tensors), *rest, weights.double())
+    error = moe_experts(*tensors, *rest, weights) - exact
     assert error.square().mean().sqrt() < 6.5e-3 * exact.square().mean().sqrt()

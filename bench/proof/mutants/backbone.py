@@ -58,8 +58,8 @@ BACKBONE: Mapping[str, tuple[Fault, ...]] = {
         one_head_too_few="mask = (offs_h < H{{ =>  - 1}})[:, None]",
         rows_of_padded_heads="(m * {{H => BLOCK_H}} + offs_h)",
     ),
-    "head": mutants(
-        "head",
+    "codebook_head": mutants(
+        "codebook_head",
         shared.MULTIPLIED + shared.NORMED + shared.TANH,
         **shared.SCALED,
         **shared.ROW_TILES,
@@ -216,8 +216,8 @@ BACKBONE: Mapping[str, tuple[Fault, ...]] = {
         weight_rows_of_the_wrong_width="offs_n.to(tl.int64) * {{K => D}}",
         columns_not_masked="mask = {{mask_n[:, None] &  => }}mask_m[None, :]",
     ),
-    "router": mutants(
-        "router",
+    "moe_router": mutants(
+        "moe_router",
         shared.TRUNCATED + shared.MULTIPLIED + shared.NORMED + shared.COUNTED + shared.GELU,
         idle_rows_keep_their_expert="{{        ids = tl.where(idle == 1, EP, ids)\n => }}",
         idle_slots_in_front="last = {{tl.sum(counts, axis=0) => 0}}  # the next",
@@ -258,8 +258,8 @@ BACKBONE: Mapping[str, tuple[Fault, ...]] = {
         tiles_share_a_counter="counters_ptr + {{1 +  => }}tile",
         sorted_before_all_chose="if {{last_to_arrive(counters_ptr, tiles_m) => tile == tiles_m - 1}}:",
     ),
-    "experts": mutants(
-        "experts",
+    "moe_experts": mutants(
+        "moe_experts",
         shared.TRUNCATED + shared.MULTIPLIED + shared.NORMED + shared.COUNTED + shared.SILU,
         **shared.SCALED,
         idle_slots_multiplied="length = tl.where(expert {{< => <=}} E, I, 0)",

@@ -21,9 +21,9 @@ from zonos2_triton.model.integrations.torch_module.structure import (
 )
 from zonos2_triton.model.ops import ROWS_AT_ONCE
 from zonos2_triton.reference.config import BALANCING_SIGN
+from zonos2_triton.reference.moe_router import Routing
 from zonos2_triton.reference.numeric import wide
 from zonos2_triton.reference.ops import REFERENCE
-from zonos2_triton.reference.router import Routing
 
 ASKED = 256  # sample rows that a router is asked for
 CASTS = ("weight_function", "bias_function", "_v")  # ComfyUI's, of a module whose weights it patches or moves at use
@@ -92,7 +92,7 @@ def _one_router(model: PortModel, i: int) -> Swap:
             states = flat(state, config.moe_router_dim).to(x.dtype).split(ROWS_AT_ONCE)
         biases = own.module.balancing_biases
         signed = (biases if manner.sign > 0 else -biases).to(x.dtype)
-        routings = [own(model.ops.router, *piece, signed, manner.k) for piece in zip(pieces, states, strict=True)]
+        routings = [own(model.ops.moe_router, *piece, signed, manner.k) for piece in zip(pieces, states, strict=True)]
         whole = routings[0] if len(routings) == 1 else Routing(*map(torch.cat, zip(*routings, strict=True)))
         made = {kind: getattr(whole, kind).to(dtype).view(*x.shape[:-1], -1) for kind, dtype in manner.form}
         if len(routings) == 1:  # the slots of several pieces are counted from the begin of each
@@ -114,7 +114,7 @@ def _manner(model: PortModel, own: _Router) -> _Manner:
         raise Unfit(f"{own.path}.forward returns ids {list(chosen.shape)} for {ASKED} rows, accepted is [{ASKED}, k]")
 
     def ask(biases: Tensor) -> Routing:
-        return own(REFERENCE.router, x, state, biases, k)
+        return own(REFERENCE.moe_router, x, state, biases, k)
 
     sign, routing, clear = _signed(model, own, ask, chosen.view(ASKED, k))
     few = clear.nonzero().flatten()[:COMPARED]
@@ -197,7 +197,7 @@ def _one_mixture(model: PortModel, i: int, path: str) -> Swap:
         return y.view(x.shape)
 
     x, weights, ids = _routed_samples(model, i)
-    expected, found, failures = mixed(REFERENCE.experts, x, weights, ids), [], []
+    expected, found, failures = mixed(REFERENCE.moe_experts, x, weights, ids), [], []
     for weights_first in (True, False):
         try:
             samples, y = accepted(path, module.forward, x, *_ordered(weights_first, weights, ids))
@@ -209,7 +209,7 @@ def _one_mixture(model: PortModel, i: int, path: str) -> Swap:
     _, weights_first, samples = min(found, key=lambda tried: tried[0])
 
     def ours(x: Tensor, second: Tensor, third: Tensor) -> Tensor:
-        return mixed(model.ops.experts, x, *_ordered(weights_first, second, third))
+        return mixed(model.ops.moe_experts, x, *_ordered(weights_first, second, third))
 
     return model.swap(path, module, ours, *samples)
 

@@ -14,10 +14,10 @@ from zonos2_triton.model.backend import current
 from zonos2_triton.model.integrations.patching import writes_to
 from zonos2_triton.model.ops import SEQUENCES_AT_ONCE
 from zonos2_triton.reference.config import Zonos2Config
+from zonos2_triton.reference.moe_router import by_expert
 from zonos2_triton.reference.network import layout
 from zonos2_triton.reference.numeric import exact_numerics
 from zonos2_triton.reference.ops import REFERENCE, Ops
-from zonos2_triton.reference.router import by_expert
 
 NAME = "port"
 FIRST_TABLE = "multi_embedder.embedders.0.weight"
@@ -234,4 +234,4 @@ def many(rows: Tensor) -> bool:
 def swiglu(model: PortModel, x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
     """Every row through the one expert."""
     rows = flat(x, model.config.dim)
-    return model.ops.experts(rows, None, gate, up, down, 0.0, prefill=many(rows), residual=False).view(x.shape)
+    return model.ops.moe_experts(rows, None, gate, up, down, 0.0, prefill=many(rows), residual=False).view(x.shape)

@@ -79,7 +79,7 @@ def head(model: PortModel) -> list[Swap]:
 
     def ours(x: Tensor) -> Tensor:
         rows = flat(x, config.dim)
-        logits = model.ops.head(rows, None, module.weight, config.n_codebooks, 0.0, 0.0, many(rows))
+        logits = model.ops.codebook_head(rows, None, module.weight, config.n_codebooks, 0.0, 0.0, many(rows))
         return logits.to(x.dtype).view(*x.shape[:-1], -1)  # a linear map ends in the type of its input
 
     return [model.swap(path, module, ours, model.rows(COMPARED, config.dim))]

@@ -18,8 +18,8 @@ from zonos2_triton.model.integrations.patching import Replacement, summed_rows
 from zonos2_triton.model.integrations.zonos2_engine.attention import Metadata
 from zonos2_triton.model.ops import ROWS_AT_ONCE, SEQUENCES_AT_ONCE
 from zonos2_triton.reference.config import BALANCING_SIGN, Zonos2Config
+from zonos2_triton.reference.moe_router import Routing, by_expert
 from zonos2_triton.reference.ops import Ops
-from zonos2_triton.reference.router import Routing, by_expert
 
 Call = Callable[..., Any]
 Route = Callable[[Tensor, Tensor | None], Routing]  # rows and the state of the router before -> what is found
@@ -164,7 +164,7 @@ def routing(shared: Shared, router: Any) -> Route:
         network, biases = router.router_mlp, signed_biases(shared, router).to(x.dtype)
         carried = state is not None and router.use_eda
         return Routing(
-            *shared.ops.router(
+            *shared.ops.moe_router(
                 x, None, state if carried else None, router.router_states_scale if carried else None,
                 router.down_proj.weight, router.down_proj.bias, router.rmsnorm_eda.weight, network._0.weight,
                 network._0.bias, network._2.weight, network._2.bias, network._4.weight, biases, router.top_k,
@@ -228,7 +228,7 @@ def mixture(shared: Shared, fused: Any, x: Tensor, order: Tensor, offsets: Tenso
     """The weighted sum of each row's experts, this rank's part of it."""
     gate, up = fused.gate_up_proj.chunk(2, 1)
     prefill = shared.prefill(len(x))
-    return shared.ops.experts(
+    return shared.ops.moe_experts(
         x, None, gate, up, fused.down_proj, EPS, order, offsets, weights, prefill, residual=False
     )  # fmt: skip
 
@@ -239,7 +239,7 @@ def dense(shared: Shared, layer: Any) -> Call:
     def forward(x: Tensor) -> Tensor:
         up, gate = layer.w_in.weight.unsqueeze(1)
         prefill = shared.prefill(len(x))
-        y = shared.ops.experts(x, None, gate, up, layer.w_out.weight[None], EPS, prefill=prefill, residual=False)
+        y = shared.ops.moe_experts(x, None, gate, up, layer.w_out.weight[None], EPS, prefill=prefill, residual=False)
         return summed(layer.w_out, layer.w_out._tp_size, y)
 
     return forward
@@ -252,7 +252,7 @@ def logits(shared: Shared, model: Any) -> Call:
     def compute_logits(hidden_states: Tensor) -> Tensor:
         rows = hidden_states.reshape(-1, config.dim)
         weight, prefill = model.multi_output.weight, shared.prefill(len(rows))
-        found = shared.ops.head(rows, None, weight, config.n_codebooks, EPS, config.loss_softcap, prefill)
+        found = shared.ops.codebook_head(rows, None, weight, config.n_codebooks, EPS, config.loss_softcap, prefill)
         return found.unflatten(0, hidden_states.shape[:-1])
 
     return compute_logits

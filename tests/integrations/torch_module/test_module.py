@@ -129,7 +129,7 @@ def test_one_operation_alone(op, places):
     [
         ("embedding", "frame_embedding"), ("norm", "add_rms_norm"), ("attention", "qkv_projection"),
         ("attention", "prefill_attention"), ("attention", "decode_attention"), ("attention", "output_projection"),
-        ("dense", "experts"), ("router", "router"), ("experts", "experts"), ("head", "head"),
+        ("dense", "moe_experts"), ("router", "moe_router"), ("experts", "moe_experts"), ("head", "codebook_head"),
     ],
 )  # fmt: skip
 def test_a_wrong_operation_is_refused(op, name, monkeypatch):

@@ -109,7 +109,7 @@ def test_padding_goes_to_no_expert(official, model, monkeypatch, prompts):
 
     def experts(*args, **kwargs):
         slots.append(args[7] if len(args) > 7 else None)  # None: dense
-        return REFERENCE.experts(*args, **kwargs)
+        return REFERENCE.moe_experts(*args, **kwargs)
 
     monkeypatch.setattr(engine, "ops_of", lambda *_: replace(REFERENCE, experts=experts))
     accelerate(model, backend="reference")

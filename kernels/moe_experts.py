@@ -2,7 +2,7 @@
 
 Shapes     x, y [M, D]; norm_weight [D], or None: x is normed already; gate, up [E, I, D], their rows apart by one
            stride of any size (the official w13 is read where it lies: gate = w13[:, 0::2], up = w13[:, 1::2]); down
-           [E, D, I]; order [M * K], offsets [E + 1] and expert_weights [M, K] as `router` makes them: slots behind
+           [E, D, I]; order [M * K], offsets [E + 1] and expert_weights [M, K] as `moe_router` makes them: slots behind
            offsets[E] are of rows that go to no expert, y = x. Without those three every row goes through the one
            expert, unweighted: the dense layer. residual=False: y is the sum alone, without x.
 Dtypes     x and weights one of fp32, fp16, bf16; order, offsets, counters int32; expert_weights fp32; fp32
@@ -10,7 +10,7 @@ Dtypes     x and weights one of fp32, fp16, bf16; order, offsets, counters int32
            x, rounded, and scales by 1 / rms(x): in fp16, |norm_weight * x| must stay below 65,504.
 Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; more than 256 rows but in
            prefill; an order that is none where looking costs nothing (CPU tensors, TRITON_DEBUG=1).
-Reference  zonos2_triton.reference.experts.experts
+Reference  zonos2_triton.reference.moe_experts.moe_experts
 Source     Shazeer 2020, arXiv:2002.05202; rows grouped by expert as in MegaBlocks, arXiv:2211.15841.
 
 Two launches. Each expert that was chosen is streamed once by decoding, but for experts with more rows than a tile has.
@@ -64,7 +64,7 @@ def _slots(
 
 
 @triton.jit(do_not_specialize=["M"])  # one binary for every batch
-def _experts_up_kernel(
+def _moe_experts_up_kernel(
     x_ptr, norm_ptr, gate_ptr, up_ptr, order_ptr, offsets_ptr, h_ptr, M, D, I, stride_expert, stride_row, eps,
     ROUTED: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, K: tl.constexpr, NORM: tl.constexpr, EVEN_K: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -90,7 +90,7 @@ def _experts_up_kernel(
 
 
 @triton.jit(do_not_specialize=["M"])
-def _experts_down_kernel(
+def _moe_experts_down_kernel(
     x_ptr, h_ptr, down_ptr, order_ptr, offsets_ptr, weights_ptr, terms_ptr, y_ptr, counters_ptr, M, D, I,
     ROUTED: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, K: tl.constexpr, RESIDUAL: tl.constexpr,
     EVEN_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -140,43 +140,43 @@ def _experts_down_kernel(
                 tl.store(y_ptr + at, cast(y, dtype), mask=mask)
 
 
-@torch.library.custom_op("zonos2_triton::experts", mutates_args=("counters",))
-def experts(
+@torch.library.custom_op("zonos2_triton::moe_experts", mutates_args=("counters",))
+def moe_experts(
     x: Tensor, norm_weight: Tensor | None, gate: Tensor, up: Tensor, down: Tensor, eps: float,
     order: Tensor | None = None, offsets: Tensor | None = None, expert_weights: Tensor | None = None,
     prefill: bool = False, residual: bool = True, counters: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     M, D, I, E, K = _checked_sizes(x, norm_weight, gate, up, down, order, offsets, expert_weights)
     if not prefill:
-        check_batch("experts", M)
+        check_batch("moe_experts", M)
     if not on_chip(x):
         return by_reference(
-            "experts", x, norm_weight, gate, up, down, eps, order, offsets, expert_weights, prefill, residual
+            "moe_experts", x, norm_weight, gate, up, down, eps, order, offsets, expert_weights, prefill, residual
         )
     routed, slots = order is not None, M * K
     one = {"E": E, "EP": block(E + 1), "K": K, "ROUTED": routed}
     lists = (order, offsets) if routed else (x, x)
     # Rows of a tile: those of an expert that gets twice its share.
     busy = min(slots, 2 * cdiv(slots, E)) if routed else slots
-    launch = product_tiles("experts_up", prefill, x.dtype, busy, D)
-    launch_down = product_tiles("experts_down", prefill, x.dtype, busy, I)
+    launch = product_tiles("moe_experts_up", prefill, x.dtype, busy, D)
+    launch_down = product_tiles("moe_experts_down", prefill, x.dtype, busy, I)
     tiles_n = cdiv(D, launch_down["BLOCK_N"])
     h, y = x.new_empty(slots, I), torch.empty_like(x)
     terms = x.new_empty((slots, D), dtype=torch.float32) if K > 1 else y
-    count = fresh_counters(x, tiles_n, counters, "experts") if K > 1 else y
+    count = fresh_counters(x, tiles_n, counters, "moe_experts") if K > 1 else y
     rows, norm = (normed(x, norm_weight, eps), None) if prefill and norm_weight is not None else (x, norm_weight)
-    _experts_up_kernel[(_tiles_m(slots, E, launch["BLOCK_M"]), cdiv(I, launch["BLOCK_N"]))](
+    _moe_experts_up_kernel[(_tiles_m(slots, E, launch["BLOCK_M"]), cdiv(I, launch["BLOCK_N"]))](
         rows, rows if norm is None else norm, gate, up, *lists, h, M, D, I, gate.stride(0), gate.stride(1), eps,
         **one, NORM=norm is not None, **launch,
     )  # fmt: skip
-    _experts_down_kernel[(_tiles_m(slots, E + routed, launch_down["BLOCK_M"]), tiles_n)](
+    _moe_experts_down_kernel[(_tiles_m(slots, E + routed, launch_down["BLOCK_M"]), tiles_n)](
         x, h, down, *lists, expert_weights if routed else x, terms, y, count, M, D, I,
         **one, RESIDUAL=residual, **launch_down,
     )  # fmt: skip
     return y
 
 
-@fake(experts)
+@fake(moe_experts)
 def _(
     x: Tensor, norm_weight: Tensor | None, gate: Tensor, up: Tensor, down: Tensor, eps: float,
     order: Tensor | None = None, offsets: Tensor | None = None, expert_weights: Tensor | None = None,
@@ -195,7 +195,7 @@ def _checked_sizes(
     offsets: Tensor | None, expert_weights: Tensor | None,
 ) -> tuple[int, int, int, int, int]:  # fmt: skip
     sizes = check(
-        "experts",
+        "moe_experts",
         x=Arg(x, "M D"),
         norm_weight=Arg(norm_weight, "D"),
         gate=Arg(gate, "E I D", strided=True),
@@ -204,22 +204,22 @@ def _checked_sizes(
         expert_weights=Arg(expert_weights, "M K", torch.float32),
     )
     M, D, I, E, K = (sizes.get(axis, 1) for axis in ("M", "D", "I", "E", "K"))
-    check("experts", x=Arg(x, "M D"), order=Arg(order, f"{M * K}", torch.int32),
+    check("moe_experts", x=Arg(x, "M D"), order=Arg(order, f"{M * K}", torch.int32),
           offsets=Arg(offsets, f"{E + 1}", torch.int32))  # fmt: skip
-    check_rows("experts", x.dtype, D=D, I=I)
-    check_rows("experts", x.dtype, **{f"stride {axis} of gate": gate.stride(axis) for axis in (0, 1)})
+    check_rows("moe_experts", x.dtype, D=D, I=I)
+    check_rows("moe_experts", x.dtype, **{f"stride {axis} of gate": gate.stride(axis) for axis in (0, 1)})
     if gate.stride() != up.stride():
-        raise ValueError(f"experts: up must have the strides of gate, {gate.stride()}, got {up.stride()}")
+        raise ValueError(f"moe_experts: up must have the strides of gate, {gate.stride()}, got {up.stride()}")
     given = [name for name, value in (("order", order), ("offsets", offsets), ("expert_weights", expert_weights))
              if value is not None]  # fmt: skip
     if len(given) not in (0, 3):
-        raise ValueError(f"experts: order, offsets and expert_weights must be given together, got {given} alone")
+        raise ValueError(f"moe_experts: order, offsets and expert_weights must be given together, got {given} alone")
     if not given and E != 1:
-        raise ValueError(f"experts: without order, gate must hold one expert, got E={E}")
+        raise ValueError(f"moe_experts: without order, gate must hold one expert, got E={E}")
     if order is not None and offsets is not None and readable(order):
-        check_range("experts", "order", order, 0, M * K - 1, "the slots")
-        check_range("experts", "offsets", offsets, 0, M * K, "places in order")
-        check_range("experts", "steps of offsets", offsets.diff(), 0, M * K, "slots of an expert")
+        check_range("moe_experts", "order", order, 0, M * K - 1, "the slots")
+        check_range("moe_experts", "offsets", offsets, 0, M * K, "places in order")
+        check_range("moe_experts", "steps of offsets", offsets.diff(), 0, M * K, "slots of an expert")
     return M, D, I, E, K
 
 

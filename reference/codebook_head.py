@@ -8,7 +8,7 @@ from zonos2_triton.reference.norm import rms_norm
 from zonos2_triton.reference.numeric import wide
 
 
-def head(
+def codebook_head(
     x: Tensor, norm_weight: Tensor | None, weight: Tensor, n_codebooks: int, eps: float, softcap: float,
     prefill: bool = False,
 ) -> Tensor:  # fmt: skip

@@ -13,7 +13,7 @@ Dtypes     x, state and weights one of fp32, fp16, bf16; expert_ids, order, offs
            expert_weights, probs fp32; fp32 accumulation, norms, GELU (erf) and softmax; s and what enters a product
            rounded to x's dtype.
 Raises     ValueError, TypeError naming operation, argument, what came and what is accepted.
-Reference  zonos2_triton.reference.router.router
+Reference  zonos2_triton.reference.moe_router.moe_router
 Source     Zyphra/ZONOS2, models/zonos2.py, the router with a state across depth.
 
 One launch: programs make slices of s; the last one of a tile of rows carries that tile through the network; the last
@@ -40,7 +40,7 @@ MOST_EXPERTS = 256  # an axis of a tile of SORTED slots
 
 
 @triton.jit(do_not_specialize=["M"])  # one binary for every batch
-def _router_kernel(
+def _moe_router_kernel(
     x_ptr, norm_ptr, state_ptr, scale_ptr, down_ptr, down_bias_ptr, state_norm_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr,
     w3_ptr, biases_ptr, ids_ptr, weights_ptr, probs_ptr, s_ptr, order_ptr, offsets_ptr, positions_ptr, counters_ptr,
     M, D, eps, R: tl.constexpr, E: tl.constexpr, K: tl.constexpr, NORM: tl.constexpr, CARRY: tl.constexpr,
@@ -156,14 +156,14 @@ def _owners(ids_ptr, positions_ptr, slots, N, K: tl.constexpr, IDLE: tl.constexp
     return ids, idle
 
 
-@torch.library.custom_op("zonos2_triton::router", mutates_args=("counters",))
-def router(
+@torch.library.custom_op("zonos2_triton::moe_router", mutates_args=("counters",))
+def moe_router(
     x: Tensor, norm_weight: Tensor | None, state: Tensor | None, scale: Tensor | None, down_weight: Tensor,
     down_bias: Tensor, state_norm: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, biases: Tensor,
     k: int, eps: float, positions: Tensor | None = None, counters: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     sizes = check(
-        "router",
+        "moe_router",
         x=Arg(x, "M D"),
         norm_weight=Arg(norm_weight, "D"),
         down_weight=Arg(down_weight, "R D"),
@@ -180,23 +180,23 @@ def router(
         positions=Arg(positions, "M", torch.int32),
     )
     M, D, R, E = sizes["M"], sizes["D"], sizes["R"], sizes["E"]
-    check_rows("router", x.dtype, D=D, R=R)
+    check_rows("moe_router", x.dtype, D=D, R=R)
     if (state is None) != (scale is None):
-        raise ValueError("router: state and scale must be given together")
+        raise ValueError("moe_router: state and scale must be given together")
     if E > MOST_EXPERTS:
-        raise ValueError(f"router: w3 must have at most {MOST_EXPERTS} rows, one for each expert, got {E}")
+        raise ValueError(f"moe_router: w3 must have at most {MOST_EXPERTS} rows, one for each expert, got {E}")
     if not 1 <= k <= E:
-        raise ValueError(f"router: k must be in 1..E={E}, got {k}")
+        raise ValueError(f"moe_router: k must be in 1..E={E}, got {k}")
     tiles_m, carry = cdiv(M, ROWS), state is not None and scale is not None
-    count = fresh_counters(x, tiles_m + 1, counters, "router")
+    count = fresh_counters(x, tiles_m + 1, counters, "moe_router")
     if not on_chip(x):
         return by_reference(
-            "router", x, norm_weight, state, scale, down_weight, down_bias, state_norm, w1, b1, w2, b2, w3, biases, k,
-            eps, positions,
+            "moe_router", x, norm_weight, state, scale, down_weight, down_bias, state_norm, w1, b1, w2, b2, w3, biases,
+            k, eps, positions,
         )  # fmt: skip
     outputs = _outputs(x, R, E, k)
-    launch = tiles("router", "down" if norm_weight is not None else "normed", x.dtype)
-    _router_kernel[(cdiv(R, launch["BLOCK_R"]), tiles_m)](
+    launch = tiles("moe_router", "down" if norm_weight is not None else "normed", x.dtype)
+    _moe_router_kernel[(cdiv(R, launch["BLOCK_R"]), tiles_m)](
         x, x if norm_weight is None else norm_weight, state if carry else x, scale if carry else x, down_weight,
         down_bias, state_norm, w1, b1, w2, b2, w3, biases, *outputs, x if positions is None else positions, count,
         M, D, eps, R=R, E=E, K=k, NORM=norm_weight is not None, CARRY=carry, IDLE=positions is not None,
@@ -205,7 +205,7 @@ def router(
     return outputs
 
 
-@fake(router)
+@fake(moe_router)
 def _(
     x: Tensor, norm_weight: Tensor | None, state: Tensor | None, scale: Tensor | None, down_weight: Tensor,
     down_bias: Tensor, state_norm: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, biases: Tensor,

@@ -13,7 +13,7 @@ ROUTING = ("order", "offsets", "expert_weights")
 
 
 class TestExperts(CountingTests):
-    name = "experts"
+    name = "moe_experts"
     forms = ["sum", "dense-sum"]
     fullest = "top2"
     counted = "top2"
@@ -48,7 +48,7 @@ class TestExperts(CountingTests):
     @pytest.mark.parametrize("residual", [True, False], ids=["added", "alone"])
     def test_no_weight_is_read_where_all_rows_are_idle(self, residual):
         """A product with a weight of NaN would be NaN, whatever else it is multiplied by."""
-        kernel, sizes = KERNELS["experts"], {"M": 17, "D": 64, "I": 48, "E": 4, "k": 2, "idle": tuple(range(17))}
+        kernel, sizes = KERNELS["moe_experts"], {"M": 17, "D": 64, "I": 48, "E": 4, "k": 2, "idle": tuple(range(17))}
         for dtype in DTYPES.values():
             inputs = kernel.make("cpu", dtype, residual=residual, **sizes)
             weights = {name: inputs[name].fill_(torch.nan) for name in ("norm_weight", "gate", "up", "down")}

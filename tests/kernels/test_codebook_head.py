@@ -4,7 +4,7 @@ LOGITS = {"M": 32, "D": 256, "N": 513, "codebooks": 9}
 
 
 class TestHead(OperatorTests):
-    name = "head"
+    name = "codebook_head"
     accuracy = [LOGITS, {**LOGITS, "prefill": True}]
     # 9234 rows of weights, the norm's, a row; fp32 logits
     costs = {"decode-B1": ((9234 * 2048 + 2048 + 2048) * 2 + 9234 * 4, 2 * 9234 * 2048)}

@@ -21,7 +21,7 @@ class Routing(NamedTuple):
     offsets: Tensor  # [E + 1] int32: where each expert's slots begin in order
 
 
-def router(
+def moe_router(
     x: Tensor, norm_weight: Tensor | None, state: Tensor | None, scale: Tensor | None, down_weight: Tensor,
     down_bias: Tensor, state_norm: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, biases: Tensor,
     k: int, eps: float, positions: Tensor | None = None,

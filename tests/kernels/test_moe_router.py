@@ -4,7 +4,7 @@ CHOICE = {"M": 64, "D": 256, "R": 64, "E": 16, "k": 2}
 
 
 class TestRouter(CountingTests):
-    name = "router"
+    name = "moe_router"
     forms = ["normed"]
     fullest = "idle"
     counted = "two-tiles"

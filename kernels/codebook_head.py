@@ -5,7 +5,7 @@ Shapes     x [M, D]; norm_weight [D], or None: x is normed already; weight [C * 
 Dtypes     x and weights one of fp32, fp16, bf16; fp32 accumulation, cap and logits: nothing is rounded on the way.
 Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; more than 256 rows but in
            prefill.
-Reference  zonos2_triton.reference.head.head
+Reference  zonos2_triton.reference.codebook_head.codebook_head
 Source     Zyphra/ZONOS2, models/zonos2.py; the soft-cap as in Gemma 2, arXiv:2408.00118.
 
 prefill=True norms by a launch of its own and multiplies in tiles that suit many rows. A row's result depends on itself
@@ -26,7 +26,7 @@ from zonos2_triton.kernels.add_rms_norm import normed
 
 
 @triton.jit(do_not_specialize=["M"])  # one binary for every batch
-def _head_kernel(
+def _codebook_head_kernel(
     x_ptr, norm_ptr, w_ptr, logits_ptr, M, D, N, eps, softcap, NORM: tl.constexpr, CAP: tl.constexpr,
     EVEN_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -47,32 +47,32 @@ def _head_kernel(
     tl.store(logits_ptr + at, acc, mask=mask_n[:, None] & mask_m[None, :])
 
 
-@torch.library.custom_op("zonos2_triton::head", mutates_args=())
-def head(
+@torch.library.custom_op("zonos2_triton::codebook_head", mutates_args=())
+def codebook_head(
     x: Tensor, norm_weight: Tensor | None, weight: Tensor, n_codebooks: int, eps: float, softcap: float,
     prefill: bool = False,
 ) -> Tensor:  # fmt: skip
-    sizes = check("head", x=Arg(x, "M D"), norm_weight=Arg(norm_weight, "D"), weight=Arg(weight, "N D"))
+    sizes = check("codebook_head", x=Arg(x, "M D"), norm_weight=Arg(norm_weight, "D"), weight=Arg(weight, "N D"))
     M, D, N = sizes["M"], sizes["D"], sizes["N"]
-    check_rows("head", x.dtype, D=D)
+    check_rows("codebook_head", x.dtype, D=D)
     if n_codebooks < 1 or N % n_codebooks:
-        raise ValueError(f"head: weight must have a multiple of n_codebooks={n_codebooks} rows, got {N}")
+        raise ValueError(f"codebook_head: weight must have a multiple of n_codebooks={n_codebooks} rows, got {N}")
     if not prefill:
-        check_batch("head", M)
+        check_batch("codebook_head", M)
     if not on_chip(x):
-        return by_reference("head", x, norm_weight, weight, n_codebooks, eps, softcap, prefill)
+        return by_reference("codebook_head", x, norm_weight, weight, n_codebooks, eps, softcap, prefill)
     if prefill and norm_weight is not None:
         x, norm_weight = normed(x, norm_weight, eps), None
     logits = x.new_empty((M, n_codebooks, N // n_codebooks), dtype=torch.float32)
-    launch = product_tiles("head", prefill, x.dtype, M, D)
-    _head_kernel[(cdiv(M, launch["BLOCK_M"]), cdiv(N, launch["BLOCK_N"]))](
+    launch = product_tiles("codebook_head", prefill, x.dtype, M, D)
+    _codebook_head_kernel[(cdiv(M, launch["BLOCK_M"]), cdiv(N, launch["BLOCK_N"]))](
         x, x if norm_weight is None else norm_weight, weight, logits, M, D, N, eps, softcap,
         NORM=norm_weight is not None, CAP=softcap != 0, **launch,
     )  # fmt: skip
     return logits
 
 
-@fake(head)
+@fake(codebook_head)
 def _(
     x: Tensor, norm_weight: Tensor | None, weight: Tensor, n_codebooks: int, eps: float, softcap: float,
     prefill: bool = False,

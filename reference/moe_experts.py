@@ -14,15 +14,15 @@ def swiglu(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
     return (F.silu(wide(x @ gate.T)) * wide(x @ up.T)).to(x.dtype) @ down.T
 
 
-def experts(
+def moe_experts(
     x: Tensor, norm_weight: Tensor | None, gate: Tensor, up: Tensor, down: Tensor, eps: float,
     order: Tensor | None = None, offsets: Tensor | None = None, expert_weights: Tensor | None = None,
     prefill: bool = False, residual: bool = True,
 ) -> Tensor:  # fmt: skip
     """x [M, D] -> x + the weighted sum of `swiglu` of rms_norm(x) by each row's experts, [M, D], rounded once.
 
-    gate, up [E, I, D] and down [E, D, I]; order [M * K] and offsets [E + 1] as `router` makes them: expert e has the
-    slots order[offsets[e] : offsets[e + 1]], slot m * K + k being choice k of row m, with expert_weights [M, K].
+    gate, up [E, I, D] and down [E, D, I]; order [M * K] and offsets [E + 1] as `moe_router` makes them: expert e has
+    the slots order[offsets[e] : offsets[e + 1]], slot m * K + k being choice k of row m, with expert_weights [M, K].
     Slots behind offsets[E] go to no expert: y = x. Without those three every row goes through the one expert,
     unweighted. norm_weight None: x is normed already. residual False: the weighted sum alone, without x. `prefill` is
     for kernels.
