@@ -1,6 +1,12 @@
-"""Argument checks, before any launch: shapes, dtypes, devices, strides, alignment."""
+"""Argument checks, before any launch: shapes, dtypes, devices, strides, alignment.
 
-from typing import NamedTuple
+An operator's signature says what its tensors must be: `Annotated[Tensor, "M D"]` is a float tensor of the common dtype,
+`Annotated[Tensor | None, "B W", torch.int32]` an optional one of int32, STRIDED one whose last axis alone is dense.
+"""
+
+import inspect
+import math
+from typing import Annotated, NamedTuple, get_args, get_origin
 
 import torch
 import triton
@@ -12,16 +18,33 @@ ALIGNMENT = 16  # bytes: what one load instruction takes at most
 MAX_BATCH = 256  # sequences that decode together
 
 
-class Arg(NamedTuple):
-    """What an argument must be: "M D" names its axes; the same name is the same size everywhere, a number that size.
+STRIDED = "strided"
 
-    "D/2", "B+1" and a name that stands twice, "R R", follow from a size that an argument before has settled.
+
+class Arg(NamedTuple):
+    """A tensor and what it must be: "M D" names its axes. An axis has one size everywhere; a number is that size.
+
+    "D/2", "B+1" and "M*K" follow from the sizes of other arguments.
     """
 
     tensor: Tensor | None
     axes: str
     dtype: torch.dtype | None = None  # None: a float like the first argument's
     strided: bool = False  # only the last axis must be dense
+
+
+def arg_specs(signature: inspect.Signature) -> dict[str, tuple[str, torch.dtype | None, bool]]:
+    """Axes, dtype and strided of each annotated parameter, in the order that binds sizes.
+
+    Required tensors come first, then optional ones, then those with derived axes.
+    """
+    found = {}
+    for name, parameter in signature.parameters.items():
+        if get_origin(parameter.annotation) is Annotated:
+            kind, axes, *more = get_args(parameter.annotation)
+            dtype = next((entry for entry in more if isinstance(entry, torch.dtype)), None)
+            found[name] = (axes, dtype, STRIDED in more), (any(c in axes for c in "/+*"), kind is not Tensor)
+    return {name: spec for name, (spec, _) in sorted(found.items(), key=lambda item: item[1][1])}
 
 
 def check(op: str, /, **arguments: Arg) -> dict[str, int]:
@@ -61,7 +84,9 @@ def _known(axis: str, sizes: dict[str, int]) -> int | None:
         return int(axis)
     if axis.endswith("/2"):
         return sizes[axis[:-2]] // 2
-    return sizes[axis[:-2]] + 1 if axis.endswith("+1") else sizes.get(axis)
+    if axis.endswith("+1"):
+        return sizes[axis[:-2]] + 1
+    return math.prod(sizes[factor] for factor in axis.split("*")) if "*" in axis else sizes.get(axis)
 
 
 def _check_dtype(op: str, name: str, tensor: Tensor, dtype: torch.dtype | None, first: Tensor, like: str) -> None:
@@ -100,9 +125,10 @@ def check_rows(op: str, dtype: torch.dtype, **widths: int) -> None:
             raise ValueError(f"{op}: {name} must be a multiple of {step} for {dtype}, got {width}")
 
 
-def readable(values: Tensor) -> bool:
-    """Whether looking at values is meant: on a CPU, or under TRITON_DEBUG=1."""
-    return not isinstance(values, FakeTensor) and (values.device.type == "cpu" or bool(triton.knobs.runtime.debug))
+def may_sync(values: Tensor) -> bool:
+    """Whether a check may read values: on a CPU, or under TRITON_DEBUG=1. Elsewhere it would stop the host."""
+    real = not isinstance(values, FakeTensor) and not values.is_meta
+    return real and (values.device.type == "cpu" or bool(triton.knobs.runtime.debug))
 
 
 def check_range(op: str, name: str, values: Tensor, low: int, high: int, what: str) -> None:
@@ -110,7 +136,7 @@ def check_range(op: str, name: str, values: Tensor, low: int, high: int, what: s
 
     On a GPU, reading a value would stop the host until the device is done.
     """
-    if readable(values) and bool(((values < low) | (values > high)).any()):
+    if may_sync(values) and bool(((values < low) | (values > high)).any()):
         wrong = values[(values < low) | (values > high)][0].item()
         raise ValueError(f"{op}: {name} must be in {low}..{high}, {what}; got {wrong}")
 

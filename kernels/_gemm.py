@@ -8,12 +8,12 @@ batch. Tiles of fewer than 64 weights keep sm_90 on the same instruction at ever
 import triton
 import triton.language as tl
 
-from zonos2_triton.kernels._math import cast, mma
+from zonos2_triton.kernels._math import dot_fp32, round_to
 
 
 @triton.jit
-def product(
-    w_rows, u_rows, mask_n, x_rows, mask_m, norm_ptr, K, PAIR: tl.constexpr, NORM: tl.constexpr, EVEN_K: tl.constexpr,
+def gemm_tile(
+    w_rows, u_rows, mask_n, x_rows, mask_m, norm_ptr, K, GATED: tl.constexpr, NORM: tl.constexpr, EVEN_K: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """w x and, if PAIR, u x [BLOCK_N, BLOCK_M], and each x's sum of squares [BLOCK_M].
@@ -23,8 +23,8 @@ def product(
     """
     offs_k = tl.arange(0, BLOCK_K)
     acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-    pair = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-    squares = tl.zeros((BLOCK_K, BLOCK_M), tl.float32)
+    acc_up = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    sum_sq = tl.zeros((BLOCK_K, BLOCK_M), tl.float32)
     for start in range(0, K, BLOCK_K):
         k = start + offs_k
         mask_w = mask_n[:, None]
@@ -36,14 +36,14 @@ def product(
         x = tl.load(x_rows[None, :] + k[:, None], mask=mask_x, other=0.0)  # [BLOCK_K, BLOCK_M]
         if NORM:
             wide = x.to(tl.float32)
-            squares += wide * wide  # element by element: summed over K once, after the loop
+            sum_sq += wide * wide  # element by element: summed over K once, after the loop
             if EVEN_K:
-                gain = tl.load(norm_ptr + k).to(tl.float32)
+                norm_w = tl.load(norm_ptr + k).to(tl.float32)
             else:
-                gain = tl.load(norm_ptr + k, mask=k < K, other=0.0).to(tl.float32)
-            x = cast(wide * gain[:, None], w.dtype)
-        acc = mma(w, x, acc)
-        if PAIR:
+                norm_w = tl.load(norm_ptr + k, mask=k < K, other=0.0).to(tl.float32)
+            x = round_to(wide * norm_w[:, None], w.dtype)
+        acc = dot_fp32(w, x, acc)
+        if GATED:
             u = tl.load(u_rows[:, None] + k[None, :], mask=mask_w, other=0.0)
-            pair = mma(u, x, pair)
-    return acc, pair, tl.sum(squares, axis=0)
+            acc_up = dot_fp32(u, x, acc_up)
+    return acc, acc_up, tl.sum(sum_sq, axis=0)

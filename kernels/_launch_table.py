@@ -199,8 +199,8 @@ def overrides() -> dict[tuple[str, str], list[Override]]:
     if not isinstance(entries, list):
         raise ValueError(f"{where}: must be a list of objects, got {type(entries).__name__}")
     for i, entry in enumerate(entries):
-        pair, override = _override(f"{where}: [{i}]", entry)
-        made.setdefault(pair, []).append(override)
+        acc_up, override = _override(f"{where}: [{i}]", entry)
+        made.setdefault(acc_up, []).append(override)
     LOG.info("launch parameters of %s: %s", path, entries)
     return made
 

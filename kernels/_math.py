@@ -11,7 +11,7 @@ if INTERPRETED:
 
 
 @triton.jit
-def mma(a, b, acc, TF32: tl.constexpr = False):
+def dot_fp32(a, b, acc, TF32: tl.constexpr = False):
     """acc + a @ b, accumulated in fp32; fp32 operands are multiplied as IEEE fp32, or as tf32."""
     if INTERPRETED:
         if TF32:
@@ -36,7 +36,7 @@ def _ten_bits(x):
 
 
 @triton.jit
-def cast(x, dtype: tl.constexpr):
+def round_to(x, dtype: tl.constexpr):
     """fp32 x rounded to nearest even."""
     if INTERPRETED and dtype == tl.bfloat16:  # whose own cast cuts the low bits off
         bits = x.to(tl.uint32, bitcast=True)
@@ -51,10 +51,11 @@ LN2_LOW = tl.constexpr(-2.12194440e-4)
 
 
 @triton.jit
-def decaying(x):
+def exp_nonpositive(x):
     """exp(x) of fp32 x <= 0, within 0.75 of a last place; 0 below -104. The same bits on every machine.
 
-    Sums, products and powers of two alone, as in `reference.numeric.decaying`; no launch fuses a product and a sum.
+    Sums, products and powers of two alone, as in `reference.numeric.exp_nonpositive`. No launch fuses a product and a
+    sum.
     """
     c = tl.maximum(x, -104.0)
     n = tl.floor(c * LOG2E + 0.5)
@@ -143,14 +144,14 @@ def finite(x):
 
 
 @triton.jit
-def turn(x, cos, sin, ROWS: tl.constexpr, DH: tl.constexpr):
+def apply_rotary(x, cos, sin, ROWS: tl.constexpr, DH: tl.constexpr):
     """x [ROWS, DH] with each pair (2i, 2i + 1) turned; cos and sin [ROWS or 1, DH / 2]."""
     even, odd = tl.split(x.reshape(ROWS, DH // 2, 2))
     return tl.join(even * cos - odd * sin, even * sin + odd * cos).reshape(ROWS, DH)
 
 
 @triton.jit
-def unit(x, DH: tl.constexpr, EPS: tl.constexpr):
+def rms_normalize(x, DH: tl.constexpr, EPS: tl.constexpr):
     """Each row of fp32 x [ROWS, DH] divided by its root mean square."""
     return x * tl.rsqrt(tl.sum(x * x, axis=1) / DH + EPS)[:, None]
 

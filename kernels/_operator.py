@@ -1,11 +1,11 @@
-"""What every operator shares: its cost, its meta function, its CPU fallback, the sizes of a launch."""
+"""The declaration of an operator: custom op, schema, meta function, CPU fallback, argument checks, cost."""
 
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, ParamSpec, TypeVar, get_args, get_origin
 
 import torch
 import triton
@@ -13,12 +13,77 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.library import CustomOpDef  # type: ignore[attr-defined]
 
+from zonos2_triton.kernels._args import Arg, arg_specs, check
+
 
 class Cost(NamedTuple):
     """Least work of one call: DRAM bytes that must move, and floating-point operations."""
 
     bytes: int
     flops: int
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def operator(
+    mutates_args: Sequence[str] = (),
+) -> Callable[[Callable[P, Iterator[R]]], Callable[P, R]]:
+    """Declares an operator once: custom op, schema, meta function, CPU fallback and argument checks.
+
+    The decorated generator is named as its file. Its annotations say what `check` holds tensors to, before anything
+    else. It runs in two parts:
+
+    * up to `yield`: further checks, and the results, allocated. This is the meta function.
+    * after it: the launches. On a CPU without the interpreter `reference/<operator>.py` computes the results instead.
+
+    A bare `yield` is for an operator that only changes `mutates_args`. The reference has the same arguments by name,
+    without those that it does not need, such as `counters`.
+    """
+
+    def register(function: Callable[P, Iterator[R]]) -> Callable[P, R]:
+        name, signature = function.__name__, inspect.signature(function)
+        specs = arg_specs(signature)
+
+        def start(args: Any, kwargs: Any) -> tuple[dict[str, Any], Iterator[R]]:
+            arguments = {**dict(zip(signature.parameters, args, strict=False)), **kwargs}
+            check(name, **{key: Arg(arguments.get(key), *spec) for key, spec in specs.items()})
+            return arguments, function(*args, **kwargs)
+
+        def run(*args: P.args, **kwargs: P.kwargs) -> R:
+            arguments, body = start(args, kwargs)
+            results = next(body)
+            if runs_kernel(next(value for value in arguments.values() if isinstance(value, Tensor))):
+                next(body, None)
+                return results
+            return cpu_fallback(name, **arguments)  # type: ignore[no-any-return]
+
+        def meta(*args: P.args, **kwargs: P.kwargs) -> R:
+            return next(start(args, kwargs)[1])
+
+        run.__name__, run.__doc__ = name, function.__doc__
+        run.__signature__ = _schema_signature(signature)  # type: ignore[attr-defined]
+        namespace = function.__module__.split(".")[0]
+        op = torch.library.custom_op(f"{namespace}::{name}", run, mutates_args=mutates_args)
+        op.register_fake(meta)
+        if not hasattr(CustomOpDef, "_register_mutation_version_bump"):
+            _bump_versions(op)
+        return op
+
+    return register
+
+
+def _schema_signature(signature: inspect.Signature) -> inspect.Signature:
+    """The signature that PyTorch infers the schema from: `Annotated[T, ...]` is T, `Iterator[T]` is T."""
+    parameters = [
+        parameter.replace(annotation=get_args(parameter.annotation)[0])
+        if get_origin(parameter.annotation) is Annotated
+        else parameter
+        for parameter in signature.parameters.values()
+    ]
+    [result] = get_args(signature.return_annotation)
+    return signature.replace(parameters=parameters, return_annotation=result)
 
 
 def fake(op: CustomOpDef) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -78,22 +143,27 @@ def interpreted() -> bool:
     return bool(triton.knobs.runtime.interpret)
 
 
-def on_chip(x: Tensor) -> bool:
-    """Whether the kernel itself runs on x: on a GPU, in the interpreter, or dry, on fake tensors.
+def runs_kernel(x: Tensor) -> bool:
+    """Whether the kernel runs on x: on a GPU, in the interpreter, or compiled for fake tensors.
 
-    Elsewhere, on a CPU, an operation is its reference.
+    Otherwise, on a CPU, the reference computes the result.
     """
     return x.device.type != "cpu" or interpreted() or isinstance(x, FakeTensor)
 
 
-def by_reference(op: str, *args: Any, **kwargs: Any) -> Any:
-    """What the reference makes of the arguments, as an operator may return it: contiguous tensors, none of whose
-    memory belongs to an argument or to another result. Arguments that the operation changes are changed."""
-    from zonos2_triton.reference.numeric import exact_numerics  # here: who has a GPU need not load the reference
+def cpu_fallback(op: str, *args: Any, **arguments: Any) -> Any:
+    """The reference's results as an operator may return them: contiguous, and in memory that they share with nothing.
 
+    Arguments in `mutates_args` are changed.
+    """
+    from zonos2_triton.reference.numeric import exact_numerics  # here: a GPU needs no reference
+
+    reference = _reference(op)
+    parameters = inspect.signature(reference).parameters
+    arguments = {**dict(zip(parameters, args, strict=False)), **arguments}
     with exact_numerics(), torch.no_grad():
-        results = _reference(op)(*args, **kwargs)
-    taken = {_memory(value) for value in (*args, *kwargs.values()) if isinstance(value, Tensor)}
+        results = reference(**{name: value for name, value in arguments.items() if name in parameters})
+    taken = {_memory(value) for value in arguments.values() if isinstance(value, Tensor)}
     if results is None or isinstance(results, Tensor):
         return None if results is None else _own(results, taken)
     return tuple(_own(result, taken) for result in results)
@@ -111,7 +181,7 @@ def _reference(op: str) -> Callable[..., Any]:
 
 
 def _own(result: Tensor, taken: set[int]) -> Tensor:
-    """The result in memory that is nobody else's; takes it."""
+    """The result, copied where its memory is in `taken`."""
     result = result.contiguous()
     if _memory(result) in taken:
         result = result.clone()
@@ -123,7 +193,7 @@ def _memory(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def fresh_counters(like: Tensor, n: int, counters: Tensor | None, op: str) -> Tensor:
+def zeroed_counters(like: Tensor, n: int, counters: Tensor | None, op: str) -> Tensor:
     """n int32 zeros, from `counters` where the caller keeps some (a launch less than making them)."""
     if counters is None:
         return torch.zeros(n, dtype=torch.int32, device=like.device)
@@ -138,16 +208,6 @@ def fresh_counters(like: Tensor, n: int, counters: Tensor | None, op: str) -> Te
 
 def _describe(tensor: Tensor) -> str:
     return f"{list(tensor.shape)} of {tensor.dtype} on {tensor.device}"
-
-
-def cdiv(a: int, b: int) -> int:
-    """a / b, rounded up."""
-    return -(-a // b)
-
-
-def block(n: int, least: int = 1) -> int:
-    """The smallest power of two that holds n, and at least `least`: an axis of a tile."""
-    return max(least, 1 << (n - 1).bit_length())
 
 
 Launch = dict[str, Any]  # keyword arguments of a launch: tile sizes, num_warps, num_stages

@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zonos2_triton.kernels._args import check_range, readable
-from zonos2_triton.kernels._math import cast, mma, snake
+from zonos2_triton.kernels._args import check_range, may_sync
+from zonos2_triton.kernels._math import dot_fp32, round_to, snake
 from zonos2_triton.kernels._operator import Cost
 
 OPEN = 2**31 - 1  # the length of a clip that is not known yet
@@ -108,7 +108,7 @@ def taps(
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for i in range(blocks):
         x, k, mask_k = gathered(x_ptr, row, at, ring, begin, end, i, step, CI, BLOCK_K, LONG)
-        acc = mma(x, weights(w_ptr, n, k, mask_n, mask_k, TAPS * CI, CI % BLOCK_K == 0), acc, TF32)
+        acc = dot_fp32(x, weights(w_ptr, n, k, mask_n, mask_k, TAPS * CI, CI % BLOCK_K == 0), acc, TF32)
     return acc
 
 
@@ -121,7 +121,8 @@ def emit(
         tl.store(y_ptr + y_rows + channel[None, :], out, mask=mask)
     if HAS_ACT:
         alpha = tl.load(alpha_ptr + channel, mask=mask_n, other=1.0).to(tl.float32)
-        tl.store(act_ptr + act_rows + channel[None, :], cast(snake(out, alpha), act_ptr.dtype.element_ty), mask=mask)
+        act = round_to(snake(out, alpha), act_ptr.dtype.element_ty)
+        tl.store(act_ptr + act_rows + channel[None, :], act, mask=mask)
 
 
 def check_step(
@@ -138,7 +139,7 @@ def check_step(
             f"{op}: a step makes at most {MOST_LANES} positions, got {len(spans)} rows of {frames} frames of "
             f"{rate * outputs}; take fewer frames"
         )
-    if readable(spans):
+    if may_sync(spans):
         check_range(op, "frames before the step (spans[:, 0])", spans[:, 0], 0, OPEN - frames, "frames of a clip")
         check_range(op, "frames of the step (spans[:, 1])", spans[:, 1], 0, frames, "at most `frames`")
         check_range(op, "frames of the clip (spans[:, 2])", spans[:, 2], 0, OPEN, "or OPEN")

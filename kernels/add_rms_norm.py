@@ -15,8 +15,8 @@ from torch import Tensor
 
 from zonos2_triton.kernels._args import Arg, check, check_rows
 from zonos2_triton.kernels._launch_table import tiles
-from zonos2_triton.kernels._math import cast
-from zonos2_triton.kernels._operator import Cost, block, by_reference, fake, on_chip
+from zonos2_triton.kernels._math import round_to
+from zonos2_triton.kernels._operator import Cost, cpu_fallback, fake, runs_kernel
 
 
 @triton.jit
@@ -31,19 +31,19 @@ def _add_rms_norm_kernel(
     s = tl.load(x_ptr + row + offs, mask=mask, other=0.0).to(tl.float32)  # [BLOCK_D]
     if ADD:
         s += tl.load(residual_ptr + row + offs, mask=mask, other=0.0).to(tl.float32)
-        tl.store(s_ptr + row + offs, cast(s, s_ptr.dtype.element_ty), mask=mask)
+        tl.store(s_ptr + row + offs, round_to(s, s_ptr.dtype.element_ty), mask=mask)
     h = s * tl.rsqrt(tl.sum(s * s, axis=0) / D + eps)
     if SCALE:
         h = h * tl.load(weight_ptr + offs, mask=mask, other=0.0).to(tl.float32)
-    tl.store(h_ptr + row + offs, cast(h, h_ptr.dtype.element_ty), mask=mask)
+    tl.store(h_ptr + row + offs, round_to(h, h_ptr.dtype.element_ty), mask=mask)
 
 
 @torch.library.custom_op("zonos2_triton::add_rms_norm", mutates_args=())
 def add_rms_norm(x: Tensor, residual: Tensor | None, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
     sizes = check("add_rms_norm", x=Arg(x, "M D"), residual=Arg(residual, "M D"), weight=Arg(weight, "D"))
     check_rows("add_rms_norm", x.dtype, D=sizes["D"])
-    if not on_chip(x):
-        return by_reference("add_rms_norm", x, residual, weight, eps)
+    if not runs_kernel(x):
+        return cpu_fallback("add_rms_norm", x, residual, weight, eps)
     s, h = torch.empty_like(x), torch.empty_like(x)
     if residual is None:
         s.copy_(x)
@@ -63,7 +63,8 @@ def launch_norm(
     M, D = x.shape
     _add_rms_norm_kernel[(M,)](
         x, x if residual is None else residual, x if weight is None else weight, s, h, D, eps,
-        ADD=residual is not None, SCALE=weight is not None, BLOCK_D=block(D), **tiles("add_rms_norm", "row", x.dtype),
+        ADD=residual is not None, SCALE=weight is not None, BLOCK_D=triton.next_power_of_2(D),
+        **tiles("add_rms_norm", "row", x.dtype),
     )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from zonos2_triton.kernels._args import Arg, check, check_range
 from zonos2_triton.kernels._launch_table import tiles
-from zonos2_triton.kernels._operator import Cost, block, by_reference, fake, on_chip
+from zonos2_triton.kernels._operator import Cost, cpu_fallback, fake, runs_kernel
 
 SLOT_FREE, SLOT_NONFINITE = -1, -2
 MOST_CODEBOOKS = 32  # lanes of the one warp
@@ -97,14 +97,14 @@ def advance_frame(
     if C >= MOST_CODEBOOKS:
         raise ValueError(f"advance_frame: codes must have fewer than {MOST_CODEBOOKS} codebooks, got {C}")
     check_range("advance_frame", "codes", codes, 0, V - 1, "the codes that last_seen has room for")
-    if not on_chip(codes):
-        return by_reference(
+    if not runs_kernel(codes):
+        return cpu_fallback(
             "advance_frame", codes, faults, positions, steps, limits, eoa_ids, eos_frames, ids, last_seen, frames,
             text_id,
         )  # fmt: skip
     _advance_frame_kernel[(B,)](
         codes, faults, positions, steps, limits, eoa_ids, eos_frames, ids, last_seen, frames, text_id, V, N, C=C,
-        SLOT_FREE=SLOT_FREE, SLOT_NONFINITE=SLOT_NONFINITE, BLOCK_C=block(C + 1),
+        SLOT_FREE=SLOT_FREE, SLOT_NONFINITE=SLOT_NONFINITE, BLOCK_C=triton.next_power_of_2(C + 1),
         **tiles("advance_frame", "row", torch.int32),
     )  # fmt: skip
 

@@ -12,72 +12,91 @@ prefill=True norms by a launch of its own and multiplies in tiles that suit many
 and on `prefill` alone.
 """
 
+from collections.abc import Iterator
+from typing import Annotated
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from zonos2_triton.kernels._args import Arg, check, check_batch, check_rows
-from zonos2_triton.kernels._gemm import product
+from zonos2_triton.kernels._args import check_batch, check_rows
+from zonos2_triton.kernels._gemm import gemm_tile
 from zonos2_triton.kernels._launch_table import product_tiles
 from zonos2_triton.kernels._math import tanh
-from zonos2_triton.kernels._operator import Cost, by_reference, cdiv, fake, on_chip
+from zonos2_triton.kernels._operator import Cost, operator
 from zonos2_triton.kernels.add_rms_norm import normed
 
 
 @triton.jit(do_not_specialize=["M"])  # one binary for every batch
 def _codebook_head_kernel(
-    x_ptr, norm_ptr, w_ptr, logits_ptr, M, D, N, eps, softcap, NORM: tl.constexpr, CAP: tl.constexpr,
-    EVEN_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
+    x_ptr,  # [M, D]
+    norm_ptr,  # [D], or None: x is normed already
+    w_ptr,  # [N, D]
+    logits_ptr,  # [M, N] fp32
+    M,
+    D,
+    N,
+    eps,
+    softcap,
+    CAP: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
     """Grid (tiles of M, tiles of N): a program owns a tile of logits."""
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_m, mask_n = offs_m < M, offs_n < N
     w_rows = w_ptr + offs_n.to(tl.int64) * D
-    acc, _, squares = product(
-        w_rows, w_rows, mask_n, x_ptr + offs_m.to(tl.int64) * D, mask_m, norm_ptr, D,
-        False, NORM, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K,
-    )  # fmt: skip
+    x_rows = x_ptr + offs_m.to(tl.int64) * D
+    NORM: tl.constexpr = norm_ptr is not None
+    acc, _, sum_sq = gemm_tile(
+        w_rows, w_rows, mask_n, x_rows, mask_m, norm_ptr, D, False, NORM, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K
+    )
     if NORM:
-        acc = acc * tl.rsqrt(squares / D + eps)[None, :]
+        acc = acc * tl.rsqrt(sum_sq / D + eps)[None, :]
     if CAP:
         acc = softcap * tanh(acc / softcap)
     at = offs_m.to(tl.int64)[None, :] * N + offs_n[:, None]
     tl.store(logits_ptr + at, acc, mask=mask_n[:, None] & mask_m[None, :])
 
 
-@torch.library.custom_op("zonos2_triton::codebook_head", mutates_args=())
+@operator()
 def codebook_head(
-    x: Tensor, norm_weight: Tensor | None, weight: Tensor, n_codebooks: int, eps: float, softcap: float,
+    x: Annotated[Tensor, "M D"],
+    norm_weight: Annotated[Tensor | None, "D"],
+    weight: Annotated[Tensor, "N D"],
+    n_codebooks: int,
+    eps: float,
+    softcap: float,
     prefill: bool = False,
-) -> Tensor:  # fmt: skip
-    sizes = check("codebook_head", x=Arg(x, "M D"), norm_weight=Arg(norm_weight, "D"), weight=Arg(weight, "N D"))
-    M, D, N = sizes["M"], sizes["D"], sizes["N"]
+) -> Iterator[Tensor]:
+    (M, D), N = x.shape, weight.shape[0]
     check_rows("codebook_head", x.dtype, D=D)
     if n_codebooks < 1 or N % n_codebooks:
         raise ValueError(f"codebook_head: weight must have a multiple of n_codebooks={n_codebooks} rows, got {N}")
     if not prefill:
         check_batch("codebook_head", M)
-    if not on_chip(x):
-        return by_reference("codebook_head", x, norm_weight, weight, n_codebooks, eps, softcap, prefill)
+    logits = x.new_empty((M, n_codebooks, N // n_codebooks), dtype=torch.float32)
+    yield logits
     if prefill and norm_weight is not None:
         x, norm_weight = normed(x, norm_weight, eps), None
-    logits = x.new_empty((M, n_codebooks, N // n_codebooks), dtype=torch.float32)
     launch = product_tiles("codebook_head", prefill, x.dtype, M, D)
-    _codebook_head_kernel[(cdiv(M, launch["BLOCK_M"]), cdiv(N, launch["BLOCK_N"]))](
-        x, x if norm_weight is None else norm_weight, weight, logits, M, D, N, eps, softcap,
-        NORM=norm_weight is not None, CAP=softcap != 0, **launch,
-    )  # fmt: skip
-    return logits
-
-
-@fake(codebook_head)
-def _(
-    x: Tensor, norm_weight: Tensor | None, weight: Tensor, n_codebooks: int, eps: float, softcap: float,
-    prefill: bool = False,
-) -> Tensor:  # fmt: skip
-    return x.new_empty((x.shape[0], n_codebooks, weight.shape[0] // n_codebooks), dtype=torch.float32)
+    _codebook_head_kernel[(triton.cdiv(M, launch["BLOCK_M"]), triton.cdiv(N, launch["BLOCK_N"]))](
+        x,
+        norm_weight,
+        weight,
+        logits,
+        M=M,
+        D=D,
+        N=N,
+        eps=eps,
+        softcap=softcap,
+        CAP=softcap != 0,
+        **launch,
+    )
 
 
 def cost(M: int, D: int, N: int, itemsize: int) -> Cost:

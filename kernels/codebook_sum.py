@@ -22,10 +22,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zonos2_triton.kernels._args import Arg, check, check_range, readable
+from zonos2_triton.kernels._args import Arg, check, check_range, may_sync
 from zonos2_triton.kernels._launch_table import tiles
-from zonos2_triton.kernels._math import cast, mma
-from zonos2_triton.kernels._operator import Cost, block, by_reference, cdiv, fake, on_chip
+from zonos2_triton.kernels._math import dot_fp32, round_to
+from zonos2_triton.kernels._operator import Cost, cpu_fallback, fake, runs_kernel
 from zonos2_triton.kernels._ring_conv import (
     OPEN,
     check_ring,
@@ -64,10 +64,10 @@ def _codebook_sum_kernel(
     x = tl.where((p < C * K)[None, :], x, used.to(tl.float32).to(x.dtype))
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     w = weights(w_ptr, n, p, n < D, p < P, P, True)
-    acc = mma(x, w, tl.zeros((BLOCK_M, BLOCK_N), tl.float32), TF32)
+    acc = dot_fp32(x, w, tl.zeros((BLOCK_M, BLOCK_N), tl.float32), TF32)
     rows = offset(row, place(frame, ring), ring, D, LONG)
     tl.store(
-        z_ptr + rows[:, None] + n[None, :], cast(acc, z_ptr.dtype.element_ty), mask=live[:, None] & (n < D)[None, :]
+        z_ptr + rows[:, None] + n[None, :], round_to(acc, z_ptr.dtype.element_ty), mask=live[:, None] & (n < D)[None, :]
     )
 
 
@@ -95,17 +95,19 @@ def codebook_sum(
     B, N, W, C, V, K, D, P = (sizes[axis] for axis in ("B", "N", "W", "C", "V", "K", "D", "P"))
     if W < C:
         raise ValueError(f"codebook_sum: codes must have at least C={C} columns, got {W}")
-    if block(C * (K + 1), 16) != P:
-        raise ValueError(f"codebook_sum: weight must have P={block(C * (K + 1), 16)} columns, got {P}")
+    if max(16, triton.next_power_of_2(C * (K + 1))) != P:
+        raise ValueError(
+            f"codebook_sum: weight must have P={max(16, triton.next_power_of_2(C * (K + 1)))} columns, got {P}"
+        )
     check_step("codebook_sum", z, spans, frames, 1, 0, 0, tf32)
     check_ring("codebook_sum", "z", z, frames, "those of a step")
-    if readable(spans):
+    if may_sync(spans):
         check_ring("codebook_sum", "codes", codes, _needed(spans, delayed * (C - 1)), "those that came of a step")
     check_range("codebook_sum", "codes", codes[..., :C], 0, OPEN, "codes")
-    if not on_chip(z):
-        return by_reference("codebook_sum", codes, tables, weight, spans, frames, delayed, z, tf32)
+    if not runs_kernel(z):
+        return cpu_fallback("codebook_sum", codes, tables, weight, spans, frames, delayed, z, tf32)
     launch = tiles("codebook_sum", "frames", z.dtype, tf32=tf32)
-    grid = cdiv(B * frames, launch["BLOCK_M"]), cdiv(D, launch["BLOCK_N"])
+    grid = triton.cdiv(B * frames, launch["BLOCK_M"]), triton.cdiv(D, launch["BLOCK_N"])
     _codebook_sum_kernel[grid](
         codes, tables, weight, spans, z, B, frames, N, W, V, D, z.shape[1], C=C, K=K, P=P, DELAYED=delayed, OPEN=OPEN,
         TF32=tf32, LONG=long(z), **launch,

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from zonos2_triton.kernels._args import Arg, check
 from zonos2_triton.kernels._launch_table import tiles
-from zonos2_triton.kernels._operator import Cost, by_reference, cdiv, fake, on_chip
+from zonos2_triton.kernels._operator import Cost, cpu_fallback, fake, runs_kernel
 from zonos2_triton.kernels._ring_conv import (
     check_outputs,
     check_ring,
@@ -99,13 +99,13 @@ def convolution(
     check_ring("convolution", "x", x, each + (count - 1) * dilation, "those of a step and the taps around them")
     for name, ring in (("residual", residual), ("y", y), ("act", act)):
         check_ring("convolution", name, ring, each, "those of a step")
-    if not on_chip(x):
-        return by_reference(
+    if not runs_kernel(x):
+        return cpu_fallback(
             "convolution", x, weight, bias, spans, frames, rate, lag, short, dilation, residual, alpha, y, act, tf32
         )  # fmt: skip
     launch = tiles("convolution", "first" if rate == 1 else "taps", x.dtype, tf32=tf32)
-    grid = cdiv(B * each, launch["BLOCK_M"]), cdiv(Co, launch["BLOCK_N"])
-    blocks = count * cdiv(Ci, launch["BLOCK_K"])
+    grid = triton.cdiv(B * each, launch["BLOCK_M"]), triton.cdiv(Co, launch["BLOCK_N"])
+    blocks = count * triton.cdiv(Ci, launch["BLOCK_K"])
     _convolution_kernel[grid](
         x, weight, bias, residual, alpha, y, act, spans, B, frames, blocks, rate, lag, short, dilation, R,
         positions(residual), positions(y), positions(act), CI=Ci, CO=Co, TAPS=count, RESIDUAL=residual is not None,

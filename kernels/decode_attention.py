@@ -28,8 +28,8 @@ from torch import Tensor
 
 from zonos2_triton.kernels._args import Arg, check, check_batch, check_range, check_rows
 from zonos2_triton.kernels._launch_table import tiles
-from zonos2_triton.kernels._math import cast, last_to_arrive, mma, turn, unit
-from zonos2_triton.kernels._operator import Cost, block, by_reference, cdiv, fake, fresh_counters, on_chip
+from zonos2_triton.kernels._math import apply_rotary, dot_fp32, last_to_arrive, rms_normalize, round_to
+from zonos2_triton.kernels._operator import Cost, cpu_fallback, fake, runs_kernel, zeroed_counters
 from zonos2_triton.kernels.rotary import check_head_dim
 
 QK_EPS = 1e-6  # of the head norms
@@ -73,7 +73,7 @@ def _decode_attention_kernel(
     if not PLAIN:
         q = q.to(tl.float32)
         temp = tl.abs(tl.load(temp_ptr + heads, mask=mask_g, other=0.0).to(tl.float32)) * scale
-        q = cast(turn(unit(q, DH, QK_EPS) * temp[:, None], cos, sin, ROWS, DH), dtype)
+        q = round_to(apply_rotary(rms_normalize(q, DH, QK_EPS) * temp[:, None], cos, sin, ROWS, DH), dtype)
 
     m = tl.full((ROWS,), float("-inf"), tl.float32)
     l = tl.zeros((ROWS,), tl.float32)
@@ -85,16 +85,16 @@ def _decode_attention_kernel(
         page = tl.load(block_table_ptr + b * W + at // page_size, mask=seen, other=0).to(tl.int64)
         place = ((page * page_size + at % page_size) * HKV + hk) * DH
         k = tl.load(k_ptr + place[None, :] + offs_d[:, None], mask=seen[None, :], other=0.0)  # [DH, BLOCK_S]
-        s = mma(q, k, tl.zeros((ROWS, BLOCK_S), tl.float32))
+        s = dot_fp32(q, k, tl.zeros((ROWS, BLOCK_S), tl.float32))
         if PLAIN:
             s = s * scale  # and not q, which would be rounded once more
         s = tl.where(seen[None, :], s, float("-inf"))
         highest = tl.maximum(m, tl.max(s, axis=1))
         fade = tl.exp2(m - highest)
-        p = cast(tl.exp2(s - highest[:, None]), dtype)
+        p = round_to(tl.exp2(s - highest[:, None]), dtype)
         l = l * fade + tl.sum(p.to(tl.float32), axis=1)  # of the rounded weights: they sum to one
         v = tl.load(v_ptr + place[:, None] + offs_d[None, :], mask=seen[:, None], other=0.0)  # [BLOCK_S, DH]
-        acc = mma(p, v, acc * fade[:, None])
+        acc = dot_fp32(p, v, acc * fade[:, None])
         m = highest
 
     if position < first + SPLIT:  # this split owns the new row
@@ -102,7 +102,7 @@ def _decode_attention_kernel(
         key_ptr = row_ptr + (HQ + hk) * DH + offs_one[:, None] + offs_d[None, :]
         k_new = tl.load(key_ptr)  # [1, DH]
         if not PLAIN:
-            k_new = cast(turn(unit(k_new.to(tl.float32), DH, QK_EPS), cos, sin, 1, DH), dtype)
+            k_new = round_to(apply_rotary(rms_normalize(k_new.to(tl.float32), DH, QK_EPS), cos, sin, 1, DH), dtype)
         v_new = tl.load(key_ptr + HKV * DH)
         page = tl.load(block_table_ptr + b * W + position // page_size).to(tl.int64)
         place = ((page * page_size + position % page_size) * HKV + hk) * DH + offs_one[:, None] + offs_d[None, :]
@@ -113,7 +113,7 @@ def _decode_attention_kernel(
             s_new = s_new * scale
         highest = tl.maximum(m, s_new)
         fade = tl.exp2(m - highest)
-        p_new = cast(tl.exp2(s_new - highest), dtype).to(tl.float32)
+        p_new = round_to(tl.exp2(s_new - highest), dtype).to(tl.float32)
         l = l * fade + p_new
         acc = acc * fade[:, None] + p_new[:, None] * v_new.to(tl.float32)
         m = highest
@@ -126,14 +126,14 @@ def _decode_attention_kernel(
         y = acc / l[:, None]
         if not PLAIN:
             y = y * tl.sigmoid(gate)[:, None]
-        tl.store(y_ptr + y_at, cast(y, dtype), mask=mask_g[:, None])
+        tl.store(y_ptr + y_at, round_to(y, dtype), mask=mask_g[:, None])
         return
-    pair = b * HKV + hk
-    slot = pair * tl.num_programs(0)
+    bh = b * HKV + hk
+    slot = bh * tl.num_programs(0)
     tl.store(sums_ptr + ((slot + split) * GROUP + offs_g[:, None]) * DH + offs_d[None, :], acc, mask=mask_g[:, None])
     tl.store(stats_ptr + (slot + split) * (2 * GROUP) + offs_g, m, mask=mask_g)
     tl.store(stats_ptr + (slot + split) * (2 * GROUP) + GROUP + offs_g, l, mask=mask_g)
-    if last_to_arrive(counters_ptr + pair, splits):
+    if last_to_arrive(counters_ptr + bh, splits):
         offs_j = tl.arange(0, JOIN)
         stored = tl.minimum(offs_g, GROUP - 1)  # rows beyond the group repeat its last head: they are numbers too
         m = tl.full((ROWS,), float("-inf"), tl.float32)
@@ -156,7 +156,7 @@ def _decode_attention_kernel(
         y = acc / l[:, None]
         if not PLAIN:
             y = y * tl.sigmoid(gate)[:, None]
-        tl.store(y_ptr + y_at, cast(y, dtype), mask=mask_g[:, None])
+        tl.store(y_ptr + y_at, round_to(y, dtype), mask=mask_g[:, None])
 
 
 @torch.library.custom_op("zonos2_triton::decode_attention", mutates_args=("k_cache", "v_cache", "counters"))
@@ -172,11 +172,11 @@ def decode_attention(
     check_batch("decode_attention", B, instead="prefill_attention")
     what = "what the pages and the rotary table hold, or negative: idle"
     check_range("decode_attention", "positions", positions, -(2**31), sizes["room"] - 1, what)
-    count = fresh_counters(qkvg, B * HKV, counters, "decode_attention")
-    if not on_chip(qkvg):
-        return by_reference("decode_attention", qkvg, temp, table, k_cache, v_cache, block_table, positions)
+    count = zeroed_counters(qkvg, B * HKV, counters, "decode_attention")
+    if not runs_kernel(qkvg):
+        return cpu_fallback("decode_attention", qkvg, temp, table, k_cache, v_cache, block_table, positions)
     launch = tiles("decode_attention", "split", qkvg.dtype)
-    splits, rows = cdiv(W * page_size, launch["SPLIT"]), block(HQ // HKV, 16)
+    splits, rows = triton.cdiv(W * page_size, launch["SPLIT"]), max(16, triton.next_power_of_2(HQ // HKV))
     y = qkvg.new_empty(B, HQ * DH)
     sums = qkvg.new_empty((B, HKV, splits, HQ // HKV, DH), dtype=torch.float32)
     stats = qkvg.new_empty((B, HKV, splits, 2, HQ // HKV), dtype=torch.float32)

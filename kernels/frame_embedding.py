@@ -17,8 +17,8 @@ from torch import Tensor
 
 from zonos2_triton.kernels._args import Arg, check, check_range, check_rows
 from zonos2_triton.kernels._launch_table import tiles
-from zonos2_triton.kernels._math import cast
-from zonos2_triton.kernels._operator import Cost, block, by_reference, fake, on_chip
+from zonos2_triton.kernels._math import round_to
+from zonos2_triton.kernels._operator import Cost, cpu_fallback, fake, runs_kernel
 
 
 @triton.jit
@@ -40,7 +40,7 @@ def _frame_embedding_kernel(
         x = tl.where(speaker >= 0, voice.to(tl.float32), x)
     if NORM:
         x = x * tl.rsqrt(tl.sum(x * x, axis=0) / D + eps)
-    tl.store(h_ptr + row * D + offs, cast(x, h_ptr.dtype.element_ty), mask=mask)
+    tl.store(h_ptr + row * D + offs, round_to(x, h_ptr.dtype.element_ty), mask=mask)
 
 
 @torch.library.custom_op("zonos2_triton::frame_embedding", mutates_args=())
@@ -69,12 +69,12 @@ def frame_embedding(
                 "the text's rows")  # fmt: skip
     if speaker_index is not None:
         check_range("frame_embedding", "speaker_index", speaker_index, -(2**31), sizes["S"] - 1, "rows of speakers")
-    if not on_chip(table):
-        return by_reference("frame_embedding", ids, table, codebook_vocab, eps, speakers, speaker_index, norm)
+    if not runs_kernel(table):
+        return cpu_fallback("frame_embedding", ids, table, codebook_vocab, eps, speakers, speaker_index, norm)
     h = table.new_empty(M, D)
     _frame_embedding_kernel[(M,)](
         ids, table, table if speakers is None else speakers, ids if speaker_index is None else speaker_index, h, D,
-        codebook_vocab, eps, COLUMNS=columns, VOICED=speakers is not None, NORM=norm, BLOCK_D=block(D),
+        codebook_vocab, eps, COLUMNS=columns, VOICED=speakers is not None, NORM=norm, BLOCK_D=triton.next_power_of_2(D),
         **tiles("frame_embedding", "row", table.dtype),
     )  # fmt: skip
     return h

@@ -26,11 +26,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zonos2_triton.kernels._args import Arg, check, check_batch, check_range, check_rows, readable
-from zonos2_triton.kernels._gemm import product
+from zonos2_triton.kernels._args import Arg, check, check_batch, check_range, check_rows, may_sync
+from zonos2_triton.kernels._gemm import gemm_tile
 from zonos2_triton.kernels._launch_table import product_tiles
-from zonos2_triton.kernels._math import cast, last_to_arrive, silu
-from zonos2_triton.kernels._operator import Cost, block, by_reference, cdiv, fake, fresh_counters, on_chip
+from zonos2_triton.kernels._math import last_to_arrive, round_to, silu
+from zonos2_triton.kernels._operator import Cost, cpu_fallback, fake, runs_kernel, zeroed_counters
 from zonos2_triton.kernels.add_rms_norm import normed
 
 
@@ -77,15 +77,15 @@ def _moe_experts_up_kernel(
         if expert >= E:
             return
     w_at = expert * stride_expert + offs_n.to(tl.int64) * stride_row
-    gate, up, squares = product(
+    gate, up, sum_sq = gemm_tile(
         gate_ptr + w_at, up_ptr + w_at, mask_n, x_ptr + slots // K * D, mask_m, norm_ptr, D,
         True, NORM, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K,
     )  # fmt: skip
     if NORM:
-        scale = tl.rsqrt(squares / D + eps)[None, :]
+        scale = tl.rsqrt(sum_sq / D + eps)[None, :]
         gate = gate * scale
         up = up * scale
-    h = cast(silu(gate) * up, h_ptr.dtype.element_ty)
+    h = round_to(silu(gate) * up, h_ptr.dtype.element_ty)
     tl.store(h_ptr + slots[None, :] * I + offs_n[:, None], h, mask=mask_n[:, None] & mask_m[None, :])
 
 
@@ -110,7 +110,7 @@ def _moe_experts_down_kernel(
     length = I
     if ROUTED:
         length = tl.where(expert < E, I, 0)  # without an expert, the sum is over nothing
-    term, _, _ = product(
+    term, _, _ = gemm_tile(
         w_rows, w_rows, mask_n, h_ptr + slots * I, mask_m, h_ptr, length, False, False, EVEN_K, BLOCK_N, BLOCK_M,
         BLOCK_K,
     )  # fmt: skip
@@ -123,7 +123,7 @@ def _moe_experts_down_kernel(
     if K == 1:
         if RESIDUAL:
             x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
-        tl.store(y_ptr + at, cast(x + term if RESIDUAL else term, dtype), mask=mask)
+        tl.store(y_ptr + at, round_to(x + term if RESIDUAL else term, dtype), mask=mask)
     else:
         tl.store(terms_ptr + at, term, mask=mask)
         if last_to_arrive(counters_ptr + tl.program_id(1), tiles_m):
@@ -137,7 +137,7 @@ def _moe_experts_down_kernel(
                     y += tl.load(terms_ptr + term_at, mask=mask, other=0.0)
                 if RESIDUAL:
                     y += tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
-                tl.store(y_ptr + at, cast(y, dtype), mask=mask)
+                tl.store(y_ptr + at, round_to(y, dtype), mask=mask)
 
 
 @torch.library.custom_op("zonos2_triton::moe_experts", mutates_args=("counters",))
@@ -149,23 +149,23 @@ def moe_experts(
     M, D, I, E, K = _checked_sizes(x, norm_weight, gate, up, down, order, offsets, expert_weights)
     if not prefill:
         check_batch("moe_experts", M)
-    if not on_chip(x):
-        return by_reference(
+    if not runs_kernel(x):
+        return cpu_fallback(
             "moe_experts", x, norm_weight, gate, up, down, eps, order, offsets, expert_weights, prefill, residual
         )
     routed, slots = order is not None, M * K
-    one = {"E": E, "EP": block(E + 1), "K": K, "ROUTED": routed}
+    one = {"E": E, "EP": triton.next_power_of_2(E + 1), "K": K, "ROUTED": routed}
     lists = (order, offsets) if routed else (x, x)
     # Rows of a tile: those of an expert that gets twice its share.
-    busy = min(slots, 2 * cdiv(slots, E)) if routed else slots
+    busy = min(slots, 2 * triton.cdiv(slots, E)) if routed else slots
     launch = product_tiles("moe_experts_up", prefill, x.dtype, busy, D)
     launch_down = product_tiles("moe_experts_down", prefill, x.dtype, busy, I)
-    tiles_n = cdiv(D, launch_down["BLOCK_N"])
+    tiles_n = triton.cdiv(D, launch_down["BLOCK_N"])
     h, y = x.new_empty(slots, I), torch.empty_like(x)
     terms = x.new_empty((slots, D), dtype=torch.float32) if K > 1 else y
-    count = fresh_counters(x, tiles_n, counters, "moe_experts") if K > 1 else y
+    count = zeroed_counters(x, tiles_n, counters, "moe_experts") if K > 1 else y
     rows, norm = (normed(x, norm_weight, eps), None) if prefill and norm_weight is not None else (x, norm_weight)
-    _moe_experts_up_kernel[(_tiles_m(slots, E, launch["BLOCK_M"]), cdiv(I, launch["BLOCK_N"]))](
+    _moe_experts_up_kernel[(_tiles_m(slots, E, launch["BLOCK_M"]), triton.cdiv(I, launch["BLOCK_N"]))](
         rows, rows if norm is None else norm, gate, up, *lists, h, M, D, I, gate.stride(0), gate.stride(1), eps,
         **one, NORM=norm is not None, **launch,
     )  # fmt: skip
@@ -216,7 +216,7 @@ def _checked_sizes(
         raise ValueError(f"moe_experts: order, offsets and expert_weights must be given together, got {given} alone")
     if not given and E != 1:
         raise ValueError(f"moe_experts: without order, gate must hold one expert, got E={E}")
-    if order is not None and offsets is not None and readable(order):
+    if order is not None and offsets is not None and may_sync(order):
         check_range("moe_experts", "order", order, 0, M * K - 1, "the slots")
         check_range("moe_experts", "offsets", offsets, 0, M * K, "places in order")
         check_range("moe_experts", "steps of offsets", offsets.diff(), 0, M * K, "slots of an expert")

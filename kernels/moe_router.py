@@ -29,10 +29,10 @@ import triton.language as tl
 from torch import Tensor
 
 from zonos2_triton.kernels._args import Arg, check, check_rows
-from zonos2_triton.kernels._gemm import product
+from zonos2_triton.kernels._gemm import gemm_tile
 from zonos2_triton.kernels._launch_table import tiles
-from zonos2_triton.kernels._math import cast, gelu, last_to_arrive, mma
-from zonos2_triton.kernels._operator import Cost, block, by_reference, cdiv, fake, fresh_counters, on_chip
+from zonos2_triton.kernels._math import dot_fp32, gelu, last_to_arrive, round_to
+from zonos2_triton.kernels._operator import Cost, cpu_fallback, fake, runs_kernel, zeroed_counters
 
 ROWS = 16  # of a tile: the least that matrix instructions take; more would share no weights, which are few
 SORTED = 128  # slots that are sorted at a time
@@ -54,20 +54,20 @@ def _moe_router_kernel(
     mask_m, mask_n = offs_m < M, offs_n < R
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     w_rows = down_ptr + offs_n.to(tl.int64) * D
-    acc, _, squares = product(
+    acc, _, sum_sq = gemm_tile(
         w_rows, w_rows, mask_n, x_ptr + offs_m.to(tl.int64) * D, mask_m, norm_ptr, D,
         False, NORM, EVEN_K, BLOCK_R, ROWS, BLOCK_K,
     )  # fmt: skip
     s = acc
     if NORM:
-        s = acc * tl.rsqrt(squares / D + eps)[None, :]
+        s = acc * tl.rsqrt(sum_sq / D + eps)[None, :]
     s += tl.load(down_bias_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)[:, None]
     at = offs_m.to(tl.int64)[None, :] * R + offs_n[:, None]
     mask = mask_n[:, None] & mask_m[None, :]
     if CARRY:
         scale = tl.load(scale_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)
         s += tl.load(state_ptr + at, mask=mask, other=0.0).to(tl.float32) * scale[:, None]
-    tl.store(s_ptr + at, cast(s, dtype), mask=mask)
+    tl.store(s_ptr + at, round_to(s, dtype), mask=mask)
     if last_to_arrive(counters_ptr + 1 + tile, tl.num_programs(0)):
         _choose(
             s_ptr, state_norm_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, w3_ptr, biases_ptr, ids_ptr, weights_ptr, probs_ptr,
@@ -90,15 +90,15 @@ def _choose(
     s_at = offs_m.to(tl.int64)[None, :] * R + offs_r[:, None]
     s = tl.load(s_ptr + s_at, mask=mask_r[:, None] & mask_m[None, :], other=0.0).to(tl.float32)  # [RP, ROWS]
     h = s * tl.rsqrt(tl.sum(s * s, axis=0) / R + eps)[None, :]
-    h = cast(h * tl.load(state_norm_ptr + offs_r, mask=mask_r, other=0.0).to(tl.float32)[:, None], dtype)
+    h = round_to(h * tl.load(state_norm_ptr + offs_r, mask=mask_r, other=0.0).to(tl.float32)[:, None], dtype)
     w_at = offs_r[:, None] * R + offs_r[None, :]
     mask_w = mask_r[:, None] & mask_r[None, :]
-    h = mma(tl.load(w1_ptr + w_at, mask=mask_w, other=0.0), h, tl.zeros((RP, ROWS), tl.float32))
-    h = cast(gelu(h + tl.load(b1_ptr + offs_r, mask=mask_r, other=0.0).to(tl.float32)[:, None]), dtype)
-    h = mma(tl.load(w2_ptr + w_at, mask=mask_w, other=0.0), h, tl.zeros((RP, ROWS), tl.float32))
-    h = cast(gelu(h + tl.load(b2_ptr + offs_r, mask=mask_r, other=0.0).to(tl.float32)[:, None]), dtype)
+    h = dot_fp32(tl.load(w1_ptr + w_at, mask=mask_w, other=0.0), h, tl.zeros((RP, ROWS), tl.float32))
+    h = round_to(gelu(h + tl.load(b1_ptr + offs_r, mask=mask_r, other=0.0).to(tl.float32)[:, None]), dtype)
+    h = dot_fp32(tl.load(w2_ptr + w_at, mask=mask_w, other=0.0), h, tl.zeros((RP, ROWS), tl.float32))
+    h = round_to(gelu(h + tl.load(b2_ptr + offs_r, mask=mask_r, other=0.0).to(tl.float32)[:, None]), dtype)
     w3 = tl.load(w3_ptr + offs_e[:, None] * R + offs_r[None, :], mask=mask_e[:, None] & mask_r[None, :], other=0.0)
-    z = mma(w3, h, tl.zeros((EP, ROWS), tl.float32))
+    z = dot_fp32(w3, h, tl.zeros((EP, ROWS), tl.float32))
     z = tl.where(mask_e[:, None], z, float("-inf"))
     z = tl.exp(z - tl.max(z, axis=0)[None, :])
     p = z / tl.sum(z, axis=0)[None, :]  # [EP, ROWS]
@@ -187,20 +187,21 @@ def moe_router(
         raise ValueError(f"moe_router: w3 must have at most {MOST_EXPERTS} rows, one for each expert, got {E}")
     if not 1 <= k <= E:
         raise ValueError(f"moe_router: k must be in 1..E={E}, got {k}")
-    tiles_m, carry = cdiv(M, ROWS), state is not None and scale is not None
-    count = fresh_counters(x, tiles_m + 1, counters, "moe_router")
-    if not on_chip(x):
-        return by_reference(
+    tiles_m, carry = triton.cdiv(M, ROWS), state is not None and scale is not None
+    count = zeroed_counters(x, tiles_m + 1, counters, "moe_router")
+    if not runs_kernel(x):
+        return cpu_fallback(
             "moe_router", x, norm_weight, state, scale, down_weight, down_bias, state_norm, w1, b1, w2, b2, w3, biases,
             k, eps, positions,
         )  # fmt: skip
     outputs = _outputs(x, R, E, k)
     launch = tiles("moe_router", "down" if norm_weight is not None else "normed", x.dtype)
-    _moe_router_kernel[(cdiv(R, launch["BLOCK_R"]), tiles_m)](
+    _moe_router_kernel[(triton.cdiv(R, launch["BLOCK_R"]), tiles_m)](
         x, x if norm_weight is None else norm_weight, state if carry else x, scale if carry else x, down_weight,
         down_bias, state_norm, w1, b1, w2, b2, w3, biases, *outputs, x if positions is None else positions, count,
         M, D, eps, R=R, E=E, K=k, NORM=norm_weight is not None, CARRY=carry, IDLE=positions is not None,
-        EVEN_K=D % launch["BLOCK_K"] == 0, ROWS=ROWS, SORTED=SORTED, RP=block(R, 16), EP=block(E, 16), **launch,
+        EVEN_K=D % launch["BLOCK_K"] == 0, ROWS=ROWS, SORTED=SORTED,
+        RP=max(16, triton.next_power_of_2(R)), EP=max(16, triton.next_power_of_2(E)), **launch,
     )  # fmt: skip
     return outputs
 

@@ -17,10 +17,10 @@ import triton.language as tl
 from torch import Tensor
 
 from zonos2_triton.kernels._args import Arg, check, check_batch, check_rows
-from zonos2_triton.kernels._gemm import product
+from zonos2_triton.kernels._gemm import gemm_tile
 from zonos2_triton.kernels._launch_table import product_tiles
-from zonos2_triton.kernels._math import cast
-from zonos2_triton.kernels._operator import Cost, by_reference, cdiv, fake, on_chip
+from zonos2_triton.kernels._math import round_to
+from zonos2_triton.kernels._operator import Cost, cpu_fallback, fake, runs_kernel
 
 
 @triton.jit(do_not_specialize=["M"])  # one binary for every batch
@@ -33,7 +33,7 @@ def _output_projection_kernel(
     offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_m, mask_n = offs_m < M, offs_n < D
     w_rows = w_ptr + offs_n.to(tl.int64) * K
-    acc, _, _ = product(
+    acc, _, _ = gemm_tile(
         w_rows, w_rows, mask_n, y_ptr + offs_m.to(tl.int64) * K, mask_m, y_ptr, K,
         False, False, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K,
     )  # fmt: skip
@@ -41,7 +41,7 @@ def _output_projection_kernel(
     mask = mask_n[:, None] & mask_m[None, :]
     if RESIDUAL:
         acc += tl.load(residual_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    tl.store(x_ptr + at, cast(acc, x_ptr.dtype.element_ty), mask=mask)
+    tl.store(x_ptr + at, round_to(acc, x_ptr.dtype.element_ty), mask=mask)
 
 
 @torch.library.custom_op("zonos2_triton::output_projection", mutates_args=())
@@ -53,11 +53,11 @@ def output_projection(y: Tensor, weight: Tensor, residual: Tensor | None, prefil
     check_rows("output_projection", y.dtype, K=K, D=D)
     if not prefill:
         check_batch("output_projection", M)
-    if not on_chip(y):
-        return by_reference("output_projection", y, weight, residual, prefill)
+    if not runs_kernel(y):
+        return cpu_fallback("output_projection", y, weight, residual, prefill)
     x = y.new_empty(M, D)
     launch = product_tiles("output_projection", prefill, y.dtype, M, K)
-    grid = cdiv(M, launch["BLOCK_M"]), cdiv(D, launch["BLOCK_N"])
+    grid = triton.cdiv(M, launch["BLOCK_M"]), triton.cdiv(D, launch["BLOCK_N"])
     added = y if residual is None else residual
     _output_projection_kernel[grid](y, weight, added, x, M, D, K, RESIDUAL=residual is not None, **launch)
     return x

@@ -20,10 +20,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zonos2_triton.kernels._args import Arg, check_range, readable
+from zonos2_triton.kernels._args import Arg, check_range, may_sync
 from zonos2_triton.kernels._launch_table import tiles
-from zonos2_triton.kernels._math import cast, finite, mma, turn, unit
-from zonos2_triton.kernels._operator import Cost, by_reference, cdiv, fake, on_chip
+from zonos2_triton.kernels._math import apply_rotary, dot_fp32, finite, rms_normalize, round_to
+from zonos2_triton.kernels._operator import Cost, cpu_fallback, fake, runs_kernel
 from zonos2_triton.kernels.decode_attention import LOG2E, QK_EPS, check_attention, outputs
 
 
@@ -50,11 +50,11 @@ def _write_cache_kernel(
     key_at = (begin + offs_t)[:, None] * WIDTH + (HQ + hk) * DH + offs_d[None, :]
     k = tl.load(qkvg_ptr + key_at, mask=mask, other=0.0).to(tl.float32)
     if not PLAIN:
-        k = turn(unit(k, DH, QK_EPS), cos, sin, BLOCK_Q, DH)
+        k = apply_rotary(rms_normalize(k, DH, QK_EPS), cos, sin, BLOCK_Q, DH)
     v = tl.load(qkvg_ptr + key_at + HKV * DH, mask=mask, other=0.0)
     page = tl.load(block_table_ptr + b * W + at // page_size, mask=there, other=0).to(tl.int64)
     place = ((page * page_size + at % page_size) * HKV + hk)[:, None] * DH + offs_d[None, :]
-    tl.store(k_ptr + place, cast(k, k_ptr.dtype.element_ty), mask=mask)
+    tl.store(k_ptr + place, round_to(k, k_ptr.dtype.element_ty), mask=mask)
     tl.store(v_ptr + place, v, mask=mask)
 
 
@@ -94,7 +94,9 @@ def _prefill_attention_kernel(
     if not PLAIN:
         q = q.to(tl.float32)
         temp = tl.abs(tl.load(temp_ptr + heads, mask=there, other=0.0).to(tl.float32)) * scale
-        q = cast(turn(unit(q, DH, QK_EPS) * temp[:, None], cos, sin, BLOCK_M, DH), dtype)  # [BLOCK_M, DH]
+        q = round_to(
+            apply_rotary(rms_normalize(q, DH, QK_EPS) * temp[:, None], cos, sin, BLOCK_M, DH), dtype
+        )  # [BLOCK_M, DH]
 
     m = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     l = tl.zeros((BLOCK_M,), tl.float32)
@@ -107,15 +109,15 @@ def _prefill_attention_kernel(
         page = tl.load(pages_ptr + s_at // page_size).to(tl.int64)
         place = ((page * page_size + s_at % page_size) * HKV + hk) * DH
         k = tl.load(k_ptr + place[None, :] + offs_d[:, None])  # [DH, BLOCK_S]
-        s = mma(q, k, tl.zeros((BLOCK_M, BLOCK_S), tl.float32))
+        s = dot_fp32(q, k, tl.zeros((BLOCK_M, BLOCK_S), tl.float32))
         if PLAIN:
             s = s * scale  # and not q, which would be rounded once more
         highest = tl.maximum(m, tl.max(s, axis=1))
         fade = tl.exp2(m - highest)
-        p = cast(tl.exp2(s - highest[:, None]), dtype)
+        p = round_to(tl.exp2(s - highest[:, None]), dtype)
         l = l * fade + tl.sum(p.to(tl.float32), axis=1)  # of the rounded weights: they sum to one
         v = tl.load(v_ptr + place[:, None] + offs_d[None, :])  # [BLOCK_S, DH]
-        acc = mma(p, v, acc * fade[:, None])
+        acc = dot_fp32(p, v, acc * fade[:, None])
         m = highest
     for first in range(common, end, BLOCK_S):
         s_at = first + offs_s
@@ -123,20 +125,20 @@ def _prefill_attention_kernel(
         page = tl.load(pages_ptr + s_at // page_size, mask=written, other=0).to(tl.int64)
         place = ((page * page_size + s_at % page_size) * HKV + hk) * DH
         k = tl.load(k_ptr + place[None, :] + offs_d[:, None], mask=written[None, :], other=0.0)
-        s = mma(q, k, tl.zeros((BLOCK_M, BLOCK_S), tl.float32))
+        s = dot_fp32(q, k, tl.zeros((BLOCK_M, BLOCK_S), tl.float32))
         if PLAIN:
             s = s * scale
         seen = written[None, :] & (s_at[None, :] <= at[:, None])
         s = tl.where(seen, s, float("-inf"))
         highest = tl.maximum(m, tl.max(s, axis=1))
         fade = tl.exp2(m - highest)
-        p = cast(tl.exp2(s - highest[:, None]), dtype)
+        p = round_to(tl.exp2(s - highest[:, None]), dtype)
         l = l * fade + tl.sum(p.to(tl.float32), axis=1)
         v = tl.load(v_ptr + place[:, None] + offs_d[None, :], mask=written[:, None], other=0.0)
         # A weight of zero times a NaN of a later row would be NaN: such values count as zero, and their rows are noted.
         sound = finite(v)
         unsound = tl.min(sound.to(tl.int32), axis=1) == 0
-        acc = mma(p, tl.where(sound, v, tl.zeros_like(v)), acc * fade[:, None])
+        acc = dot_fp32(p, tl.where(sound, v, tl.zeros_like(v)), acc * fade[:, None])
         reached = tl.max((seen & unsound[None, :]).to(tl.int32), axis=1) > 0
         acc = tl.where(reached[:, None], float("nan"), acc)
         m = highest
@@ -146,7 +148,7 @@ def _prefill_attention_kernel(
     if not PLAIN:
         y = y * tl.sigmoid(gate)[:, None]
     y_at = (begin + offs_t)[:, None] * (HQ * DH) + heads[:, None] * DH + offs_d[None, :]
-    tl.store(y_ptr + y_at, cast(y, dtype), mask=mask)
+    tl.store(y_ptr + y_at, round_to(y, dtype), mask=mask)
 
 
 @torch.library.custom_op("zonos2_triton::prefill_attention", mutates_args=("k_cache", "v_cache"))
@@ -161,10 +163,10 @@ def prefill_attention(
     T, B, HQ, HKV, DH, W, page_size = (sizes[axis] for axis in ("T", "B", "HQ", "HKV", "DH", "W", "page_size"))
     if not 1 <= longest <= T:
         raise ValueError(f"prefill_attention: longest must be in 1..{T}, the rows that there are, got {longest}")
-    if readable(starts):
+    if may_sync(starts):
         _check_sequences(starts, cu_seqlens, longest, T, sizes["room"])
-    if not on_chip(qkvg):
-        return by_reference(
+    if not runs_kernel(qkvg):
+        return cpu_fallback(
             "prefill_attention", qkvg, temp, table, k_cache, v_cache, block_table, starts, cu_seqlens, longest
         )
     attend = tiles("prefill_attention", "attend", qkvg.dtype)
@@ -177,11 +179,11 @@ def prefill_attention(
     y, plain = outputs(qkvg, temp, k_cache), temp is None
     angles = qkvg if table is None else table
     write = tiles("prefill_attention", "write", qkvg.dtype)
-    _write_cache_kernel[(cdiv(longest, write["BLOCK_Q"]), HKV, B)](
+    _write_cache_kernel[(triton.cdiv(longest, write["BLOCK_Q"]), HKV, B)](
         qkvg, angles, k_cache, v_cache, block_table, starts, cu_seqlens, W, page_size,
         HQ=HQ, HKV=HKV, DH=DH, PLAIN=plain, QK_EPS=QK_EPS, **write,
     )  # fmt: skip
-    _prefill_attention_kernel[(cdiv(longest, block_q), HKV, B)](
+    _prefill_attention_kernel[(triton.cdiv(longest, block_q), HKV, B)](
         qkvg, qkvg if temp is None else temp, angles, k_cache, v_cache, block_table, starts, cu_seqlens, y, W,
         page_size, DH**-0.5 * LOG2E, HQ=HQ, HKV=HKV, DH=DH, PLAIN=plain, QK_EPS=QK_EPS, BLOCK_Q=block_q, **attend,
     )  # fmt: skip

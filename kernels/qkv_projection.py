@@ -19,10 +19,10 @@ import triton.language as tl
 from torch import Tensor
 
 from zonos2_triton.kernels._args import Arg, check, check_batch, check_rows
-from zonos2_triton.kernels._gemm import product
+from zonos2_triton.kernels._gemm import gemm_tile
 from zonos2_triton.kernels._launch_table import product_tiles
-from zonos2_triton.kernels._math import cast
-from zonos2_triton.kernels._operator import Cost, by_reference, cdiv, fake, on_chip
+from zonos2_triton.kernels._math import round_to
+from zonos2_triton.kernels._operator import Cost, cpu_fallback, fake, runs_kernel
 from zonos2_triton.kernels.add_rms_norm import normed
 
 
@@ -45,14 +45,14 @@ def _qkv_projection_kernel(
     offs_n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_n = offs_n < rows
     w_rows = w_ptr + offs_n.to(tl.int64) * D
-    acc, _, squares = product(
+    acc, _, sum_sq = gemm_tile(
         w_rows, w_rows, mask_n, x_ptr + offs_m.to(tl.int64) * D, mask_m, norm_ptr, D,
         False, NORM, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K,
     )  # fmt: skip
     if NORM:
-        acc = acc * tl.rsqrt(squares / D + eps)[None, :]
+        acc = acc * tl.rsqrt(sum_sq / D + eps)[None, :]
     at = offs_m.to(tl.int64)[None, :] * (NQ + 2 * NKV + G) + (before + offs_n)[:, None]
-    tl.store(y_ptr + at, cast(acc, y_ptr.dtype.element_ty), mask=mask_n[:, None] & mask_m[None, :])
+    tl.store(y_ptr + at, round_to(acc, y_ptr.dtype.element_ty), mask=mask_n[:, None] & mask_m[None, :])
 
 
 @torch.library.custom_op("zonos2_triton::qkv_projection", mutates_args=())
@@ -71,14 +71,14 @@ def qkv_projection(
     check_rows("qkv_projection", x.dtype, D=D)
     if not prefill:
         check_batch("qkv_projection", M)
-    if not on_chip(x):
-        return by_reference("qkv_projection", x, norm_weight, wq, wkv, gater, eps, prefill)
+    if not runs_kernel(x):
+        return cpu_fallback("qkv_projection", x, norm_weight, wq, wkv, gater, eps, prefill)
     if prefill and norm_weight is not None:
         x, norm_weight = normed(x, norm_weight, eps), None
     y = x.new_empty(M, NQ + 2 * NKV + G)
     launch = product_tiles("qkv_projection", prefill, x.dtype, M, D)
-    tiles_n = sum(cdiv(rows, launch["BLOCK_N"]) for rows in (NQ, 2 * NKV, G))
-    _qkv_projection_kernel[(cdiv(M, launch["BLOCK_M"]), tiles_n)](
+    tiles_n = sum(triton.cdiv(rows, launch["BLOCK_N"]) for rows in (NQ, 2 * NKV, G))
+    _qkv_projection_kernel[(triton.cdiv(M, launch["BLOCK_M"]), tiles_n)](
         x, x if norm_weight is None else norm_weight, wq, wkv, gater, y, M, D, NQ, NKV, G, eps,
         NORM=norm_weight is not None, **launch,
     )  # fmt: skip

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from zonos2_triton.kernels._args import Arg, check
 from zonos2_triton.kernels._launch_table import tiles
-from zonos2_triton.kernels._math import cast, mma, snake
-from zonos2_triton.kernels._operator import Cost, block, by_reference, cdiv, fake, on_chip
+from zonos2_triton.kernels._math import dot_fp32, round_to, snake
+from zonos2_triton.kernels._operator import Cost, cpu_fallback, fake, runs_kernel
 from zonos2_triton.kernels._ring_conv import (
     check_outputs,
     check_ring,
@@ -50,7 +50,7 @@ WIDEST = 192
 def _between(acc, bias_ptr, alpha_ptr, n, C: tl.constexpr, dtype: tl.constexpr):
     """What the second convolution reads of channels n."""
     acc += tl.load(bias_ptr + n, mask=n < C, other=0.0).to(tl.float32)[None, :]
-    return cast(snake(acc, tl.load(alpha_ptr + n, mask=n < C, other=1.0).to(tl.float32)), dtype)
+    return round_to(snake(acc, tl.load(alpha_ptr + n, mask=n < C, other=1.0).to(tl.float32)), dtype)
 
 
 @triton.jit(
@@ -78,10 +78,10 @@ def _residual_unit_kernel(
     acc1, acc2 = acc0, acc0
     for i in range(blocks):
         x, k, mask_k = gathered(x_ptr, row, at, ring_x, begin, end, i, step, C, BLOCK_K, LONG)
-        acc0 = mma(x, weights(w_ptr, n0, k, n0 < C, mask_k, WIDE, EVEN), acc0, TF32)
+        acc0 = dot_fp32(x, weights(w_ptr, n0, k, n0 < C, mask_k, WIDE, EVEN), acc0, TF32)
         if PARTS == 3:
-            acc1 = mma(x, weights(w_ptr, n1, k, n1 < C, mask_k, WIDE, EVEN), acc1, TF32)
-            acc2 = mma(x, weights(w_ptr, n2, k, n2 < C, mask_k, WIDE, EVEN), acc2, TF32)
+            acc1 = dot_fp32(x, weights(w_ptr, n1, k, n1 < C, mask_k, WIDE, EVEN), acc1, TF32)
+            acc2 = dot_fp32(x, weights(w_ptr, n2, k, n2 < C, mask_k, WIDE, EVEN), acc2, TF32)
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     h0 = _between(acc0, bias_ptr, inner_alpha_ptr, n0, C, dtype)
     h1 = _between(acc1, bias_ptr, inner_alpha_ptr, n1, C, dtype)
@@ -93,10 +93,10 @@ def _residual_unit_kernel(
         n = part * BLOCK_N + n0
         mask_n = n < C
         out = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        out = mma(h0, weights(inner_w_ptr, n, n0, mask_n, n0 < C, C, C % BLOCK_N == 0), out, TF32)
+        out = dot_fp32(h0, weights(inner_w_ptr, n, n0, mask_n, n0 < C, C, C % BLOCK_N == 0), out, TF32)
         if PARTS == 3:
-            out = mma(h1, weights(inner_w_ptr, n, n1, mask_n, n1 < C, C, C % BLOCK_N == 0), out, TF32)
-            out = mma(h2, weights(inner_w_ptr, n, n2, mask_n, n2 < C, C, C % BLOCK_N == 0), out, TF32)
+            out = dot_fp32(h1, weights(inner_w_ptr, n, n1, mask_n, n1 < C, C, C % BLOCK_N == 0), out, TF32)
+            out = dot_fp32(h2, weights(inner_w_ptr, n, n2, mask_n, n2 < C, C, C % BLOCK_N == 0), out, TF32)
         out += tl.load(inner_bias_ptr + n, mask=mask_n, other=0.0).to(tl.float32)[None, :]
         mask = live[:, None] & mask_n[None, :]
         out += tl.load(residual_ptr + r_rows + n[None, :], mask=mask, other=0.0)
@@ -136,17 +136,17 @@ def residual_unit(
     check_ring("residual_unit", "x", x, each + (count - 1) * dilation, "those of a step and the taps around them")
     for name, ring in (("residual", residual), ("y", y), ("act", act)):
         check_ring("residual_unit", name, ring, each, "those of a step")
-    if not on_chip(x):
-        return by_reference(
+    if not runs_kernel(x):
+        return cpu_fallback(
             "residual_unit", x, residual, weight, bias, inner_alpha, inner_weight, inner_bias, spans, frames, rate,
             lag, short, dilation, alpha, y, act, tf32,
         )  # fmt: skip
     # 192 is three times 64: in three parts nothing is padded. For 96, parts of 32 would keep the matrix units waiting.
     parts = 3 if C > 128 else 1
     launch = tiles("residual_unit", "wide" if parts == 3 else "narrow", x.dtype, tf32=tf32)
-    launch = {**launch, "BLOCK_N": block(cdiv(C, parts), 16)}
-    blocks = count * cdiv(C, launch["BLOCK_K"])
-    _residual_unit_kernel[(cdiv(B * each, launch["BLOCK_M"]),)](
+    launch = {**launch, "BLOCK_N": max(16, triton.next_power_of_2(triton.cdiv(C, parts)))}
+    blocks = count * triton.cdiv(C, launch["BLOCK_K"])
+    _residual_unit_kernel[(triton.cdiv(B * each, launch["BLOCK_M"]),)](
         x, residual, weight, bias, inner_alpha, inner_weight, inner_bias, alpha, y, act, spans, B, frames, blocks, rate,
         lag, short, dilation, R, positions(residual), positions(y), positions(act), C=C, TAPS=count, PARTS=parts,
         HAS_Y=y is not None, HAS_ACT=act is not None, TF32=tf32, LONG=long(x, residual, y, act), **launch,

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from zonos2_triton.kernels._args import Arg, check, check_range, check_rows
 from zonos2_triton.kernels._launch_table import tiles
-from zonos2_triton.kernels._math import cast, turn
-from zonos2_triton.kernels._operator import Cost, block, by_reference, fake, on_chip
+from zonos2_triton.kernels._math import apply_rotary, round_to
+from zonos2_triton.kernels._operator import Cost, cpu_fallback, fake, runs_kernel
 
 
 @triton.jit
@@ -32,7 +32,7 @@ def _rotary_kernel(x_ptr, positions_ptr, table_ptr, y_ptr, H, DH: tl.constexpr, 
     at = (m * H + offs_h)[:, None] * DH + offs_d[None, :]
     mask = (offs_h < H)[:, None]
     x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)  # [BLOCK_H, DH]
-    tl.store(y_ptr + at, cast(turn(x, cos, sin, BLOCK_H, DH), y_ptr.dtype.element_ty), mask=mask)
+    tl.store(y_ptr + at, round_to(apply_rotary(x, cos, sin, BLOCK_H, DH), y_ptr.dtype.element_ty), mask=mask)
 
 
 @torch.library.custom_op("zonos2_triton::rotary", mutates_args=())
@@ -47,10 +47,12 @@ def rotary(x: Tensor, positions: Tensor, table: Tensor) -> Tensor:
     check_head_dim("rotary", DH)
     check_rows("rotary", x.dtype, DH=DH)
     check_range("rotary", "positions", positions, 0, sizes["P"] - 1, "the table's rows")
-    if not on_chip(x):
-        return by_reference("rotary", x, positions, table)
+    if not runs_kernel(x):
+        return cpu_fallback("rotary", x, positions, table)
     y = torch.empty_like(x)
-    _rotary_kernel[(M,)](x, positions, table, y, H, DH=DH, BLOCK_H=block(H), **tiles("rotary", "row", x.dtype))
+    _rotary_kernel[(M,)](
+        x, positions, table, y, H, DH=DH, BLOCK_H=triton.next_power_of_2(H), **tiles("rotary", "row", x.dtype)
+    )
     return y
 
 

@@ -24,10 +24,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from zonos2_triton.kernels._args import Arg, check, readable
+from zonos2_triton.kernels._args import Arg, check, may_sync
 from zonos2_triton.kernels._launch_table import tiles
-from zonos2_triton.kernels._math import decaying
-from zonos2_triton.kernels._operator import Cost, block, by_reference, fake, on_chip
+from zonos2_triton.kernels._math import exp_nonpositive
+from zonos2_triton.kernels._operator import Cost, cpu_fallback, fake, runs_kernel
 
 LARGEST = 3.4028234663852886e38  # of the finite fp32 numbers
 MASS = 2.0**40  # of the largest weight, in the integers that weights are compared and normalised by
@@ -67,7 +67,7 @@ def _sample_codes_kernel(
     x = tl.minimum(tl.maximum(x, -LARGEST), LARGEST)
     x = tl.where(mask, x, float("-inf"))
     highest = tl.max(x, axis=0)
-    weights = tl.where(x >= _kth_largest(x, top_k), decaying(x - highest), 0.0)  # the largest is 1
+    weights = tl.where(x >= _kth_largest(x, top_k), exp_nonpositive(x - highest), 0.0)  # the largest is 1
     if (top_p > 0) & (top_p < 1):
         weights = _nucleus(weights, top_p, MASS)
     weights = tl.where(weights >= min_p, weights, 0.0)
@@ -135,12 +135,12 @@ def sample_codes(
             f"sample_codes: logits must have 3..{MOST_CODES} codes a row, two of them end and padding, got {V}"
         )
     _check_settings(settings)
-    if not on_chip(logits):
-        return by_reference("sample_codes", logits, settings, seeds, steps, last_seen)
+    if not runs_kernel(logits):
+        return cpu_fallback("sample_codes", logits, settings, seeds, steps, last_seen)
     codes, faults = (logits.new_empty((B, C), dtype=torch.int32) for _ in range(2))
     _sample_codes_kernel[(C, B)](
         logits, settings, seeds, steps, last_seen, codes, faults, V, SETTINGS=SETTINGS, LARGEST=LARGEST, MASS=MASS,
-        WEIGHT=WEIGHT, BLOCK_V=block(V), **tiles("sample_codes", "row", torch.float32),
+        WEIGHT=WEIGHT, BLOCK_V=triton.next_power_of_2(V), **tiles("sample_codes", "row", torch.float32),
     )  # fmt: skip
     return codes, faults
 
@@ -153,7 +153,7 @@ _RANGES = (
 
 
 def _check_settings(settings: Tensor) -> None:
-    if not readable(settings):
+    if not may_sync(settings):
         return
     for b, row in enumerate(settings.tolist()):
         for (name, low, high), value in zip(_RANGES, row, strict=False):

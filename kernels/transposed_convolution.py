@@ -24,7 +24,7 @@ from torch import Tensor
 
 from zonos2_triton.kernels._args import Arg, check
 from zonos2_triton.kernels._launch_table import tiles
-from zonos2_triton.kernels._operator import Cost, by_reference, cdiv, fake, on_chip
+from zonos2_triton.kernels._operator import Cost, cpu_fallback, fake, runs_kernel
 from zonos2_triton.kernels._ring_conv import (
     check_outputs,
     check_ring,
@@ -99,13 +99,13 @@ def transposed_convolution(
     check_ring("transposed_convolution", "x", x, each + 1, "those of a step and the one before")
     for name, ring in (("y", y), ("act", act)):
         check_ring("transposed_convolution", name, ring, each * stride, "those of a step")
-    if not on_chip(x):
-        return by_reference(
+    if not runs_kernel(x):
+        return cpu_fallback(
             "transposed_convolution", x, weight, bias, spans, frames, rate, lag, short, stride, alpha, y, act, tf32
         )  # fmt: skip
     launch = tiles("transposed_convolution", "taps", x.dtype, tf32=tf32)
-    grid = cdiv(B * each, launch["BLOCK_M"]), cdiv(stride * Co, launch["BLOCK_N"])
-    blocks = 2 * cdiv(Ci, launch["BLOCK_K"])
+    grid = triton.cdiv(B * each, launch["BLOCK_M"]), triton.cdiv(stride * Co, launch["BLOCK_N"])
+    blocks = 2 * triton.cdiv(Ci, launch["BLOCK_K"])
     _transposed_convolution_kernel[grid](
         x, weight, bias, alpha, y, act, spans, B, frames, blocks, rate, lag, short, R, positions(y), positions(act),
         CI=Ci, CO=Co, STRIDE=stride, HAS_Y=y is not None, HAS_ACT=act is not None, TF32=tf32,

@@ -23,7 +23,7 @@ from torch import Tensor
 from zonos2_triton.kernels._args import Arg, check
 from zonos2_triton.kernels._launch_table import tiles
 from zonos2_triton.kernels._math import tanh
-from zonos2_triton.kernels._operator import Cost, by_reference, cdiv, fake, on_chip
+from zonos2_triton.kernels._operator import Cost, cpu_fallback, fake, runs_kernel
 from zonos2_triton.kernels._ring_conv import (
     check_ring,
     check_step,
@@ -77,12 +77,12 @@ def waveform(
     each, count = frames * rate, K // Ci
     check_ring("waveform", "x", x, each + count - 1, "those of a step and the taps around them")
     check_ring("waveform", "y", y, each, "those of a step")
-    if not on_chip(x):
-        return by_reference("waveform", x, weight, bias, spans, frames, rate, lag, short, y, tf32)
+    if not runs_kernel(x):
+        return cpu_fallback("waveform", x, weight, bias, spans, frames, rate, lag, short, y, tf32)
     samples = x.new_empty((B, each), dtype=torch.float32)
     launch = tiles("waveform", "taps", x.dtype, tf32=tf32)
-    blocks = count * cdiv(Ci, launch["BLOCK_K"])
-    _waveform_kernel[(cdiv(B * each, launch["BLOCK_M"]),)](
+    blocks = count * triton.cdiv(Ci, launch["BLOCK_K"])
+    _waveform_kernel[(triton.cdiv(B * each, launch["BLOCK_M"]),)](
         x, weight, bias, samples, y, spans, B, frames, blocks, rate, lag, short, R, positions(y), CI=Ci, TAPS=count,
         HAS_Y=y is not None, TF32=tf32, LONG=long(x), **launch,
     )  # fmt: skip

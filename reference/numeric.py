@@ -19,7 +19,7 @@ LOG2E, LN2_HIGH, LN2_LOW = 1.4426950408889634, 0.693359375, -2.12194440e-4  # th
 EXP_TERMS = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 
 
-def decaying(x: Tensor) -> Tensor:
+def exp_nonpositive(x: Tensor) -> Tensor:
     """exp(x) of fp32 x <= 0, within 0.75 of a last place; 0 below -104.
 
     Sums, products and powers of two alone, each rounded once: any machine that does not fuse them gets the same bits.

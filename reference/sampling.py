@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from zonos2_triton.reference.numeric import decaying, isolated
+from zonos2_triton.reference.numeric import exp_nonpositive, isolated
 from zonos2_triton.reference.philox import philox
 from zonos2_triton.reference.sampling_params import LARGEST as LARGEST
 from zonos2_triton.reference.sampling_params import Sampling as Sampling
@@ -47,7 +47,7 @@ def distributions(logits: Tensor, settings: Tensor, steps: Tensor, last_seen: Te
     x = x.clamp(-LARGEST, LARGEST)
     descending = x.sort(dim=-1, descending=True).values
     least = descending.gather(-1, (top_k.long().clamp(max=V) - 1).expand(*x.shape[:-1], 1))
-    weights = torch.where(x >= least, decaying(x - descending[..., :1]), 0.0)  # the largest is 1
+    weights = torch.where(x >= least, exp_nonpositive(x - descending[..., :1]), 0.0)  # the largest is 1
     weights = torch.where((top_p > 0) & (top_p < 1), _nucleus(weights, top_p), weights)
     weights = torch.where(weights >= min_p, weights, 0.0)
     total = _mass(weights).sum(-1, keepdim=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from zonos2_triton.reference.moe_router import by_expert
-from zonos2_triton.reference.numeric import decaying
+from zonos2_triton.reference.numeric import exp_nonpositive
 from zonos2_triton.reference.rotary import rotary_table
 from zonos2_triton.reference.sampling import NEVER_SEEN, Sampling
 from zonos2_triton.reference.vocoder_layers import OPEN, packed_codebooks
@@ -240,7 +240,7 @@ def last_bits(requests: int) -> Sizes:
     top = torch.tensor([0.0, 4.0]).repeat_interleave(2).repeat(requests)[:requests]
     x = top - torch.linspace(0.03, 1.5, requests)
     seen = torch.where(x > 0, x / penalty, x * penalty) / temperature
-    weights = decaying(seen - top / temperature)
+    weights = exp_nonpositive(seen - top / temperature)
     weights[1::2] = weights[1::2].nextafter(torch.tensor(1.0))
     levels = [(number,) * 28 + (high, -math.inf) for number, high in zip(x.tolist(), top.tolist(), strict=True)]
     settings = tuple({"min_p": weight} for weight in weights.tolist())

@@ -8,7 +8,7 @@ import triton.language as tl
 
 from zonos2_triton.kernels import _math
 from zonos2_triton.reference import vocoder_layers
-from zonos2_triton.reference.numeric import SWITCHES, decaying, exact_numerics, wide
+from zonos2_triton.reference.numeric import SWITCHES, exact_numerics, exp_nonpositive, wide
 
 
 def state():
@@ -68,20 +68,20 @@ HALVES = torch.log(torch.tensor(2.0)) * (torch.arange(-300, 1) / 2)  # where the
 EDGES = torch.tensor([-0.0, -87.3, -88, -95, -103.9, -104, -104.00001, -200, -1e30, -torch.inf])
 
 
-def test_decaying_is_exp_to_three_quarters_of_a_last_place():
+def test_exp_nonpositive_is_exp_to_three_quarters_of_a_last_place():
     for x in (DENSE, NEAR_ZERO, HALVES[HALVES > -87]):
         exact = x.double().exp()
         place = 2.0 ** (exact.log2().floor() - 23)
-        assert ((decaying(x).double() - exact).abs() / place).max() < 0.75
+        assert ((exp_nonpositive(x).double() - exact).abs() / place).max() < 0.75
     # Below the normal numbers a last place is 2^-149, and rounding to it comes on top.
     x = torch.linspace(-104, -87, 2**16)
-    assert (decaying(x).double() - x.double().exp()).abs().max() < 0.9 * 2.0**-149
+    assert (exp_nonpositive(x).double() - x.double().exp()).abs().max() < 0.9 * 2.0**-149
 
 
-def test_decaying_never_rises_above_one_and_ends_at_zero():
-    assert decaying(torch.tensor([0.0, -0.0, -1e-45])).tolist() == [1, 1, 1]
-    assert (decaying(torch.cat([DENSE, NEAR_ZERO])) <= 1).all()
-    assert decaying(torch.tensor([-104.00001, -105, -1e4, -3e38, -torch.inf])).tolist() == [0] * 5
+def test_exp_nonpositive_never_rises_above_one_and_ends_at_zero():
+    assert exp_nonpositive(torch.tensor([0.0, -0.0, -1e-45])).tolist() == [1, 1, 1]
+    assert (exp_nonpositive(torch.cat([DENSE, NEAR_ZERO])) <= 1).all()
+    assert exp_nonpositive(torch.tensor([-104.00001, -105, -1e4, -3e38, -torch.inf])).tolist() == [0] * 5
 
 
 interpreted = pytest.mark.interpreter
@@ -101,9 +101,9 @@ def in_a_kernel(function, x):
 
 
 @interpreted
-def test_decaying_has_the_same_bits_in_a_kernel():
+def test_exp_nonpositive_has_the_same_bits_in_a_kernel():
     x = torch.cat([DENSE, NEAR_ZERO, HALVES, EDGES, torch.linspace(-110, -87, 2**12)])
-    assert torch.equal(in_a_kernel(_math.decaying, x).view(torch.int32), decaying(x).view(torch.int32))
+    assert torch.equal(in_a_kernel(_math.exp_nonpositive, x).view(torch.int32), exp_nonpositive(x).view(torch.int32))
 
 
 SMALL = torch.linspace(-30, 30, 2**18)

@@ -30,7 +30,7 @@ from torch import Tensor
 from zonos2_triton.kernels._args import Arg, check, check_rows
 from zonos2_triton.kernels._launch_table import tiles
 from zonos2_triton.kernels._math import cast
-from zonos2_triton.kernels._operator import Cost, block, by_reference, fake, on_chip
+from zonos2_triton.kernels._operator import Cost, block, cpu_fallback, fake, runs_kernel
 
 
 @triton.jit
@@ -48,8 +48,8 @@ def _scale_add_kernel(x_ptr, residual_ptr, y_ptr, scale, D, BLOCK_D: tl.constexp
 def scale_add(x: Tensor, residual: Tensor, scale: float) -> Tensor:
     sizes = check("scale_add", x=Arg(x, "M D"), residual=Arg(residual, "M D"))
     check_rows("scale_add", x.dtype, D=sizes["D"])
-    if not on_chip(x):
-        return by_reference("scale_add", x, residual, scale)
+    if not runs_kernel(x):
+        return cpu_fallback("scale_add", x, residual, scale)
     y = torch.empty_like(x)
     more = tiles("scale_add", "row", x.dtype)
     _scale_add_kernel[(sizes["M"],)](x, residual, y, scale, sizes["D"], BLOCK_D=block(sizes["D"]), **more)

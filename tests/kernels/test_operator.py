@@ -16,7 +16,7 @@ from tests.kernels.operator_suite import EXACT, OperatorTests, inputs_of, interp
 from zonos2_triton import kernels
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.kernels import _operator
-from zonos2_triton.kernels._operator import by_reference, fresh_counters, on_chip
+from zonos2_triton.kernels._operator import cpu_fallback, runs_kernel, zeroed_counters
 from zonos2_triton.reference.numeric import SWITCHES
 
 # In a process that does not interpret: every operator is its reference, and says so without a launch.
@@ -113,23 +113,23 @@ def test_the_kernel_runs_where_it_can(monkeypatch):
     x = torch.zeros(1)
     for interprets in (True, False):
         monkeypatch.setattr(_operator, "interpreted", lambda interprets=interprets: interprets)
-        assert on_chip(x) is interprets
+        assert runs_kernel(x) is interprets
     with torch._subclasses.fake_tensor.FakeTensorMode():
-        assert on_chip(torch.zeros(1))
+        assert runs_kernel(torch.zeros(1))
 
 
 def test_results_are_nobody_elses_memory(monkeypatch):
     """As an operator must return them, whatever the reference returns."""
     x, y = torch.arange(6.0).view(2, 3), torch.ones(2)
     monkeypatch.setattr(_operator, "_reference", lambda op: lambda x, y: (x, x.T, y, y, x + 1))
-    results = by_reference("any", x, y=y)
+    results = cpu_fallback("any", x, y=y)
     assert [*map(torch.equal, results, (x, x.T, y, y, x + 1))] == [True] * 5
     assert len({tensor.untyped_storage().data_ptr() for tensor in (*results, x, y)}) == 7
     assert all(result.is_contiguous() for result in results)
     monkeypatch.setattr(_operator, "_reference", lambda op: lambda x: x[0])
-    assert by_reference("any", x).data_ptr() != x.data_ptr()
+    assert cpu_fallback("any", x).data_ptr() != x.data_ptr()
     monkeypatch.setattr(_operator, "_reference", lambda op: lambda x: None)
-    assert by_reference("any", x) is None
+    assert cpu_fallback("any", x) is None
 
 
 def test_the_reference_runs_in_ieee_fp32_without_gradients_and_without_autocast(monkeypatch):
@@ -142,10 +142,10 @@ def test_the_reference_runs_in_ieee_fp32_without_gradients_and_without_autocast(
 
     monkeypatch.setattr(_operator, "_reference", lambda op: spying)
     with torch.autocast("cpu", torch.bfloat16):
-        by_reference("any", torch.ones(2, requires_grad=True))
+        cpu_fallback("any", torch.ones(2, requires_grad=True))
     assert seen == [([value for _, _, value in SWITCHES], False, False)]
 
 
 def test_counters_on_another_device():
     with pytest.raises(ValueError, match=r"^moe_router: counters must be one axis of int32 on cpu, got .* on meta"):
-        fresh_counters(torch.empty(3), 2, torch.zeros(4, dtype=torch.int32, device="meta"), "moe_router")
+        zeroed_counters(torch.empty(3), 2, torch.zeros(4, dtype=torch.int32, device="meta"), "moe_router")

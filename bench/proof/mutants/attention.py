@@ -9,7 +9,7 @@ from zonos2_triton.bench.proof.mutation import Fault
 _GATE = "        if not PLAIN:\n            y = y * tl.sigmoid(gate)[:, None]\n"
 _JOINED = "m = highest\n        y = acc / l[:, None]\n        if not PLAIN:\n            y = y * "
 _NORMED_QUERIES = (
-    "    if {{not PLAIN => PLAIN:\n        q = cast(unit(q.to(tl.float32), DH, QK_EPS), dtype)\n    else}}:\n"
+    "    if {{not PLAIN => PLAIN:\n        q = round_to(rms_normalize(q.to(tl.float32), DH, QK_EPS), dtype)\n    else}}:\n"
     "        q = q.to(tl.float32)\n"
 )
 
@@ -28,14 +28,14 @@ ATTENTION: Mapping[str, tuple[Fault, ...]] = {
         gate_without_sigmoid=_JOINED + "{{tl.sigmoid(gate) => gate}}[:, None]\n",
         gates_of_the_first_group="(HQ + 2 * HKV) * DH + {{heads => offs_g}}, mask",
         temperature_signed="{{tl.abs => }}(tl.load(temp_ptr + heads, mask=mask_g, other=0.0).to(tl.float32)) * scale",
-        temperature_forgotten="unit(q, DH, QK_EPS) * {{temp[:, None] => scale}}",
+        temperature_forgotten="rms_normalize(q, DH, QK_EPS) * {{temp[:, None] => scale}}",
         scale_forgotten=".to(tl.float32)){{ * scale => }}",
         scale_twice=".to(tl.float32)) * scale{{ =>  * scale}}",
         powers_of_two_for_powers_of_e="DH**-0.5{{ * LOG2E => }}",
         head_epsilon_of_the_others="QK_EPS = 1e-{{6 => 5}}",
-        query_not_turned="{{turn(unit => unit}}(q, DH, QK_EPS) * temp[:, None]{{, cos, sin, ROWS, DH) => }}, dtype)",
-        new_key_not_turned="cast({{turn( => }}unit(k_new.to(tl.float32), DH, QK_EPS){{, cos, sin, 1, DH) => }}, dtype)",
-        new_key_not_normed="turn({{unit(k_new.to(tl.float32), DH, QK_EPS => k_new.to(tl.float32}}), cos",
+        query_not_turned="{{apply_rotary(rms_normalize => rms_normalize}}(q, DH, QK_EPS) * temp[:, None]{{, cos, sin, ROWS, DH) => }}, dtype)",
+        new_key_not_turned="round_to({{apply_rotary( => }}rms_normalize(k_new.to(tl.float32), DH, QK_EPS){{, cos, sin, 1, DH) => }}, dtype)",
+        new_key_not_normed="apply_rotary({{rms_normalize(k_new.to(tl.float32), DH, QK_EPS => k_new.to(tl.float32}}), cos",
         position_off_by_one="{{position.to => tl.maximum(position - 1, 0).to}}(tl.int64) * DH",
         values_are_keys="tl.load(key_ptr{{ + HKV * DH => }})",
         keys_are_values="(HQ + {{ => HKV + }}hk) * DH + offs_one",
@@ -47,7 +47,7 @@ ATTENTION: Mapping[str, tuple[Fault, ...]] = {
         cache_of_the_first_sequence="{{b * W +  => }}at // page_size",
         cache_of_the_first_head="at % page_size) * HKV{{ + hk => }}) * DH\n",
         groups_interleaved="heads = hk {{* GROUP + offs_g => + offs_g * HKV}}",
-        sum_not_faded="acc = mma(p, v, acc{{ * fade[:, None] => }})",
+        sum_not_faded="acc = dot_fp32(p, v, acc{{ * fade[:, None] => }})",
         weights_not_faded="l = l {{* fade  => }}+ tl.sum(p.to",
         new_row_without_fade="l = l {{* fade  => }}+ p_new",
         joined_without_fade="acc = acc {{* fade[:, None]  => }}+ tl.sum(sums",
@@ -56,19 +56,19 @@ ATTENTION: Mapping[str, tuple[Fault, ...]] = {
         last_round_not_joined="for start in range(0, splits{{ =>  - 1}}, JOIN)",
         splits_joined_twice="for start in range(0, splits, JOIN{{ =>  - 1}})",
         splits_of_equal_weight="tl.exp2(m_part - {{highest[None, :] => m_part}})",
-        heads_share_a_counter="counters_ptr + {{pair => b}}",
-        sequences_share_their_sums="slot = {{pair => hk}} * tl.num_programs(0)",
+        heads_share_a_counter="counters_ptr + {{bh => b}}",
+        sequences_share_their_sums="slot = {{bh => hk}} * tl.num_programs(0)",
         idle_row_left_unwritten="if split {{== 0:  # the row is idle => > HKV * HQ:}}",
         idle_row_at_position_zero="position = {{ => tl.maximum(}}tl.load(positions_ptr + b){{ => , 0)}}",
         idle_row_not_masked="tl.zeros((ROWS, DH), dtype){{, mask=mask_g[:, None] => }})",
         splits_beyond_the_end_write_zeros="if split {{== 0:  # the row is idle => >= 0:}}",
-        splits_of_the_grid_counted="counters_ptr + pair, {{splits => tl.num_programs(0)}})",
+        splits_of_the_grid_counted="counters_ptr + bh, {{splits => tl.num_programs(0)}})",
         plain_scores_not_scaled="{{s = s * scale => pass}}  # and not q",
         plain_queries_normed=_NORMED_QUERIES,
         plain_new_score_not_scaled="            {{s_new = s_new * scale => pass}}\n",
         plain_new_key_normed=(
             "k_new = tl.load(key_ptr){{ => \n        if PLAIN:\n"
-            "            k_new = cast(unit(k_new.to(tl.float32), DH, QK_EPS), dtype)}}  # [1, DH]"
+            "            k_new = round_to(rms_normalize(k_new.to(tl.float32), DH, QK_EPS), dtype)}}  # [1, DH]"
         ),
         plain_rows_of_the_gated_width="{{(0 if PLAIN else HQ) => HQ}}",
     ),
@@ -83,7 +83,7 @@ ATTENTION: Mapping[str, tuple[Fault, ...]] = {
         common_border_rounded_up="{{(start + row + 1) // BLOCK_S => tl.cdiv(start + row + 1, BLOCK_S)}} * BLOCK_S",
         tile_without_its_last_row="end = start + tl.minimum(row + BLOCK_Q{{ =>  - 1}}, length)",
         length_for_the_end="end = {{start +  => }}tl.minimum(row + BLOCK_Q, length)",
-        nan_not_guarded="acc = mma(p, {{tl.where(sound, v, tl.zeros_like(v)) => v}}, acc",
+        nan_not_guarded="acc = dot_fp32(p, {{tl.where(sound, v, tl.zeros_like(v)) => v}}, acc",
         nan_hidden="{{reached => (reached & (l < 0))}}[:, None], float",
         nan_reaches_earlier_rows="({{seen & unsound[None, :]) => written & unsound)[None, :]}}",
         one_tile_too_far="tl.num_programs(0) - {{1 -  => }}tl.program_id(0)",
@@ -96,8 +96,8 @@ ATTENTION: Mapping[str, tuple[Fault, ...]] = {
         temperature_signed="{{tl.abs => }}(tl.load(temp_ptr + heads, mask=there, other=0.0).to(tl.float32)) * scale",
         scale_forgotten=".to(tl.float32)){{ * scale => }}",
         powers_of_two_for_powers_of_e="DH**-0.5{{ * LOG2E => }}",
-        key_not_turned="k = {{turn(unit(k, DH, QK_EPS), cos, sin, BLOCK_Q, DH => unit(k, DH, QK_EPS}})",
-        query_not_normed="turn({{unit(q, DH, QK_EPS) => q}} * temp",
+        key_not_turned="k = {{apply_rotary(rms_normalize(k, DH, QK_EPS), cos, sin, BLOCK_Q, DH => rms_normalize(k, DH, QK_EPS}})",
+        query_not_normed="apply_rotary({{rms_normalize(q, DH, QK_EPS) => q}} * temp",
         keys_from_position_zero="there = offs_t < length\n    mask = there[:, None]\n    at = {{start +  => }}offs_t",
         queries_one_position_on="(offs_t < length)\n    mask = there[:, None]\n    at = start + offs_t{{ =>  - 1}}",
         values_are_keys="tl.load(qkvg_ptr + key_at{{ + HKV * DH => }},",
@@ -105,13 +105,13 @@ ATTENTION: Mapping[str, tuple[Fault, ...]] = {
         pages_of_the_first_sequence="pages_ptr = block_table_ptr{{ + b * W => }}",
         written_to_the_first_sequence="block_table_ptr + {{b * W +  => }}at",
         groups_interleaved="heads = hk {{* GROUP + offs_m % GROUP => + offs_m % GROUP * HKV}}",
-        sum_not_faded="acc = mma(p, v, acc{{ * fade[:, None] => }})",
+        sum_not_faded="acc = dot_fp32(p, v, acc{{ * fade[:, None] => }})",
         weights_not_faded="l = l {{* fade  => }}+ tl.sum(p.to(tl.float32), axis=1)\n",
         results_of_the_first_sequence="    y_at = ({{ => 0 * }}begin + offs_t)",
         plain_scores_not_scaled="{{s = s * scale => pass}}  # and not q",
         plain_queries_normed=_NORMED_QUERIES,
         plain_last_scores_not_scaled="            {{s = s * scale => pass}}\n        seen",
-        plain_keys_normed="if {{not PLAIN => PLAIN:\n        k = unit(k, DH, QK_EPS)\n    else}}:\n        k = turn(",
+        plain_keys_normed="if {{not PLAIN => PLAIN:\n        k = rms_normalize(k, DH, QK_EPS)\n    else}}:\n        k = apply_rotary(",
         plain_keys_of_the_gated_width="{{(0 if PLAIN else HQ) => HQ}}\n    offs_t",
         plain_queries_of_the_gated_width="{{(0 if PLAIN else HQ) => HQ}}\n    offs_m",
     ),

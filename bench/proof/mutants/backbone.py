@@ -35,7 +35,7 @@ BACKBONE: Mapping[str, tuple[Fault, ...]] = {
         masked_lanes_undefined="x_ptr + row + offs, mask=mask{{, other=0.0 => }}",
         residual_forgotten="s += {{ => 0.0 * }}tl.load(residual_ptr",
         residual_added_twice="s += {{ => 2.0 * }}tl.load(residual_ptr",
-        sum_not_stored="{{        tl.store(s_ptr + row + offs, cast(s, s_ptr.dtype.element_ty), mask=mask)\n => }}",
+        sum_not_stored="{{        tl.store(s_ptr + row + offs, round_to(s, s_ptr.dtype.element_ty), mask=mask)\n => }}",
         sum_without_residual_not_copied="{{s.copy_(x) => pass}}",
         x_normed_without_residual="h = {{s => tl.load(x_ptr + row + offs, mask=mask, other=0.0).to(tl.float32)}} * tl",
         norm_without_epsilon="/ D{{ + eps => }})",
@@ -66,13 +66,13 @@ BACKBONE: Mapping[str, tuple[Fault, ...]] = {
         cap_forgotten="        {{acc = softcap * tanh(acc / softcap) => pass}}\n",
         cap_on_the_wrong_side="{{softcap * tanh(acc / softcap) => tanh(acc * softcap) / softcap}}",
         cap_within_only="{{softcap *  => }}tanh(acc / softcap)",
-        cap_before_the_norm="acc = {{acc => softcap * tanh(acc / softcap)}} * tl.rsqrt(squares",
+        cap_before_the_norm="acc = {{acc => softcap * tanh(acc / softcap)}} * tl.rsqrt(sum_sq",
         cap_of_zero="CAP={{softcap != 0 => True}}",
-        scale_forgotten="{{acc = acc * tl.rsqrt(squares / D + eps)[None, :] => pass}}",
+        scale_forgotten="{{acc = acc * tl.rsqrt(sum_sq / D + eps)[None, :] => pass}}",
         one_code_too_many="offs_n {{< => <=}} N",
         one_code_too_few="offs_n < N{{ =>  - 1}}",
         codes_not_masked="mask={{mask_n[:, None] &  => }}mask_m[None, :]",
-        norm_twice="NORM={{norm_weight is not None => True}}",
+        norm_twice_in_prefill="normed(x, norm_weight, eps), {{None => norm_weight}}",
         no_norm_in_prefill="{{x, norm_weight = normed(x, norm_weight, eps), => norm_weight =}} None",
         logits_rounded="logits_ptr + at, {{acc => acc.to(tl.float16).to(tl.float32)}},",
     ),
@@ -103,7 +103,7 @@ BACKBONE: Mapping[str, tuple[Fault, ...]] = {
         too_early="count {{!= k => < k + 1}})",
         nucleus_forgotten="if {{(top_p > 0) & (top_p < 1) => top_p < 0}}:",
         nucleus_before_top_k=(
-            "{{tl.where(x >= _kth_largest(x, top_k), decaying(x - highest), 0.0) => decaying(x - highest)}}"
+            "{{tl.where(x >= _kth_largest(x, top_k), exp_nonpositive(x - highest), 0.0) => exp_nonpositive(x - highest)}}"
             + "  # the largest is 1\n"
             + _NUCLEUS
             + "{{ =>     weights = tl.where(x >= _kth_largest(x, top_k), weights, 0.0)\n}}"
@@ -201,7 +201,7 @@ BACKBONE: Mapping[str, tuple[Fault, ...]] = {
         no_norm_in_prefill="{{x, norm_weight = normed(x, norm_weight, eps), => norm_weight =}} None",
         normed_rows_normed="NORM=norm_weight is not None{{ =>  or not prefill}}",
         normed_rows_normed_in_prefill="if prefill{{ and norm_weight is not None => }}:",
-        scale_forgotten="{{acc = acc * tl.rsqrt(squares / D + eps)[None, :] => pass}}",
+        scale_forgotten="{{acc = acc * tl.rsqrt(sum_sq / D + eps)[None, :] => pass}}",
     ),
     "output_projection": mutants(
         "output_projection",
@@ -233,7 +233,7 @@ BACKBONE: Mapping[str, tuple[Fault, ...]] = {
         state_without_scale="other=0.0).to(tl.float32){{ * scale[:, None] => }}",
         state_not_carried="    if CARRY{{ =>  and D < 0}}:\n",
         state_of_the_first_rows="tl.load(state_ptr + at{{ =>  % (ROWS * R)}},",
-        state_not_stored="{{    tl.store(s_ptr + at, cast(s, dtype), mask=mask)\n => }}",
+        state_not_stored="{{    tl.store(s_ptr + at, round_to(s, dtype), mask=mask)\n => }}",
         state_norm_forgotten="h = s{{ * tl.rsqrt(tl.sum(s * s, axis=0) / R + eps)[None, :] => }}",
         state_norm_without_epsilon="/ R{{ + eps => }})",
         state_norm_over_the_tile="/ {{R => RP}} + eps)",
@@ -267,9 +267,9 @@ BACKBONE: Mapping[str, tuple[Fault, ...]] = {
         idle_rows_left_out="mask=offs_e {{<= => <}} E, other=M * K)",
         idle_slots_from_the_first="mask=offs_e {{<= E, other=M * K => < E, other=0}})",
         one_idle_slot_too_few="mask=offs_e < E, other=M * K{{ =>  - 1}})",
-        idle_rows_are_zero="cast({{x => tl.where(expert < E, x, 0.0)}} + term if RESIDUAL",
+        idle_rows_are_zero="round_to({{x => tl.where(expert < E, x, 0.0)}} + term if RESIDUAL",
         idle_rows_left_unwritten="if tl.program_id(0) >= {{tiles_m => tl.where((expert < E) | RESIDUAL, tiles_m, 0)}}:",
-        idle_slots_beyond_the_axis="block(E{{ + 1 => }})",
+        idle_slots_beyond_the_axis="next_power_of_2(E{{ + 1 => }})",
         room_for_the_experts_only="_tiles_m(slots, E{{ + routed => }}, ",
         gate_and_up_swapped="silu({{gate) * up => up) * gate}}",
         gate_forgotten="silu(gate){{ * up => }}",
@@ -293,7 +293,7 @@ BACKBONE: Mapping[str, tuple[Fault, ...]] = {
         first_choice_again="* K{{ + j => }}) * D + offs_n",
         residual_forgotten="y += {{ => 0.0 * }}tl.load(x_ptr + at",
         residual_by_choice="y += {{ => K * }}tl.load(x_ptr + at",
-        residual_forgotten_for_one="cast({{x +  => }}term if RESIDUAL",
+        residual_forgotten_for_one="round_to({{x +  => }}term if RESIDUAL",
         added_anyway="                if {{RESIDUAL => K > 1}}:\n",
         added_anyway_for_one="RESIDUAL=residual{{ =>  or K == 1}}",
         first_tile_of_rows_only="for start in range(0, {{M => BLOCK_M}}, BLOCK_M):",

@@ -53,12 +53,12 @@ MULTIPLIED = mutants(
     tail_of_K_not_masked="if {{not EVEN_K => K < 0}}:\n            mask_w",
     tail_of_K_one_too_long="(k {{< => <=}} K)[None, :]\n            mask_x = mask_x & (k {{< => <=}} K)[:, None]",
     tail_of_K_one_too_short="mask_x & (k < K{{ =>  - 1}})[:, None]",
-    last_block_of_K_only="acc = mma(w, x, {{acc => tl.zeros_like(acc)}})",
+    last_block_of_K_only="acc = dot_fp32(w, x, {{acc => tl.zeros_like(acc)}})",
 )
 NORMED = mutants(
     "_gemm",
-    norm_weight_forgotten="cast(wide{{ * gain[:, None] => }}, w.dtype)",
-    squares_of_the_last_block_only="squares {{+= => =}} wide * wide",
+    norm_weight_forgotten="round_to(wide{{ * norm_w[:, None] => }}, w.dtype)",
+    squares_of_the_last_block_only="sum_sq {{+= => =}} wide * wide",
 )
 
 # Of all tiles of rows; each is its own program.
@@ -68,8 +68,8 @@ ROW_TILES = {
     "one_row_too_few": "mask_m, mask_n = offs_m < M{{ =>  - 1}},",
 }
 SCALED = {
-    "norm_without_epsilon": "tl.rsqrt(squares / D{{ + eps => }})",
-    "norm_of_the_sum": "tl.rsqrt(squares {{/ D  => }}+ eps)",
+    "norm_without_epsilon": "tl.rsqrt(sum_sq / D{{ + eps => }})",
+    "norm_of_the_sum": "tl.rsqrt(sum_sq {{/ D  => }}+ eps)",
 }
 
 GELU = mutants(

@@ -99,13 +99,14 @@ _EMITTED = mutants(
     y_in_the_ring_of_act="y_ptr + {{y_rows => act_rows}}",
     act_in_the_ring_of_y="act_ptr + {{act_rows => y_rows}}",
     y_not_masked="channel[None, :], out, mask={{mask => mask_n[None, :]}})",
-    y_rounded="channel[None, :], {{out => cast(out, tl.float16)}}, mask=mask)",
-    act_not_masked="act_ptr.dtype.element_ty), mask={{mask => mask_n[None, :]}})",
-    act_not_activated="cast({{snake(out, alpha) => out}}, act",
+    y_rounded="channel[None, :], {{out => round_to(out, tl.float16)}}, mask=mask)",
+    act_not_masked="channel[None, :], act, mask={{mask => mask_n[None, :]}})",
+    act_not_activated="round_to({{snake(out, alpha) => out}}, act",
     alpha_of_the_first_channel="alpha_ptr + {{ => 0 * }}channel",
 )
 _ROUNDED_ONCE = mutants(
-    "_ring_conv", act_of_what_was_rounded="snake({{out => cast(out, act_ptr.dtype.element_ty).to(tl.float32)}}, alpha)"
+    "_ring_conv",
+    act_of_what_was_rounded="snake({{out => round_to(out, act_ptr.dtype.element_ty).to(tl.float32)}}, alpha)",
 )
 _SNAKE = mutants(
     "_math",
@@ -236,7 +237,7 @@ VOCODER: Mapping[str, tuple[Fault, ...]] = {
         taps_from_the_middle="at = place(t{{ - reach => }}, ring_x)",
         bounds_of_the_middle="span(t{{ - reach => }}, size, live)",
         second_part_twice="n0 + BLOCK_N, n0 + {{2 *  => }}BLOCK_N",
-        first_part_twice="acc1 = mma(x, weights(w_ptr, {{n1, k, n1 => n0, k, n0}} < C",
+        first_part_twice="acc1 = dot_fp32(x, weights(w_ptr, {{n1, k, n1 => n0, k, n0}} < C",
         last_block_forgotten="range(blocks{{ =>  - 1}})",
         blocks_rounded_down='{{cdiv(C, => (C //}} launch["BLOCK_K"])',
         weights_of_one_tap="WIDE: tl.constexpr = {{TAPS *  => }}C",
@@ -244,7 +245,7 @@ VOCODER: Mapping[str, tuple[Fault, ...]] = {
         bias_forgotten="acc += {{ => 0.0 * }}tl.load(bias_ptr",
         activated_before_the_bias=(
             "{{acc += => bias =}} tl.load(bias_ptr + n, mask=n < C, other=0.0).to(tl.float32)[None, :]\n"
-            "    return cast({{ => bias + }}snake("
+            "    return round_to({{ => bias + }}snake("
         ),
         not_activated_between="{{snake(acc, tl.load(alpha_ptr + n, mask=n < C, other=1.0).to(tl.float32)) => acc}}, dt",
         inner_alpha_of_the_outer="_between(acc0, bias_ptr, {{inner_alpha_ptr => alpha_ptr}},",
@@ -252,8 +253,8 @@ VOCODER: Mapping[str, tuple[Fault, ...]] = {
         second_part_is_the_first="h1 = _between({{acc1 => acc0}},",
         third_part_of_other_channels="h2 = _between(acc2, bias_ptr, inner_alpha_ptr, {{n2 => n1}},",
         second_weights_transposed="weights(inner_w_ptr, {{n, n0, mask_n, n0 < C => n0, n, n0 < C, mask_n}}, C,",
-        second_part_forgotten="out {{= => += 0.0 *}} mma(h1, ",
-        third_part_for_the_second="out = mma({{h1 => h2}}, ",
+        second_part_forgotten="out {{= => += 0.0 *}} dot_fp32(h1, ",
+        third_part_for_the_second="out = dot_fp32({{h1 => h2}}, ",
         second_weights_of_the_first_part="weights(inner_w_ptr, n, {{n1, mask_n, n1 => n0, mask_n, n0}} < C, C,",
         second_weights_not_masked="n2 < C, C, {{C % BLOCK_N == 0 => True}})",
         inner_bias_forgotten="out += {{ => 0.0 * }}tl.load(inner_bias_ptr",
