@@ -124,13 +124,13 @@ TABLE: dict[tuple[str, str], Tiles] = {
         "fp32": (_tile(4, 2, SPLIT=128, BLOCK_S=32),),
         "interpreter": (_tile(1, 1, SPLIT=16, BLOCK_S=8),),
     },
-    ("codebook_sum", "frames"): {
+    ("rvq_decode", "frames"): {
         "*": (_tile(4, 1, BLOCK_M=16, BLOCK_N=64),),
         "interpreter": (_tile(1, 1, BLOCK_M=16, BLOCK_N=32),),
     },
-    ("convolution", "first"): {**_TAPS, **dict.fromkeys(("*", "sm_90", "sm_100"), (_product(64, 64, 32, 4, 4),))},
-    ("convolution", "taps"): _TAPS,
-    ("transposed_convolution", "taps"): {**_TAPS, "sm_100": (_product(128, 64, 64, 8, 3),)},
+    ("conv1d_snake", "first"): {**_TAPS, **dict.fromkeys(("*", "sm_90", "sm_100"), (_product(64, 64, 32, 4, 4),))},
+    ("conv1d_snake", "taps"): _TAPS,
+    ("conv_transpose1d_snake", "taps"): {**_TAPS, "sm_100": (_product(128, 64, 64, 8, 3),)},
     ("residual_unit", "wide"): {
         "*": (_tile(8, 3, BLOCK_K=64, BLOCK_M=32),),
         **dict.fromkeys(("sm_90", "gfx942"), (_tile(8, 3, BLOCK_K=64, BLOCK_M=64),)),
@@ -143,7 +143,7 @@ TABLE: dict[tuple[str, str], Tiles] = {
         **dict.fromkeys(("fp32", "tf32"), (_tile(4, 2, BLOCK_K=32, BLOCK_M=16),)),
         "interpreter": (_tile(1, 1, BLOCK_K=64, BLOCK_M=256),),
     },
-    ("waveform", "taps"): {
+    ("conv1d_tanh", "taps"): {
         "*": (_product(16, 32, 64, 4, 3),),
         "interpreter": (_product(16, 64, 256, 1, 1),),
     },

@@ -12,7 +12,7 @@ Raises     ValueError, TypeError naming operation, argument, what came and what 
 Reference  zonos2_triton.reference.vocoder_layers.residual_unit
 Source     Kumar et al. 2023, arXiv:2306.06546.
 
-One launch for two of `convolution`: a program owns all channels of its positions, so what is between the convolutions
+One launch for two of `conv1d_snake`: a program owns all channels of its positions, so what is between the convolutions
 stays on the chip. That saves writing and reading it, in half precision 4 of 16 bytes a position and channel, and a
 launch. Above 192 channels it does not pay: the sums of all channels would not fit the registers of a program, and a
 short step has too few positions to fill the card with one program each.
@@ -127,7 +127,7 @@ def residual_unit(
     if K % C or K // C % 2 == 0:
         raise ValueError(f"residual_unit: weight must hold an odd number of taps of C={C} channels, got {K} columns")
     if C > WIDEST:
-        raise ValueError(f"residual_unit: C must be at most {WIDEST}, got {C}; use two of convolution")
+        raise ValueError(f"residual_unit: C must be at most {WIDEST}, got {C}; use two of conv1d_snake")
     check_step("residual_unit", x, spans, frames, rate, lag, short, tf32)
     if dilation < 1:
         raise ValueError(f"residual_unit: dilation must be at least 1, got {dilation}")

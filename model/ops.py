@@ -61,14 +61,14 @@ def ops_of(backend: str, config: "Zonos2Config", device: torch.device, dtype: to
 
 def vocoder_ops(dtype: torch.dtype) -> "VocoderOps":
     """The kernels of the vocoder. In fp32 no residual unit is one launch: its sums do not fit the registers."""
-    from zonos2_triton.kernels import codebook_sum, convolution, residual_unit, transposed_convolution, waveform
+    from zonos2_triton.kernels import conv1d_snake, conv1d_tanh, conv_transpose1d_snake, residual_unit, rvq_decode
     from zonos2_triton.model.vocoder_decoder import VocoderOps
 
     return VocoderOps(
-        codebook_sum=codebook_sum.codebook_sum,
-        convolution=convolution.convolution,
-        transposed_convolution=transposed_convolution.transposed_convolution,
+        rvq_decode=rvq_decode.rvq_decode,
+        conv1d_snake=conv1d_snake.conv1d_snake,
+        conv_transpose1d_snake=conv_transpose1d_snake.conv_transpose1d_snake,
         residual_unit=residual_unit.residual_unit,
-        waveform=waveform.waveform,
+        conv1d_tanh=conv1d_tanh.conv1d_tanh,
         widest_unit=0 if dtype == torch.float32 else residual_unit.WIDEST,
     )

@@ -21,11 +21,11 @@ from zonos2_triton.reference.vocoder_layers import OPEN, Place, packed, packed_c
 class VocoderOps(NamedTuple):
     """The operations of a step."""
 
-    codebook_sum: Callable[..., None]
-    convolution: Callable[..., None]
-    transposed_convolution: Callable[..., None]
+    rvq_decode: Callable[..., None]
+    conv1d_snake: Callable[..., None]
+    conv_transpose1d_snake: Callable[..., None]
     residual_unit: Callable[..., None]
-    waveform: Callable[..., Tensor]
+    conv1d_tanh: Callable[..., Tensor]
     widest_unit: int = 0  # channels up to which a residual unit is one operation; a wider one is two convolutions
 
 
@@ -151,12 +151,12 @@ class Decoder:
         B, T, C = codes.shape
         z = self.like.new_empty(B, T, self.config.latent_dim)
         (spans,) = same_clips(B, T, T, 0, z.device)
-        ranged(self.ops).codebook_sum(codes, *self.codebooks(C), spans, T, False, z, tf32=self.tf32)
+        ranged(self.ops).rvq_decode(codes, *self.codebooks(C), spans, T, False, z, tf32=self.tf32)
         return z
 
     def step(self, rings: Rings, codes: Tensor, spans: Tensor, frames: int, delayed: bool = False) -> Tensor:
         """Samples [rows, frames * hop] of the frames that spans name, at most `frames` a row: column j of a row is its
-        sample hop * done - lag + j, zero where that lies outside of the clip. codes and spans as `codebook_sum` of
+        sample hop * done - lag + j, zero where that lies outside of the clip. codes and spans as `rvq_decode` of
         reference.vocoder_layers has them; codes may be of the first codebooks alone, or latents [B, N, latent_dim], a
         ring of frames of what codes sum to."""
         with annotate("codec/step", frames):
@@ -168,18 +168,18 @@ class Decoder:
             _take_in(codes, spans, frames, rings.z)
         else:
             tables, projection = self.codebooks(min(codes.shape[2], len(self.tables)))
-            ops.codebook_sum(codes, tables, projection, spans, frames, delayed, rings.z, **tf32)
+            ops.rvq_decode(codes, tables, projection, spans, frames, delayed, rings.z, **tf32)
         place = Place()
         at: tuple[Any, ...] = (spans, frames)
         y, act = rings.first
-        ops.convolution(rings.z, *self.first, *at, *place, alpha=self.first_alpha, y=y, act=act, **tf32)
+        ops.conv1d_snake(rings.z, *self.first, *at, *place, alpha=self.first_alpha, y=y, act=act, **tf32)
         place = place.convolved()
         for i, (block, (begin, *others), between) in enumerate(
             zip(self.blocks, rings.blocks, rings.between, strict=True)
         ):
             with annotate("codec/block", i):
                 up = block.weight, block.bias
-                ops.transposed_convolution(
+                ops.conv_transpose1d_snake(
                     act, *up, *at, *place, block.stride, alpha=block.alpha, y=begin.y, act=begin.act, **tf32
                 )
                 place, residual, act = place.upsampled(block.stride), begin.y, begin.act
@@ -192,13 +192,13 @@ class Decoder:
                             unit.dilation, **outputs,
                         )  # fmt: skip
                     else:
-                        ops.convolution(
+                        ops.conv1d_snake(
                             act, unit.weight, unit.bias, *at, *place, unit.dilation, alpha=unit.inner_alpha,
                             act=between, **tf32,
                         )  # fmt: skip
-                        ops.convolution(between, *inner, *at, *place.convolved(unit.dilation), 1, residual, **outputs)
+                        ops.conv1d_snake(between, *inner, *at, *place.convolved(unit.dilation), 1, residual, **outputs)
                     place, residual, act = place.convolved(unit.dilation), y, after
-        return ops.waveform(act, *self.last, *at, *place, rings.pre_tanh, **tf32)
+        return ops.conv1d_tanh(act, *self.last, *at, *place, rings.pre_tanh, **tf32)
 
     def _lag(self) -> int:
         place = Place().convolved()

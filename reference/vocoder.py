@@ -102,7 +102,7 @@ def snake(x: Tensor, alpha: Tensor) -> Tensor:
     return (y + torch.sin(a * y).square() / (a + 1e-9)).to(x.dtype)
 
 
-def codebook_sum(config: VocoderConfig, state: Mapping[str, Tensor], codes: Tensor) -> Tensor:
+def rvq_decode(config: VocoderConfig, state: Mapping[str, Tensor], codes: Tensor) -> Tensor:
     """codes [B, C, T], ids above the codebook read its last row -> latent [B, latent_dim, T]: the sum of C projected
     code vectors; C may be below n_codebooks."""
     projected = []
@@ -126,7 +126,7 @@ def decode(config: VocoderConfig, state: Mapping[str, Tensor], codes: Tensor) ->
         y = conv(f"{name}.1", snake(x, state[f"{name}.0.alpha"]), dilation)
         return x + conv(f"{name}.3", snake(y, state[f"{name}.2.alpha"]))
 
-    stages = {"z": codebook_sum(config, state, codes)}
+    stages = {"z": rvq_decode(config, state, codes)}
     x = stages["conv_in"] = conv("decoder.model.0", stages["z"])
     for i, rate in enumerate(config.decoder_rates):
         block = f"decoder.model.{i + 1}.block"

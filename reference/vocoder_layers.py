@@ -38,7 +38,7 @@ class Place(NamedTuple):
         return Place(stride * self.rate, lag, stride * self.short + stride % 2)
 
 
-def codebook_sum(
+def rvq_decode(
     codes: Tensor, tables: Tensor, weight: Tensor, spans: Tensor, frames: int, delayed: bool, z: Tensor,
     tf32: bool = False,
 ) -> None:  # fmt: skip
@@ -60,7 +60,7 @@ def codebook_sum(
         _store(z[b], done, F.linear(operand, _read(weight, tf32)[:, : C * (K + 1)]), length)
 
 
-def convolution(
+def conv1d_snake(
     x: Tensor, weight: Tensor, bias: Tensor, spans: Tensor, frames: int, rate: int, lag: int, short: int,
     dilation: int = 1, residual: Tensor | None = None, alpha: Tensor | None = None, y: Tensor | None = None,
     act: Tensor | None = None, tf32: bool = False,
@@ -84,7 +84,7 @@ def convolution(
         _emit(out, first, size, alpha, None if y is None else y[b], None if act is None else act[b])
 
 
-def transposed_convolution(
+def conv_transpose1d_snake(
     x: Tensor, weight: Tensor, bias: Tensor, spans: Tensor, frames: int, rate: int, lag: int, short: int,
     stride: int, alpha: Tensor | None = None, y: Tensor | None = None, act: Tensor | None = None, tf32: bool = False,
 ) -> None:  # fmt: skip
@@ -112,16 +112,16 @@ def residual_unit(
     inner_bias: Tensor, spans: Tensor, frames: int, rate: int, lag: int, short: int, dilation: int = 1,
     alpha: Tensor | None = None, y: Tensor | None = None, act: Tensor | None = None, tf32: bool = False,
 ) -> None:  # fmt: skip
-    """y = residual + point(snake(conv(x))): `convolution` by weight [C, 7 * C], and by inner_weight [C, C] after it."""
+    """y = residual + point(snake(conv(x))): `conv1d_snake` by weight [C, 7 * C], then by inner_weight [C, C]."""
     inner = torch.zeros_like(x)  # a ring that holds at least as much
-    convolution(
+    conv1d_snake(
         x, weight, bias, spans, frames, rate, lag, short, dilation, alpha=inner_alpha, act=inner, tf32=tf32
     )  # fmt: skip
     lag += weight.shape[1] // x.shape[2] // 2 * dilation
-    convolution(inner, inner_weight, inner_bias, spans, frames, rate, lag, short, 1, residual, alpha, y, act, tf32)
+    conv1d_snake(inner, inner_weight, inner_bias, spans, frames, rate, lag, short, 1, residual, alpha, y, act, tf32)
 
 
-def waveform(
+def conv1d_tanh(
     x: Tensor, weight: Tensor, bias: Tensor, spans: Tensor, frames: int, rate: int, lag: int, short: int,
     y: Tensor | None = None, tf32: bool = False,
 ) -> Tensor:  # fmt: skip
@@ -132,7 +132,7 @@ def waveform(
     """
     B, reach = len(x), weight.shape[1] // x.shape[2] // 2
     inner = wide(x).new_zeros(B, max(x.shape[1], frames * rate), 1) if y is None else y
-    convolution(x, weight, bias, spans, frames, rate, lag, short, y=inner, tf32=tf32)
+    conv1d_snake(x, weight, bias, spans, frames, rate, lag, short, y=inner, tf32=tf32)
     samples = wide(x).new_zeros(B, frames * rate)
     for b, (done, count, length, _) in enumerate(spans.tolist()):
         first, size = rate * done - lag - reach, rate * length - short
@@ -195,4 +195,4 @@ def _emit(out: Tensor, first: int, size: int, alpha: Tensor | None, y: Tensor | 
         _store(act, first, snake(out.mT[None], alpha[:, None])[0].mT, size)
 
 
-OPERATIONS = ("codebook_sum", "convolution", "transposed_convolution", "residual_unit", "waveform")
+OPERATIONS = ("rvq_decode", "conv1d_snake", "conv_transpose1d_snake", "residual_unit", "conv1d_tanh")

@@ -225,8 +225,8 @@ INVARIANTS: Mapping[str, Callable[[Case, Op], None]] = {
 }  # fmt: skip
 
 ROUNDED_ONCE = (
-    "frame_embedding", "add_rms_norm", "rotary", "output_projection", "codebook_sum", "convolution",
-    "transposed_convolution", "waveform",
+    "frame_embedding", "add_rms_norm", "rotary", "output_projection", "rvq_decode", "conv1d_snake",
+    "conv_transpose1d_snake", "conv1d_tanh",
 )  # fmt: skip
 MUTABLE = ("k_cache", "v_cache")
 COUNTING = ("decode_attention", "moe_router", "moe_experts")
@@ -246,9 +246,10 @@ ROWS: Mapping[str, tuple[str, ...]] = {
     "advance_frame": (
         "codes", "faults", "positions", "steps", "limits", "eoa_ids", "eos_frames", "ids", "last_seen", "frames",
     ),
-    "codebook_sum": ("codes", "spans", "z"),
+    "rvq_decode": ("codes", "spans", "z"),
     **dict.fromkeys(
-        ("convolution", "transposed_convolution", "residual_unit", "waveform"), ("x", "spans", "residual", "y", "act")
+        ("conv1d_snake", "conv_transpose1d_snake", "residual_unit", "conv1d_tanh"),
+        ("x", "spans", "residual", "y", "act"),
     ),
 }  # fmt: skip
 
@@ -371,7 +372,7 @@ def _spoilt(case: Case, unit: int, name: str) -> Inputs:
         if index[unit] >= 0:
             index[unit] = len(speakers)
         return {"table": table, "speakers": F.pad(speakers, (0, 0, 0, 1), value=float("nan")), "speaker_index": index}
-    if case.kernel.name == "codebook_sum":  # by a vector before the first, to which the row's codes fall
+    if case.kernel.name == "rvq_decode":  # by a vector before the first, to which the row's codes fall
         codes = case.inputs["codes"] + 1
         codes[unit] = 0
         return {"codes": codes, "tables": F.pad(case.inputs["tables"], (0, 0, 1, 0), value=float("nan"))}

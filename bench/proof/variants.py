@@ -39,7 +39,7 @@ _FAR: Changes = {"far": lambda inputs: {"bias": inputs["bias"] * 1e30}}
 VARIANTS: Mapping[str, Changes] = {
     **dict.fromkeys(("frame_embedding", "add_rms_norm", "qkv_projection", "moe_experts"), _EPSILON),
     **dict.fromkeys(("decode_attention", "prefill_attention"), _HEADS),
-    **dict.fromkeys(("convolution", "transposed_convolution", "residual_unit"), _FAR),
+    **dict.fromkeys(("conv1d_snake", "conv_transpose1d_snake", "residual_unit"), _FAR),
     "codebook_head": {**_EPSILON, "loud": lambda inputs: {"weight": 16 * inputs["weight"]}},
     "sample_codes": {
         "not-finite": _not_finite,

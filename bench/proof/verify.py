@@ -193,7 +193,7 @@ _NAMES = {
     "add_rms_norm": ["sum", "normed"],
     "sample_codes": ["codes", "faults"],
     "moe_router": ["expert_ids", "expert_weights", "probs", "state", "order", "offsets"],
-    "waveform": ["samples"],
+    "conv1d_tanh": ["samples"],
 }
 
 

@@ -269,7 +269,7 @@ def _spans(new: Inputs, B: int, frames: int, rows: tuple[Span, ...]) -> Tensor:
     return torch.tensor([spans[b % len(spans)] for b in range(B)], dtype=torch.int32, device=new.device)
 
 
-def codebook_sum(
+def rvq_decode(
     new: Inputs, B: int, frames: int, C: int, V: int, K: int, D: int, N: int = 0, W: int = 0, delayed: bool = False,
     rows: tuple[Span, ...] = (), spare: int = 6,
 ) -> Sizes:  # fmt: skip
@@ -322,23 +322,23 @@ def _layer(
     }
 
 
-def convolution(new: Inputs, taps: int, dilation: int = 1, **sizes: Any) -> Sizes:
+def conv1d_snake(new: Inputs, taps: int, dilation: int = 1, **sizes: Any) -> Sizes:
     """sizes, here and below: of `_layer`."""
     return {**_layer(new, taps=taps, reach=(taps - 1) * dilation, **sizes), "dilation": dilation}
 
 
-def transposed_convolution(new: Inputs, stride: int, y: bool = True, **sizes: Any) -> Sizes:
+def conv_transpose1d_snake(new: Inputs, stride: int, y: bool = True, **sizes: Any) -> Sizes:
     made = _layer(new, taps=2, reach=1, stride=stride, y=y, **sizes)
     del made["residual"]
     return {**made, "stride": stride}
 
 
 def residual_unit(new: Inputs, C: int, taps: int = 7, y: bool = True, **sizes: Any) -> Sizes:
-    made = convolution(new, taps, Ci=C, Co=C, residual=True, y=y, **sizes)
+    made = conv1d_snake(new, taps, Ci=C, Co=C, residual=True, y=y, **sizes)
     inner = {"inner_alpha": 1 + 0.3 * new.randn(C), "inner_weight": new.weight(C, C), "inner_bias": 0.1 * new.randn(C)}
     return {**made, **inner}
 
 
-def waveform(new: Inputs, taps: int = 7, **sizes: Any) -> Sizes:
+def conv1d_tanh(new: Inputs, taps: int = 7, **sizes: Any) -> Sizes:
     made = _layer(new, Co=1, taps=taps, reach=taps - 1, act=False, **sizes)
     return {name: x for name, x in made.items() if name not in ("residual", "alpha", "act")}

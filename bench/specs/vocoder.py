@@ -33,9 +33,9 @@ _FRAMES = (
 )  # fmt: skip
 VOCODER = (
     record(
-        "codebook_sum",
+        "rvq_decode",
         "nine gathers and projections of code vectors, their sum",
-        {"_codebook_sum_kernel": Expected(max_instructions=2500, matrix=True)},
+        {"_rvq_decode_kernel": Expected(max_instructions=2500, matrix=True)},
         real={"B": 1, "C": 9, "V": 1024, "K": 8, "D": 1024},
         at={**_CHUNKS, "delayed-1": {"frames": 1, "delayed": True, "N": 17, "W": 10}},
         small={"B": 2, "frames": 3, "C": 3, "V": 11, "K": 4, "D": 20},
@@ -49,9 +49,9 @@ VOCODER = (
         mutates=("z",),
     ),
     record(
-        "convolution",
+        "conv1d_snake",
         "convolution (dilated or of one tap), residual add, snake",
-        {"_convolution_kernel": Expected(max_instructions=6000, matrix=True, stream16=True, max_narrow=80)},
+        {"_conv1d_snake_kernel": Expected(max_instructions=6000, matrix=True, stream16=True, max_narrow=80)},
         real={"B": 1},
         at={
             **_layers("first", _CHUNKS, rate=1, Ci=1024, Co=1536, taps=7),
@@ -76,9 +76,9 @@ VOCODER = (
         mutates=("y", "act"),
     ),
     record(
-        "transposed_convolution",
+        "conv_transpose1d_snake",
         "strided transposed convolution, snake",
-        {"_transposed_convolution_kernel": Expected(max_instructions=6000, matrix=True, stream16=True, max_narrow=80)},
+        {"_conv_transpose1d_snake_kernel": Expected(max_instructions=6000, matrix=True, stream16=True, max_narrow=80)},
         real={"B": 1},
         at={
             **_layers("1536-768", _CHUNKS, rate=1, Ci=1536, Co=768, stride=8),
@@ -127,9 +127,9 @@ VOCODER = (
         mutates=("y", "act"),
     ),
     record(
-        "waveform",
+        "conv1d_tanh",
         "last convolution, tanh",
-        {"_waveform_kernel": Expected(max_instructions=2500, matrix=True, stream16=True, max_narrow=40)},
+        {"_conv1d_tanh_kernel": Expected(max_instructions=2500, matrix=True, stream16=True, max_narrow=40)},
         real={"B": 1, "rate": 512, "Ci": 96, "taps": 7},
         at=_CHUNKS,
         small={"B": 2, "frames": 3, "rate": 4, "Ci": 20, "taps": 7, "spare": 3},

@@ -150,16 +150,16 @@ def step_costs(config: VocoderConfig, rows: int, frames: int, itemsize: int) -> 
         return KERNELS[kernel].cost(B=rows, frames=frames, itemsize=itemsize, **sizes)
 
     D, width, rate = config.latent_dim, config.decoder_dim, 1
-    costs = [cost("codebook_sum", C=config.n_codebooks, K=config.codebook_dim, D=D)]
-    costs += [cost("convolution", rate=1, Ci=D, Co=width, taps=KERNEL)]
+    costs = [cost("rvq_decode", C=config.n_codebooks, K=config.codebook_dim, D=D)]
+    costs += [cost("conv1d_snake", rate=1, Ci=D, Co=width, taps=KERNEL)]
     for stride in config.decoder_rates:
-        costs += [cost("transposed_convolution", rate=rate, Ci=width, Co=width // 2, stride=stride)]
+        costs += [cost("conv_transpose1d_snake", rate=rate, Ci=width, Co=width // 2, stride=stride)]
         width, rate = width // 2, rate * stride
         for unit in range(1, len(DILATIONS) + 1):
             y = unit < len(DILATIONS)  # what a later unit adds
             if width <= WIDEST and itemsize < 4:
                 costs += [cost("residual_unit", rate=rate, C=width, taps=KERNEL, y=y)]
             else:
-                costs += [cost("convolution", rate=rate, Ci=width, Co=width, taps=KERNEL)]
-                costs += [cost("convolution", rate=rate, Ci=width, Co=width, taps=1, residual=True, y=y)]
-    return [*costs, cost("waveform", rate=rate, Ci=width, taps=KERNEL)]
+                costs += [cost("conv1d_snake", rate=rate, Ci=width, Co=width, taps=KERNEL)]
+                costs += [cost("conv1d_snake", rate=rate, Ci=width, Co=width, taps=1, residual=True, y=y)]
+    return [*costs, cost("conv1d_tanh", rate=rate, Ci=width, taps=KERNEL)]

@@ -86,9 +86,9 @@ def test_a_step_whose_bits_know_its_frames(monkeypatch):
     ops = vocoder_ops(torch.bfloat16)
 
     def later(*args, **more):
-        return ops.waveform(*args, **more) + 1e-3 * (args[4] == 7)  # `frames`
+        return ops.conv1d_tanh(*args, **more) + 1e-3 * (args[4] == 7)  # `frames`
 
-    monkeypatch.setattr(device_checks, "vocoder_ops", lambda _: ops._replace(waveform=later))
+    monkeypatch.setattr(device_checks, "vocoder_ops", lambda _: ops._replace(conv1d_tanh=later))
     with pytest.raises(Mismatch, match=r"^vocoder, steps of 7 frames: result 0 differs in \d+ of 44: "):
         device_checks.vocoder_steps(CODEC, "cpu", torch.float32, frames=9, chunks=(7,), rows=1)
 

@@ -35,11 +35,11 @@ PLANNING = {"aten::lt", "aten::gt", "aten::ge", "aten::eq", "aten::where", "aten
             "aten::add", "aten::add_", "aten::clamp", "aten::minimum", "aten::bitwise_or", "aten::bitwise_not",
             "aten::stack"}  # fmt: skip
 STEP = {
-    "_codebook_sum_kernel": 1,
-    "_convolution_kernel": 1 + 2 * 3 * 2,
-    "_transposed_convolution_kernel": 4,
+    "_rvq_decode_kernel": 1,
+    "_conv1d_snake_kernel": 1 + 2 * 3 * 2,
+    "_conv_transpose1d_snake_kernel": 4,
     "_residual_unit_kernel": 2 * 3,
-    "_waveform_kernel": 1,
+    "_conv1d_tanh_kernel": 1,
 }
 
 

@@ -13,7 +13,7 @@ from zonos2_triton.model.cli import TOOLS, main
 
 SAMPLE = Path(__file__).parent / "results" / "sample.json"
 COMMANDS = {
-    "bench --kernel codebook_sum --workload tiny": 0,
+    "bench --kernel rvq_decode --workload tiny": 0,
     "bench --compare {sample} {sample}": 0,
     "gpu": 1,
     "gpu --names --only kernels": 0,

@@ -63,10 +63,10 @@ def test_the_cost_of_a_step_is_that_of_its_launches():
 
 def test_workloads_have_shapes_of_the_codec():
     of = {
-        "convolution": lambda s: (s["Co"], s["Ci"], s["taps"]),
-        "transposed_convolution": lambda s: (s["Ci"], s["Co"], 2 * s["stride"]),
+        "conv1d_snake": lambda s: (s["Co"], s["Ci"], s["taps"]),
+        "conv_transpose1d_snake": lambda s: (s["Ci"], s["Co"], 2 * s["stride"]),
         "residual_unit": lambda s: (s["C"], s["C"], s["taps"]),
-        "waveform": lambda s: (1, s["Ci"], s["taps"]),
+        "conv1d_tanh": lambda s: (1, s["Ci"], s["taps"]),
     }
     used = {
         shape(workload.sizes) for name, shape in of.items() for workload in KERNELS[name].workloads if workload.real

@@ -50,7 +50,7 @@ class StepTests(OperatorTests):
     @interpreted
     def test_offsets_of_64_bits_are_the_same(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """As if a ring had 2^31 elements."""
-        case = self.case("delayed" if self.name == "codebook_sum" else "rows")
+        case = self.case("delayed" if self.name == "rvq_decode" else "rows")
         want = run(case)
         monkeypatch.setattr("zonos2_triton.kernels._ring_conv.LONG_FROM", 0)
         assert_same_bits(want, run(case))

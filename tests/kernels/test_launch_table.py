@@ -142,11 +142,13 @@ def test_a_file_overrides_what_it_names_for_the_dtype_and_the_rows_it_names(on_c
 
 def test_without_a_dtype_an_override_is_for_all_and_tf32_is_one_of_them(on_card, overridden):
     on_card("cuda", 90)
-    waveform = [{"num_warps": 2}, {"dtype": "tf32", "num_warps": 8}, {"dtype": "float32", "num_warps": 1}]
-    overridden([entry("advance_frame", "row", num_warps=2), *(entry("waveform", "taps", **one) for one in waveform)])
+    conv1d_tanh = [{"num_warps": 2}, {"dtype": "tf32", "num_warps": 8}, {"dtype": "float32", "num_warps": 1}]
+    overridden(
+        [entry("advance_frame", "row", num_warps=2), *(entry("conv1d_tanh", "taps", **one) for one in conv1d_tanh)]
+    )
     assert tiles("advance_frame", "row", torch.int32)["num_warps"] == 2
-    warps = [numbers("waveform", "taps", dtype)[3] for dtype in (torch.float16, torch.float32)]
-    assert [*warps, numbers("waveform", "taps", torch.float32, tf32=True)[3]] == [2, 1, 8]
+    warps = [numbers("conv1d_tanh", "taps", dtype)[3] for dtype in (torch.float16, torch.float32)]
+    assert [*warps, numbers("conv1d_tanh", "taps", torch.float32, tf32=True)[3]] == [2, 1, 8]
 
 
 def test_the_file_is_read_once_and_the_log_says_so(overridden, caplog):
@@ -155,7 +157,9 @@ def test_the_file_is_read_once_and_the_log_says_so(overridden, caplog):
         tiles("advance_frame", "row", torch.int32)
         path.unlink()
         assert tiles("advance_frame", "row", torch.int32)["num_warps"] == 2
-    assert caplog.messages == [f"launch parameters of {path}: [{{'op': 'advance', 'role': 'row', 'num_warps': 2}}]"]
+    assert caplog.messages == [
+        f"launch parameters of {path}: [{{'op': 'advance_frame', 'role': 'row', 'num_warps': 2}}]"
+    ]
 
 
 WRONG_NUMBERS = {
@@ -172,8 +176,8 @@ WRONG_NUMBERS = {
     [
         ({}, ": must be a list of objects, got dict"),
         ([3], ": [0]: must be an object, got 3"),
-        ([entry(num_warps=4), {"role": "row"}], ": [1].op: must be one of add_rms_norm, advance, "),
-        ([entry("heads")], ", waveform, got 'heads'"),
+        ([entry(num_warps=4), {"role": "row"}], ": [1].op: must be one of add_rms_norm, advance_frame, "),
+        ([entry("heads")], ", sample_codes, got 'heads'"),
         ([entry(role="row")], ": [0].role: must be one of decode, prefill of codebook_head, got 'row'"),
         ([entry()], ": [0]: must have at least one of BLOCK_K, BLOCK_M, BLOCK_N, num_stages, num_warps"),
         (
@@ -182,7 +186,7 @@ WRONG_NUMBERS = {
         ),
         ([entry(enable_fp_fusion=True)], ".enable_fp_fusion: codebook_head decode has no such number"),
         ([entry(rows=[1, 4], BLOCK_K=64)], ".BLOCK_K: cannot be had for some rows alone: bits would depend on"),
-        ([entry("waveform", "taps", rows=[1, 4], BLOCK_M=64)], "[0].rows: role taps has the same tiles for any num"),
+        ([entry("conv1d_tanh", "taps", rows=[1, 4], BLOCK_M=64)], "[0].rows: role taps has the same tiles for any num"),
         *(
             ([entry(**{"num_warps": 4, key: value})], f": [0].{key}: must be {accepted}, got {value!r}")
             for key, (accepted, values) in WRONG_NUMBERS.items()
@@ -211,7 +215,7 @@ def test_all_numbers_of_the_table_might_be_in_a_file():
     [
         ("codebook_head", "decode", "two-tiles", {"BLOCK_K": 32, "BLOCK_N": 64, "BLOCK_M": 32}),
         ("decode_attention", "split", "split-edges", {"SPLIT": 32, "BLOCK_S": 16}),
-        pytest.param("convolution", "taps", "rows", {"BLOCK_M": 16, "BLOCK_K": 16}, marks=pytest.mark.slow),
+        pytest.param("conv1d_snake", "taps", "rows", {"BLOCK_M": 16, "BLOCK_K": 16}, marks=pytest.mark.slow),
     ],
 )
 def test_other_tiles_are_as_exact_for_every_batch(overridden, monkeypatch, name, role, workload, launched):

@@ -117,7 +117,7 @@ BEFORE = {
     "bench/specs/backbone.py": ('    record(\n        "rotary",', RECORD),
     "bench/specs/inputs.py": ("def rotary(", INPUTS),
     "kernels/_launch_table.py": ('    ("rotary", "row")', '    ("scale_add", "row"): _ROW,\n'),
-    "kernels/__init__.py": ("    transposed_convolution,", "    scale_add,\n"),
+    "kernels/__init__.py": ("    conv_transpose1d_snake,", "    scale_add,\n"),
     "bench/proof/mutants/backbone.py": ('    "rotary": mutants(', MUTANTS),
 }
 

@@ -89,7 +89,7 @@ def test_a_process_without_the_interpreter_runs_every_operator():
 @pytest.mark.parametrize(
     ("names", "interprets"),
     [
-        (["rotary", "add_rms_norm", "convolution"], False),
+        (["rotary", "add_rms_norm", "conv1d_snake"], False),
         pytest.param([*KERNELS], True, marks=[pytest.mark.slow, interpreted]),
     ],
     ids=["cpu-fallback", "interpreter"],

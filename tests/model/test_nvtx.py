@@ -173,5 +173,5 @@ def test_a_step_of_the_codec_is_blocks_of_operations(tts, in_steps):
     assert steps >= 1
     assert recorder.payloads("codec/block") == [*range(blocks)] * steps
     assert recorder.parents("codec/block") == {"codec/step"}
-    assert recorder.parents("kernel/transposed_convolution") == {"codec/block"}
-    assert len(recorder.payloads("kernel/waveform")) == len(recorder.payloads("kernel/codebook_sum")) == steps
+    assert recorder.parents("kernel/conv_transpose1d_snake") == {"codec/block"}
+    assert len(recorder.payloads("kernel/conv1d_tanh")) == len(recorder.payloads("kernel/rvq_decode")) == steps

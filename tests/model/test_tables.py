@@ -99,9 +99,9 @@ def test_laid_out(name, columns):
 
 def test_a_name_in_a_row_stays_whole(columns):
     columns(40)
-    said = text_row(("transposed_convolution", "stream-1-chunk-16", ERROR), [22, 17]).splitlines()
+    said = text_row(("conv_transpose1d_snake", "stream-1-chunk-16", ERROR), [22, 17]).splitlines()
     assert max(map(len, said)) <= 40
-    assert sum(line.count("transposed") for line in said) == 1
+    assert sum(line.count("transpose1d_snake") for line in said) == 1
 
 
 def test_numeric():
@@ -121,7 +121,7 @@ def timings(tmp_path):
 
 def ranges(_):
     root = Node()
-    root.child("model/generate").child("kernel/transposed_convolution").count = 3
+    root.child("model/generate").child("kernel/conv_transpose1d_snake").count = 3
     return range_times.table(range_times.rows(root, {}, range_times.Roof(1.0, None)))
 
 

@@ -175,7 +175,7 @@ class TestBatches:
 def allocated(seen):
     """Bytes of rings and samples."""
     made = zip(seen.names, seen.bytes, strict=True)
-    return sum(size for name, size in made if name in ("aten::new_empty", "zonos2_triton::waveform"))
+    return sum(size for name, size in made if name in ("aten::new_empty", "zonos2_triton::conv1d_tanh"))
 
 
 class TestRealSizes:
@@ -184,9 +184,9 @@ class TestRealSizes:
     @pytest.mark.parametrize(
         ("rows", "dtype", "units"),
         [
-            (1, torch.bfloat16, [["convolution"] * 6] * 2 + [["residual_unit"] * 3] * 2),
-            (64, torch.bfloat16, [["convolution"] * 6] * 2 + [["residual_unit"] * 3] * 2),
-            (1, torch.float32, [["convolution"] * 6] * 4),
+            (1, torch.bfloat16, [["conv1d_snake"] * 6] * 2 + [["residual_unit"] * 3] * 2),
+            (64, torch.bfloat16, [["conv1d_snake"] * 6] * 2 + [["residual_unit"] * 3] * 2),
+            (1, torch.float32, [["conv1d_snake"] * 6] * 4),
         ],
         ids=str,
     )
@@ -197,9 +197,9 @@ class TestRealSizes:
         with Operations() as seen:
             ready = streams.push([frames] * rows)
             streams.push([frames[:15]] * rows)  # too few
-        blocks = [kernel for made in units for kernel in ["transposed_convolution", *made]]
+        blocks = [kernel for made in units for kernel in ["conv_transpose1d_snake", *made]]
         kernels = [name.removeprefix("zonos2_triton::") for name in seen.names if name.startswith("zonos2_triton::")]
-        assert kernels == ["codebook_sum", "convolution", *blocks, "waveform"]
+        assert kernels == ["rvq_decode", "conv1d_snake", *blocks, "conv1d_tanh"]
         assert len(kernels) == (31 if dtype == torch.float32 else 25)
         assert [len(samples) for samples in ready] == [16 * 512 - vocoder.decoder.lag] * rows
 

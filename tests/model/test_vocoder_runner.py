@@ -187,7 +187,7 @@ def test_nothing_is_asked_of_the_device(make, vocoder, monkeypatch):
     """No operation of a step reads a value back, or makes a shape of one."""
     speech = make(streams=2).loop.speech
     operations = SimpleNamespace(**{name: lambda *_, **__: None for name in vocoder.decoder.ops._fields})
-    operations.waveform = lambda *_, **__: torch.zeros(2, speech.frames * vocoder.config.hop)
+    operations.conv1d_tanh = lambda *_, **__: torch.zeros(2, speech.frames * vocoder.config.hop)
     with monkeypatch.context() as patch, torch.inference_mode(), Operations() as seen:
         patch.setattr(vocoder.decoder, "ops", operations)
         speech.advance(2)

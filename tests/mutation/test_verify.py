@@ -73,7 +73,7 @@ def off_by(times, case):
     }
 
 
-@pytest.mark.parametrize(("name", "by_floor"), [("codebook_head", True), ("convolution", False)])
+@pytest.mark.parametrize(("name", "by_floor"), [("codebook_head", True), ("conv1d_snake", False)])
 def test_the_bound_is_a_ratio_or_the_floor(name, by_floor):
     case = Case(KERNELS[name], small(KERNELS[name])[0])
     [error] = case.compare(off_by(1, case)).errors

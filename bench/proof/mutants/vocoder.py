@@ -161,8 +161,8 @@ _DILATION = {
 }
 
 VOCODER: Mapping[str, tuple[Fault, ...]] = {
-    "convolution": mutants(
-        "convolution",
+    "conv1d_snake": mutants(
+        "conv1d_snake",
         TRUNCATED + _LANES + _LAGGING + _RINGS + _DILATED + _TAPS + _WIDE + _WRITTEN + _VISIBLE + _TEN_BITS,
         **_LIVE,
         **_TILES,
@@ -188,8 +188,8 @@ VOCODER: Mapping[str, tuple[Fault, ...]] = {
         act_in_the_row_of_y="place(t, ring_act), {{ring_act => ring_y}},",
         act_before_the_reach="place(t{{ =>  - reach}}, ring_act)",
     ),
-    "transposed_convolution": mutants(
-        "transposed_convolution",
+    "conv_transpose1d_snake": mutants(
+        "conv_transpose1d_snake",
         TRUNCATED + _LANES + _LAGGING + _RINGS + _TAPS + _WIDE + _WRITTEN,
         **_TILES,
         **_BLOCKS,
@@ -272,8 +272,8 @@ VOCODER: Mapping[str, tuple[Fault, ...]] = {
         parts_in_one_place="n = {{part * BLOCK_N + n0 => n0 * 1}}",
         one_channel_too_many="mask_n = n {{< => <=}} C",
     ),
-    "codebook_sum": mutants(
-        "codebook_sum",
+    "rvq_decode": mutants(
+        "rvq_decode",
         TRUNCATED + _LANES + _PLACED,
         behind_the_clip_written="live = live & (frame {{< length => >= 0}})",
         one_behind_the_clip_written="(frame {{< => <=}} length)",
@@ -316,8 +316,8 @@ VOCODER: Mapping[str, tuple[Fault, ...]] = {
         tiles_of_one_row="cdiv({{B *  => }}frames, ",
         tiles_of_one_column="cdiv({{D => 1}}, launch",
     ),
-    "waveform": mutants(
-        "waveform",
+    "conv1d_tanh": mutants(
+        "conv1d_tanh",
         TANH + _LANES + _LAGGING + _RINGS + _TAPS,
         **_LIVE,
         **_BLOCKS,

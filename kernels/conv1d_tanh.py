@@ -9,7 +9,7 @@ Dtypes     one of fp32, fp16, bf16, but spans int32, samples and y fp32; fp32 ac
            tf32.
 Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; spans out of range where
            looking costs nothing (CPU tensors, TRITON_DEBUG=1).
-Reference  zonos2_triton.reference.vocoder_layers.waveform
+Reference  zonos2_triton.reference.vocoder_layers.conv1d_tanh
 Source     Kumar et al. 2023, arXiv:2306.06546.
 
 A product with one column of weights and fifteen of zeros: the matrix units are faster at that than the others at one.
@@ -38,7 +38,7 @@ from zonos2_triton.kernels._ring_conv import (
 
 
 @triton.jit(do_not_specialize=["B", "frames", "blocks", "lag", "short", "ring_x", "ring_y"])
-def _waveform_kernel(
+def _conv1d_tanh_kernel(
     x_ptr, w_ptr, bias_ptr, samples_ptr, y_ptr, spans_ptr, B, frames, blocks, rate, lag, short, ring_x, ring_y,
     CI: tl.constexpr, TAPS: tl.constexpr, HAS_Y: tl.constexpr, TF32: tl.constexpr, LONG: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -57,13 +57,13 @@ def _waveform_kernel(
     tl.store(samples_ptr + row * (frames * rate) + column, tl.where(live, tanh(out), 0.0), mask=row < B)
 
 
-@torch.library.custom_op("zonos2_triton::waveform", mutates_args=("y",))
-def waveform(
+@torch.library.custom_op("zonos2_triton::conv1d_tanh", mutates_args=("y",))
+def conv1d_tanh(
     x: Tensor, weight: Tensor, bias: Tensor, spans: Tensor, frames: int, rate: int, lag: int, short: int,
     y: Tensor | None = None, tf32: bool = False,
 ) -> Tensor:  # fmt: skip
     sizes = check(
-        "waveform",
+        "conv1d_tanh",
         x=Arg(x, "B R Ci"),
         weight=Arg(weight, "1 K"),
         bias=Arg(bias, "1"),
@@ -72,24 +72,24 @@ def waveform(
     )
     B, R, Ci, K = (sizes[axis] for axis in ("B", "R", "Ci", "K"))
     if K % Ci or K // Ci % 2 == 0:
-        raise ValueError(f"waveform: weight must hold an odd number of taps of Ci={Ci} channels, got {K} columns")
-    check_step("waveform", x, spans, frames, rate, lag, short, tf32)
+        raise ValueError(f"conv1d_tanh: weight must hold an odd number of taps of Ci={Ci} channels, got {K} columns")
+    check_step("conv1d_tanh", x, spans, frames, rate, lag, short, tf32)
     each, count = frames * rate, K // Ci
-    check_ring("waveform", "x", x, each + count - 1, "those of a step and the taps around them")
-    check_ring("waveform", "y", y, each, "those of a step")
+    check_ring("conv1d_tanh", "x", x, each + count - 1, "those of a step and the taps around them")
+    check_ring("conv1d_tanh", "y", y, each, "those of a step")
     if not runs_kernel(x):
-        return cpu_fallback("waveform", x, weight, bias, spans, frames, rate, lag, short, y, tf32)
+        return cpu_fallback("conv1d_tanh", x, weight, bias, spans, frames, rate, lag, short, y, tf32)
     samples = x.new_empty((B, each), dtype=torch.float32)
-    launch = tiles("waveform", "taps", x.dtype, tf32=tf32)
+    launch = tiles("conv1d_tanh", "taps", x.dtype, tf32=tf32)
     blocks = count * triton.cdiv(Ci, launch["BLOCK_K"])
-    _waveform_kernel[(triton.cdiv(B * each, launch["BLOCK_M"]),)](
+    _conv1d_tanh_kernel[(triton.cdiv(B * each, launch["BLOCK_M"]),)](
         x, weight, bias, samples, y, spans, B, frames, blocks, rate, lag, short, R, positions(y), CI=Ci, TAPS=count,
         HAS_Y=y is not None, TF32=tf32, LONG=long(x), **launch,
     )  # fmt: skip
     return samples
 
 
-@fake(waveform)
+@fake(conv1d_tanh)
 def _(
     x: Tensor, weight: Tensor, bias: Tensor, spans: Tensor, frames: int, rate: int, lag: int, short: int,
     y: Tensor | None = None, tf32: bool = False,

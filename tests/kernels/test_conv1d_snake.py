@@ -9,8 +9,8 @@ from zonos2_triton.reference.vocoder_layers import OPEN
 TAPS = {**STEP, "Ci": 96, "Co": 96, "taps": 7, "dilation": 3, "y": True}
 
 
-class TestConvolution(StepTests):
-    name = "convolution"
+class TestConv1dSnake(StepTests):
+    name = "conv1d_snake"
     fullest = "rows"
     accuracy = [{**TAPS, "residual": True}, {**TAPS, "tf32": True}]
     costs = {
@@ -33,7 +33,7 @@ class TestConvolution(StepTests):
     @interpreted
     def test_a_ring_of_more_than_31_bits(self):
         """4 GiB of memory that nobody touches, but for the last places of a ring."""
-        kernel, size = KERNELS["convolution"], {"B": 1, "frames": 2, "rate": 4, "Ci": 16, "Co": 16, "taps": 3}
+        kernel, size = KERNELS["conv1d_snake"], {"B": 1, "frames": 2, "rate": 4, "Ci": 16, "Co": 16, "taps": 3}
         long = 2**27 + 64
         done = long // 4 - 4
         inputs = kernel.make("cpu", torch.float16, **size, rows=((done, 2, OPEN, 0),))

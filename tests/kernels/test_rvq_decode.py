@@ -2,8 +2,8 @@ from tests.kernels.operator_suite import at, wrong
 from tests.kernels.step_suite import WRONG_STEPS, StepTests, short_ring
 
 
-class TestCodebookSum(StepTests):
-    name = "codebook_sum"
+class TestRvqDecode(StepTests):
+    name = "rvq_decode"
     fullest = "delayed"
     accuracy = [{"B": 2, "frames": 32, "C": 9, "V": 64, "K": 8, "D": 128}]
     # 9 projections of 8 and their biases, to 1024; of 16 frames 9 codes, as many vectors of 8, a row of 1024

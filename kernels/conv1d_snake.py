@@ -9,7 +9,7 @@ Dtypes     one of fp32, fp16, bf16, but spans int32, and y and residual fp32; fp
            tf32=True multiplies fp32 as tf32.
 Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; spans out of range where
            looking costs nothing (CPU tensors, TRITON_DEBUG=1).
-Reference  zonos2_triton.reference.vocoder_layers.convolution
+Reference  zonos2_triton.reference.vocoder_layers.conv1d_snake
 Source     Kumar et al. 2023, arXiv:2306.06546; snake: Ziyin et al. 2020, arXiv:2006.08195.
 
 An implicit GEMM. Snake is applied by the layer that makes a value, once, and not by each of the taps and tiles that
@@ -43,7 +43,7 @@ from zonos2_triton.kernels._ring_conv import (
 @triton.jit(
     do_not_specialize=["B", "frames", "blocks", "lag", "short", "step", "ring_x", "ring_r", "ring_y", "ring_act"]
 )
-def _convolution_kernel(
+def _conv1d_snake_kernel(
     x_ptr, w_ptr, bias_ptr, residual_ptr, alpha_ptr, y_ptr, act_ptr, spans_ptr, B, frames, blocks, rate, lag, short,
     step, ring_x, ring_r, ring_y, ring_act, CI: tl.constexpr, CO: tl.constexpr, TAPS: tl.constexpr,
     RESIDUAL: tl.constexpr, HAS_Y: tl.constexpr, HAS_ACT: tl.constexpr, TF32: tl.constexpr, LONG: tl.constexpr,
@@ -71,14 +71,14 @@ def _convolution_kernel(
     emit(acc, y_ptr, act_ptr, alpha_ptr, y_rows[:, None], act_rows[:, None], mask, n, mask_n, HAS_Y, HAS_ACT)
 
 
-@torch.library.custom_op("zonos2_triton::convolution", mutates_args=("y", "act"))
-def convolution(
+@torch.library.custom_op("zonos2_triton::conv1d_snake", mutates_args=("y", "act"))
+def conv1d_snake(
     x: Tensor, weight: Tensor, bias: Tensor, spans: Tensor, frames: int, rate: int, lag: int, short: int,
     dilation: int = 1, residual: Tensor | None = None, alpha: Tensor | None = None, y: Tensor | None = None,
     act: Tensor | None = None, tf32: bool = False,
 ) -> None:  # fmt: skip
     sizes = check(
-        "convolution",
+        "conv1d_snake",
         x=Arg(x, "B R Ci"),
         weight=Arg(weight, "Co K"),
         bias=Arg(bias, "Co"),
@@ -90,30 +90,30 @@ def convolution(
     )
     B, R, Ci, Co, K = (sizes[axis] for axis in ("B", "R", "Ci", "Co", "K"))
     if K % Ci or K // Ci % 2 == 0:
-        raise ValueError(f"convolution: weight must hold an odd number of taps of Ci={Ci} channels, got {K} columns")
-    check_step("convolution", x, spans, frames, rate, lag, short, tf32)
+        raise ValueError(f"conv1d_snake: weight must hold an odd number of taps of Ci={Ci} channels, got {K} columns")
+    check_step("conv1d_snake", x, spans, frames, rate, lag, short, tf32)
     if dilation < 1:
-        raise ValueError(f"convolution: dilation must be at least 1, got {dilation}")
-    check_outputs("convolution", y, act, alpha)
+        raise ValueError(f"conv1d_snake: dilation must be at least 1, got {dilation}")
+    check_outputs("conv1d_snake", y, act, alpha)
     each, count = frames * rate, K // Ci
-    check_ring("convolution", "x", x, each + (count - 1) * dilation, "those of a step and the taps around them")
+    check_ring("conv1d_snake", "x", x, each + (count - 1) * dilation, "those of a step and the taps around them")
     for name, ring in (("residual", residual), ("y", y), ("act", act)):
-        check_ring("convolution", name, ring, each, "those of a step")
+        check_ring("conv1d_snake", name, ring, each, "those of a step")
     if not runs_kernel(x):
         return cpu_fallback(
-            "convolution", x, weight, bias, spans, frames, rate, lag, short, dilation, residual, alpha, y, act, tf32
+            "conv1d_snake", x, weight, bias, spans, frames, rate, lag, short, dilation, residual, alpha, y, act, tf32
         )  # fmt: skip
-    launch = tiles("convolution", "first" if rate == 1 else "taps", x.dtype, tf32=tf32)
+    launch = tiles("conv1d_snake", "first" if rate == 1 else "taps", x.dtype, tf32=tf32)
     grid = triton.cdiv(B * each, launch["BLOCK_M"]), triton.cdiv(Co, launch["BLOCK_N"])
     blocks = count * triton.cdiv(Ci, launch["BLOCK_K"])
-    _convolution_kernel[grid](
+    _conv1d_snake_kernel[grid](
         x, weight, bias, residual, alpha, y, act, spans, B, frames, blocks, rate, lag, short, dilation, R,
         positions(residual), positions(y), positions(act), CI=Ci, CO=Co, TAPS=count, RESIDUAL=residual is not None,
         HAS_Y=y is not None, HAS_ACT=act is not None, TF32=tf32, LONG=long(x, residual, y, act), **launch,
     )  # fmt: skip
 
 
-@fake(convolution)
+@fake(conv1d_snake)
 def _(
     x: Tensor, weight: Tensor, bias: Tensor, spans: Tensor, frames: int, rate: int, lag: int, short: int,
     dilation: int = 1, residual: Tensor | None = None, alpha: Tensor | None = None, y: Tensor | None = None,

@@ -10,7 +10,7 @@ Dtypes     one of fp32, fp16, bf16, but spans int32, and y and residual fp32; fp
            tf32=True multiplies fp32 as tf32.
 Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; spans out of range where
            looking costs nothing (CPU tensors, TRITON_DEBUG=1).
-Reference  zonos2_triton.reference.vocoder_layers.transposed_convolution
+Reference  zonos2_triton.reference.vocoder_layers.conv_transpose1d_snake
 Source     Kumar et al. 2023, arXiv:2306.06546; sub-pixel form: Shi et al. 2016, arXiv:1609.05158.
 
 2 * stride taps at a stride are 2 taps of stride * Co channels at none, which lie one after the other in the ring: an
@@ -43,7 +43,7 @@ from zonos2_triton.kernels._ring_conv import (
 
 
 @triton.jit(do_not_specialize=["B", "frames", "blocks", "lag", "short", "ring_x", "ring_y", "ring_act"])
-def _transposed_convolution_kernel(
+def _conv_transpose1d_snake_kernel(
     x_ptr, w_ptr, bias_ptr, alpha_ptr, y_ptr, act_ptr, spans_ptr, B, frames, blocks, rate, lag, short, ring_x, ring_y,
     ring_act, CI: tl.constexpr, CO: tl.constexpr, STRIDE: tl.constexpr, HAS_Y: tl.constexpr, HAS_ACT: tl.constexpr,
     TF32: tl.constexpr, LONG: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -70,13 +70,13 @@ def _transposed_convolution_kernel(
     emit(acc, y_ptr, act_ptr, alpha_ptr, y_rows, act_rows, mask, channel, mask_n, HAS_Y, HAS_ACT)
 
 
-@torch.library.custom_op("zonos2_triton::transposed_convolution", mutates_args=("y", "act"))
-def transposed_convolution(
+@torch.library.custom_op("zonos2_triton::conv_transpose1d_snake", mutates_args=("y", "act"))
+def conv_transpose1d_snake(
     x: Tensor, weight: Tensor, bias: Tensor, spans: Tensor, frames: int, rate: int, lag: int, short: int,
     stride: int, alpha: Tensor | None = None, y: Tensor | None = None, act: Tensor | None = None, tf32: bool = False,
 ) -> None:  # fmt: skip
     sizes = check(
-        "transposed_convolution",
+        "conv_transpose1d_snake",
         x=Arg(x, "B R Ci"),
         bias=Arg(bias, "Co"),
         weight=Arg(weight, "N K"),
@@ -87,33 +87,33 @@ def transposed_convolution(
     )
     B, R, Ci, Co = (sizes[axis] for axis in ("B", "R", "Ci", "Co"))
     if stride < 1:
-        raise ValueError(f"transposed_convolution: stride must be at least 1, got {stride}")
+        raise ValueError(f"conv_transpose1d_snake: stride must be at least 1, got {stride}")
     if weight.shape != (stride * Co, 2 * Ci):
         raise ValueError(
-            f"transposed_convolution: weight must have shape [stride * Co={stride * Co}, 2 * Ci={2 * Ci}], got "
+            f"conv_transpose1d_snake: weight must have shape [stride * Co={stride * Co}, 2 * Ci={2 * Ci}], got "
             f"{list(weight.shape)}"
         )
-    check_step("transposed_convolution", x, spans, frames, rate, lag, short, tf32, stride)
-    check_outputs("transposed_convolution", y, act, alpha)
+    check_step("conv_transpose1d_snake", x, spans, frames, rate, lag, short, tf32, stride)
+    check_outputs("conv_transpose1d_snake", y, act, alpha)
     each = frames * rate
-    check_ring("transposed_convolution", "x", x, each + 1, "those of a step and the one before")
+    check_ring("conv_transpose1d_snake", "x", x, each + 1, "those of a step and the one before")
     for name, ring in (("y", y), ("act", act)):
-        check_ring("transposed_convolution", name, ring, each * stride, "those of a step")
+        check_ring("conv_transpose1d_snake", name, ring, each * stride, "those of a step")
     if not runs_kernel(x):
         return cpu_fallback(
-            "transposed_convolution", x, weight, bias, spans, frames, rate, lag, short, stride, alpha, y, act, tf32
+            "conv_transpose1d_snake", x, weight, bias, spans, frames, rate, lag, short, stride, alpha, y, act, tf32
         )  # fmt: skip
-    launch = tiles("transposed_convolution", "taps", x.dtype, tf32=tf32)
+    launch = tiles("conv_transpose1d_snake", "taps", x.dtype, tf32=tf32)
     grid = triton.cdiv(B * each, launch["BLOCK_M"]), triton.cdiv(stride * Co, launch["BLOCK_N"])
     blocks = 2 * triton.cdiv(Ci, launch["BLOCK_K"])
-    _transposed_convolution_kernel[grid](
+    _conv_transpose1d_snake_kernel[grid](
         x, weight, bias, alpha, y, act, spans, B, frames, blocks, rate, lag, short, R, positions(y), positions(act),
         CI=Ci, CO=Co, STRIDE=stride, HAS_Y=y is not None, HAS_ACT=act is not None, TF32=tf32,
         LONG=long(x, y, act), **launch,
     )  # fmt: skip
 
 
-@fake(transposed_convolution)
+@fake(conv_transpose1d_snake)
 def _(
     x: Tensor, weight: Tensor, bias: Tensor, spans: Tensor, frames: int, rate: int, lag: int, short: int,
     stride: int, alpha: Tensor | None = None, y: Tensor | None = None, act: Tensor | None = None, tf32: bool = False,

@@ -2,8 +2,8 @@ from tests.kernels.operator_suite import wrong
 from tests.kernels.step_suite import STEP, WRONG_LAYERS, WRONG_TAPS, StepTests, short_ring
 
 
-class TestWaveform(StepTests):
-    name = "waveform"
+class TestConv1dTanh(StepTests):
+    name = "conv1d_tanh"
     fullest = "rows"
     # in half precision plain PyTorch alone rounds
     accuracy = [{**STEP, "rate": 32, "Ci": 96, "y": True}]

@@ -8,7 +8,7 @@ Shapes     codes [B, N, W], a ring of frames whose first C columns are codes; ta
 Dtypes     tables, weight, z one of fp32, fp16, bf16; codes, spans int32; fp32 accumulation; z rounded once.
 Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; spans or a negative code
            where looking costs nothing (CPU tensors, TRITON_DEBUG=1).
-Reference  zonos2_triton.reference.vocoder_layers.codebook_sum
+Reference  zonos2_triton.reference.vocoder_layers.rvq_decode
 Source     descript-audio-codec, dac/nn/quantize.py, from_codes; codes above the last as the official engine decodes
            them.
 
@@ -40,7 +40,7 @@ from zonos2_triton.kernels._ring_conv import (
 
 
 @triton.jit(do_not_specialize=["B", "frames", "N", "W", "V", "ring"])
-def _codebook_sum_kernel(
+def _rvq_decode_kernel(
     codes_ptr, tables_ptr, w_ptr, spans_ptr, z_ptr, B, frames, N, W, V, D, ring, C: tl.constexpr, K: tl.constexpr,
     P: tl.constexpr, DELAYED: tl.constexpr, OPEN: tl.constexpr, TF32: tl.constexpr, LONG: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -79,13 +79,13 @@ def _needed(spans: Tensor, delay: int) -> int:
     return int(torch.where((count > 0) & (done < last), came, 0).max())
 
 
-@torch.library.custom_op("zonos2_triton::codebook_sum", mutates_args=("z",))
-def codebook_sum(
+@torch.library.custom_op("zonos2_triton::rvq_decode", mutates_args=("z",))
+def rvq_decode(
     codes: Tensor, tables: Tensor, weight: Tensor, spans: Tensor, frames: int, delayed: bool, z: Tensor,
     tf32: bool = False,
 ) -> None:  # fmt: skip
     sizes = check(
-        "codebook_sum",
+        "rvq_decode",
         codes=Arg(codes, "B N W", torch.int32),
         tables=Arg(tables, "C V K"),
         weight=Arg(weight, "D P"),
@@ -94,27 +94,27 @@ def codebook_sum(
     )
     B, N, W, C, V, K, D, P = (sizes[axis] for axis in ("B", "N", "W", "C", "V", "K", "D", "P"))
     if W < C:
-        raise ValueError(f"codebook_sum: codes must have at least C={C} columns, got {W}")
+        raise ValueError(f"rvq_decode: codes must have at least C={C} columns, got {W}")
     if max(16, triton.next_power_of_2(C * (K + 1))) != P:
         raise ValueError(
-            f"codebook_sum: weight must have P={max(16, triton.next_power_of_2(C * (K + 1)))} columns, got {P}"
+            f"rvq_decode: weight must have P={max(16, triton.next_power_of_2(C * (K + 1)))} columns, got {P}"
         )
-    check_step("codebook_sum", z, spans, frames, 1, 0, 0, tf32)
-    check_ring("codebook_sum", "z", z, frames, "those of a step")
+    check_step("rvq_decode", z, spans, frames, 1, 0, 0, tf32)
+    check_ring("rvq_decode", "z", z, frames, "those of a step")
     if may_sync(spans):
-        check_ring("codebook_sum", "codes", codes, _needed(spans, delayed * (C - 1)), "those that came of a step")
-    check_range("codebook_sum", "codes", codes[..., :C], 0, OPEN, "codes")
+        check_ring("rvq_decode", "codes", codes, _needed(spans, delayed * (C - 1)), "those that came of a step")
+    check_range("rvq_decode", "codes", codes[..., :C], 0, OPEN, "codes")
     if not runs_kernel(z):
-        return cpu_fallback("codebook_sum", codes, tables, weight, spans, frames, delayed, z, tf32)
-    launch = tiles("codebook_sum", "frames", z.dtype, tf32=tf32)
+        return cpu_fallback("rvq_decode", codes, tables, weight, spans, frames, delayed, z, tf32)
+    launch = tiles("rvq_decode", "frames", z.dtype, tf32=tf32)
     grid = triton.cdiv(B * frames, launch["BLOCK_M"]), triton.cdiv(D, launch["BLOCK_N"])
-    _codebook_sum_kernel[grid](
+    _rvq_decode_kernel[grid](
         codes, tables, weight, spans, z, B, frames, N, W, V, D, z.shape[1], C=C, K=K, P=P, DELAYED=delayed, OPEN=OPEN,
         TF32=tf32, LONG=long(z), **launch,
     )  # fmt: skip
 
 
-@fake(codebook_sum)
+@fake(rvq_decode)
 def _(
     codes: Tensor, tables: Tensor, weight: Tensor, spans: Tensor, frames: int, delayed: bool, z: Tensor,
     tf32: bool = False,

@@ -2,8 +2,8 @@ from tests.kernels.operator_suite import wrong
 from tests.kernels.step_suite import STEP, WRONG_LAYERS, WRONG_OUTPUTS, StepTests, short_ring
 
 
-class TestTransposedConvolution(StepTests):
-    name = "transposed_convolution"
+class TestConvTranspose1dSnake(StepTests):
+    name = "conv_transpose1d_snake"
     accuracy = [{**STEP, "rate": 4, "Ci": 192, "Co": 48, "stride": 4}]
     # 16 taps; of 16 frames 1536 channels in, of eight times as many positions 768 out, activated and in fp32
     costs = {"1536-768-chunk-16": ((16 * 1536 * (768 + 1) + 128 * 768) * 2 + 128 * 768 * 4, 2 * 256 * 1536 * 768)}
