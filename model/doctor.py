@@ -43,7 +43,7 @@ def diagnose() -> dict[str, Any]:
         "devices": devices,
         "threads": threads.diagnosis(devices[0]["threads"]) if "threads" in devices[0] else None,
         "backends": backends,
-        "drop_in": _hosts(),
+        "drop_in": _integrations(),
         "variables": variables,
         "triton_interpreter": os.environ.get("TRITON_INTERPRET") == "1",
         "missing": [name for name, found in packages.items() if found is None],
@@ -101,10 +101,10 @@ def as_text(report: dict[str, Any]) -> str:
         )
         lines.append(f"  between operations they wait {found['waiting']}")
     add("backends", report["backends"].items())
-    hosts = report["drop_in"].items()
+    integrations = report["drop_in"].items()
     told = "{}; known: {from} to below {below}"
-    title = "drop-in" if hosts else "drop-in: not known without the packages that are missing"
-    add(title, ((name, told.format(found["version"] or "not installed", **found)) for name, found in hosts), 21)
+    title = "drop-in" if integrations else "drop-in: not known without the packages that are missing"
+    add(title, ((name, told.format(found["version"] or "not installed", **found)) for name, found in integrations), 21)
     variables = report["variables"].items()
     title = "variables" if variables else f"variables: no {_settings.PREFIX}* is set"
     shown = ((name, repr(v["value"]) + (f": {v['fault']}" if v["fault"] else "")) for name, v in variables)
@@ -112,19 +112,19 @@ def as_text(report: dict[str, Any]) -> str:
     return fitted("\n".join(lines))
 
 
-def _hosts() -> dict[str, dict[str, str | None]]:
+def _integrations() -> dict[str, dict[str, str | None]]:
     """The packages whose objects `accelerate` knows, and which version is here."""
     found: dict[str, dict[str, str | None]] = {}
     try:
-        from zonos2_triton.model.integrations.accelerate import known_hosts
+        from zonos2_triton.model.integrations.accelerate import known_integrations
 
-        hosts = known_hosts()
+        integrations = known_integrations()
     except Exception:  # for want of a package, which is told above
         return {}
-    for host in hosts:
-        if host.package is not None and host.versions is not None:
-            low, high = host.versions
-            found[host.package] = {"version": _version(host.package), "from": low, "below": high}
+    for integration in integrations:
+        if integration.package is not None and integration.versions is not None:
+            low, high = integration.versions
+            found[integration.package] = {"version": _version(integration.package), "from": low, "below": high}
     return found
 
 

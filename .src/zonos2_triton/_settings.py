@@ -23,7 +23,7 @@ LEVELS = {
     "debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR,
     "off": logging.CRITICAL + 1,
 }  # fmt: skip
-SGLANG_PARTS = ("attention", "experts", "sampler", "vocoder")
+SGLANG_COMPONENTS = ("attention", "experts", "sampler", "vocoder")
 LOGGER = logging.getLogger("zonos2_triton")
 
 
@@ -66,16 +66,16 @@ def config() -> tuple[str, Any] | None:
         raise ValueError(f"{CONFIG} names {path!r}, which is not JSON: {error}") from error
 
 
-def sglang_parts() -> frozenset[str]:
-    """The parts of SGLang's model that run on the kernels, of SGLANG_PARTS."""
+def sglang_components() -> frozenset[str]:
+    """The parts of SGLang's model that run on the kernels, of SGLANG_COMPONENTS."""
     value = os.environ.get(SGLANG, "")
     if value in ("", "0"):
         return frozenset()
     if value in ("1", "all"):
-        return frozenset(SGLANG_PARTS)
+        return frozenset(SGLANG_COMPONENTS)
     parts = frozenset(part.strip() for part in value.split(","))
-    if not parts <= {*SGLANG_PARTS}:
-        raise _wrong(SGLANG, value, f"0, 1, all, or a list of {', '.join(SGLANG_PARTS)} with commas between them")
+    if not parts <= {*SGLANG_COMPONENTS}:
+        raise _wrong(SGLANG, value, f"0, 1, all, or a list of {', '.join(SGLANG_COMPONENTS)} with commas between them")
     return parts
 
 
@@ -86,7 +86,7 @@ def log_level() -> str | None:
 
 def present() -> dict[str, tuple[str, str | None]]:
     """Every variable with this prefix that is set: what it holds, and what is wrong with that, or None."""
-    readers = dict(zip(VARIABLES, (backend, disabled, log_level, nvtx, config, sglang_parts), strict=True))
+    readers = dict(zip(VARIABLES, (backend, disabled, log_level, nvtx, config, sglang_components), strict=True))
     found: dict[str, tuple[str, str | None]] = {}
     for name, value in sorted(os.environ.items()):
         if name in readers:

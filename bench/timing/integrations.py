@@ -1,6 +1,6 @@
 """Somebody else's model before and after `accelerate`, called as its users call it: launched by the host, no graph.
 
-Weights and codes are random; the time does not depend on their values. `accelerate` compares the swapped operations
+Weights and codes are random; the time does not depend on their values. `accelerate` compares the patched operations
 with the original ones before the second time is taken.
 """
 
@@ -42,7 +42,7 @@ def time_dac_model(
 ) -> dict[str, Any]:  # fmt: skip
     """Microseconds of `DacModel.decode(audio_codes=...)` before and after. more: arguments of `timing.measure`.
 
-    ValueError: the kernels differ from the host's operations by more than their bound. NotRun: no transformers.
+    ValueError: the kernels differ from the original operations by more than their bound. NotRun: no transformers.
     """
     model = dac_model(config, device.name, dtype)
     codes = random_codes(config, work.rows, work.frames, device.name).clamp(max=config.codebook_size - 1)
@@ -55,7 +55,7 @@ def time_dac_model(
     with accelerate(model, backend="triton") as report:
         after = timed()
     return {
-        "host": f"{report.host} {report.host_version}", "rows": work.rows, "frames": work.frames, "before": before,
-        "after": after, "speed_up": timer.ratio(before["median_us"], after["median_us"]),
-        "errors": {swap.op: swap.error for swap in report.swapped},
+        "integration": f"{report.integration} {report.package_version}", "rows": work.rows, "frames": work.frames,
+        "before": before, "after": after, "speed_up": timer.ratio(before["median_us"], after["median_us"]),
+        "errors": {patch.op: patch.error for patch in report.patched},
     }  # fmt: skip

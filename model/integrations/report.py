@@ -1,28 +1,28 @@
-"""What became of an object that was accelerated."""
+"""The report of `accelerate`: which operations were patched or skipped."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from zonos2_triton.model.integrations.patching import Swaps
+from zonos2_triton.model.integrations.patching import PatchSet
 from zonos2_triton.model.tables import fitted, text_table
 
 
 @dataclass(frozen=True)
-class Swapped:
-    """An operation that kernels compute now: where, in how many places, and how far it was from the original."""
+class Patched:
+    """An operation that was replaced."""
 
     op: str
     where: str
-    places: int
+    sites: int  # number of attributes that were replaced
     error: float | None  # largest difference over the largest magnitude of the original; None: not verified
     bound: float
 
 
 @dataclass(frozen=True)
-class Left:
-    """An operation that stayed as it was, and why."""
+class Skipped:
+    """An operation that stays as it was, and why."""
 
     op: str
     reason: str
@@ -30,25 +30,25 @@ class Left:
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """What was swapped and what was left. `restore()` puts every attribute back; a `with` block does so at its end."""
+    """The patched and the skipped operations. `restore()` undoes all; a `with` block calls it at its end."""
 
-    host: str
-    host_version: str | None
-    version: str  # of this package
+    integration: str
+    package_version: str | None
+    version: str  # of zonos2-triton
     backend: str
-    swapped: Sequence[Swapped]
-    left: Sequence[Left]
-    asked: tuple[Any, ...] = field(repr=False, default=())  # the arguments that made it
-    swaps: Swaps = field(repr=False, default_factory=Swaps)
+    patched: Sequence[Patched]
+    skipped: Sequence[Skipped]
+    arguments: tuple[Any, ...] = field(repr=False, default=())  # of the call that made it
+    patches: PatchSet = field(repr=False, default_factory=PatchSet)
 
     @property
     def max_error(self) -> float | None:
         """The largest error of the verified operations; None: nothing was verified."""
-        return max((swap.error for swap in self.swapped if swap.error is not None), default=None)
+        return max((patch.error for patch in self.patched if patch.error is not None), default=None)
 
     def restore(self) -> None:
-        """Every attribute as it was, the very same objects. Nothing happens the second time."""
-        self.swaps.undo()
+        """Put the original attributes back, the same objects. A second call does nothing."""
+        self.patches.undo()
 
     def __enter__(self) -> "Report":
         return self
@@ -57,22 +57,23 @@ class Report:
         self.restore()
 
     def as_dict(self) -> dict[str, Any]:
-        names = ("host", "host_version", "version", "backend", "max_error")
-        rows = {"swapped": [asdict(swap) for swap in self.swapped], "left": [asdict(left) for left in self.left]}
+        names = ("integration", "package_version", "version", "backend", "max_error")
+        lists = {"patched": self.patched, "skipped": self.skipped}
+        rows = {name: [asdict(row) for row in found] for name, found in lists.items()}
         return {name: getattr(self, name) for name in names} | rows
 
     def json(self) -> str:
         return json.dumps(self.as_dict(), indent=2)
 
     def __str__(self) -> str:
-        rows = [("operation", "where", "places", "error", "bound")]
-        for swap in self.swapped:
-            error = "not verified" if swap.error is None else f"{swap.error:.1e}"
-            rows.append((swap.op, swap.where, str(swap.places), error, f"{swap.bound:.0e}"))
-        left = [(left.op, f"left: {left.reason}") for left in self.left]
-        least = [max(len(row[0]) for row in [*rows, *left])]
-        tables = text_table(rows, least=least), *([text_table(left, heads=False, least=least)] if left else ())
-        title, n = " ".join(filter(None, (self.host, self.host_version))), len(self.swapped)
+        rows = [("operation", "where", "sites", "error", "bound")]
+        for patch in self.patched:
+            error = "not verified" if patch.error is None else f"{patch.error:.1e}"
+            rows.append((patch.op, patch.where, str(patch.sites), error, f"{patch.bound:.0e}"))
+        skipped = [(row.op, f"skipped: {row.reason}") for row in self.skipped]
+        least = [max(len(row[0]) for row in [*rows, *skipped])]
+        tables = text_table(rows, least=least), *([text_table(skipped, heads=False, least=least)] if skipped else ())
+        title, n = " ".join(filter(None, (self.integration, self.package_version))), len(self.patched)
         error = "not verified" if self.max_error is None else f"largest error {self.max_error:.1e}"
         counted = (
             f"{n} operation{'s' * (n != 1)} by the {self.backend} backend, {error}" if n else "nothing is replaced"

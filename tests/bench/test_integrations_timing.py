@@ -1,4 +1,4 @@
-"""Before and after, on a CPU: that both are timed, on a host that is put back, and that a wrong swap has no time."""
+"""Before and after, on a CPU: that both are timed, on a model that is restored, and that a wrong patch has no time."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def quick():
 
 
 @pytest.mark.slow
-def test_both_are_timed_and_the_second_is_swapped(monkeypatch):
+def test_both_are_timed_and_the_second_is_patched(monkeypatch):
     seen, measure = [], timer.measure
     model = integrations.dac_model(REHEARSAL.codec, "cpu", torch.float32)
 
@@ -38,8 +38,8 @@ def test_both_are_timed_and_the_second_is_swapped(monkeypatch):
     assert found["errors"].keys() == {"from_codes", "decoder"}
 
 
-def test_a_wrong_swap_has_no_time(monkeypatch):
+def test_a_wrong_patch_has_no_time(monkeypatch):
     original = codec.Vocoder.decode_latents
     monkeypatch.setattr(codec.Vocoder, "decode_latents", lambda self, z: original(self, z) * 1.1)
-    with pytest.raises(ValueError, match="decoder cannot be swapped: differs from the original by"):
+    with pytest.raises(ValueError, match="decoder cannot be patched: differs from the original by"):
         integrations.time_dac_model(REHEARSAL.codec, WORK, CPU, torch.float32, seconds=0.01)

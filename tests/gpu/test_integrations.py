@@ -6,7 +6,7 @@ On a CPU the same tests run in Triton's interpreter, where a replay is the call 
 import pytest
 import torch
 
-from tests.integrations.torch_module.port import ids, made, spoken
+from tests.integrations.torch_module.tiny_model import ids, logits_of, made
 from tests.integrations.zonos2_engine.official import SIZES, Run, build, random_weights, standing_in
 from zonos2_triton.bench.timing import timer
 from zonos2_triton.bench.timing.integrations import dac_model
@@ -36,7 +36,7 @@ def test_a_captured_step_of_the_engine_replays_to_the_bits_of_the_launches(devic
     model = build(package, params, random_weights(params), device=device.name)
     report = accelerate(model, backend="triton")
     assert report.max_error is not None
-    assert not report.left
+    assert not report.skipped
     eager, graphed = runs = [Run(package, model, creator("triton")) for _ in range(2)]
     captured = graphed.capture(4)
     generator, found, replay = torch.Generator().manual_seed(2), [], None
@@ -68,10 +68,10 @@ def test_a_captured_step_of_the_engine_replays_to_the_bits_of_the_launches(devic
 def test_a_port_gives_the_same_logits(device, dtype):
     model, tokens = made(dtype).to(device.name), ids().to(device.name)
     with torch.no_grad():
-        before = spoken(model, tokens=tokens)
+        before = logits_of(model, tokens=tokens)
         with accelerate(model, backend="triton") as report:
-            after = spoken(model, tokens=tokens)
-        assert torch.equal(spoken(model, tokens=tokens), before)
+            after = logits_of(model, tokens=tokens)
+        assert torch.equal(logits_of(model, tokens=tokens), before)
     assert report.max_error is not None
     if dtype == torch.float32:
         assert torch.equal(after.argmax(-1), before.argmax(-1))

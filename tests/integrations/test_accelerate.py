@@ -1,4 +1,4 @@
-"""`accelerate` on a host that is made for it: what all hosts have in common."""
+"""`accelerate` on a integration that is made for it: what all integrations have in common."""
 
 import copy
 import json
@@ -14,7 +14,7 @@ from tests.integrations.standins import held, refused
 from tests.integrations.writes import fixed
 from zonos2_triton.model.integrations import accelerate as module
 from zonos2_triton.model.integrations.accelerate import Candidate, accelerate, difference
-from zonos2_triton.model.integrations.patching import Replacement, Unchanged, check_module, check_weights
+from zonos2_triton.model.integrations.patching import Replacement, WeightGuard, check_module, check_weights
 
 
 class Doubler(nn.Module):
@@ -36,18 +36,18 @@ class Doubler(nn.Module):
         return x + 1
 
 
-class DoublerHost:
+class DoublerIntegration:
     """What a file of `model/integrations` has."""
 
     name, package, versions, ops = "Doubler", "torch", ("2", "3"), ("double", "shift")
     factor = 1.0  # by which the replacement is wrong
-    faults: dict[str, str] = {}  # noqa: RUF012
-    left: dict[str, str] = {}  # noqa: RUF012
+    mismatches: dict[str, str] = {}  # noqa: RUF012
+    unsupported: dict[str, str] = {}  # noqa: RUF012
 
     def recognises(self, obj):
         return isinstance(obj, Doubler)
 
-    def checked(self, obj):
+    def check(self, obj):
         check_module(self.name, obj)
         return check_weights(self.name, obj.named_parameters())
 
@@ -55,15 +55,15 @@ class DoublerHost:
         made = {"double": lambda x: (x + x) * self.factor, "shift": lambda x: x + 1}
         for op in ops:
             ours, original, x = made[op], getattr(obj, op), torch.arange(1.0, 5.0)
-            places = [(obj, op, Replacement(ours, original))]
+            sites = [(obj, op, Replacement(ours, original))]
             check = lambda ours=ours, original=original, x=x: (ours(x), original(x))  # noqa: E731
-            yield Candidate(op, op, places, check, 1e-6, self.faults.get(op), self.left.get(op))
+            yield Candidate(op, op, sites, check, 1e-6, self.mismatches.get(op), self.unsupported.get(op))
 
 
 @pytest.fixture
-def host(monkeypatch):
-    made = DoublerHost()
-    monkeypatch.setattr(module, "known_hosts", lambda: [made])
+def integration(monkeypatch):
+    made = DoublerIntegration()
+    monkeypatch.setattr(module, "known_integrations", lambda: [made])
     return made
 
 
@@ -72,10 +72,10 @@ def model():
     return Doubler()
 
 
-def test_it_swaps_and_puts_back_the_very_same_attributes(host, model):
+def test_it_swaps_and_puts_back_the_very_same_attributes(integration, model):
     before, x = held(model), torch.ones(4)
     report = accelerate(model, backend="reference")
-    assert {swap.op: swap.error for swap in report.swapped} == {"double": 0.0, "shift": 0.0}
+    assert {patch.op: patch.error for patch in report.patched} == {"double": 0.0, "shift": 0.0}
     assert isinstance(model.double, Replacement)
     assert torch.equal(model(x), torch.full((4,), 4.0))
     after = held(model)
@@ -86,7 +86,7 @@ def test_it_swaps_and_puts_back_the_very_same_attributes(host, model):
         assert held(model) == before
 
 
-def test_a_with_block_restores_even_after_an_error(host, model):
+def test_a_with_block_restores_even_after_an_error(integration, model):
     before = held(model)
 
     def fail():
@@ -99,7 +99,7 @@ def test_a_with_block_restores_even_after_an_error(host, model):
     assert held(model) == before
 
 
-def test_what_is_accelerated_otherwise_is_refused(host, model):
+def test_what_is_accelerated_otherwise_is_refused(integration, model):
     report = accelerate(model, backend="reference")
     refused(model, "Doubler is accelerated already, with other arguments: call report.restore", only=["double"])
     object.__setattr__(report, "version", "0.0.1")
@@ -107,8 +107,8 @@ def test_what_is_accelerated_otherwise_is_refused(host, model):
 
 
 @pytest.mark.parametrize("only", [["double"], ("double",), {"double"}, "double"])
-def test_only_what_is_named(host, model, only):
-    assert [swap.op for swap in accelerate(model, only=only, backend="reference").swapped] == ["double"]
+def test_only_what_is_named(integration, model, only):
+    assert [patch.op for patch in accelerate(model, only=only, backend="reference").patched] == ["double"]
     assert "shift" not in vars(model)
 
 
@@ -120,7 +120,7 @@ def test_only_what_is_named(host, model, only):
         ({"backend": "cuda"}, "backend must be one of reference, triton, auto, got 'cuda'"),
     ],
 )
-def test_unknown_arguments(host, model, options, message):
+def test_unknown_arguments(integration, model, options, message):
     refused(model, message, **options)
 
 
@@ -131,25 +131,33 @@ def failing(x):
 @pytest.mark.parametrize(
     ("spoil", "op", "reason"),
     [
-        (lambda host, _: setattr(host, "factor", 1.01), "double", "differs from the original by 1.0e-02, more than"),
-        (lambda host, _: setattr(host, "faults", {"shift": "its bias is of rubber"}), "shift", "its bias is of rubber"),
+        (
+            lambda integration, _: setattr(integration, "factor", 1.01),
+            "double",
+            "differs from the original by 1.0e-02, more than",
+        ),
+        (
+            lambda integration, _: setattr(integration, "mismatches", {"shift": "its bias is of rubber"}),
+            "shift",
+            "its bias is of rubber",
+        ),
         (lambda _, model: setattr(model, "shift", failing), "shift", "it fails on sample inputs: no memory for that"),
     ],
     ids=["wrong", "fault", "failing"],
 )
-def test_what_cannot_be_swapped_is_an_error_only_if_strict(host, model, spoil, op, reason):
-    spoil(host, model)
-    refused(model, f"Doubler: {op} cannot be swapped: {reason}")
+def test_what_cannot_be_swapped_is_an_error_only_if_strict(integration, model, spoil, op, reason):
+    spoil(integration, model)
+    refused(model, f"Doubler: {op} cannot be patched: {reason}")
     report = accelerate(model, strict=False, backend="reference")
-    assert [left.op for left in report.left] == [op]
-    assert report.left[0].reason.startswith(reason)
-    assert {swap.op for swap in report.swapped} == {"double", "shift"} - {op}
+    assert [row.op for row in report.skipped] == [op]
+    assert report.skipped[0].reason.startswith(reason)
+    assert {patch.op for patch in report.patched} == {"double", "shift"} - {op}
 
 
-def test_without_verification_nothing_is_compared(host, model):
-    host.factor = 1.01
+def test_without_verification_nothing_is_compared(integration, model):
+    integration.factor = 1.01
     report = accelerate(model, verify=False, backend="reference")
-    assert [swap.error for swap in report.swapped] == [None, None]
+    assert [patch.error for patch in report.patched] == [None, None]
     assert report.max_error is None
     assert str(report).splitlines()[0].endswith("2 operations by the reference backend, not verified")
     assert [row.split()[-2:] for row in str(report).splitlines()[2:]] == [["verified", "1e-06"]] * 2
@@ -164,25 +172,25 @@ class Stubborn(Doubler):
         super().__setattr__(name, value)
 
 
-def test_a_failure_half_way_is_rolled_back(host):
+def test_a_failure_half_way_is_rolled_back(integration):
     refused(Stubborn(), "half-way", RuntimeError)
 
 
-def test_a_version_that_is_not_known(host, model, monkeypatch, caplog):
+def test_a_version_that_is_not_known(integration, model, monkeypatch, caplog):
     monkeypatch.setattr(module, "version", lambda name: "9.1" if name == "torch" else "0.1.0")
     refused(model, r"Doubler: torch 9\.1 is none of the versions 2 to below 3 .* strict=False")
-    assert accelerate(model, strict=False, backend="reference").host_version == "9.1"
+    assert accelerate(model, strict=False, backend="reference").package_version == "9.1"
     assert "going by its structure alone" in caplog.text
 
 
-def test_auto_replaces_nothing_on_a_cpu(host, model, monkeypatch):
+def test_auto_replaces_nothing_on_a_cpu(integration, model, monkeypatch):
     """Plain PyTorch of ours would be slower; whoever names a backend, or what auto means, gets it."""
     before = held(model)
     for _ in range(2):
         report = accelerate(model)
-        assert (report.backend, report.swapped, held(model)) == ("none", (), before)
-        assert [left.op for left in report.left] == ["double", "shift"]
-        assert all("on a cpu, where no kernels run" in left.reason for left in report.left)
+        assert (report.backend, report.patched, held(model)) == ("none", (), before)
+        assert [row.op for row in report.skipped] == ["double", "shift"]
+        assert all("on a cpu, where no kernels run" in row.reason for row in report.skipped)
         assert "nothing is replaced\n" in str(report)
         report.restore()
     accelerate(model, backend="reference").restore()
@@ -190,40 +198,40 @@ def test_auto_replaces_nothing_on_a_cpu(host, model, monkeypatch):
     assert accelerate(model).backend == "reference"
 
 
-def test_disabled(host, model, monkeypatch):
+def test_disabled(integration, model, monkeypatch):
     monkeypatch.setenv("ZONOS2_TRITON_DISABLE", "1")
     before = held(model)
     report = accelerate(model, backend="reference")
     assert held(model) == before
-    assert [left.reason for left in report.left] == ["ZONOS2_TRITON_DISABLE=1"] * 2
+    assert [row.reason for row in report.skipped] == ["ZONOS2_TRITON_DISABLE=1"] * 2
 
 
-def test_the_report_is_a_table_and_json(host, model):
-    """What is left by design is no error."""
-    host.left = {"shift": "never here"}
+def test_the_report_is_a_table_and_json(integration, model):
+    """An operation that is skipped by design is no error."""
+    integration.unsupported = {"shift": "never here"}
     report = accelerate(model, backend="reference")
     told = json.loads(report.json())
     assert told == report.as_dict()
-    assert told["swapped"] == [{"op": "double", "where": "double", "places": 1, "error": 0.0, "bound": 1e-6}]
-    assert told["left"] == [{"op": "shift", "reason": "never here"}]
+    assert told["patched"] == [{"op": "double", "where": "double", "sites": 1, "error": 0.0, "bound": 1e-6}]
+    assert told["skipped"] == [{"op": "shift", "reason": "never here"}]
     title, head, *rows = str(report).splitlines()
     assert title == f"Doubler {version('torch')}: 1 operation by the reference backend, largest error 0.0e+00"
-    assert head.split() == ["operation", "where", "places", "error", "bound"]
+    assert head.split() == ["operation", "where", "sites", "error", "bound"]
     assert [row.split()[0] for row in rows] == ["double", "shift"]
-    assert rows[1].endswith("left: never here")
+    assert rows[1].endswith("skipped: never here")
 
 
 NEARLY = nn.ModuleDict({"multi_embedder": nn.Embedding(3, 3)})
 
 
-@pytest.mark.parametrize("obj", [None, 3, "DAC", object(), nn.Linear(2, 2), NEARLY, torch, DoublerHost()])
+@pytest.mark.parametrize("obj", [None, 3, "DAC", object(), nn.Linear(2, 2), NEARLY, torch, DoublerIntegration()])
 def test_objects_of_no_known_kind(obj):
     with pytest.raises(TypeError, match=r"is of no known kind; known: .*DacModel.*dac\.DAC.*official tensor names"):
         accelerate(obj)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, pickle.dumps])
-def test_copies_are_refused(host, model, copied):
+def test_copies_are_refused(integration, model, copied):
     with accelerate(model, backend="reference"):
         for obj in (model, model.double):
             with pytest.raises(TypeError, match=r"cannot be copied or saved whole: call report.restore\(\)"):
@@ -243,7 +251,7 @@ def test_copies_are_refused(host, model, copied):
     ],
     ids=["training", "compiled", "meta", "dtypes", "integers", "hook"],
 )
-def test_a_state_that_is_refused(host, model, spoil, message):
+def test_a_state_that_is_refused(integration, model, spoil, message):
     spoil(model)
     refused(model, message)
 
@@ -256,7 +264,7 @@ class Elsewhere(torch.Tensor):
 
 def test_auto_replaces_nothing_either_on_a_gpu_in_a_type_that_kernels_do_not_have():
     there = torch.ones(2, dtype=torch.float64).as_subclass(Elsewhere)
-    assert "in torch.float64 on a cuda, where no kernels run" in module.auto_leaves(there)
+    assert "in torch.float64 on a cuda, where no kernels run" in module.auto_skips(there)
 
 
 def test_weights_on_mixed_devices_or_none():
@@ -285,7 +293,7 @@ def test_weights_on_mixed_devices_or_none():
 def test_a_changed_part_is_noticed(change):
     """Where weights are read at each call, too: they would be read of parts that nobody calls any more."""
     whole = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
-    guard = Unchanged(whole, "whole", weights=False)
+    guard = WeightGuard(whole, "whole", weights=False)
     whole[1].weight.data.mul_(2)
     guard.check()
     change(whole)
@@ -294,10 +302,10 @@ def test_a_changed_part_is_noticed(change):
 
 
 def test_parts_that_do_not_count_may_change():
-    whole = nn.ModuleDict({"used": nn.Linear(3, 3), "left": nn.Linear(3, 3)})
-    guard = Unchanged(whole, leave="left")
-    whole["left"].weight.data.mul_(2)
-    whole["left"] = nn.Linear(2, 2)
+    whole = nn.ModuleDict({"used": nn.Linear(3, 3), "free": nn.Linear(3, 3)})
+    guard = WeightGuard(whole, ignore="free")
+    whole["free"].weight.data.mul_(2)
+    whole["free"] = nn.Linear(2, 2)
     guard.check()
 
 
@@ -307,7 +315,7 @@ def test_of_weights_elsewhere_a_sample_is_read(capturing, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     layer = nn.Linear(50, 50, bias=False)
     layer.weight = nn.Parameter(layer.weight.data.as_subclass(Elsewhere), requires_grad=False)
-    guard = Unchanged(layer)
+    guard = WeightGuard(layer)
     numbers = layer.weight.data.view(-1)
     numbers[1] += 1
     guard.check()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from zonos2_triton import _settings
-from zonos2_triton._settings import BACKEND, CONFIG, DISABLE, LOG, NVTX, PREFIX, SGLANG, SGLANG_PARTS, VARIABLES
+from zonos2_triton._settings import BACKEND, CONFIG, DISABLE, LOG, NVTX, PREFIX, SGLANG, SGLANG_COMPONENTS, VARIABLES
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,7 +31,7 @@ def test_nobody_else_reads_them():
 def test_unset_they_change_nothing():
     assert _settings.backend() == "auto"
     assert (_settings.disabled(), _settings.nvtx(), _settings.config()) == (False, False, None)
-    assert _settings.sglang_parts() == frozenset()
+    assert _settings.sglang_components() == frozenset()
     assert _settings.log_level() is None
     assert _settings.present() == {}
 
@@ -43,13 +43,14 @@ def test_switches(monkeypatch, value, on):
         assert reader() is on
 
 
-PARTS = {"": (), "0": (), "1": SGLANG_PARTS, "all": SGLANG_PARTS, "vocoder, attention": ("attention", "vocoder")}
+COMPONENTS = {"": (), "0": ()} | dict.fromkeys(("1", "all"), SGLANG_COMPONENTS)
+COMPONENTS |= {"vocoder, attention": ("attention", "vocoder")}
 
 
-@pytest.mark.parametrize(("value", "parts"), PARTS.items())
-def test_parts_of_sglang(monkeypatch, value, parts):
+@pytest.mark.parametrize(("value", "components"), COMPONENTS.items())
+def test_components_of_sglang(monkeypatch, value, components):
     monkeypatch.setenv(SGLANG, value)
-    assert _settings.sglang_parts() == {*parts}
+    assert _settings.sglang_components() == {*components}
 
 
 @pytest.mark.parametrize(
@@ -58,8 +59,8 @@ def test_parts_of_sglang(monkeypatch, value, parts):
         (_settings.backend, BACKEND, "cuda", "reference, triton, auto"),
         (_settings.disabled, DISABLE, "true", "0, 1"),
         (_settings.log_level, LOG, "INFO", "debug, info, warning, error, off"),
-        (_settings.sglang_parts, SGLANG, "attention,moe", "0, 1, all, or a list of attention, exp"),
-        (_settings.sglang_parts, SGLANG, "attention,", "0, 1, all, or a list"),
+        (_settings.sglang_components, SGLANG, "attention,moe", "0, 1, all, or a list of attention, exp"),
+        (_settings.sglang_components, SGLANG, "attention,", "0, 1, all, or a list"),
     ],
 )
 def test_a_wrong_value_is_named_with_what_is_accepted(monkeypatch, reader, name, value, accepted):

@@ -19,7 +19,7 @@ from zonos2_triton.bench.suite.recorder import Record
 from zonos2_triton.bench.timing import range_times
 from zonos2_triton.bench.timing.range_times import Node
 from zonos2_triton.model import doctor
-from zonos2_triton.model.integrations.report import Left, Report, Swapped
+from zonos2_triton.model.integrations.report import Patched, Report, Skipped
 from zonos2_triton.model.tables import fitted, numeric, terminal_width, text_row, text_table
 
 ROWS = [
@@ -126,8 +126,8 @@ def ranges(_):
 
 
 def swapped(_):
-    moe = Swapped("experts", "layers.*.feed_forward", 24, 1e-3, 1e-2)
-    left = Left("attention", "its cache is of another kind: PageFirst, of pages of 16 rows")
+    moe = Patched("experts", "layers.*.feed_forward", 24, 1e-3, 1e-2)
+    left = Skipped("attention", "its cache is of another kind: PageFirst, of pages of 16 rows")
     return str(Report("zonos2", "0.1", "1", "triton", [moe], [left]))
 
 

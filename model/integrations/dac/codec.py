@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zonos2_triton.model.integrations.accelerate import Candidate, Host
+from zonos2_triton.model.integrations.accelerate import Candidate, Integration
 from zonos2_triton.model.integrations.dac.layers import Part, read_layers
-from zonos2_triton.model.integrations.patching import Replacement, Unchanged, check_module, check_weights
+from zonos2_triton.model.integrations.patching import Replacement, WeightGuard, check_module, check_weights
 from zonos2_triton.model.vocoder import Vocoder
 from zonos2_triton.model.weights.codec_checkpoint import official_name
 from zonos2_triton.reference.numeric import exact_numerics
@@ -30,7 +30,7 @@ BOUNDS = {
 
 @dataclass(frozen=True)
 class Codec:
-    """A host with the modules `quantizer` and `decoder`; layers: modules of the decoder that tell it from others."""
+    """A codec class with the modules `quantizer` and `decoder`; layers: names of modules that identify its decoder."""
 
     name: str
     package: str
@@ -47,7 +47,7 @@ class Codec:
             and all(isinstance(getattr(decoder, layer, None), nn.Module) for layer in self.layers)
         )
 
-    def checked(self, obj: Any) -> Tensor:
+    def check(self, obj: Any) -> Tensor:
         tensors: list[tuple[str, Tensor]] = []
         for name in ("quantizer", "decoder"):
             check_module(f"{self.name}.{name}", getattr(obj, name))
@@ -73,7 +73,7 @@ class Codec:
         return found
 
 
-HOSTS: tuple[Host, ...] = (
+INTEGRATIONS: tuple[Integration, ...] = (
     Codec("transformers.DacModel", "transformers", ("4.57", "6"), ("conv1", "block", "snake1", "conv2")),
     Codec("dac.DAC", "descript-audio-codec", ("1.0.0", "1.1"), ("model",)),
 )
@@ -81,7 +81,7 @@ HOSTS: tuple[Host, ...] = (
 
 def _from_codes(quantizer: Any, vocoder: Vocoder) -> Candidate:
     """codes [B, C, T] -> (latents [B, D, T], code vectors [B, C * K, T], codes); C: the first so many codebooks."""
-    original, unchanged = quantizer.from_codes, Unchanged(quantizer, "quantizer", leave="in_proj")
+    original, unchanged = quantizer.from_codes, WeightGuard(quantizer, "quantizer", ignore="in_proj")
 
     def from_codes(codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         unchanged.check()
@@ -101,7 +101,7 @@ def _from_codes(quantizer: Any, vocoder: Vocoder) -> Candidate:
 
 def _decoder(decoder: nn.Module, parts: Iterable[Part], vocoder: Vocoder) -> Candidate:
     """latents [B, D, T] -> samples [B, 1, samples]."""
-    original, unchanged = decoder.forward, Unchanged(decoder, "decoder")
+    original, unchanged = decoder.forward, WeightGuard(decoder, "decoder")
     paddings = [(module, module.padding) for _, module in parts if hasattr(module, "padding")]
 
     def forward(z: Tensor) -> Tensor:
@@ -127,7 +127,7 @@ def _candidate(
     original = getattr(owner, attribute)
     signature = inspect.signature(original)
 
-    def called(*args: Any, **kwargs: Any) -> Any:  # the hosts name the argument each in its own way
+    def called(*args: Any, **kwargs: Any) -> Any:  # the packages name the argument each in its own way
         return function(*signature.bind(*args, **kwargs).args)
 
     def check() -> tuple[object, object]:
@@ -135,8 +135,8 @@ def _candidate(
             return called(sample), original(sample)
 
     where = {"from_codes": "quantizer.from_codes", "decoder": "decoder.forward"}[op]
-    place = owner, attribute, Replacement(called, original, owner.parameters)
-    return Candidate(op, where, [place], check, BOUNDS[vocoder.dtype][op])
+    site = owner, attribute, Replacement(called, original, owner.parameters)
+    return Candidate(op, where, [site], check, BOUNDS[vocoder.dtype][op])
 
 
 @contextmanager

@@ -20,42 +20,42 @@ Layer = tuple[type[nn.Module], Mapping[str, Any]]  # its class and its attribute
 
 
 class Part(NamedTuple):
-    """A module of a host, and where it is there."""
+    """A module of a codec and its path."""
 
     path: str
     module: Any
 
 
-def read_layers(host: str, obj: Any) -> tuple[VocoderConfig, dict[str, Part]]:
+def read_layers(owner: str, obj: Any) -> tuple[VocoderConfig, dict[str, Part]]:
     """The sizes of a codec, and its modules by official name.
 
     ValueError: a layer that the decoder of this package does not have, or lacks, or has with other attributes.
     """
-    config = _config(host, obj)
+    config = _config(owner, obj)
     found = {}
     for root in ("quantizer", "decoder"):
         for path, module in getattr(obj, root).named_modules(prefix=root, remove_duplicate=False):
             if own := {"forward", "from_codes"} & vars(module).keys():
-                raise ValueError(f"{host}: {path}.{min(own)} was replaced on the module itself: put it back first")
+                raise ValueError(f"{owner}: {path}.{min(own)} was replaced on the module itself: put it back first")
             inside = {name for name, _ in module.named_children()} - {PARAMETRIZED}
             if not inside and PARAMETRIZED not in path:
                 found[_official_module(path, config)] = Part(path, module)
     expected = _layers(config)
     for name, part in found.items():
         if name in expected:
-            _check_layer(host, part, *expected[name])
+            _check_layer(owner, part, *expected[name])
         elif name.startswith("decoder."):
-            raise ValueError(f"{host}: {part.path} is a layer that the codec does not have: {part.module}")
+            raise ValueError(f"{owner}: {part.path} is a layer that the codec does not have: {part.module}")
     if missing := [name for name in expected if name not in found]:
-        raise ValueError(f"{host}: has no layer {missing[0]} (by its name in the official file)")
+        raise ValueError(f"{owner}: has no layer {missing[0]} (by its name in the official file)")
     return config, {name: found[name] for name in expected}
 
 
-def _config(host: str, obj: Any) -> VocoderConfig:
+def _config(owner: str, obj: Any) -> VocoderConfig:
     def layers(part: str, kind: type[nn.Module]) -> list[Any]:
         modules = [module for module in getattr(obj, part).modules() if isinstance(module, kind)]
         if not modules:
-            raise ValueError(f"{host}: {part} holds no {kind.__name__}")
+            raise ValueError(f"{owner}: {part} holds no {kind.__name__}")
         return modules
 
     first, codebook = layers("decoder", nn.Conv1d)[0], layers("quantizer", nn.Embedding)[0]
@@ -64,7 +64,7 @@ def _config(host: str, obj: Any) -> VocoderConfig:
     try:
         return VocoderConfig(*sizes, codebook.num_embeddings, codebook.embedding_dim)
     except ValueError as error:
-        raise ValueError(f"{host}: {error}") from error
+        raise ValueError(f"{owner}: {error}") from error
 
 
 def _official_module(path: str, config: VocoderConfig) -> str:
@@ -90,7 +90,7 @@ def _layers(config: VocoderConfig) -> dict[str, Layer]:
         }  # fmt: skip
 
     def snakes(channels: int) -> Layer:
-        return nn.Module, {"channels": channels}  # each host has a class of its own
+        return nn.Module, {"channels": channels}  # each package has a class of its own
 
     width, layers = config.decoder_dim, dict[str, Layer]()
     vectors = {"num_embeddings": config.codebook_size, "embedding_dim": config.codebook_dim, "max_norm": None}
@@ -110,33 +110,33 @@ def _layers(config: VocoderConfig) -> dict[str, Layer]:
     return layers | {f"decoder.model.{last + j}": layer for j, layer in enumerate(outer)}
 
 
-def _check_layer(host: str, part: Part, kind: type[nn.Module], attributes: Mapping[str, Any]) -> None:
+def _check_layer(owner: str, part: Part, kind: type[nn.Module], attributes: Mapping[str, Any]) -> None:
     if kind is nn.Module:
-        return _check_snake(host, part, attributes["channels"])
+        return _check_snake(owner, part, attributes["channels"])
     path, module = part
     if not isinstance(module, kind) or type(module).forward is not kind.forward:
-        raise ValueError(f"{host}: {path} must be a {kind.__name__} of torch, got {type(module).__name__}")
+        raise ValueError(f"{owner}: {path} must be a {kind.__name__} of torch, got {type(module).__name__}")
     for name, wanted in attributes.items():
         if (got := getattr(module, name)) != wanted:
-            raise ValueError(f"{host}: {path}.{name} must be {wanted}, got {got}")
+            raise ValueError(f"{owner}: {path}.{name} must be {wanted}, got {got}")
     if "groups" in attributes and module.bias is None:
-        raise ValueError(f"{host}: {path} must have a bias, got none")
+        raise ValueError(f"{owner}: {path} must have a bias, got none")
     for tensor, made_by in getattr(module, PARAMETRIZED, {}).items():
         if names := {type(one).__name__ for one in made_by} - {"_WeightNorm"}:
-            raise ValueError(f"{host}: {path}.{tensor} may be parametrized by weight norm alone, got {min(names)}")
+            raise ValueError(f"{owner}: {path}.{tensor} may be parametrized by weight norm alone, got {min(names)}")
 
 
-def _check_snake(host: str, part: Part, channels: int) -> None:
+def _check_snake(owner: str, part: Part, channels: int) -> None:
     path, module = part
     shapes = {name: list(tensor.shape) for name, tensor in module.named_parameters()}
     if shapes != {"alpha": [1, channels, 1]}:
-        raise ValueError(f"{host}: {path} must be a snake of alpha {[1, channels, 1]}, got parameters {shapes}")
+        raise ValueError(f"{owner}: {path} must be a snake of alpha {[1, channels, 1]}, got parameters {shapes}")
     alpha = module.alpha
     x = torch.linspace(-3, 3, 7, dtype=alpha.dtype, device=alpha.device).expand(1, channels, 7)
     with torch.no_grad(), torch.autocast(alpha.device.type, enabled=False):
         error = difference(module(x), snake(x, alpha))
     if not error <= SNAKE_BOUNDS[alpha.dtype]:
         raise ValueError(
-            f"{host}: {path} must be x + sin(alpha x)^2 / (alpha + 1e-9); {type(module).__name__} differs from it by "
+            f"{owner}: {path} must be x + sin(alpha x)^2 / (alpha + 1e-9); {type(module).__name__} differs from it by "
             f"{error:.1e}"
         )

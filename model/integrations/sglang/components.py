@@ -57,7 +57,7 @@ def experts(
     if x.shape[0] == 0 or not _runs("experts", x.device, x.dtype):
         return original(block, x, router_states)
     if fault := _experts_fault(block, x):
-        _say_once("experts", fault)
+        _log_once("experts", fault)
         return original(block, x, router_states)
     router, w13 = block.router, block.experts.w13_weight
     if block.experts.quant_method.w13_swiglu_interleaved:
@@ -131,11 +131,11 @@ def sample(
 
 
 def get_dac(original: Callable[[str], Any], device: str) -> Any:
-    """get_dac: the engine's codec, accelerated; what cannot be swapped is in the log."""
+    """get_dac: the engine's codec, accelerated; what cannot be patched is in the log."""
     codec = original(device)
     if _runs("vocoder", torch.device(device), torch.float32):
-        for left in accelerate(codec, strict=False).left:
-            _say_once("vocoder", f"{left.op}: {left.reason}")
+        for left in accelerate(codec, strict=False).skipped:
+            _log_once("vocoder", f"{left.op}: {left.reason}")
     return codec
 
 
@@ -182,7 +182,7 @@ def _runs(part: str, device: torch.device, dtype: torch.dtype) -> bool:
     device, which a captured graph cannot."""
     if resolve_backend("auto", device, dtype) == "triton" or (device.type == "cpu" and backend() != "auto"):
         return True
-    _say_once(
+    _log_once(
         part, f"no kernels run in {dtype} on {device.type} here, or {BACKEND} asks for others; on a CPU it names one"
     )
     return False
@@ -197,5 +197,5 @@ def _operation(name: str, device: torch.device, dtype: torch.dtype) -> Callable[
 
 
 @cache
-def _say_once(part: str, reason: str) -> None:
+def _log_once(part: str, reason: str) -> None:
     LOG.warning("SGLang: %s stays with the engine: %s", part, reason)

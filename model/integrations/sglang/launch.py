@@ -8,7 +8,7 @@ import importlib
 import logging
 import sys
 
-from zonos2_triton._settings import SGLANG, sglang_parts
+from zonos2_triton._settings import SGLANG, sglang_components
 from zonos2_triton.model.integrations.sglang.plugin import plugin
 
 LOG = logging.getLogger("zonos2_triton")
@@ -17,7 +17,7 @@ LOG = logging.getLogger("zonos2_triton")
 def main() -> int:
     """The exit status: 1 where the plugin or the engine is not as needed; else sgl-omni ends the process itself."""
     try:
-        if not sglang_parts():
+        if not sglang_components():
             LOG.warning("%s names no part: sgl-omni runs as it is", SGLANG)
         plugin()
         importlib.import_module("sglang.srt.plugins").load_plugins()

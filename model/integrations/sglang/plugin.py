@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from zonos2_triton._settings import SGLANG, SGLANG_PARTS, disabled, sglang_parts
+from zonos2_triton._settings import SGLANG, SGLANG_COMPONENTS, disabled, sglang_components
 from zonos2_triton.model.integrations.sglang import components as parts
 
 LOG = logging.getLogger("zonos2_triton")
@@ -31,7 +31,7 @@ REGISTRY = "sglang.srt.plugins.hook_registry"
 
 
 @dataclass(frozen=True)
-class Seam:
+class HookPoint:
     """A function of the engine: its parameters, and what is called around it; without that, it is only counted upon."""
 
     module: str
@@ -50,18 +50,18 @@ def plugin() -> None:
     ValueError: ZONOS2_TRITON_SGLANG names an unknown part, or the engine has other parameters; ImportError: it is not
     installed.
     """
-    if sglang_parts() and not disabled():
+    if sglang_components() and not disabled():
         _register(STARTING)
 
 
-def hook_parts(names: Collection[str]) -> None:
+def hook_components(names: Collection[str]) -> None:
     """Hook parts of the model in this process, all or none; errors as in `plugin`."""
-    names = [name for name in SGLANG_PARTS if name in names]
-    seams = [seam for name in names for seam in SEAMS[name]]
-    new = _register(seams)
-    before = [_function(seam) for seam in new]
+    names = [name for name in SGLANG_COMPONENTS if name in names]
+    points = [point for name in names for point in HOOK_POINTS[name]]
+    new = _register(points)
+    before = [_function(point) for point in new]
     _module(REGISTRY).HookRegistry.apply_hooks()
-    if passed_by := [seam.target for seam, function in zip(new, before, strict=True) if _function(seam) is function]:
+    if passed_by := [point.target for point, function in zip(new, before, strict=True) if _function(point) is function]:
         raise RuntimeError(f"{SGLANG}: SGLang did not hook {passed_by[0]}; its log says why")
     LOG.info("SGLang: %s by zonos2-triton", ", ".join(names))
 
@@ -93,75 +93,77 @@ def _spawn(original: Callable[..., None], group: Any, ctx: Any, process_env_over
 def _run_process(original: Callable[..., None], spec: Any, ready_event: Any, log: Any) -> None:
     """Of the parts that were asked for, those whose stage is one of this process. An error here is the stage's."""
     stages = {stage.factory for stage in spec.stage_specs}
-    if names := [name for name in sglang_parts() if STAGES[name] in stages]:
-        hook_parts(names)
+    if names := [name for name in sglang_components() if STAGES[name] in stages]:
+        hook_components(names)
     original(spec, ready_event, log)
 
 
 STARTING = (
-    Seam(WORKERS, "StageGroup.spawn", ("self", "ctx", "process_env_overrides"), _spawn),
-    Seam(WORKERS, "run_process", ("spec", "ready_event", "log"), _run_process),
-    Seam(WORKERS, "stage_process_main", ("spec", "ready_event", "startup_error_channel")),
+    HookPoint(WORKERS, "StageGroup.spawn", ("self", "ctx", "process_env_overrides"), _spawn),
+    HookPoint(WORKERS, "run_process", ("spec", "ready_event", "log"), _run_process),
+    HookPoint(WORKERS, "stage_process_main", ("spec", "ready_event", "startup_error_channel")),
 )
 MODEL, RUNNER, CODEC = (f"{ZONOS2}.{name}" for name in ("sglang_model", "model_runner", "components.audio_codec"))
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "top_k_max", "rep_token_ids")
-SEAMS = {
+HOOK_POINTS = {
     "attention": (
-        Seam(MODEL, "Zonos2Attention.forward", ("self", "x", "positions", "forward_batch"), parts.attention),
+        HookPoint(MODEL, "Zonos2Attention.forward", ("self", "x", "positions", "forward_batch"), parts.attention),
     ),
     "experts": (
-        Seam(MODEL, "Zonos2MoEBlock.forward", ("self", "x", "router_states"), parts.experts),
-        Seam(MODEL, "Zonos2SonicRouter.forward", ("self", "h", "router_states")),
+        HookPoint(MODEL, "Zonos2MoEBlock.forward", ("self", "x", "router_states"), parts.experts),
+        HookPoint(MODEL, "Zonos2SonicRouter.forward", ("self", "h", "router_states")),
     ),
     "sampler": (
-        Seam(f"{ZONOS2}.sampler", "sample_tts", ("logits", *SAMPLING, "any_top_p", "any_min_p"), parts.sample),
+        HookPoint(f"{ZONOS2}.sampler", "sample_tts", ("logits", *SAMPLING, "any_top_p", "any_min_p"), parts.sample),
         # Both leave end and padding out of what is penalised.
-        Seam(RUNNER, "Zonos2ModelRunner.rep_window", ("self", "row_t", "n", "cb_size", "params")),
-        Seam(RUNNER, "Zonos2ModelRunner.rep_window_ring", ("self", "row_t", "n", "w", "cb_size", "device")),
+        HookPoint(RUNNER, "Zonos2ModelRunner.rep_window", ("self", "row_t", "n", "cb_size", "params")),
+        HookPoint(RUNNER, "Zonos2ModelRunner.rep_window_ring", ("self", "row_t", "n", "w", "cb_size", "device")),
     ),
     "vocoder": (
-        Seam(CODEC, "get_dac", ("device",), parts.get_dac),
-        Seam(CODEC, "Zonos2DACVocoder.decode_batch", ("self", "audio_codes_list", "eos_frames"), parts.decode_batch),
+        HookPoint(CODEC, "get_dac", ("device",), parts.get_dac),
+        HookPoint(
+            CODEC, "Zonos2DACVocoder.decode_batch", ("self", "audio_codes_list", "eos_frames"), parts.decode_batch
+        ),
     ),
 }
 ENGINE, VOCODER = (f"{ZONOS2}.stages.create_{name}_executor" for name in ("sglang_omni_tts_engine", "vocoder"))
 STAGES = {"attention": ENGINE, "experts": ENGINE, "sampler": ENGINE, "vocoder": VOCODER}  # whose process has a part
 REGISTERING = (  # the interface of plugins itself
-    Seam(REGISTRY, "HookRegistry.register", ("target", "hook", "hook_type", "source")),
-    Seam(REGISTRY, "HookRegistry.apply_hooks", ()),
+    HookPoint(REGISTRY, "HookRegistry.register", ("target", "hook", "hook_type", "source")),
+    HookPoint(REGISTRY, "HookRegistry.apply_hooks", ()),
 )
 _registered: set[str] = set()
 
 
-def _register(seams: Iterable[Seam]) -> list[Seam]:
+def _register(points: Iterable[HookPoint]) -> list[HookPoint]:
     """Check them all, then register those with a hook that are not yet, which are returned."""
-    for seam in (*REGISTERING, *seams):
-        _check(seam)
+    for point in (*REGISTERING, *points):
+        _check(point)
     _warn_of_another_version()
     registry = _module(REGISTRY)
-    new = [seam for seam in seams if seam.hook and seam.target not in _registered]
-    for seam in new:
-        _registered.add(seam.target)
-        hook = torch.compiler.disable(seam.hook)  # the engine compiles its sampler; kernels gain nothing by it
-        registry.HookRegistry.register(seam.target, hook, registry.HookType.AROUND)
+    new = [point for point in points if point.hook and point.target not in _registered]
+    for point in new:
+        _registered.add(point.target)
+        hook = torch.compiler.disable(point.hook)  # the engine compiles its sampler; kernels gain nothing by it
+        registry.HookRegistry.register(point.target, hook, registry.HookType.AROUND)
     return new
 
 
-def _check(seam: Seam) -> None:
-    found, expected = (", ".join(names) for names in (inspect.signature(_function(seam)).parameters, seam.parameters))
+def _check(point: HookPoint) -> None:
+    found, expected = ", ".join(inspect.signature(_function(point)).parameters), ", ".join(point.parameters)
     if found != expected:
         raise ValueError(
-            f"{SGLANG}: {seam.target} takes ({found}), and this was written for ({expected}) of {WRITTEN_FOR}; nothing "
-            "is hooked"
+            f"{SGLANG}: {point.target} takes ({found}), and this was written for ({expected}) of {WRITTEN_FOR}; "
+            "nothing is hooked"
         )
 
 
-def _function(seam: Seam) -> Callable[..., Any]:
-    function: Any = _module(seam.module)
-    for name in seam.name.split("."):
+def _function(point: HookPoint) -> Callable[..., Any]:
+    function: Any = _module(point.module)
+    for name in point.name.split("."):
         function = getattr(function, name, None)
     if not callable(function):
-        raise ValueError(f"{SGLANG}: there is no {seam.target}; this was written for {WRITTEN_FOR}; nothing is hooked")
+        raise ValueError(f"{SGLANG}: there is no {point.target}; this was written for {WRITTEN_FOR}; nothing is hooked")
     return function
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from zonos2_triton.model.backend import current
-from zonos2_triton.model.integrations.torch_module.structure import Beyond, PortModel, Swap, Unfit, flat
+from zonos2_triton.model.integrations.torch_module.structure import Mismatched, Patch, TargetModel, Unsupported, flat
 from zonos2_triton.model.ops import SEQUENCES_AT_ONCE
 from zonos2_triton.reference.numeric import exact_numerics
 from zonos2_triton.reference.rotary import rotary_table
@@ -19,7 +19,7 @@ CACHED = 32  # positions of the cache of a sample
 TABLE_STEP = 1024  # positions by which the rotary table grows
 
 
-def attention(model: PortModel) -> list[Swap]:
+def attention(model: TargetModel) -> list[Patch]:
     steps = _Steps(model)
     return [_one_attention(model, steps, f"layers.{i}.attention") for i in range(model.config.n_layers)]
 
@@ -27,7 +27,7 @@ def attention(model: PortModel) -> list[Swap]:
 class _Steps:
     """What the layers of a step share: places in the cache, and the rotary table."""
 
-    def __init__(self, model: PortModel) -> None:
+    def __init__(self, model: TargetModel) -> None:
         config, device = model.config, model.like.device
         theta = model.said(model.part("layers.0.attention"), "rope_theta", "rope_base", "theta")
 
@@ -43,14 +43,14 @@ class _Steps:
         return self._table(-(-positions // TABLE_STEP) * TABLE_STEP)
 
 
-def _one_attention(model: PortModel, steps: _Steps, path: str) -> Swap:
+def _one_attention(model: TargetModel, steps: _Steps, path: str) -> Patch:
     """forward(x [B, T, D], cache), the cache with key and value [B, L, HKV, DH] and length: a page per sequence."""
     config, ops = model.config, model.ops
     model.need(*(name for name in model.layout if name.startswith(f"{path}.")))
     try:
         module, names = model.module(path, "x", "cache", optional=("attention_backend", "backend"))
-    except Unfit as reason:
-        raise Beyond(f"{reason}: how it keeps its cache is not known here") from reason
+    except Mismatched as reason:
+        raise Unsupported(f"{reason}: how it keeps its cache is not known here") from reason
     wq, wkv, gater, wo = (model.part(f"{path}.{name}") for name in ("wq", "wkv", "gater", "wo"))
     original = module.forward
 
@@ -83,7 +83,7 @@ def _one_attention(model: PortModel, steps: _Steps, path: str) -> Swap:
     try:
         tried(original)
     except Exception as error:
-        raise Beyond(
+        raise Unsupported(
             f"{path}.forward does not take a cache with key, value [B, L, HKV, DH] and length: {error!r}"
         ) from error
 
@@ -91,4 +91,4 @@ def _one_attention(model: PortModel, steps: _Steps, path: str) -> Swap:
         with current(model.like.device), exact_numerics():
             return tried(ours), tried(original)
 
-    return Swap(module, ours, check)
+    return Patch(module, ours, check)

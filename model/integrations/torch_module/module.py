@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from zonos2_triton.model.backend import current
-from zonos2_triton.model.integrations.accelerate import Candidate, Host
-from zonos2_triton.model.integrations.patching import Replacement, Unchanged, check_module, check_weights
+from zonos2_triton.model.integrations.accelerate import Candidate, Integration
+from zonos2_triton.model.integrations.patching import Replacement, WeightGuard, check_module, check_weights
 from zonos2_triton.model.integrations.torch_module.attention import attention
 from zonos2_triton.model.integrations.torch_module.moe import experts, router
 from zonos2_triton.model.integrations.torch_module.structure import (
@@ -22,10 +22,10 @@ from zonos2_triton.model.integrations.torch_module.structure import (
     LANDMARKS,
     NAME,
     OTHER_TYPES,
-    Beyond,
-    PortModel,
-    Swap,
-    Unfit,
+    Mismatched,
+    Patch,
+    TargetModel,
+    Unsupported,
     config_of,
     weights_of,
 )
@@ -33,7 +33,7 @@ from zonos2_triton.model.integrations.torch_module.token_ops import dense, embed
 from zonos2_triton.model.ops import ops_of
 from zonos2_triton.reference.numeric import exact_numerics
 
-OPERATIONS: dict[str, tuple[str, Callable[[PortModel], list[Swap]]]] = {
+OPERATIONS: dict[str, tuple[str, Callable[[TargetModel], list[Patch]]]] = {
     "embedding": ("multi_embedder", embedding),
     "norm": ("layers.N.attention_norm, .ffn_norm, .feed_forward.router.rmsnorm_eda, out_norm", norm),
     "attention": ("layers.N.attention", attention),
@@ -44,8 +44,8 @@ OPERATIONS: dict[str, tuple[str, Callable[[PortModel], list[Swap]]]] = {
 }
 
 
-class Port:
-    """Anybody's module whose parameters are named as in the official checkpoint."""
+class TorchModule:
+    """An nn.Module whose parameters are named as in the official checkpoint."""
 
     name = NAME
     package: str | None = None
@@ -58,7 +58,7 @@ class Port:
     def recognises(self, obj: object) -> bool:
         return isinstance(obj, nn.Module) and {name for name, _ in weights_of(obj)} >= LANDMARKS
 
-    def checked(self, obj: Any) -> Tensor | None:
+    def check(self, obj: Any) -> Tensor | None:
         check_module(self.name, obj)
         weight = check_weights(self.name, weights_of(obj), OTHER_TYPES)
         config_of(obj)
@@ -67,39 +67,39 @@ class Port:
     def candidates(self, obj: Any, backend: str, ops: Collection[str]) -> list[Candidate]:
         config = config_of(obj)
         _, weight = next(weights_of(obj))
-        model = PortModel(obj, config, ops_of(backend, config, weight.device, weight.dtype), weight.new_empty(0))
+        model = TargetModel(obj, config, ops_of(backend, config, weight.device, weight.dtype), weight.new_empty(0))
         with current(weight.device), exact_numerics():
             found = [_candidate(model, op) for op in ops]
         model.let_go()
         return found
 
 
-HOSTS: tuple[Host, ...] = (Port(),)
+INTEGRATIONS: tuple[Integration, ...] = (TorchModule(),)
 
 
-def _candidate(model: PortModel, op: str) -> Candidate:
+def _candidate(model: TargetModel, op: str) -> Candidate:
     where, builder = OPERATIONS[op]
     try:
-        swaps = builder(model)
-    except Beyond as reason:
-        return Candidate(op, where, left=str(reason))
-    except Unfit as reason:
-        return Candidate(op, where, fault=str(reason))
+        patches = builder(model)
+    except Unsupported as reason:
+        return Candidate(op, where, unsupported=str(reason))
+    except Mismatched as reason:
+        return Candidate(op, where, mismatch=str(reason))
 
     def check() -> tuple[object, object]:
-        new, old = zip(*(swap.check() for swap in swaps), strict=True)
+        new, old = zip(*(patch.check() for patch in patches), strict=True)
         return new, old
 
     names = {module: name for name, module in model.root.named_modules()}
-    places = [(swap.module, "forward", _replacement(model, swap, names[swap.module])) for swap in swaps]
-    return Candidate(op, where, places, check, BOUNDS[model.like.dtype])
+    sites = [(patch.module, "forward", _replacement(model, patch, names[patch.module])) for patch in patches]
+    return Candidate(op, where, sites, check, BOUNDS[model.like.dtype])
 
 
-def _replacement(model: PortModel, swap: Swap, path: str) -> Replacement:
+def _replacement(model: TargetModel, patch: Patch, path: str) -> Replacement:
     """Called by position and by the original's names, on the device of the weights. Autocast to another type than
     theirs is the original's: between its operations are results of both."""
-    unchanged = Unchanged(swap.module, path, weights=False)
-    original, ours, device = swap.module.forward, swap.ours, model.like.device
+    unchanged = WeightGuard(patch.module, path, weights=False)
+    original, ours, device = patch.module.forward, patch.ours, model.like.device
     names = [*inspect.signature(original).parameters]
 
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -113,4 +113,4 @@ def _replacement(model: PortModel, swap: Swap, path: str) -> Replacement:
         with current(device), torch.autocast(kind, enabled=False):
             return ours(*args, **kwargs)
 
-    return Replacement(forward, original, swap.module.parameters)
+    return Replacement(forward, original, patch.module.parameters)

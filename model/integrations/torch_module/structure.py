@@ -19,7 +19,7 @@ from zonos2_triton.reference.network import layout
 from zonos2_triton.reference.numeric import exact_numerics
 from zonos2_triton.reference.ops import REFERENCE, Ops
 
-NAME = "port"
+NAME = "torch_module"
 FIRST_TABLE = "multi_embedder.embedders.0.weight"
 LANDMARKS = {FIRST_TABLE, "layers.0.attention.wq.weight", "multi_output.weight"}
 TOPS = ("multi_embedder.", "layers.", "out_norm.", "multi_output.")  # where the weights of the backbone lie
@@ -29,12 +29,12 @@ BOUNDS = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 5e-3, torch.b
 COMPARED = 8  # sample rows that ours and the original both get
 
 
-class Unfit(ValueError):
+class Mismatched(ValueError):
     """An operation that is not as expected."""
 
 
-class Beyond(ValueError):
-    """An operation that this host does not cover."""
+class Unsupported(ValueError):
+    """An operation that this integration does not cover."""
 
 
 def weights_of(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -84,7 +84,7 @@ def config_of(root: nn.Module) -> Zonos2Config:
 
 
 @dataclass(frozen=True)
-class Swap:
+class Patch:
     """One forward, ours beside the original, and the comparison of both."""
 
     module: nn.Module
@@ -93,7 +93,7 @@ class Swap:
 
 
 @dataclass
-class Handed:
+class RoutingCache:
     """The last choice of a router, sorted by expert: its experts need not sort it again."""
 
     last: tuple[Tensor, int, Tensor, Tensor] | None = None
@@ -109,14 +109,14 @@ class Handed:
 
 
 @dataclass(frozen=True)
-class PortModel:
+class TargetModel:
     """A port, and what its operations become."""
 
     root: nn.Module
     config: Zonos2Config
     ops: Ops
     like: Tensor  # empty, of its device and dtype
-    handed: dict[int, Handed] = field(default_factory=lambda: defaultdict(Handed))  # by layer
+    routing_cache: dict[int, RoutingCache] = field(default_factory=lambda: defaultdict(RoutingCache))  # by layer
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
 
     @cached_property
@@ -134,20 +134,20 @@ class PortModel:
         return layout(self.config)
 
     def need(self, *names: str) -> None:
-        """Unfit: a tensor is missing or misshapen."""
+        """Mismatched: a tensor is missing or misshapen."""
         for name in names:
             tensor, want = self.tensors.get(name), self.layout[name]
             if tensor is None:
-                raise Unfit(f"{name} {want} is missing")
+                raise Mismatched(f"{name} {want} is missing")
             same = name.endswith(RESHAPED) and tensor.numel() == torch.Size(want).numel()
             if list(tensor.shape) != want and not same:
-                raise Unfit(f"{name} must have shape {want}, got {list(tensor.shape)}")
+                raise Mismatched(f"{name} must have shape {want}, got {list(tensor.shape)}")
             self.readable(name, tensor)
 
     def readable(self, name: str, tensor: Tensor) -> None:
-        """Unfit: kernels cannot read it where it lies, as in a mapped file, which aligns tensors as it likes."""
+        """Mismatched: kernels cannot read it where it lies, as in a mapped file, which aligns tensors as it likes."""
         if self.ops is not REFERENCE and (tensor.data_ptr() % 16 or not tensor.is_contiguous()):
-            raise Unfit(f"{name} must be contiguous and start at a multiple of 16 bytes for the kernels: clone it")
+            raise Mismatched(f"{name} must be contiguous and start at a multiple of 16 bytes for the kernels: clone it")
 
     def part(self, path: str) -> Any:
         return self.root.get_submodule(path)
@@ -155,16 +155,16 @@ class PortModel:
     def module(self, path: str, *parameters: str, optional: tuple[str, ...] = ()) -> tuple[Any, list[str]]:
         """A module and the names of what its forward takes: as many as `parameters`, and of `optional` what it likes.
 
-        Beyond: it has no forward; Unfit: it takes something else.
+        Unsupported: it has no forward; Mismatched: it takes something else.
         """
         module = self.part(path)
         if getattr(module.forward, "__name__", "") == "_forward_unimplemented":
-            raise Beyond(f"{path} has no forward: whoever holds its weights computes with them")
+            raise Unsupported(f"{path} has no forward: whoever holds its weights computes with them")
         found = [*inspect.signature(module.forward).parameters.values()]
         names, n = [p.name for p in found], len(parameters)
         plain = all(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in found)
         if not plain or len(names) < n or not set(names[n:]) <= set(optional):
-            raise Unfit(f"{path}.forward takes ({', '.join(names)}), accepted is ({', '.join(parameters)})")
+            raise Mismatched(f"{path}.forward takes ({', '.join(names)}), accepted is ({', '.join(parameters)})")
         return module, names
 
     def rows(self, n: int, width: int) -> Tensor:
@@ -192,10 +192,10 @@ class PortModel:
             return torch.finfo(self.like.dtype).eps
         eps = self.said(module, "eps", "variance_epsilon", "norm_eps")
         if not isinstance(eps, float):
-            raise Unfit(f"{path} has no eps, variance_epsilon or norm_eps that is a float, got {eps!r}")
+            raise Mismatched(f"{path} has no eps, variance_epsilon or norm_eps that is a float, got {eps!r}")
         return eps
 
-    def swap(self, path: str, module: nn.Module, ours: Callable[..., Any], *samples: Tensor | None) -> Swap:
+    def patch(self, path: str, module: nn.Module, ours: Callable[..., Any], *samples: Tensor | None) -> Patch:
         """Both get the samples, once; a router and experts need to have been asked with them before."""
 
         def check() -> tuple[object, object]:
@@ -207,7 +207,7 @@ class PortModel:
                     raise ValueError(f"{NAME}: {path}.forward fails on samples of shape {shapes}: {error}") from error
                 return ours(*samples), old
 
-        return Swap(module, ours, check)
+        return Patch(module, ours, check)
 
 
 def accepted(path: str, forward: Callable[..., Any], *samples: Tensor | None) -> tuple[tuple[Tensor | None, ...], Any]:
@@ -219,7 +219,7 @@ def accepted(path: str, forward: Callable[..., Any], *samples: Tensor | None) ->
             return taken, forward(*taken)
         except Exception as error:
             failure = failure or error
-    raise Unfit(f"{path}.forward fails on samples: {failure}")
+    raise Mismatched(f"{path}.forward fails on samples: {failure}")
 
 
 def flat(x: Tensor, width: int) -> Tensor:
@@ -231,7 +231,7 @@ def many(rows: Tensor) -> bool:
     return len(rows) > SEQUENCES_AT_ONCE
 
 
-def swiglu(model: PortModel, x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+def swiglu(model: TargetModel, x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
     """Every row through the one expert."""
     rows = flat(x, model.config.dim)
     return model.ops.moe_experts(rows, None, gate, up, down, 0.0, prefill=many(rows), residual=False).view(x.shape)

@@ -4,25 +4,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zonos2_triton.model.integrations.patching import summed_rows
+from zonos2_triton.model.integrations.patching import sum_embeddings
 from zonos2_triton.model.integrations.torch_module.structure import (
     COMPARED,
-    Beyond,
-    PortModel,
-    Swap,
+    Patch,
+    TargetModel,
+    Unsupported,
     flat,
     many,
     swiglu,
 )
 
 
-def norm(model: PortModel) -> list[Swap]:
+def norm(model: TargetModel) -> list[Patch]:
     paths = [f"layers.{i}.{name}" for i in range(model.config.n_layers) for name in ("attention_norm", "ffn_norm")]
     paths += [f"layers.{i}.feed_forward.router.rmsnorm_eda" for i in model.config.moe_layers]
     return [_one_norm(model, path) for path in [*paths, "out_norm"]]
 
 
-def _one_norm(model: PortModel, path: str) -> Swap:
+def _one_norm(model: TargetModel, path: str) -> Patch:
     model.need(f"{path}.weight")
     module, _ = model.module(path, "x")
     eps, (width,) = model.eps(path), model.layout[f"{path}.weight"]
@@ -31,10 +31,10 @@ def _one_norm(model: PortModel, path: str) -> Swap:
         return model.ops.add_rms_norm(flat(x, width), None, module.weight, eps)[1].view(x.shape)
 
     sizes = model.like.new_tensor([1e-3, 1.0, 30.0])[:, None]  # the least of them tells one eps from another
-    return model.swap(path, module, ours, model.rows(3, width) * sizes)
+    return model.patch(path, module, ours, model.rows(3, width) * sizes)
 
 
-def embedding(model: PortModel) -> list[Swap]:
+def embedding(model: TargetModel) -> list[Patch]:
     config, path = model.config, "multi_embedder"
     tables = [f"{path}.embedders.{i}.weight" for i in range(config.n_codebooks + 1)]
     model.need(*tables)
@@ -46,20 +46,20 @@ def embedding(model: PortModel) -> list[Swap]:
     def ours(codes: Tensor) -> Tensor:
         columns = zip(codes.reshape(-1, codes.shape[-1]).long().unbind(1), embedders, strict=True)
         rows = [F.embedding(ids, embedder.weight) for ids, embedder in columns]
-        return summed_rows(model.ops.frame_embedding, torch.stack(rows)).view(*codes.shape[:-1], config.dim)
+        return sum_embeddings(model.ops.frame_embedding, torch.stack(rows)).view(*codes.shape[:-1], config.dim)
 
     drawn = (model.uniform(COMPARED, len(most)) * (most + 1)).long()
-    return [model.swap(path, module, ours, torch.cat([drawn, most[None]]).to(model.like.device))]  # padding, too
+    return [model.patch(path, module, ours, torch.cat([drawn, most[None]]).to(model.like.device))]  # padding, too
 
 
-def dense(model: PortModel) -> list[Swap]:
+def dense(model: TargetModel) -> list[Patch]:
     layers = [i for i in range(model.config.n_layers) if i not in model.config.moe_layers]
     if not layers:
-        raise Beyond("no layer is dense")
+        raise Unsupported("no layer is dense")
     return [_one_dense(model, f"layers.{i}.feed_forward") for i in layers]
 
 
-def _one_dense(model: PortModel, path: str) -> Swap:
+def _one_dense(model: TargetModel, path: str) -> Patch:
     model.need(f"{path}.w_in.weight", f"{path}.w_out.weight")
     module, _ = model.module(path, "x")
     w_in, w_out = (model.part(f"{path}.{name}") for name in ("w_in", "w_out"))
@@ -69,10 +69,10 @@ def _one_dense(model: PortModel, path: str) -> Swap:
         up, gate = w_in.weight.view(2, 1, -1, dim)
         return swiglu(model, x, gate, up, w_out.weight[None])
 
-    return model.swap(path, module, ours, model.rows(COMPARED, dim))
+    return model.patch(path, module, ours, model.rows(COMPARED, dim))
 
 
-def head(model: PortModel) -> list[Swap]:
+def head(model: TargetModel) -> list[Patch]:
     config, path = model.config, "multi_output"
     model.need(f"{path}.weight")
     module, _ = model.module(path, "x")
@@ -82,4 +82,4 @@ def head(model: PortModel) -> list[Swap]:
         logits = model.ops.codebook_head(rows, None, module.weight, config.n_codebooks, 0.0, 0.0, many(rows))
         return logits.to(x.dtype).view(*x.shape[:-1], -1)  # a linear map ends in the type of its input
 
-    return [model.swap(path, module, ours, model.rows(COMPARED, config.dim))]
+    return [model.patch(path, module, ours, model.rows(COMPARED, config.dim))]

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zonos2_triton.model.integrations.accelerate import Candidate, Host, Place
+from zonos2_triton.model.integrations.accelerate import Candidate, Integration, PatchSite
 from zonos2_triton.model.integrations.patching import Replacement
 from zonos2_triton.model.integrations.zonos2_engine import layers
 from zonos2_triton.model.integrations.zonos2_engine.attention import Backend
 from zonos2_triton.model.integrations.zonos2_engine.layers import Call, Shared
-from zonos2_triton.model.integrations.zonos2_engine.tree import NAME, check_tree, rank_config
+from zonos2_triton.model.integrations.zonos2_engine.structure import NAME, check_structure, rank_config
 from zonos2_triton.model.ops import ops_of
 from zonos2_triton.reference.ops import REFERENCE
 from zonos2_triton.reference.rotary import rotary as reference_rotary
@@ -40,15 +40,15 @@ class Engine:
     def recognises(self, obj: object) -> bool:
         return not isinstance(obj, nn.Module | type) and all(hasattr(obj, part) for part in PARTS)
 
-    def checked(self, obj: Any) -> Tensor | None:
-        return check_tree(obj)
+    def check(self, obj: Any) -> Tensor | None:
+        return check_structure(obj)
 
     def candidates(self, obj: Any, backend: str, ops: Collection[str]) -> list[Candidate]:
-        tree = Tree(obj, backend, ops)
+        tree = EngineModel(obj, backend, ops)
         return [getattr(tree, op)() for op in self.ops if op in ops]
 
 
-class Built:
+class BuiltEngine:
     """What the engine builds around its model: by then the model's graphs are captured."""
 
     name, package, versions, ops = "zonos2 engine", "zonos2", ("0.1", "0.2"), OPS
@@ -56,7 +56,7 @@ class Built:
     def recognises(self, obj: object) -> bool:
         return hasattr(obj, "graph_runner") or hasattr(getattr(obj, "engine", None), "graph_runner")
 
-    def checked(self, obj: Any) -> Tensor | None:
+    def check(self, obj: Any) -> Tensor | None:
         raise TypeError(
             f"accelerate: {type(obj).__qualname__} has captured its CUDA graphs already, and would go on replaying "
             "them; call accelerate(zonos2), with the imported package, before it is built"
@@ -66,7 +66,7 @@ class Built:
         return []
 
 
-class Tree:
+class EngineModel:
     """One model, and for each operation the method that says what replaces it, and how that is checked."""
 
     def __init__(self, model: Any, backend: str, ops: Collection[str]) -> None:
@@ -115,9 +115,9 @@ class Tree:
                 old.append(norm.rmsnorm(x, norm.weight, norm.eps))
             return new, old
 
-        places = [(norm, "forward", forward) for norm, forward in zip(fused, ours, strict=True)]
-        places += [(norm, "rmsnorm", plain) for norm in states]
-        return self._candidate("norm", f"{len(places)} norms", places, self._both(compare))
+        sites = [(norm, "forward", forward) for norm, forward in zip(fused, ours, strict=True)]
+        sites += [(norm, "rmsnorm", plain) for norm in states]
+        return self._candidate("norm", f"{len(sites)} norms", sites, self._both(compare))
 
     def rotary(self) -> Candidate:
         attentions = [layer.attention.attn for layer in self.layers]
@@ -133,8 +133,8 @@ class Tree:
                 old += rotary.forward(positions, q.clone(), k.clone(), is_neox=False)  # in place
             return new, old
 
-        places = [(attn, "rotary", own[id(attn.rotary)]) for attn in attentions]
-        return self._candidate("rotary", f"{len(places)} layers, for neox=False", places, self._both(compare))
+        sites = [(attn, "rotary", own[id(attn.rotary)]) for attn in attentions]
+        return self._candidate("rotary", f"{len(sites)} layers, for neox=False", sites, self._both(compare))
 
     def attention(self) -> Candidate:
         parts = [layer.attention for layer in self.layers]
@@ -149,9 +149,9 @@ class Tree:
                 old += self._attended(original, prompt, frame)
             return new, old
 
-        places = [(part, "forward", forward) for part, forward in zip(parts, ours, strict=True)]
+        sites = [(part, "forward", forward) for part, forward in zip(parts, ours, strict=True)]
         where = f"{len(parts)} layers, where the attention backend is zonos2_triton"
-        return self._candidate("attention", where, places, check)
+        return self._candidate("attention", where, sites, check)
 
     def _attended(self, forward: Call, prompt: Tensor, frame: Tensor) -> list[Tensor]:
         """Two prompts, of three rows and of two, and a row more of each, on a cache of their own."""
@@ -173,7 +173,7 @@ class Tree:
 
     def router(self) -> Candidate:
         if not self.mixtures:
-            return Candidate("router", "", left=NO_MIXTURE)
+            return Candidate("router", "", unsupported=NO_MIXTURE)
         originals = {i: mixture.router.forward for i, mixture in self.mixtures.items()}
 
         def compare() -> Pair:
@@ -189,17 +189,19 @@ class Tree:
             return new, old
 
         routers = {i: mixture.router for i, mixture in self.mixtures.items()}
-        places = [(router, "forward", self.routers[i]) for i, router in routers.items()]
+        sites = [(router, "forward", self.routers[i]) for i, router in routers.items()]
         for i, router in routers.items():
             given, dtype = router.balancing_biases, self.weight.dtype
             if not torch.equal(given.to(dtype).to(given.dtype), given):  # as dummy weights have them
                 name = f"layers.{i}.feed_forward.router.balancing_biases"
-                return Candidate("router", "", left=f"{name} are {given.dtype}, which {dtype} does not hold exactly")
-        return self._candidate("router", _layers(routers), places, self._both(compare))
+                return Candidate(
+                    "router", "", unsupported=f"{name} are {given.dtype}, which {dtype} does not hold exactly"
+                )
+        return self._candidate("router", _layers(routers), sites, self._both(compare))
 
     def experts(self) -> Candidate:
         if not self.mixtures:
-            return Candidate("experts", "", left=NO_MIXTURE)
+            return Candidate("experts", "", unsupported=NO_MIXTURE)
         fused = [mixture.experts._fused_moe for mixture in self.mixtures.values()]
         ours = [layers.experts(self.shared, layer) for layer in fused]
         originals = [layer.forward for layer in fused]
@@ -215,19 +217,19 @@ class Tree:
                 old.append(original(x.clone(), topk_weights=weights, topk_ids=ids))  # in place
             return new, old
 
-        places = [(layer, "forward", forward) for layer, forward in zip(fused, ours, strict=True)]
+        sites = [(layer, "forward", forward) for layer, forward in zip(fused, ours, strict=True)]
         if "router" in self.ops:
-            places += [
+            sites += [
                 (mixture, "forward", layers.feed_forward(self.shared, mixture, self.routers[i], self.routes[i]))
                 for i, mixture in self.mixtures.items()
             ]
         # The engine's own kernel rounds fp32 results to fp16 on their way.
         bound = max(self._bound(), BOUNDS[torch.float16])
-        return self._candidate("experts", _layers(self.mixtures), places, self._both(compare), bound)
+        return self._candidate("experts", _layers(self.mixtures), sites, self._both(compare), bound)
 
     def dense(self) -> Candidate:
         if not self.dense_layers:
-            return Candidate("dense", "", left="the model has no dense layers")
+            return Candidate("dense", "", unsupported="the model has no dense layers")
         ours = {i: layers.dense(self.shared, layer) for i, layer in self.dense_layers.items()}
         originals = {i: layer.forward for i, layer in self.dense_layers.items()}
 
@@ -235,8 +237,8 @@ class Tree:
             x = self._normal(self.shared.config.dim)
             return [forward(x) for forward in ours.values()], [original(x) for original in originals.values()]
 
-        places = [(layer, "forward", ours[i]) for i, layer in self.dense_layers.items()]
-        return self._candidate("dense", _layers(self.dense_layers), places, self._both(compare))
+        sites = [(layer, "forward", ours[i]) for i, layer in self.dense_layers.items()]
+        return self._candidate("dense", _layers(self.dense_layers), sites, self._both(compare))
 
     def head(self) -> Candidate:
         ours, original = layers.logits(self.shared, self.model), self.model.compute_logits
@@ -248,12 +250,12 @@ class Tree:
         return self._candidate("head", "fp32 logits", [(self.model, "compute_logits", ours)], self._both(compare))
 
     def _candidate(
-        self, op: str, where: str, places: Sequence[tuple[Any, str, Any]], check: Callable[[], Pair],
+        self, op: str, where: str, sites: Sequence[tuple[Any, str, Any]], check: Callable[[], Pair],
         bound: float | None = None,
     ) -> Candidate:  # fmt: skip
         """Functions become Replacements of what they stand for."""
-        wrapped = list[Place]()
-        for owner, name, value in places:
+        wrapped = list[PatchSite]()
+        for owner, name, value in sites:
             new = callable(value) and not isinstance(value, Replacement)
             wrapped.append((owner, name, _replacement(value, owner, name) if new else value))
         return Candidate(op, where, wrapped, check, self._bound() if bound is None else bound)
@@ -336,4 +338,4 @@ def _rotary(backend: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     return rotary
 
 
-HOSTS: tuple[Host, ...] = (Engine(), Built())
+INTEGRATIONS: tuple[Integration, ...] = (Engine(), BuiltEngine())

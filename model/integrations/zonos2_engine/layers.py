@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zonos2_triton.model.integrations.patching import Replacement, summed_rows
+from zonos2_triton.model.integrations.patching import Replacement, sum_embeddings
 from zonos2_triton.model.integrations.zonos2_engine.attention import Metadata
 from zonos2_triton.model.ops import ROWS_AT_ONCE, SEQUENCES_AT_ONCE
 from zonos2_triton.reference.config import BALANCING_SIGN, Zonos2Config
@@ -129,7 +129,7 @@ def embedding(shared: Shared, embedder: Any) -> Call:
         rows = torch.stack([F.embedding(column, table.weight) for column, table in columns])
         if elsewhere is not None:
             rows = rows.masked_fill(elsewhere.T[..., None], 0)
-        return summed(tables[0], ranks, summed_rows(shared.ops.frame_embedding, rows))
+        return summed(tables[0], ranks, sum_embeddings(shared.ops.frame_embedding, rows))
 
     return forward
 

@@ -14,20 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zonos2_triton.model.integrations.accelerate import MARK, Candidate, Host, Place, accelerate
+from zonos2_triton.model.integrations.accelerate import MARK, Candidate, Integration, PatchSite, accelerate
 from zonos2_triton.model.integrations.patching import Replacement
 from zonos2_triton.model.integrations.zonos2_engine.attention import BACKEND, creator
 from zonos2_triton.model.integrations.zonos2_engine.sampler import Sampler
 
 NAME = "zonos2"
 # Of each operation: the module and the name where it is looked up, and parameters that this must have.
-LOOKED_UP: dict[str, tuple[str, str, tuple[str, ...]]] = {
+PATCH_POINTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "attention": ("engine.engine", "create_attention_backend", ("backend", "config", "kvcache", "page_table")),
     "model": ("engine.engine", "GraphRunner", ("model",)),
     "sampler": ("engine.sample", "TTSSampler", ("device", "n_codebooks", "codebook_size", "text_vocab")),
     "vocoder": ("tokenizer.vocoder", "_get_dac", ()),
 }
-MADE = {
+DESCRIPTIONS = {
     "attention": f"backend {BACKEND}, which auto means",
     "model": "of each engine, before its graphs are captured",
     "sampler": "of each scheduler",
@@ -41,12 +41,12 @@ class Package:
     name = NAME
     package = "zonos2"
     versions = ("0.1", "0.2")
-    ops = tuple(LOOKED_UP)
+    ops = tuple(PATCH_POINTS)
 
     def recognises(self, obj: object) -> bool:
         return isinstance(obj, ModuleType) and obj.__name__ == NAME
 
-    def checked(self, obj: Any) -> Tensor | None:
+    def check(self, obj: Any) -> Tensor | None:
         return None
 
     def candidates(self, obj: Any, backend: str, ops: Collection[str]) -> list[Candidate]:
@@ -54,17 +54,17 @@ class Package:
 
 
 def _candidate(package: ModuleType, backend: str, op: str) -> Candidate:
-    path, name, parameters = LOOKED_UP[op]
+    path, name, parameters = PATCH_POINTS[op]
     try:
         module = import_module(f"{NAME}.{path}")
         original = getattr(module, name)
         found = tuple(inspect.signature(original).parameters)
     except (ImportError, AttributeError) as error:
-        return Candidate(op, "", fault=f"{NAME}.{path}.{name} cannot be had: {error}")
+        return Candidate(op, "", mismatch=f"{NAME}.{path}.{name} cannot be had: {error}")
     if not {*parameters} <= {*found}:
         fault = f"{NAME}.{path}.{name} must take ({', '.join(parameters)}), got ({', '.join(found)})"
-        return Candidate(op, "", fault=fault)
-    where = f"{path}.{name}: {MADE[op]}"
+        return Candidate(op, "", mismatch=fault)
+    where = f"{path}.{name}: {DESCRIPTIONS[op]}"
     if op == "attention":
         return Candidate(op, where, _attention(module, original, backend))
     if op == "model":
@@ -75,7 +75,7 @@ def _candidate(package: ModuleType, backend: str, op: str) -> Candidate:
     return Candidate(op, where, [(module, name, sampler)], lambda: _greedy(sampler, module.sample_tts))
 
 
-def _attention(module: ModuleType, original: Callable[..., Any], backend: str) -> list[Place]:
+def _attention(module: ModuleType, original: Callable[..., Any], backend: str) -> list[PatchSite]:
     """The registry with one entry more, and what the engine calls, for which "auto" is that one."""
     registry = import_module(f"{NAME}.attention").SUPPORTED_ATTENTION_BACKENDS
 
@@ -115,7 +115,7 @@ def _codec(package: ModuleType, original: Callable[[], Any], backend: str) -> Ca
 
 def _accelerate(package: ModuleType, obj: Any, backend: str) -> None:
     """As the package was asked to be."""
-    _, strict, verify, _ = vars(package)[MARK].asked
+    _, strict, verify, _ = vars(package)[MARK].arguments
     accelerate(obj, strict=strict, verify=verify, backend=backend)
 
 
@@ -155,4 +155,4 @@ class Request:
         self.sampling_params, self.table_idx = sampling_params, table_idx
 
 
-HOSTS: tuple[Host, ...] = (Package(),)
+INTEGRATIONS: tuple[Integration, ...] = (Package(),)

@@ -12,7 +12,7 @@ from zonos2_triton.bench.proof.interpreter import checked
 from zonos2_triton.bench.proof.poison import poisoned
 
 SIZES = {"n_codebooks": 3, "codebook_size": 16, "codebook_dim": 4}
-HOSTS = [pytest.param("DacModel", marks=pytest.mark.needs("transformers")), "DAC"]
+INTEGRATIONS = [pytest.param("DacModel", marks=pytest.mark.needs("transformers")), "DAC"]
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +23,7 @@ def launches():
         yield
 
 
-@pytest.fixture(params=HOSTS)
+@pytest.fixture(params=INTEGRATIONS)
 def host(request):
     return request.param
 

@@ -40,7 +40,7 @@ def test_every_stage(build, codes_of, latents_of, decode, host, backend, dtype):
     summed, decoded = model.quantizer.from_codes(codes), model.decoder(z)
     with accelerate(model, backend=backend) as report:
         assert report.backend == backend
-        assert [swap.op for swap in report.swapped] == ["from_codes", "decoder"]
+        assert [patch.op for patch in report.patched] == ["from_codes", "decoder"]
         got = model.quantizer.from_codes(codes)
         check_same(got[0], summed[0], dtype, "from_codes")
         assert torch.equal(got[1], summed[1])

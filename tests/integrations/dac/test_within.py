@@ -27,7 +27,7 @@ class Speaker(nn.Module):
 def test_weights_may_require_gradients(build, codes_of, host, without):
     model, codes = build(host).requires_grad_(True), codes_of(1, 3)
     report = accelerate(model, backend="reference")
-    ends = [row.where.split(", ")[-1] for row in report.swapped]
+    ends = [row.where.split(", ")[-1] for row in report.patched]
     assert ends == ["under torch.no_grad()"] * 2
     assert all(parameter.requires_grad for parameter in model.parameters())
     for ours in (model.quantizer.from_codes, model.decoder.forward):
@@ -61,9 +61,9 @@ def test_a_codec_within_a_module(build, codes_of, decode, host):
     before, codes = held(speaker), codes_of(1, 3)
     want = decode(speaker.audio_encoder.model, codes)
     report = accelerate(speaker, backend="reference")
-    assert report.host == f"audio_encoder.model: {'dac.DAC' if host == 'DAC' else 'transformers.DacModel'}"
+    assert report.integration == f"audio_encoder.model: {'dac.DAC' if host == 'DAC' else 'transformers.DacModel'}"
     wheres = ["quantizer.from_codes", "decoder.forward"]
-    assert [row.where for row in report.swapped] == [f"audio_encoder.model: {where}" for where in wheres]
+    assert [row.where for row in report.patched] == [f"audio_encoder.model: {where}" for where in wheres]
     assert isinstance(speaker.audio_encoder.model.decoder.forward, Replacement)
     assert 0 < difference(decode(speaker.audio_encoder.model, codes), want) < 1e-5
     assert accelerate(speaker, backend="reference") is report
@@ -75,7 +75,7 @@ def test_a_codec_that_an_object_holds(build, host):
     """As a pipeline does, which is no module."""
     pipeline = SimpleNamespace(model=Speaker(codec=build(host)), name="speaks", other=None)
     with accelerate(pipeline, backend="reference") as report:
-        assert report.host.startswith("model.codec: ")
+        assert report.integration.startswith("model.codec: ")
         assert accelerate(pipeline, backend="reference") is report
     assert [*vars(pipeline)] == ["model", "name", "other"]
 
@@ -85,9 +85,9 @@ def test_several_codecs_and_one_under_two_names(build, host):
     speaker = Speaker(first=shared, second=nn.ModuleList([build(host)]), third=shared)
     before = held(speaker)
     report = accelerate(speaker, backend="reference")
-    assert report.host.startswith("first, third: ")
-    assert ", second.0: " in report.host
-    assert [row.where.split(": ")[0] for row in report.swapped] == ["first, third"] * 2 + ["second.0"] * 2
+    assert report.integration.startswith("first, third: ")
+    assert ", second.0: " in report.integration
+    assert [row.where.split(": ")[0] for row in report.patched] == ["first, third"] * 2 + ["second.0"] * 2
     report.restore()
     assert held(speaker) == before
 
@@ -103,8 +103,8 @@ def test_all_of_a_module_or_nothing(build, host):
 
 def test_auto_names_what_it_leaves(build, host):
     report = accelerate(Speaker(codec=build(host)))
-    assert all(left.reason.startswith('codec: "auto" replaces nothing') for left in report.left)
-    assert report.left
+    assert all(row.reason.startswith('codec: "auto" replaces nothing') for row in report.skipped)
+    assert report.skipped
 
 
 def test_what_wraps_a_codec(build, host):

@@ -12,7 +12,7 @@ from tests.integrations.wheels import unpacked
 from zonos2_triton._settings import BACKEND
 from zonos2_triton.model.integrations.sglang import components, plugin
 
-CACHED = (components._operation, components._say_once, plugin._warn_of_another_version)
+CACHED = (components._operation, components._log_once, plugin._warn_of_another_version)
 
 
 @pytest.fixture(autouse=True)

@@ -10,9 +10,8 @@ from tests.integrations.standins import dac_package, module
 from zonos2_triton._settings import BACKEND
 from zonos2_triton.bench.proof.interpreter import checked
 from zonos2_triton.model.integrations.accelerate import MARK, difference
-from zonos2_triton.model.integrations.report import Left
-from zonos2_triton.model.integrations.sglang import components
-from zonos2_triton.model.integrations.sglang import plugin as host
+from zonos2_triton.model.integrations.report import Skipped
+from zonos2_triton.model.integrations.sglang import components, plugin
 
 HOP = 8
 
@@ -43,10 +42,10 @@ def test_the_codec_decodes_as_it_did(codec, backend):
         codes = clip(13, 1)
         before = codec.Zonos2DACVocoder("cpu").decode(codes, 4)
         original = codec.get_dac("cpu")
-        host.hook_parts(["vocoder"])
+        plugin.hook_components(["vocoder"])
         vocoder = codec.Zonos2DACVocoder("cpu")
         assert vocoder.dac is codec.get_dac("cpu") is original
-        assert {swap.op for swap in vars(original)[MARK].swapped} == {"from_codes", "decoder"}
+        assert {patch.op for patch in vars(original)[MARK].patched} == {"from_codes", "decoder"}
         assert vars(original)[MARK].backend == backend
         after = vocoder.decode(codes, 4)
     assert after.shape == (4 * HOP,)
@@ -59,7 +58,7 @@ def test_a_batch_of_clips_is_each_clip_alone(codec, monkeypatch):
     clips, ends = [clip(22, 1), clip(12, 2), clip(8, 3), clip(18, 4)], [None, 9, None, 3]
     vocoder = codec.Zonos2DACVocoder("cpu")
     before = vocoder.decode_batch(clips, ends)
-    host.hook_parts(["vocoder"])
+    plugin.hook_components(["vocoder"])
     vocoder = codec.Zonos2DACVocoder("cpu")
     alone = [vocoder.decode(codes, end) for codes, end in zip(clips, ends, strict=True)]
     together = vocoder.decode_batch(clips, ends)
@@ -74,7 +73,7 @@ def test_on_a_cpu_the_codec_stays_the_engines_unless_a_backend_is_named(codec, m
     monkeypatch.setenv(BACKEND, "auto")
     vocoder, clips = codec.Zonos2DACVocoder("cpu"), [clip(22, 1), clip(12, 2)]
     before = vocoder.decode_batch(clips, [None, 9])
-    host.hook_parts(["vocoder"])
+    plugin.hook_components(["vocoder"])
     after = codec.Zonos2DACVocoder("cpu").decode_batch(clips, [None, 9])
     assert all(torch.equal(new, old) for new, old in zip(after, before, strict=True))
     assert "on a CPU it names one" in caplog.text
@@ -86,14 +85,14 @@ def test_on_a_cpu_the_codec_stays_the_engines_unless_a_backend_is_named(codec, m
      ([clip(9, 1), clip(9, 2)[None]], [None, None], r"each audio_codes entry must be \[T, 9\], got shape \(1, 9, 9\)")],
 )  # fmt: skip
 def test_wrong_batches_are_the_engines_errors(codec, codes, ends, error):
-    host.hook_parts(["vocoder"])
+    plugin.hook_components(["vocoder"])
     with pytest.raises(ValueError, match=error):
         codec.Zonos2DACVocoder("cpu").decode_batch(codes, ends)
 
 
 def test_what_is_left_of_the_codec_is_in_the_log(codec, monkeypatch, caplog):
-    report = SimpleNamespace(left=[Left("decoder", "differs from the original")])
+    report = SimpleNamespace(skipped=[Skipped("decoder", "differs from the original")])
     monkeypatch.setattr(components, "accelerate", lambda codec, strict: report)
-    host.hook_parts(["vocoder"])
+    plugin.hook_components(["vocoder"])
     codec.get_dac("cpu")
     assert "SGLang: vocoder stays with the engine: decoder: differs from the original" in caplog.text

@@ -13,8 +13,7 @@ from tests.integrations.sglang.standins import Backend, Fp8MoEMethod, FusedMoE, 
 from tests.integrations.standins import off_by_one_percent
 from zonos2_triton._settings import BACKEND
 from zonos2_triton.model.integrations.accelerate import difference
-from zonos2_triton.model.integrations.sglang import components
-from zonos2_triton.model.integrations.sglang import plugin as host
+from zonos2_triton.model.integrations.sglang import components, plugin
 
 # Of two results in one dtype, over the largest: several times what was seen, a tenth of what a wrong weight does.
 BOUNDS = {torch.float32: 2e-6, torch.bfloat16: 1.5e-2, torch.float16: 2e-3}
@@ -47,7 +46,7 @@ CASES = [*((dtype, {}) for dtype in BOUNDS), *((torch.float32, changes) for chan
 def test_layers_are_what_they_were(stack, backend, seeded, dtype, changes):
     layers, x = stack(dtype, **changes), seeded(7, 64, dtype=dtype)
     before = forward(layers, x, [4, 3])
-    host.hook_parts(["attention", "experts"])
+    plugin.hook_components(["attention", "experts"])
     assert difference(forward(layers, x.clone(), [4, 3]), before) < BOUNDS[dtype]
 
 
@@ -56,7 +55,7 @@ def test_layers_are_what_they_were(stack, backend, seeded, dtype, changes):
 def test_a_mixture_takes_any_number_of_rows_and_either_order_of_gate_and_up(stack, backend, seeded, rows):
     block, x, states = stack()[3].feed_forward, seeded(rows, 64), seeded(rows, 32)
     before = block(x, states)
-    host.hook_parts(["experts"])
+    plugin.hook_components(["experts"])
     for _ in range(2):
         assert difference(block(x, states), before) < BOUNDS[torch.float32]
         block.experts.interleave()
@@ -72,7 +71,7 @@ def test_an_operation_that_is_wrong_by_a_hundredth_shows(stack, monkeypatch, see
 
     layers, x = stack(), seeded(4, 64)
     before = forward(layers, x, [4])
-    host.hook_parts(["attention", "experts"])
+    plugin.hook_components(["attention", "experts"])
     monkeypatch.setattr(components, "_operation", operation)
     assert difference(forward(layers, x, [4]), before) > 10 * BOUNDS[torch.float32]
 
@@ -80,7 +79,7 @@ def test_an_operation_that_is_wrong_by_a_hundredth_shows(stack, monkeypatch, see
 def test_weights_are_read_where_they_are(engine, stack, seeded):
     """A server that gets new ones needs nothing else."""
     layers, x = stack(), seeded(4, 64)
-    host.hook_parts(["attention", "experts"])
+    plugin.hook_components(["attention", "experts"])
     before = forward(layers, x, [4])
     for tensor in (tensor for layer in layers for tensor in (*layer.parameters(), *layer.buffers())):
         tensor.data = tensor.data.roll(1, -1)
@@ -130,7 +129,7 @@ def test_a_mixture_of_another_kind_stays_with_the_engine(stack, monkeypatch, cap
     change(block)
     called = []
     monkeypatch.setattr(FusedMoE, "forward", lambda self, x, topk: called.append(x) or x)
-    host.hook_parts(["experts"])
+    plugin.hook_components(["experts"])
     x = seeded(2, 64)
     with caplog.at_level(logging.WARNING, "zonos2_triton"):
         for _ in range(2):
@@ -143,14 +142,14 @@ def test_a_mixture_of_another_kind_stays_with_the_engine(stack, monkeypatch, cap
 
 def test_no_rows_stay_with_the_engine(stack):
     layer = stack()[1]
-    host.hook_parts(["attention", "experts"])
+    plugin.hook_components(["attention", "experts"])
     y, state = layer.feed_forward(torch.zeros(0, 64), None)
     assert (y.shape, state.shape) == ((0, 64), (0, 32))
     assert layer.attention(torch.zeros(0, 64), torch.arange(0), SimpleNamespace(lengths=[0])).shape == (0, 64)
 
 
 def sampler_arguments(rows, device="cpu"):
-    numbers = {name: torch.ones(rows, device=device) for name in host.SAMPLING[:5]}
+    numbers = {name: torch.ones(rows, device=device) for name in plugin.SAMPLING[:5]}
     return numbers | {"top_k_max": 5, "rep_token_ids": torch.zeros(rows, 9, 50, dtype=torch.long, device=device)}
 
 
@@ -164,7 +163,7 @@ def without_cache(layer):
 def test_where_there_are_no_kernels_everything_stays_with_the_engine(engine, stack, monkeypatch, caplog):
     """The reference would wait for the device."""
     layer = without_cache(stack()[1].to("meta"))
-    host.hook_parts(["attention", "experts", "sampler"])
+    plugin.hook_components(["attention", "experts", "sampler"])
     called = [engine.model.Zonos2MoEBlock.forward, engine.model.Zonos2Attention.forward, engine.sampler.sample_tts]
     assert not [function for function in called if not hasattr(function, "__wrapped__")]
     monkeypatch.setattr(components, "_operation", None)  # which an attempt would call
@@ -183,7 +182,7 @@ def test_on_a_cpu_everything_stays_with_the_engine_unless_a_backend_is_named(sta
     monkeypatch.setenv(BACKEND, "auto")
     layers, x = stack(), seeded(4, 64)
     before = forward(layers, x, [4])
-    host.hook_parts(["attention", "experts"])
+    plugin.hook_components(["attention", "experts"])
     assert torch.equal(forward(layers, x, [4]), before)
     assert len(caplog.messages) == 2
     assert all("on a CPU it names one" in message for message in caplog.messages)
@@ -194,7 +193,7 @@ def test_on_a_cpu_everything_stays_with_the_engine_unless_a_backend_is_named(sta
 def test_nothing_waits_for_a_device(engine, stack, monkeypatch, rows):
     """As in a captured graph: fake tensors have no values, and a look at one is an error."""
     monkeypatch.setenv(BACKEND, "triton")
-    host.hook_parts(["attention", "experts", "sampler"])
+    plugin.hook_components(["attention", "experts", "sampler"])
     settings = engine.config.Zonos2Config(**stack.sizes)
     with FakeTensorMode():
         layer = without_cache(engine.model.Zonos2DecoderLayer(settings, 3).requires_grad_(False))

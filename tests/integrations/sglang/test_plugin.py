@@ -14,13 +14,15 @@ import pytest
 import torch
 
 from tests.integrations.wheels import unpacked
-from zonos2_triton._settings import DISABLE, SGLANG, SGLANG_PARTS
-from zonos2_triton.model.integrations.sglang import components, launch
-from zonos2_triton.model.integrations.sglang import plugin as host
+from zonos2_triton._settings import DISABLE, SGLANG, SGLANG_COMPONENTS
+from zonos2_triton.model.integrations.sglang import components, launch, plugin
 from zonos2_triton.reference.attention import QK_EPS
 
 ROOT = Path(__file__).parents[3]
-SEAMS = [*host.STARTING, *(seam for seams in host.SEAMS.values() for seam in seams)]
+HOOK_POINTS = [
+    *plugin.STARTING,
+    *(point for points in plugin.HOOK_POINTS.values() for point in points),
+]
 
 
 def definition(folder, target):
@@ -45,11 +47,11 @@ def parameters(node):
 def test_sglang_has_the_interface_for_plugins(version):
     """0.5.23 came after what sglang-omni pins."""
     wheel = unpacked("sglang", version)
-    for seam in host.REGISTERING:
-        assert parameters(definition(wheel, seam.target)) == ("cls", *seam.parameters)
+    for point in plugin.REGISTERING:
+        assert parameters(definition(wheel, point.target)) == ("cls", *point.parameters)
     group = ast.unparse(ast.parse((wheel / "sglang/srt/plugins/__init__.py").read_text(encoding="utf-8")))
     assert "GENERAL_PLUGINS_GROUP = 'sglang.srt.plugins'" in group
-    around = ast.unparse(definition(wheel, f"{host.REGISTRY}._wrap_fn"))
+    around = ast.unparse(definition(wheel, f"{plugin.REGISTRY}._wrap_fn"))
     assert "return hook(original_fn, *args, **kwargs)" in around
     serving = ast.unparse(definition(wheel, "sglang.cli.serve.serve"))
     assert serving.index("load_plugins()") < serving.index("registered.backend.run(request)")
@@ -58,14 +60,14 @@ def test_sglang_has_the_interface_for_plugins(version):
 def test_the_engine_is_the_one_that_this_was_written_for(omni):
     (metadata,) = omni.glob("*.dist-info/METADATA")
     assert "Requires-Dist: sglang==0.5.22" in metadata.read_text(encoding="utf-8")
-    assert f"sglang-omni {host.VERSION} with sglang 0.5.22" == host.WRITTEN_FOR
+    assert f"sglang-omni {plugin.VERSION} with sglang 0.5.22" == plugin.WRITTEN_FOR
     zonos2 = omni / "sglang_omni/models/zonos2"
     assert f"_QK_NORM_EPS = {QK_EPS!r}\n".replace("1e-06", "1e-6") in (zonos2 / "sglang_model.py").read_text("utf-8")
     config = (zonos2 / "config.py").read_text(encoding="utf-8")
-    for factory in set(host.STAGES.values()):
-        assert f'f"{{_PKG}}.{factory.removeprefix(f"{host.ZONOS2}.")}"' in config
+    for factory in set(plugin.STAGES.values()):
+        assert f'f"{{_PKG}}.{factory.removeprefix(f"{plugin.ZONOS2}.")}"' in config
         definition(omni, factory)
-    assert set(host.STAGES) == set(host.SEAMS) == {*SGLANG_PARTS}
+    assert set(plugin.STAGES) == set(plugin.HOOK_POINTS) == {*SGLANG_COMPONENTS}
 
 
 def test_a_mixture_is_known_by_names_that_sglang_has(sglang):
@@ -94,8 +96,8 @@ def test_the_runner_takes_end_and_padding_out_of_what_is_penalised(omni):
     expected = [[[-1, 5, -1], [7, -1, 4], [-1, -1, -1]]]
     for name, arguments in ("rep_window", (3, 1024, params)), ("rep_window_ring", (3, 3, 1024, "cpu")):
         scope = {"torch": torch}
-        node = definition(omni, f"{host.RUNNER}.Zonos2ModelRunner.{name}")
-        assert parameters(node) in [seam.parameters for seam in host.SEAMS["sampler"]]
+        node = definition(omni, f"{plugin.RUNNER}.Zonos2ModelRunner.{name}")
+        assert parameters(node) in [point.parameters for point in plugin.HOOK_POINTS["sampler"]]
         exec(ast.unparse(node), scope)
         assert scope[name](runner, [0], *arguments).tolist() == expected
 
@@ -105,20 +107,20 @@ def test_nothing_happens_unless_parts_are_named(monkeypatch, settings):
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setitem(sys.modules, "sglang", None)  # to import it would be an error
-    host.plugin()
-    assert not host._registered
+    plugin.plugin()
+    assert not plugin._registered
 
 
 def test_the_package_declares_the_plugin():
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["entry-points"]
     module, _, name = declared["sglang.srt.plugins"]["zonos2_triton"].partition(":")
-    assert getattr(importlib.import_module(module), name) is host.plugin
+    assert getattr(importlib.import_module(module), name) is plugin.plugin
 
 
 def test_hooks_are_seen_where_the_functions_were_imported_before(engine):
     assert engine.model.sample_tts is engine.sampler.sample_tts
     before = engine.sampler.sample_tts
-    host.hook_parts(["sampler"])
+    plugin.hook_components(["sampler"])
     assert engine.model.sample_tts is engine.sampler.sample_tts is not before
     assert engine.model.sample_tts.__wrapped__ is before
 
@@ -126,32 +128,32 @@ def test_hooks_are_seen_where_the_functions_were_imported_before(engine):
 def test_parts_are_hooked_once_and_those_that_are_not_named_are_left_alone(engine):
     before = engine.model.Zonos2Attention.forward, engine.sampler.sample_tts, engine.codec.get_dac
     for _ in range(2):
-        host.hook_parts(["experts"])
+        plugin.hook_components(["experts"])
     assert before == (engine.model.Zonos2Attention.forward, engine.sampler.sample_tts, engine.codec.get_dac)
-    assert [*engine.registry.HookRegistry._patched] == [f"{host.MODEL}.Zonos2MoEBlock.forward"]
+    assert [*engine.registry.HookRegistry._patched] == [f"{plugin.MODEL}.Zonos2MoEBlock.forward"]
     assert not hasattr(engine.model.Zonos2MoEBlock.forward.__wrapped__, "__wrapped__")
 
 
-@pytest.mark.parametrize("names", [["experts"], SGLANG_PARTS], ids=["experts", "all"])
+@pytest.mark.parametrize("names", [["experts"], SGLANG_COMPONENTS], ids=["experts", "all"])
 def test_another_signature_is_refused_and_nothing_is_hooked(engine, monkeypatch, names):
     def forward(self, x, router_states, scale): ...
 
     monkeypatch.setattr(engine.model.Zonos2MoEBlock, "forward", forward)
     with pytest.raises(ValueError, match="takes") as refused:
-        host.hook_parts(names)
+        plugin.hook_components(names)
     assert str(refused.value) == (
-        f"ZONOS2_TRITON_SGLANG: {host.MODEL}.Zonos2MoEBlock.forward takes (self, x, router_states, scale), and this "
+        f"ZONOS2_TRITON_SGLANG: {plugin.MODEL}.Zonos2MoEBlock.forward takes (self, x, router_states, scale), and this "
         "was written for (self, x, router_states) of sglang-omni 0.1.9 with sglang 0.5.22; nothing is hooked"
     )
     assert not engine.registry.HookRegistry._hooks
-    assert not host._registered
+    assert not plugin._registered
 
 
 def test_a_function_that_is_gone_is_refused(engine, monkeypatch):
     monkeypatch.delattr(engine.codec.Zonos2DACVocoder, "decode_batch")
     gone = r"there is no .*audio_codec\.Zonos2DACVocoder\.decode_batch; .* nothing is hooked"
     with pytest.raises(ValueError, match=gone):
-        host.hook_parts(["vocoder"])
+        plugin.hook_components(["vocoder"])
     assert not engine.registry.HookRegistry._hooks
 
 
@@ -165,25 +167,25 @@ def test_a_function_that_is_gone_is_refused(engine, monkeypatch):
 def test_a_registry_that_does_otherwise_is_an_error(engine, monkeypatch, name, function, kind, message):
     monkeypatch.setattr(engine.registry.HookRegistry, name, function)
     with pytest.raises(kind, match=message):
-        host.hook_parts(["experts"])
+        plugin.hook_components(["experts"])
 
 
 def test_an_unknown_part_or_a_missing_engine_is_refused(monkeypatch):
     monkeypatch.setenv(SGLANG, "attention,expert")
     with pytest.raises(ValueError, match=r"SGLANG is 'attention,expert'; accepted: .*experts, sampler"):
-        host.plugin()
+        plugin.plugin()
     monkeypatch.setenv(SGLANG, "all")
     monkeypatch.setitem(sys.modules, "sglang", None)
     with pytest.raises(ImportError, match=r"^ZONOS2_TRITON_SGLANG: sglang\.srt\.plugins\.hook_registry cannot be imp"):
-        host.plugin()
+        plugin.plugin()
 
 
 @pytest.mark.parametrize(("found", "said"), [("0.1.9", 0), ("0.2.0", 1)])
 def test_another_version_is_said_once(engine, monkeypatch, caplog, found, said):
-    monkeypatch.setattr(host, "version", lambda name: found)
+    monkeypatch.setattr(plugin, "version", lambda name: found)
     with caplog.at_level(logging.WARNING, "zonos2_triton"):
-        host.hook_parts(["experts"])
-        host.hook_parts(["sampler"])
+        plugin.hook_components(["experts"])
+        plugin.hook_components(["sampler"])
     assert len(caplog.messages) == said
     assert all(found in message for message in caplog.messages)
 
@@ -196,14 +198,14 @@ def test_the_processes_of_stages_hook_what_they_compute_or_say_why_not(site, tmp
     codec.write_text(text.replace("def get_dac(device: str):", "def get_dac(device: str, dtype: str = ''):"))
     path = os.pathsep.join(map(str, (other, ROOT)))
     environment = {**os.environ, "PYTHONPATH": path, SGLANG: "all", "TRITON_INTERPRET": "1"}
-    process = spawn([sys.executable, "-m", launch.__name__, "serve", host.ENGINE, host.VOCODER], env=environment)
+    process = spawn([sys.executable, "-m", launch.__name__, "serve", plugin.ENGINE, plugin.VOCODER], env=environment)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    hooked = sorted(seam.target for seam in SEAMS if seam.hook and seam not in host.SEAMS["vocoder"])
-    refused = f"ValueError: ZONOS2_TRITON_SGLANG: {host.CODEC}.get_dac takes (device, dtype), and this was"
+    hooked = sorted(point.target for point in HOOK_POINTS if point.hook and point not in plugin.HOOK_POINTS["vocoder"])
+    refused = f"ValueError: ZONOS2_TRITON_SGLANG: {plugin.CODEC}.get_dac takes (device, dtype), and this was"
     sound, broken = [line for line in out.splitlines() if line.startswith("ended ")]
-    assert sound == f"ended {host.ENGINE} RuntimeError: hooked: {' '.join(hooked)}"
-    assert broken.startswith(f"ended {host.VOCODER} {refused}")
+    assert sound == f"ended {plugin.ENGINE} RuntimeError: hooked: {' '.join(hooked)}"
+    assert broken.startswith(f"ended {plugin.VOCODER} {refused}")
 
 
 @pytest.fixture

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from zonos2_triton._settings import BACKEND
-from zonos2_triton.model.integrations.sglang import components
-from zonos2_triton.model.integrations.sglang import plugin as host
+from zonos2_triton.model.integrations.sglang import components, plugin
 from zonos2_triton.reference.sampling import distributions
 
 V = 40  # of which the last two are end and padding
@@ -95,7 +94,7 @@ def test_logits_that_tie_are_theirs_too(drawn_from, engine):
 def test_codes_are_the_same_by_either_backend_and_settled_by_the_generator(engine, monkeypatch, seeded):
     logits = seeded(3, 9, 1026) * 4
     arguments = asked(REQUESTS[:3], rep_token_ids=window(logits))
-    host.hook_parts(["sampler"])
+    plugin.hook_components(["sampler"])
     found = {}
     for name in "reference", "triton":
         monkeypatch.setenv(BACKEND, name)
@@ -115,7 +114,7 @@ def test_greedy_requests_get_the_codes_that_they_got(engine, backend, seeded, dt
     requests = [(0.0, 106, 0.0, 0.18, 1.2), (-0.5, 0, 0.9, 0.0, 1.5)]
     arguments = asked(requests, rep_token_ids=window(logits))
     before = engine.sampler.sample_tts(logits, **arguments)
-    host.hook_parts(["sampler"])
+    plugin.hook_components(["sampler"])
     assert torch.equal(engine.sampler.sample_tts(logits, **arguments), before)
 
 
@@ -124,7 +123,7 @@ def test_the_engine_may_compile_its_sampler(engine, monkeypatch, seeded):
     """Its runner does so by default."""
     monkeypatch.setenv(BACKEND, "triton")
     logits, arguments = seeded(2, 2, V), asked(REQUESTS[:2])
-    host.hook_parts(["sampler"])
+    plugin.hook_components(["sampler"])
     torch.manual_seed(2)
     eager = engine.sampler.sample_tts(logits, **arguments)
     torch.manual_seed(2)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tests.integrations.standins import held
-from tests.integrations.torch_module.port import CONFIG, OPS, ids, made, spoken, weights
+from tests.integrations.torch_module.tiny_model import CONFIG, OPS, ids, logits_of, made, weights
 from zonos2_triton.model import accelerate
 from zonos2_triton.model.integrations.accelerate import difference
 from zonos2_triton.model.weights.tiny import PARAMS
@@ -43,7 +43,7 @@ def comfy(tmp_path_factory):
     return load
 
 
-def comfy_spoken(model, pieces=(7, 1, 1)):
+def run_comfy(model, pieces=(7, 1, 1)):
     dtype = model.multi_output.weight.dtype
     caches = model.create_kv_cache(2, 12, torch.device("cpu"), dtype)
     return torch.stack([model(piece, caches, "sdpa") for piece in ids().split(pieces, 1)], 1)
@@ -51,11 +51,11 @@ def comfy_spoken(model, pieces=(7, 1, 1)):
 
 def test_comfy(comfy, backend):
     model = comfy()
-    before, expected = held(model), comfy_spoken(model)
-    assert difference(expected, spoken(made())[:, 6:]) < 1e-5
+    before, expected = held(model), run_comfy(model)
+    assert difference(expected, logits_of(made())[:, 6:]) < 1e-5
     report = accelerate(model, backend=backend)
-    assert [(swap.op, swap.places) for swap in report.swapped] == [*zip(OPS, [1, 9, 3, 1, 2, 8, 1], strict=True)]
-    assert difference(comfy_spoken(model), expected) < 5e-6
+    assert [(patch.op, patch.sites) for patch in report.patched] == [*zip(OPS, [1, 9, 3, 1, 2, 8, 1], strict=True)]
+    assert difference(run_comfy(model), expected) < 5e-6
     report.restore()
     assert held(model) == before
 

@@ -10,9 +10,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.integrations.port_model import Attention, Norm, Stacked
 from tests.integrations.standins import held, off_by_one_percent, refused
-from tests.integrations.torch_module.port import CONFIG, OPS, PLACES, each, ids, made, rows, spoken, variant, weights
+from tests.integrations.torch_model import Attention, Norm, Stacked
+from tests.integrations.torch_module.tiny_model import (
+    CONFIG,
+    OPS,
+    SITES,
+    each,
+    ids,
+    logits_of,
+    made,
+    rows,
+    variant,
+    weights,
+)
 from tests.integrations.writes import WRITES
 from zonos2_triton.model import accelerate
 from zonos2_triton.model.integrations.accelerate import difference
@@ -28,7 +39,7 @@ SLOW_KERNELS = (pytest.mark.interpreter, pytest.mark.slow)
 def test_the_port_of_these_tests_is_the_model():
     model = reference.bind(CONFIG, weights())
     for row in ids():
-        assert difference(spoken(made(), tokens=row[None])[0], reference.trace(model, row)["logits"]) < 1e-5
+        assert difference(logits_of(made(), tokens=row[None])[0], reference.trace(model, row)["logits"]) < 1e-5
 
 
 def test_the_whole_is_the_same(backend):
@@ -36,18 +47,18 @@ def test_the_whole_is_the_same(backend):
         return torch.is_grad_enabled(), [getattr(owner, name) for owner, name, _ in SWITCHES]
 
     model, random, switches = made(), torch.get_rng_state(), settings()
-    before, expected, state = held(model), spoken(model), model.state_dict()
+    before, expected, state = held(model), logits_of(model), model.state_dict()
     report = accelerate(model, backend=backend)
-    assert [(swap.op, swap.places) for swap in report.swapped] == [*zip(OPS, PLACES, strict=True)]
-    assert report.left == ()
+    assert [(patch.op, patch.sites) for patch in report.patched] == [*zip(OPS, SITES, strict=True)]
+    assert report.skipped == ()
     assert report.max_error < 5e-6
-    assert difference(spoken(model), expected) < 5e-6
+    assert difference(logits_of(model), expected) < 5e-6
     assert {name: t.data_ptr() for name, t in model.state_dict().items()} == {n: t.data_ptr() for n, t in state.items()}
     assert torch.equal(torch.get_rng_state(), random)
     assert settings() == switches
     report.restore()
     assert held(model) == before
-    assert torch.equal(spoken(model), expected)
+    assert torch.equal(logits_of(model), expected)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +73,7 @@ def test_the_whole_is_the_same(backend):
 )
 def test_every_operation_is_the_same_in_other_types(backend, dtype, bound):
     report = accelerate(made(dtype), backend=backend)
-    assert len(report.swapped) == len(OPS)
+    assert len(report.patched) == len(OPS)
     assert report.max_error < bound < structure.BOUNDS[dtype]
 
 
@@ -72,9 +83,9 @@ def test_under_autocast(dtype, bound):
     """To another type than the weights' the original does it; in theirs, ours."""
     model = made(dtype)
     with torch.autocast("cpu", torch.bfloat16):
-        expected = spoken(model)
+        expected = logits_of(model)
         accelerate(model, backend="reference")
-        assert difference([x.float() for x in spoken(model)], [x.float() for x in expected]) <= bound
+        assert difference([x.float() for x in logits_of(model)], [x.float() for x in expected]) <= bound
 
 
 def test_temperatures_and_biases_may_have_a_type_of_their_own():
@@ -85,7 +96,7 @@ def test_temperatures_and_biases_may_have_a_type_of_their_own():
         biases = router.balancing_biases.float()
         del router.balancing_biases
         router.register_buffer("balancing_biases", biases)
-    assert len(accelerate(model, backend="reference").swapped) == len(OPS)
+    assert len(accelerate(model, backend="reference").patched) == len(OPS)
 
 
 def test_calls_by_the_names_of_the_original():
@@ -105,23 +116,23 @@ def test_a_prefix():
             self.model, self.other = made(), nn.Linear(2, 2, dtype=torch.float16)  # which matters to nobody
 
     wrapped = Wrapped().eval()
-    before, expected = held(wrapped), spoken(wrapped.model)
+    before, expected = held(wrapped), logits_of(wrapped.model)
     with accelerate(wrapped, backend="reference") as report:
-        assert report.host == "model: port"
-        assert [swap.places for swap in report.swapped] == PLACES
-        assert difference(spoken(wrapped.model), expected) < 5e-6
+        assert report.integration == "model: torch_module"
+        assert [patch.sites for patch in report.patched] == SITES
+        assert difference(logits_of(wrapped.model), expected) < 5e-6
         assert accelerate(wrapped.model, backend="reference") is report
     assert held(wrapped) == before
 
 
-@pytest.mark.parametrize(("op", "places"), [*zip(OPS, PLACES, strict=True)])
-def test_one_operation_alone(op, places):
+@pytest.mark.parametrize(("op", "sites"), [*zip(OPS, SITES, strict=True)])
+def test_one_operation_alone(op, sites):
     model = made()
-    expected = spoken(model)
+    expected = logits_of(model)
     report = accelerate(model, only=[op], backend="reference")
-    assert [(swap.op, swap.places) for swap in report.swapped] == [(op, places)]
-    assert sum(isinstance(vars(part).get("forward"), Replacement) for part in model.modules()) == places
-    assert difference(spoken(model), expected) < 5e-6
+    assert [(patch.op, patch.sites) for patch in report.patched] == [(op, sites)]
+    assert sum(isinstance(vars(part).get("forward"), Replacement) for part in model.modules()) == sites
+    assert difference(logits_of(model), expected) < 5e-6
 
 
 @pytest.mark.parametrize(
@@ -135,7 +146,7 @@ def test_one_operation_alone(op, places):
 def test_a_wrong_operation_is_refused(op, name, monkeypatch):
     wrong = dataclasses.replace(REFERENCE, **{name: off_by_one_percent(getattr(REFERENCE, name))})
     monkeypatch.setattr(module, "ops_of", lambda *_: wrong)
-    apart = rf"port: {op} cannot be swapped: differs from the original by .*, more than the bound of 1e-04"
+    apart = rf"torch_module: {op} cannot be patched: differs from the original by .*, more than the bound of 1e-04"
     refused(made(), apart, only=op)
 
 
@@ -155,18 +166,18 @@ def test_attention_with_a_cache_that_is_not_known_is_left(members, reason):
     model = made()
     for layer in model.layers:
         layer.attention.__class__ = type("Other", (nn.Module,), members)
-    (left,) = accelerate(model, backend="reference").left
-    assert left.op == "attention"
-    assert re.search(reason, left.reason)
+    (skipped,) = accelerate(model, backend="reference").skipped
+    assert skipped.op == "attention"
+    assert re.search(reason, skipped.reason)
 
 
 def test_pieces_of_a_prompt_and_a_full_cache_are_the_ports_own_affair(slower_backend):
     model = made()
-    expected = spoken(model, (3, 4, 1, 1))
+    expected = logits_of(model, (3, 4, 1, 1))
     accelerate(model, only="attention", backend=slower_backend)
-    assert difference(spoken(model, (3, 4, 1, 1)), expected) < 5e-6
+    assert difference(logits_of(model, (3, 4, 1, 1)), expected) < 5e-6
     with pytest.raises(RuntimeError, match=r"size of tensor a \(8\) must match the size of tensor b \(9\)"):
-        spoken(model, room=8)
+        logits_of(model, room=8)
 
 
 def test_a_backend_that_attention_is_told():
@@ -174,7 +185,7 @@ def test_a_backend_that_attention_is_told():
         assert attention_backend == "sdpa"
         return Attention.forward(self, x, cache)
 
-    assert accelerate(variant(made(), "attention", told), only="attention", backend="reference").swapped[0].places == 3
+    assert accelerate(variant(made(), "attention", told), only="attention", backend="reference").patched[0].sites == 3
 
 
 def test_keys_and_values_may_lie_in_one_matrix():
@@ -187,13 +198,13 @@ def test_keys_and_values_may_lie_in_one_matrix():
             return F.linear(x, self.weight).chunk(2, -1)
 
     model = made()
-    expected = spoken(model)
+    expected = logits_of(model)
     for layer in model.layers:
         layer.attention.wkv = Flat(layer.attention.wkv)
     model.layers[0].feed_forward.w_in = Flat(model.layers[0].feed_forward.w_in)
     model.eval()
-    assert len(accelerate(model, backend="reference").swapped) == len(OPS)
-    assert difference(spoken(model), expected) < 5e-6
+    assert len(accelerate(model, backend="reference").patched) == len(OPS)
+    assert difference(logits_of(model), expected) < 5e-6
 
 
 @pytest.mark.parametrize("eps", [None, 1e-5])
@@ -207,17 +218,17 @@ def test_norms_of_torch(eps):
 
 
 @pytest.mark.parametrize(
-    ("start", "end", "left"),
+    ("start", "end", "skipped"),
     [(0, 0, {"dense": "no layer is dense"}), (1, 2, {"router": "no layer is a mixture of experts"})],
 )
-def test_models_without_dense_layers_or_mixtures(start, end, left):
+def test_models_without_dense_layers_or_mixtures(start, end, skipped):
     experts = 1 if end else CONFIG.moe_n_experts
-    places = {"moe_start_from_layer": start, "moe_end_from_layer": end, "special_topk_layers": ()}
-    model = made(config=dataclasses.replace(CONFIG, **places, moe_n_experts=experts))
-    expected = spoken(model)
+    sites = {"moe_start_from_layer": start, "moe_end_from_layer": end, "special_topk_layers": ()}
+    model = made(config=dataclasses.replace(CONFIG, **sites, moe_n_experts=experts))
+    expected = logits_of(model)
     report = accelerate(model, backend="reference")
-    assert {left.op: left.reason for left in report.left}.items() >= left.items()
-    assert difference(spoken(model), expected) < 5e-6
+    assert {row.op: row.reason for row in report.skipped}.items() >= skipped.items()
+    assert difference(logits_of(model), expected) < 5e-6
 
 
 def test_more_rows_than_decode_together(slower_backend, monkeypatch):
@@ -225,10 +236,10 @@ def test_more_rows_than_decode_together(slower_backend, monkeypatch):
         monkeypatch.setattr(part, "SEQUENCES_AT_ONCE", 4)
     monkeypatch.setattr(moe, "ROWS_AT_ONCE", 8)
     model = made()
-    expected = spoken(model, (4, 1), ids(5, 5))
+    expected = logits_of(model, (4, 1), ids(5, 5))
     accelerate(model, backend=slower_backend)
     with torch.inference_mode():
-        assert difference(spoken(model, (4, 1), ids(5, 5)), expected) < 5e-6
+        assert difference(logits_of(model, (4, 1), ids(5, 5)), expected) < 5e-6
 
 
 def test_codes_out_of_range():
@@ -259,22 +270,22 @@ def test_a_changed_weight_counts_or_is_an_error(path, write):
     for changed in (model, other):
         WRITES[write](changed.get_submodule(path))
     try:
-        found = spoken(model)
+        found = logits_of(model)
     except (RuntimeError, TypeError):
         assert write in ("half", "prune", "weight norm")
     else:
-        assert difference(found, spoken(other)) < 5e-6
+        assert difference(found, logits_of(other)) < 5e-6
 
 
 @pytest.mark.parametrize("name", ["layers.1.attention.temp", "layers.2.feed_forward.router.balancing_biases"])
 def test_vectors_that_are_taken_in_another_form(name):
     model, other = made(), made()
-    before = spoken(other)
+    before = logits_of(other)
     accelerate(model, backend="reference")
     for changed in (model, other):
         changed.get_parameter(name).data.mul_(-3).add_(1)
-    assert difference(spoken(other), before) > 1e-3
-    assert difference(spoken(model), spoken(other)) < 5e-6
+    assert difference(logits_of(other), before) > 1e-3
+    assert difference(logits_of(model), logits_of(other)) < 5e-6
 
 
 def test_a_part_that_is_replaced_is_an_error():
@@ -284,7 +295,7 @@ def test_a_part_that_is_replaced_is_an_error():
     wo = model.layers[1].attention.wo
     model.layers[1].attention.wo = nn.Sequential(wo)
     with pytest.raises(RuntimeError, match=r"layers\.1\.attention was changed after accelerate\(\).* report\.restore"):
-        spoken(model)
+        logits_of(model)
 
 
 def test_a_change_of_weights_is_followed_and_the_old_ones_are_not_kept():
@@ -294,7 +305,7 @@ def test_a_change_of_weights_is_followed_and_the_old_ones_are_not_kept():
     for changed in (model, other):
         experts = changed.layers[1].feed_forward.experts
         experts.w13 = nn.Parameter(experts.w13.flip(0), requires_grad=False)
-    assert difference(spoken(model), spoken(other)) < 5e-6
+    assert difference(logits_of(model), logits_of(other)) < 5e-6
     gc.collect()
     assert gone() is None
 
@@ -326,15 +337,18 @@ def strange_vocabulary(model):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda m: m.layers[1].train(), r"port: layers\.1 is in training mode: call \.eval\(\)"),
+        (lambda m: m.layers[1].train(), r"torch_module: layers\.1 is in training mode: call \.eval\(\)"),
         (misshapen, r"layers\.0\.feed_forward\.w_in\.weight must have shape \[2, 48, 32\], got \[3,"),
         (lambda m: delattr(m.layers[0].attention, "gater"), r"has no layers\.0\.attention\.gater\.weight, which"),
         (lambda m: delattr(m.layers[1].ffn_norm, "weight"), r"layers\.1\.ffn_norm\.weight \[32\] is missing"),
-        (without_eps, r"norm cannot be swapped: out_norm has no eps, variance_epsilon or norm_eps"),
+        (without_eps, r"norm cannot be patched: out_norm has no eps, variance_epsilon or norm_eps"),
         (as_norm(lambda self, x, residual: x), r"out_norm\.forward takes \(x, residual\), accepted is \(x\)"),
-        (as_norm(failing), r"port: out_norm\.forward fails on samples of shape \[\[3, 32\]\]: no mesh"),
-        (strange_vocabulary, r"port: its shapes are those of no ZONOS2: text_vocab 99 leaves"),
-        (lambda m: m.layers[1].compile(), r"port: layers\.1 is compiled already: accelerate first, then compile"),
+        (as_norm(failing), r"torch_module: out_norm\.forward fails on samples of shape \[\[3, 32\]\]: no mesh"),
+        (strange_vocabulary, r"torch_module: its shapes are those of no ZONOS2: text_vocab 99 leaves"),
+        (
+            lambda m: m.layers[1].compile(),
+            r"torch_module: layers\.1 is compiled already: accelerate first, then compile",
+        ),
     ],
 )
 def test_models_that_are_refused(spoil, message):
@@ -347,7 +361,7 @@ def test_models_that_are_refused(spoil, message):
 def test_what_kernels_do_not_take():
     config = dataclasses.replace(CONFIG, head_dim=24)
     refused(made(config=config), "the head dimension must be a power of two from 16, got 24", backend="triton")
-    assert len(accelerate(made(config=config), backend="reference").swapped) == len(OPS)
+    assert len(accelerate(made(config=config), backend="reference").patched) == len(OPS)
     model = made()
     weight = torch.cat([torch.zeros(1), model.out_norm.weight])[1:]
     model.out_norm.weight = nn.Parameter(weight, requires_grad=False)
@@ -360,20 +374,20 @@ def test_what_kernels_do_not_take():
 def test_weights_may_require_gradients(backend, without):
     model = made().requires_grad_(True)
     with without():
-        expected = spoken(model)
+        expected = logits_of(model)
         report = accelerate(model, backend=backend)
-        assert [row.op for row in report.swapped] == OPS
-        assert all(row.where.endswith(", under torch.no_grad()") for row in report.swapped)
-        assert 0 < difference(spoken(model), expected) < 5e-6
+        assert [row.op for row in report.patched] == OPS
+        assert all(row.where.endswith(", under torch.no_grad()") for row in report.patched)
+        assert 0 < difference(logits_of(model), expected) < 5e-6
 
 
 def test_tied_weights():
     model = made()
     model.multi_embedder.embedders[1].weight = model.multi_embedder.embedders[0].weight
     model.layers[2].attention = model.layers[1].attention
-    expected = spoken(model)
+    expected = logits_of(model)
     before = held(model)
     with accelerate(model, backend="reference") as report:
-        assert [row.op for row in report.swapped] == OPS
-        assert difference(spoken(model), expected) < 5e-6
+        assert [row.op for row in report.patched] == OPS
+        assert difference(logits_of(model), expected) < 5e-6
     assert held(model) == before

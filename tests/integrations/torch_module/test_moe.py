@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.integrations.port_model import Experts, Router
 from tests.integrations.standins import refused
-from tests.integrations.torch_module.port import CONFIG, OPS, each, made, rows, spoken, variant
+from tests.integrations.torch_model import Experts, Router
+from tests.integrations.torch_module.tiny_model import CONFIG, OPS, each, logits_of, made, rows, variant
 from zonos2_triton.model import accelerate
 from zonos2_triton.model.integrations.accelerate import difference
 from zonos2_triton.model.integrations.torch_module import structure
@@ -60,9 +60,9 @@ def test_whether_biases_are_added_or_subtracted_is_found(sign, said):
         router.sign = sign
         if said:
             router.moe_balancing_strategy = "Legacy" if sign == 1 else "quantile"
-    expected = spoken(model)
+    expected = logits_of(model)
     accelerate(model, backend="reference")
-    assert difference(spoken(model), expected) < 5e-6
+    assert difference(logits_of(model), expected) < 5e-6
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,9 @@ def test_whether_biases_are_added_or_subtracted_is_found(sign, said):
 def test_what_a_port_says_of_its_biases_must_hold(strategy, message):
     model = made()
     model.config = {"moe_balancing_strategy": strategy}
-    refused(model, rf"port: router cannot be swapped: layers\.1\.feed_forward\.router:? {message}", only="router")
+    refused(
+        model, rf"torch_module: router cannot be patched: layers\.1\.feed_forward\.router:? {message}", only="router"
+    )
 
 
 def test_biases_too_small_to_tell_how_they_enter():
@@ -89,7 +91,7 @@ def test_biases_too_small_to_tell_how_they_enter():
     del model.config
     for router in each(model, ROUTER):
         router.balancing_biases.zero_()
-    assert len(accelerate(model, backend="reference").swapped) == len(OPS)
+    assert len(accelerate(model, backend="reference").patched) == len(OPS)
 
 
 def returning(change):
@@ -104,7 +106,7 @@ def failing(self, x, state=None):
 @pytest.mark.parametrize(
     ("forward", "message"),
     [
-        (returning(lambda w, ids, s: (0.9 * w, ids, s)), "router cannot be swapped: differs from the original by"),
+        (returning(lambda w, ids, s: (0.9 * w, ids, s)), "router cannot be patched: differs from the original by"),
         (returning(lambda w, ids, s: (w, (ids + 1) % 4, s)), r"router chooses other experts .* added or subtracted"),
         (returning(lambda w, ids, s: (w, s)), r"router\.forward returns no ids: 2 tensors, none of them of integers"),
         (returning(lambda w, ids, s: (w, ids, s, w.new_zeros(len(w), 7))), r"returns \[8, 7\] of torch\.float32, "),
@@ -153,7 +155,7 @@ def test_experts_take_the_routers_order_only_of_the_routers_ids(monkeypatch):
 
 def test_experts_that_are_refused():
     model = variant(made(), EXPERTS, lambda self, x, weights, ids: Experts.forward(self, x, ids, ids))
-    refused(model, "port: experts cannot be swapped: differs from the original", only="experts")
+    refused(model, "torch_module: experts cannot be patched: differs from the original", only="experts")
     model = variant(made(), EXPERTS, lambda self, x, routing: x)
     refused(model, r"experts\.forward takes \(x, routing\), accepted is \(x, weights, ids\)", only="experts")
     model = made()
@@ -204,10 +206,10 @@ def apart():
 
 
 def test_experts_may_be_modules_of_their_own(apart, slower_backend):
-    expected = spoken(apart)
-    assert difference(expected, spoken(made())) < 1e-6
-    assert accelerate(apart, only="experts", backend=slower_backend).swapped[0].places == 2 * CONFIG.moe_n_experts
-    assert difference(spoken(apart), expected) < 1e-6
+    expected = logits_of(apart)
+    assert difference(expected, logits_of(made())) < 1e-6
+    assert accelerate(apart, only="experts", backend=slower_backend).patched[0].sites == 2 * CONFIG.moe_n_experts
+    assert difference(logits_of(apart), expected) < 1e-6
 
 
 def test_what_is_patched_at_use_is_the_ports_own_affair(apart):

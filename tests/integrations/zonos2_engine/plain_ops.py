@@ -35,8 +35,8 @@ def indexing(weights, indices, *, output=None, vocab_range=None):
 
 
 def store_cache(k_cache, v_cache, indices, k, v):
-    for places, rows in ((k_cache, k), (v_cache, v)):
-        places.view(len(places), -1)[indices.long()] = rows
+    for sites, rows in ((k_cache, k), (v_cache, v)):
+        sites.view(len(sites), -1)[indices.long()] = rows
 
 
 def fused_experts(hidden_states, w1, w2, topk_weights, topk_ids, inplace=False, **_):

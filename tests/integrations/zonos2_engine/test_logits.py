@@ -52,11 +52,11 @@ def test_the_stand_ins_are_right(official, golden):
 
 def test_same_logits(official, fast, prompts, frames, expected):
     assert_same(Run(official, fast.model, fast.attention).generate(prompts, frames), expected)
-    assert {swap.op: swap.places for swap in fast.report.swapped} == {
+    assert {patch.op: patch.sites for patch in fast.report.patched} == {
         "embedding": 1, "norm": 12, "rotary": 4, "attention": 4, "router": 2, "experts": 4, "dense": 2, "head": 1,
     }  # fmt: skip
-    assert not fast.report.left
-    assert all(0 <= swap.error <= swap.bound for swap in fast.report.swapped)
+    assert not fast.report.skipped
+    assert all(0 <= patch.error <= patch.bound for patch in fast.report.patched)
     assert fast.report.max_error < 1e-5
 
 
@@ -162,7 +162,7 @@ def test_another_attention_backend(official, fast, prompts, frames, expected):
 @pytest.mark.parametrize("op", engine.OPS)
 def test_each_operation_alone(official, model, op, prompts, frames, expected):
     report = accelerate(model, only=op, backend="reference")
-    assert [swap.op for swap in report.swapped] == [op]
+    assert [patch.op for patch in report.patched] == [op]
     assert_same(Run(official, model, creator("reference")).generate(prompts, frames), expected)
 
 
@@ -194,7 +194,7 @@ def test_models_of_other_settings(official, params, prompts, frames, expected, c
     other = params | changes
     ours, plain = (build(official, other, random_weights(other)) for _ in range(2))
     report = accelerate(ours, backend="reference")
-    assert {x.op: x.reason for x in report.left} == dict.fromkeys(left, engine.NO_MIXTURE)
+    assert {x.op: x.reason for x in report.skipped} == dict.fromkeys(left, engine.NO_MIXTURE)
     old = Run(official, plain).generate(prompts, frames)
     assert_same(Run(official, ours, creator("reference")).generate(prompts, frames), old)
     assert (expected[0] - old[0]).abs().max() > 0.1, "the settings make no difference: the test shows nothing"
@@ -211,7 +211,7 @@ def test_half_precision(official, params, weights, prompts, frames, dtype, bound
         model.layers.op_list[1].feed_forward.router.balancing_biases = torch.tensor([0.1, 0.2, 0.3, 0.4])
     reason = "layers.1.feed_forward.router.balancing_biases are torch.float32, which {} does not hold exactly"
     report = accelerate(ours, backend="reference")
-    assert {x.op: x.reason for x in report.left} == ({} if exact else {"router": reason.format(dtype)})
+    assert {x.op: x.reason for x in report.skipped} == ({} if exact else {"router": reason.format(dtype)})
     new = Run(official, ours, creator("reference")).generate(prompts, frames)
     old = Run(official, plain).generate(prompts, frames)
     apart = torch.cat([(a - b).abs().amax((1, 2)) for a, b in zip(new, old, strict=True)])
@@ -239,7 +239,7 @@ def test_two_ranks(official, params, weights, prompts, frames, expected, backend
 
     def work(rank):
         if backend is not None:
-            assert len(accelerate(models[rank], backend=backend).swapped) == len(engine.OPS)
+            assert len(accelerate(models[rank], backend=backend).patched) == len(engine.OPS)
         attention = PlainAttention if backend is None else creator(backend)
         return Run(official, models[rank], attention).generate(prompts[:2], frames[:1, :2])
 

@@ -47,7 +47,7 @@ def samples(result):
     return torch.frombuffer(bytearray(result["audio"]), dtype=torch.float32)
 
 
-def spoken(tts, text, sampling, **prompt):
+def run(tts, text, sampling, **prompt):
     """What the rest of the package makes of the default conditioning."""
     return tts.speak(text, sampling=sampling, **({"quality": {"trailing_silence_s": 3}} | prompt)).samples
 
@@ -69,7 +69,7 @@ def test_results_are_those_of_speak(llm, tts):
     assert [type(value) for value in result.values()] == [list, type(None), bytes, int]
     assert [len(frame) for frame in result["audio_tokens"]] == [9] * 20
     assert all(type(code) is int for frame in result["audio_tokens"] for code in frame)
-    assert torch.equal(samples(result), spoken(tts, "Hello.", SAME))
+    assert torch.equal(samples(result), run(tts, "Hello.", SAME))
     assert result["sample_rate"] == 44100
 
 
@@ -77,7 +77,7 @@ def test_the_audio_ends_where_the_codes_say(llm, tts):
     result = llm.generate_one("Hello.", TTSSamplingParams(seed=7, max_tokens=400))
     assert result["eos_frame"] is not None, "this seed was chosen because it ends"
     assert len(samples(result)) == result["eos_frame"] * 512
-    assert torch.equal(samples(result), spoken(tts, "Hello.", Sampling(seed=7, max_frames=400)))
+    assert torch.equal(samples(result), run(tts, "Hello.", Sampling(seed=7, max_frames=400)))
 
 
 def test_says_that_the_end_was_not_reached(mute):

@@ -47,7 +47,7 @@ def runner(official, monkeypatch, model):
 def test_what_is_replaced(official, package):
     before = held(official, package)
     report = accelerate(package, backend="reference")
-    assert [swap.op for swap in report.swapped] == ["attention", "model", "sampler", "vocoder"]
+    assert [patch.op for patch in report.patched] == ["attention", "model", "sampler", "vocoder"]
     assert str(report).startswith("zonos2: 4 operations by the reference backend")
     assert not set(held(official, package).items()) & set(before.items())
     report.restore()
@@ -59,12 +59,12 @@ def test_auto_replaces_nothing_without_a_gpu(official, package, model, monkeypat
     before = held(official, package)
     for obj in (package, model):
         report = accelerate(obj)
-        assert not report.swapped
-        assert all("on a cpu" in left.reason for left in report.left)
+        assert not report.patched
+        assert all("on a cpu" in row.reason for row in report.skipped)
     assert held(official, package) == before
     monkeypatch.setenv("ZONOS2_TRITON_BACKEND", "reference")
     with accelerate(package) as report:
-        assert (report.backend, len(report.swapped)) == ("auto", 4)
+        assert (report.backend, len(report.patched)) == ("auto", 4)
 
 
 def test_the_attention_backend(official, package):
@@ -89,8 +89,8 @@ def test_a_model_is_accelerated_before_its_graphs_are_captured(official, package
     made = runner()
     assert isinstance(made, official("engine.graph").GraphRunner)
     report = vars(model)[MARK]
-    assert report.asked[1:] == (True, verify, "reference")
-    assert not report.left
+    assert report.arguments[1:] == (True, verify, "reference")
+    assert not report.skipped
     assert report.max_error < 1e-5 if verify else report.max_error is None
     captured = getattr(made, "captured", ({"compute_logits": None},))[0]  # the stand-in remembers what it was given
     assert "compute_logits" in captured
@@ -109,7 +109,7 @@ def test_the_sampler(official, package):
     made = official("engine.sample").TTSSampler(torch.device("cpu"), 9, 1024, 519)
     assert isinstance(made, Sampler)
     assert isinstance(made, original)
-    assert (report.swapped[0].error, report.swapped[0].bound) == (0.0, 0.0)
+    assert (report.patched[0].error, report.patched[0].bound) == (0.0, 0.0)
     assert (made.n_codebooks, made.codebook_size, made.text_vocab) == (9, 1024, 519)
 
 
@@ -117,7 +117,7 @@ def test_a_wrong_sampler_is_refused(official, package, monkeypatch):
     before = held(official, package)
     never = lambda self, logits, args: torch.full(logits.shape, -5, dtype=torch.int32)  # noqa: E731
     monkeypatch.setattr(Sampler, "_last_seen", never)
-    with pytest.raises(ValueError, match="sampler cannot be swapped: differs from the original by inf"):
+    with pytest.raises(ValueError, match="sampler cannot be patched: differs from the original by inf"):
         accelerate(package, only="sampler", backend="reference")
     assert held(official, package) == before
 
@@ -133,8 +133,8 @@ def test_the_codec_is_accelerated_when_it_is_loaded(official, package, monkeypat
     accelerate(package, only="vocoder", strict=False, backend="reference")
     codec, again = (official("tokenizer.vocoder")._get_dac() for _ in range(2))
     assert codec is again is official("tokenizer.vocoder")._dac_model
-    assert vars(codec)[MARK].asked[1:] == (False, True, "reference")
-    assert [swap.op for swap in vars(codec)[MARK].swapped] == ["from_codes", "decoder"]
+    assert vars(codec)[MARK].arguments[1:] == (False, True, "reference")
+    assert [patch.op for patch in vars(codec)[MARK].patched] == ["from_codes", "decoder"]
     assert codec.decode(audio_codes=torch.zeros(1, 9, 3, dtype=torch.int64)).audio_values.shape == (1, 12)
 
 
@@ -149,6 +149,6 @@ def test_the_codec_is_accelerated_when_it_is_loaded(official, package, monkeypat
 )
 def test_another_package_is_refused(official, package, monkeypatch, spoil, op, message):
     spoil(monkeypatch, official("engine.engine"), official("engine.sample"))
-    with pytest.raises(ValueError, match=rf"zonos2: {op} cannot be swapped: zonos2.engine.{message}"):
+    with pytest.raises(ValueError, match=rf"zonos2: {op} cannot be patched: zonos2.engine.{message}"):
         accelerate(package, only=op, backend="reference")
-    assert [left.op for left in accelerate(package, only=op, strict=False, backend="reference").left] == [op]
+    assert [row.op for row in accelerate(package, only=op, strict=False, backend="reference").skipped] == [op]

@@ -30,9 +30,9 @@ def test_restore_is_identity(build, codes_of, decode, host):
     assert [*model.state_dict()] == names
     assert torch.equal(torch.get_rng_state(), state)
     read = json.loads(report.json())
-    assert [row["where"] for row in read["swapped"]] == ["quantizer.from_codes", "decoder.forward"]
-    assert [row["places"] for row in read["swapped"]] == [1, 1]
-    assert read["host_version"] == ("1.0.0" if host == "DAC" else sys.modules["transformers"].__version__)
+    assert [row["where"] for row in read["patched"]] == ["quantizer.from_codes", "decoder.forward"]
+    assert [row["sites"] for row in read["patched"]] == [1, 1]
+    assert read["package_version"] == ("1.0.0" if host == "DAC" else sys.modules["transformers"].__version__)
     assert str(report).startswith("dac.DAC 1.0.0:" if host == "DAC" else "transformers.DacModel ")
     assert 0 <= report.max_error < 1e-5
     report.restore()
@@ -63,7 +63,7 @@ def test_a_wrong_weight_is_too_much(build, dtype, monkeypatch):
             return right(cls, config, {**state, one: state[other]}, *args)
 
         monkeypatch.setattr(Vocoder, "from_state", classmethod(wrong))
-        with pytest.raises(ValueError, match=f"{op} cannot be swapped: differs"):
+        with pytest.raises(ValueError, match=f"{op} cannot be patched: differs"):
             accelerate(model, backend="reference")
 
 

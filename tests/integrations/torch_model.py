@@ -152,7 +152,7 @@ class Layer(nn.Module):
         return x + y, state
 
 
-class Port(nn.Module):
+class TorchModel(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.n_codebooks, self.eps, self.cap = config.n_codebooks, config.norm_eps, config.loss_softcap

@@ -151,12 +151,12 @@ def test_a_package_of_another_structure_is_refused(official, model, monkeypatch,
 def test_a_wrong_operation_is_refused(model, monkeypatch, operation, op):
     wrong = replace(REFERENCE, **{operation: off_by_one_percent(getattr(REFERENCE, operation))})
     monkeypatch.setattr(engine, "ops_of", lambda *_: wrong)
-    before, apart = held(model), rf"{op} cannot be swapped: differs from the original by \S+, more than the bound"
+    before, apart = held(model), rf"{op} cannot be patched: differs from the original by \S+, more than the bound"
     with pytest.raises(ValueError, match=apart):
         accelerate(model, backend="reference")
     assert held(model) == before
     report = accelerate(model, strict=False, backend="reference")
-    assert op in [left.op for left in report.left]
+    assert op in [row.op for row in report.skipped]
 
 
 def put(path, value):

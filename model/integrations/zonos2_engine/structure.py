@@ -108,7 +108,7 @@ def layout(config: Zonos2Config, ranks: int = 1) -> dict[str, list[int]]:
     return shapes
 
 
-def check_tree(model: Any) -> Tensor:
+def check_structure(model: Any) -> Tensor:
     """One of its weights. ValueError: the tree is not the official one, or its weights are in no state to be used."""
     config, ranks = rank_config(model), ranks_of(model)
     if len(part(model, "layers.op_list")) != config.n_layers:
@@ -118,8 +118,8 @@ def check_tree(model: Any) -> Tensor:
     for path, found, expected in _settings(model, config):
         if found != expected:
             raise ValueError(f"{NAME}: {path} must be {expected!r}, got {found!r}")
-    for path, seam, taken in seams(config):
-        _check_seam(path, part(model, path) if path else model, seam, taken)
+    for path, hook_point, taken in hook_points(config):
+        _check_hook_point(path, part(model, path) if path else model, hook_point, taken)
     tensors = part(model, "state_dict")()
     _check_layout(tensors, layout(config, ranks))
     first = check_weights(NAME, tensors.items(), OTHER_DTYPES)
@@ -131,7 +131,7 @@ def check_tree(model: Any) -> Tensor:
     return first
 
 
-def seams(config: Zonos2Config) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+def hook_points(config: Zonos2Config) -> Iterator[tuple[str, str, tuple[str, ...]]]:
     """Path, name and parameters of every method that may be replaced."""
     yield "", "compute_logits", ("hidden_states",)
     yield "multi_embedder", "forward", ("codes",)
@@ -152,11 +152,11 @@ def seams(config: Zonos2Config) -> Iterator[tuple[str, str, tuple[str, ...]]]:
         yield f"layers.{i}.feed_forward.experts._fused_moe", "forward", routed
 
 
-def _check_seam(path: str, owner: Any, seam: str, taken: tuple[str, ...]) -> None:
-    name = f"{path}.{seam}".lstrip(".")
-    if seam in vars(owner):
+def _check_hook_point(path: str, owner: Any, hook_point: str, taken: tuple[str, ...]) -> None:
+    name = f"{path}.{hook_point}".lstrip(".")
+    if hook_point in vars(owner):
         raise ValueError(f"{NAME}: {name} is not its class's: somebody else has replaced it")
-    found = tuple(inspect.signature(part(owner, seam)).parameters)
+    found = tuple(inspect.signature(part(owner, hook_point)).parameters)
     if found != taken:
         raise ValueError(f"{NAME}: {name} must take ({', '.join(taken)}), got ({', '.join(found)})")
 

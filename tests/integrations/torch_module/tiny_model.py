@@ -4,12 +4,12 @@ import dataclasses
 
 import torch
 
-from tests.integrations.port_model import Port
+from tests.integrations.torch_model import TorchModel
 from zonos2_triton.model.weights.tiny import PARAMS, backbone_weights
 from zonos2_triton.reference.config import Zonos2Config
 
 OPS = ["embedding", "norm", "attention", "dense", "router", "experts", "head"]
-PLACES = [1, 9, 3, 1, 2, 2, 1]
+SITES = [1, 9, 3, 1, 2, 2, 1]
 # A dense layer, a mixture of two experts a row, one of one that is handed the router's state.
 CONFIG = dataclasses.replace(
     Zonos2Config.from_params(PARAMS), n_layers=3, dim=32, head_dim=16, n_heads=4, n_kv_heads=2, multiple_of=16,
@@ -23,7 +23,7 @@ def weights(config=CONFIG):
 
 
 def made(dtype=torch.float32, config=CONFIG):
-    model = Port(config)
+    model = TorchModel(config)
     model.load_state_dict(weights(config))
     return model.to(dtype).eval().requires_grad_(False)
 
@@ -45,7 +45,7 @@ def ids(rows=2, length=9):
     return (torch.rand(rows, length, len(most), generator=torch.Generator().manual_seed(4)) * most).long()
 
 
-def spoken(model, pieces=(7, 1, 1), tokens=None, room=12):
+def logits_of(model, pieces=(7, 1, 1), tokens=None, room=12):
     """Logits [B, T, C, V] of a prompt and the rows behind it."""
     tokens = ids(length=sum(pieces)) if tokens is None else tokens
     caches = model.caches(len(tokens), room)
