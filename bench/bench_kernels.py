@@ -12,17 +12,17 @@ import torch
 from zonos2_triton.bench.baselines.providers import beside
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.proof.verify import Case, verify
-from zonos2_triton.bench.suite.presets import REAL, REHEARSAL
+from zonos2_triton.bench.suite.presets import FULL, SMOKE
 from zonos2_triton.bench.suite.recorder import lacking
 from zonos2_triton.reference.numeric import exact_numerics
 
 GPU = torch.cuda.is_available()
-SCALE, DEVICE, DTYPE = (REAL, "cuda", torch.bfloat16) if GPU else (REHEARSAL, "cpu", torch.float32)
+PRESET, DEVICE, DTYPE = (FULL, "cuda", torch.bfloat16) if GPU else (SMOKE, "cpu", torch.float32)
 CASES = [
     pytest.param(kernel, workload, other, id=f"{kernel.name}-{workload.name}-{other.name if other else 'triton'}")
     for kernel in KERNELS.values()
     for other in (None, *beside(kernel))
-    for workload in SCALE.timed(kernel)
+    for workload in PRESET.timed(kernel)
 ]
 
 

@@ -24,14 +24,14 @@ from zonos2_triton.bench.proof.verify import Mismatch, verify
 from zonos2_triton.bench.report.compare import compare, read
 from zonos2_triton.bench.suite import gpu
 from zonos2_triton.bench.suite.environment import environment
-from zonos2_triton.bench.suite.presets import DTYPES, REAL, REHEARSAL
+from zonos2_triton.bench.suite.presets import DTYPES, FULL, SMOKE
 from zonos2_triton.bench.suite.recorder import Budget, Record
 from zonos2_triton.bench.suite.stages import SEED, Run, plan
 from zonos2_triton.bench.timing import timer
 from zonos2_triton.model.tables import fitted, text_row
 
 Command = Callable[[argparse.Namespace], int]
-SMOKE = "no GPU: small workloads in Triton's interpreter, a smoke test; no figure is of speed"
+NO_GPU = "no GPU: small workloads in Triton's interpreter, a smoke test; no figure is of speed"
 
 
 def verify_command(parser: argparse.ArgumentParser) -> Command:
@@ -53,7 +53,7 @@ def bench_command(parser: argparse.ArgumentParser) -> Command:
                         help="two results, or two baselines of the compile gate: files, or REVISION:FILE")  # fmt: skip
     parser.add_argument("--threshold", type=float, default=0.02, metavar="SHARE",
                         help="of time by which a kernel must have changed to count; default: %(default)s")  # fmt: skip
-    parser.add_argument("--force", action="store_true", help="compare results of different cards")
+    parser.add_argument("--allow-different-gpus", action="store_true", help="also compare results of different GPUs")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     return _bench
 
@@ -75,11 +75,11 @@ def _verify(options: argparse.Namespace) -> int:
         interpreting()
     found: list[dict[str, Any]] = []
     say = print if not options.json else (lambda *_: None)
-    say(fitted(f"on {torch.cuda.get_device_name()}" if on_gpu else SMOKE))
+    say(fitted(f"on {torch.cuda.get_device_name()}" if on_gpu else NO_GPU))
     cases = [(kernel, w, dtype) for kernel in kernels for w in kernel.workloads if w.name in names for dtype in dtypes]
     widths = [max(map(len, names)) for names in zip(*((k.name, w.name) for k, w, _ in cases), strict=True)]
     widths.append(max(map(len, DTYPES)))
-    with nullcontext() if on_gpu else gpu.rehearsed():
+    with nullcontext() if on_gpu else gpu.quiet_interpreter():
         for kernel, workload, dtype in cases:
             row: dict[str, Any] = {"kernel": kernel.name, "workload": workload.name, "dtype": dtype}
             try:
@@ -107,26 +107,26 @@ def _bench(options: argparse.Namespace) -> int:
     to compare, or worse."""
     if options.compare:
         before, after = map(read, options.compare)
-        comparison = compare(before, after, options.threshold, options.force)
+        comparison = compare(before, after, options.threshold, options.allow_different_gpus)
         print(json.dumps(comparison.as_json(), indent=1) if options.json else comparison.as_text())
         return 1 if comparison.worse or not comparison.common else 0
     on_gpu = torch.cuda.is_available()
-    scale = REAL if on_gpu else REHEARSAL
+    preset = FULL if on_gpu else SMOKE
     kernels = [KERNELS[name] for name in chosen("kernel", options.kernel, KERNELS)]
-    known = {workload.name for kernel in kernels for workload in scale.timed(kernel)}
+    known = {workload.name for kernel in kernels for workload in preset.timed(kernel)}
     where = "" if on_gpu else " (without a GPU)"
     names = chosen(f"workload{where}", options.workload, sorted(known))
     if not on_gpu:
         interpreting()
-    parts, wanted = ["calibration", "timings", "beside"], {f"{k.name}/{name}" for k in kernels for name in names}
-    with tempfile.TemporaryDirectory() as scratch, nullcontext() if on_gpu else gpu.rehearsed():
+    stages, wanted = ["calibration", "timings", "baselines"], {f"{k.name}/{name}" for k in kernels for name in names}
+    with tempfile.TemporaryDirectory() as scratch, nullcontext() if on_gpu else gpu.quiet_interpreter():
         record = Record.open(options.out or Path(scratch), environment(SEED, not on_gpu))
         device = timer.cuda_device() if on_gpu else timer.cpu_device()
-        listed = plan(Run(record, device, scale), parts, scale)
-        items = [i for i in listed if i.part == "calibration" or "/".join(i.name.split("/")[:2]) in wanted]
+        listed = plan(Run(record, device, preset), stages, preset)
+        items = [i for i in listed if i.stage == "calibration" or "/".join(i.name.split("/")[:2]) in wanted]
         say = (lambda _: None) if options.json else print
-        say(fitted(f"on {torch.cuda.get_device_name()}" if on_gpu else SMOKE))
-        status = gpu.run(record, parts, items, Budget(float("inf")), say=say)
+        say(fitted(f"on {torch.cuda.get_device_name()}" if on_gpu else NO_GPU))
+        status = gpu.run(record, stages, items, Budget(float("inf")), say=say)
         print(json.dumps(record.content, indent=1) if options.json else gpu.table(record))
     if not record.items("timings"):
         print("bench: nothing was timed: every item was left out", file=sys.stderr)

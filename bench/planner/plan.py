@@ -22,7 +22,7 @@ from zonos2_triton.bench.planner import footprint
 from zonos2_triton.bench.planner.footprint import CODEC, MODEL, PRECISIONS, VOCODER_DTYPES, decoder, expert_share
 from zonos2_triton.bench.specs.frame_cost import frame_cost, prompt_cost
 from zonos2_triton.bench.specs.gpus import CARDS, Card, card
-from zonos2_triton.bench.suite.presets import REAL
+from zonos2_triton.bench.suite.presets import FULL
 from zonos2_triton.bench.timing.vocoder import step_costs
 from zonos2_triton.kernels._operator import Cost
 from zonos2_triton.model.backend import DTYPES
@@ -286,7 +286,7 @@ def _advice(found: dict[str, Any]) -> str:
 
 def usual_prompt() -> int:
     """Rows of the text that first audio is measured with."""
-    return len(build_prompt(MODEL, REAL.text))
+    return len(build_prompt(MODEL, FULL.text))
 
 
 def check_range(name: str, value: int, high: int, why: str = "") -> None:

@@ -32,7 +32,7 @@ HEADS = ("item", "verdict", "before", "after", "change", "p", "note")
 
 
 Row = dict[str, Any]
-"""One measured item: name (part/item); before, after (medians, in `unit`), ratio; p (adjusted), verdict, note."""
+"""One measured item: name (stage/item); before, after (medians, in `unit`), ratio; p (adjusted), verdict, note."""
 
 
 @dataclass(frozen=True)
@@ -121,11 +121,11 @@ def read(name: str) -> Input:
     raise ValueError(f"{name} is neither a result file nor a baseline of the compile gate")
 
 
-def compare(before: Input, after: Input, threshold: float = 0.02, force: bool = False) -> Comparison:
+def compare(before: Input, after: Input, threshold: float = 0.02, allow_different_gpus: bool = False) -> Comparison:
     """Two of one kind, as `read` makes them.
 
-    force: results of different cards too, and rehearsals. ValueError: what cannot be compared, and why. ImportError:
-    no scipy, for results.
+    allow_different_gpus: also compare results of different GPUs, and smoke runs. ValueError: what cannot be compared,
+    and why. ImportError: scipy is missing, which results need.
     """
     if not 0 <= threshold < 1:
         raise ValueError(f"threshold must be a fraction from 0 to below 1, got {threshold:g}")
@@ -138,10 +138,10 @@ def compare(before: Input, after: Input, threshold: float = 0.02, force: bool = 
     old, new = _items(before.content), _items(after.content)
     of, to = (each.content["environment"] for each in (before, after))
     warnings = [f"different cards: {of['card']}, {to['card']}"] if of["card"] != to["card"] else []
-    rehearsals = [each.name for each in (before, after) if each.content["environment"]["rehearsal"]]
-    warnings += [f"{name} is a rehearsal on a CPU, which says nothing of speed" for name in rehearsals]
-    if warnings and not force:
-        raise ValueError(f"{'; '.join(warnings)}. Compare them all the same with --force")
+    smokes = [each.name for each in (before, after) if each.content["environment"]["smoke"]]
+    warnings += [f"{name} is a smoke run on a CPU, which says nothing of speed" for name in smokes]
+    if warnings and not allow_different_gpus:
+        raise ValueError(f"{'; '.join(warnings)}. Compare them all the same with --allow-different-gpus")
     differ = [name for name in CONDITIONS if of.get(name) != to.get(name)]
     warnings += [f"{name}: {of.get(name)} before, {to.get(name)} after" for name in differ]
     rows = _rows(old, new, threshold)
@@ -160,15 +160,15 @@ def compare(before: Input, after: Input, threshold: float = 0.02, force: bool = 
 
 
 def _items(content: Result) -> dict[str, dict[str, Any]]:
-    """By part/item."""
-    parts = content["parts"]
-    return {f"{part}/{name}": found for part in parts for name, found in results.items(content, part).items()}
+    """By stage/item."""
+    stages = content["stages"]
+    return {f"{stage}/{name}": found for stage in stages for name, found in results.items(content, stage).items()}
 
 
 def _left_out(content: Result, name: str) -> str:
     """Why an item has no result, where the run mentions it."""
-    part, item = name.split("/", 1)
-    return results.left_out(content, part).get(item, "no longer there")
+    stage, item = name.split("/", 1)
+    return results.left_out(content, stage).get(item, "no longer there")
 
 
 def _rows(old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]], threshold: float) -> list[Row]:

@@ -37,10 +37,10 @@ def _run(mine: Sequence[tuple[str, Result]]) -> dict[str, Any]:
     """A chapter of the page: the results of one card."""
     *older, (name, newest) = sorted(mine, key=lambda named: (results.moment(named[1]), named[0]))
     told, made = newest["environment"], sections(newest)
-    for old, before in reversed(older) if not told["rehearsal"] else ():
+    for old, before in reversed(older) if not told["smoke"] else ():
         made.append(comparison(compare(Input(old, "results", before), Input(name, "results", newest))))
     title = f"{told['card']}, commit {told['commit']}, {told['date'][:10]}"
-    return {"title": title, "rehearsal": told["rehearsal"], "sections": made}
+    return {"title": title, "smoke": told["smoke"], "sections": made}
 
 
 def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
@@ -61,7 +61,7 @@ def _command(options: argparse.Namespace) -> int:
         if path.resolve() == options.out.resolve():
             raise ValueError(f"--out must not be one of the result files, got {options.out}")
         results.check(result := results.load(path), str(path))
-        if not any(results.items(result, part) for part in result["parts"]):
+        if not any(results.items(result, stage) for stage in result["stages"]):
             raise ValueError(f"{path} holds no result to report: nothing was run")
         found.append((path.name, result))
     write_whole(options.out, html(found))

@@ -14,7 +14,7 @@ from zonos2_triton.bench.report.compare import HEADS, Comparison, cells
 from zonos2_triton.bench.specs.gpus import recognised
 from zonos2_triton.bench.specs.performance_targets import CARD, CHECKS, GOALS, REPETITIONS
 from zonos2_triton.bench.specs.roofline import UNKNOWN
-from zonos2_triton.bench.suite.results import Result, all_passed, beside, items, left_out, passed, roof
+from zonos2_triton.bench.suite.results import Result, all_passed, baselines, items, left_out, passed, roof
 from zonos2_triton.model.tables import numeric
 from zonos2_triton.reference.vocoder import VocoderConfig
 
@@ -27,14 +27,14 @@ ABOUT_ROOFS = "One point a workload. Solid: the measured copy bandwidth and matr
 # Parts of a run that are figures: title and text of the section.
 MEASURED = {
     "frames": ("Frames", "The 8B model with random weights in a CUDA graph. The real-time factor is of each stream."),
-    "whole": ("From text to sound", "Prompts up to logits; text to audio and the host's work on a frame; memory."),
+    "end_to_end": ("From text to sound", "Prompts up to logits; text to audio and the host's work on a frame; memory."),
     "vocoder": ("Vocoder", "Random weights, 44.1 kHz. Agreement is with plain PyTorch at the same precision."),
-    "hosts": ("Drop-in", "Before and after accelerate(), as its users call it: no graph. Errors are relative."),
+    "integrations": ("Drop-in", "Before and after accelerate(), as its users call it: no graph. Errors are relative."),
     "timings": (
         "Kernels",
         "At the 8B model's shapes, in bf16. (×): how many times as long another implementation takes.",
     ),
-    "kernels": ("Errors", "RMS error against fp64, over plain PyTorch's at the same precision."),
+    "accuracy": ("Errors", "RMS error against fp64, over plain PyTorch's at the same precision."),
 }
 STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "report", "text.parse_math": False, "font.size": 9}
 NO_FIGURES = ("status", "seconds", "calls_per_sample", "copies", "dtype", "flops")
@@ -67,7 +67,7 @@ class Section:
 
 def sections(result: Result) -> list[Section]:
     """Of one run."""
-    figures = [measured(result, part) for part in MEASURED]
+    figures = [measured(result, stage) for stage in MEASURED]
     return [conditions(result), correctness(result), goals(result), *figures, rooflines(result)]
 
 
@@ -81,15 +81,15 @@ def conditions(result: Result) -> Section:
 
 def correctness(result: Result) -> Section:
     rows = []
-    for part in result["parts"]:
-        found = [each["status"] for each in items(result, part).values()]
+    for stage in result["stages"]:
+        found = [each["status"] for each in items(result, stage).values()]
         counts = {status: str(found.count(status)) for status in ("passed", "failed", "withheld")}
-        rows.append({"part": part, **counts, "not run": str(len(left_out(result, part)))})
-    checks = [each["status"] for part in CHECKS for each in items(result, part).values()]
-    skipped = sum(len(left_out(result, part)) for part in CHECKS)
+        rows.append({"stage": stage, **counts, "not run": str(len(left_out(result, stage)))})
+    checks = [each["status"] for stage in CHECKS for each in items(result, stage).values()]
+    skipped = sum(len(left_out(result, stage)) for stage in CHECKS)
     verdict = f"{checks.count('passed')} of {len(checks)} checks passed; {skipped} were not run."
-    problems = [f"{part}: {problem}" for part in CHECKS for problem in _problems(result, part)]
-    return Section("Correctness", [verdict], [Table("Items by part", rows)] if checks else (), problems=problems)
+    problems = [f"{stage}: {problem}" for stage in CHECKS for problem in _problems(result, stage)]
+    return Section("Correctness", [verdict], [Table("Items by stage", rows)] if checks else (), problems=problems)
 
 
 def goals(result: Result) -> Section:
@@ -98,18 +98,19 @@ def goals(result: Result) -> Section:
     return Section("Goals", [ABOUT_GOALS], [Table("Goals", rows)])
 
 
-def measured(result: Result, part: str) -> Section:
-    """Every figure of a part, under its key in the file; beside it other implementations of the same."""
-    title, about = MEASURED[part]
+def measured(result: Result, stage: str) -> Section:
+    """Every figure of a stage, under its key in the file; beside it other implementations of the same."""
+    title, about = MEASURED[stage]
     groups: dict[str, list[Mapping[str, str]]] = {}
-    for name, found in all_passed(result, part).items():
-        others = beside(result, name) if part == "timings" else {"torch.compile": passed(result, "baseline", name)}
-        derived = {"real_time_factor": found["median_us"] / FRAME_US} if part == "frames" else {}
-        group = title if part in ("frames", "kernels") else re.split(r"/|-\d", name)[0]
+    for name, found in all_passed(result, stage).items():
+        torch_frame = {"torch.compile": passed(result, "torch_frame", name)}
+        others = baselines(result, name) if stage == "timings" else torch_frame
+        derived = {"real_time_factor": found["median_us"] / FRAME_US} if stage == "frames" else {}
+        group = title if stage in ("frames", "accuracy") else re.split(r"/|-\d", name)[0]
         groups.setdefault(group, []).append({"item": name, **_cells(found | derived | others)})
     captions = {name: f"{name}: {KERNELS[name].replaces}" if name in KERNELS else name for name in groups}
-    tables = [Table(captions[name], rows, folded=part == "kernels") for name, rows in groups.items()]
-    problems = [*_problems(result, part), *(_problems(result, "beside") if part == "timings" else ())]
+    tables = [Table(captions[name], rows, folded=stage == "accuracy") for name, rows in groups.items()]
+    problems = [*_problems(result, stage), *(_problems(result, "baselines") if stage == "timings" else ())]
     return Section(title, [about], tables, problems=problems)
 
 
@@ -184,13 +185,13 @@ def comparison(found: Comparison) -> Section:
     return Section(f"From {found.before} to {found.after}", [found.counts + "."], tables, problems=found.remarks)
 
 
-def _problems(result: Result, part: str) -> Iterator[str]:
+def _problems(result: Result, stage: str) -> Iterator[str]:
     """What has no figure, and why."""
-    for name, each in items(result, part).items():
+    for name, each in items(result, stage).items():
         if each["status"] != "passed":
             yield f"{name}: {each['status']}: {each.get('error') or each.get('reason')}"
     reasons: dict[str, list[str]] = {}
-    for name, why in left_out(result, part).items():
+    for name, why in left_out(result, stage).items():
         reasons.setdefault(why, []).append(name)
     for why, names in reasons.items():
         yield f"not run: {why} ({len(names)}): {'; '.join(names)}"

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from zonos2_triton.bench.catalogue import KERNELS
-from zonos2_triton.bench.suite.results import Result, all_passed, beside, items, passed
+from zonos2_triton.bench.suite.results import Result, all_passed, baselines, items, passed
 
 CARD = "NVIDIA H200"
 REPETITIONS = 20  # that a median must be of, to count
 LIBRARIES = ("sdpa", "flash-attn", "flashinfer")  # of attention
 UNMEASURED = "not yet measured on a GPU"
-CHECKS = ("tests", "kernels", "invariance", "graph", "sanitizer")
+CHECKS = ("tests", "accuracy", "invariance", "cuda_graph", "sanitizer")
 
 
 # A figure in its goal's unit, and how many repetitions it is the median of; None: it is no time.
@@ -31,7 +31,7 @@ class Goal:
     def row(self, result: Result | None) -> tuple[str, str, str, str]:
         """What is to be reached, what was, and whether that counts."""
         goal = f"{'≥' if self.at_least else '≤'} {self.limit:g} {self.unit}"
-        found = self.find(result) if result and not result["environment"]["rehearsal"] else None
+        found = self.find(result) if result and not result["environment"]["smoke"] else None
         if result is None or found is None:
             return self.what, goal, UNMEASURED, ""
         return self.what, goal, f"{found[0]:.3g} {self.unit}", self._verdict(*found, result)
@@ -42,20 +42,20 @@ class Goal:
             return f"another card than the goal's, {CARD}"
         if not (value >= self.limit if self.at_least else value <= self.limit):
             return "not met"
-        if any(each["status"] != "passed" for part in CHECKS for each in items(result, part).values()):
+        if any(each["status"] != "passed" for stage in CHECKS for each in items(result, stage).values()):
             return "does not count: checks failed"
         if repetitions is not None and repetitions < REPETITIONS:
             return f"does not count: {repetitions} repetitions, of {REPETITIONS}"
         return "met"
 
 
-def _least(part: str, names: Sequence[str], *keys: str, per: float = 1.0) -> Callable[[Result], Found | None]:
+def _least(stage: str, names: Sequence[str], *keys: str, per: float = 1.0) -> Callable[[Result], Found | None]:
     """Of items, the least of what stands under nested keys, in units of so many; None: it is not known of each."""
 
     def find(result: Result) -> Found | None:
         known = []
         for name in names:
-            item = passed(result, part, name) or {}
+            item = passed(result, stage, name) or {}
             value: Any = item
             for key in keys:
                 value = (value or {}).get(key)
@@ -71,7 +71,7 @@ def _prefill_attention(result: Result) -> Found | None:
     """The quickest library's time as a share of ours, where that is least. Shapes that none takes do not count."""
     shares = []
     for name, found in all_passed(result, "timings").items():
-        others = (beside(result, name).get(library, {}).get("speed_up") for library in LIBRARIES)
+        others = (baselines(result, name).get(library, {}).get("speed_up") for library in LIBRARIES)
         known = [each for each in others if each is not None]
         if name.startswith("prefill_attention/") and known:
             shares.append((100 * min(known), len(found["samples_us"])))
@@ -80,7 +80,7 @@ def _prefill_attention(result: Result) -> Found | None:
 
 def _memory(result: Result) -> Found | None:
     """GB beside the weights of backbone and vocoder."""
-    found = passed(result, "whole", "memory")
+    found = passed(result, "end_to_end", "memory")
     if found is None or found["peak_bytes"] is None or round(found["seconds_of_audio"]) < 60:
         return None
     return (found["peak_bytes"] - found["weights_bytes"] - found["vocoder_bytes"]) / 1e9, None
@@ -97,7 +97,7 @@ GOALS = (
     Goal("frame, 1 stream, 8-bit experts", 0.40, "ms", lambda result: None),
     Goal("frame, 1 stream, 4-bit experts", 0.34, "ms", lambda result: None),
     Goal("text to the first 16 frames of audio, 1 stream", 30, "ms",
-         _least("whole", ["first-audio/1"], "sixteen_frames_ms")),
+         _least("end_to_end", ["first-audio/1"], "sixteen_frames_ms")),
     Goal("vocoder, a 10 s clip and 64 streams, against torch.compile", 2, "times",
          _least("vocoder", _VOCODER, "compiled", "speed_up"), at_least=True),
     Goal("vocoder, a 10 s clip and 64 streams, share of its floor", 50, "%",

@@ -26,15 +26,15 @@ SMI = {
     "power_w": "power.draw", "temperature_c": "temperature.gpu",
 }  # fmt: skip
 # In place of a card: every step, at small sizes, on a CPU in Triton's interpreter.
-REHEARSAL = {
-    "card": "CPU rehearsal", "arch": "interpreter", "memory_gib": 0.0, "multiprocessors": 0, "l2_bytes": None,
+SMOKE = {
+    "card": "CPU smoke run", "arch": "interpreter", "memory_gib": 0.0, "multiprocessors": 0, "l2_bytes": None,
 }  # fmt: skip
 
 
-def environment(seed: int, rehearsal: bool = False) -> dict[str, Any]:
-    """Of the current GPU, or of a rehearsal on a CPU. What the machine does not tell is None or left out."""
+def environment(seed: int, smoke: bool = False) -> dict[str, Any]:
+    """Of the current GPU, or of a smoke run on a CPU. What the machine does not tell is None or left out."""
     return {
-        **(REHEARSAL if rehearsal else _card()),
+        **(SMOKE if smoke else _card()),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "triton": triton.__version__,
@@ -44,7 +44,7 @@ def environment(seed: int, rehearsal: bool = False) -> dict[str, Any]:
         "sources": sources(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": seed,
-        "rehearsal": rehearsal,
+        "smoke": smoke,
     }
 
 

@@ -16,18 +16,18 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 
 
 @dataclass(frozen=True)
-class Scale:
+class Preset:
     """What is checked and timed, and at which sizes."""
 
     real: bool
     codec: VocoderConfig
     vocoder: dict[str, Work]
     vocoder_dtypes: tuple[str, ...]
-    host_dtypes: tuple[str, ...]  # of codecs of other packages
+    integration_dtypes: tuple[str, ...]  # of codecs of other packages
     streams: tuple[int, ...]  # of whole frames
     context: int  # rows in the cache of each
     contexts: dict[int, tuple[int, ...]]  # by streams, further ones
-    baselines: tuple[int, ...]  # streams at which plain PyTorch is compiled for a whole frame
+    torch_frames: tuple[int, ...]  # streams at which plain PyTorch is compiled for a whole frame
     prefills: tuple[int, ...]  # rows
     batches: tuple[int, ...]  # of the checks that a batch changes nothing
     clip: int  # frames of the checks of the vocoder
@@ -60,16 +60,16 @@ class Scale:
         return small if self.real else small[:1] if dtype == "bfloat16" else []
 
 
-REAL = Scale(
+FULL = Preset(
     real=True,
     codec=VocoderConfig(),
     vocoder=WORKS,
     vocoder_dtypes=("bfloat16", "float16"),
-    host_dtypes=("float16", "float32"),
+    integration_dtypes=("float16", "float32"),
     streams=(1, 4, 16, 64, 256),
     context=1000,
     contexts={1: (100, 2000, 4000, 6080), 16: (100, 2000, 4000, 6080)},
-    baselines=(16, 1, 64),
+    torch_frames=(16, 1, 64),
     prefills=(128, 512, 2048),
     batches=BATCHES,
     clip=40,
@@ -79,16 +79,16 @@ REAL = Scale(
     looks=24,
     seconds_of_audio=60.0,
 )
-REHEARSAL = Scale(
+SMOKE = Preset(
     real=False,
     codec=VocoderConfig(latent_dim=16, decoder_dim=16, decoder_rates=(4, 2)),
     vocoder={"clips-1": Work(1, 3, True), "streams-2": Work(2, 1, False)},
     vocoder_dtypes=("bfloat16",),
-    host_dtypes=("float32",),
+    integration_dtypes=("float32",),
     streams=(2,),
     context=20,
     contexts={1: (40,)},
-    baselines=(2,),
+    torch_frames=(2,),
     prefills=(8,),
     batches=(1, 2, 3),
     clip=5,

@@ -41,7 +41,7 @@ def lacking(error: Exception) -> bool:
 class Item:
     """The least that has a result of its own."""
 
-    part: str
+    stage: str
     name: str
     seconds: float  # not begun with less left
     run: Callable[[float], dict[str, Any]]  # takes the seconds left; returns what is to be kept
@@ -58,7 +58,7 @@ class Budget:
 
 
 class Record:
-    """{"schema", "environment", "parts": {part: {"items": {name: {"status", ...}}, "not_run": {name: why}}}}
+    """{"schema", "environment", "stages": {stage: {"items": {name: {"status", ...}}, "not_run": {name: why}}}}
 
     Status of an item: passed, failed (with the error's text), withheld (with the reason).
     """
@@ -83,45 +83,45 @@ class Record:
         stem = f"{card}-{(today or date.today()).isoformat()}-{commit}"
         names = chain([stem], (f"{stem}-{number}" for number in count(2)))
         path = next(path for name in names if not (path := folder / f"{name}.json").exists())
-        record = cls(path, {"schema": cls.SCHEMA, "environment": environment, "parts": {}})
+        record = cls(path, {"schema": cls.SCHEMA, "environment": environment, "stages": {}})
         record.write()
         return record
 
-    def items(self, part: str) -> dict[str, dict[str, Any]]:
-        """The results of a part, by item."""
-        return results.items(self.content, part)
+    def items(self, stage: str) -> dict[str, dict[str, Any]]:
+        """The results of a stage, by item."""
+        return results.items(self.content, stage)
 
-    def keep(self, part: str, name: str, result: dict[str, Any]) -> None:
-        mine = self._part(part)
+    def keep(self, stage: str, name: str, result: dict[str, Any]) -> None:
+        mine = self._stage(stage)
         mine["items"][name] = result
         mine["not_run"].pop(name, None)
         self.write()
 
-    def leave_out(self, part: str, name: str, why: str) -> None:
+    def leave_out(self, stage: str, name: str, why: str) -> None:
         """An earlier result stays."""
-        self._part(part)["not_run"][name] = why
+        self._stage(stage)["not_run"][name] = why
         self.write()
 
-    def _part(self, part: str) -> dict[str, Any]:
-        return self.content["parts"].setdefault(part, {"items": {}, "not_run": {}})
+    def _stage(self, stage: str) -> dict[str, Any]:
+        return self.content["stages"].setdefault(stage, {"items": {}, "not_run": {}})
 
-    def lose(self, part: str, name: str) -> None:
+    def lose(self, stage: str, name: str) -> None:
         """The device failed during this item, if only after it had seemed to pass."""
-        if self.items(part).get(name, {}).get("status") == "passed":
-            self.keep(part, name, {"status": "failed", "error": "the device failed after it"})
+        if self.items(stage).get(name, {}).get("status") == "passed":
+            self.keep(stage, name, {"status": "failed", "error": "the device failed after it"})
 
     def write(self) -> None:
         """The whole file or the one before it, whenever the machine stops."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(self.path, json.dumps(self.content, indent=1, allow_nan=False) + "\n")
 
-    def summary(self, part: str) -> str:
+    def summary(self, stage: str) -> str:
         """For a person: counts, then what went wrong and what was left out."""
-        found, left_out = self.items(part), results.left_out(self.content, part)
+        found, left_out = self.items(stage), results.left_out(self.content, stage)
         counts = {status: [n for n, r in found.items() if r["status"] == status]
                   for status in ("passed", "failed", "withheld")}  # fmt: skip
         total = ", ".join(f"{len(names)} {status}" for status, names in counts.items() if names)
-        lines = [f"{part}: {total or 'nothing run'}"]
+        lines = [f"{stage}: {total or 'nothing run'}"]
         lines += [f"  FAILED {name}: {found[name]['error']}" for name in counts["failed"]]
         lines += [f"  withheld {name}: {found[name]['reason']}" for name in counts["withheld"]]
         for why in dict.fromkeys(left_out.values()):
@@ -138,11 +138,11 @@ def perform(item: Item, record: Record, left: float) -> str:
     except Withheld as reason:
         result = {"status": "withheld", "reason": str(reason)}
     except (NotRun, torch.OutOfMemoryError) as reason:
-        record.leave_out(item.part, item.name, str(reason).splitlines()[0])
+        record.leave_out(item.stage, item.name, str(reason).splitlines()[0])
         return "not run"
     except Exception as error:
         result = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
-    record.keep(item.part, item.name, result | {"seconds": round(time.monotonic() - started, 2)})
+    record.keep(item.stage, item.name, result | {"seconds": round(time.monotonic() - started, 2)})
     return str(result["status"])
 
 

@@ -1,7 +1,7 @@
 """Result files of `make gpu`: reading them, judging their form, finding the newest.
 
-{"schema": 2, "environment": {...}, "parts": {part: {"items": {name: result}, "not_run": {name: why}}}}; the whole form
-is `result.schema.json`. A rehearsal is a file like any other that says nothing of speed.
+{"schema": 3, "environment": {...}, "stages": {stage: {"items": {name: result}, "not_run": {name: why}}}}.
+`result.schema.json` holds the whole form. A smoke run writes a file like any other; it says nothing of speed.
 """
 
 import json
@@ -15,9 +15,9 @@ from zonos2_triton.bench.specs.roofline import Roof
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 SCHEMA_FILE = Path(__file__).parent / "result.schema.json"
-SCHEMA = 2
+SCHEMA = 3
 # Without these a result cannot be told from another.
-KNOWN_BY = ("card", "commit", "date", "torch", "triton", "rehearsal")
+KNOWN_BY = ("card", "commit", "date", "torch", "triton", "smoke")
 
 Result = dict[str, Any]
 """The content of a file."""
@@ -41,12 +41,12 @@ def parse(text: str | bytes, name: str) -> Result:
         raise ValueError(f"{name} is no result file: it has no key 'schema'")
     if content["schema"] != SCHEMA:
         raise ValueError(f"{name} has schema {content['schema']!r}; this version reads {SCHEMA}")
-    lacking = [key for key in ("environment", "parts") if not isinstance(content.get(key), dict)]
+    lacking = [key for key in ("environment", "stages") if not isinstance(content.get(key), dict)]
     if not lacking:
-        parts = content["parts"].items()
+        stages = content["stages"].items()
         lacking = [f"environment/{key}" for key in KNOWN_BY if key not in content["environment"]] or [
-            f"parts/{part}/{key}"
-            for part, found in parts
+            f"stages/{stage}/{key}"
+            for stage, found in stages
             for key in ("items", "not_run")
             if not (isinstance(found, dict) and isinstance(found.get(key), dict))
         ]
@@ -73,9 +73,9 @@ def check(content: Mapping[str, Any], name: str = "the result") -> None:
 
 
 def committed(folder: Path = RESULTS) -> list[Result]:
-    """Every result in `folder` but rehearsals, newest first. ValueError: one of the files is broken."""
+    """Every result in `folder` but smoke runs, newest first. ValueError: one of the files is broken."""
     found = [load(path) for path in sorted(folder.glob("*.json")) if path.name[0] != "."]
-    return sorted((result for result in found if not result["environment"]["rehearsal"]), key=moment, reverse=True)
+    return sorted((result for result in found if not result["environment"]["smoke"]), key=moment, reverse=True)
 
 
 def newest(card: str | None = None, folder: Path = RESULTS) -> Result | None:
@@ -88,30 +88,31 @@ def moment(result: Result) -> datetime:
     return datetime.fromisoformat(result["environment"]["date"])
 
 
-def items(result: Result, part: str) -> dict[str, dict[str, Any]]:
-    """What came of each item of a part; nothing where the part was not run."""
-    return result["parts"].get(part, {}).get("items", {})
+def items(result: Result, stage: str) -> dict[str, dict[str, Any]]:
+    """What came of each item of a stage; nothing where the stage was not run."""
+    return result["stages"].get(stage, {}).get("items", {})
 
 
-def left_out(result: Result, part: str) -> dict[str, str]:
-    """Why items of a part have no result."""
-    return result["parts"].get(part, {}).get("not_run", {})
+def left_out(result: Result, stage: str) -> dict[str, str]:
+    """Why items of a stage have no result."""
+    return result["stages"].get(stage, {}).get("not_run", {})
 
 
-def passed(result: Result, part: str, name: str) -> dict[str, Any] | None:
+def passed(result: Result, stage: str, name: str) -> dict[str, Any] | None:
     """The measurement of an item; None: it was not run, failed, or was withheld."""
-    found = items(result, part).get(name, {})
+    found = items(result, stage).get(name, {})
     return found if found.get("status") == "passed" else None
 
 
-def all_passed(result: Result, part: str) -> dict[str, dict[str, Any]]:
-    """The measurements of a part, by item."""
-    return {name: found for name in items(result, part) if (found := passed(result, part, name)) is not None}
+def all_passed(result: Result, stage: str) -> dict[str, dict[str, Any]]:
+    """The measurements of a stage, by item."""
+    return {name: found for name in items(result, stage) if (found := passed(result, stage, name)) is not None}
 
 
-def beside(result: Result, name: str) -> dict[str, dict[str, Any]]:
+def baselines(result: Result, name: str) -> dict[str, dict[str, Any]]:
     """What other implementations took for a timing's kernel and workload, or {"not_timed": why}, by implementation."""
-    found = {key: {"not_timed": why} for key, why in left_out(result, "beside").items()} | all_passed(result, "beside")
+    found = {key: {"not_timed": why} for key, why in left_out(result, "baselines").items()}
+    found |= all_passed(result, "baselines")
     return {key.removeprefix(f"{name}/"): each for key, each in found.items() if key.startswith(f"{name}/")}
 
 

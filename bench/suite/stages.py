@@ -1,6 +1,6 @@
-"""What a run on a device consists of: its parts, in the order of their worth, and the items of each.
+"""What a run on a device consists of: its stages, in the order of their worth, and the items of each.
 
-An item is listed without a device, performed with one. Sizes are those of a `Scale`: the 8B model's, or small ones.
+An item is listed without a device, performed with one. Sizes are those of a `Preset`: the 8B model's, or small ones.
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -19,20 +19,20 @@ from zonos2_triton.bench.specs.spec import Kernel, Workload
 from zonos2_triton.bench.suite import device_checks as checks
 from zonos2_triton.bench.suite import results, sanitizer
 from zonos2_triton.bench.suite.environment import run_tests
-from zonos2_triton.bench.suite.presets import DTYPES, Scale
+from zonos2_triton.bench.suite.presets import DTYPES, Preset
 from zonos2_triton.bench.suite.recorder import Item, NotRun, Record, Withheld, perform
 from zonos2_triton.bench.timing import timer
-from zonos2_triton.bench.timing.end_to_end import Whole
+from zonos2_triton.bench.timing.end_to_end import EndToEnd
 from zonos2_triton.bench.timing.frame import FrameTimer
 from zonos2_triton.bench.timing.integrations import time_dac_model
 from zonos2_triton.bench.timing.vocoder import VocoderTimer
 from zonos2_triton.reference.vocoder_layers import OPERATIONS
 
-# In this order; seconds that earlier parts leave for each.
-PARTS = {
-    "environment": 0.0, "calibration": 5.0, "compile": 30.0, "tests": 60.0, "kernels": 60.0, "invariance": 40.0,
-    "graph": 10.0, "frames": 50.0, "vocoder": 40.0, "whole": 30.0, "hosts": 20.0, "timings": 60.0, "beside": 30.0,
-    "baseline": 45.0, "sanitizer": 0.0,
+# In this order; seconds that earlier stages leave for each.
+STAGES = {
+    "environment": 0.0, "calibration": 5.0, "compile": 30.0, "tests": 60.0, "accuracy": 60.0, "invariance": 40.0,
+    "cuda_graph": 10.0, "frames": 50.0, "vocoder": 40.0, "end_to_end": 30.0, "integrations": 20.0, "timings": 60.0,
+    "baselines": 30.0, "torch_frame": 45.0, "sanitizer": 0.0,
 }  # fmt: skip
 SEED = 0  # of the inputs
 TIMED = "bfloat16"
@@ -49,25 +49,25 @@ class Run:
 
     record: Record
     device: timer.Device
-    scale: Scale
+    preset: Preset
     codecs: dict[str, VocoderTimer] = field(default_factory=dict)
 
     @cached_property
-    def whole(self) -> Whole:
+    def end_to_end(self) -> EndToEnd:
         """The model of random weights."""
-        return Whole(self.scale.config, self.scale.codec, self.scale.text, self.device.name, DTYPES[TIMED])
+        return EndToEnd(self.preset.config, self.preset.codec, self.preset.text, self.device.name, DTYPES[TIMED])
 
     @cached_property
     def frames(self) -> FrameTimer:
-        return FrameTimer(self.whole.model)
+        return FrameTimer(self.end_to_end.model)
 
     @cached_property
-    def plain(self) -> TorchFrame:
-        return TorchFrame(self.whole.model, compile=self.scale.real)
+    def torch_frame(self) -> TorchFrame:
+        return TorchFrame(self.end_to_end.model, compile=self.preset.real)
 
     def codec(self, dtype: str) -> VocoderTimer:
         if dtype not in self.codecs:
-            self.codecs[dtype] = VocoderTimer(self.scale.codec, self.device.name, DTYPES[dtype])
+            self.codecs[dtype] = VocoderTimer(self.preset.codec, self.device.name, DTYPES[dtype])
         return self.codecs[dtype]
 
     @property
@@ -83,7 +83,8 @@ class Run:
 
     def prove(self, counts: Callable[[str], bool]) -> None:
         """Raises Withheld where a check failed of something that `counts`."""
-        checked = [item for part in ("kernels", "invariance", "graph") for item in self.record.items(part).items()]
+        checks = ("accuracy", "invariance", "cuda_graph")
+        checked = [item for stage in checks for item in self.record.items(stage).items()]
         failed = [name for name, found in checked if found["status"] == "failed" and counts(name.split("/")[0])]
         if failed:
             raise Withheld(f"{', '.join(failed)} failed")
@@ -93,51 +94,52 @@ Does = Callable[[Run, float], dict[str, Any]]  # of an item, given the seconds l
 Listed = Iterator[tuple[str, float, Does]]  # items: name, seconds without which it is not begun
 
 
-def plan(run: Run | None, parts: Collection[str], scale: Scale) -> list[Item]:
-    """Everything there is to run in `parts`, in order. run None: only to be listed."""
-    makers: dict[str, Callable[[Scale], Listed]] = {
-        "calibration": _calibration, "compile": _compile, "tests": _tests, "kernels": _kernels,
-        "invariance": _invariance, "graph": _graph, "frames": _frames, "vocoder": _vocoder, "whole": _whole,
-        "hosts": _hosts, "timings": _timings, "beside": _beside, "baseline": _baseline, "sanitizer": _sanitizer,
+def plan(run: Run | None, stages: Collection[str], preset: Preset) -> list[Item]:
+    """Everything there is to run in `stages`, in order. run None: only to be listed."""
+    makers: dict[str, Callable[[Preset], Listed]] = {
+        "calibration": _calibration, "compile": _compile, "tests": _tests, "accuracy": _accuracy,
+        "invariance": _invariance, "cuda_graph": _cuda_graph, "frames": _frames, "vocoder": _vocoder,
+        "end_to_end": _end_to_end, "integrations": _integrations, "timings": _timings, "baselines": _baselines,
+        "torch_frame": _torch_frame, "sanitizer": _sanitizer,
     }  # fmt: skip
     return [
-        Item(part, name, seconds, partial(does, cast(Run, run)))
-        for part in parts
-        if part in makers
-        for name, seconds, does in makers[part](scale)
+        Item(stage, name, seconds, partial(does, cast(Run, run)))
+        for stage in stages
+        if stage in makers
+        for name, seconds, does in makers[stage](preset)
     ]
 
 
-def reserve(part: str, parts: Collection[str]) -> float:
-    """Seconds of the budget that `part` leaves for the later ones of `parts`."""
-    names = list(PARTS)
-    return sum(PARTS[later] for later in names[names.index(part) + 1 :] if later in parts)
+def reserve(stage: str, stages: Collection[str]) -> float:
+    """Seconds of the budget that `stage` leaves for the later ones of `stages`."""
+    names = list(STAGES)
+    return sum(STAGES[later] for later in names[names.index(stage) + 1 :] if later in stages)
 
 
-def _calibration(scale: Scale) -> Listed:
-    sizes = (1 << 30, 8192) if scale.real else (1 << 20, 256)
+def _calibration(preset: Preset) -> Listed:
+    sizes = (1 << 30, 8192) if preset.real else (1 << 20, 256)
     yield "copy", 3, lambda run, left: timer.copy_bandwidth(run.device, sizes[0])
     yield "matmul", 3, lambda run, left: timer.matmul_rate(run.device, sizes[1])
 
 
-def _compile(scale: Scale) -> Listed:
-    """Not a check: it saves the later parts the time."""
+def _compile(preset: Preset) -> Listed:
+    """Not a check: it saves the later stages the time."""
 
     def compiled(run: Run, left: float) -> dict[str, Any]:
         arch = run.record.content["environment"]["arch"]
-        return precompile(arch, left) if scale.real else precompile("sm_90", left, ("rotary",), jobs=1)
+        return precompile(arch, left) if preset.real else precompile("sm_90", left, ("rotary",), jobs=1)
 
     yield "all", 20, compiled
 
 
-def _tests(scale: Scale) -> Listed:
+def _tests(preset: Preset) -> Listed:
     yield "pytest -m gpu", 30, lambda run, left: run_tests(min(TESTS_LIMIT, left))
 
 
-def _kernels(scale: Scale) -> Listed:
+def _accuracy(preset: Preset) -> Listed:
     """First what is timed."""
-    checked: list[tuple[str, Callable[[Kernel], list[Workload]]]] = [(TIMED, scale.timed)] if scale.real else []
-    checked += [(dtype, partial(scale.verified, dtype=dtype)) for dtype in DTYPES]
+    checked: list[tuple[str, Callable[[Kernel], list[Workload]]]] = [(TIMED, preset.timed)] if preset.real else []
+    checked += [(dtype, partial(preset.verified, dtype=dtype)) for dtype in DTYPES]
     for dtype, workloads in checked:
         for kernel in KERNELS.values():
             for workload in workloads(kernel):
@@ -153,7 +155,7 @@ def _verified(kernel: Kernel, workload: Workload, dtype: str, run: Run, left: fl
     }
 
 
-def _invariance(scale: Scale) -> Listed:
+def _invariance(preset: Preset) -> Listed:
     def item(name: str, check: Callable[..., None], *arguments: Any, **more: Any) -> tuple[str, float, Does]:
         def checked(run: Run, left: float) -> dict[str, Any]:
             check(*arguments, run.device.name, **more)
@@ -162,67 +164,68 @@ def _invariance(scale: Scale) -> Listed:
         return name, 5, checked
 
     def sizes(kernel: str, workload: str, small: str = "tiny", **more: Any) -> dict[str, Any]:
-        found = checks.workload_sizes(kernel, workload if scale.real else small) | more
+        found = checks.workload_sizes(kernel, workload if preset.real else small) | more
         return {name: value for name, value in found.items() if name not in ("contexts", "rows", "idle")}
 
     def batches(label: str, kernel: str, workload: str, small: str = "tiny") -> tuple[str, float, Does]:
         rows = "B" if "B" in sizes(kernel, workload, small) else "M"
-        batched = sizes(kernel, workload, small, **{rows: max(scale.batches)})
-        return item(f"{kernel}/{label}", checks.batch_invariance, kernel, batched, batches=scale.batches)
+        batched = sizes(kernel, workload, small, **{rows: max(preset.batches)})
+        return item(f"{kernel}/{label}", checks.batch_invariance, kernel, batched, batches=preset.batches)
 
     for name in checks.BATCHED:
         yield batches("batches", name, "decode-B256")
     yield batches("batches-top2", "moe_experts", "decode-B64-top2", "top2")
     yield batches("batches-dense", "moe_experts", "dense-B64", "dense")
     yield batches("batches-sum", "moe_experts", "sum-B256", "sum-top2")
-    rows, cuts = (300, (1, 65, 128, 200)) if scale.real else (20, (2, 10, 16))
+    rows, cuts = (300, (1, 65, 128, 200)) if preset.real else (20, (2, 10, 16))
     attention = sizes("prefill_attention", "prefill-2048", T=rows)
     yield item("prefill_attention/pieces", checks.prefill_in_chunks, attention, cuts=cuts)
     for name in ("qkv_projection", "output_projection", "moe_router", "moe_experts", "codebook_head"):
         workload = "prefill-128" if name == "codebook_head" else "prefill-2048"
         small = "prefill" if "prefill" in {w.name for w in KERNELS[name].workloads} else "tiny"
         yield item(f"{name}/pieces", checks.prefill_rows, name, sizes(name, workload, small))
-    for dtype in scale.vocoder_dtypes:
-        yield item(f"vocoder/steps-{dtype}", checks.vocoder_steps, scale.codec, dtype=DTYPES[dtype], frames=scale.clip)
+    for dtype in preset.vocoder_dtypes:
+        name = f"vocoder/steps-{dtype}"
+        yield item(name, checks.vocoder_steps, preset.codec, frames=preset.clip, dtype=DTYPES[dtype])
 
 
-def _graph(scale: Scale) -> Listed:
+def _cuda_graph(preset: Preset) -> Listed:
     def replayed(
         check: Callable[..., None], config: Any, sizes: dict[str, int], run: Run, left: float
     ) -> dict[str, Any]:
-        # Without graphs, as in a rehearsal, a replay is the call itself.
+        # Without graphs, as in a smoke run, a replay is the call itself.
         check(config, run.device.name, capture=run.device.capture or (lambda call: call), **sizes)
         return {}
 
-    context = {"context": 300 if scale.real else 5}
-    yield "decode step", 10, partial(replayed, checks.graph_capture, scale.chain, context)
-    yield "vocoder/step", 10, partial(replayed, checks.vocoder_graph, scale.codec, {"frames": scale.clip})
+    context = {"context": 300 if preset.real else 5}
+    yield "decode step", 10, partial(replayed, checks.graph_capture, preset.chain, context)
+    yield "vocoder/step", 10, partial(replayed, checks.vocoder_graph, preset.codec, {"frames": preset.clip})
 
 
-def _frames(scale: Scale) -> Listed:
+def _frames(preset: Preset) -> Listed:
     def timed(streams: int, context: int, run: Run, left: float) -> dict[str, Any]:
         run.prove(lambda kernel: kernel not in VOCODER)
         return run.frames.time(streams, context, run.device, run.roof)
 
-    for streams in scale.streams:
-        yield f"B{streams}", 12, partial(timed, streams, scale.context)
-    for streams, contexts in scale.contexts.items():
+    for streams in preset.streams:
+        yield f"B{streams}", 12, partial(timed, streams, preset.context)
+    for streams, contexts in preset.contexts.items():
         for context in contexts:
             yield f"B{streams}/context-{context}", 6, partial(timed, streams, context)
 
 
-def _vocoder(scale: Scale) -> Listed:
+def _vocoder(preset: Preset) -> Listed:
     def timed(name: str, dtype: str, run: Run, left: float) -> dict[str, Any]:
         run.prove(lambda kernel: kernel in VOCODER)
-        compiled = scale.real and left > COMPILING
-        return run.codec(dtype).time(scale.vocoder[name], run.device, run.roof, compiled=compiled)
+        compiled = preset.real and left > COMPILING
+        return run.codec(dtype).time(preset.vocoder[name], run.device, run.roof, compiled=compiled)
 
-    for dtype in scale.vocoder_dtypes:
-        for name in scale.vocoder:
+    for dtype in preset.vocoder_dtypes:
+        for name in preset.vocoder:
             yield f"{name}/{dtype}", 12, partial(timed, name, dtype)
 
 
-def _whole(scale: Scale) -> Listed:
+def _end_to_end(preset: Preset) -> Listed:
     def item(name: str, seconds: float, does: Callable[..., dict[str, Any]], *sizes: int) -> tuple[str, float, Does]:
         def proven(run: Run, left: float) -> dict[str, Any]:
             run.prove(lambda kernel: True)
@@ -230,29 +233,29 @@ def _whole(scale: Scale) -> Listed:
 
         return name, seconds, proven
 
-    for n in scale.together:
-        yield item(f"first-audio/{n}", 5, lambda run, streams: run.whole.first_audio(streams, scale.rounds), n)
-        yield item(f"host/B{n}", 5, lambda run, streams: run.whole.host(streams, scale.looks), n)
-    for n in scale.prefills:
+    for n in preset.together:
+        yield item(f"first-audio/{n}", 5, lambda run, streams: run.end_to_end.first_audio(streams, preset.rounds), n)
+        yield item(f"host/B{n}", 5, lambda run, streams: run.end_to_end.host(streams, preset.looks), n)
+    for n in preset.prefills:
         yield item(f"prefill-{n}", 4, lambda run, rows: run.frames.time_prompt(rows, run.device, run.roof), n)
-    yield item("memory", 10, lambda run: run.whole.memory(scale.seconds_of_audio))
+    yield item("memory", 10, lambda run: run.end_to_end.memory(preset.seconds_of_audio))
 
 
-def _hosts(scale: Scale) -> Listed:
+def _integrations(preset: Preset) -> Listed:
     """Before and after, as their users call them."""
 
     def codec(name: str, dtype: str, run: Run, left: float) -> dict[str, Any]:
         run.prove(lambda kernel: kernel in VOCODER)
-        return time_dac_model(scale.codec, scale.vocoder[name], run.device, DTYPES[dtype])
+        return time_dac_model(preset.codec, preset.vocoder[name], run.device, DTYPES[dtype])
 
     def offline(streams: int, run: Run, left: float) -> dict[str, Any]:
         run.prove(lambda kernel: True)
-        return run.whole.offline(streams, scale.rounds)
+        return run.end_to_end.offline(streams, preset.rounds)
 
-    for name in (name for name, work in scale.vocoder.items() if work.whole):
-        for dtype in scale.host_dtypes:
+    for name in (name for name, work in preset.vocoder.items() if work.whole):
+        for dtype in preset.integration_dtypes:
             yield f"DacModel/{name}/{dtype}", 8, partial(codec, name, dtype)
-    for streams in scale.together:
+    for streams in preset.together:
         yield f"TTSLLM/{streams}", 8, partial(offline, streams)
 
 
@@ -262,8 +265,8 @@ def by_value(workload: Workload) -> tuple[int, bool]:
     return rank, "prefill" not in workload.name and "chunk" not in workload.name
 
 
-def _timings(scale: Scale) -> Listed:
-    pairs = [(kernel, workload) for kernel in KERNELS.values() for workload in scale.timed(kernel)]
+def _timings(preset: Preset) -> Listed:
+    pairs = [(kernel, workload) for kernel in KERNELS.values() for workload in preset.timed(kernel)]
     for kernel, workload in sorted(pairs, key=lambda pair: by_value(pair[1])):
         yield f"{kernel.name}/{workload.name}", 3, partial(timed, kernel, workload)
 
@@ -279,16 +282,16 @@ def prove(kernel: Kernel, workload: Workload, run: Run, left: float) -> None:
     """Raises Withheld unless no check of the kernel failed and this workload passed; it is checked now if need be."""
     run.prove(lambda name: name == kernel.name)
     name = f"{kernel.name}/{workload.name}/{TIMED}"
-    if name not in run.record.items("kernels"):
+    if name not in run.record.items("accuracy"):
         does = partial(_verified, kernel, workload, TIMED, run)
-        status = perform(Item("kernels", name, 0, does), run.record, left)
+        status = perform(Item("accuracy", name, 0, does), run.record, left)
         if status == "not run":
             raise NotRun(f"{name}: {results.left_out(run.record.content, 'kernels')[name]}")
         if status != "passed":
             raise Withheld(f"{name} failed")
 
 
-def _beside(scale: Scale) -> Listed:
+def _baselines(preset: Preset) -> Listed:
     """Other implementations, at the first workloads; those that must be compiled last."""
 
     def timed(one: Implementation, kernel: Kernel, workload: Workload, run: Run, left: float) -> dict[str, Any]:
@@ -298,41 +301,41 @@ def _beside(scale: Scale) -> Listed:
     items = [
         (one, kernel, workload)
         for kernel in KERNELS.values()
-        for workload in scale.timed(kernel)
-        if workload.name in FIRST or not scale.real
+        for workload in preset.timed(kernel)
+        if workload.name in FIRST or not preset.real
         for one in beside(kernel)
     ]
     for one, kernel, workload in sorted(items, key=lambda item: (item[0].seconds, by_value(item[2]))):
         yield f"{kernel.name}/{workload.name}/{one.name}", one.seconds, partial(timed, one, kernel, workload)
 
 
-def _baseline(scale: Scale) -> Listed:
+def _torch_frame(preset: Preset) -> Listed:
     """Frames and a prompt by plain PyTorch. A compiler takes its time, so they come late."""
 
-    def timed(part: str, name: str, call: Callable[[Run], dict[str, Any]], run: Run, left: float) -> dict[str, Any]:
-        """part: of ours, by the same name."""
+    def timed(stage: str, name: str, call: Callable[[Run], dict[str, Any]], run: Run, left: float) -> dict[str, Any]:
+        """stage: of ours, by the same name."""
         try:
             found = call(run)
         except Withheld as reason:
             raise NotRun(str(reason)) from reason
-        ours = run.record.items(part).get(name, {}).get("median_us")
+        ours = run.record.items(stage).get(name, {}).get("median_us")
         return found | {"speed_up": ours and timer.ratio(found["median_us"], ours)}
 
     def frame(streams: int, run: Run) -> dict[str, Any]:
-        found = run.plain.time(streams, scale.context, run.device)
-        return found | {"streams": streams, "context": scale.context}
+        found = run.torch_frame.time(streams, preset.context, run.device)
+        return found | {"streams": streams, "context": preset.context}
 
     def prompt(rows: int, run: Run) -> dict[str, Any]:
-        return run.plain.time_prefill(rows, run.device) | {"rows": rows}
+        return run.torch_frame.time_prefill(rows, run.device) | {"rows": rows}
 
-    for streams in scale.baselines:
+    for streams in preset.torch_frames:
         name = f"B{streams}"
         yield name, 80 if streams == 1 else 45, partial(timed, "frames", name, partial(frame, streams))
-    name = f"prefill-{scale.prefills[-1]}"
-    yield name, 45, partial(timed, "whole", name, partial(prompt, scale.prefills[-1]))
+    name = f"prefill-{preset.prefills[-1]}"
+    yield name, 45, partial(timed, "end_to_end", name, partial(prompt, preset.prefills[-1]))
 
 
-def _sanitizer(scale: Scale) -> Listed:
+def _sanitizer(preset: Preset) -> Listed:
     def sanitized(tool: str, run: Run, left: float) -> dict[str, Any]:
         return sanitizer.run(tool, left)
 

@@ -29,7 +29,7 @@ SIXTEEN = 16  # frames: what the official engine sends first
 SETTLED = 3  # looks after which graphs are captured and prompts in the cache
 
 
-class Whole:
+class EndToEnd:
     """A model and a codec; what is made of them shares their weights."""
 
     def __init__(self, config: Zonos2Config, codec: VocoderConfig, text: str, device: str, dtype: torch.dtype) -> None:

@@ -26,7 +26,7 @@ def test_verify_says_what_every_row_is_held_to(capsys):
     rows = ["verify", "--kernel", "moe_router", "advance_frame", "--workload", "tiny", "--dtype", "float16"]
     assert main(rows) == 0
     head, router, advance, total = capsys.readouterr().out.splitlines()
-    assert (head, total) == (commands.SMOKE, "2 passed, 0 failed")
+    assert (head, total) == (commands.NO_GPU, "2 passed, 0 failed")
     assert router.split()[:4] == ["moe_router", "tiny", "float16", "error"]
     ratio, bound = map(
         float, re.search(r"error ([\d.]+) of plain PyTorch's, at most ([\d.]+), by the floor$", router).groups()
@@ -96,12 +96,15 @@ def test_another_implementation_that_crashes_fails(capsys, monkeypatch):
 def test_bench_without_a_gpu_is_a_smoke_test(capsys, tmp_path):
     assert main(["bench", "--kernel", "advance_frame", "--out", str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    assert said.splitlines()[0] == commands.SMOKE
+    assert said.splitlines()[0] == commands.NO_GPU
     assert "calibration: 2 passed" in said
-    kept = json.loads(next(tmp_path.glob("cpu-rehearsal-*.json")).read_text(encoding="utf-8"))
-    assert kept["environment"]["rehearsal"]
-    assert [*kept["parts"]["timings"]["items"]] == ["advance_frame/tiny"]
-    assert kept["parts"]["beside"]["items"].keys() == {"advance_frame/tiny/reference", "advance_frame/tiny/compiled"}
+    kept = json.loads(next(tmp_path.glob("cpu-smoke-*.json")).read_text(encoding="utf-8"))
+    assert kept["environment"]["smoke"]
+    assert [*kept["stages"]["timings"]["items"]] == ["advance_frame/tiny"]
+    assert kept["stages"]["baselines"]["items"].keys() == {
+        "advance_frame/tiny/reference",
+        "advance_frame/tiny/compiled",
+    }
 
 
 ROW = {"launches": 1, "registers": 32, "spills": 0, "shared": 0, "instructions": 200, "matrix": 0, "wide": 4,
@@ -115,7 +118,7 @@ BAD = {
     "compile --kernel rotate": f"kernel must be one of {', '.join(KERNELS)}, got 'rotate'; did you mean 'rotary'?",
     "compile --target sm90": f"one of {', '.join(TARGETS)}, got 'sm90'; did you mean 'sm_90' or 'sm_89'?",
     "compile --jobs 0": "jobs must be at least 1, got 0",
-    "gpu --only kernels,timing": f"must be one of {', '.join(stages.PARTS)}, got 'timing'; did you mean 'timings'?",
+    "gpu --stage accuracy,timing": f"must be one of {', '.join(stages.STAGES)}, got 'timing'; did you mean 'timings'?",
     "gpu --budget nan": "--budget must be a number of seconds above 0, got nan",
     "profile --backend tritn": "--backend must be one of reference, triton, auto, got 'tritn'; did you mean 'triton'?",
     "profile --graphs load": "--graphs must be one of off, lazy, got 'load'",

@@ -23,11 +23,11 @@ ITEM = f"timings/{NAME}"
 def whole():
     """With the timings of a few kernels, and some of the checks."""
     content = results.load(SAMPLE)
-    timings, kernels = (content["parts"][part]["items"] for part in ("timings", "kernels"))
-    content["parts"]["timings"]["items"] = {
+    timings, kernels = (content["stages"][stage]["items"] for stage in ("timings", "accuracy"))
+    content["stages"]["timings"]["items"] = {
         n: timings[n] for n in timings if n.startswith(("moe_router/", "moe_experts/"))
     }
-    content["parts"]["kernels"]["items"] = dict(itertools.islice(kernels.items(), 5))
+    content["stages"]["accuracy"]["items"] = dict(itertools.islice(kernels.items(), 5))
     return content
 
 
@@ -38,10 +38,10 @@ def again(whole):
     def run(factors=None, seed=1, **environment):
         made, rng = copy.deepcopy(whole), random.Random(seed)
         made["environment"].update(environment)
-        for part, name in measured(made):
-            found = made["parts"][part]["items"][name]
+        for stage, name in measured(made):
+            found = made["stages"][stage]["items"][name]
             unit = "us" if "samples_us" in found else "ms"
-            base = found[f"median_{unit}"] * (factors or {}).get(f"{part}/{name}", 1)
+            base = found[f"median_{unit}"] * (factors or {}).get(f"{stage}/{name}", 1)
             samples = [base * rng.gauss(1, 0.003) for _ in range(30)]
             found |= {f"samples_{unit}": samples, f"median_{unit}": statistics.median(samples)}
         return made
@@ -50,14 +50,14 @@ def again(whole):
 
 
 def measured(content):
-    for part, held in content["parts"].items():
+    for stage, held in content["stages"].items():
         for name, found in held["items"].items():
             if found.keys() & {"samples_us", "samples_ms"}:
-                yield part, name
+                yield stage, name
 
 
 def timing(content):
-    return content["parts"]["timings"]["items"][NAME]
+    return content["stages"]["timings"]["items"][NAME]
 
 
 def between(before, after, **options):
@@ -78,7 +78,7 @@ def test_two_runs_of_the_same_code_are_the_same(again):
 
 @pytest.mark.parametrize(
     ("name", "unit", "factor", "verdict"),
-    [(ITEM, "us", 1.05, "slower"), (ITEM, "us", 0.95, "faster"), ("whole/first-audio/1", "ms", 1.05, "slower")],
+    [(ITEM, "us", 1.05, "slower"), (ITEM, "us", 0.95, "faster"), ("end_to_end/first-audio/1", "ms", 1.05, "slower")],
 )
 def test_five_percent_is_a_difference(again, name, unit, factor, verdict):
     found = between(again(seed=1), again({name: factor}, seed=2))
@@ -122,19 +122,19 @@ def test_holm_by_hand():
 
 def test_what_fails_now_is_worse_and_what_failed_before_is_not(again):
     before, after = again(), again()
-    kernels = after["parts"]["kernels"]["items"]
+    kernels = after["stages"]["accuracy"]["items"]
     first, second = list(kernels)[:2]
-    before["parts"]["kernels"]["items"][second] = {"status": "failed", "error": "once"}
+    before["stages"]["accuracy"]["items"][second] = {"status": "failed", "error": "once"}
     for content in (before, after):
-        content["parts"]["graph"]["items"]["decode step"] = {"status": "failed", "error": "off"}
+        content["stages"]["cuda_graph"]["items"]["decode step"] = {"status": "failed", "error": "off"}
     found = between(before, after)
-    assert (found.recovered, found.failing, found.worse) == ([f"kernels/{second}"], [], False)
+    assert (found.recovered, found.failing, found.worse) == ([f"accuracy/{second}"], [], False)
     kernels[first] = {"status": "failed", "error": "Mismatch: off"}
-    after["parts"]["timings"]["items"][NAME] = {"status": "withheld", "reason": f"{first} failed"}
+    after["stages"]["timings"]["items"][NAME] = {"status": "withheld", "reason": f"{first} failed"}
     kernels["moe_router/new/bfloat16"] = {"status": "failed", "error": "Mismatch: new and off"}
     found = between(before, after)
     assert found.failing == [
-        f"kernels/{first}: Mismatch: off", "kernels/moe_router/new/bfloat16: Mismatch: new and off",
+        f"accuracy/{first}: Mismatch: off", "accuracy/moe_router/new/bfloat16: Mismatch: new and off",
         f"{ITEM}: {first} failed",
     ]  # fmt: skip
     assert found.worse
@@ -142,15 +142,15 @@ def test_what_fails_now_is_worse_and_what_failed_before_is_not(again):
 
 def test_what_vanished_is_named_with_its_reason(again):
     before, after = again(), again()
-    del after["parts"]["timings"]["items"][NAME]
-    after["parts"]["timings"]["not_run"][NAME] = "no time left"
-    del after["parts"]["graph"]
+    del after["stages"]["timings"]["items"][NAME]
+    after["stages"]["timings"]["not_run"][NAME] = "no time left"
+    del after["stages"]["cuda_graph"]
     found = between(before, after)
     assert found.vanished == [
-        "graph/decode step: no longer there", "graph/vocoder/step: no longer there", f"{ITEM}: no time left",
+        "cuda_graph/decode step: no longer there", "cuda_graph/vocoder/step: no longer there", f"{ITEM}: no time left",
     ]  # fmt: skip
     assert not found.worse
-    after["parts"].clear()
+    after["stages"].clear()
     assert "0 measured in both" in between(before, after).as_text()
 
 
@@ -169,14 +169,14 @@ def test_conditions_that_differ_are_warnings(again):
     ("environment", "said"),
     [
         ({"card": "Another card"}, "different cards: Example card, Another card"),
-        ({"rehearsal": True}, "new.json is a rehearsal on a CPU"),
+        ({"smoke": True}, "new.json is a smoke run on a CPU"),
     ],
 )
 def test_cards_and_rehearsals_are_not_compared_unless_forced(again, environment, said):
     before, after = again(), again(**environment)
-    with pytest.raises(ValueError, match=rf"{said}.* --force"):
+    with pytest.raises(ValueError, match=rf"{said}.* --allow-different-gpus"):
         between(before, after)
-    assert between(before, after, force=True).warnings[0].startswith(said)
+    assert between(before, after, allow_different_gpus=True).warnings[0].startswith(said)
 
 
 def test_text_and_json_say_the_same(again):
@@ -216,7 +216,7 @@ def test_a_file_of_a_commit(baseline, tmp_path, monkeypatch):
 
 
 NEITHER = "b.json is neither a result file nor a baseline"
-ROW = "b.json: at parts/timings/items/moe_router/decode-B1: 'samples_us'"
+ROW = "b.json: at stages/timings/items/moe_router/decode-B1: 'samples_us'"
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ ROW = "b.json: at parts/timings/items/moe_router/decode-B1: 'samples_us'"
     [
         ("[" * 10**5, "b.json is no JSON"),
         ("{", "b.json is no JSON"), ("{}", NEITHER), ("[1]", NEITHER), ('{"a/b/c/d": {"registers": 3}}', NEITHER),
-        ('{"schema": 1}', "b.json has schema 1; this version reads 2"),
+        ('{"schema": 1}', "b.json has schema 1; this version reads 3"),
         ("baseline", "b.json of baselines"), ("broken", ROW),
     ],
 )  # fmt: skip

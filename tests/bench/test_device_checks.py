@@ -10,7 +10,7 @@ import torch
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.proof.verify import Mismatch
 from zonos2_triton.bench.suite import device_checks
-from zonos2_triton.bench.suite.gpu import rehearsed
+from zonos2_triton.bench.suite.gpu import quiet_interpreter
 from zonos2_triton.model.ops import vocoder_ops
 from zonos2_triton.reference import network as reference
 from zonos2_triton.reference.ops import REFERENCE
@@ -22,7 +22,7 @@ CODEC = VocoderConfig(latent_dim=8, decoder_dim=6, decoder_rates=(5,), n_codeboo
 @pytest.fixture(autouse=True)
 def quick():
     """The interpreter without its checks of each access, which tests of the kernels have."""
-    with rehearsed():
+    with quiet_interpreter():
         yield
 
 
@@ -43,7 +43,7 @@ def small(kernel, workload, **sizes):
     ids=lambda check: check.func.__name__,
 )
 def test_the_kernels_pass_in_the_interpreter(check):
-    """The slow rehearsal in test_suite.py takes every kernel through all of them."""
+    """The slow smoke run in test_suite.py takes every kernel through all of them."""
     check(device="cpu", dtype=torch.float32)
 
 
@@ -75,7 +75,7 @@ CHECKS = {
 
 @pytest.mark.parametrize("step", ["decode step", pytest.param("step of the vocoder", marks=pytest.mark.slow)])
 def test_a_replay_that_does_nothing_is_found(step, monkeypatch):
-    """By the reference, where it can be; the slow rehearsal in test_suite.py captures the kernels."""
+    """By the reference, where it can be; the slow smoke run in test_suite.py captures the kernels."""
     monkeypatch.setattr(device_checks, "ops_of", lambda *_: REFERENCE)
     CHECKS[step](lambda run: run)
     with pytest.raises(Mismatch, match=f"a replayed {step}"):

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from zonos2_triton.bench.suite.presets import REHEARSAL
+from zonos2_triton.bench.suite.presets import SMOKE
 from zonos2_triton.bench.timing import end_to_end as module
-from zonos2_triton.bench.timing.end_to_end import Whole
+from zonos2_triton.bench.timing.end_to_end import EndToEnd
 from zonos2_triton.model.nvtx import annotate
 from zonos2_triton.model.prompt import build_prompt
 from zonos2_triton.model.vocoder import Vocoder
@@ -17,7 +17,7 @@ from zonos2_triton.reference.sampling import Sampling
 
 @pytest.fixture(scope="module")
 def whole():
-    return Whole(REHEARSAL.config, REHEARSAL.codec, REHEARSAL.text, "cpu", torch.bfloat16)
+    return EndToEnd(SMOKE.config, SMOKE.codec, SMOKE.text, "cpu", torch.bfloat16)
 
 
 def test_text_to_first_audio(whole):

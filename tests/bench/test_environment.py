@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from zonos2_triton.bench.suite import environment, stages
-from zonos2_triton.bench.suite.presets import REAL
+from zonos2_triton.bench.suite.presets import FULL
 from zonos2_triton.bench.suite.recorder import NotRun
 
 # What a GPU machine need not have.
@@ -43,14 +43,14 @@ def test_the_environment_of_a_card(monkeypatch, tmp_path):
     assert found | {"driver": "580.1.2", "clock_mhz": 1980, "power_limit_w": 700, "temperature_c": None} == found
     assert found | {"card": "Card", "arch": "sm_90", "seed": 3, "memory_gib": 80.0, "l2_bytes": None} == found
     assert len(found["sources"]) == 12
-    assert not found["rehearsal"]
+    assert not found["smoke"]
     script.write_text("#!/bin/sh\nexit 9\n")
     assert environment.environment(3)["driver"] is None
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
     assert environment.commit() == "unknown"
     assert environment.smi("u-1") == {}
-    rehearsed = environment.environment(3, rehearsal=True)
-    assert rehearsed | {"card": "CPU rehearsal", "rehearsal": True, "torch": torch.__version__} == rehearsed
+    smoke = environment.environment(3, smoke=True)
+    assert smoke | {"card": "CPU smoke run", "smoke": True, "torch": torch.__version__} == smoke
 
 
 def test_the_sources_are_those_of_the_project(monkeypatch, tmp_path):
@@ -106,8 +106,8 @@ def test_without_a_gpu_it_says_what_would_run_and_fails(bare, monkeypatch, tmp_p
     bare()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     command = [sys.executable, "-W", "error", "-m", "zonos2_triton.bench.suite.gpu", "--json"]
-    run = subprocess.run([*command, "--only", "kernels"], capture_output=True, text=True, cwd=tmp_path)
+    run = subprocess.run([*command, "--stage", "accuracy"], capture_output=True, text=True, cwd=tmp_path)
     assert run.returncode == 1, run.stderr
     report = json.loads(run.stdout)
     assert "no CUDA or ROCm device" in report["reason"]
-    assert len(report["would_run"]["kernels"]) == len(stages.plan(None, ["kernels"], REAL))
+    assert len(report["would_run"]["accuracy"]) == len(stages.plan(None, ["accuracy"], FULL))

@@ -8,7 +8,7 @@ import torch
 from zonos2_triton.bench.specs.frame_cost import frame_cost, prompt_cost, total
 from zonos2_triton.bench.specs.roofline import Roof
 from zonos2_triton.bench.suite import device_checks
-from zonos2_triton.bench.suite.presets import REAL
+from zonos2_triton.bench.suite.presets import FULL
 from zonos2_triton.bench.timing.frame import ROOM, FrameTimer, slots_at
 from zonos2_triton.bench.timing.timer import Device
 from zonos2_triton.reference import network
@@ -62,5 +62,5 @@ def test_streams_have_room_for_the_frames_of_a_sample_and_little_more(timer):
     assert slots.cache.k[0].shape[0] == 3 * 3  # pages of 64
     assert slots.positions.tolist() == [100] * 3
     assert len(set(slots.block_table[:, :3].flatten().tolist())) == 9
-    for contexts in REAL.contexts.values():
-        assert max(contexts) + ROOM == REAL.config.max_seqlen
+    for contexts in FULL.contexts.values():
+        assert max(contexts) + ROOM == FULL.config.max_seqlen

@@ -294,7 +294,7 @@ NAMES = {
 }  # fmt: skip
 STRANGERS = (
     "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GeForce RTX 4090 D", "Tesla T4",
-    "CPU rehearsal",
+    "CPU smoke run",
 )  # fmt: skip
 
 

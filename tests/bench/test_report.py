@@ -34,9 +34,9 @@ def whole():
 def sample(whole):
     """With few timings and one frame, which is quick to draw."""
     content, few = copy.deepcopy(whole), re.compile("moe_router/|prefill_attention/|B1$|memory$|first-audio/1$")
-    for part in ("timings", "frames", "whole"):
-        found = content["parts"][part]["items"].items()
-        content["parts"][part]["items"] = {name: each for name, each in found if few.match(name)}
+    for stage in ("timings", "frames", "end_to_end"):
+        found = content["stages"][stage]["items"].items()
+        content["stages"][stage]["items"] = {name: each for name, each in found if few.match(name)}
     return content
 
 
@@ -111,17 +111,17 @@ def test_plots_are_pictures_with_text(made, sample):
 
 
 def test_figures_of_the_file_are_on_the_page(made, whole):
-    parts = {part: held["items"] for part, held in whole["parts"].items()}
+    stages = {stage: held["items"] for stage, held in whole["stages"].items()}
     kernels, frames = made.section("Kernels"), made.section("Frames")
-    assert f">{number(parts['timings']['moe_experts/decode-B1']['median_us'])}<" in kernels
-    assert f"(×{parts['beside']['moe_experts/decode-B1/compiled']['speed_up']:.2f})" in kernels
-    ratio = parts["kernels"]["moe_experts/decode-B1/bfloat16"]["ratio"]
+    assert f">{number(stages['timings']['moe_experts/decode-B1']['median_us'])}<" in kernels
+    assert f"(×{stages['baselines']['moe_experts/decode-B1/compiled']['speed_up']:.2f})" in kernels
+    ratio = stages["accuracy"]["moe_experts/decode-B1/bfloat16"]["ratio"]
     assert re.search(rf">moe_experts/decode-B1/bfloat16</th>.*>{number(ratio)}<", made.section("Errors"))
-    assert f">{number(parts['frames']['B16']['median_us'] / 11609.977)}<" in frames
-    assert f"(×{parts['baseline']['B16']['speed_up']:.2f})" in frames
+    assert f">{number(stages['frames']['B16']['median_us'] / 11609.977)}<" in frames
+    assert f"(×{stages['torch_frame']['B16']['speed_up']:.2f})" in frames
     whole_text = made.section("From text to sound")
-    assert f">{number(parts['whole']['first-audio/1']['sixteen_frames_ms'])}<" in whole_text
-    assert f"(×{parts['baseline']['prefill-2048']['speed_up']:.2f})" in whole_text
+    assert f">{number(stages['end_to_end']['first-audio/1']['sixteen_frames_ms'])}<" in whole_text
+    assert f"(×{stages['torch_frame']['prefill-2048']['speed_up']:.2f})" in whole_text
     assert ">4.2e-03<" in made.section("Drop-in")
     assert "not run: flashinfer is not installed (10): decode_attention/decode-B1-first/flashinfer;" in kernels
     assert "not run: no time left (2): moe_experts/decode-B256; codebook_head/decode-B256" in kernels
@@ -129,7 +129,7 @@ def test_figures_of_the_file_are_on_the_page(made, whole):
 
 
 def test_what_was_not_run_says_so(sample):
-    sample["parts"] = {"graph": {"items": {}, "not_run": {"decode step": "no time left"}}}
+    sample["stages"] = {"cuda_graph": {"items": {}, "not_run": {"decode step": "no time left"}}}
     page = Page(html([("x.json", sample)]))
     for title in (*SECTIONS[3:], "Correctness"):
         assert "Not measured in this run." in page.section(title)
@@ -139,22 +139,22 @@ def test_what_was_not_run_says_so(sample):
 
 
 def test_failures_are_named(sample):
-    parts, failed = sample["parts"], {"status": "failed", "error": "Mismatch: off by 3", "seconds": 1}
-    parts["kernels"]["items"]["moe_router/decode-B1/bfloat16"] = failed
-    parts["timings"]["items"]["moe_router/decode-B1"] = {
+    stages, failed = sample["stages"], {"status": "failed", "error": "Mismatch: off by 3", "seconds": 1}
+    stages["accuracy"]["items"]["moe_router/decode-B1/bfloat16"] = failed
+    stages["timings"]["items"]["moe_router/decode-B1"] = {
         "status": "withheld",
         "reason": "moe_router/decode-B1/bfloat16 failed",
     }
-    parts["frames"]["items"] = {"B1": {"status": "withheld", "reason": "router failed"}}
+    stages["frames"]["items"] = {"B1": {"status": "withheld", "reason": "router failed"}}
     page = Page(html([("x.json", sample)]))
     assert "113 of 114 checks passed" in page.section("Correctness")
-    assert "kernels: moe_router/decode-B1/bfloat16: failed: Mismatch: off by 3" in page.section("Correctness")
+    assert "accuracy: moe_router/decode-B1/bfloat16: failed: Mismatch: off by 3" in page.section("Correctness")
     assert "moe_router/decode-B1: withheld: moe_router/decode-B1/bfloat16 failed" in page.section("Kernels")
     assert "B1: withheld: router failed" in page.section("Frames")
 
 
-def test_a_rehearsal_is_loud_about_it(sample):
-    sample["environment"] |= {"rehearsal": True, "card": "CPU rehearsal"}
+def test_a_smoke_run_is_loud_about_it(sample):
+    sample["environment"] |= {"smoke": True, "card": "CPU smoke run"}
     page = Page(html([("x.json", sample)]))
     assert [a["role"] for a in page.of("p") if a.get("class") == "banner"] == ["note"]
     assert page.section("Goals").count("not yet measured on a GPU") == len(GOALS)
@@ -164,8 +164,8 @@ def test_a_rehearsal_is_loud_about_it(sample):
 def test_names_are_text_whatever_they_are(sample):
     """Some come from compilers, libraries and drivers."""
     sample["environment"] |= {"card": HOSTILE, "commit": HOSTILE, "platform": HOSTILE}
-    sample["parts"]["graph"]["items"]["decode step"] = {"status": "failed", "error": HOSTILE}
-    timings = sample["parts"]["timings"]
+    sample["stages"]["cuda_graph"]["items"]["decode step"] = {"status": "failed", "error": HOSTILE}
+    timings = sample["stages"]["timings"]
     timings["items"]["<b>$x_1$<b>/decode-B1"] = timings["items"]["moe_router/decode-B1"]
     timings["not_run"][HOSTILE] = HOSTILE
     page = Page(html([(HOSTILE, sample)]))
@@ -178,7 +178,7 @@ def test_runs_of_one_card_are_compared_and_cards_have_chapters(sample):
     slower, another = copy.deepcopy(sample), copy.deepcopy(sample)
     slower["environment"] |= {"date": "2026-02-02T00:00:00+00:00", "commit": "abcdefabcdef"}
     another["environment"]["card"] = "Another card"
-    found = slower["parts"]["timings"]["items"]["moe_router/decode-B1"]
+    found = slower["stages"]["timings"]["items"]["moe_router/decode-B1"]
     found |= {"median_us": 1.2 * found["median_us"], "samples_us": [1.2 * value for value in found["samples_us"]]}
     page = Page(html([("new.json", slower), ("other.json", another), ("old.json", sample)]))  # whatever their order
     assert page.titles(2) == [
@@ -198,9 +198,9 @@ def test_goals_count_by_their_worst_and_where_every_check_passed(sample):
         return [verdict or measured for _, _, measured, verdict in rows]
 
     frame, clip, memory, prefill = "frame, 1 stream, 1,000", "vocoder, a 10 s clip", "peak memory", "prefill attention"
-    parts = {part: held["items"] for part, held in sample["parts"].items()}
-    timed, sound = parts["frames"]["B1"], parts["vocoder"]["clips-1/float16"]
-    for found in parts["vocoder"].values():
+    stages = {stage: held["items"] for stage, held in sample["stages"].items()}
+    timed, sound = stages["frames"]["B1"], stages["vocoder"]["clips-1/float16"]
+    for found in stages["vocoder"].values():
         found["samples_us"] *= 2
     sample["environment"]["card"] = "NVIDIA H200"
     timed["median_us"] = 521.0
@@ -208,18 +208,18 @@ def test_goals_count_by_their_worst_and_where_every_check_passed(sample):
     timed["median_us"] = 520.0
     assert verdicts(frame, clip, memory, prefill) == ["met"] * 4
     sound["compiled"]["speed_up"] = 1.99
-    parts["beside"]["prefill_attention/prefill-2048/flash-attn"]["speed_up"] = 0.7
+    stages["baselines"]["prefill_attention/prefill-2048/flash-attn"]["speed_up"] = 0.7
     assert verdicts(clip, prefill) == ["not met"] * 2
     sound["compiled"] = {"not_timed": "no time left"}
-    parts["whole"]["memory"]["peak_bytes"] = None
+    stages["end_to_end"]["memory"]["peak_bytes"] = None
     assert verdicts(clip, memory) == [UNMEASURED] * 2
     timed["samples_us"] = timed["samples_us"][:7]
     assert verdicts(frame) == ["does not count: 7 repetitions, of 20"]
-    parts["invariance"]["moe_router/pieces"] = {"status": "failed", "error": "off"}
+    stages["invariance"]["moe_router/pieces"] = {"status": "failed", "error": "off"}
     assert verdicts(frame) == ["does not count: checks failed"]
     sample["environment"]["card"] = "NVIDIA H100 80GB HBM3"
     assert verdicts(frame) == ["another card than the goal's, NVIDIA H200"]
-    del parts["frames"]["B1"]
+    del stages["frames"]["B1"]
     assert verdicts(frame) == [UNMEASURED]
 
 
@@ -237,7 +237,7 @@ def test_the_readme_holds_what_the_catalogue_the_gate_and_the_results_say():
 
 def test_times_are_those_of_the_result(whole):
     sample = copy.deepcopy(whole)
-    timed = sample["parts"]["timings"]["items"]["sample_codes/decode-B1"]
+    timed = sample["stages"]["timings"]["items"]["sample_codes/decode-B1"]
 
     def line():
         return next(line for line in kernel_table(sample).splitlines() if line.startswith("| `sample_codes`"))
@@ -279,10 +279,10 @@ def test_the_command_writes_the_page_to_the_byte(report, tmp_path, made, whole):
 
 def test_bad_files_leave_the_page_before(report, sample, tmp_path):
     (tmp_path / "x.html").write_text("the page before", encoding="utf-8")
-    assert "in0.json has schema 1; this version reads 2" in report('{"schema": 1}')
-    sample["parts"]["timings"]["items"]["moe_router/decode-B1"]["cache"] = "cold"
-    assert "in0.json: at parts/timings/items/moe_router/decode-B1/cache: 'cold'" in report(sample)
-    empty = {**sample, "parts": {"timings": {"items": {}, "not_run": {"moe_router/decode-B1": "no time left"}}}}
+    assert "in0.json has schema 1; this version reads 3" in report('{"schema": 1}')
+    sample["stages"]["timings"]["items"]["moe_router/decode-B1"]["cache"] = "cold"
+    assert "in0.json: at stages/timings/items/moe_router/decode-B1/cache: 'cold'" in report(sample)
+    empty = {**sample, "stages": {"timings": {"items": {}, "not_run": {"moe_router/decode-B1": "no time left"}}}}
     assert "in0.json holds no result to report: nothing was run" in report(empty)
     assert (tmp_path / "x.html").read_text(encoding="utf-8") == "the page before"
 

@@ -10,6 +10,7 @@ from zonos2_triton.bench.suite import results
 from zonos2_triton.bench.suite.recorder import Record
 
 SAMPLE = Path(__file__).parent / "results" / "sample.json"
+STEP = "cuda_graph", "decode step"
 NAME = "moe_router/decode-B1"
 
 
@@ -39,16 +40,16 @@ def test_every_file_here_has_the_form_that_is_written(path):
     assert (found["environment"]["card"] == "Example card") == (path == SAMPLE)
 
 
-def item(sample, part, name):
-    return sample["parts"][part]["items"][name]
+def item(sample, stage, name):
+    return sample["stages"][stage]["items"][name]
 
 
 def timing(sample):
     return item(sample, "timings", NAME)
 
 
-def put(sample, part, name, **content):
-    sample["parts"][part]["items"][name] = content or {"status": "withheld", "reason": "x"}
+def put(sample, stage, name, **content):
+    sample["stages"][stage]["items"][name] = content or {"status": "withheld", "reason": "x"}
 
 
 # By what is wrong: how the sample is broken, and the place that the error names.
@@ -56,8 +57,8 @@ BROKEN = {
     "no seed": (lambda s: s["environment"].pop("seed"), "environment: 'seed' is a required property"),
     "a date in words": (lambda s: s["environment"].update(date="today"), "environment/date"),
     "a word about the card": (lambda s: s["environment"].update(colour="red"), "'colour' was unexpected"),
-    "an unknown part": (lambda s: s["parts"].update(timing={"items": {}, "not_run": {}}), "'timing' was unexpected"),
-    "a part without reasons": (lambda s: s["parts"]["graph"].pop("not_run"), "parts/graph: 'not_run'"),
+    "an unknown stage": (lambda s: s["stages"].update(timing={"items": {}, "not_run": {}}), "'timing' was unexpected"),
+    "a stage without reasons": (lambda s: s["stages"]["cuda_graph"].pop("not_run"), "stages/cuda_graph: 'not_run'"),
     "empty samples": (lambda s: timing(s).update(samples_us=[]), "moe_router/decode-B1/samples_us"),
     "a time in words": (
         lambda s: timing(s).update(median_us="3"),
@@ -66,24 +67,27 @@ BROKEN = {
     "a time below zero": (lambda s: timing(s).update(p20_us=-1), "moe_router/decode-B1/p20_us: -1 is less"),
     "another launch": (lambda s: timing(s).update(launch="warp"), "moe_router/decode-B1/launch: 'warp'"),
     "an unknown field": (lambda s: timing(s).update(megahertz=1), "'megahertz' was unexpected"),
-    "no reason for no time": (lambda s: s["parts"]["beside"]["not_run"].update(liger=""), "beside/not_run/liger"),
+    "no reason for no time": (
+        lambda s: s["stages"]["baselines"]["not_run"].update(liger=""),
+        "baselines/not_run/liger",
+    ),
     "a failure with a time": (lambda s: timing(s).update(status="failed", error="off"), "properties are not allowed"),
-    "an unknown status": (lambda s: put(s, "graph", "decode step", status="fine"), "graph/items/decode step/status"),
-    "a failure without its text": (lambda s: put(s, "graph", "decode step", status="failed"), "'error' is a required"),
-    "no reason to withhold": (lambda s: put(s, "graph", "decode step", status="withheld"), "'reason' is a"),
+    "an unknown status": (lambda s: put(s, *STEP, status="fine"), "cuda_graph/items/decode step/status"),
+    "a failure without its text": (lambda s: put(s, *STEP, status="failed"), "'error' is a required"),
+    "no reason to withhold": (lambda s: put(s, *STEP, status="withheld"), "'reason' is a"),
     "a kernel's check without dtype": (
-        lambda s: put(s, "kernels", "moe_router/tiny"),
+        lambda s: put(s, "accuracy", "moe_router/tiny"),
         "'moe_router/tiny' does not match",
     ),
     "frames by another name": (lambda s: put(s, "frames", "one"), "'one' does not"),
     "an unknown sanitizer": (lambda s: put(s, "sanitizer", "synccheck"), "'synccheck' is not one of"),
     "an unknown implementation": (
-        lambda s: put(s, "beside", "moe_router/decode-B1/cublas"),
+        lambda s: put(s, "baselines", "moe_router/decode-B1/cublas"),
         "'moe_router/decode-B1/cublas'",
     ),
-    "a whole that nobody knows": (lambda s: put(s, "whole", "latency"), "'latency'"),
-    "no factor": (lambda s: item(s, "beside", f"{NAME}/reference").pop("speed_up"), "'speed_up' is a required"),
-    "a check that measures": (lambda s: item(s, "graph", "decode step").update(ratio=1), "'ratio' was unexpected"),
+    "an unknown end-to-end item": (lambda s: put(s, "end_to_end", "latency"), "'latency'"),
+    "no factor": (lambda s: item(s, "baselines", f"{NAME}/reference").pop("speed_up"), "'speed_up' is a required"),
+    "a check that measures": (lambda s: item(s, "cuda_graph", "decode step").update(ratio=1), "'ratio' was unexpected"),
     "no floor of a frame": (lambda s: item(s, "frames", "B1").pop("floor_us"), "'floor_us' is a"),
     "half a test": (lambda s: item(s, "tests", "pytest -m gpu").update(tests=1.5), "pytest -m gpu/tests"),
     "no rate of a copy": (lambda s: item(s, "calibration", "copy").pop("gb_per_s"), "copy: 'gb_per_s' is a required"),
@@ -103,11 +107,11 @@ def test_what_a_run_may_leave_out_is_accepted(sample):
     sample["environment"].update(driver=None, clock_mhz=None, cuda=None, l2_bytes=None)
     results.check(sample)
     del sample["environment"]["driver"]
-    item(sample, "whole", "prefill-128").update(graph_us=None)
+    item(sample, "end_to_end", "prefill-128").update(graph_us=None)
     timing(sample).update(not_captured="capture is off", pct_measured_bandwidth=None, pct_floor=None)
-    put(sample, "graph", "decode step", status="failed", error="the device failed after it")
+    put(sample, "cuda_graph", "decode step", status="failed", error="the device failed after it")
     results.check(sample)
-    sample["parts"].clear()
+    sample["stages"].clear()
     results.check(sample)
 
 
@@ -117,9 +121,9 @@ def test_what_a_run_may_leave_out_is_accepted(sample):
         ("{", "is no JSON: Expecting property name"),
         ("[]", "is no result file: it has no key 'schema'"),
         ('{"moe_router/f/c/sm_90": {"registers": 1}}', "no key 'schema'"),
-        ('{"schema": "2"}', "has schema '2'; this version reads 2"),
-        ('{"schema": 2, "parts": []}', "lacks environment, parts"),
-        ('{"schema": 2, "environment": {"card": "A"}, "parts": {}}', "lacks environment/commit, environment/date"),
+        ('{"schema": "2"}', "has schema '2'; this version reads 3"),
+        ('{"schema": 3, "stages": []}', "lacks environment, stages"),
+        ('{"schema": 3, "environment": {"card": "A"}, "stages": {}}', "lacks environment/commit, environment/date"),
         (b"\xff\xfe", "is no JSON"),
         ("[" * 10**5, "is no JSON"),
     ],
@@ -132,8 +136,8 @@ def test_a_file_that_is_none_says_what_it_is_instead(tmp_path, text, said):
 
 
 def test_a_part_that_is_no_part(sample):
-    del sample["parts"]["graph"]["items"]
-    with pytest.raises(ValueError, match="x lacks parts/graph/items"):
+    del sample["stages"]["cuda_graph"]["items"]
+    with pytest.raises(ValueError, match="x lacks stages/cuda_graph/items"):
         results.parse(json.dumps(sample), "x")
 
 
@@ -142,7 +146,7 @@ def test_committed_results_come_newest_first_without_rehearsals(folder):
         {"commit": "one", "date": "2026-01-02T00:00:00+00:00"},
         {"commit": "two", "date": "2026-03-02T00:00:00+00:00", "card": "Another"},
         {"commit": "three", "date": "2026-03-01T23:30:00-02:00"},  # later than the second
-        {"commit": "four", "date": "2026-09-09T00:00:00+00:00", "rehearsal": True},
+        {"commit": "four", "date": "2026-09-09T00:00:00+00:00", "smoke": True},
     )
     (path / "._three.json").write_bytes(b"\xff")  # of another program
     assert [each["environment"]["commit"] for each in results.committed(path)] == ["three", "two", "one"]
@@ -163,7 +167,7 @@ def test_only_what_passed_is_a_measurement(sample):
 
 
 def test_the_roof_is_the_calibration(sample):
-    copy_, product = (sample["parts"]["calibration"]["items"][name] for name in ("copy", "matmul"))
+    copy_, product = (sample["stages"]["calibration"]["items"][name] for name in ("copy", "matmul"))
     assert results.roof(sample) == Roof(copy_["gb_per_s"], product["tflop_per_s"])
-    del sample["parts"]["calibration"]
+    del sample["stages"]["calibration"]
     assert results.roof(sample) == Roof(None, None)

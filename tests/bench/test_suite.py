@@ -11,7 +11,7 @@ import torch
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.proof.verify import Mismatch
 from zonos2_triton.bench.suite import gpu, results, stages
-from zonos2_triton.bench.suite.presets import REAL, REHEARSAL
+from zonos2_triton.bench.suite.presets import FULL, SMOKE
 from zonos2_triton.bench.suite.recorder import Budget, Item, NotRun, Record, Withheld
 from zonos2_triton.bench.timing import timer
 from zonos2_triton.bench.timing.timer import Device
@@ -40,7 +40,7 @@ def record(tmp_path):
     return Record.open(tmp_path, HERE, date(2026, 1, 2))
 
 
-def items(part, clock, *names, spend=2.0, done=None):
+def items(stage, clock, *names, spend=2.0, done=None):
     """They take `spend` seconds each, and are not begun with less than one left."""
 
     def run(name, left):
@@ -49,38 +49,38 @@ def items(part, clock, *names, spend=2.0, done=None):
             done.append(name)
         return {"left": left}
 
-    return [Item(part, name, 1.0, partial(run, name)) for name in names]
+    return [Item(stage, name, 1.0, partial(run, name)) for name in names]
 
 
-def broken(part, name, error):
+def broken(stage, name, error):
     def run(left):
         raise error
 
-    return Item(part, name, 0, run)
+    return Item(stage, name, 0, run)
 
 
 def on_disk(record):
     return json.loads(record.path.read_text(encoding="utf-8"))
 
 
-def go(record, parts, todo, clock, budget=1000.0, **more):
+def go(record, stages, todo, clock, budget=1000.0, **more):
     said = []
-    status = gpu.run(record, parts, todo, Budget(budget, clock), say=said.append, **more)
+    status = gpu.run(record, stages, todo, Budget(budget, clock), say=said.append, **more)
     return status, "\n".join(said)
 
 
 def test_what_would_run_covers_the_catalogue():
-    listed = stages.plan(None, stages.PARTS, REAL)
-    names = {part: [item.name for item in listed if item.part == part] for part in stages.PARTS}
+    listed = stages.plan(None, stages.STAGES, FULL)
+    names = {stage: [item.name for item in listed if item.stage == stage] for stage in stages.STAGES}
     assert all(len(set(mine)) == len(mine) for mine in names.values())
     real = {f"{kernel.name}/{w.name}" for kernel in KERNELS.values() for w in kernel.workloads if w.real}
     small = {f"{kernel.name}/{w.name}" for kernel in KERNELS.values() for w in kernel.workloads if not w.real}
     assert set(names["timings"]) == real
-    assert set(names["kernels"]) == {f"{name}/bfloat16" for name in real | small} | {
+    assert set(names["accuracy"]) == {f"{name}/bfloat16" for name in real | small} | {
         f"{name}/{dtype}" for name in small for dtype in ("float16", "float32")
     }
     # What is timed is checked before the budget can end.
-    assert {name.removesuffix("/bfloat16") for name in names["kernels"][: len(real)]} == real
+    assert {name.removesuffix("/bfloat16") for name in names["accuracy"][: len(real)]} == real
     timed = dict.fromkeys(name.split("/")[1] for name in names["timings"])
     assert [name for name in timed if name in ("decode-B4", *stages.FIRST)] == [*stages.FIRST, "decode-B4"]
 
@@ -92,32 +92,32 @@ def test_without_a_gpu_nothing_is_run_which_is_no_success(monkeypatch, capsys, t
     said = capsys.readouterr().out
     assert said.startswith("nothing was run: torch ")
     assert ["calibration", "2"] in [line.split() for line in said.splitlines()]
-    assert len(said.splitlines()) == len(stages.PARTS) + 3
+    assert len(said.splitlines()) == len(stages.STAGES) + 3
     assert len(said) < 1200
     assert "--names" in said.splitlines()[-1]
-    assert "--dry-run" in said.splitlines()[-1]
-    assert gpu.main(["--only", "kernels", "--json"]) == 1
+    assert "--smoke" in said.splitlines()[-1]
+    assert gpu.main(["--stage", "accuracy", "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
     assert not report["ran"]
-    assert len(report["would_run"]["kernels"]) == len(stages.plan(None, ["kernels"], REAL))
+    assert len(report["would_run"]["accuracy"]) == len(stages.plan(None, ["accuracy"], FULL))
     assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize("on_gpu", [True, False])
 def test_names_are_told_when_asked_for(on_gpu, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: on_gpu)
-    assert gpu.main(["--names", "--only", "calibration,timings", "--out", str(tmp_path / "none")]) == 0
+    assert gpu.main(["--names", "--stage", "calibration,timings", "--out", str(tmp_path / "none")]) == 0
     said = capsys.readouterr().out
     assert said.startswith("calibration: 2 items\n")
     assert "  rotary decode-B1, " in said
-    assert gpu.main(["--names", "--only", "calibration", "--json"]) == 0
+    assert gpu.main(["--names", "--stage", "calibration", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["would_run"] == {"calibration": ["copy", "matmul"]}
     assert not (tmp_path / "none").exists()
 
 
 def test_a_budget_in_which_nothing_runs_is_no_success(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(gpu, "environment", lambda *_: HERE | {"rehearsal": True})
-    run = ["--dry-run", "--only", "calibration", "--out", str(tmp_path), "--budget", "1e-9"]
+    monkeypatch.setattr(gpu, "environment", lambda *_: HERE | {"smoke": True})
+    run = ["--smoke", "--stage", "calibration", "--out", str(tmp_path), "--budget", "1e-9"]
     assert gpu.main(run) == 1
     assert "nothing was run: every item was left out" in capsys.readouterr().err
 
@@ -131,17 +131,17 @@ def test_an_interpreting_process_measures_nothing(monkeypatch, capsys):
 
 def test_the_command_writes_reports_and_goes_on(monkeypatch, capsys, tmp_path, clock):
     done = []
-    todo = [*items("kernels", clock, "a/x/bfloat16", done=done), broken("timings", "a/x", Withheld("a/y failed"))]
+    todo = [*items("accuracy", clock, "a/x/bfloat16", done=done), broken("timings", "a/x", Withheld("a/y failed"))]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(timer, "cuda_device", lambda: CPU)
     monkeypatch.setattr(gpu, "interpreted", lambda: False)
     monkeypatch.setattr(gpu, "environment", lambda *_: HERE)
     monkeypatch.setattr(gpu, "_alive", lambda: True)
-    monkeypatch.setattr(gpu, "plan", lambda run, parts, scale: todo)
+    monkeypatch.setattr(gpu, "plan", lambda run, stages, preset: todo)
     assert gpu.main(["--out", str(tmp_path), "--json"]) == 1
     out, err = capsys.readouterr()
     assert "withheld a/x: a/y failed" in err
-    assert json.loads(out)["parts"]["timings"]["items"]["a/x"]["reason"] == "a/y failed"
+    assert json.loads(out)["stages"]["timings"]["items"]["a/x"]["reason"] == "a/y failed"
     assert gpu.main(["--out", str(tmp_path)]) == 1
     assert "a       x         withheld" in capsys.readouterr().out
     assert done == ["a/x/bfloat16"]
@@ -149,48 +149,52 @@ def test_the_command_writes_reports_and_goes_on(monkeypatch, capsys, tmp_path, c
 
 def test_a_failure_leaves_what_came_before_on_disk(record, clock):
     def look(left):
-        assert on_disk(record)["parts"]["kernels"]["items"]["one"]["status"] == "passed"
+        assert on_disk(record)["stages"]["accuracy"]["items"]["one"]["status"] == "passed"
         raise KeyboardInterrupt
 
-    todo = [*items("kernels", clock, "one"), broken("kernels", "two", Mismatch("off")), Item("graph", "three", 0, look)]
+    todo = [
+        *items("accuracy", clock, "one"),
+        broken("accuracy", "two", Mismatch("off")),
+        Item("cuda_graph", "three", 0, look),
+    ]
     with pytest.raises(KeyboardInterrupt):
-        go(record, ["kernels", "graph"], todo, clock)
+        go(record, ["accuracy", "cuda_graph"], todo, clock)
     with pytest.raises(ValueError, match="JSON"):
-        record.keep("graph", "three", {"status": "passed", "value": float("nan")})
+        record.keep("cuda_graph", "three", {"status": "passed", "value": float("nan")})
     found = on_disk(record)
-    assert found["schema"] == 2
+    assert found["schema"] == 3
     assert found["environment"] == HERE
-    assert found["parts"]["kernels"]["items"]["two"] | {"seconds": 0} == {
+    assert found["stages"]["accuracy"]["items"]["two"] | {"seconds": 0} == {
         "status": "failed", "error": "Mismatch: off", "seconds": 0}  # fmt: skip
     assert not [path for path in record.path.parent.iterdir() if path != record.path]
 
 
 def test_the_budget_ends_and_says_what_it_left_out(record, clock):
-    status, said = go(record, ["kernels"], items("kernels", clock, "a", "b", "c", "d"), clock, budget=4.5)
+    status, said = go(record, ["accuracy"], items("accuracy", clock, "a", "b", "c", "d"), clock, budget=4.5)
     assert status == 0
-    assert [*record.items("kernels")] == ["a", "b"]
-    assert on_disk(record)["parts"]["kernels"]["not_run"] == {"c": "no time left", "d": "no time left"}
-    assert "kernels: 2 passed" in said
+    assert [*record.items("accuracy")] == ["a", "b"]
+    assert on_disk(record)["stages"]["accuracy"]["not_run"] == {"c": "no time left", "d": "no time left"}
+    assert "accuracy: 2 passed" in said
     assert "not run, no time left (2): c, d" in said
 
 
 def test_early_parts_leave_time_for_later_ones(record, clock):
-    todo = [*items("kernels", clock, "a", "b", spend=30), *items("timings", clock, "t")]
-    go(record, ["kernels", "timings"], todo, clock, budget=stages.PARTS["timings"] + 20)
-    assert [*record.items("kernels")] == ["a"]
+    todo = [*items("accuracy", clock, "a", "b", spend=30), *items("timings", clock, "t")]
+    go(record, ["accuracy", "timings"], todo, clock, budget=stages.STAGES["timings"] + 20)
+    assert [*record.items("accuracy")] == ["a"]
     assert [*record.items("timings")] == ["t"]
 
 
 def test_it_goes_on_where_it_stopped(record, clock):
     done = []
-    todo = items("kernels", clock, "a", "b", "c", done=done)
-    go(record, ["kernels"], todo, clock, budget=3)
+    todo = items("accuracy", clock, "a", "b", "c", done=done)
+    go(record, ["accuracy"], todo, clock, budget=3)
     again = Record.open(record.path.parent, HERE, date(2026, 1, 5))
     assert again.path == record.path
-    go(again, ["kernels"], todo, clock)
+    go(again, ["accuracy"], todo, clock)
     assert done == ["a", "b", "c"]
-    assert on_disk(record)["parts"]["kernels"]["not_run"] == {}
-    go(again, ["kernels"], todo, clock, again=True)
+    assert on_disk(record)["stages"]["accuracy"]["not_run"] == {}
+    go(again, ["accuracy"], todo, clock, rerun=True)
     assert done == ["a", "b", "c"] * 2
 
 
@@ -206,12 +210,12 @@ def test_another_commit_card_or_version_begins_anew(record, tmp_path):
 
 
 def test_a_lost_device_ends_the_run(record, clock):
-    todo = items("kernels", clock, "a", "b")
+    todo = items("accuracy", clock, "a", "b")
     answers = iter([True, False])
-    status, said = go(record, ["kernels"], [*todo[:1], *todo], clock, alive=lambda: next(answers), again=True)
+    status, said = go(record, ["accuracy"], [*todo[:1], *todo], clock, alive=lambda: next(answers), rerun=True)
     assert status == 1
     assert "no longer answers" in said
-    assert record.items("kernels")["a"]["error"] == "the device failed after it"
+    assert record.items("accuracy")["a"]["error"] == "the device failed after it"
 
 
 @pytest.mark.parametrize("error", [NotRun("no pytest"), torch.OutOfMemoryError("no room\nand more")], ids=repr)
@@ -227,20 +231,20 @@ TINY = next(workload for workload in NORM.workloads if workload.name == "tiny")
 
 
 def test_times_are_withheld_where_any_check_of_the_kernel_failed(record):
-    record.keep("kernels", "codebook_head/tiny/bfloat16", {"status": "failed", "error": "not this one"})
-    stages.prove(NORM, TINY, stages.Run(record, CPU, REAL), 9)
-    assert record.items("kernels")["add_rms_norm/tiny/bfloat16"]["status"] == "passed"
+    record.keep("accuracy", "codebook_head/tiny/bfloat16", {"status": "failed", "error": "not this one"})
+    stages.prove(NORM, TINY, stages.Run(record, CPU, FULL), 9)
+    assert record.items("accuracy")["add_rms_norm/tiny/bfloat16"]["status"] == "passed"
     record.keep("invariance", "add_rms_norm/batches", {"status": "failed", "error": ""})
     with pytest.raises(Withheld, match=r"^add_rms_norm/batches failed$"):
-        stages.prove(NORM, TINY, stages.Run(record, CPU, REAL), 9)
+        stages.prove(NORM, TINY, stages.Run(record, CPU, FULL), 9)
 
 
 def test_a_time_with_its_rates_and_what_stands_beside(record):
     record.keep("calibration", "copy", {"status": "passed", "gb_per_s": 2.0})
-    found = stages.timed(NORM, dataclasses.replace(TINY, name="decode-B1"), stages.Run(record, CPU, REAL), 9)
+    found = stages.timed(NORM, dataclasses.replace(TINY, name="decode-B1"), stages.Run(record, CPU, FULL), 9)
     assert found["gb_per_s"] == pytest.approx((4 * 3 * 48 + 48) * 2 / 133.3e-6 / 1e9, abs=0.01)
     assert found["pct_measured_bandwidth"] == pytest.approx(50 * found["gb_per_s"], abs=1)
-    record.keep("beside", "add_rms_norm/decode-B1/reference", {"status": "passed", "median_us": 400.0})
+    record.keep("baselines", "add_rms_norm/decode-B1/reference", {"status": "passed", "median_us": 400.0})
     record.keep("timings", "add_rms_norm/decode-B1", {"status": "passed"} | found)
     heads, line = gpu.table(record).splitlines()
     assert heads.endswith("reference us")
@@ -249,36 +253,36 @@ def test_a_time_with_its_rates_and_what_stands_beside(record):
 
 
 def test_times_of_frames_and_of_the_vocoder_are_withheld_where_a_check_of_their_own_failed(record):
-    record.keep("kernels", "moe_router/tiny/bfloat16", {"status": "failed"})
-    run = stages.Run(record, CPU, REAL)
-    items = stages.plan(run, ["vocoder", "frames"], REAL)
+    record.keep("accuracy", "moe_router/tiny/bfloat16", {"status": "failed"})
+    run = stages.Run(record, CPU, FULL)
+    items = stages.plan(run, ["vocoder", "frames"], FULL)
     run.prove(lambda kernel: kernel in stages.VOCODER)
-    record.keep("graph", "vocoder/step", {"status": "failed"})
-    record.keep("kernels", "conv1d_tanh/tiny/float16", {"status": "failed"})
+    record.keep("cuda_graph", "vocoder/step", {"status": "failed"})
+    record.keep("accuracy", "conv1d_tanh/tiny/float16", {"status": "failed"})
     with pytest.raises(Withheld, match=r"^conv1d_tanh/tiny/float16, vocoder/step failed$"):
         items[0].run(10.0)
-    frames = next(item for item in items if item.part == "frames")
+    frames = next(item for item in items if item.stage == "frames")
     with pytest.raises(Withheld, match=r"^moe_router/tiny/bfloat16 failed$"):
         frames.run(10.0)
 
 
 @pytest.mark.parametrize(
-    "parts",
-    [("calibration", "kernels", "timings"), pytest.param(tuple(stages.PARTS), marks=pytest.mark.slow)],
-    ids=["quick", "whole"],
+    "chosen",
+    [("calibration", "accuracy", "timings"), pytest.param(tuple(stages.STAGES), marks=pytest.mark.slow)],
+    ids=["quick", "all"],
 )
-def test_a_rehearsal(parts, tmp_path, capsys):
-    """`gpu --dry-run`: every step, at small sizes, in Triton's interpreter; each item has a result or a reason."""
-    assert gpu.main(["--dry-run", "--out", str(tmp_path), "--budget", "3000", "--only", ",".join(parts)]) == 0
+def test_a_smoke_run(chosen, tmp_path, capsys):
+    """`gpu --smoke`: every step, at small sizes, in Triton's interpreter; each item has a result or a reason."""
+    assert gpu.main(["--smoke", "--out", str(tmp_path), "--budget", "3000", "--stage", ",".join(chosen)]) == 0
     assert "no figure is of speed" in capsys.readouterr().out
     found = results.load(next(tmp_path.glob("*.json")))
     results.check(found)
-    assert found["environment"]["rehearsal"]
-    left = {part: results.left_out(found, part) for part in parts}
-    for part in parts:
-        listed = {item.name for item in stages.plan(None, [part], REHEARSAL)}
-        assert results.all_passed(found, part).keys() | left[part].keys() == listed
-    assert {part for part in parts if left[part]} <= {"tests", "sanitizer", "beside"}
-    if "beside" in parts:
-        others = results.items(found, "beside")
+    assert found["environment"]["smoke"]
+    left = {stage: results.left_out(found, stage) for stage in chosen}
+    for stage in chosen:
+        listed = {item.name for item in stages.plan(None, [stage], SMOKE)}
+        assert results.all_passed(found, stage).keys() | left[stage].keys() == listed
+    assert {stage for stage in chosen if left[stage]} <= {"tests", "sanitizer", "baselines"}
+    if "baselines" in chosen:
+        others = results.items(found, "baselines")
         assert {f"{name}/reference" for name in results.items(found, "timings")} <= others.keys()

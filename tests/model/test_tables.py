@@ -110,12 +110,12 @@ def test_numeric():
 
 
 def timings(tmp_path):
-    record = Record(tmp_path / "x.json", {"parts": {}})
+    record = Record(tmp_path / "x.json", {"stages": {}})
     figures = dict.fromkeys(gpu.COLUMNS.values(), 123456.7) | {"status": "passed"}
     for name in ("prefill_attention/prefill-2048", "residual_unit/streams-64"):
         record.keep("timings", name, figures)
         for other in ALL:
-            record.keep("beside", f"{name}/{other.name}", {"status": "passed", "median_us": 65432.1})
+            record.keep("baselines", f"{name}/{other.name}", {"status": "passed", "median_us": 65432.1})
     return gpu.table(record)
 
 
@@ -134,8 +134,8 @@ def swapped(_):
 TABLES = {
     "overview": lambda _: plan.as_text(plan.overview()),
     "plan": lambda _: plan.as_text(plan.plan(card("rtx4080"))),
-    "gpu": lambda _: gpu.listing(["kernels", "timings"], False),
-    "no gpu": lambda _: gpu.listing(["kernels", "timings"], False, "torch finds no device"),
+    "gpu": lambda _: gpu.listing(["accuracy", "timings"], False),
+    "no gpu": lambda _: gpu.listing(["accuracy", "timings"], False, "torch finds no device"),
     "timings": timings,
     "ranges": ranges,
     "swapped": swapped,
