@@ -67,8 +67,8 @@ PARAMETERS = {
 # Operators, their files in kernels/ and reference/, and their tests.
 OPERATORS = """
     experts moe_experts, router moe_router, head codebook_head, sample sample_codes, advance advance_frame,
-    rvq_decode rvq_decode, convolution conv1d_snake, conv_transpose1d_snake conv_transpose1d_snake,
-    conv1d_tanh conv1d_tanh
+    codebook_sum rvq_decode, convolution conv1d_snake, transposed_convolution conv_transpose1d_snake,
+    waveform conv1d_tanh
 """
 # Files and folders, without their endings.
 FILES = """
