@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import torch
 
-from zonos2_triton.bench.baselines.providers import beside
+from zonos2_triton.bench.baselines.providers import providers_of
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.proof.verify import Case, verify
 from zonos2_triton.bench.suite.presets import FULL, SMOKE
@@ -21,14 +21,14 @@ PRESET, DEVICE, DTYPE = (FULL, "cuda", torch.bfloat16) if GPU else (SMOKE, "cpu"
 CASES = [
     pytest.param(kernel, workload, other, id=f"{kernel.name}-{workload.name}-{other.name if other else 'triton'}")
     for kernel in KERNELS.values()
-    for other in (None, *beside(kernel))
+    for other in (None, *providers_of(kernel))
     for workload in PRESET.timed(kernel)
 ]
 
 
 @pytest.mark.parametrize(("kernel", "workload", "other"), CASES)
 def bench_kernel(benchmark, kernel, workload, other):
-    inputs = kernel.make(DEVICE, DTYPE, **workload.sizes)
+    inputs = kernel.make_inputs(DEVICE, DTYPE, **workload.sizes)
     with torch.inference_mode(), exact_numerics():
         if other is None:
             verify(kernel, workload, DEVICE, DTYPE)

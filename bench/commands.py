@@ -25,7 +25,7 @@ from zonos2_triton.bench.report.compare import compare, read
 from zonos2_triton.bench.suite import gpu
 from zonos2_triton.bench.suite.environment import environment
 from zonos2_triton.bench.suite.presets import DTYPES, FULL, SMOKE
-from zonos2_triton.bench.suite.recorder import Budget, Record
+from zonos2_triton.bench.suite.recorder import Budget, Recorder
 from zonos2_triton.bench.suite.stages import SEED, Run, plan
 from zonos2_triton.bench.timing import timer
 from zonos2_triton.model.tables import fitted, text_row
@@ -50,7 +50,7 @@ def bench_command(parser: argparse.ArgumentParser) -> Command:
     _naming(parser)
     parser.add_argument("-o", "--out", type=local_path, metavar="DIR", help="keep the results in a file there")
     parser.add_argument("--compare", nargs=2, metavar=("BEFORE", "AFTER"),
-                        help="two results, or two baselines of the compile gate: files, or REVISION:FILE")  # fmt: skip
+                        help="two results, or two snapshots of the compile gate: files, or REVISION:FILE")  # fmt: skip
     parser.add_argument("--threshold", type=float, default=0.02, metavar="SHARE",
                         help="of time by which a kernel must have changed to count; default: %(default)s")  # fmt: skip
     parser.add_argument("--allow-different-gpus", action="store_true", help="also compare results of different GPUs")
@@ -120,15 +120,15 @@ def _bench(options: argparse.Namespace) -> int:
         interpreting()
     stages, wanted = ["calibration", "timings", "baselines"], {f"{k.name}/{name}" for k in kernels for name in names}
     with tempfile.TemporaryDirectory() as scratch, nullcontext() if on_gpu else gpu.quiet_interpreter():
-        record = Record.open(options.out or Path(scratch), environment(SEED, not on_gpu))
+        recorder = Recorder.open(options.out or Path(scratch), environment(SEED, not on_gpu))
         device = timer.cuda_device() if on_gpu else timer.cpu_device()
-        listed = plan(Run(record, device, preset), stages, preset)
+        listed = plan(Run(recorder, device, preset), stages, preset)
         items = [i for i in listed if i.stage == "calibration" or "/".join(i.name.split("/")[:2]) in wanted]
         say = (lambda _: None) if options.json else print
         say(fitted(f"on {torch.cuda.get_device_name()}" if on_gpu else NO_GPU))
-        status = gpu.run(record, stages, items, Budget(float("inf")), say=say)
-        print(json.dumps(record.content, indent=1) if options.json else gpu.table(record))
-    if not record.items("timings"):
+        status = gpu.run(recorder, stages, items, Budget(float("inf")), say=say)
+        print(json.dumps(recorder.content, indent=1) if options.json else gpu.table(recorder))
+    if not recorder.items("timings"):
         print("bench: nothing was timed: every item was left out", file=sys.stderr)
         return 1
     return status

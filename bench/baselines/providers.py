@@ -8,9 +8,9 @@ flash-attn  the flash-attn package, version 2 (`flash_attention`)
 flashinfer  FlashInfer (`flash_infer`)
 liger       Liger's Triton kernels (`liger`)
 
-`Implementation.prepare` does what an engine does once a step on the host or once at load: plans, lengths, layouts. It
+`Provider.prepare` does what an engine does once a step on the host or once at load: plans, lengths, layouts. It
 is not timed. What it returns is: the kernel's function on those inputs, the same results in the same order and the same
-arguments changed. Nothing is timed before it has been compared with the reference on the same inputs (`time_one`).
+arguments changed. Nothing is timed before it has been compared with the reference on the same inputs (`time_provider`).
 """
 
 import importlib.util
@@ -49,7 +49,7 @@ LIBRARY = 3.0, 8.0
 
 
 @dataclass(frozen=True)
-class Implementation:
+class Provider:
     """One other way, for the kernels that it has."""
 
     name: str
@@ -83,13 +83,13 @@ class Implementation:
         return case.compare(case.run(lambda **inputs: self.prepare(case.kernel, inputs)()), *self.bound)
 
 
-def beside(kernel: Kernel) -> tuple[Implementation, ...]:
+def providers_of(kernel: Kernel) -> tuple[Provider, ...]:
     """Those that have the kernel's function."""
     return tuple(one for one in ALL if kernel.name in one.prepares)
 
 
-def time_one(
-    one: Implementation, kernel: Kernel, workload: Workload, device: timer.Device, dtype: torch.dtype,
+def time_provider(
+    one: Provider, kernel: Kernel, workload: Workload, device: timer.Device, dtype: torch.dtype,
     ours_us: float | None, seconds: float = 0.2,
 ) -> dict[str, Any]:  # fmt: skip
     """Its time, and speed_up: how many times longer it takes than ours_us, where that is known.
@@ -156,16 +156,16 @@ def _liger_fits(kernel: Kernel, workload: Workload) -> str | None:
 
 _ATTENTIONS = ("decode_attention", "prefill_attention")
 ALL = (
-    Implementation("reference", {name: _eager(k) for name, k in KERNELS.items()}, bound=EXACT, captured=False),
-    Implementation(
+    Provider("reference", {name: _eager(k) for name, k in KERNELS.items()}, bound=EXACT, captured=False),
+    Provider(
         "compiled",
         {name: _compiled(name) for name in KERNELS if name not in OPERATIONS},
         bound=COMPILED,
         fits=_compiled_fits,
         seconds=20.0,
     ),
-    Implementation("sdpa", {name: getattr(sdpa, name) for name in _ATTENTIONS}, seconds=15.0),
-    Implementation(
+    Provider("sdpa", {name: getattr(sdpa, name) for name in _ATTENTIONS}, seconds=15.0),
+    Provider(
         "flash-attn",
         {"decode_attention": flash_attention.prepare_decode, "prefill_attention": flash_attention.prepare_prefill},
         package="flash_attn",
@@ -173,7 +173,7 @@ ALL = (
         dtypes=HALF,
         seconds=15.0,
     ),
-    Implementation(
+    Provider(
         "flashinfer",
         {name: getattr(flash_infer, name) for name in (*_ATTENTIONS, "add_rms_norm", "rotary")},
         package="flashinfer",
@@ -182,7 +182,7 @@ ALL = (
         fits=_flash_infer_fits,
         seconds=60.0,
     ),
-    Implementation(
+    Provider(
         "liger",
         {name: getattr(liger, name) for name in ("add_rms_norm", "rotary", "moe_experts")},
         package="liger_kernel",

@@ -2,7 +2,7 @@
 
 The host code of each op runs unchanged on tensors without storage, at the shapes of the 8B model. Each launch compiles
 for the target instead of running, with the argument specialisation that the real launch would have. What the compiler
-made is then judged by what the catalogue expects, and compared with a baseline per Triton version.
+made is then judged by what the catalogue expects, and compared with a snapshot per Triton version.
 """
 
 import argparse
@@ -26,7 +26,7 @@ import torch
 
 from zonos2_triton.bench.cli_choices import chosen
 from zonos2_triton.bench.compiler.cubin_stats import TARGETS, TENSOR_MEMORY, Stats, statistics
-from zonos2_triton.bench.compiler.offline_compile import Launch, check_compiler, dry_run, fake_tensors, in_short
+from zonos2_triton.bench.compiler.offline_compile import Launch, check_compiler, compile_only, fake_tensors, in_short
 from zonos2_triton.model.files import write_whole
 from zonos2_triton.model.tables import fitted, text_table
 
@@ -71,7 +71,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Change:
-    """How a row differs from the baseline."""
+    """How a row differs from the snapshot."""
 
     key: str
     text: str
@@ -121,9 +121,9 @@ def run(
         raise ValueError(f"jobs must be at least 1, got {jobs}")
     targets = chosen("target", targets, TARGETS)
     check_compiler()
-    records = importlib.import_module(catalogue).KERNELS
-    pairs = [(name, target) for name in chosen("kernel", kernels, records) for target in targets]
-    tasks = [(catalogue, name, target, tuple(dtypes)) for name, target in pairs if target in records[name].targets]
+    specs = importlib.import_module(catalogue).KERNELS
+    pairs = [(name, target) for name in chosen("kernel", kernels, specs) for target in targets]
+    tasks = [(catalogue, name, target, tuple(dtypes)) for name, target in pairs if target in specs[name].targets]
     if not tasks:
         return []
     rows: list[Row] = []
@@ -157,11 +157,11 @@ def _alone(task: tuple[str, str, str, tuple[str, ...]]) -> list[Row]:
 
 def _compiled(catalogue: str, name: str, target: str, dtypes: Collection[str]) -> list[Row]:
     """The rows of one kernel on one target."""
-    record = importlib.import_module(catalogue).KERNELS[name]
-    real = [workload for workload in record.workloads if workload.real]
+    spec = importlib.import_module(catalogue).KERNELS[name]
+    real = [workload for workload in spec.workloads if workload.real]
     pairs = product(real, dtypes)
-    rows = [row for workload, dtype in pairs for row in _rows(name, record, workload, dtype, target)]
-    return _same_sums(rows, record.expects)
+    rows = [row for workload, dtype in pairs for row in _rows(name, spec, workload, dtype, target)]
+    return _same_sums(rows, spec.expects)
 
 
 def _same_sums(rows: list[Row], expects: Expectations) -> list[Row]:
@@ -183,12 +183,12 @@ def role(config: str) -> str:
     return re.sub(r"-B?\d.*|-(bfloat16|float16|float32).*", "", config)
 
 
-def _rows(name: str, record: Any, workload: Any, dtype: str, target: str) -> Iterator[Row]:
+def _rows(name: str, spec: Any, workload: Any, dtype: str, target: str) -> Iterator[Row]:
     config = f"{workload.name}-{dtype}"
     failure = ""
-    with dry_run(target) as launches, fake_tensors():
+    with compile_only(target) as launches, fake_tensors():
         try:
-            record.op._init_fn(**record.make(torch.device("cuda"), getattr(torch, dtype), **workload.sizes))
+            spec.op._init_fn(**spec.make_inputs(torch.device("cuda"), getattr(torch, dtype), **workload.sizes))
         except Exception as problem:
             failure = f"the host code failed: {in_short(problem)}"
     if not launches and not failure:
@@ -197,7 +197,7 @@ def _rows(name: str, record: Any, workload: Any, dtype: str, target: str) -> Ite
     for launch in launches:
         seen[launch.function] += 1
         number = f"#{seen[launch.function]}" if seen[launch.function] > 1 else ""
-        stats, failures = _judged(launch, target, record.expects)
+        stats, failures = _judged(launch, target, spec.expects)
         yield Row(name, launch.function, config + number, target, tuple(failures), stats, launch.grid, launch.count)
     if failure:
         yield Row(name, "", config, target, (failure,))
@@ -221,7 +221,7 @@ def _expected(function: str, expects: Expectations) -> Expected | None:
 
 
 def _measured(rows: Iterable[Row]) -> dict[str, dict[str, int]]:
-    """What a baseline holds: the rows that compiled, by key."""
+    """What a snapshot holds: the rows that compiled, by key."""
     found = {}
     for row in rows:
         if stats := row.stats:
@@ -231,23 +231,23 @@ def _measured(rows: Iterable[Row]) -> dict[str, dict[str, int]]:
     return found
 
 
-def compare(rows: Iterable[Row], baseline: Mapping[str, Mapping[str, int]]) -> list[Change]:
-    """How rows differ from their baseline. Kernels, dtypes and targets that the rows leave out are not missed."""
+def compare(rows: Iterable[Row], snapshot: Mapping[str, Mapping[str, int]]) -> list[Change]:
+    """How rows differ from their snapshot. Kernels, dtypes and targets that the rows leave out are not missed."""
     now = _measured(rows)
     covered = {_subject(key) for key in now}
-    return differences(now, {key: values for key, values in baseline.items() if _subject(key) in covered})
+    return differences(now, {key: values for key, values in snapshot.items() if _subject(key) in covered})
 
 
-def differences(now: Mapping[str, Mapping[str, int]], baseline: Mapping[str, Mapping[str, int]]) -> list[Change]:
-    """How one baseline differs from another, all of it."""
-    changes = [Change(key, "new", False) for key in now if key not in baseline]
-    changes += [Change(key, "gone", False) for key in baseline if key not in now]
+def differences(now: Mapping[str, Mapping[str, int]], snapshot: Mapping[str, Mapping[str, int]]) -> list[Change]:
+    """How one snapshot differs from another, all of it."""
+    changes = [Change(key, "new", False) for key in now if key not in snapshot]
+    changes += [Change(key, "gone", False) for key in snapshot if key not in now]
     for key, values in now.items():
         for name, new in values.items():
-            old = baseline[key].get(name, 0) if key in baseline else new
+            old = snapshot[key].get(name, 0) if key in snapshot else new
             if new != old and name != "launches":
                 changes.append(Change(key, f"{name} {old} -> {new}", _is_worse(name, old, new)))
-    before, after = _launches(baseline), _launches(now)
+    before, after = _launches(snapshot), _launches(now)
     for place in sorted(before.keys() & after.keys()):
         if before[place] != after[place]:
             changes.append(Change(place, f"launches {before[place]} -> {after[place]}", True))
@@ -279,15 +279,15 @@ def _launches(rows: Mapping[str, Mapping[str, int]]) -> Counter[str]:
     return total
 
 
-def read_baseline(path: Path) -> dict[str, dict[str, int]] | None:
+def read_snapshot(path: Path) -> dict[str, dict[str, int]] | None:
     """None: there is none for this version of Triton."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def write_baseline(path: Path, rows: Sequence[Row], known: Collection[str]) -> None:
+def write_snapshot(path: Path, rows: Sequence[Row], known: Collection[str]) -> None:
     """Rows replace those of the same kernel, dtype and target; rows of kernels that are no longer known go."""
     done = {_subject(row.key) for row in rows}
-    kept = read_baseline(path) or {}
+    kept = read_snapshot(path) or {}
     kept = {key: kept[key] for key in kept if _subject(key)[0] in known and _subject(key) not in done}
     kept |= _measured(rows)
     lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(kept[key])}" for key in sorted(kept))
@@ -323,7 +323,7 @@ def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     parser.add_argument("--dtype", nargs="+", action="extend", metavar="NAME", help=f"of {', '.join(DTYPES)}")
     parser.add_argument("--jobs", type=int, metavar="N", help="processes; default: one per core")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
-    parser.add_argument("--update-baseline", action="store_true", help="what was compiled is what is compared with")
+    parser.add_argument("--update-snapshot", action="store_true", help="what was compiled is what is compared with")
     return _command
 
 
@@ -335,17 +335,17 @@ def _command(options: argparse.Namespace) -> int:
     import triton
 
     path = SNAPSHOTS / f"triton-{'.'.join(triton.__version__.split('.')[:2])}.json"
-    baseline = read_baseline(path)
-    changes = [] if baseline is None else compare(rows, baseline)
+    snapshot = read_snapshot(path)
+    changes = [] if snapshot is None else compare(rows, snapshot)
     failed, worse = sum(bool(row.failures) for row in rows), sum(change.worse for change in changes)
     against = f"{worse} worse than {path.name}"
-    if baseline is None:
-        against = f"there is no {path.name} to compare with; --update-baseline makes it"
-    if options.update_baseline:
-        write_baseline(path, rows, importlib.import_module(CATALOGUE).KERNELS.keys())
+    if snapshot is None:
+        against = f"there is no {path.name} to compare with; --update-snapshot makes it"
+    if options.update_snapshot:
+        write_snapshot(path, rows, importlib.import_module(CATALOGUE).KERNELS.keys())
         worse, against = 0, f"{path} is updated"
     if options.json:
-        report = {"triton": triton.__version__, "baseline": None if baseline is None else path.name}
+        report = {"triton": triton.__version__, "snapshot": None if snapshot is None else path.name}
         report |= {"rows": [asdict(row) for row in rows], "changes": [asdict(change) for change in changes]}
         print(json.dumps(report | {"failed": failed, "worse": worse}, indent=1))
     else:

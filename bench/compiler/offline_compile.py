@@ -39,7 +39,7 @@ class _Driver:
         return GPUTarget(self._target.backend, self._target.arch, self._target.warp_size)
 
     def get_current_device(self) -> str:
-        return f"dry run for {self._name}"  # a key of Triton's caches that no real device has
+        return f"offline compile for {self._name}"  # a key of Triton's caches that no real device has
 
     def get_current_stream(self, device: str) -> int:
         return 0
@@ -93,7 +93,7 @@ def _indexed(x: torch.Tensor, index: Any) -> torch.Tensor:
 
 
 @contextmanager
-def dry_run(target: str) -> Iterator[list[Launch]]:
+def compile_only(target: str) -> Iterator[list[Launch]]:
     """Inside, every launch of a Triton kernel compiles for `target` instead of running, and is listed.
 
     A failure of the compiler is listed too, and does not stop the host code.
@@ -109,7 +109,7 @@ def dry_run(target: str) -> Iterator[list[Launch]]:
     def pointer(value: Any) -> Any:
         return _Pointer(value) if isinstance(value, torch.Tensor) else value
 
-    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+    def compiled(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
         functions.add(self)
         bound = {param.name: param.default for param in self.params if param.has_default}
         bound |= dict(zip(self.arg_names, args, strict=False)) | kwargs
@@ -129,7 +129,7 @@ def dry_run(target: str) -> Iterator[list[Launch]]:
         return kernel
 
     driver.set_active(fake)
-    JITFunction.run = compile_only
+    JITFunction.run = compiled
     try:
         yield launches
     finally:

@@ -24,7 +24,7 @@ from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.model.files import write_whole
 
 LISTING = Path(kernels.__path__[0]) / "schemas.json"
-COMMAND = "python -m zonos2_triton.bench.compiler.op_schema --write VERSION"
+COMMAND = "python -m zonos2_triton.bench.compiler.op_schema --update VERSION"
 
 Schemas = Mapping[str, str]  # by operation
 
@@ -95,12 +95,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m zonos2_triton.bench.compiler.op_schema", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("--write", metavar="VERSION", help="make the listing anew, at this version")
+    parser.add_argument("--update", metavar="VERSION", help="make the listing anew, at this version")
     options = parser.parse_args(argv)
     new = registered()
-    if options.write:
+    if options.update:
         try:
-            write(LISTING, options.write, new)
+            write(LISTING, options.update, new)
         except ValueError as error:
             parser.error(str(error))
         return 0

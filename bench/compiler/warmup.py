@@ -17,12 +17,12 @@ import torch
 
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.compiler.cubin_stats import TARGETS
-from zonos2_triton.bench.compiler.offline_compile import dry_run, fake_tensors
+from zonos2_triton.bench.compiler.offline_compile import compile_only, fake_tensors
 from zonos2_triton.bench.suite.presets import DTYPES
 from zonos2_triton.bench.suite.recorder import Budget, NotRun
 
 
-def precompile(
+def warmup(
     arch: str, seconds: float, kernels: Collection[str] = KERNELS.keys(), jobs: int | None = None
 ) -> dict[str, Any]:  # fmt: skip
     """How many binaries there are, and which workloads have none. NotRun: an unknown architecture, or no time."""
@@ -49,11 +49,11 @@ def precompile(
 
 def compile_one(kernel: str, workload: str, dtype: str, arch: str) -> tuple[int, str]:
     """How many binaries a workload needs, and what hindered one."""
-    record = KERNELS[kernel]
-    sizes = next(w.sizes for w in record.workloads if w.name == workload)
-    with dry_run(arch) as launches, fake_tensors():
+    spec = KERNELS[kernel]
+    sizes = next(w.sizes for w in spec.workloads if w.name == workload)
+    with compile_only(arch) as launches, fake_tensors():
         try:
-            record.op._init_fn(**record.make("cuda", DTYPES[dtype], **sizes))
+            spec.op._init_fn(**spec.make_inputs("cuda", DTYPES[dtype], **sizes))
         except Exception as error:
             return 0, f"{type(error).__name__}: {error}".splitlines()[0]
     return len(launches), next((launch.error for launch in launches if launch.error), "")

@@ -89,7 +89,7 @@ class Forecast:
         return time
 
     def _floor(self, cost: Cost) -> float:
-        return cast(float, self.card.roof.floor_us(*cost))  # every card has a bandwidth
+        return cast(float, self.card.roofline.floor_us(*cost))  # every card has a bandwidth
 
     def _moved(self, costs: Mapping[str, Cost]) -> Cost:
         """All together, with the experts' weights in this precision's bits."""

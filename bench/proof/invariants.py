@@ -81,7 +81,7 @@ def counters_return(case: Case, op: Op = None) -> None:
     _require_same(case, "the second call with the same counters", first, run(case, op, counters=counters))
 
 
-def parts_alone(case: Case, op: Op = None) -> None:
+def batch_invariant(case: Case, op: Op = None) -> None:
     """A row, or sequence, has the same bits alone as in the batch."""
     units = _units(case)
     together = run(case, op)
@@ -91,7 +91,7 @@ def parts_alone(case: Case, op: Op = None) -> None:
         _require_same(case, f"{unit} of {units} alone", _share(case.inputs, together, unit), single)
 
 
-def nan_stays(case: Case, op: Op = None) -> None:
+def nan_isolated(case: Case, op: Op = None) -> None:
     """What is not finite in one row, or sequence, changes no bit of another; nor is it hidden in its own."""
     if not any(x.is_floating_point() for x in case.inputs.values() if isinstance(x, Tensor)):
         return
@@ -110,7 +110,7 @@ def nan_stays(case: Case, op: Op = None) -> None:
             _require_sorted(case, spoilt)
 
 
-def later_stays_later(case: Case, op: Op = None) -> None:
+def causal(case: Case, op: Op = None) -> None:
     """In a packed prefill, a value that is not finite reaches the rows from its own on, and none before."""
     if case.kernel.name != "prefill_attention":
         return
@@ -149,7 +149,7 @@ def stale_cache(case: Case, op: Op = None) -> None:
     )  # fmt: skip
 
 
-def pieces(case: Case, op: Op = None) -> None:
+def chunked_prefill(case: Case, op: Op = None) -> None:
     """A prompt that comes in two pieces leaves the same bits as in one."""
     if case.kernel.name != "prefill_attention":
         return
@@ -171,7 +171,7 @@ def pieces(case: Case, op: Op = None) -> None:
         _require_same(case, f"sequence {unit} in two pieces", whole, {"result": torch.cat(parts), **caches})
 
 
-def outside_is_unread(case: Case, op: Op = None) -> None:
+def reads_only_window(case: Case, op: Op = None) -> None:
     """What lies in rings where there is no position that the step needs changes no bit."""
     if not _of_clips(case):
         return
@@ -202,7 +202,7 @@ def steps(case: Case, op: Op = None) -> None:
     _require_same(case, "a step in several", run(case, op), {**made, **rings})
 
 
-def again(case: Case, op: Op = None) -> None:
+def idempotent(case: Case, op: Op = None) -> None:
     """A step may be done twice: what lies where it writes changes no bit."""
     if not _of_clips(case):
         return
@@ -219,8 +219,8 @@ def again(case: Case, op: Op = None) -> None:
 INVARIANTS: Mapping[str, Callable[[Case, Op], None]] = {
     check.__name__: check
     for check in (
-        counters_return, later_stays_later, nan_stays, stale_cache, pieces, parts_alone, outside_is_unread, steps,
-        again, any_order,
+        counters_return, causal, nan_isolated, stale_cache, chunked_prefill, batch_invariant, reads_only_window, steps,
+        idempotent, any_order,
     )
 }  # fmt: skip
 
@@ -259,10 +259,10 @@ def variants(kernel: Kernel) -> Iterator[tuple[str, Kernel]]:
     for name, change in VARIANTS.get(kernel.name, {}).items():
 
         def make(*args: Any, change: Callable[[Inputs], Inputs] = change, **kwargs: Any) -> Inputs:
-            inputs = kernel.make(*args, **kwargs)
+            inputs = kernel.make_inputs(*args, **kwargs)
             return {**inputs, **change(inputs)}
 
-        yield name, replace(kernel, make=make)
+        yield name, replace(kernel, make_inputs=make)
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

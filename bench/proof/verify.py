@@ -75,7 +75,7 @@ class Case:
         self, kernel: Kernel, workload: Workload, device: str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0
     ) -> None:
         self.kernel, self.workload, self.device, self.dtype = kernel, workload, device, dtype
-        self.inputs = kernel.make(device, dtype, seed=seed, **workload.sizes)
+        self.inputs = kernel.make_inputs(device, dtype, seed=seed, **workload.sizes)
         with exact_numerics():
             self.oracle = self._run(kernel.reference, _upcast(self.inputs))
             self.torch_outputs = self._run(kernel.reference, self.inputs)

@@ -1,4 +1,4 @@
-"""What changed from one result file to another, or from one baseline of the compile gate to another.
+"""What changed from one result file to another, or from one snapshot of the compile gate to another.
 
 A measured item is slower, or faster, where its samples say so and its median moved by more than a threshold:
 
@@ -39,7 +39,7 @@ Row = dict[str, Any]
 class Comparison:
     """Before and after. worse: something is slower, fails that did not, or is worse in what the compiler made."""
 
-    kind: str  # results, baselines
+    kind: str  # results, snapshots
     before: str
     after: str
     threshold: float
@@ -48,7 +48,7 @@ class Comparison:
     failing: Sequence[str] = ()  # or withheld, and were not
     recovered: Sequence[str] = ()
     vanished: Sequence[str] = ()  # had a result, have none
-    changes: Sequence[Change] = ()  # between baselines
+    changes: Sequence[Change] = ()  # between snapshots
     common: int = 0  # items in both
 
     @property
@@ -79,7 +79,7 @@ class Comparison:
         """For a terminal."""
         lines = [f"before: {self.before}", f"after:  {self.after}", *self.remarks]
         lines += [f"{'worse' if change.worse else 'changed'}: {change.key}: {change.text}" for change in self.changes]
-        if self.kind == "baselines":
+        if self.kind == "snapshots":
             lines.append(f"{len(self.changes)} differences, {sum(change.worse for change in self.changes)} worse")
         else:
             lines += [text_table([HEADS, *map(cells, self.rows)])]
@@ -93,12 +93,12 @@ class Input(NamedTuple):
     """One of the two that are compared."""
 
     name: str
-    kind: str  # results, baselines
+    kind: str  # results, snapshots
     content: dict[str, Any]
 
 
 def read(name: str) -> Input:
-    """A file, or REV:path of a commit, as git show takes it. ValueError: it is neither result file nor baseline."""
+    """A file, or REV:path of a commit, as git show takes it. ValueError: it is neither result file nor snapshot."""
     if ":" not in name or local_path(name).exists():
         if not local_path(name).exists():
             raise FileNotFoundError(f"{name} is not a file; the results of `make gpu` and `bench --out DIR` are")
@@ -117,8 +117,8 @@ def read(name: str) -> Input:
         return Input(name, "results", content)
     found = content.items() if isinstance(content, dict) else ()
     if found and all(key.count("/") == 3 and isinstance(row, dict) and row.keys() >= FIELDS for key, row in found):
-        return Input(name, "baselines", content)
-    raise ValueError(f"{name} is neither a result file nor a baseline of the compile gate")
+        return Input(name, "snapshots", content)
+    raise ValueError(f"{name} is neither a result file nor a snapshot of the compile gate")
 
 
 def compare(before: Input, after: Input, threshold: float = 0.02, allow_different_gpus: bool = False) -> Comparison:
@@ -132,7 +132,7 @@ def compare(before: Input, after: Input, threshold: float = 0.02, allow_differen
     if before.kind != after.kind:
         raise ValueError(f"both must be of one kind: {before.name} is of {before.kind}, {after.name} of {after.kind}")
     head = (before.kind, before.name, after.name, threshold)
-    if before.kind == "baselines":
+    if before.kind == "snapshots":
         common = len(before.content.keys() & after.content.keys())
         return Comparison(*head, changes=differences(after.content, before.content), common=common)
     old, new = _items(before.content), _items(after.content)

@@ -14,7 +14,7 @@ from zonos2_triton.bench.report.compare import HEADS, Comparison, cells
 from zonos2_triton.bench.specs.gpus import recognised
 from zonos2_triton.bench.specs.performance_targets import CARD, CHECKS, GOALS, REPETITIONS
 from zonos2_triton.bench.specs.roofline import UNKNOWN
-from zonos2_triton.bench.suite.results import Result, all_passed, baselines, items, left_out, passed, roof
+from zonos2_triton.bench.suite.results import Result, all_passed, baselines, items, left_out, passed, roofline
 from zonos2_triton.model.tables import numeric
 from zonos2_triton.reference.vocoder import VocoderConfig
 
@@ -23,7 +23,7 @@ ABOUT_GOALS = (
     f"The goals are for an {CARD} and bf16. A figure counts when it is the median of {REPETITIONS} repetitions or "
     "more, and every check of the run passed."
 )
-ABOUT_ROOFS = "One point a workload. Solid: the measured copy bandwidth and matrix rate; dashed: the card's data sheet."
+ABOUT_ROOFLINES = "A point per workload. Solid: the measured copy bandwidth and matrix rate. Dashed: the data sheet."
 # Parts of a run that are figures: title and text of the section.
 MEASURED = {
     "frames": ("Frames", "The 8B model with random weights in a CUDA graph. The real-time factor is of each stream."),
@@ -73,7 +73,7 @@ def sections(result: Result) -> list[Section]:
 
 def conditions(result: Result) -> Section:
     told = {key.replace("_", " "): value for key, value in result["environment"].items() if value is not None}
-    copy, product = roof(result)
+    copy, product = roofline(result)
     told |= {"copy bandwidth measured, GB/s": number(copy), "matrix rate measured in bf16, TFLOP/s": number(product)}
     rows = [{"what": what, "value": f"{v:g}" if isinstance(v, float) else str(v)} for what, v in told.items()]
     return Section("Conditions", tables=[Table("What was measured on", rows)])
@@ -148,7 +148,7 @@ def rooflines(result: Result) -> Section:
             point = (each["flops"] / each["bytes"], each["flops"] / each["median_us"] / 1e6)
             kernels.setdefault(name.split("/")[0], []).append(point)
     if not kernels:
-        return Section("Roofline", [ABOUT_ROOFS])
+        return Section("Roofline", [ABOUT_ROOFLINES])
     try:
         from matplotlib import rc_context
         from matplotlib.figure import Figure
@@ -160,11 +160,11 @@ def rooflines(result: Result) -> Section:
         for (kernel, points), marker in zip(kernels.items(), cycle("osD^vPX*<>hdp"), strict=False):
             axes.plot(*zip(*points, strict=True), marker, markersize=5, label=kernel)
         low, high = axes.get_xlim()
-        for roofs, style in ((roof(result), "-"), (card.roof if card else UNKNOWN, "--")):
-            if roofs.gb_per_s and roofs.tflop_per_s:
-                ridge = roofs.tflop_per_s / roofs.gb_per_s * 1e3
+        for limits, style in ((roofline(result), "-"), (card.roofline if card else UNKNOWN, "--")):
+            if limits.gb_per_s and limits.tflop_per_s:
+                ridge = limits.tflop_per_s / limits.gb_per_s * 1e3
                 x = sorted([low, ridge, max(high, 2 * ridge)])
-                y = [min(each * roofs.gb_per_s / 1e3, roofs.tflop_per_s) for each in x]
+                y = [min(each * limits.gb_per_s / 1e3, limits.tflop_per_s) for each in x]
                 axes.plot(x, y, style, color="black", linewidth=1)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter("{x:g}")
@@ -172,7 +172,7 @@ def rooflines(result: Result) -> Section:
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
         figure.savefig(out, format="svg", metadata={"Date": None})
     uri = f"data:image/svg+xml;base64,{b64encode(out.getvalue().encode()).decode()}"
-    return Section("Roofline", [ABOUT_ROOFS], plots=[uri])
+    return Section("Roofline", [ABOUT_ROOFLINES], plots=[uri])
 
 
 def comparison(found: Comparison) -> Section:

@@ -29,8 +29,8 @@ HEADS = ("kernel", "replaces", "workload", "moves", "computes", f"{TARGET}: regi
 def kernel_table(result: Result | None) -> str:
     """Markdown: a line per kernel, for its smallest workload at the 8B model's shapes, in bf16."""
     newest_triton = max(SNAPSHOTS.glob("triton-*.json"), key=lambda path: [*map(int, path.stem[7:].split("."))])
-    baseline = json.loads(newest_triton.read_text(encoding="utf-8"))
-    rows = [_kernel(kernel, baseline, result) for kernel in KERNELS.values()]
+    snapshot = json.loads(newest_triton.read_text(encoding="utf-8"))
+    rows = [_kernel(kernel, snapshot, result) for kernel in KERNELS.values()]
     return _markdown([HEADS, *rows]) + _conditions(result)
 
 
@@ -70,13 +70,13 @@ TABLES = {
 }  # fmt: skip
 
 
-def _kernel(kernel: Kernel, baseline: Mapping[str, Mapping[str, int]], result: Result | None) -> tuple[str, ...]:
+def _kernel(kernel: Kernel, snapshot: Mapping[str, Mapping[str, int]], result: Result | None) -> tuple[str, ...]:
     real = [workload for workload in kernel.workloads if workload.real]
     workload = next((each for each in real if each.name == "decode-B1"), real[0])
     cost = kernel.cost_of(workload, itemsize=2)
     compiled = [
         f"{values['registers']}, {values['shared'] / 1024:.0f} KiB"
-        for key, values in baseline.items()
+        for key, values in snapshot.items()
         if key.split("/")[0] == kernel.name and key.split("/")[2:] == [f"{workload.name}-bfloat16", TARGET]
     ]
     timed = passed(result, "timings", f"{kernel.name}/{workload.name}") if result else None

@@ -1,1 +1,1 @@
-"""One record per kernel, its inputs, and the limits of GPUs."""
+"""One spec per kernel, its inputs, and the limits of GPUs."""

@@ -1,11 +1,11 @@
-"""The records of the kernels of a frame and of prompts, at the 8B model's sizes and at small ones."""
+"""The specs of the kernels of a frame and of prompts, at the 8B model's sizes and at small ones."""
 
 from typing import Any
 
 from zonos2_triton.bench.compiler.gate import Expected
 from zonos2_triton.bench.specs import inputs
 from zonos2_triton.bench.specs.inputs import Sizes
-from zonos2_triton.bench.specs.spec import record
+from zonos2_triton.bench.specs.spec import spec
 
 # The 8B model's sizes.
 D, HQ, HKV, DH, I, E, R, C, V, P, TEXT = 2048, 16, 4, 128, 3072, 16, 128, 9, 1026, 6144, 520
@@ -77,7 +77,7 @@ _NORM = Expected(max_instructions=600, stream16=True)  # the first launch of a p
 _PRODUCT = {"invariant": True, "matrix": True, "stream16": True}
 
 FRAME = (
-    record(
+    spec(
         "frame_embedding",
         "ten gathers, their sum, the speaker's row, the norm",
         {"_frame_embedding_kernel": Expected(max_instructions=1200, stream16=True, max_narrow=24)},
@@ -91,7 +91,7 @@ FRAME = (
             "wide-D": {"M": 2, "D": 264},
         },
     ),
-    record(
+    spec(
         "add_rms_norm",
         "residual add, norm",
         {"_add_rms_norm_kernel": _NORM},
@@ -100,7 +100,7 @@ FRAME = (
         small={"D": 48},
         edges={**_FEW, "no-residual": {"M": 4, "residual": False}, "wide-D": {"M": 2, "D": 264}},
     ),
-    record(
+    spec(
         "rotary",
         "rotary embedding, by itself",
         {"_rotary_kernel": Expected(max_instructions=900)},
@@ -109,7 +109,7 @@ FRAME = (
         small={"H": 3, "DH": 16, "P": 40},
         edges={"tiny": {"M": 5}, "one-row": {"M": 1}, "one-head": {"M": 3, "H": 1}},
     ),
-    record(
+    spec(
         "qkv_projection",
         "attention norm; query, key, value and gate projections",
         {
@@ -128,7 +128,7 @@ FRAME = (
             "long-K": {"M": 2, "D": 136, "NQ": 16, "NKV": 16, "G": 8},
         },
     ),
-    record(
+    spec(
         "decode_attention",
         "head norms, temperature, rotary, cache write, attention, head gate",
         {"_decode_attention_kernel": Expected(max_instructions=4000, matrix=True, stream16=True, max_narrow=160)},
@@ -159,7 +159,7 @@ FRAME = (
         },
         mutates=("k_cache", "v_cache"),
     ),
-    record(
+    spec(
         "prefill_attention",
         "the same, causal, for packed sequences",
         {
@@ -188,7 +188,7 @@ FRAME = (
         },
         mutates=("k_cache", "v_cache"),
     ),
-    record(
+    spec(
         "output_projection",
         "output projection, residual add",
         {"_output_projection_kernel": Expected(max_instructions=5000, max_narrow=40, **_PRODUCT)},
@@ -203,7 +203,7 @@ FRAME = (
             "long-K": {"M": 2, "K": 136, "D": 16},
         },
     ),
-    record(
+    spec(
         "moe_router",
         "feed-forward norm, down-projection, carried state, norm, 3 layers, softmax, choice, rows by expert",
         {"_moe_router_kernel": Expected(max_instructions=12000, max_narrow=400, **_PRODUCT)},
@@ -229,7 +229,7 @@ FRAME = (
             "long-D": {"M": 2, "D": 136},
         },
     ),
-    record(
+    spec(
         "moe_experts",
         "feed-forward norm, SwiGLU of each row's experts, weights, residual add",
         {
@@ -276,7 +276,7 @@ FRAME = (
             "long-K": {"M": 3, "D": 136, "I": 72, "active": 3},
         },
     ),
-    record(
+    spec(
         "codebook_head",
         "output norm, 9 x 1026 logits, soft-cap",
         {
@@ -300,7 +300,7 @@ FRAME = (
             "long-K": {"M": 2, "D": 136},
         },
     ),
-    record(
+    spec(
         "sample_codes",
         "repetition penalty, temperature, top-k, softmax, top-p, min-p, draw",
         {"_sample_codes_kernel": Expected(max_instructions=3700)},
@@ -325,7 +325,7 @@ FRAME = (
             "wide": {"B": 1, "C": 1, "V": 1026},
         },
     ),
-    record(
+    spec(
         "advance_frame",
         "history, end of audio, countdown, row that is fed back",
         {"_advance_frame_kernel": Expected(max_instructions=250)},

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 
 from zonos2_triton.bench.cli_choices import chosen
-from zonos2_triton.bench.specs.roofline import Roof
+from zonos2_triton.bench.specs.roofline import Roofline
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Card:
     source: str
 
     @property
-    def roof(self) -> Roof:
+    def roofline(self) -> Roofline:
         """Of the data sheet."""
-        return Roof(self.gb_per_s, self.tflop_per_s)
+        return Roofline(self.gb_per_s, self.tflop_per_s)
 
 
 CARDS = (

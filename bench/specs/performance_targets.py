@@ -15,7 +15,7 @@ CHECKS = ("tests", "accuracy", "invariance", "cuda_graph", "sanitizer")
 
 
 # A figure in its goal's unit, and how many repetitions it is the median of; None: it is no time.
-Found = tuple[float, int | None]
+Measurement = tuple[float, int | None]
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Goal:
     what: str
     limit: float
     unit: str
-    find: Callable[[Result], Found | None]
+    find: Callable[[Result], Measurement | None]
     at_least: bool = False  # otherwise at most
 
     def row(self, result: Result | None) -> tuple[str, str, str, str]:
@@ -49,10 +49,10 @@ class Goal:
         return "met"
 
 
-def _least(stage: str, names: Sequence[str], *keys: str, per: float = 1.0) -> Callable[[Result], Found | None]:
+def _least(stage: str, names: Sequence[str], *keys: str, per: float = 1.0) -> Callable[[Result], Measurement | None]:
     """Of items, the least of what stands under nested keys, in units of so many; None: it is not known of each."""
 
-    def find(result: Result) -> Found | None:
+    def find(result: Result) -> Measurement | None:
         known = []
         for name in names:
             item = passed(result, stage, name) or {}
@@ -67,7 +67,7 @@ def _least(stage: str, names: Sequence[str], *keys: str, per: float = 1.0) -> Ca
     return find
 
 
-def _prefill_attention(result: Result) -> Found | None:
+def _prefill_attention(result: Result) -> Measurement | None:
     """The quickest library's time as a share of ours, where that is least. Shapes that none takes do not count."""
     shares = []
     for name, found in all_passed(result, "timings").items():
@@ -78,7 +78,7 @@ def _prefill_attention(result: Result) -> Found | None:
     return min(shares, default=None)
 
 
-def _memory(result: Result) -> Found | None:
+def _memory(result: Result) -> Measurement | None:
     """GB beside the weights of backbone and vocoder."""
     found = passed(result, "end_to_end", "memory")
     if found is None or found["peak_bytes"] is None or round(found["seconds_of_audio"]) < 60:

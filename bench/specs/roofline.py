@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 
-class Roof(NamedTuple):
+class Roofline(NamedTuple):
     """Rates of a card, measured or of its data sheet. None: not known."""
 
     gb_per_s: float | None  # of memory, reads and writes counted
@@ -16,4 +16,4 @@ class Roof(NamedTuple):
         return max(times, default=None)
 
 
-UNKNOWN = Roof(None, None)
+UNKNOWN = Roofline(None, None)

@@ -1,4 +1,4 @@
-"""The record of a kernel: its operation, reference, cost, workloads, and what a compiler must make of it."""
+"""The spec of a kernel: its operation, reference, cost, workloads, and what a compiler must make of it."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ from zonos2_triton.kernels._operator import Cost
 
 @dataclass(frozen=True)
 class Workload:
-    """Arguments of `Kernel.make` and, by the same names, of `cost`."""
+    """Arguments of `Kernel.make_inputs` and, by the same names, of `cost`."""
 
     name: str
     sizes: Sizes
@@ -34,7 +34,8 @@ class Kernel:
     op: CustomOpDef
     reference: Callable[..., Any]
     cost: Callable[..., Cost]
-    make: Callable[..., dict[str, Any]]  # make(device, dtype, seed=0, **sizes) -> keyword arguments of op and reference
+    # make_inputs(device, dtype, seed=0, **sizes) -> keyword arguments of op and reference
+    make_inputs: Callable[..., dict[str, Any]]
     workloads: tuple[Workload, ...]
     expects: Expectations
     replaces: str  # in words, for the README
@@ -47,11 +48,11 @@ class Kernel:
         return self.cost(**{name: workload.sizes[name] for name in names}, itemsize=itemsize)
 
 
-def record(
+def spec(
     name: str, replaces: str, expects: Mapping[str, Expected], real: Sizes, at: Mapping[str, Sizes], small: Sizes,
     edges: Mapping[str, Sizes], mutates: tuple[str, ...] = ()
 ) -> Kernel:  # fmt: skip
-    """The record of the operation of that name, with the reference that it falls back to on a CPU.
+    """The spec of the operation of that name, with the reference that it falls back to on a CPU.
 
     real and small are sizes that its workloads share; at and edges say by workload which ones it adds or replaces.
     """

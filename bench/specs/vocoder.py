@@ -1,11 +1,11 @@
-"""The records of the vocoder's five kernels, at the 44.1 kHz codec's sizes and at small ones."""
+"""The specs of the vocoder's five kernels, at the 44.1 kHz codec's sizes and at small ones."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from zonos2_triton.bench.compiler.gate import Expected
 from zonos2_triton.bench.specs.inputs import Sizes
-from zonos2_triton.bench.specs.spec import record
+from zonos2_triton.bench.specs.spec import spec
 from zonos2_triton.reference.vocoder_layers import OPEN
 
 # Of the vocoder: steps of one clip, and of many.
@@ -32,7 +32,7 @@ _FRAMES = (
     (0, 5, OPEN, 3), (11, 5, OPEN, 40), (6, 5, 8, ~9), (2, 1, OPEN, 40), (3, 0, OPEN, 40), (7, 5, 12, 10),
 )  # fmt: skip
 VOCODER = (
-    record(
+    spec(
         "rvq_decode",
         "nine gathers and projections of code vectors, their sum",
         {"_rvq_decode_kernel": Expected(max_instructions=2500, matrix=True)},
@@ -48,7 +48,7 @@ VOCODER = (
         },
         mutates=("z",),
     ),
-    record(
+    spec(
         "conv1d_snake",
         "convolution (dilated or of one tap), residual add, snake",
         {"_conv1d_snake_kernel": Expected(max_instructions=6000, matrix=True, stream16=True, max_narrow=80)},
@@ -75,7 +75,7 @@ VOCODER = (
         },
         mutates=("y", "act"),
     ),
-    record(
+    spec(
         "conv_transpose1d_snake",
         "strided transposed convolution, snake",
         {"_conv_transpose1d_snake_kernel": Expected(max_instructions=6000, matrix=True, stream16=True, max_narrow=80)},
@@ -103,7 +103,7 @@ VOCODER = (
         },
         mutates=("y", "act"),
     ),
-    record(
+    spec(
         "residual_unit",
         "snake, dilated convolution, snake, convolution of one tap, add",
         {"_residual_unit_kernel": Expected(max_instructions=9000, matrix=True, stream16=True, max_narrow=120)},
@@ -126,7 +126,7 @@ VOCODER = (
         },
         mutates=("y", "act"),
     ),
-    record(
+    spec(
         "conv1d_tanh",
         "last convolution, tanh",
         {"_conv1d_tanh_kernel": Expected(max_instructions=2500, matrix=True, stream16=True, max_narrow=40)},

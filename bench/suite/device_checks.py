@@ -64,8 +64,8 @@ def batch_invariance(
 
     sizes: of the catalogue's `make`, with room for the largest batch. Sequences in a cache get different lengths.
     """
-    record, most = KERNELS[kernel], max(batches)
-    inputs = record.make(device, dtype, **sizes)
+    spec, most = KERNELS[kernel], max(batches)
+    inputs = spec.make_inputs(device, dtype, **sizes)
     if kernel == "decode_attention":
         spread = torch.arange(most, device=device) * 37 % (sizes["context"] + 1)
         inputs["positions"] = spread.int()
@@ -88,7 +88,7 @@ def prefill_rows(
     kernel: str, sizes: Sizes, device: str, dtype: torch.dtype = torch.bfloat16, cuts: Sequence[int] = (1, 65, 1025)
 ) -> None:
     """Rows of a prefill in pieces that begin at `cuts`, and all at once: the same bits."""
-    inputs = KERNELS[kernel].make(device, dtype, **sizes)
+    inputs = KERNELS[kernel].make_inputs(device, dtype, **sizes)
     whole = _run(kernel, inputs)
     edges = [0, *(cut for cut in cuts if cut < sizes["M"]), sizes["M"]]
     for a, b in pairwise(edges):
@@ -103,7 +103,7 @@ def prefill_in_chunks(
     T, op = sizes["T"], KERNELS["prefill_attention"].op
     mate = min(T, 50)
     packed = {"B": 2, "T": T + mate, "rows": (T, mate), "contexts": (0, 0), "context": 0}
-    inputs = KERNELS["prefill_attention"].make(device, dtype, **sizes | packed)
+    inputs = KERNELS["prefill_attention"].make_inputs(device, dtype, **sizes | packed)
 
     def attend(rows: slice, sequences: slice, starts: list[int], cuts: list[int], caches: list[Tensor]) -> Tensor:
         return op(
@@ -289,8 +289,8 @@ def _rows_of(kernel: str, inputs: dict[str, Any], rows: Sequence[int]) -> dict[s
 
 def _run(kernel: str, inputs: dict[str, Any]) -> list[Tensor]:
     """The results that have a row for each row; caches are written in copies."""
-    record = KERNELS[kernel]
-    results = record.op(**inputs | {name: inputs[name].clone() for name in record.mutates})
+    spec = KERNELS[kernel]
+    results = spec.op(**inputs | {name: inputs[name].clone() for name in spec.mutates})
     results = [results] if isinstance(results, Tensor) else list(results)
     return results[: RAGGED.get(kernel, len(results))]
 

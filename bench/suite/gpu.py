@@ -41,7 +41,7 @@ from zonos2_triton.bench.cli_choices import chosen
 from zonos2_triton.bench.proof.interpreter import checked, interpreting
 from zonos2_triton.bench.suite.environment import environment
 from zonos2_triton.bench.suite.presets import FULL, SMOKE
-from zonos2_triton.bench.suite.recorder import Budget, Item, Record, perform
+from zonos2_triton.bench.suite.recorder import Budget, Item, Recorder, perform
 from zonos2_triton.bench.suite.results import RESULTS
 from zonos2_triton.bench.suite.stages import SEED, STAGES, Run, plan, reserve
 from zonos2_triton.bench.timing import timer
@@ -59,25 +59,25 @@ SHOWN = ("card", "arch", "driver", "torch", "triton", "commit")
 
 
 def run(
-    record: Record, stages: Collection[str], items: Collection[Item], budget: Budget, rerun: bool = False,
+    recorder: Recorder, stages: Collection[str], items: Collection[Item], budget: Budget, rerun: bool = False,
     say: Callable[[str], None] = print, alive: Callable[[], bool] = lambda: True,
 ) -> int:  # fmt: skip
     """Perform what has no result yet, or all of it `rerun`. Exit status: 1 where something failed or was withheld."""
     for stage, mine in groupby(items, lambda item: item.stage):
         for item in mine:
-            if not rerun and item.name in record.items(stage):
+            if not rerun and item.name in recorder.items(stage):
                 continue
             left = budget.left() - reserve(stage, stages)
             if left < item.seconds:
-                record.leave_out(stage, item.name, "no time left")
+                recorder.leave_out(stage, item.name, "no time left")
                 continue
-            perform(item, record, left)
+            perform(item, recorder, left)
             if not alive():
-                record.lose(stage, item.name)
+                recorder.lose(stage, item.name)
                 say("the device no longer answers; run again: what has results, this failure too, is not run again")
                 return 1
-        say(record.summary(stage))
-    return 1 if any(found["status"] != "passed" for stage in stages for found in record.items(stage).values()) else 0
+        say(recorder.summary(stage))
+    return 1 if any(found["status"] != "passed" for stage in stages for found in recorder.items(stage).values()) else 0
 
 
 @contextmanager
@@ -97,15 +97,15 @@ def _alive() -> bool:
     return True
 
 
-def table(record: Record) -> str:
+def table(recorder: Recorder) -> str:
     """The timings for a person to read: ours, then the median of each other implementation."""
-    timings = record.items("timings")
-    others = list(dict.fromkeys(name.split("/")[2] for name in record.items("baselines")))
+    timings = recorder.items("timings")
+    others = list(dict.fromkeys(name.split("/")[2] for name in recorder.items("baselines")))
     lines = [["kernel", "workload", *COLUMNS, *(f"{name} us" for name in others)]]
     for name, found in timings.items():
         cells = [found["status"], *[""] * (len(lines[0]) - 3)]
         if found["status"] == "passed":
-            beside = (record.items("baselines").get(f"{name}/{other}", {}).get("median_us") for other in others)
+            beside = (recorder.items("baselines").get(f"{name}/{other}", {}).get("median_us") for other in others)
             numbers = *(found[key] for key in COLUMNS.values()), *beside
             cells = ["" if number is None else f"{number:.1f}" for number in numbers]
         lines.append([*name.split("/"), *cells])
@@ -117,7 +117,7 @@ def listing(stages: Collection[str], as_json: bool, reason: str | None = None) -
     items = {stage: [item.name for item in plan(None, [stage], FULL)] for stage in stages}
     if as_json:
         why = {"reason": reason} if reason else {}
-        return json.dumps({"schema": Record.SCHEMA, "ran": False, **why, "would_run": items}, indent=1)
+        return json.dumps({"schema": Recorder.SCHEMA, "ran": False, **why, "would_run": items}, indent=1)
     if reason:
         rows = [(stage, str(len(mine)) if mine else "with every stage") for stage, mine in items.items()]
         counts = text_table([("stage", "items"), *rows])
@@ -164,20 +164,20 @@ def _command(options: argparse.Namespace) -> int:
         raise ValueError("kernels would be interpreted, not compiled: unset TRITON_INTERPRET")
     preset = SMOKE if options.smoke else FULL
     folder = options.out or (SMOKE_RESULTS if options.smoke else RESULTS)
-    record = Record.open(folder, environment(SEED, options.smoke))
+    recorder = Recorder.open(folder, environment(SEED, options.smoke))
     say = partial(print, file=sys.stderr) if options.json else print
-    found = record.content["environment"]
-    say(f"{record.path}: " + ", ".join(f"{name} {found.get(name)}" for name in SHOWN))
+    found = recorder.content["environment"]
+    say(f"{recorder.path}: " + ", ".join(f"{name} {found.get(name)}" for name in SHOWN))
     if options.smoke:
         say("a smoke run on a CPU, in Triton's interpreter, at small sizes: no figure is of speed")
         device, alive = timer.cpu_device(), lambda: True
     else:
         device, alive = timer.cuda_device(), _alive
-    items = plan(Run(record, device, preset), stages, preset)
+    items = plan(Run(recorder, device, preset), stages, preset)
     with quiet_interpreter() if options.smoke else nullcontext():
-        status = run(record, stages, items, budget, options.rerun, say, alive)
-    print(json.dumps(record.content, indent=1) if options.json else table(record))
-    if items and not any(record.items(stage) for stage in stages):
+        status = run(recorder, stages, items, budget, options.rerun, say, alive)
+    print(json.dumps(recorder.content, indent=1) if options.json else table(recorder))
+    if items and not any(recorder.items(stage) for stage in stages):
         print("gpu: nothing was run: every item was left out", file=sys.stderr)
         return 1
     return status

@@ -57,7 +57,7 @@ class Budget:
         return self._end - self._clock()
 
 
-class Record:
+class Recorder:
     """{"schema", "environment", "stages": {stage: {"items": {name: {"status", ...}}, "not_run": {name: why}}}}
 
     Status of an item: passed, failed (with the error's text), withheld (with the reason).
@@ -69,8 +69,8 @@ class Record:
         self.path, self.content = path, content
 
     @classmethod
-    def open(cls, folder: Path, environment: dict[str, Any], today: date | None = None) -> "Record":
-        """The newest record of the same card, commit, sources and versions, to go on with; else a new one."""
+    def open(cls, folder: Path, environment: dict[str, Any], today: date | None = None) -> "Recorder":
+        """The newest file of the same card, commit, sources and versions, to go on with; else a new one."""
         card, commit = (_word(str(environment[name])) for name in ("card", "commit"))
         same = [environment.get(name) for name in IDENTITY]
         for path in sorted(folder.glob(f"{card}-*-{commit}*.json"), reverse=True):
@@ -79,13 +79,13 @@ class Record:
                 if content["schema"] == cls.SCHEMA and [content["environment"].get(n) for n in IDENTITY] == same:
                     return cls(path, content)
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-                continue  # no record; it keeps its name
+                continue  # no result file; it keeps its name
         stem = f"{card}-{(today or date.today()).isoformat()}-{commit}"
         names = chain([stem], (f"{stem}-{number}" for number in count(2)))
         path = next(path for name in names if not (path := folder / f"{name}.json").exists())
-        record = cls(path, {"schema": cls.SCHEMA, "environment": environment, "stages": {}})
-        record.write()
-        return record
+        recorder = cls(path, {"schema": cls.SCHEMA, "environment": environment, "stages": {}})
+        recorder.write()
+        return recorder
 
     def items(self, stage: str) -> dict[str, dict[str, Any]]:
         """The results of a stage, by item."""
@@ -130,7 +130,7 @@ class Record:
         return fitted("\n".join(lines))
 
 
-def perform(item: Item, record: Record, left: float) -> str:
+def perform(item: Item, recorder: Recorder, left: float) -> str:
     """Run it and keep its result. Its status, or "not run", which is not kept: a later run tries again."""
     started = time.monotonic()
     try:
@@ -138,11 +138,11 @@ def perform(item: Item, record: Record, left: float) -> str:
     except Withheld as reason:
         result = {"status": "withheld", "reason": str(reason)}
     except (NotRun, torch.OutOfMemoryError) as reason:
-        record.leave_out(item.stage, item.name, str(reason).splitlines()[0])
+        recorder.leave_out(item.stage, item.name, str(reason).splitlines()[0])
         return "not run"
     except Exception as error:
         result = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
-    record.keep(item.stage, item.name, result | {"seconds": round(time.monotonic() - started, 2)})
+    recorder.keep(item.stage, item.name, result | {"seconds": round(time.monotonic() - started, 2)})
     return str(result["status"])
 
 

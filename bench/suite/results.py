@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from zonos2_triton._settings import local_path
-from zonos2_triton.bench.specs.roofline import Roof
+from zonos2_triton.bench.specs.roofline import Roofline
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 SCHEMA_FILE = Path(__file__).parent / "result.schema.json"
@@ -116,7 +116,7 @@ def baselines(result: Result, name: str) -> dict[str, dict[str, Any]]:
     return {key.removeprefix(f"{name}/"): each for key, each in found.items() if key.startswith(f"{name}/")}
 
 
-def roof(result: Result) -> Roof:
+def roofline(result: Result) -> Roofline:
     """As measured on the card in that run."""
     copy, product = (passed(result, "calibration", name) or {} for name in ("copy", "matmul"))
-    return Roof(copy.get("gb_per_s"), product.get("tflop_per_s"))
+    return Roofline(copy.get("gb_per_s"), product.get("tflop_per_s"))

@@ -60,7 +60,7 @@ def main(names: Sequence[str], device: str = "cuda") -> None:
     for name in names or KERNELS:
         kernel = KERNELS[name]
         for workload in small(name):
-            kernel.op(**kernel.make(device, torch.bfloat16, **workload.sizes))
+            kernel.op(**kernel.make_inputs(device, torch.bfloat16, **workload.sizes))
     if device == "cuda":
         torch.cuda.synchronize()
 

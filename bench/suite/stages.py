@@ -8,19 +8,19 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, cast
 
-from zonos2_triton.bench.baselines.providers import Implementation, beside, time_one
+from zonos2_triton.bench.baselines.providers import Provider, providers_of, time_provider
 from zonos2_triton.bench.baselines.torch_frame import TorchFrame
 from zonos2_triton.bench.catalogue import KERNELS
-from zonos2_triton.bench.compiler.warmup import precompile
+from zonos2_triton.bench.compiler.warmup import warmup
 from zonos2_triton.bench.proof.verify import verify
 from zonos2_triton.bench.specs.gpus import recognised
-from zonos2_triton.bench.specs.roofline import UNKNOWN, Roof
+from zonos2_triton.bench.specs.roofline import UNKNOWN, Roofline
 from zonos2_triton.bench.specs.spec import Kernel, Workload
 from zonos2_triton.bench.suite import device_checks as checks
 from zonos2_triton.bench.suite import results, sanitizer
 from zonos2_triton.bench.suite.environment import run_tests
 from zonos2_triton.bench.suite.presets import DTYPES, Preset
-from zonos2_triton.bench.suite.recorder import Item, NotRun, Record, Withheld, perform
+from zonos2_triton.bench.suite.recorder import Item, NotRun, Recorder, Withheld, perform
 from zonos2_triton.bench.timing import timer
 from zonos2_triton.bench.timing.end_to_end import EndToEnd
 from zonos2_triton.bench.timing.frame import FrameTimer
@@ -47,7 +47,7 @@ VOCODER = ("vocoder", *OPERATIONS)  # the kernels of a clip, and the whole of th
 class Run:
     """What the items of one run share. What is costly is made when the first of them asks for it."""
 
-    record: Record
+    recorder: Recorder
     device: timer.Device
     preset: Preset
     codecs: dict[str, VocoderTimer] = field(default_factory=dict)
@@ -71,20 +71,20 @@ class Run:
         return self.codecs[dtype]
 
     @property
-    def roof(self) -> Roof:
+    def roofline(self) -> Roofline:
         """As calibrated in this run."""
-        return results.roof(self.record.content)
+        return results.roofline(self.recorder.content)
 
     @property
-    def sheet(self) -> Roof:
+    def datasheet(self) -> Roofline:
         """As the card's data sheet says."""
-        card = recognised(str(self.record.content["environment"]["card"]))
-        return card.roof if card else UNKNOWN
+        card = recognised(str(self.recorder.content["environment"]["card"]))
+        return card.roofline if card else UNKNOWN
 
     def prove(self, counts: Callable[[str], bool]) -> None:
         """Raises Withheld where a check failed of something that `counts`."""
         checks = ("accuracy", "invariance", "cuda_graph")
-        checked = [item for stage in checks for item in self.record.items(stage).items()]
+        checked = [item for stage in checks for item in self.recorder.items(stage).items()]
         failed = [name for name, found in checked if found["status"] == "failed" and counts(name.split("/")[0])]
         if failed:
             raise Withheld(f"{', '.join(failed)} failed")
@@ -126,8 +126,8 @@ def _compile(preset: Preset) -> Listed:
     """Not a check: it saves the later stages the time."""
 
     def compiled(run: Run, left: float) -> dict[str, Any]:
-        arch = run.record.content["environment"]["arch"]
-        return precompile(arch, left) if preset.real else precompile("sm_90", left, ("rotary",), jobs=1)
+        arch = run.recorder.content["environment"]["arch"]
+        return warmup(arch, left) if preset.real else warmup("sm_90", left, ("rotary",), jobs=1)
 
     yield "all", 20, compiled
 
@@ -205,7 +205,7 @@ def _cuda_graph(preset: Preset) -> Listed:
 def _frames(preset: Preset) -> Listed:
     def timed(streams: int, context: int, run: Run, left: float) -> dict[str, Any]:
         run.prove(lambda kernel: kernel not in VOCODER)
-        return run.frames.time(streams, context, run.device, run.roof)
+        return run.frames.time(streams, context, run.device, run.roofline)
 
     for streams in preset.streams:
         yield f"B{streams}", 12, partial(timed, streams, preset.context)
@@ -218,7 +218,7 @@ def _vocoder(preset: Preset) -> Listed:
     def timed(name: str, dtype: str, run: Run, left: float) -> dict[str, Any]:
         run.prove(lambda kernel: kernel in VOCODER)
         compiled = preset.real and left > COMPILING
-        return run.codec(dtype).time(preset.vocoder[name], run.device, run.roof, compiled=compiled)
+        return run.codec(dtype).time(preset.vocoder[name], run.device, run.roofline, compiled=compiled)
 
     for dtype in preset.vocoder_dtypes:
         for name in preset.vocoder:
@@ -237,7 +237,7 @@ def _end_to_end(preset: Preset) -> Listed:
         yield item(f"first-audio/{n}", 5, lambda run, streams: run.end_to_end.first_audio(streams, preset.rounds), n)
         yield item(f"host/B{n}", 5, lambda run, streams: run.end_to_end.host(streams, preset.looks), n)
     for n in preset.prefills:
-        yield item(f"prefill-{n}", 4, lambda run, rows: run.frames.time_prompt(rows, run.device, run.roof), n)
+        yield item(f"prefill-{n}", 4, lambda run, rows: run.frames.time_prompt(rows, run.device, run.roofline), n)
     yield item("memory", 10, lambda run: run.end_to_end.memory(preset.seconds_of_audio))
 
 
@@ -274,7 +274,8 @@ def _timings(preset: Preset) -> Listed:
 def timed(kernel: Kernel, workload: Workload, run: Run, left: float) -> dict[str, Any]:
     """A kernel's time at one workload."""
     prove(kernel, workload, run, left)
-    found = timer.time_kernel(kernel, workload, run.device, DTYPES[TIMED], roof=run.roof, sheet=run.sheet)
+    limits = {"roofline": run.roofline, "datasheet": run.datasheet}
+    found = timer.time_kernel(kernel, workload, run.device, DTYPES[TIMED], **limits)
     return found | {"dtype": TIMED}
 
 
@@ -282,11 +283,11 @@ def prove(kernel: Kernel, workload: Workload, run: Run, left: float) -> None:
     """Raises Withheld unless no check of the kernel failed and this workload passed; it is checked now if need be."""
     run.prove(lambda name: name == kernel.name)
     name = f"{kernel.name}/{workload.name}/{TIMED}"
-    if name not in run.record.items("accuracy"):
+    if name not in run.recorder.items("accuracy"):
         does = partial(_verified, kernel, workload, TIMED, run)
-        status = perform(Item("accuracy", name, 0, does), run.record, left)
+        status = perform(Item("accuracy", name, 0, does), run.recorder, left)
         if status == "not run":
-            raise NotRun(f"{name}: {results.left_out(run.record.content, 'kernels')[name]}")
+            raise NotRun(f"{name}: {results.left_out(run.recorder.content, 'accuracy')[name]}")
         if status != "passed":
             raise Withheld(f"{name} failed")
 
@@ -294,16 +295,16 @@ def prove(kernel: Kernel, workload: Workload, run: Run, left: float) -> None:
 def _baselines(preset: Preset) -> Listed:
     """Other implementations, at the first workloads; those that must be compiled last."""
 
-    def timed(one: Implementation, kernel: Kernel, workload: Workload, run: Run, left: float) -> dict[str, Any]:
-        ours = run.record.items("timings").get(f"{kernel.name}/{workload.name}", {}).get("median_us")
-        return time_one(one, kernel, workload, run.device, DTYPES[TIMED], ours)
+    def timed(one: Provider, kernel: Kernel, workload: Workload, run: Run, left: float) -> dict[str, Any]:
+        ours = run.recorder.items("timings").get(f"{kernel.name}/{workload.name}", {}).get("median_us")
+        return time_provider(one, kernel, workload, run.device, DTYPES[TIMED], ours)
 
     items = [
         (one, kernel, workload)
         for kernel in KERNELS.values()
         for workload in preset.timed(kernel)
         if workload.name in FIRST or not preset.real
-        for one in beside(kernel)
+        for one in providers_of(kernel)
     ]
     for one, kernel, workload in sorted(items, key=lambda item: (item[0].seconds, by_value(item[2]))):
         yield f"{kernel.name}/{workload.name}/{one.name}", one.seconds, partial(timed, one, kernel, workload)
@@ -318,7 +319,7 @@ def _torch_frame(preset: Preset) -> Listed:
             found = call(run)
         except Withheld as reason:
             raise NotRun(str(reason)) from reason
-        ours = run.record.items(stage).get(name, {}).get("median_us")
+        ours = run.recorder.items(stage).get(name, {}).get("median_us")
         return found | {"speed_up": ours and timer.ratio(found["median_us"], ours)}
 
     def frame(streams: int, run: Run) -> dict[str, Any]:

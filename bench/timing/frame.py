@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from zonos2_triton.bench.specs.frame_cost import frame_cost, prompt_cost, total
-from zonos2_triton.bench.specs.roofline import UNKNOWN, Roof
+from zonos2_triton.bench.specs.roofline import UNKNOWN, Roofline
 from zonos2_triton.bench.timing import timer
 from zonos2_triton.kernels._operator import Cost
 from zonos2_triton.model.ops import PAGE_SIZE, ops_of
@@ -36,7 +36,7 @@ class FrameTimer:
 
     @torch.inference_mode()
     def time(
-        self, streams: int, context: int, device: timer.Device, roof: Roof = UNKNOWN, seconds: float = 1.0,
+        self, streams: int, context: int, device: timer.Device, roofline: Roofline = UNKNOWN, seconds: float = 1.0,
         **more: Any,
     ) -> dict[str, Any]:  # fmt: skip
         """Microseconds of a frame, of its forward and head alone, and of its draw alone.
@@ -66,7 +66,7 @@ class FrameTimer:
         rewind()
         cost = total(frame_cost(self.config, streams, context, self.dtype.itemsize))
         return frame | {
-            "streams": streams, "context": context, **floor(cost, frame["median_us"], roof),
+            "streams": streams, "context": context, **floor(cost, frame["median_us"], roofline),
             "forward_us": forward["median_us"], "sampling_us": draw["median_us"],
             "sampling_share": 1 - forward["median_us"] / frame["median_us"],
             "peak_bytes": timer.peak(device, lambda: frames.frame(streams)),
@@ -74,7 +74,7 @@ class FrameTimer:
 
     @torch.inference_mode()
     def time_prompt(
-        self, rows: int, device: timer.Device, roof: Roof = UNKNOWN, seconds: float = 1.0, **more: Any
+        self, rows: int, device: timer.Device, roofline: Roofline = UNKNOWN, seconds: float = 1.0, **more: Any
     ) -> dict[str, Any]:
         """Microseconds from the ids of one prompt to the logits of its last row, launched by the host as it is."""
         config, page = self.config, torch.arange(pages_of(rows), dtype=torch.int32, device=self.model.table.device)
@@ -92,12 +92,12 @@ class FrameTimer:
         with exact_numerics():
             found = timer.measure([prefill], device, seconds, "flushed", **more | {"graph": False})
         cost = total(prompt_cost(config, rows, self.dtype.itemsize))
-        return found | {"rows": rows} | floor(cost, found["median_us"], roof)
+        return found | {"rows": rows} | floor(cost, found["median_us"], roofline)
 
 
-def floor(cost: Cost, microseconds: float, roof: Roof) -> dict[str, Any]:
+def floor(cost: Cost, microseconds: float, roofline: Roofline) -> dict[str, Any]:
     """What has to move and be computed, and how near a time comes to the least that this takes."""
-    rates = timer.rates(cost.bytes, cost.flops, microseconds, roof)
+    rates = timer.rates(cost.bytes, cost.flops, microseconds, roofline)
     return {name: rates[name] for name in ("bytes", "flops", "gb_per_s", "floor_us", "pct_floor")}
 
 

@@ -20,7 +20,7 @@ import torch
 
 from zonos2_triton._settings import local_path
 from zonos2_triton.bench.cli_choices import chosen
-from zonos2_triton.bench.specs.roofline import Roof
+from zonos2_triton.bench.specs.roofline import Roofline
 from zonos2_triton.bench.timing.range_times import Node, label, of_trace, rows, table
 from zonos2_triton.model.backbone import Backbone
 from zonos2_triton.model.backend import BACKENDS, resolve_device
@@ -113,7 +113,7 @@ def profiled(options: argparse.Namespace) -> dict[str, Any]:
 
         prompt_rows = len(build_prompt(tts.backbone.config, TEXT))
         work = range_work(tts, options.streams, options.frames, prompt_rows, counts(root))
-        roof = measured_roof(options.device)
+        roofline = measured_roofline(options.device)
     return {
         "trace": str(options.out),
         "model": options.model or "tiny",
@@ -123,22 +123,22 @@ def profiled(options: argparse.Namespace) -> dict[str, Any]:
         "streams": options.streams,
         "frames": options.frames,
         "time_of": "device" if on_device else "host",
-        "copy_gb_per_s": roof.gb_per_s,
-        "matmul_tflop_per_s": roof.tflop_per_s,
+        "copy_gb_per_s": roofline.gb_per_s,
+        "matmul_tflop_per_s": roofline.tflop_per_s,
         "notes": [note(options.graphs, backend, on_device)],
-        "ranges": rows(root, placed(root, work), roof),
+        "ranges": rows(root, placed(root, work), roofline),
     }
 
 
-def measured_roof(device: torch.device) -> Roof:
+def measured_roofline(device: torch.device) -> Roofline:
     """Of this machine, now."""
     from zonos2_triton.bench.timing import timer
 
     if device.type == "cpu":
-        return Roof(timer.copy_bandwidth(timer.cpu_device(), CPU_COPY)["gb_per_s"], None)
+        return Roofline(timer.copy_bandwidth(timer.cpu_device(), CPU_COPY)["gb_per_s"], None)
     with torch.cuda.device(device):
         gpu = timer.cuda_device()
-        return Roof(timer.copy_bandwidth(gpu)["gb_per_s"], timer.matmul_rate(gpu)["tflop_per_s"])
+        return Roofline(timer.copy_bandwidth(gpu)["gb_per_s"], timer.matmul_rate(gpu)["tflop_per_s"])
 
 
 def note(graphs: str, backend: str, on_device: bool) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zonos2_triton.bench.figures import engineering
-from zonos2_triton.bench.specs.roofline import Roof
+from zonos2_triton.bench.specs.roofline import Roofline
 from zonos2_triton.model.tables import text_table
 
 CATEGORIES = ("model/", "kernel/", "codec/")
@@ -81,7 +81,7 @@ def of_trace(events: Iterable[Mapping[str, Any]], on_device: bool) -> Node:
     return root
 
 
-def rows(root: Node, work: Mapping[Path, Work], roof: Roof) -> list[dict[str, Any]]:
+def rows(root: Node, work: Mapping[Path, Work], roofline: Roofline) -> list[dict[str, Any]]:
     """A dictionary for each range; bytes and floor are those of one call, null where nobody has counted them.
 
     work: by path, of all calls of a range together.
@@ -90,7 +90,7 @@ def rows(root: Node, work: Mapping[Path, Work], roof: Roof) -> list[dict[str, An
     for path, node in root.walk():
         calls, total = max(node.count, 1), work.get(path)
         mean = node.us / calls
-        floor = None if total is None else roof.floor_us(*(part / calls for part in total))
+        floor = None if total is None else roofline.floor_us(*(part / calls for part in total))
         row: dict[str, Any] = {"range": path[-1], "path": list(path), "count": node.count}
         row |= {"total_us": round(node.us, 3), "mean_us": round(mean, 3)}
         row["share"] = round(100 * node.us / whole, 2) if whole else None

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zonos2_triton.bench.specs.roofline import UNKNOWN, Roof
+from zonos2_triton.bench.specs.roofline import UNKNOWN, Roofline
 from zonos2_triton.bench.specs.spec import Kernel, Workload
 
 MOST_HELD = 2 << 30  # bytes of all sets of inputs together
@@ -162,19 +162,19 @@ def input_sets(
 
     The first few have values of their own: other experts, say. The rest are copies.
     """
-    made = kernel.make(device.name, dtype, **workload.sizes)
+    made = kernel.make_inputs(device.name, dtype, **workload.sizes)
     storages = [t.untyped_storage() for t in made.values() if isinstance(t, Tensor)]
     held = sum({s.data_ptr(): s.nbytes() for s in storages}.values())  # gate and up are views of one
     copies, cache = rotation(kernel.cost_of(workload, dtype.itemsize).bytes, held, device.l2)
-    sets = [kernel.make(device.name, dtype, seed=n, **workload.sizes) for n in range(1, min(copies, OWN_VALUES))]
+    sets = [kernel.make_inputs(device.name, dtype, seed=n, **workload.sizes) for n in range(1, min(copies, OWN_VALUES))]
     return [made, *sets, *(deepcopy(made) for _ in range(OWN_VALUES, copies))], cache
 
 
 def time_kernel(
     kernel: Kernel, workload: Workload, device: Device, dtype: torch.dtype = torch.bfloat16, seconds: float = 0.3,
-    roof: Roof = UNKNOWN, sheet: Roof = UNKNOWN,
+    roofline: Roofline = UNKNOWN, datasheet: Roofline = UNKNOWN,
 ) -> dict[str, Any]:  # fmt: skip
-    """Time, rates, and shares of the roofs: `roof` measured on this card, `sheet` promised for it."""
+    """Time, rates, and shares of the rooflines: `roofline` measured on this card, `datasheet` promised for it."""
     op: Callable[..., Any] = kernel.op
     if "counters" in inspect.signature(kernel.op._init_fn).parameters:  # the model keeps some: making them is a launch
         op = partial(op, counters=torch.zeros(4096, dtype=torch.int32, device=device.name))
@@ -182,21 +182,21 @@ def time_kernel(
     with torch.inference_mode():
         timing = measure([partial(op, **inputs) for inputs in sets], device, seconds, cache)
     cost = kernel.cost_of(workload, dtype.itemsize)
-    return timing | {"copies": len(sets)} | rates(cost.bytes, cost.flops, timing["median_us"], roof, sheet)
+    return timing | {"copies": len(sets)} | rates(cost.bytes, cost.flops, timing["median_us"], roofline, datasheet)
 
 
 def rates(
-    moved: float, flops: float, microseconds: float, roof: Roof = UNKNOWN, sheet: Roof = UNKNOWN
+    moved: float, flops: float, microseconds: float, roofline: Roofline = UNKNOWN, datasheet: Roofline = UNKNOWN
 ) -> dict[str, Any]:  # fmt: skip
     """moved and flops are the least that the call needs. A share of what is not known is None."""
     gbps, tflops = moved / microseconds / 1e3, flops / microseconds / 1e6
-    floor = roof.floor_us(moved, flops)
+    floor = roofline.floor_us(moved, flops)
     return {
         "bytes": moved, "flops": flops, "gb_per_s": round(gbps, 2), "tflop_per_s": round(tflops, 3),
-        "pct_measured_bandwidth": percent(gbps, roof.gb_per_s),
-        "pct_measured_tflops": percent(tflops, roof.tflop_per_s),
+        "pct_measured_bandwidth": percent(gbps, roofline.gb_per_s),
+        "pct_measured_tflops": percent(tflops, roofline.tflop_per_s),
         "floor_us": floor and round(floor, 3), "pct_floor": floor and percent(floor, microseconds),
-        "pct_datasheet": percent(sheet.floor_us(moved, flops) or 0, microseconds) or None,
+        "pct_datasheet": percent(datasheet.floor_us(moved, flops) or 0, microseconds) or None,
     }  # fmt: skip
 
 

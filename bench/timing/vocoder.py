@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from zonos2_triton.bench.catalogue import KERNELS
-from zonos2_triton.bench.specs.roofline import UNKNOWN, Roof
+from zonos2_triton.bench.specs.roofline import UNKNOWN, Roofline
 from zonos2_triton.bench.suite.device_checks import as_delayed, clip_spans, random_codec, random_codes
 from zonos2_triton.bench.suite.recorder import Withheld, lacking
 from zonos2_triton.bench.timing import timer
@@ -53,7 +53,7 @@ class VocoderTimer:
 
     @torch.inference_mode()
     def time(
-        self, work: Work, device: timer.Device, roof: Roof = UNKNOWN, seconds: float = 0.5,
+        self, work: Work, device: timer.Device, roofline: Roofline = UNKNOWN, seconds: float = 0.5,
         compiled: bool = True, **more: Any,
     ) -> dict[str, Any]:  # fmt: skip
         """Microseconds by the kernels in one graph; by PyTorch as its host launches it; and compiled, in a graph too.
@@ -86,7 +86,7 @@ class VocoderTimer:
         microseconds = found["median_us"]
         audio = rows * work.frames * self.config.hop / self.config.sample_rate
         costs = step_costs(self.config, rows, work.frames, self.dtype.itemsize)
-        moved = timer.rates(sum(c.bytes for c in costs), sum(c.flops for c in costs), microseconds, roof)
+        moved = timer.rates(sum(c.bytes for c in costs), sum(c.flops for c in costs), microseconds, roofline)
         result = found | {
             "rows": rows, "frames": work.frames, "frames_of_a_step": frames, "agreement_db": agreement,
             "audio_s_per_s": timer.ratio(1e6 * audio, microseconds), **moved,

@@ -20,7 +20,7 @@ from triton.runtime.jit import JITFunction
 from zonos2_triton.bench import catalogue
 from zonos2_triton.bench.compiler import warmup
 from zonos2_triton.bench.compiler.gate import Expected, run
-from zonos2_triton.bench.compiler.offline_compile import dry_run, fake_tensors
+from zonos2_triton.bench.compiler.offline_compile import compile_only, fake_tensors
 
 
 @triton.jit
@@ -129,23 +129,23 @@ KERNELS: dict[str, Any] = {
 }
 # Of the real ones, one that moves, one that multiplies, and one that draws, at a few of their sizes.
 for name, sizes in {"rotary": ["B1"], "output_projection": ["B1", "B64"], "sample_codes": ["B1"]}.items():
-    record = catalogue.KERNELS[name]
-    some = tuple(workload for workload in record.workloads if workload.name.removeprefix("decode-") in sizes)
-    KERNELS[name] = replace(record, targets=("sm_90",), workloads=some)
+    spec = catalogue.KERNELS[name]
+    some = tuple(workload for workload in spec.workloads if workload.name.removeprefix("decode-") in sizes)
+    KERNELS[name] = replace(spec, targets=("sm_90",), workloads=some)
 
 
 def launches(target: str) -> list[tuple[str, tuple[int, ...], int, str | None, int]]:
     """Of the clean toy."""
-    with dry_run(target) as found, fake_tensors():
+    with compile_only(target) as found, fake_tensors():
         clean(torch.empty(65536, dtype=torch.bfloat16, device="cuda"))
     return [(x.function, x.grid, x.count, x.error, x.kernel.metadata.target.arch) for x in found]
 
 
 def no_trace() -> bool:
-    """Whether a dry run that fails leaves Triton as it was."""
+    """Whether an offline compile that fails leaves Triton as it was."""
     before = JITFunction.run, driver._active
     try:
-        with dry_run("sm_90"):
+        with compile_only("sm_90"):
             host(None)
     except ValueError:
         return before == (JITFunction.run, driver._active) and not _scale_kernel.device_caches
@@ -161,9 +161,9 @@ def warmed_up() -> list[tuple[int, str]]:
 
 def fused() -> bool:
     """Whether a product and a sum of the draw are rounded as one: that would draw other codes."""
-    record = catalogue.KERNELS["sample_codes"]
-    with dry_run("sm_90") as found, fake_tensors():
-        record.op._init_fn(**record.make(torch.device("cuda"), torch.bfloat16, **record.workloads[0].sizes))
+    spec = catalogue.KERNELS["sample_codes"]
+    with compile_only("sm_90") as found, fake_tensors():
+        spec.op._init_fn(**spec.make_inputs(torch.device("cuda"), torch.bfloat16, **spec.workloads[0].sizes))
     return any("fma." in launch.kernel.asm["ptx"] for launch in found)
 
 

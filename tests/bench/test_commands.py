@@ -83,8 +83,8 @@ def test_a_kernel_that_crashes_fails_and_the_others_are_checked(capsys, monkeypa
 
 def test_another_implementation_that_crashes_fails(capsys, monkeypatch):
     """What this machine lacks is not run, and no failure."""
-    one = providers.Implementation("broken", {"rotary": lambda inputs: crashing})
-    other = providers.Implementation("absent", {"rotary": crashing}, package="no_such_package", install="it")
+    one = providers.Provider("broken", {"rotary": lambda inputs: crashing})
+    other = providers.Provider("absent", {"rotary": crashing}, package="no_such_package", install="it")
     monkeypatch.setattr(providers, "ALL", (other,))
     assert main(["bench", "--kernel", "rotary"]) == 0
     assert "not run, it is not installed (1): rotary/tiny/absent" in capsys.readouterr().out
@@ -166,7 +166,7 @@ def nothing_compiled(monkeypatch):
         ("bench", 1, nothing_timed, "nothing was timed"),
         ("bench --json", 1, nothing_timed, "nothing was timed"),
         ("compile --target sm_90", 2, nothing_compiled, "nothing was compiled"),
-        ("compile --update-baseline", 2, nothing_compiled, "nothing was compiled"),
+        ("compile --update-snapshot", 2, nothing_compiled, "nothing was compiled"),
     ],
 )
 def test_to_have_done_nothing_is_no_success(command, status, without, said, capsys, monkeypatch, tmp_path):
@@ -179,7 +179,7 @@ def test_to_have_done_nothing_is_no_success(command, status, without, said, caps
     assert [*tmp_path.iterdir()] == []
 
 
-def test_a_changed_baseline_is_worse(capsys, tmp_path):
+def test_a_changed_snapshot_is_worse(capsys, tmp_path):
     before, after = tmp_path / "a.json", tmp_path / "b.json"
     before.write_text(json.dumps({"k/_k/decode-B1-bfloat16/sm_90": ROW}), encoding="utf-8")
     after.write_text(json.dumps({"k/_k/decode-B1-bfloat16/sm_90": ROW | {"registers": 64}}), encoding="utf-8")
@@ -188,7 +188,7 @@ def test_a_changed_baseline_is_worse(capsys, tmp_path):
     assert "registers 32 -> 64" in capsys.readouterr().out
 
 
-def test_baselines_with_nothing_in_common_are_not_compared(capsys, tmp_path):
+def test_snapshots_with_nothing_in_common_are_not_compared(capsys, tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).write_text(json.dumps({f"{name}/_k/decode-B1-bfloat16/sm_90": ROW}), encoding="utf-8")
     assert main(["bench", "--compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 1

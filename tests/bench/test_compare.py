@@ -195,27 +195,27 @@ def test_text_and_json_say_the_same(again):
 
 
 @pytest.fixture
-def baseline():
+def snapshot():
     path = max(SNAPSHOTS.glob("triton-*.json"))
     return dict(itertools.islice(json.loads(path.read_text(encoding="utf-8")).items(), 40))
 
 
-def test_a_file_of_a_commit(baseline, tmp_path, monkeypatch):
+def test_a_file_of_a_commit(snapshot, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (file := Path("r.json")).write_text(json.dumps(baseline), encoding="utf-8")
+    (file := Path("r.json")).write_text(json.dumps(snapshot), encoding="utf-8")
     author = "-c", "user.name=a", "-c", "user.email=a@example.org"
     for command in (["init", "-q"], ["add", "r.json"], [*author, "commit", "-qm", "first"]):
         subprocess.run(["git", *command], check=True)
-    file.write_text(json.dumps(dict([*baseline.items()][1:])), encoding="utf-8")
+    file.write_text(json.dumps(dict([*snapshot.items()][1:])), encoding="utf-8")
     found = compare(read("HEAD:r.json"), read("r.json"))
-    assert f"changed: {next(iter(baseline))}: gone\n1 differences, 0 worse\nnot worse" in found.as_text()
+    assert f"changed: {next(iter(snapshot))}: gone\n1 differences, 0 worse\nnot worse" in found.as_text()
     with pytest.raises(ValueError, match=r"HEAD:gone\.json is neither a file nor a file of a commit: .*gone\.json"):
         read("HEAD:gone.json")
     with pytest.raises(FileNotFoundError, match=r"gone\.json"):
         read("gone.json")
 
 
-NEITHER = "b.json is neither a result file nor a baseline"
+NEITHER = "b.json is neither a result file nor a snapshot"
 ROW = "b.json: at stages/timings/items/moe_router/decode-B1: 'samples_us'"
 
 
@@ -225,20 +225,20 @@ ROW = "b.json: at stages/timings/items/moe_router/decode-B1: 'samples_us'"
         ("[" * 10**5, "b.json is no JSON"),
         ("{", "b.json is no JSON"), ("{}", NEITHER), ("[1]", NEITHER), ('{"a/b/c/d": {"registers": 3}}', NEITHER),
         ('{"schema": 1}', "b.json has schema 1; this version reads 3"),
-        ("baseline", "b.json of baselines"), ("broken", ROW),
+        ("snapshot", "b.json of snapshots"), ("broken", ROW),
     ],
 )  # fmt: skip
-def test_what_cannot_be_compared(again, baseline, tmp_path, content, said):
+def test_what_cannot_be_compared(again, snapshot, tmp_path, content, said):
     broken = again()
     del timing(broken)["samples_us"]
-    text = {"baseline": json.dumps(baseline), "broken": json.dumps(broken)}.get(content, content)
+    text = {"snapshot": json.dumps(snapshot), "broken": json.dumps(broken)}.get(content, content)
     (file := tmp_path / "b.json").write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=r"b\.json") as error:
         compare(Input("a.json", "results", again()), read(str(file)))
     assert said in str(error.value)
 
 
-def test_a_threshold_is_a_fraction(baseline):
+def test_a_threshold_is_a_fraction(snapshot):
     for threshold in (-0.1, 1, float("nan")):
         with pytest.raises(ValueError, match="threshold must be a fraction from 0 to below 1, got"):
-            compare(Input("a", "baselines", baseline), Input("b", "baselines", baseline), threshold)
+            compare(Input("a", "snapshots", snapshot), Input("b", "snapshots", snapshot), threshold)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from zonos2_triton.bench.specs.frame_cost import frame_cost, prompt_cost, total
-from zonos2_triton.bench.specs.roofline import Roof
+from zonos2_triton.bench.specs.roofline import Roofline
 from zonos2_triton.bench.suite import device_checks
 from zonos2_triton.bench.suite.presets import FULL
 from zonos2_triton.bench.timing.frame import ROOM, FrameTimer, slots_at
@@ -33,7 +33,7 @@ def faulty(timer):
 
 
 def test_a_frame_is_timed_with_its_draw_and_without(timer):
-    found = timer.time(2, 5, CPU, Roof(1.0, None), 0.0, graph=False, least=1)
+    found = timer.time(2, 5, CPU, Roofline(1.0, None), 0.0, graph=False, least=1)
     assert (found["streams"], found["context"]) == (2, 5)
     assert found["bytes"] == sum(cost.bytes for cost in frame_cost(CONFIG, 2, 5, 4).values())
     assert found["floor_us"] == pytest.approx(found["bytes"] / 1e3, abs=1e-3)
@@ -42,7 +42,7 @@ def test_a_frame_is_timed_with_its_draw_and_without(timer):
 
 
 def test_a_prompt_is_timed_to_its_last_row_s_logits(timer):
-    found = timer.time_prompt(20, CPU, Roof(1.0, 1e-3), 0.0, least=1)
+    found = timer.time_prompt(20, CPU, Roofline(1.0, 1e-3), 0.0, least=1)
     cost = total(prompt_cost(CONFIG, 20, 4))
     assert (found["rows"], found["bytes"], found["flops"]) == (20, cost.bytes, cost.flops)
     assert found["floor_us"] == pytest.approx(max(cost.bytes / 1e3, cost.flops / 1e3), abs=1e-2)

@@ -25,9 +25,9 @@ from zonos2_triton.bench.compiler.gate import (
     Row,
     compare,
     judge,
-    read_baseline,
+    read_snapshot,
     role,
-    write_baseline,
+    write_snapshot,
 )
 from zonos2_triton.bench.compiler.offline_compile import fake_tensors
 from zonos2_triton.model.cli import main
@@ -104,13 +104,13 @@ def test_real_kernels_pass_and_are_what_the_snapshot_says(found):
     rows = [row for row in found["rows"] if row.kernel in KERNELS]
     assert {row.kernel for row in rows} == {"rotary", "output_projection", "sample_codes"}
     assert all(not row.failures for row in rows)
-    snapshot = read_baseline(SNAPSHOTS / f"triton-{'.'.join(triton.__version__.split('.')[:2])}.json")
+    snapshot = read_snapshot(SNAPSHOTS / f"triton-{'.'.join(triton.__version__.split('.')[:2])}.json")
     # Without a snapshot `compile` fails; this has then nothing to compare with.
     assert snapshot is None or all(change.text == "gone" for change in compare(rows, snapshot))
     assert not found["fused"]
 
 
-def test_a_dry_run_lists_what_would_run_and_leaves_no_trace(found):
+def test_an_offline_compile_lists_what_would_run_and_leaves_no_trace(found):
     for launches, arch in zip(found["launches"], (90, 120), strict=True):
         assert launches == [("_scale_kernel", (2,), 3, None, arch), ("_scale_kernel", (8,), 1, None, arch)]
     assert found["no_trace"]
@@ -125,11 +125,11 @@ def test_what_hindered_a_workload_is_said(found):
 def test_status_table_and_snapshot(command):
     status, text = command()
     assert status == 1
-    assert text.endswith(".json to compare with; --update-baseline makes it\n")
+    assert text.endswith(".json to compare with; --update-snapshot makes it\n")
     assert "6 rows, 0 failed, there is no triton-3." in text
-    status, text = command("--update-baseline", "--json")
+    status, text = command("--update-snapshot", "--json")
     report = json.loads(text)
-    assert (status, report["baseline"], report["failed"], report["changes"]) == (0, None, 0, [])
+    assert (status, report["snapshot"], report["failed"], report["changes"]) == (0, None, 0, [])
     status, table = command()
     assert status == 0
     assert table.splitlines()[0].split()[:4] == ["kernel", "function", "workload", "target"]
@@ -245,9 +245,9 @@ def row(name="op/_op_kernel/M1-bfloat16/sm_90", launches=1, **change):
 
 
 def baseline_of(tmp_path, *rows, known=("op", "other")):
-    path = tmp_path / "baselines" / "triton-3.6.json"
-    write_baseline(path, rows, known)
-    return read_baseline(path)
+    path = tmp_path / "snapshots" / "triton-3.6.json"
+    write_snapshot(path, rows, known)
+    return read_snapshot(path)
 
 
 @pytest.mark.parametrize(
@@ -268,17 +268,17 @@ def baseline_of(tmp_path, *rows, known=("op", "other")):
     ],
 )
 def test_compare(tmp_path, change, text, worse):
-    baseline = baseline_of(tmp_path, row())
-    assert compare([row()], baseline) == []
-    [found] = compare([row(**change)], baseline)
+    snapshot = baseline_of(tmp_path, row())
+    assert compare([row()], snapshot) == []
+    [found] = compare([row(**change)], snapshot)
     assert (found.text, found.worse) == (text, worse)
 
 
 def test_compare_new_and_gone(tmp_path):
     second = row("op/_op_kernel/M1-bfloat16#2/sm_90")
     rest = [row("op/_op_kernel/M9-bfloat16/sm_90"), row("op/_k/M1-bfloat16/sm_80"), row("other/_k/M1-bfloat16/sm_90")]
-    baseline = baseline_of(tmp_path, row(), second, *rest)
-    changes = compare([row(launches=2), row("op/_op_kernel/M4-bfloat16/sm_90")], baseline)
+    snapshot = baseline_of(tmp_path, row(), second, *rest)
+    changes = compare([row(launches=2), row("op/_op_kernel/M4-bfloat16/sm_90")], snapshot)
     assert {(change.key, change.text, change.worse) for change in changes} == {
         ("op/_op_kernel/M4-bfloat16/sm_90", "new", False),
         ("op/_op_kernel/M1-bfloat16#2/sm_90", "gone", False),  # two launches before and after
@@ -290,10 +290,10 @@ def test_a_baseline_keeps_what_was_not_run(tmp_path):
     op = "op/_k/M1-bfloat16/sm_90"
     names = [op, op.replace("M1", "M4"), op.replace("90", "80"), op.replace("op", "other")]
     baseline_of(tmp_path, *map(row, names))
-    baseline = baseline_of(tmp_path, row(names[0], registers=70), known=("op",))
-    assert baseline.keys() == {names[0], names[2]}
-    assert baseline[names[0]]["registers"] == 70
-    assert len((tmp_path / "baselines" / "triton-3.6.json").read_text().splitlines()) == 4
+    snapshot = baseline_of(tmp_path, row(names[0], registers=70), known=("op",))
+    assert snapshot.keys() == {names[0], names[2]}
+    assert snapshot[names[0]]["registers"] == 70
+    assert len((tmp_path / "snapshots" / "triton-3.6.json").read_text().splitlines()) == 4
 
 
 def test_statistics_of_an_amd_kernel():

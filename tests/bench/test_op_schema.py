@@ -67,11 +67,11 @@ def test_a_listing_is_written_at_a_version_that_is_high_enough(tmp_path):
 def test_the_command_says_what_changed_and_writes(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(op_schema, "LISTING", tmp_path / "schemas.json")
     monkeypatch.setattr(op_schema, "registered", lambda: OLD)
-    assert (op_schema.main(["--write", "1.0.0"]), op_schema.main([])) == (0, 0)
+    assert (op_schema.main(["--update", "1.0.0"]), op_schema.main([])) == (0, 0)
     monkeypatch.setattr(op_schema, "registered", lambda: {"g": OLD["g"]})
     capsys.readouterr()
     assert op_schema.main([]) == 1
     assert capsys.readouterr().out == f"major: f is gone\nneeds version 2.0.0: {COMMAND}\n"
     with pytest.raises(SystemExit, match="2"):
-        op_schema.main(["--write", "1.1.0"])
+        op_schema.main(["--update", "1.1.0"])
     assert "version 1.1.0 is too low, at least 2.0.0 is needed" in capsys.readouterr().err

@@ -67,15 +67,15 @@ def test_the_report_names_its_page(capfd, tmp_path):
 @pytest.mark.parametrize(
     "write",
     [
-        lambda path: gate.write_baseline(path, [gate.Row("k", "_k", "decode-B1-bfloat16", "sm_90", ())], ["k"]),
+        lambda path: gate.write_snapshot(path, [gate.Row("k", "_k", "decode-B1-bfloat16", "sm_90", ())], ["k"]),
         lambda path: op_schema.write(path, "2.0.0", {"op": "op() -> Tensor"}),
     ],
-    ids=["baseline", "schemas"],
+    ids=["snapshot", "schemas"],
 )
 def test_a_disk_that_is_full_leaves_the_file_before(write, tmp_path, monkeypatch):
     before = '{"version": "1.0.0", "ops": {}}' + "\n" * 99
     (path := tmp_path / "kept.json").write_text(before, encoding="utf-8")
-    monkeypatch.setattr(gate, "read_baseline", lambda _: {})
+    monkeypatch.setattr(gate, "read_snapshot", lambda _: {})
     whole = Path.write_text
 
     def half(self, text, **options):

@@ -126,6 +126,6 @@ def test_a_model_generates_with_flash_attention(tts, calls):
 def test_what_flash_attention_needs(monkeypatch):
     monkeypatch.setitem(sys.modules, "flash_attn", None)
     kernel = KERNELS["prefill_attention"]
-    inputs = kernel.make("cpu", torch.float16, **next(w for w in kernel.workloads if not w.real).sizes)
+    inputs = kernel.make_inputs("cpu", torch.float16, **next(w for w in kernel.workloads if not w.real).sizes)
     with pytest.raises(ImportError, match="pip install --no-build-isolation flash-attn"):
         flash_attention.prefill_attention(**inputs)

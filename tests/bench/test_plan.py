@@ -318,7 +318,7 @@ def test_an_unknown_name_is_answered_with_near_ones_and_all():
 
 def test_the_table():
     assert len({known.name for known in CARDS}) == len(CARDS)
-    assert card("h200").roof == (4800, 989.5)
+    assert card("h200").roofline == (4800, 989.5)
     for known in CARDS:
         assert known.arch in {*TARGETS, "gfx950"}  # the last one as gfx942
         # No card reads its memory faster than in 12 ms or slower than in 100; a sparse rate would be out of line.

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from zonos2_triton.bench.baselines import attention_adapter, sdpa
-from zonos2_triton.bench.baselines.providers import ALL, beside, time_one
+from zonos2_triton.bench.baselines.providers import ALL, providers_of, time_provider
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.proof.verify import Case, Mismatch
 from zonos2_triton.bench.suite.recorder import NotRun
@@ -88,7 +88,7 @@ def test_a_wrong_implementation_is_found():
 
 
 def test_who_stands_beside_whom():
-    names = {name: [one.name for one in beside(kernel)] for name, kernel in KERNELS.items()}
+    names = {name: [one.name for one in providers_of(kernel)] for name, kernel in KERNELS.items()}
     assert names["decode_attention"] == ["reference", "compiled", "sdpa", "flash-attn", "flashinfer"]
     assert names["prefill_attention"] == names["decode_attention"]
     assert names["add_rms_norm"] == names["rotary"] == ["reference", "compiled", "flashinfer", "liger"]
@@ -127,7 +127,7 @@ def test_why_it_is_missing(installed, monkeypatch):
 
 
 def time(one, device, dtype=torch.float32, ours=1.0):
-    return time_one(one, NORM, TINY, device, dtype, ours, seconds=0.0)
+    return time_provider(one, NORM, TINY, device, dtype, ours, seconds=0.0)
 
 
 def test_a_time_and_how_many_times_ours_it_is(device):

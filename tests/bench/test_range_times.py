@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from zonos2_triton.bench.specs.frame_cost import frame_cost, prompt_cost, total
-from zonos2_triton.bench.specs.roofline import UNKNOWN, Roof
+from zonos2_triton.bench.specs.roofline import UNKNOWN, Roofline
 from zonos2_triton.bench.suite.device_checks import whole_model
 from zonos2_triton.bench.timing.range_costs import counts, placed, range_work
 from zonos2_triton.bench.timing.range_times import Node, of_trace, rows, table
@@ -84,7 +84,7 @@ def test_rows_have_shares_and_floors():
     root = of_trace(TRACE, on_device=False)
     frame = ("model/frames", "model/frame")
     work = {(*frame, "model/layer"): (2e4, 2e6), (*frame, "model/layer", "kernel/moe_experts"): (6e3, 0)}
-    by_name = {row["range"]: row for row in rows(root, work, Roof(1.0, 1.0))}
+    by_name = {row["range"]: row for row in rows(root, work, Roofline(1.0, 1.0))}
     layer = by_name["model/layer"]
     assert (layer["count"], layer["total_us"], layer["mean_us"]) == (2, 25, 12.5)
     assert (layer["bytes"], layer["floor_us"], layer["pct_floor"]) == (10_000, 10, 80)
@@ -98,7 +98,7 @@ def test_rows_have_shares_and_floors():
 
 def test_the_table_shows_depth_and_leaves_out_what_is_unknown():
     root = of_trace(TRACE, on_device=False)
-    lines = table(rows(root, {("codec/decode",): (1.5e9, 0)}, Roof(1.0, None))).splitlines()
+    lines = table(rows(root, {("codec/decode",): (1.5e9, 0)}, Roofline(1.0, None))).splitlines()
     assert lines[3].startswith("    model/layer ")
     assert lines[-1].split() == ["codec/decode", "1", "0.040", "40.0", "40", "1.5", "GB", "1500000", "3750000"]
     assert "None" not in "".join(lines)

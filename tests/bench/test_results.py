@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from zonos2_triton.bench.specs.roofline import Roof
+from zonos2_triton.bench.specs.roofline import Roofline
 from zonos2_triton.bench.suite import results
-from zonos2_triton.bench.suite.recorder import Record
+from zonos2_triton.bench.suite.recorder import Recorder
 
 SAMPLE = Path(__file__).parent / "results" / "sample.json"
 STEP = "cuda_graph", "decode step"
@@ -36,7 +36,7 @@ def folder(tmp_path, sample):
 def test_every_file_here_has_the_form_that_is_written(path):
     found = results.load(path)
     results.check(found, path.name)
-    assert found["schema"] == results.SCHEMA == Record.SCHEMA
+    assert found["schema"] == results.SCHEMA == Recorder.SCHEMA
     assert (found["environment"]["card"] == "Example card") == (path == SAMPLE)
 
 
@@ -168,6 +168,6 @@ def test_only_what_passed_is_a_measurement(sample):
 
 def test_the_roof_is_the_calibration(sample):
     copy_, product = (sample["stages"]["calibration"]["items"][name] for name in ("copy", "matmul"))
-    assert results.roof(sample) == Roof(copy_["gb_per_s"], product["tflop_per_s"])
+    assert results.roofline(sample) == Roofline(copy_["gb_per_s"], product["tflop_per_s"])
     del sample["stages"]["calibration"]
-    assert results.roof(sample) == Roof(None, None)
+    assert results.roofline(sample) == Roofline(None, None)

@@ -12,7 +12,7 @@ from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.proof.verify import Mismatch
 from zonos2_triton.bench.suite import gpu, results, stages
 from zonos2_triton.bench.suite.presets import FULL, SMOKE
-from zonos2_triton.bench.suite.recorder import Budget, Item, NotRun, Record, Withheld
+from zonos2_triton.bench.suite.recorder import Budget, Item, NotRun, Recorder, Withheld
 from zonos2_triton.bench.timing import timer
 from zonos2_triton.bench.timing.timer import Device
 
@@ -36,8 +36,8 @@ def clock():
 
 
 @pytest.fixture
-def record(tmp_path):
-    return Record.open(tmp_path, HERE, date(2026, 1, 2))
+def recorder(tmp_path):
+    return Recorder.open(tmp_path, HERE, date(2026, 1, 2))
 
 
 def items(stage, clock, *names, spend=2.0, done=None):
@@ -59,13 +59,13 @@ def broken(stage, name, error):
     return Item(stage, name, 0, run)
 
 
-def on_disk(record):
-    return json.loads(record.path.read_text(encoding="utf-8"))
+def on_disk(recorder):
+    return json.loads(recorder.path.read_text(encoding="utf-8"))
 
 
-def go(record, stages, todo, clock, budget=1000.0, **more):
+def go(recorder, stages, todo, clock, budget=1000.0, **more):
     said = []
-    status = gpu.run(record, stages, todo, Budget(budget, clock), say=said.append, **more)
+    status = gpu.run(recorder, stages, todo, Budget(budget, clock), say=said.append, **more)
     return status, "\n".join(said)
 
 
@@ -147,9 +147,9 @@ def test_the_command_writes_reports_and_goes_on(monkeypatch, capsys, tmp_path, c
     assert done == ["a/x/bfloat16"]
 
 
-def test_a_failure_leaves_what_came_before_on_disk(record, clock):
+def test_a_failure_leaves_what_came_before_on_disk(recorder, clock):
     def look(left):
-        assert on_disk(record)["stages"]["accuracy"]["items"]["one"]["status"] == "passed"
+        assert on_disk(recorder)["stages"]["accuracy"]["items"]["one"]["status"] == "passed"
         raise KeyboardInterrupt
 
     todo = [
@@ -158,71 +158,71 @@ def test_a_failure_leaves_what_came_before_on_disk(record, clock):
         Item("cuda_graph", "three", 0, look),
     ]
     with pytest.raises(KeyboardInterrupt):
-        go(record, ["accuracy", "cuda_graph"], todo, clock)
+        go(recorder, ["accuracy", "cuda_graph"], todo, clock)
     with pytest.raises(ValueError, match="JSON"):
-        record.keep("cuda_graph", "three", {"status": "passed", "value": float("nan")})
-    found = on_disk(record)
+        recorder.keep("cuda_graph", "three", {"status": "passed", "value": float("nan")})
+    found = on_disk(recorder)
     assert found["schema"] == 3
     assert found["environment"] == HERE
     assert found["stages"]["accuracy"]["items"]["two"] | {"seconds": 0} == {
         "status": "failed", "error": "Mismatch: off", "seconds": 0}  # fmt: skip
-    assert not [path for path in record.path.parent.iterdir() if path != record.path]
+    assert not [path for path in recorder.path.parent.iterdir() if path != recorder.path]
 
 
-def test_the_budget_ends_and_says_what_it_left_out(record, clock):
-    status, said = go(record, ["accuracy"], items("accuracy", clock, "a", "b", "c", "d"), clock, budget=4.5)
+def test_the_budget_ends_and_says_what_it_left_out(recorder, clock):
+    status, said = go(recorder, ["accuracy"], items("accuracy", clock, "a", "b", "c", "d"), clock, budget=4.5)
     assert status == 0
-    assert [*record.items("accuracy")] == ["a", "b"]
-    assert on_disk(record)["stages"]["accuracy"]["not_run"] == {"c": "no time left", "d": "no time left"}
+    assert [*recorder.items("accuracy")] == ["a", "b"]
+    assert on_disk(recorder)["stages"]["accuracy"]["not_run"] == {"c": "no time left", "d": "no time left"}
     assert "accuracy: 2 passed" in said
     assert "not run, no time left (2): c, d" in said
 
 
-def test_early_parts_leave_time_for_later_ones(record, clock):
+def test_early_parts_leave_time_for_later_ones(recorder, clock):
     todo = [*items("accuracy", clock, "a", "b", spend=30), *items("timings", clock, "t")]
-    go(record, ["accuracy", "timings"], todo, clock, budget=stages.STAGES["timings"] + 20)
-    assert [*record.items("accuracy")] == ["a"]
-    assert [*record.items("timings")] == ["t"]
+    go(recorder, ["accuracy", "timings"], todo, clock, budget=stages.STAGES["timings"] + 20)
+    assert [*recorder.items("accuracy")] == ["a"]
+    assert [*recorder.items("timings")] == ["t"]
 
 
-def test_it_goes_on_where_it_stopped(record, clock):
+def test_it_goes_on_where_it_stopped(recorder, clock):
     done = []
     todo = items("accuracy", clock, "a", "b", "c", done=done)
-    go(record, ["accuracy"], todo, clock, budget=3)
-    again = Record.open(record.path.parent, HERE, date(2026, 1, 5))
-    assert again.path == record.path
+    go(recorder, ["accuracy"], todo, clock, budget=3)
+    again = Recorder.open(recorder.path.parent, HERE, date(2026, 1, 5))
+    assert again.path == recorder.path
     go(again, ["accuracy"], todo, clock)
     assert done == ["a", "b", "c"]
-    assert on_disk(record)["stages"]["accuracy"]["not_run"] == {}
+    assert on_disk(recorder)["stages"]["accuracy"]["not_run"] == {}
     go(again, ["accuracy"], todo, clock, rerun=True)
     assert done == ["a", "b", "c"] * 2
 
 
-def test_another_commit_card_or_version_begins_anew(record, tmp_path):
-    assert record.path.name == "nvidia-h100-80gb-hbm3-2026-01-02-0123456789ab.json"
+def test_another_commit_card_or_version_begins_anew(recorder, tmp_path):
+    assert recorder.path.name == "nvidia-h100-80gb-hbm3-2026-01-02-0123456789ab.json"
     for name, number in (("torch", 2), ("sources", 3)):
-        other = Record.open(tmp_path, HERE | {name: "other"}, date(2026, 1, 2))
+        other = Recorder.open(tmp_path, HERE | {name: "other"}, date(2026, 1, 2))
         assert other.path.name == f"nvidia-h100-80gb-hbm3-2026-01-02-0123456789ab-{number}.json"
-    assert Record.open(tmp_path, HERE | {"commit": "f"}, date(2026, 1, 2)).path.name.endswith("-2026-01-02-f.json")
-    assert Record.open(tmp_path, HERE | {"card": "RTX"}).path.name.startswith("rtx-")
-    record.path.write_text("[1]", encoding="utf-8")  # no record: kept, not gone on with
-    assert Record.open(tmp_path, HERE, date(2026, 1, 2)).path != record.path
+    assert Recorder.open(tmp_path, HERE | {"commit": "f"}, date(2026, 1, 2)).path.name.endswith("-2026-01-02-f.json")
+    assert Recorder.open(tmp_path, HERE | {"card": "RTX"}).path.name.startswith("rtx-")
+    recorder.path.write_text("[1]", encoding="utf-8")  # no result file: kept, not gone on with
+    assert Recorder.open(tmp_path, HERE, date(2026, 1, 2)).path != recorder.path
 
 
-def test_a_lost_device_ends_the_run(record, clock):
+def test_a_lost_device_ends_the_run(recorder, clock):
     todo = items("accuracy", clock, "a", "b")
     answers = iter([True, False])
-    status, said = go(record, ["accuracy"], [*todo[:1], *todo], clock, alive=lambda: next(answers), rerun=True)
+    status, said = go(recorder, ["accuracy"], [*todo[:1], *todo], clock, alive=lambda: next(answers), rerun=True)
     assert status == 1
     assert "no longer answers" in said
-    assert record.items("accuracy")["a"]["error"] == "the device failed after it"
+    assert recorder.items("accuracy")["a"]["error"] == "the device failed after it"
 
 
 @pytest.mark.parametrize("error", [NotRun("no pytest"), torch.OutOfMemoryError("no room\nand more")], ids=repr)
-def test_what_could_not_run_is_tried_again(record, clock, error):
-    status, said = go(record, ["tests"], [broken("tests", "a", error)], clock)
+def test_what_could_not_run_is_tried_again(recorder, clock, error):
+    status, said = go(recorder, ["tests"], [broken("tests", "a", error)], clock)
     assert status == 0
-    assert record.items("tests") == {}
+    assert recorder.items("tests") == {}
     assert f"tests: nothing run\n  not run, {str(error).splitlines()[0]} (1): a" in said
 
 
@@ -230,35 +230,35 @@ NORM = KERNELS["add_rms_norm"]
 TINY = next(workload for workload in NORM.workloads if workload.name == "tiny")
 
 
-def test_times_are_withheld_where_any_check_of_the_kernel_failed(record):
-    record.keep("accuracy", "codebook_head/tiny/bfloat16", {"status": "failed", "error": "not this one"})
-    stages.prove(NORM, TINY, stages.Run(record, CPU, FULL), 9)
-    assert record.items("accuracy")["add_rms_norm/tiny/bfloat16"]["status"] == "passed"
-    record.keep("invariance", "add_rms_norm/batches", {"status": "failed", "error": ""})
+def test_times_are_withheld_where_any_check_of_the_kernel_failed(recorder):
+    recorder.keep("accuracy", "codebook_head/tiny/bfloat16", {"status": "failed", "error": "not this one"})
+    stages.prove(NORM, TINY, stages.Run(recorder, CPU, FULL), 9)
+    assert recorder.items("accuracy")["add_rms_norm/tiny/bfloat16"]["status"] == "passed"
+    recorder.keep("invariance", "add_rms_norm/batches", {"status": "failed", "error": ""})
     with pytest.raises(Withheld, match=r"^add_rms_norm/batches failed$"):
-        stages.prove(NORM, TINY, stages.Run(record, CPU, FULL), 9)
+        stages.prove(NORM, TINY, stages.Run(recorder, CPU, FULL), 9)
 
 
-def test_a_time_with_its_rates_and_what_stands_beside(record):
-    record.keep("calibration", "copy", {"status": "passed", "gb_per_s": 2.0})
-    found = stages.timed(NORM, dataclasses.replace(TINY, name="decode-B1"), stages.Run(record, CPU, FULL), 9)
+def test_a_time_with_its_rates_and_what_stands_beside(recorder):
+    recorder.keep("calibration", "copy", {"status": "passed", "gb_per_s": 2.0})
+    found = stages.timed(NORM, dataclasses.replace(TINY, name="decode-B1"), stages.Run(recorder, CPU, FULL), 9)
     assert found["gb_per_s"] == pytest.approx((4 * 3 * 48 + 48) * 2 / 133.3e-6 / 1e9, abs=0.01)
     assert found["pct_measured_bandwidth"] == pytest.approx(50 * found["gb_per_s"], abs=1)
-    record.keep("baselines", "add_rms_norm/decode-B1/reference", {"status": "passed", "median_us": 400.0})
-    record.keep("timings", "add_rms_norm/decode-B1", {"status": "passed"} | found)
-    heads, line = gpu.table(record).splitlines()
+    recorder.keep("baselines", "add_rms_norm/decode-B1/reference", {"status": "passed", "median_us": 400.0})
+    recorder.keep("timings", "add_rms_norm/decode-B1", {"status": "passed"} | found)
+    heads, line = gpu.table(recorder).splitlines()
     assert heads.endswith("reference us")
     assert line.split()[:4] == ["add_rms_norm", "decode-B1", "133.3", "133.3"]
     assert line.endswith("400.0")
 
 
-def test_times_of_frames_and_of_the_vocoder_are_withheld_where_a_check_of_their_own_failed(record):
-    record.keep("accuracy", "moe_router/tiny/bfloat16", {"status": "failed"})
-    run = stages.Run(record, CPU, FULL)
+def test_times_of_frames_and_of_the_vocoder_are_withheld_where_a_check_of_their_own_failed(recorder):
+    recorder.keep("accuracy", "moe_router/tiny/bfloat16", {"status": "failed"})
+    run = stages.Run(recorder, CPU, FULL)
     items = stages.plan(run, ["vocoder", "frames"], FULL)
     run.prove(lambda kernel: kernel in stages.VOCODER)
-    record.keep("cuda_graph", "vocoder/step", {"status": "failed"})
-    record.keep("accuracy", "conv1d_tanh/tiny/float16", {"status": "failed"})
+    recorder.keep("cuda_graph", "vocoder/step", {"status": "failed"})
+    recorder.keep("accuracy", "conv1d_tanh/tiny/float16", {"status": "failed"})
     with pytest.raises(Withheld, match=r"^conv1d_tanh/tiny/float16, vocoder/step failed$"):
         items[0].run(10.0)
     frames = next(item for item in items if item.stage == "frames")

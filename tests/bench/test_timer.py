@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from zonos2_triton.bench.catalogue import KERNELS
-from zonos2_triton.bench.specs.roofline import UNKNOWN, Roof
+from zonos2_triton.bench.specs.roofline import UNKNOWN, Roofline
 from zonos2_triton.bench.timing import timer
 from zonos2_triton.bench.timing.timer import Device, measure, quantiles, rates, rotation, time_kernel
 
@@ -69,15 +69,15 @@ def test_quantiles_and_rates():
     assert quantiles([float(n) for n in range(11)]) == (2, 5, 8)
     assert quantiles([7.0]) == (7, 7, 7)
     assert (timer.ratio(4, 3), timer.ratio(1, 3e6)) == (1.333, 3.333e-7)
-    assert rates(3_000_000, 6_000_000, 2.0, Roof(3000, 12), Roof(6000, None)) == {
+    assert rates(3_000_000, 6_000_000, 2.0, Roofline(3000, 12), Roofline(6000, None)) == {
         "bytes": 3_000_000, "flops": 6_000_000, "gb_per_s": 1500, "tflop_per_s": 3, "pct_measured_bandwidth": 50,
         "pct_measured_tflops": 25, "floor_us": 1, "pct_floor": 50, "pct_datasheet": 25}  # fmt: skip
     nothing = rates(1, 1, 1.0)
     assert all(nothing[name] is None for name in nothing if name.startswith("percent") or name == "floor_us")
     # A floor is the slower of the two.
-    assert Roof(1000, 1).floor_us(2e9, 1e9) == 2000
-    assert Roof(1000, 1).floor_us(1e6, 3e6) == 3
-    assert Roof(1000, None).floor_us(1e6, 3e6) == 1
+    assert Roofline(1000, 1).floor_us(2e9, 1e9) == 2000
+    assert Roofline(1000, 1).floor_us(1e6, 3e6) == 3
+    assert Roofline(1000, None).floor_us(1e6, 3e6) == 1
     assert UNKNOWN.floor_us(1, 1) is None
 
 

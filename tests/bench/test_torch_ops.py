@@ -47,7 +47,7 @@ def workload_of(op, name):
 
 
 def made(op, name, dtype=torch.float64):
-    return KERNELS[op].make("cpu", dtype, **workload_of(op, name).sizes)
+    return KERNELS[op].make_inputs("cpu", dtype, **workload_of(op, name).sizes)
 
 
 @pytest.mark.parametrize("way", ["_gathered", "grouped", "joined", "_through_all"])

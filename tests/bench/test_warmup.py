@@ -4,18 +4,18 @@ import os
 
 import pytest
 
-from zonos2_triton.bench.compiler.warmup import precompile
+from zonos2_triton.bench.compiler.warmup import warmup
 from zonos2_triton.bench.suite.recorder import NotRun
 
 
 def test_an_architecture_that_the_gate_does_not_know():
     with pytest.raises(NotRun, match="the compile gate does not know sm_70"):
-        precompile("sm_70", 60)
+        warmup("sm_70", 60)
 
 
 def test_no_time():
     with pytest.raises(NotRun, match="not done after 0 s; what was compiled is kept"):
-        precompile("sm_90", 0.0, ["rotary"], jobs=1)
+        warmup("sm_90", 0.0, ["rotary"], jobs=1)
 
 
 @pytest.mark.slow
@@ -23,7 +23,7 @@ def test_one_kernel_in_a_process_of_its_own(monkeypatch, tmp_path):
     """Of this one, which interprets, nothing changes; what the child compiled lies in the cache."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     before = dict(os.environ)
-    found = precompile("sm_90", 300, ["rotary"], jobs=1)
+    found = warmup("sm_90", 300, ["rotary"], jobs=1)
     assert dict(os.environ) == before
     assert found["not_precompiled"] == []
     assert found["binaries"] == found["workloads"] > 8

@@ -96,7 +96,7 @@ def inputs_of(name: str, workload: str = "tiny", dtype: torch.dtype = torch.floa
     """Read only."""
     kernel = KERNELS[name]
     found = next(entry for entry in kernel.workloads if entry.name == workload)
-    return kernel.make("cpu", dtype, **{**found.sizes, **sizes})
+    return kernel.make_inputs("cpu", dtype, **{**found.sizes, **sizes})
 
 
 class OperatorTests:

@@ -36,7 +36,7 @@ class TestConv1dSnake(StepTests):
         kernel, size = KERNELS["conv1d_snake"], {"B": 1, "frames": 2, "rate": 4, "Ci": 16, "Co": 16, "taps": 3}
         long = 2**27 + 64
         done = long // 4 - 4
-        inputs = kernel.make("cpu", torch.float16, **size, rows=((done, 2, OPEN, 0),))
+        inputs = kernel.make_inputs("cpu", torch.float16, **size, rows=((done, 2, OPEN, 0),))
         at = torch.arange(4 * done - 2, 4 * done + 8)
         ring, count = torch.empty(1, long, 16, dtype=torch.float16), inputs["x"].shape[1]
         ring[:, at] = inputs["x"][:, at % count]

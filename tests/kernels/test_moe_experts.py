@@ -50,7 +50,7 @@ class TestExperts(CountingTests):
         """A product with a weight of NaN would be NaN, whatever else it is multiplied by."""
         kernel, sizes = KERNELS["moe_experts"], {"M": 17, "D": 64, "I": 48, "E": 4, "k": 2, "idle": tuple(range(17))}
         for dtype in DTYPES.values():
-            inputs = kernel.make("cpu", dtype, residual=residual, **sizes)
+            inputs = kernel.make_inputs("cpu", dtype, residual=residual, **sizes)
             weights = {name: inputs[name].fill_(torch.nan) for name in ("norm_weight", "gate", "up", "down")}
             want = inputs["x"] if residual else torch.zeros_like(inputs["x"])
             with checked(), poisoned():

@@ -72,7 +72,7 @@ from torch import Tensor
 def scale_add(x: Tensor, residual: Tensor, scale: float) -> Tensor:
     return scale * x + residual
 '''
-RECORD = """    record(
+SPEC = """    spec(
         "scale_add",
         "nothing yet",
         {"_scale_add_kernel": Expected(max_instructions=400, stream16=True)},
@@ -114,7 +114,7 @@ NEW = {
 }
 BEFORE = {
     "bench/proof/invariants.py": ('    "rotary": ("x",', '    "scale_add": ("x", "residual"),\n'),
-    "bench/specs/backbone.py": ('    record(\n        "rotary",', RECORD),
+    "bench/specs/backbone.py": ('    spec(\n        "rotary",', SPEC),
     "bench/specs/inputs.py": ("def rotary(", INPUTS),
     "kernels/_launch_table.py": ('    ("rotary", "row")', '    ("scale_add", "row"): _ROW,\n'),
     "kernels/__init__.py": ("    conv_transpose1d_snake,", "    scale_add,\n"),
@@ -166,7 +166,7 @@ def test_verify_takes_it(book):
 def test_bench_the_gate_and_its_own_tests_take_it(book):
     said = book("zonos2_triton.model.cli", "bench", "--kernel", "scale_add")
     assert "beside: 2 passed" in said  # the reference, as it is and compiled
-    book("zonos2_triton.bench.compiler.op_schema", "--write", "99.0.0")
+    book("zonos2_triton.bench.compiler.op_schema", "--update", "99.0.0")
     assert book("zonos2_triton.bench.compiler.op_schema").startswith("as listed")
     book("pytest", "-q", "-p", "no:cacheprovider", "tests/kernels/test_scale_add.py", "tests/kernels/test_operator.py")
     chosen = ["-m", "slow or not slow", "-k", "scale_add or every_operation"]

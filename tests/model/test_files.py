@@ -10,7 +10,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from zonos2_triton.bench.suite.recorder import Record
+from zonos2_triton.bench.suite.recorder import Recorder
 from zonos2_triton.model.files import check_writable, whole_file
 from zonos2_triton.model.weights.tiny import write_tiny
 
@@ -57,11 +57,11 @@ def test_a_new_file_has_the_mode_of_the_umask(tmp_path):
     before = os.umask(0o027)
     try:
         write(tmp_path / "x")
-        record = Record.open(tmp_path, {"card": "c", "commit": "d"})
+        recorder = Recorder.open(tmp_path, {"card": "c", "commit": "d"})
         folder = write_tiny(tmp_path / "tiny")
     finally:
         os.umask(before)
-    assert [mode(path) for path in (tmp_path / "x", record.path, folder)] == [0o640, 0o640, 0o750]
+    assert [mode(path) for path in (tmp_path / "x", recorder.path, folder)] == [0o640, 0o640, 0o750]
 
 
 @pytest.mark.parametrize("owner", [os, Path], ids=["owner", "place"])

@@ -15,7 +15,7 @@ from zonos2_triton.bench.compiler import gate
 from zonos2_triton.bench.planner import plan
 from zonos2_triton.bench.specs.gpus import card
 from zonos2_triton.bench.suite import gpu
-from zonos2_triton.bench.suite.recorder import Record
+from zonos2_triton.bench.suite.recorder import Recorder
 from zonos2_triton.bench.timing import range_times
 from zonos2_triton.bench.timing.range_times import Node
 from zonos2_triton.model import doctor
@@ -110,19 +110,19 @@ def test_numeric():
 
 
 def timings(tmp_path):
-    record = Record(tmp_path / "x.json", {"stages": {}})
+    recorder = Recorder(tmp_path / "x.json", {"stages": {}})
     figures = dict.fromkeys(gpu.COLUMNS.values(), 123456.7) | {"status": "passed"}
     for name in ("prefill_attention/prefill-2048", "residual_unit/streams-64"):
-        record.keep("timings", name, figures)
+        recorder.keep("timings", name, figures)
         for other in ALL:
-            record.keep("baselines", f"{name}/{other.name}", {"status": "passed", "median_us": 65432.1})
-    return gpu.table(record)
+            recorder.keep("baselines", f"{name}/{other.name}", {"status": "passed", "median_us": 65432.1})
+    return gpu.table(recorder)
 
 
 def ranges(_):
     root = Node()
     root.child("model/generate").child("kernel/conv_transpose1d_snake").count = 3
-    return range_times.table(range_times.rows(root, {}, range_times.Roof(1.0, None)))
+    return range_times.table(range_times.rows(root, {}, range_times.Roofline(1.0, None)))
 
 
 def swapped(_):
