@@ -67,16 +67,16 @@ def config() -> tuple[str, Any] | None:
 
 
 def sglang_components() -> frozenset[str]:
-    """The parts of SGLang's model that run on the kernels, of SGLANG_COMPONENTS."""
+    """The components of SGLang's model that run on the kernels, of SGLANG_COMPONENTS."""
     value = os.environ.get(SGLANG, "")
     if value in ("", "0"):
         return frozenset()
     if value in ("1", "all"):
         return frozenset(SGLANG_COMPONENTS)
-    parts = frozenset(part.strip() for part in value.split(","))
-    if not parts <= {*SGLANG_COMPONENTS}:
+    components = frozenset(name.strip() for name in value.split(","))
+    if not components <= {*SGLANG_COMPONENTS}:
         raise _wrong(SGLANG, value, f"0, 1, all, or a list of {', '.join(SGLANG_COMPONENTS)} with commas between them")
-    return parts
+    return components
 
 
 def log_level() -> str | None:

@@ -1,7 +1,7 @@
 """The command sgl-omni with this package's plugin: `python -m zonos2_triton.model.integrations.sglang.launch ...`
 
-Everything behind the module's name goes to sgl-omni. SGLang's plugins are loaded before, which sgl-omni itself does
-not do; where the plugin cannot take its place, nothing is started.
+All arguments go to sgl-omni. Before it starts, SGLang's plugins are loaded, which sgl-omni itself does not do. If the
+plugin fails, nothing starts.
 """
 
 import importlib
@@ -15,10 +15,10 @@ LOG = logging.getLogger("zonos2_triton")
 
 
 def main() -> int:
-    """The exit status: 1 where the plugin or the engine is not as needed; else sgl-omni ends the process itself."""
+    """Return the exit status: 1 if the plugin or the engine fails. Otherwise sgl-omni ends the process itself."""
     try:
         if not sglang_components():
-            LOG.warning("%s names no part: sgl-omni runs as it is", SGLANG)
+            LOG.warning("%s names no component: sgl-omni runs as it is", SGLANG)
         plugin()
         importlib.import_module("sglang.srt.plugins").load_plugins()
         app = importlib.import_module("sglang_omni.cli").app

@@ -1,11 +1,11 @@
-"""A plugin of SGLang (entry point group sglang.srt.plugins): parts of sglang-omni's ZONOS2 by this package's kernels.
+"""A plugin of SGLang (entry point group sglang.srt.plugins): components of sglang-omni's ZONOS2 on these kernels.
 
-ZONOS2_TRITON_SGLANG names the parts; without it nothing happens. SGLang's plugins are loaded in the process of `sglang
-serve`, but sglang-omni 0.1.9 does not load them in those that run its stages. So the plugin hooks the starting of
-those; each of them then hooks what its stages compute, before it builds them.
+ZONOS2_TRITON_SGLANG names the components; without it nothing happens. `sglang serve` loads SGLang's plugins in its own
+process, but sglang-omni 0.1.9 does not load them in the processes that run its stages. So the plugin hooks the start of
+those processes. Each then hooks the components of its stages before it builds them.
 
-Nothing but SGLang's HookRegistry changes the engine. Before anything is hooked, all that is hooked or counted upon must
-have the parameters that it was written for.
+Only SGLang's HookRegistry changes the engine. All functions that are hooked or relied on are checked first: they must
+have the parameters that the plugin was written for.
 """
 
 import importlib
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from zonos2_triton._settings import SGLANG, SGLANG_COMPONENTS, disabled, sglang_components
-from zonos2_triton.model.integrations.sglang import components as parts
+from zonos2_triton.model.integrations.sglang import components
 
 LOG = logging.getLogger("zonos2_triton")
 VERSION = "0.1.9"  # of sglang-omni
@@ -32,7 +32,7 @@ REGISTRY = "sglang.srt.plugins.hook_registry"
 
 @dataclass(frozen=True)
 class HookPoint:
-    """A function of the engine: its parameters, and what is called around it; without that, it is only counted upon."""
+    """A function of the engine, its parameters, and the hook around it; None: the plugin only relies on it."""
 
     module: str
     name: str
@@ -45,17 +45,17 @@ class HookPoint:
 
 
 def plugin() -> None:
-    """Called by SGLang's load_plugins(), which applies what is registered here.
+    """Register the hooks. SGLang's load_plugins() calls it, and then applies them.
 
-    ValueError: ZONOS2_TRITON_SGLANG names an unknown part, or the engine has other parameters; ImportError: it is not
-    installed.
+    ValueError: ZONOS2_TRITON_SGLANG names an unknown component, or a function of the engine has other parameters.
+    ImportError: the engine is not installed.
     """
     if sglang_components() and not disabled():
-        _register(STARTING)
+        _register(STAGE_START)
 
 
 def hook_components(names: Collection[str]) -> None:
-    """Hook parts of the model in this process, all or none; errors as in `plugin`."""
+    """Hook components of the model in this process, all or none; errors as in `plugin`."""
     names = [name for name in SGLANG_COMPONENTS if name in names]
     points = [point for name in names for point in HOOK_POINTS[name]]
     new = _register(points)
@@ -67,14 +67,14 @@ def hook_components(names: Collection[str]) -> None:
 
 
 def run_stage(target: Callable[..., None], *args: Any) -> None:
-    """The function of a process that runs stages: what sglang-omni would have called, after the plugin."""
+    """Entry of a process that runs stages: load the plugin, then call sglang-omni's own entry."""
     plugin()
     _module(REGISTRY).HookRegistry.apply_hooks()
     target(*args)
 
 
 class _Context:
-    """A multiprocessing context whose processes begin with `run_stage`."""
+    """A multiprocessing context whose processes start in `run_stage`."""
 
     def __init__(self, context: Any) -> None:
         self._context = context
@@ -91,14 +91,14 @@ def _spawn(original: Callable[..., None], group: Any, ctx: Any, process_env_over
 
 
 def _run_process(original: Callable[..., None], spec: Any, ready_event: Any, log: Any) -> None:
-    """Of the parts that were asked for, those whose stage is one of this process. An error here is the stage's."""
+    """Hook the named components whose stage runs in this process. An error here is the stage's."""
     stages = {stage.factory for stage in spec.stage_specs}
     if names := [name for name in sglang_components() if STAGES[name] in stages]:
         hook_components(names)
     original(spec, ready_event, log)
 
 
-STARTING = (
+STAGE_START = (
     HookPoint(WORKERS, "StageGroup.spawn", ("self", "ctx", "process_env_overrides"), _spawn),
     HookPoint(WORKERS, "run_process", ("spec", "ready_event", "log"), _run_process),
     HookPoint(WORKERS, "stage_process_main", ("spec", "ready_event", "startup_error_channel")),
@@ -107,28 +107,30 @@ MODEL, RUNNER, CODEC = (f"{ZONOS2}.{name}" for name in ("sglang_model", "model_r
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "top_k_max", "rep_token_ids")
 HOOK_POINTS = {
     "attention": (
-        HookPoint(MODEL, "Zonos2Attention.forward", ("self", "x", "positions", "forward_batch"), parts.attention),
+        HookPoint(MODEL, "Zonos2Attention.forward", ("self", "x", "positions", "forward_batch"), components.attention),
     ),
     "experts": (
-        HookPoint(MODEL, "Zonos2MoEBlock.forward", ("self", "x", "router_states"), parts.experts),
+        HookPoint(MODEL, "Zonos2MoEBlock.forward", ("self", "x", "router_states"), components.experts),
         HookPoint(MODEL, "Zonos2SonicRouter.forward", ("self", "h", "router_states")),
     ),
     "sampler": (
-        HookPoint(f"{ZONOS2}.sampler", "sample_tts", ("logits", *SAMPLING, "any_top_p", "any_min_p"), parts.sample),
-        # Both leave end and padding out of what is penalised.
+        HookPoint(
+            f"{ZONOS2}.sampler", "sample_tts", ("logits", *SAMPLING, "any_top_p", "any_min_p"), components.sample
+        ),
+        # Both exclude end and padding from the penalty.
         HookPoint(RUNNER, "Zonos2ModelRunner.rep_window", ("self", "row_t", "n", "cb_size", "params")),
         HookPoint(RUNNER, "Zonos2ModelRunner.rep_window_ring", ("self", "row_t", "n", "w", "cb_size", "device")),
     ),
     "vocoder": (
-        HookPoint(CODEC, "get_dac", ("device",), parts.get_dac),
+        HookPoint(CODEC, "get_dac", ("device",), components.get_dac),
         HookPoint(
-            CODEC, "Zonos2DACVocoder.decode_batch", ("self", "audio_codes_list", "eos_frames"), parts.decode_batch
+            CODEC, "Zonos2DACVocoder.decode_batch", ("self", "audio_codes_list", "eos_frames"), components.decode_batch
         ),
     ),
 }
 ENGINE, VOCODER = (f"{ZONOS2}.stages.create_{name}_executor" for name in ("sglang_omni_tts_engine", "vocoder"))
-STAGES = {"attention": ENGINE, "experts": ENGINE, "sampler": ENGINE, "vocoder": VOCODER}  # whose process has a part
-REGISTERING = (  # the interface of plugins itself
+STAGES = {"attention": ENGINE, "experts": ENGINE, "sampler": ENGINE, "vocoder": VOCODER}  # of each component
+REGISTRATION = (  # SGLang's plugin interface
     HookPoint(REGISTRY, "HookRegistry.register", ("target", "hook", "hook_type", "source")),
     HookPoint(REGISTRY, "HookRegistry.apply_hooks", ()),
 )
@@ -136,8 +138,8 @@ _registered: set[str] = set()
 
 
 def _register(points: Iterable[HookPoint]) -> list[HookPoint]:
-    """Check them all, then register those with a hook that are not yet, which are returned."""
-    for point in (*REGISTERING, *points):
+    """Check all, then register those that have a hook and are new. Returns the registered ones."""
+    for point in (*REGISTRATION, *points):
         _check(point)
     _warn_of_another_version()
     registry = _module(REGISTRY)
@@ -174,7 +176,7 @@ def _module(name: str) -> Any:
         raise ImportError(f"{SGLANG}: {name} cannot be imported ({error}); nothing is hooked") from error
 
 
-@cache  # so that the log says it once
+@cache  # one line in the log
 def _warn_of_another_version() -> None:
     try:
         found = version("sglang-omni")

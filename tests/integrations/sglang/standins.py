@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from tests.integrations.zonos2_engine import plain_ops
-from zonos2_triton.model.integrations.sglang.components import PLAIN_EXPERTS
+from zonos2_triton.model.integrations.sglang.components import SUPPORTED_RUNNER_CONFIG
 from zonos2_triton.reference.attention import causal_attention
 from zonos2_triton.reference.rotary import rotary, rotary_table
 
@@ -129,7 +129,7 @@ class FusedMoE(nn.Module):
         self.w2_weight = nn.Parameter(torch.empty(num_experts, hidden_size, intermediate_size))
         self.moe_tp_size = self.moe_ep_size = 1
         self.quant_method = UnquantizedFusedMoEMethod()
-        self.moe_runner_config = SimpleNamespace(**PLAIN_EXPERTS)
+        self.moe_runner_config = SimpleNamespace(**SUPPORTED_RUNNER_CONFIG)
 
     def interleave(self):
         halves = self.w13_weight.chunk(2, 1)

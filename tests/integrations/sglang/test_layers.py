@@ -61,7 +61,7 @@ def test_a_mixture_takes_any_number_of_rows_and_either_order_of_gate_and_up(stac
         block.experts.interleave()
 
 
-@pytest.mark.parametrize("name", ["qkv_projection", "output_projection", "router", "experts"])
+@pytest.mark.parametrize("name", ["qkv_projection", "output_projection", "moe_router", "moe_experts"])
 def test_an_operation_that_is_wrong_by_a_hundredth_shows(stack, monkeypatch, seeded, name):
     """In the differences above: they are of our operations, and the bounds tell."""
     right = components._operation

@@ -20,7 +20,7 @@ from zonos2_triton.reference.attention import QK_EPS
 
 ROOT = Path(__file__).parents[3]
 HOOK_POINTS = [
-    *plugin.STARTING,
+    *plugin.STAGE_START,
     *(point for points in plugin.HOOK_POINTS.values() for point in points),
 ]
 
@@ -47,7 +47,7 @@ def parameters(node):
 def test_sglang_has_the_interface_for_plugins(version):
     """0.5.23 came after what sglang-omni pins."""
     wheel = unpacked("sglang", version)
-    for point in plugin.REGISTERING:
+    for point in plugin.REGISTRATION:
         assert parameters(definition(wheel, point.target)) == ("cls", *point.parameters)
     group = ast.unparse(ast.parse((wheel / "sglang/srt/plugins/__init__.py").read_text(encoding="utf-8")))
     assert "GENERAL_PLUGINS_GROUP = 'sglang.srt.plugins'" in group
@@ -81,7 +81,7 @@ def test_a_mixture_is_known_by_names_that_sglang_has(sglang):
     assert "class UnquantizedFusedMoEMethod(" in method
     for name in ("runner = ", "with_bias = ", "w13_swiglu_interleaved = ", "_aiter_runner: "):
         assert f"self.{name}" in method
-    for name, usual in components.PLAIN_EXPERTS.items():
+    for name, usual in components.SUPPORTED_RUNNER_CONFIG.items():
         typed = {"str": "str", "bool": "bool", "NoneType": "Optional[float]"}[type(usual).__name__]
         default = f'"{usual}"' if isinstance(usual, str) else repr(usual)
         assert f"    {name}: {typed} = {default}\n" in runner
@@ -225,7 +225,7 @@ def test_the_command_loads_plugins_before_the_engine(command, monkeypatch, caplo
     monkeypatch.setenv(SGLANG, named)
     assert launch.main() == 0
     assert command == ["plugin", "plugins", "app"]
-    assert caplog.text.count("names no part: sgl-omni runs as it is") == (0 if named else 1)
+    assert caplog.text.count("names no component: sgl-omni runs as it is") == (0 if named else 1)
 
 
 @pytest.mark.parametrize("error", [ImportError, ValueError])
