@@ -3,10 +3,11 @@
 The first frame with a code equal to eoa_ids[b] sets eos_frames[b] = step - the highest such codebook, at least 0, and
 lets C more frames follow; later ends change nothing. After its last frame a row is idle: its position is -1.
 
-Shapes     codes, faults [B, C]; positions, steps, limits, eoa_ids, eos_frames [B]; ids [B, C + 1]; last_seen [B, C, V];
-           frames [B, N, C + 1], a ring: frame s and eos_frame as known by then lie at s % N. C < 32.
+Shapes     codes, nonfinite [B, C]; positions, steps, max_frames, eoa_ids, eos_frames [B]; ids [B, C + 1];
+           last_seen [B, C, V]; frames [B, N, C + 1], a ring: frame s and eos_frame as known by then lie at s % N. C <
+           32.
 Dtypes     int32. positions: of the newest row in the cache, negative: idle, nothing of it changes; steps: frames so
-           far; limits: how many there will be at most; eoa_ids: the code that ends, -1: none; eos_frames: -1 before
+           far; max_frames: how many there will be at most; eoa_ids: the code that ends, -1: none; eos_frames: -1 before
            the end is known.
 Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; codes out of range where
            looking costs nothing (CPU tensors, TRITON_DEBUG=1).
@@ -32,14 +33,36 @@ MOST_CODEBOOKS = 32  # lanes of the one warp
 
 @triton.jit(
     do_not_specialize=["N"],
-    do_not_specialize_on_alignment=["positions_ptr", "steps_ptr", "limits_ptr", "eoa_ids_ptr", "eos_frames_ptr",
-                                    "ids_ptr", "last_seen_ptr", "frames_ptr"],  # begin at any row
-)  # fmt: skip
+    do_not_specialize_on_alignment=[
+        "positions_ptr",
+        "steps_ptr",
+        "max_frames_ptr",
+        "eoa_ids_ptr",
+        "eos_frames_ptr",
+        "ids_ptr",
+        "last_seen_ptr",
+        "frames_ptr",
+    ],  # begin at any row,
+)
 def _advance_frame_kernel(
-    codes_ptr, faults_ptr, positions_ptr, steps_ptr, limits_ptr, eoa_ids_ptr, eos_frames_ptr, ids_ptr, last_seen_ptr,
-    frames_ptr, text_id, V, N, C: tl.constexpr, SLOT_FREE: tl.constexpr, SLOT_NONFINITE: tl.constexpr,
+    codes_ptr,
+    nonfinite_ptr,
+    positions_ptr,
+    steps_ptr,
+    max_frames_ptr,
+    eoa_ids_ptr,
+    eos_frames_ptr,
+    ids_ptr,
+    last_seen_ptr,
+    frames_ptr,
+    text_id,
+    V,
+    N,
+    C: tl.constexpr,
+    SLOT_FREE: tl.constexpr,
+    SLOT_NONFINITE: tl.constexpr,
     BLOCK_C: tl.constexpr,
-):  # fmt: skip
+):
     """Grid (B,): a program owns a request."""
     b = tl.program_id(0).to(tl.int64)
     position = tl.load(positions_ptr + b)
@@ -48,12 +71,12 @@ def _advance_frame_kernel(
     offs = tl.arange(0, BLOCK_C)
     mask = offs < C
     codes = tl.load(codes_ptr + b * C + offs, mask=mask, other=0)
-    faults = tl.load(faults_ptr + b * C + offs, mask=mask, other=0)
-    if tl.max(faults, axis=0) != 0:
+    nonfinite = tl.load(nonfinite_ptr + b * C + offs, mask=mask, other=0)
+    if tl.max(nonfinite, axis=0) != 0:
         tl.store(positions_ptr + b, SLOT_NONFINITE)
         return
     step = tl.load(steps_ptr + b)
-    limit = tl.load(limits_ptr + b)
+    limit = tl.load(max_frames_ptr + b)
     eoa_id = tl.load(eoa_ids_ptr + b)
     eos_frame = tl.load(eos_frames_ptr + b)
     highest = tl.max(tl.where(mask & (codes == eoa_id), offs, -1), axis=0)
@@ -65,28 +88,37 @@ def _advance_frame_kernel(
     tl.store(ids_ptr + b * (C + 1) + offs, fed, mask=offs <= C)
     kept = tl.where(mask, codes, eos_frame)
     tl.store(frames_ptr + (b * N + step % N) * (C + 1) + offs, kept, mask=offs <= C)
-    tl.store(limits_ptr + b, limit)
+    tl.store(max_frames_ptr + b, limit)
     tl.store(eos_frames_ptr + b, eos_frame)
     tl.store(steps_ptr + b, step + 1)
     tl.store(positions_ptr + b, tl.where(step + 1 < limit, position + 1, SLOT_FREE))
 
 
-_CHANGED = ("positions", "steps", "limits", "eos_frames", "ids", "last_seen", "frames")
+_CHANGED = ("positions", "steps", "max_frames", "eos_frames", "ids", "last_seen", "frames")
 
 
 @torch.library.custom_op("zonos2_triton::advance_frame", mutates_args=_CHANGED)
 def advance_frame(
-    codes: Tensor, faults: Tensor, positions: Tensor, steps: Tensor, limits: Tensor, eoa_ids: Tensor,
-    eos_frames: Tensor, ids: Tensor, last_seen: Tensor, frames: Tensor, text_id: int,
-) -> None:  # fmt: skip
+    codes: Tensor,
+    nonfinite: Tensor,
+    positions: Tensor,
+    steps: Tensor,
+    max_frames: Tensor,
+    eoa_ids: Tensor,
+    eos_frames: Tensor,
+    ids: Tensor,
+    last_seen: Tensor,
+    frames: Tensor,
+    text_id: int,
+) -> None:
     whole = torch.int32
     sizes = check(
         "advance_frame",
         codes=Arg(codes, "B C", whole),
-        faults=Arg(faults, "B C", whole),
+        nonfinite=Arg(nonfinite, "B C", whole),
         positions=Arg(positions, "B", whole),
         steps=Arg(steps, "B", whole),
-        limits=Arg(limits, "B", whole),
+        max_frames=Arg(max_frames, "B", whole),
         eoa_ids=Arg(eoa_ids, "B", whole),
         eos_frames=Arg(eos_frames, "B", whole),
         ids=Arg(ids, "B C+1", whole),
@@ -99,21 +131,55 @@ def advance_frame(
     check_range("advance_frame", "codes", codes, 0, V - 1, "the codes that last_seen has room for")
     if not runs_kernel(codes):
         return cpu_fallback(
-            "advance_frame", codes, faults, positions, steps, limits, eoa_ids, eos_frames, ids, last_seen, frames,
+            "advance_frame",
+            codes,
+            nonfinite,
+            positions,
+            steps,
+            max_frames,
+            eoa_ids,
+            eos_frames,
+            ids,
+            last_seen,
+            frames,
             text_id,
-        )  # fmt: skip
+        )
     _advance_frame_kernel[(B,)](
-        codes, faults, positions, steps, limits, eoa_ids, eos_frames, ids, last_seen, frames, text_id, V, N, C=C,
-        SLOT_FREE=SLOT_FREE, SLOT_NONFINITE=SLOT_NONFINITE, BLOCK_C=triton.next_power_of_2(C + 1),
+        codes,
+        nonfinite,
+        positions,
+        steps,
+        max_frames,
+        eoa_ids,
+        eos_frames,
+        ids,
+        last_seen,
+        frames,
+        text_id,
+        V,
+        N,
+        C=C,
+        SLOT_FREE=SLOT_FREE,
+        SLOT_NONFINITE=SLOT_NONFINITE,
+        BLOCK_C=triton.next_power_of_2(C + 1),
         **tiles("advance_frame", "row", torch.int32),
-    )  # fmt: skip
+    )
 
 
 @fake(advance_frame)
 def _(
-    codes: Tensor, faults: Tensor, positions: Tensor, steps: Tensor, limits: Tensor, eoa_ids: Tensor,
-    eos_frames: Tensor, ids: Tensor, last_seen: Tensor, frames: Tensor, text_id: int,
-) -> None:  # fmt: skip
+    codes: Tensor,
+    nonfinite: Tensor,
+    positions: Tensor,
+    steps: Tensor,
+    max_frames: Tensor,
+    eoa_ids: Tensor,
+    eos_frames: Tensor,
+    ids: Tensor,
+    last_seen: Tensor,
+    frames: Tensor,
+    text_id: int,
+) -> None:
     return None
 
 

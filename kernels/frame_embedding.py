@@ -23,9 +23,19 @@ from zonos2_triton.kernels._operator import Cost, cpu_fallback, fake, runs_kerne
 
 @triton.jit
 def _frame_embedding_kernel(
-    ids_ptr, table_ptr, speakers_ptr, speaker_index_ptr, h_ptr, D, codebook_vocab, eps,
-    COLUMNS: tl.constexpr, VOICED: tl.constexpr, NORM: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
+    ids_ptr,
+    table_ptr,
+    speakers_ptr,
+    speaker_index_ptr,
+    h_ptr,
+    D,
+    codebook_vocab,
+    eps,
+    COLUMNS: tl.constexpr,
+    VOICED: tl.constexpr,
+    NORM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
     """Grid (M,): a program owns a row."""
     row = tl.program_id(0).to(tl.int64)
     offs = tl.arange(0, BLOCK_D)
@@ -45,9 +55,14 @@ def _frame_embedding_kernel(
 
 @torch.library.custom_op("zonos2_triton::frame_embedding", mutates_args=())
 def frame_embedding(
-    ids: Tensor, table: Tensor, codebook_vocab: int, eps: float, speakers: Tensor | None = None,
-    speaker_index: Tensor | None = None, norm: bool = True,
-) -> Tensor:  # fmt: skip
+    ids: Tensor,
+    table: Tensor,
+    codebook_vocab: int,
+    eps: float,
+    speakers: Tensor | None = None,
+    speaker_index: Tensor | None = None,
+    norm: bool = True,
+) -> Tensor:
     sizes = check(
         "frame_embedding",
         table=Arg(table, "rows D"),
@@ -65,26 +80,47 @@ def frame_embedding(
             f"rows, got {sizes['rows']}"
         )
     check_range("frame_embedding", "ids of codes", ids[:, :-1], 0, codebook_vocab - 1, "the codebook's rows")
-    check_range("frame_embedding", "ids of text", ids[:, -1], 0, sizes["rows"] - codebook_vocab * (columns - 1) - 1,
-                "the text's rows")  # fmt: skip
+    check_range(
+        "frame_embedding",
+        "ids of text",
+        ids[:, -1],
+        0,
+        sizes["rows"] - codebook_vocab * (columns - 1) - 1,
+        "the text's rows",
+    )
     if speaker_index is not None:
         check_range("frame_embedding", "speaker_index", speaker_index, -(2**31), sizes["S"] - 1, "rows of speakers")
     if not runs_kernel(table):
         return cpu_fallback("frame_embedding", ids, table, codebook_vocab, eps, speakers, speaker_index, norm)
     h = table.new_empty(M, D)
     _frame_embedding_kernel[(M,)](
-        ids, table, table if speakers is None else speakers, ids if speaker_index is None else speaker_index, h, D,
-        codebook_vocab, eps, COLUMNS=columns, VOICED=speakers is not None, NORM=norm, BLOCK_D=triton.next_power_of_2(D),
+        ids,
+        table,
+        table if speakers is None else speakers,
+        ids if speaker_index is None else speaker_index,
+        h,
+        D,
+        codebook_vocab,
+        eps,
+        COLUMNS=columns,
+        VOICED=speakers is not None,
+        NORM=norm,
+        BLOCK_D=triton.next_power_of_2(D),
         **tiles("frame_embedding", "row", table.dtype),
-    )  # fmt: skip
+    )
     return h
 
 
 @fake(frame_embedding)
 def _(
-    ids: Tensor, table: Tensor, codebook_vocab: int, eps: float, speakers: Tensor | None = None,
-    speaker_index: Tensor | None = None, norm: bool = True,
-) -> Tensor:  # fmt: skip
+    ids: Tensor,
+    table: Tensor,
+    codebook_vocab: int,
+    eps: float,
+    speakers: Tensor | None = None,
+    speaker_index: Tensor | None = None,
+    norm: bool = True,
+) -> Tensor:
     return table.new_empty(ids.shape[0], table.shape[1])
 
 

@@ -2,11 +2,11 @@
 
 Shapes     as in `decode_attention`, but qkvg [T, ...] and y [T, HQ * DH] hold the new rows of B sequences one sequence
            after the other: rows cu_seqlens[b] to cu_seqlens[b + 1] - 1, cu_seqlens [B + 1], at positions from
-           starts[b] on, starts [B]. longest: the most rows that a sequence has.
-Dtypes     as in `decode_attention`; starts and cu_seqlens int32.
+           cache_seqlens[b] on, cache_seqlens [B]. max_seqlen_q: the most rows that a sequence has.
+Dtypes     as in `decode_attention`; cache_seqlens and cu_seqlens int32.
 Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; a sequence without rows,
-           one longer than `longest`, a position beyond the pages or the table, a page out of range where looking costs
-           nothing (CPU tensors, TRITON_DEBUG=1).
+           one longer than `max_seqlen_q`, a position beyond the pages or the cos_sin_cache, a page out of range where
+           looking costs nothing (CPU tensors, TRITON_DEBUG=1).
 Reference  zonos2_triton.reference.attention.prefill_attention
 Source     Dao et al. 2022, arXiv:2205.14135. Norms, temperature, gate: Zyphra/ZONOS2, models/zonos2.py, Attention.
 
@@ -29,13 +29,25 @@ from zonos2_triton.kernels.decode_attention import LOG2E, QK_EPS, check_attentio
 
 @triton.jit(do_not_specialize=["W"])
 def _write_cache_kernel(
-    qkvg_ptr, table_ptr, k_ptr, v_ptr, block_table_ptr, starts_ptr, cu_seqlens_ptr, W, page_size,
-    HQ: tl.constexpr, HKV: tl.constexpr, DH: tl.constexpr, PLAIN: tl.constexpr, QK_EPS: tl.constexpr,
+    qkvg_ptr,
+    cos_sin_ptr,
+    k_ptr,
+    v_ptr,
+    block_table_ptr,
+    cache_seqlens_ptr,
+    cu_seqlens_ptr,
+    W,
+    page_size,
+    HQ: tl.constexpr,
+    HKV: tl.constexpr,
+    DH: tl.constexpr,
+    PLAIN: tl.constexpr,
+    QK_EPS: tl.constexpr,
     BLOCK_Q: tl.constexpr,
-):  # fmt: skip
+):
     """Grid (tiles of rows of the longest sequence, HKV, B): a program owns a tile of one head's keys and values."""
     hk, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
-    begin, start = tl.load(cu_seqlens_ptr + b).to(tl.int64), tl.load(starts_ptr + b)
+    begin, start = tl.load(cu_seqlens_ptr + b).to(tl.int64), tl.load(cache_seqlens_ptr + b)
     length = tl.load(cu_seqlens_ptr + b + 1) - begin
     WIDTH: tl.constexpr = (HQ + 2 * HKV) * DH + (0 if PLAIN else HQ)
     offs_t = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
@@ -45,8 +57,8 @@ def _write_cache_kernel(
     at = start + offs_t
     if not PLAIN:
         angle_at = at.to(tl.int64)[:, None] * DH + offs_i[None, :]
-        cos = tl.load(table_ptr + angle_at, mask=mask, other=0.0)
-        sin = tl.load(table_ptr + angle_at + DH // 2, mask=mask, other=0.0)
+        cos = tl.load(cos_sin_ptr + angle_at, mask=mask, other=0.0)
+        sin = tl.load(cos_sin_ptr + angle_at + DH // 2, mask=mask, other=0.0)
     key_at = (begin + offs_t)[:, None] * WIDTH + (HQ + hk) * DH + offs_d[None, :]
     k = tl.load(qkvg_ptr + key_at, mask=mask, other=0.0).to(tl.float32)
     if not PLAIN:
@@ -60,17 +72,34 @@ def _write_cache_kernel(
 
 @triton.jit(do_not_specialize=["W"])
 def _prefill_attention_kernel(
-    qkvg_ptr, temp_ptr, table_ptr, k_ptr, v_ptr, block_table_ptr, starts_ptr, cu_seqlens_ptr, y_ptr, W, page_size,
-    scale, HQ: tl.constexpr, HKV: tl.constexpr, DH: tl.constexpr, PLAIN: tl.constexpr, QK_EPS: tl.constexpr,
-    BLOCK_Q: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_S: tl.constexpr,
-):  # fmt: skip
+    qkvg_ptr,
+    qk_temperature_ptr,
+    cos_sin_ptr,
+    k_ptr,
+    v_ptr,
+    block_table_ptr,
+    cache_seqlens_ptr,
+    cu_seqlens_ptr,
+    y_ptr,
+    W,
+    page_size,
+    scale,
+    HQ: tl.constexpr,
+    HKV: tl.constexpr,
+    DH: tl.constexpr,
+    PLAIN: tl.constexpr,
+    QK_EPS: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
     """Grid (tiles of rows of the longest sequence, HKV, B): a program owns BLOCK_Q rows of a key/value head's queries.
 
     A tile's rows are (row of the sequence, query head of the group), BLOCK_M of them. Later tiles, which see more, come
     first.
     """
     hk, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
-    begin, start = tl.load(cu_seqlens_ptr + b).to(tl.int64), tl.load(starts_ptr + b)
+    begin, start = tl.load(cu_seqlens_ptr + b).to(tl.int64), tl.load(cache_seqlens_ptr + b)
     length = (tl.load(cu_seqlens_ptr + b + 1) - begin).to(tl.int32)
     row = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_Q
     if row >= length:
@@ -86,16 +115,16 @@ def _prefill_attention_kernel(
     at = start + offs_t
     if not PLAIN:
         angle_at = at.to(tl.int64)[:, None] * DH + offs_i[None, :]
-        cos = tl.load(table_ptr + angle_at, mask=mask, other=0.0)
-        sin = tl.load(table_ptr + angle_at + DH // 2, mask=mask, other=0.0)
+        cos = tl.load(cos_sin_ptr + angle_at, mask=mask, other=0.0)
+        sin = tl.load(cos_sin_ptr + angle_at + DH // 2, mask=mask, other=0.0)
     row_at = (begin + offs_t) * WIDTH
     q = tl.load(qkvg_ptr + row_at[:, None] + heads[:, None] * DH + offs_d[None, :], mask=mask, other=0.0)
     dtype: tl.constexpr = y_ptr.dtype.element_ty
     if not PLAIN:
         q = q.to(tl.float32)
-        temp = tl.abs(tl.load(temp_ptr + heads, mask=there, other=0.0).to(tl.float32)) * scale
+        temperature = tl.abs(tl.load(qk_temperature_ptr + heads, mask=there, other=0.0).to(tl.float32)) * scale
         q = round_to(
-            apply_rotary(rms_normalize(q, DH, QK_EPS) * temp[:, None], cos, sin, BLOCK_M, DH), dtype
+            apply_rotary(rms_normalize(q, DH, QK_EPS) * temperature[:, None], cos, sin, BLOCK_M, DH), dtype
         )  # [BLOCK_M, DH]
 
     m = tl.full((BLOCK_M,), float("-inf"), tl.float32)
@@ -153,65 +182,128 @@ def _prefill_attention_kernel(
 
 @torch.library.custom_op("zonos2_triton::prefill_attention", mutates_args=("k_cache", "v_cache"))
 def prefill_attention(
-    qkvg: Tensor, temp: Tensor | None, table: Tensor | None, k_cache: Tensor, v_cache: Tensor, block_table: Tensor,
-    starts: Tensor, cu_seqlens: Tensor, longest: int,
-) -> Tensor:  # fmt: skip
+    qkvg: Tensor,
+    qk_temperature: Tensor | None,
+    cos_sin_cache: Tensor | None,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_table: Tensor,
+    cache_seqlens: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen_q: int,
+) -> Tensor:
     sizes = check_attention(
-        "prefill_attention", qkvg, temp, table, k_cache, v_cache, block_table, starts=Arg(starts, "B", torch.int32),
-        cu_seqlens=Arg(cu_seqlens, "B+1", torch.int32), rows="T",
-    )  # fmt: skip
+        "prefill_attention",
+        qkvg,
+        qk_temperature,
+        cos_sin_cache,
+        k_cache,
+        v_cache,
+        block_table,
+        cache_seqlens=Arg(cache_seqlens, "B", torch.int32),
+        cu_seqlens=Arg(cu_seqlens, "B+1", torch.int32),
+        rows="T",
+    )
     T, B, HQ, HKV, DH, W, page_size = (sizes[axis] for axis in ("T", "B", "HQ", "HKV", "DH", "W", "page_size"))
-    if not 1 <= longest <= T:
-        raise ValueError(f"prefill_attention: longest must be in 1..{T}, the rows that there are, got {longest}")
-    if may_sync(starts):
-        _check_sequences(starts, cu_seqlens, longest, T, sizes["room"])
+    if not 1 <= max_seqlen_q <= T:
+        raise ValueError(
+            f"prefill_attention: max_seqlen_q must be in 1..{T}, the rows that there are, got {max_seqlen_q}"
+        )
+    if may_sync(cache_seqlens):
+        _check_sequences(cache_seqlens, cu_seqlens, max_seqlen_q, T, sizes["room"])
     if not runs_kernel(qkvg):
         return cpu_fallback(
-            "prefill_attention", qkvg, temp, table, k_cache, v_cache, block_table, starts, cu_seqlens, longest
+            "prefill_attention",
+            qkvg,
+            qk_temperature,
+            cos_sin_cache,
+            k_cache,
+            v_cache,
+            block_table,
+            cache_seqlens,
+            cu_seqlens,
+            max_seqlen_q,
         )
     attend = tiles("prefill_attention", "attend", qkvg.dtype)
     block_q = attend["BLOCK_M"] // (HQ // HKV)
     if block_q == 0:
         raise ValueError(
-            f"prefill_attention: {'qkvg' if temp is None else 'temp'} must have at most {attend['BLOCK_M']} heads for "
-            f"each of the cache's HKV={HKV}, got {HQ}"
+            f"prefill_attention: {'qkvg' if qk_temperature is None else 'qk_temperature'} must have at most "
+            f"{attend['BLOCK_M']} heads for each of the cache's HKV={HKV}, got {HQ}"
         )
-    y, plain = outputs(qkvg, temp, k_cache), temp is None
-    angles = qkvg if table is None else table
+    y, plain = outputs(qkvg, qk_temperature, k_cache), qk_temperature is None
+    angles = qkvg if cos_sin_cache is None else cos_sin_cache
     write = tiles("prefill_attention", "write", qkvg.dtype)
-    _write_cache_kernel[(triton.cdiv(longest, write["BLOCK_Q"]), HKV, B)](
-        qkvg, angles, k_cache, v_cache, block_table, starts, cu_seqlens, W, page_size,
-        HQ=HQ, HKV=HKV, DH=DH, PLAIN=plain, QK_EPS=QK_EPS, **write,
-    )  # fmt: skip
-    _prefill_attention_kernel[(triton.cdiv(longest, block_q), HKV, B)](
-        qkvg, qkvg if temp is None else temp, angles, k_cache, v_cache, block_table, starts, cu_seqlens, y, W,
-        page_size, DH**-0.5 * LOG2E, HQ=HQ, HKV=HKV, DH=DH, PLAIN=plain, QK_EPS=QK_EPS, BLOCK_Q=block_q, **attend,
-    )  # fmt: skip
+    _write_cache_kernel[(triton.cdiv(max_seqlen_q, write["BLOCK_Q"]), HKV, B)](
+        qkvg,
+        angles,
+        k_cache,
+        v_cache,
+        block_table,
+        cache_seqlens,
+        cu_seqlens,
+        W,
+        page_size,
+        HQ=HQ,
+        HKV=HKV,
+        DH=DH,
+        PLAIN=plain,
+        QK_EPS=QK_EPS,
+        **write,
+    )
+    _prefill_attention_kernel[(triton.cdiv(max_seqlen_q, block_q), HKV, B)](
+        qkvg,
+        qkvg if qk_temperature is None else qk_temperature,
+        angles,
+        k_cache,
+        v_cache,
+        block_table,
+        cache_seqlens,
+        cu_seqlens,
+        y,
+        W,
+        page_size,
+        DH**-0.5 * LOG2E,
+        HQ=HQ,
+        HKV=HKV,
+        DH=DH,
+        PLAIN=plain,
+        QK_EPS=QK_EPS,
+        BLOCK_Q=block_q,
+        **attend,
+    )
     return y
 
 
-def _check_sequences(starts: Tensor, cu_seqlens: Tensor, longest: int, T: int, most: int) -> None:
+def _check_sequences(cache_seqlens: Tensor, cu_seqlens: Tensor, max_seqlen_q: int, T: int, most: int) -> None:
     rows, room = cu_seqlens.diff(), "what the pages and the rotary table hold"
     for name, values, low, high, what in (
-        ("rows of a sequence", rows, 1, longest, "longest being the most"),
+        ("rows of a sequence", rows, 1, max_seqlen_q, "max_seqlen_q being the most"),
         ("the first of cu_seqlens", cu_seqlens[:1], 0, 0, "the first row of qkvg"),
         ("the last of cu_seqlens", cu_seqlens[-1:], T, T, "the rows of qkvg"),
-        ("starts", starts, 0, most - 1, room),
-        ("starts + rows", starts + rows, 1, most, room),
+        ("cache_seqlens", cache_seqlens, 0, most - 1, room),
+        ("cache_seqlens + rows", cache_seqlens + rows, 1, most, room),
     ):
         check_range("prefill_attention", name, values, low, high, what)
 
 
 @fake(prefill_attention)
 def _(
-    qkvg: Tensor, temp: Tensor | None, table: Tensor | None, k_cache: Tensor, v_cache: Tensor, block_table: Tensor,
-    starts: Tensor, cu_seqlens: Tensor, longest: int,
-) -> Tensor:  # fmt: skip
-    return outputs(qkvg, temp, k_cache)
+    qkvg: Tensor,
+    qk_temperature: Tensor | None,
+    cos_sin_cache: Tensor | None,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_table: Tensor,
+    cache_seqlens: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen_q: int,
+) -> Tensor:
+    return outputs(qkvg, qk_temperature, k_cache)
 
 
 def cost(T: int, context: int, B: int, HQ: int, HKV: int, DH: int, itemsize: int, no_preamble: bool = False) -> Cost:
-    """B sequences of T / B new rows each, after `context` cached rows each; no_preamble: without temp and table."""
+    """B sequences of T / B new rows each, after `context` cached rows each; no_preamble: without qk_temperature."""
     rows = T // B
     seen = rows * context + rows * (rows + 1) // 2  # pairs of query and key in one sequence
     cache = 2 * HKV * DH * B * (context + rows)

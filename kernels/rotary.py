@@ -1,9 +1,9 @@
 """Interleaved rotary embedding: y[2i], y[2i + 1] = x[2i], x[2i + 1] turned by the angle of its position and i.
 
-Shapes     x, y [M, H, DH]; positions [M]; table [P, 2, DH / 2], cosines and sines by position.
-Dtypes     x, y one of fp32, fp16, bf16; positions int32; table fp32; fp32 inside, y rounded once.
-Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; a position beyond the table
-           where looking costs nothing (CPU tensors, TRITON_DEBUG=1).
+Shapes     x, y [M, H, DH]; positions [M]; cos_sin_cache [P, 2, DH / 2], cosines and sines by position.
+Dtypes     x, y one of fp32, fp16, bf16; positions int32; cos_sin_cache fp32; fp32 inside, y rounded once.
+Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; a position beyond
+           cos_sin_cache where looking costs nothing (CPU tensors, TRITON_DEBUG=1).
 Reference  zonos2_triton.reference.rotary.rotary
 Source     Su et al. 2021, arXiv:2104.09864; the pairs are neighbours, as in the paper.
 """
@@ -20,13 +20,13 @@ from zonos2_triton.kernels._operator import Cost, cpu_fallback, fake, runs_kerne
 
 
 @triton.jit
-def _rotary_kernel(x_ptr, positions_ptr, table_ptr, y_ptr, H, DH: tl.constexpr, BLOCK_H: tl.constexpr):
+def _rotary_kernel(x_ptr, positions_ptr, cos_sin_ptr, y_ptr, H, DH: tl.constexpr, BLOCK_H: tl.constexpr):
     """Grid (M,): a program owns the heads of a row."""
     m = tl.program_id(0).to(tl.int64)
     offs_h = tl.arange(0, BLOCK_H)
     offs_d = tl.arange(0, DH)
     offs_i = tl.arange(0, DH // 2)
-    angle_ptr = table_ptr + tl.load(positions_ptr + m).to(tl.int64) * DH
+    angle_ptr = cos_sin_ptr + tl.load(positions_ptr + m).to(tl.int64) * DH
     cos = tl.load(angle_ptr + offs_i)[None, :]
     sin = tl.load(angle_ptr + DH // 2 + offs_i)[None, :]
     at = (m * H + offs_h)[:, None] * DH + offs_d[None, :]
@@ -36,28 +36,28 @@ def _rotary_kernel(x_ptr, positions_ptr, table_ptr, y_ptr, H, DH: tl.constexpr, 
 
 
 @torch.library.custom_op("zonos2_triton::rotary", mutates_args=())
-def rotary(x: Tensor, positions: Tensor, table: Tensor) -> Tensor:
+def rotary(x: Tensor, positions: Tensor, cos_sin_cache: Tensor) -> Tensor:
     sizes = check(
         "rotary",
         x=Arg(x, "M H DH"),
         positions=Arg(positions, "M", torch.int32),
-        table=Arg(table, "P 2 DH/2", torch.float32),
+        cos_sin_cache=Arg(cos_sin_cache, "P 2 DH/2", torch.float32),
     )
     M, H, DH = sizes["M"], sizes["H"], sizes["DH"]
     check_head_dim("rotary", DH)
     check_rows("rotary", x.dtype, DH=DH)
-    check_range("rotary", "positions", positions, 0, sizes["P"] - 1, "the table's rows")
+    check_range("rotary", "positions", positions, 0, sizes["P"] - 1, "the rows of cos_sin_cache")
     if not runs_kernel(x):
-        return cpu_fallback("rotary", x, positions, table)
+        return cpu_fallback("rotary", x, positions, cos_sin_cache)
     y = torch.empty_like(x)
     _rotary_kernel[(M,)](
-        x, positions, table, y, H, DH=DH, BLOCK_H=triton.next_power_of_2(H), **tiles("rotary", "row", x.dtype)
+        x, positions, cos_sin_cache, y, H, DH=DH, BLOCK_H=triton.next_power_of_2(H), **tiles("rotary", "row", x.dtype)
     )
     return y
 
 
 @fake(rotary)
-def _(x: Tensor, positions: Tensor, table: Tensor) -> Tensor:
+def _(x: Tensor, positions: Tensor, cos_sin_cache: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
@@ -68,5 +68,5 @@ def check_head_dim(op: str, head_dim: int) -> None:
 
 
 def cost(M: int, H: int, DH: int, itemsize: int) -> Cost:
-    """The table's rows are counted once each."""
+    """The rows of cos_sin_cache are counted once each."""
     return Cost(bytes=2 * M * H * DH * itemsize + 4 * M * (DH + 1), flops=3 * M * H * DH)

@@ -3,10 +3,10 @@
 In the official order: repetition penalty, temperature, top-k with ties, softmax, top-p, min-p; a row left empty is
 one-hot at its largest logit; the distribution is inverted at a counter-based random number.
 
-Shapes     logits, last_seen [B, C, V]; settings [B, 8]; seeds, steps [B]; codes, faults [B, C]. V <= 8192.
+Shapes     logits, last_seen [B, C, V]; settings [B, 8]; seeds, steps [B]; codes, nonfinite [B, C]. V <= 8192.
 Dtypes     logits, settings fp32: temperature, top_k, top_p, min_p, window, penalty, penalised codebooks, unused; seeds
            int64 (the bits of a seed); steps (frames so far), last_seen (the frame in which a code came last, or
-           -2^30), codes, faults int32.
+           -2^30), codes, nonfinite int32.
 Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; settings out of range, by
            request, where looking costs nothing (CPU tensors, TRITON_DEBUG=1).
 Reference  zonos2_triton.reference.sample_codes.sample_codes
@@ -38,9 +38,20 @@ MOST_CODES = 8192  # a row is one tile
 
 @triton.jit(do_not_specialize_on_alignment=["seeds_ptr", "steps_ptr", "last_seen_ptr"])  # begin at any row
 def _sample_codes_kernel(
-    logits_ptr, settings_ptr, seeds_ptr, steps_ptr, last_seen_ptr, codes_ptr, faults_ptr, V,
-    SETTINGS: tl.constexpr, LARGEST: tl.constexpr, MASS: tl.constexpr, WEIGHT: tl.constexpr, BLOCK_V: tl.constexpr,
-):  # fmt: skip
+    logits_ptr,
+    settings_ptr,
+    seeds_ptr,
+    steps_ptr,
+    last_seen_ptr,
+    codes_ptr,
+    nonfinite_ptr,
+    V,
+    SETTINGS: tl.constexpr,
+    LARGEST: tl.constexpr,
+    MASS: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
     """Grid (C, B): a program owns a row of logits."""
     c, b, C = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
     row = (b * C + c).to(tl.int64)
@@ -81,7 +92,7 @@ def _sample_codes_kernel(
     code = tl.sum((mask & (tl.cumsum(drawn, axis=0) <= target)).to(tl.int32), axis=0)
     code = tl.where(total > 0, code, tl.min(tl.where(x == highest, offs, V), axis=0))
     tl.store(codes_ptr + row, tl.where(fault, V - 1, code))
-    tl.store(faults_ptr + row, fault.to(tl.int32))
+    tl.store(nonfinite_ptr + row, fault.to(tl.int32))
 
 
 @triton.jit
@@ -119,8 +130,12 @@ def _nucleus(weights, top_p, MASS: tl.constexpr):
 
 @torch.library.custom_op("zonos2_triton::sample_codes", mutates_args=())
 def sample_codes(
-    logits: Tensor, settings: Tensor, seeds: Tensor, steps: Tensor, last_seen: Tensor
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    logits: Tensor,
+    settings: Tensor,
+    seeds: Tensor,
+    steps: Tensor,
+    last_seen: Tensor,
+) -> tuple[Tensor, Tensor]:
     sizes = check(
         "sample_codes",
         logits=Arg(logits, "B C V", torch.float32),
@@ -137,19 +152,36 @@ def sample_codes(
     _check_settings(settings)
     if not runs_kernel(logits):
         return cpu_fallback("sample_codes", logits, settings, seeds, steps, last_seen)
-    codes, faults = (logits.new_empty((B, C), dtype=torch.int32) for _ in range(2))
+    codes, nonfinite = (logits.new_empty((B, C), dtype=torch.int32) for _ in range(2))
     _sample_codes_kernel[(C, B)](
-        logits, settings, seeds, steps, last_seen, codes, faults, V, SETTINGS=SETTINGS, LARGEST=LARGEST, MASS=MASS,
-        WEIGHT=WEIGHT, BLOCK_V=triton.next_power_of_2(V), **tiles("sample_codes", "row", torch.float32),
-    )  # fmt: skip
-    return codes, faults
+        logits,
+        settings,
+        seeds,
+        steps,
+        last_seen,
+        codes,
+        nonfinite,
+        V,
+        SETTINGS=SETTINGS,
+        LARGEST=LARGEST,
+        MASS=MASS,
+        WEIGHT=WEIGHT,
+        BLOCK_V=triton.next_power_of_2(V),
+        **tiles("sample_codes", "row", torch.float32),
+    )
+    return codes, nonfinite
 
 
 # Of the columns of settings that are used: the name, the least and the largest number.
 _RANGES = (
-    ("temperature", 1e-7, LARGEST), ("top_k", 1, 2**24), ("top_p", 0, 1), ("min_p", 0, LARGEST), ("window", 0, 2**24),
-    ("penalty", 1, LARGEST), ("penalised codebooks", 0, 2**24),
-)  # fmt: skip
+    ("temperature", 1e-7, LARGEST),
+    ("top_k", 1, 2**24),
+    ("top_p", 0, 1),
+    ("min_p", 0, LARGEST),
+    ("window", 0, 2**24),
+    ("penalty", 1, LARGEST),
+    ("penalised codebooks", 0, 2**24),
+)
 
 
 def _check_settings(settings: Tensor) -> None:
@@ -163,8 +195,12 @@ def _check_settings(settings: Tensor) -> None:
 
 @fake(sample_codes)
 def _(
-    logits: Tensor, settings: Tensor, seeds: Tensor, steps: Tensor, last_seen: Tensor
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    logits: Tensor,
+    settings: Tensor,
+    seeds: Tensor,
+    steps: Tensor,
+    last_seen: Tensor,
+) -> tuple[Tensor, Tensor]:
     codes = logits.new_empty(logits.shape[:2], dtype=torch.int32)
     return codes, torch.empty_like(codes)
 

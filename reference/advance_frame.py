@@ -7,13 +7,22 @@ SLOT_FREE, SLOT_NONFINITE = -1, -2  # positions of rows that sit out: ended or e
 
 
 def advance_frame(
-    codes: Tensor, faults: Tensor, positions: Tensor, steps: Tensor, limits: Tensor, eoa_ids: Tensor,
-    eos_frames: Tensor, ids: Tensor, last_seen: Tensor, frames: Tensor, text_id: int,
-) -> None:  # fmt: skip
-    """codes and faults [B, C] of `sample_codes` -> the state of B requests, in place; negative positions are idle.
+    codes: Tensor,
+    nonfinite: Tensor,
+    positions: Tensor,
+    steps: Tensor,
+    max_frames: Tensor,
+    eoa_ids: Tensor,
+    eos_frames: Tensor,
+    ids: Tensor,
+    last_seen: Tensor,
+    frames: Tensor,
+    text_id: int,
+) -> None:
+    """codes and nonfinite [B, C] of `sample_codes` -> the state of B requests, in place; negative positions are idle.
 
     positions [B]: of the newest row in the cache, then of the one to come: one more, or SLOT_FREE after the last frame
-    steps [B]: frames so far; limits [B]: how many there will be at most; eoa_ids [B]: the code that ends, or -1
+    steps [B]: frames so far; max_frames [B]: how many there will be at most; eoa_ids [B]: the code that ends, or -1
     eos_frames [B]: where the audio ends, or -1
     ids [B, C + 1]: the row that is fed back: the codes and text_id
     last_seen [B, C, V]: as `sample_codes` takes it
@@ -27,17 +36,17 @@ def advance_frame(
     for b in range(len(codes)):
         if positions[b] < 0:
             continue
-        if faults[b].any():
+        if nonfinite[b].any():
             positions[b] = SLOT_NONFINITE
             continue
         step = int(steps[b])
         ends = (codes[b] == eoa_ids[b]).nonzero()
         if len(ends) and eos_frames[b] < 0:
             eos_frames[b] = max(0, step - int(ends.max()))
-            limits[b] = min(int(limits[b]), step + C + 1)
+            max_frames[b] = min(int(max_frames[b]), step + C + 1)
         last_seen[b, torch.arange(C, device=codes.device), codes[b].long()] = step
         ids[b, :C], ids[b, C] = codes[b], text_id
         row = frames[b, step % frames.shape[1]]
         row[:C], row[C] = codes[b], eos_frames[b]
         steps[b] = step + 1
-        positions[b] = positions[b] + 1 if step + 1 < limits[b] else SLOT_FREE
+        positions[b] = positions[b] + 1 if step + 1 < max_frames[b] else SLOT_FREE

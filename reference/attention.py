@@ -16,62 +16,89 @@ QK_EPS = 1e-6  # of the head norms; not norm_eps
 
 
 def prefill_attention(
-    qkvg: Tensor, temp: Tensor | None, table: Tensor | None, k_cache: Tensor, v_cache: Tensor, block_table: Tensor,
-    starts: Tensor, cu_seqlens: Tensor, longest: int,
-) -> Tensor:  # fmt: skip
+    qkvg: Tensor,
+    qk_temperature: Tensor | None,
+    cos_sin_cache: Tensor | None,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_table: Tensor,
+    cache_seqlens: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen_q: int,
+) -> Tensor:
     """qkvg [T, ...] of `qkv_projection`, the new rows of B sequences one after the other -> [T, HQ * DH].
 
-    Rows cu_seqlens[b] to cu_seqlens[b + 1] - 1 belong to sequence b, at positions from starts[b] on; longest is the
-    largest number of them (a bound for kernels). q and k are normed per head without a weight, q is scaled by |temp|
-    (temp [HQ]), both are turned by position (table of `rotary_table`). The keys and values are written to the cache.
-    Query head h reads key/value head h // (HQ / HKV) at its own and earlier positions; sigmoid(gate) scales each head.
+    Rows cu_seqlens[b] to cu_seqlens[b + 1] - 1 belong to sequence b, at positions from cache_seqlens[b] on.
+    max_seqlen_q is the largest number of them (a bound for kernels). q and k are normed per head without a weight. q is
+    scaled by |qk_temperature| [HQ]. Both are rotated by position (cos_sin_cache of `rotary_table`). The new keys and
+    values are written to the cache. Query head h reads key/value head h // (HQ / HKV) at its own and earlier positions;
+    sigmoid(gate) scales each head.
 
-    Without temp and table, qkvg [T, (HQ + 2 * HKV) * DH] holds queries, keys and values as they enter the products:
-    they are neither normed nor turned, and no gate scales the heads.
+    Pass qk_temperature and cos_sin_cache together, or neither. With neither, qkvg [T, (HQ + 2 * HKV) * DH] holds
+    queries, keys and values as they enter the products: no norm, no rotary, no gate.
     """
     cuts = cu_seqlens.tolist()
-    sequences = zip(block_table, starts.tolist(), cuts[:-1], cuts[1:], strict=True)
+    sequences = zip(block_table, cache_seqlens.tolist(), cuts[:-1], cuts[1:], strict=True)
     return torch.cat(
-        [_attend(qkvg[a:b], temp, table, k_cache, v_cache, pages, start) for pages, start, a, b in sequences]
+        [
+            _attend(qkvg[a:b], qk_temperature, cos_sin_cache, k_cache, v_cache, pages, start)
+            for pages, start, a, b in sequences
+        ]
     )
 
 
 def decode_attention(
-    qkvg: Tensor, temp: Tensor | None, table: Tensor | None, k_cache: Tensor, v_cache: Tensor, block_table: Tensor,
+    qkvg: Tensor,
+    qk_temperature: Tensor | None,
+    cos_sin_cache: Tensor | None,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_table: Tensor,
     positions: Tensor,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """`prefill_attention` for one new row of each sequence, at positions [B].
 
     A row with a negative position is idle: its result is zeros, and its pages are not touched.
     """
     rows = zip(qkvg[:, None], block_table, positions.tolist(), strict=True)
-    idle = qkvg.new_zeros(1, query_heads(qkvg, temp, k_cache) * k_cache.shape[3])
+    idle = qkvg.new_zeros(1, query_heads(qkvg, qk_temperature, k_cache) * k_cache.shape[3])
     return torch.cat(
-        [_attend(row, temp, table, k_cache, v_cache, pages, at) if at >= 0 else idle for row, pages, at in rows]
+        [
+            _attend(row, qk_temperature, cos_sin_cache, k_cache, v_cache, pages, at) if at >= 0 else idle
+            for row, pages, at in rows
+        ]
     )
 
 
-def query_heads(qkvg: Tensor, temp: Tensor | None, k_cache: Tensor) -> int:
+def query_heads(qkvg: Tensor, qk_temperature: Tensor | None, k_cache: Tensor) -> int:
     """HQ of an attention's arguments."""
-    return qkvg.shape[1] // k_cache.shape[3] - 2 * k_cache.shape[2] if temp is None else len(temp)
+    return qkvg.shape[1] // k_cache.shape[3] - 2 * k_cache.shape[2] if qk_temperature is None else len(qk_temperature)
 
 
 def _attend(
-    qkvg: Tensor, temp: Tensor | None, table: Tensor | None, k_cache: Tensor, v_cache: Tensor, pages: Tensor, start: int
+    qkvg: Tensor,
+    qk_temperature: Tensor | None,
+    cos_sin_cache: Tensor | None,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    pages: Tensor,
+    start: int,
 ) -> Tensor:
     """The new rows of one sequence, at positions from `start` on."""
-    (page_size, kv_heads, head_dim), heads = k_cache.shape[1:], query_heads(qkvg, temp, k_cache)
+    (page_size, kv_heads, head_dim), heads = k_cache.shape[1:], query_heads(qkvg, qk_temperature, k_cache)
     end = start + len(qkvg)
     qkv = rearrange(qkvg[:, : (heads + 2 * kv_heads) * head_dim], "t (h d) -> t h d", d=head_dim)
     q, k, v = qkv.split([heads, kv_heads, kv_heads], 1)
     positions = torch.arange(start, end, device=qkvg.device)
-    if temp is not None and table is not None:
-        k = rotary(rms_norm(wide(k), None, QK_EPS), positions, table)
-        q = rotary(rms_norm(wide(q), None, QK_EPS) * wide(temp)[:, None].abs(), positions, table).to(qkvg.dtype)
+    if qk_temperature is not None and cos_sin_cache is not None:
+        k = rotary(rms_norm(wide(k), None, QK_EPS), positions, cos_sin_cache)
+        q = rotary(rms_norm(wide(q), None, QK_EPS) * wide(qk_temperature)[:, None].abs(), positions, cos_sin_cache).to(
+            qkvg.dtype
+        )
     at = pages.long()[positions // page_size], positions % page_size
     k_cache[at], v_cache[at] = k.to(k_cache.dtype), v
     y = causal_attention(q, *(_cached(cache, pages, end) for cache in (k_cache, v_cache)))
-    if temp is not None:
+    if qk_temperature is not None:
         y = y * torch.sigmoid(wide(qkvg[:, -heads:]))[..., None]
     return rearrange(y, "t h d -> t (h d)").to(qkvg.dtype)
 

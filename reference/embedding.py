@@ -9,9 +9,14 @@ from zonos2_triton.reference.numeric import wide
 
 
 def frame_embedding(
-    ids: Tensor, table: Tensor, codebook_vocab: int, eps: float, speakers: Tensor | None = None,
-    speaker_index: Tensor | None = None, norm: bool = True,
-) -> Tensor:  # fmt: skip
+    ids: Tensor,
+    table: Tensor,
+    codebook_vocab: int,
+    eps: float,
+    speakers: Tensor | None = None,
+    speaker_index: Tensor | None = None,
+    norm: bool = True,
+) -> Tensor:
     """ids [M, C + 1] -> [M, D], normed without a weight.
 
     table [C * codebook_vocab + text ids, D] holds the tables of the C codebooks and then that of the text; row m is the

@@ -70,7 +70,7 @@ class Layer:
     """The weights of one layer as the operations take them: keyword arguments by operation."""
 
     projection: dict[str, Tensor]
-    temp: Tensor
+    qk_temperature: Tensor
     output: Tensor
     router: dict[str, Any] | None  # None: dense
     experts: dict[str, Tensor]
@@ -120,7 +120,7 @@ def _bind_layer(config: Zonos2Config, weights: Weights, i: int) -> Layer:
             "wkv": weights[f"{at}.wkv.weight"],
             "gater": weights[f"{at}.gater.weight"],
         },
-        temp=weights[f"{at}.temp"].flatten(),
+        qk_temperature=weights[f"{at}.temp"].flatten(),
         output=weights[f"{at}.wo.weight"],
         router=_bind_router(config, weights, i, norm) if i in config.moe_layers else None,
         experts={"norm_weight": norm, "gate": gate, "up": up, "down": down},
@@ -160,9 +160,9 @@ class Batch:
 
     ids: Tensor  # [M, C + 1]
     block_table: Tensor  # [B, pages] int32
-    starts: Tensor  # [B] int32: rows of each sequence that the cache holds already; negative, in decoding: idle
+    cache_seqlens: Tensor  # [B] int32: rows of each sequence that the cache holds already; negative, in decoding: idle
     cu_seqlens: Tensor | None = None  # [B + 1] int32: where each sequence's rows begin; None: decoding, one row each
-    longest: int = 1  # rows of the sequence with most
+    max_seqlen_q: int = 1  # rows of the sequence with most
     speakers: Tensor | None = None  # [S, D] of `speaker_row`
     speaker_index: Tensor | None = None  # [M] int32: which one replaces the row's embedding; negative: none
 
@@ -207,9 +207,9 @@ def forward(
     for i, layer in enumerate(model.layers):
         with around(i):
             qkvg = ops.qkv_projection(x, **layer.projection, eps=eps, prefill=prefill)
-            places = layer.temp, model.rotary, cache.k[i], cache.v[i], batch.block_table, batch.starts
+            places = layer.qk_temperature, model.rotary, cache.k[i], cache.v[i], batch.block_table, batch.cache_seqlens
             if batch.cu_seqlens is not None:
-                y = ops.prefill_attention(qkvg, *places, batch.cu_seqlens, batch.longest)
+                y = ops.prefill_attention(qkvg, *places, batch.cu_seqlens, batch.max_seqlen_q)
             else:
                 y = ops.decode_attention(qkvg, *places)
             x = ops.output_projection(y, layer.output, x, prefill)
@@ -217,7 +217,7 @@ def forward(
                 state = None
                 x = ops.moe_experts(x, **layer.experts, eps=eps, prefill=prefill)
             else:
-                positions = None if prefill else batch.starts
+                positions = None if prefill else batch.cache_seqlens
                 routing = Routing(*ops.moe_router(x, state=state, **layer.router, eps=eps, positions=positions))
                 state, chosen = routing.state, (routing.order, routing.offsets, routing.expert_weights)
                 x = ops.moe_experts(x, **layer.experts, eps=eps, order=chosen[0], offsets=chosen[1],

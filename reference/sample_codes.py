@@ -13,7 +13,7 @@ def sample_codes(
     steps: Tensor,
     last_seen: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """The next frame of B requests: logits [B, C, V] -> codes [B, C] int32, faults [B, C] int32.
+    """The next frame of B requests: logits [B, C, V] -> codes [B, C] int32, nonfinite [B, C] int32.
 
     settings [B, 8] fp32: rows of `Sampling.row`; seeds [B] int64, the bits of a seed; steps [B] int32: frames that came
     before; last_seen [B, C, V] int32: the frame in which a code came last in its codebook, or NEVER_SEEN. A code is a
@@ -22,7 +22,7 @@ def sample_codes(
     A row with NaN or +inf in it, or with nothing above -inf, has the fault 1 and the code V - 1 (padding); others 0.
     """
     wide = logits.float()
-    faults = ~wide.amax(-1).isfinite()  # NaN is the largest number here
-    sound = torch.where(faults[..., None], 0.0, wide)
+    nonfinite = ~wide.amax(-1).isfinite()  # NaN is the largest number here
+    sound = torch.where(nonfinite[..., None], 0.0, wide)
     codes = draw(distributions(sound, settings, steps, last_seen), seeds[:, None], steps[:, None])
-    return torch.where(faults, logits.shape[-1] - 1, codes).int(), faults.int()
+    return torch.where(nonfinite, logits.shape[-1] - 1, codes).int(), nonfinite.int()

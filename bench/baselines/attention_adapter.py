@@ -55,17 +55,17 @@ def decode_rows(inputs: Inputs) -> Rows:
 
 
 def prefill_rows(inputs: Inputs) -> Rows:
-    starts, counts = inputs["starts"].long(), inputs["cu_seqlens"].diff().long()
+    cache_seqlens, counts = inputs["cache_seqlens"].long(), inputs["cu_seqlens"].diff().long()
     sequence = torch.repeat_interleave(counts)
     first = inputs["cu_seqlens"][:-1].long()
-    positions = torch.arange(len(sequence), device=starts.device) - first[sequence] + starts[sequence]
-    return _rows(inputs, sequence, positions, starts + counts)
+    positions = torch.arange(len(sequence), device=cache_seqlens.device) - first[sequence] + cache_seqlens[sequence]
+    return _rows(inputs, sequence, positions, cache_seqlens + counts)
 
 
 def _rows(inputs: Inputs, sequence: Tensor, positions: Tensor, lengths: Tensor) -> Rows:
     page_size = inputs["k_cache"].shape[1]
     slots = inputs["block_table"].long()[sequence, positions // page_size], positions % page_size
-    heads = query_heads(inputs["qkvg"], inputs["temp"], inputs["k_cache"])
+    heads = query_heads(inputs["qkvg"], inputs["qk_temperature"], inputs["k_cache"])
     return Rows(sequence, positions, slots, lengths.tolist(), heads)
 
 
@@ -81,14 +81,29 @@ def begin(inputs: Inputs, rows: Rows, twin: Twin | None = None) -> tuple[Tensor,
     """q [T, HQ, DH], k and v [T, HKV, DH], gate [T, HQ] or None; k and v are in the cache, and in the twin."""
     run = fused(_begin, inputs["qkvg"].device.type)
     caches = inputs["k_cache"], inputs["v_cache"], rows.slots
-    return run(inputs["qkvg"], inputs["temp"], inputs["table"], rows.positions, *caches, *(twin or (None, None, None)))
+    return run(
+        inputs["qkvg"],
+        inputs["qk_temperature"],
+        inputs["cos_sin_cache"],
+        rows.positions,
+        *caches,
+        *(twin or (None, None, None)),
+    )
 
 
 def _begin(
-    qkvg: Tensor, temp: Tensor | None, table: Tensor | None, positions: Tensor, k_cache: Tensor, v_cache: Tensor,
-    slots: Index, keys: Tensor | None, values: Tensor | None, at: Index | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
-    q, k, v, gate = torch_ops.entering(qkvg, temp, table, positions, k_cache)
+    qkvg: Tensor,
+    qk_temperature: Tensor | None,
+    cos_sin_cache: Tensor | None,
+    positions: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots: Index,
+    keys: Tensor | None,
+    values: Tensor | None,
+    at: Index | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    q, k, v, gate = torch_ops.entering(qkvg, qk_temperature, cos_sin_cache, positions, k_cache)
     k_cache[slots], v_cache[slots] = k, v
     if keys is not None and values is not None:
         keys[at], values[at] = k, v

@@ -28,9 +28,16 @@ def prepare_decode(inputs: Inputs) -> Call:
     def run() -> Tensor:
         q, k, v, gate = adapter.begin(inputs, rows)
         y = package.flash_attn_with_kvcache(
-            q[:, None], keys, values, k=k[:, None], v=v[:, None], cache_seqlens=positions, block_table=pages,
-            softmax_scale=scale, causal=True,
-        )  # fmt: skip
+            q[:, None],
+            keys,
+            values,
+            k=k[:, None],
+            v=v[:, None],
+            cache_seqlens=positions,
+            block_table=pages,
+            softmax_scale=scale,
+            causal=True,
+        )
         return adapter.end(y[:, 0], gate)
 
     return run
@@ -39,8 +46,8 @@ def prepare_decode(inputs: Inputs) -> Call:
 def prepare_prefill(inputs: Inputs) -> Call:
     """Prompts packed one after the other, as they come."""
     package, rows = _package(), adapter.prefill_rows(inputs)
-    cu_seqlens, longest, scale = inputs["cu_seqlens"], inputs["longest"], inputs["k_cache"].shape[3] ** -0.5
-    begins = not bool(inputs["starts"].any())
+    cu_seqlens, max_seqlen_q, scale = inputs["cu_seqlens"], inputs["max_seqlen_q"], inputs["k_cache"].shape[3] ** -0.5
+    begins = not bool(inputs["cache_seqlens"].any())
     most = max(rows.lengths)
     lengths = torch.tensor([0, *rows.lengths], device=cu_seqlens.device)
     cu_keys = cu_seqlens if begins else lengths.cumsum(0).int()
@@ -53,18 +60,32 @@ def prepare_prefill(inputs: Inputs) -> Call:
     def run() -> Tensor:
         q, k, v, gate = adapter.begin(inputs, rows, twin)
         y = package.flash_attn_varlen_func(
-            q, *((k, v) if twin is None else twin[:2]), cu_seqlens, cu_keys, longest, most, softmax_scale=scale,
-            causal=True, **more,
-        )  # fmt: skip
+            q,
+            *((k, v) if twin is None else twin[:2]),
+            cu_seqlens,
+            cu_keys,
+            max_seqlen_q,
+            most,
+            softmax_scale=scale,
+            causal=True,
+            **more,
+        )
         return adapter.end(y, gate)
 
     return run
 
 
 def prefill_attention(
-    qkvg: Tensor, temp: Tensor | None, table: Tensor | None, k_cache: Tensor, v_cache: Tensor, block_table: Tensor,
-    starts: Tensor, cu_seqlens: Tensor, longest: int,
-) -> Tensor:  # fmt: skip
+    qkvg: Tensor,
+    qk_temperature: Tensor | None,
+    cos_sin_cache: Tensor | None,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_table: Tensor,
+    cache_seqlens: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen_q: int,
+) -> Tensor:
     """Arguments, result and what becomes of the caches: as zonos2_triton.reference.attention.prefill_attention.
 
     ImportError: flash-attn is not installed. It computes in fp16 and bf16.

@@ -77,12 +77,12 @@ def add_rms_norm(inputs: Inputs) -> Call:
 def rotary(inputs: Inputs) -> Call:
     """The last head is taken for the keys, those before it for the queries: it turns both in one launch."""
     package, positions = _package(), inputs["positions"]
-    x, table = inputs["x"].clone(), inputs["table"].flatten(1)  # [P, DH]: cosines, then sines
+    x, cos_sin_cache = inputs["x"].clone(), inputs["cos_sin_cache"].flatten(1)  # [P, DH]: cosines, then sines
     M, heads, head_dim = x.shape
     queries, keys = x.view(M, -1).split([(heads - 1) * head_dim, head_dim], 1)
 
     def run() -> Tensor:
-        package.apply_rope_with_cos_sin_cache_inplace(positions, queries, keys, head_dim, table, is_neox=False)
+        package.apply_rope_with_cos_sin_cache_inplace(positions, queries, keys, head_dim, cos_sin_cache, is_neox=False)
         return x
 
     return run

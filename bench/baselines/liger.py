@@ -35,7 +35,7 @@ def rotary(inputs: Inputs) -> Call:
     from liger_kernel.ops.llama4_rope import LigerLlama4RopeFunction as Function
 
     x = inputs["x"].clone()[None]
-    angles = inputs["table"][inputs["positions"].long()].mT.contiguous()  # [M, DH / 2, 2]: cosine and sine
+    angles = inputs["cos_sin_cache"][inputs["positions"].long()].mT.contiguous()  # [M, DH / 2, 2]: cosine and sine
     spare = torch.zeros_like(x[:, :, :1])
     return lambda: Function.apply(x, spare, angles)[0][0]
 

@@ -100,19 +100,28 @@ class TorchFrame:
         config, model, s = self.config, self.model, state.slots
         rows = torch.arange(len(s.positions), device=self.device)
 
-        def attend(qkvg: Tensor, temp: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
-            q, k, v, gate = torch_ops.entering(qkvg, temp, model.rotary, s.positions, k_cache)
+        def attend(qkvg: Tensor, qk_temperature: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+            q, k, v, gate = torch_ops.entering(qkvg, qk_temperature, model.rotary, s.positions, k_cache)
             at = rows, s.positions.long()
             k_cache[at], v_cache[at] = k, v
             return torch_ops.gated(self.attention(q, k_cache, v_cache, s.positions), gate)
 
         def leave(x: Tensor) -> tuple[Tensor, Tensor]:
             logits = self._logits(x)
-            codes, faults = torch_ops.sample_codes(logits, s.settings, s.seeds, s.steps, s.last_seen)
+            codes, nonfinite = torch_ops.sample_codes(logits, s.settings, s.seeds, s.steps, s.last_seen)
             torch_ops.advance_frame(
-                codes, faults, s.positions, s.steps, s.limits, s.eoa_ids, s.eos_frames, s.ids, s.last_seen, s.frames,
+                codes,
+                nonfinite,
+                s.positions,
+                s.steps,
+                s.max_frames,
+                s.eoa_ids,
+                s.eos_frames,
+                s.ids,
+                s.last_seen,
+                s.frames,
                 config.text_vocab,
-            )  # fmt: skip
+            )
             return logits, codes
 
         # Philox counts on products that wrap, which C++, the compiler's language for a CPU, leaves undefined.
@@ -158,9 +167,11 @@ class TorchFrame:
         cache = reference.Cache(config, 1, rows, self.model.table)
         page = torch.zeros(1, dtype=torch.int32, device=self.device)
 
-        def attend(qkvg: Tensor, temp: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
-            table = self.model.rotary
-            return torch_ops.prefill_attention(qkvg, temp, table, k_cache, v_cache, page[None], page, page, rows)
+        def attend(qkvg: Tensor, qk_temperature: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+            cos_sin_cache = self.model.rotary
+            return torch_ops.prefill_attention(
+                qkvg, qk_temperature, cos_sin_cache, k_cache, v_cache, page[None], page, page, rows
+            )
 
         enter, layer = self._compiled(self._enter), self._compiled(self._layer(attend))
         leave = self._compiled(lambda x: self._logits(x[-1:]))
@@ -211,7 +222,7 @@ class TorchFrame:
             x: Tensor, carried: Tensor | None, w: dict[str, Any], k_cache: Tensor, v_cache: Tensor
         ) -> tuple[Tensor, Tensor | None]:
             qkvg = torch_ops.multiply(rms_norm(x, w["attention_norm"], eps), w["qkvg"])
-            y = torch_ops.multiply(attend(qkvg, w["temp"], k_cache, v_cache), w["output"])
+            y = torch_ops.multiply(attend(qkvg, w["qk_temperature"], k_cache, v_cache), w["output"])
             x = (wide(x) + wide(y)).to(x.dtype)
             h = rms_norm(x, w["ffn_norm"], eps)
             gate, up, down = w["parts"]
@@ -268,8 +279,9 @@ def _join(layer: reference.Layer) -> dict[str, Any]:
     # Of a mixture, `reference.bind` has the rows of gate and up take turns in one tensor.
     both = None if layer.router is None else e["gate"].as_strided((E, 2 * I, D), (2 * I * D, D, 1))
     return {
-        "attention_norm": p["norm_weight"], "qkvg": qkvg, "temp": layer.temp, "output": layer.output,
-        "router": layer.router, "ffn_norm": e["norm_weight"], "parts": (e["gate"], e["up"], e["down"]), "both": both,
+        "attention_norm": p["norm_weight"], "qkvg": qkvg, "qk_temperature": layer.qk_temperature,
+        "output": layer.output, "router": layer.router, "ffn_norm": e["norm_weight"],
+        "parts": (e["gate"], e["up"], e["down"]), "both": both,
     }  # fmt: skip
 
 

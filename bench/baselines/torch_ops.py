@@ -35,20 +35,26 @@ def multiply(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def entering(
-    qkvg: Tensor, temp: Tensor | None, table: Tensor | None, positions: Tensor, k_cache: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
+    qkvg: Tensor,
+    qk_temperature: Tensor | None,
+    cos_sin_cache: Tensor | None,
+    positions: Tensor,
+    k_cache: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """qkvg [T, ...] -> q [T, HQ, DH] and k [T, HKV, DH], normed and turned, v [T, HKV, DH], gate [T, HQ].
 
-    Without temp and table the rows are as they come, and there is no gate.
+    Without qk_temperature and cos_sin_cache the rows are as they come, and there is no gate.
     """
     kv_heads, head_dim = k_cache.shape[2:]
-    gates = 0 if temp is None else len(temp)
+    gates = 0 if qk_temperature is None else len(qk_temperature)
     rows, gate = qkvg.split([qkvg.shape[1] - gates, gates], 1)
     q, k, v = rows.unflatten(1, (-1, head_dim)).tensor_split([-2 * kv_heads, -kv_heads], 1)
-    if temp is None or table is None:
+    if qk_temperature is None or cos_sin_cache is None:
         return q, k, v, None
-    q = rotary(rms_norm(wide(q), None, QK_EPS) * wide(temp)[:, None].abs(), positions, table).to(qkvg.dtype)
-    k = rotary(rms_norm(wide(k), None, QK_EPS), positions, table).to(qkvg.dtype)
+    q = rotary(rms_norm(wide(q), None, QK_EPS) * wide(qk_temperature)[:, None].abs(), positions, cos_sin_cache).to(
+        qkvg.dtype
+    )
+    k = rotary(rms_norm(wide(k), None, QK_EPS), positions, cos_sin_cache).to(qkvg.dtype)
     return q, k, v, gate
 
 
@@ -71,12 +77,17 @@ def by_products(q: Tensor, keys: Tensor, values: Tensor, positions: Tensor) -> T
 
 
 def decode_attention(
-    qkvg: Tensor, temp: Tensor | None, table: Tensor | None, k_cache: Tensor, v_cache: Tensor, block_table: Tensor,
+    qkvg: Tensor,
+    qk_temperature: Tensor | None,
+    cos_sin_cache: Tensor | None,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_table: Tensor,
     positions: Tensor,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Of all sequences at once, none of them idle, over every position that the block table has room for."""
     at, page_size = positions.long(), k_cache.shape[1]
-    q, k, v, gate = entering(qkvg, temp, table, at, k_cache)
+    q, k, v, gate = entering(qkvg, qk_temperature, cos_sin_cache, at, k_cache)
     place = block_table[torch.arange(len(at), device=at.device), at // page_size].long(), at % page_size
     k_cache[place], v_cache[place] = k, v
     keys, values = (cache[block_table.long()].flatten(1, 2) for cache in (k_cache, v_cache))
@@ -85,12 +96,19 @@ def decode_attention(
 
 
 def prefill_attention(
-    qkvg: Tensor, temp: Tensor | None, table: Tensor | None, k_cache: Tensor, v_cache: Tensor, block_table: Tensor,
-    starts: Tensor, cu_seqlens: Tensor, longest: int,
-) -> Tensor:  # fmt: skip
+    qkvg: Tensor,
+    qk_temperature: Tensor | None,
+    cos_sin_cache: Tensor | None,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_table: Tensor,
+    cache_seqlens: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen_q: int,
+) -> Tensor:
     """Of one prompt, from its begin."""
-    at, page_size = torch.arange(longest, device=qkvg.device), k_cache.shape[1]
-    q, k, v, gate = entering(qkvg, temp, table, at, k_cache)
+    at, page_size = torch.arange(max_seqlen_q, device=qkvg.device), k_cache.shape[1]
+    q, k, v, gate = entering(qkvg, qk_temperature, cos_sin_cache, at, k_cache)
     place = block_table[0, at // page_size].long(), at % page_size
     k_cache[place], v_cache[place] = k, v
     q, k, v = (part.transpose(0, 1)[None] for part in (q, k, v))
@@ -107,8 +125,14 @@ def swiglu(h: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
 
 
 def mixture(
-    h: Tensor, gate: Tensor, up: Tensor, down: Tensor, ids: Tensor, weights: Tensor, both: Tensor | None = None
-) -> Tensor:  # fmt: skip
+    h: Tensor,
+    gate: Tensor,
+    up: Tensor,
+    down: Tensor,
+    ids: Tensor,
+    weights: Tensor,
+    both: Tensor | None = None,
+) -> Tensor:
     """h [M, D], ids [M, K] of experts, E for none, weights [M, K] -> wide [M, D], the weighted sum of their `swiglu`.
 
     both [E, 2 * I, D]: gate and up in one tensor, rows taking turns. A few choices gather the weights that they need.
@@ -134,8 +158,14 @@ def _gathered(h: Tensor, gate: Tensor, up: Tensor, down: Tensor, ids: Tensor, we
 
 
 def grouped(
-    h: Tensor, gate: Tensor, up: Tensor, down: Tensor, ids: Tensor, weights: Tensor, both: Tensor | None = None
-) -> Tensor:  # fmt: skip
+    h: Tensor,
+    gate: Tensor,
+    up: Tensor,
+    down: Tensor,
+    ids: Tensor,
+    weights: Tensor,
+    both: Tensor | None = None,
+) -> Tensor:
     """`mixture` by grouped products."""
     (M, K), (order, offsets) = ids.shape, by_expert(ids, len(gate))
     rows, ends, slots = h[order // K], offsets[1:], order.long()
@@ -172,10 +202,18 @@ def has_grouped(device: str, dtype: torch.dtype) -> bool:
 
 
 def moe_experts(
-    x: Tensor, norm_weight: Tensor | None, gate: Tensor, up: Tensor, down: Tensor, eps: float,
-    order: Tensor | None = None, offsets: Tensor | None = None, expert_weights: Tensor | None = None,
-    prefill: bool = False, residual: bool = True,
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    norm_weight: Tensor | None,
+    gate: Tensor,
+    up: Tensor,
+    down: Tensor,
+    eps: float,
+    order: Tensor | None = None,
+    offsets: Tensor | None = None,
+    expert_weights: Tensor | None = None,
+    prefill: bool = False,
+    residual: bool = True,
+) -> Tensor:
     h = x if norm_weight is None else rms_norm(x, norm_weight, eps)
     if order is None or offsets is None or expert_weights is None:
         y = swiglu(h, gate[0], up[0], down[0])
@@ -189,9 +227,22 @@ def moe_experts(
 
 
 def choose(
-    x: Tensor, norm_weight: Tensor, state: Tensor | None, scale: Tensor | None, down_weight: Tensor, down_bias: Tensor,
-    state_norm: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, biases: Tensor, k: int, eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    x: Tensor,
+    norm_weight: Tensor,
+    state: Tensor | None,
+    scale: Tensor | None,
+    down_weight: Tensor,
+    down_bias: Tensor,
+    state_norm: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    w3: Tensor,
+    biases: Tensor,
+    k: int,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
     """The arguments of `moe_router` -> expert_ids and expert_weights [M, K], state [M, R]; nothing is sorted."""
 
     def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -222,8 +273,12 @@ def codebook_head(
 
 
 def sample_codes(
-    logits: Tensor, settings: Tensor, seeds: Tensor, steps: Tensor, last_seen: Tensor
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    logits: Tensor,
+    settings: Tensor,
+    seeds: Tensor,
+    steps: Tensor,
+    last_seen: Tensor,
+) -> tuple[Tensor, Tensor]:
     """`reference.sampling.draw` with its counter on the device."""
     sound = logits.float().amax(-1, keepdim=True).isfinite()
     probs = sampling.distributions(torch.where(sound, logits.float(), 0.0), settings, steps, last_seen)
@@ -237,18 +292,27 @@ def sample_codes(
 
 
 def advance_frame(
-    codes: Tensor, faults: Tensor, positions: Tensor, steps: Tensor, limits: Tensor, eoa_ids: Tensor,
-    eos_frames: Tensor, ids: Tensor, last_seen: Tensor, frames: Tensor, text_id: int,
-) -> None:  # fmt: skip
+    codes: Tensor,
+    nonfinite: Tensor,
+    positions: Tensor,
+    steps: Tensor,
+    max_frames: Tensor,
+    eoa_ids: Tensor,
+    eos_frames: Tensor,
+    ids: Tensor,
+    last_seen: Tensor,
+    frames: Tensor,
+    text_id: int,
+) -> None:
     C = codes.shape[1]
     live = positions >= 0
-    faulty = live & (faults != 0).any(1)
+    faulty = live & (nonfinite != 0).any(1)
     counts = live & ~faulty
     codebooks = torch.arange(C, device=codes.device)
     last_end = torch.where(codes == eoa_ids[:, None], codebooks, -1).amax(1).int()
     ends = counts & (last_end >= 0) & (eos_frames < 0)
     eos_frames.copy_(torch.where(ends, (steps - last_end).clamp(min=0), eos_frames))
-    limits.copy_(torch.where(ends, torch.minimum(limits, steps + C + 1), limits))
+    max_frames.copy_(torch.where(ends, torch.minimum(max_frames, steps + C + 1), max_frames))
     counted, at = counts[:, None], codes.long()[..., None]
     now = torch.where(counted[..., None], steps[:, None, None], last_seen.gather(2, at))
     last_seen.scatter_(2, at, now)
@@ -256,7 +320,7 @@ def advance_frame(
     ids[:, C] = torch.where(counts, text_id, ids[:, C])
     place = torch.arange(len(codes), device=codes.device), (steps % frames.shape[1]).long()
     frames[place] = torch.where(counted, torch.cat([codes, eos_frames[:, None]], 1), frames[place])
-    following = torch.where(steps + 1 < limits, positions + 1, SLOT_FREE)
+    following = torch.where(steps + 1 < max_frames, positions + 1, SLOT_FREE)
     positions.copy_(torch.where(counts, following, torch.where(faulty, SLOT_NONFINITE, positions)))
     steps.add_(counts)
 

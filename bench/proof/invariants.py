@@ -104,7 +104,7 @@ def nan_isolated(case: Case, op: Op = None) -> None:
             mine, before = (_share(case.inputs, outputs, other) for outputs in (spoilt, clean))
             if other != unit or unit in unread:
                 _require_same(case, f"{other} beside NaN in {unit}", before, mine)
-            elif all(x.isfinite().all() for x in mine.values()) and not mine.get("faults", torch.zeros(1)).any():
+            elif all(x.isfinite().all() for x in mine.values()) and not mine.get("nonfinite", torch.zeros(1)).any():
                 raise Broken(f"{case.name}: NaN in {unit} cannot be seen in its results")
         if case.kernel.name == "moe_router":
             _require_sorted(case, spoilt)
@@ -116,7 +116,7 @@ def causal(case: Case, op: Op = None) -> None:
         return
     cuts = case.inputs["cu_seqlens"].tolist()
     width = case.inputs["k_cache"].shape[2:].numel()
-    gates = 0 if case.inputs["temp"] is None else len(case.inputs["temp"])
+    gates = 0 if case.inputs["qk_temperature"] is None else len(case.inputs["qk_temperature"])
     last = case.inputs["qkvg"].shape[1] - gates
     clean = run(case, op)["result"]
     for begin, end in pairwise(cuts):
@@ -137,7 +137,7 @@ def stale_cache(case: Case, op: Op = None) -> None:
         return
     clean = run(case, op)
     block_table, size = case.inputs["block_table"].long(), case.inputs["k_cache"].shape[1]
-    known = case.inputs["starts" if "starts" in case.inputs else "positions"].tolist()
+    known = case.inputs["cache_seqlens" if "cache_seqlens" in case.inputs else "positions"].tolist()
     stale = torch.ones(case.inputs["k_cache"].shape[:2], dtype=torch.bool)
     for pages, count in zip(block_table, known, strict=True):
         at = torch.arange(max(count, 0))
@@ -155,15 +155,15 @@ def chunked_prefill(case: Case, op: Op = None) -> None:
         return
     for unit in range(_units(case)):
         alone = _alone(case, unit)
-        rows, start = len(alone["qkvg"]), int(alone["starts"][0])
+        rows, start = len(alone["qkvg"]), int(alone["cache_seqlens"][0])
         if rows < 2:
             continue
         whole = run(case, op, **alone)
         cut, caches, parts = rows // 2 + 1, {name: case.inputs[name] for name in MUTABLE}, []
         for begin, end in ((0, cut), (cut, rows)) if cut < rows else ((0, 1), (1, rows)):
             piece = {
-                **alone, "qkvg": alone["qkvg"][begin:end].clone(), "starts": _int32(start + begin),
-                "cu_seqlens": _int32(0, end - begin), "longest": end - begin,
+                **alone, "qkvg": alone["qkvg"][begin:end].clone(), "cache_seqlens": _int32(start + begin),
+                "cu_seqlens": _int32(0, end - begin), "max_seqlen_q": end - begin,
             }  # fmt: skip
             got = run(case, op, **piece, **caches)
             parts.append(got.pop("result"))
@@ -244,7 +244,7 @@ ROWS: Mapping[str, tuple[str, ...]] = {
     "codebook_head": ("x",),
     "sample_codes": ("logits", "settings", "seeds", "steps", "last_seen"),
     "advance_frame": (
-        "codes", "faults", "positions", "steps", "limits", "eoa_ids", "eos_frames", "ids", "last_seen", "frames",
+        "codes", "nonfinite", "positions", "steps", "max_frames", "eoa_ids", "eos_frames", "ids", "last_seen", "frames",
     ),
     "rvq_decode": ("codes", "spans", "z"),
     **dict.fromkeys(
@@ -297,7 +297,7 @@ def _int32(*numbers: int) -> Tensor:
 def _units(case: Case) -> int:
     """How many rows, or sequences, do not know of each other."""
     if case.kernel.name == "prefill_attention":
-        return len(case.inputs["starts"])
+        return len(case.inputs["cache_seqlens"])
     return len(case.inputs[ROWS[case.kernel.name][0]])
 
 
@@ -339,8 +339,8 @@ def _alone(case: Case, unit: int) -> Inputs:
     alone: Inputs = {name: case.inputs[name][rows].clone() for name in names}
     if case.kernel.name == "prefill_attention":
         length = rows.stop - rows.start
-        alone |= {name: case.inputs[name][unit : unit + 1].clone() for name in ("block_table", "starts")}
-        alone |= {"cu_seqlens": _int32(0, length), "longest": length}
+        alone |= {name: case.inputs[name][unit : unit + 1].clone() for name in ("block_table", "cache_seqlens")}
+        alone |= {"cu_seqlens": _int32(0, length), "max_seqlen_q": length}
     if case.inputs.get("offsets") is not None:
         order, offsets = case.inputs["order"].long(), case.inputs["offsets"].long()
         experts = len(offsets) - 1

@@ -13,7 +13,7 @@ Changes = Mapping[str, Callable[[Inputs], Inputs]]
 _EPSILON: Changes = {"epsilon": lambda inputs: {"eps": 0.5}}
 _HEADS: Changes = {
     "epsilon": lambda inputs: {"qkvg": inputs["qkvg"] * 1e-3},
-    "negative-temp": lambda inputs: {"temp": -inputs["temp"]},
+    "negative-temperature": lambda inputs: {"qk_temperature": -inputs["qk_temperature"]},
 }
 
 

@@ -191,7 +191,7 @@ def verify(
 
 _NAMES = {
     "add_rms_norm": ["sum", "normed"],
-    "sample_codes": ["codes", "faults"],
+    "sample_codes": ["codes", "nonfinite"],
     "moe_router": ["expert_ids", "expert_weights", "probs", "state", "order", "offsets"],
     "conv1d_tanh": ["samples"],
 }

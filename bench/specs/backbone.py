@@ -62,15 +62,15 @@ _PENALISED = ({"temperature": 0, "repetition_window": 5, "repetition_penalty": 3
 _ENDS: tuple[dict[str, Any], ...] = (
     {"ends": (1,)},
     {"ends": (0, 2)},
-    {"ends": (2,), "eos_frame": 17, "limit": 24},
-    {"ends": (1,), "eoa_id": -1},
-    {"ends": (0,), "limit": 22},
-    {"limit": 21},
-    {"limit": 22},
-    {"eos_frame": 9, "limit": 21},
-    {"ends": (2,), "limit": 21},
-    {"eoa_id": 0},  # what lies in lanes beyond the codebooks, too
-    {"ends": (1,), "eos_frame": 0, "position": 0},
+    {"ends": (2,), "eos_frames": 17, "max_frames": 24},
+    {"ends": (1,), "eoa_ids": -1},
+    {"ends": (0,), "max_frames": 22},
+    {"max_frames": 21},
+    {"max_frames": 22},
+    {"eos_frames": 9, "max_frames": 21},
+    {"ends": (2,), "max_frames": 21},
+    {"eoa_ids": 0},  # what lies in lanes beyond the codebooks, too
+    {"ends": (1,), "eos_frames": 0, "positions": 0},
 )
 _NORM = Expected(max_instructions=600, stream16=True)  # the first launch of a prefill
 # Narrow loads of products: the norm's weight, and in `moe_experts` the slots, once for each layout that needs them.
@@ -336,10 +336,10 @@ FRAME = (
             "tiny": {"B": 2},
             "one-row": {"B": 1},
             "ends": {"B": 11, "rows": _ENDS},
-            "ends-first": {"B": 11, "rows": tuple({**row, "step": 1, "limit": 60} for row in _ENDS)},
+            "ends-first": {"B": 11, "rows": tuple({**row, "steps": 1, "max_frames": 60} for row in _ENDS)},
             "idle": {"B": 4, "rows": ({}, {"position": -1}, {"fault": 2}, {"position": -2, "ends": (0,)})},
             "no-ring": {"B": 3, "N": 1},
         },
-        mutates=("positions", "steps", "limits", "eos_frames", "ids", "last_seen", "frames"),
+        mutates=("positions", "steps", "max_frames", "eos_frames", "ids", "last_seen", "frames"),
     ),
 )

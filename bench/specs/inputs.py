@@ -94,8 +94,8 @@ def add_rms_norm(new: Inputs, M: int, D: int, residual: bool = True) -> Sizes:
 def rotary(new: Inputs, M: int, H: int, DH: int, P: int) -> Sizes:
     positions = new.randint(0, P, M)
     positions.narrow(0, M - 1, 1).fill_(P - 1)
-    table = rotary_table(P, DH, 1e4, new.randn(1))
-    return {"x": new.randn(M, H, DH), "positions": positions, "table": table}
+    cos_sin_cache = rotary_table(P, DH, 1e4, new.randn(1))
+    return {"x": new.randn(M, H, DH), "positions": positions, "cos_sin_cache": cos_sin_cache}
 
 
 def qkv_projection(
@@ -122,13 +122,16 @@ def _attention(
     page_size: int = 64,
     no_preamble: bool = False,
 ) -> Sizes:
-    """What both attentions take; room for `context` positions a sequence; no_preamble: without temp and table."""
+    """The arguments of both attentions, with room for `context` positions a sequence.
+
+    no_preamble: without qk_temperature and cos_sin_cache.
+    """
     each = -(-context // page_size)
     cache = B * each, page_size, HKV, DH
     return {
         "qkvg": new.randn(rows, (HQ + 2 * HKV) * DH + (not no_preamble) * HQ),
-        "temp": None if no_preamble else 1 + 0.2 * new.randn(HQ),
-        "table": None if no_preamble else rotary_table(each * page_size, DH, 1e4, new.randn(1)),
+        "qk_temperature": None if no_preamble else 1 + 0.2 * new.randn(HQ),
+        "cos_sin_cache": None if no_preamble else rotary_table(each * page_size, DH, 1e4, new.randn(1)),
         "k_cache": new.randn(*cache),
         "v_cache": new.randn(*cache),
         "block_table": new.pages(B, each),
@@ -152,7 +155,12 @@ def prefill_attention(
     most = max(row + start for row, start in zip(rows, contexts, strict=True))
     made = _attention(new, T, B, most, **sizes)
     cuts = [sum(rows[:b]) for b in range(B + 1)]
-    return {**made, "starts": new.int32(list(contexts)), "cu_seqlens": new.int32(cuts), "longest": max(rows)}
+    return {
+        **made,
+        "cache_seqlens": new.int32(list(contexts)),
+        "cu_seqlens": new.int32(cuts),
+        "max_seqlen_q": max(rows),
+    }
 
 
 def moe_router(
@@ -248,18 +256,18 @@ def last_bits(requests: int) -> Sizes:
 
 
 def advance_frame(new: Inputs, B: int, C: int, V: int, N: int, rows: tuple[Sizes, ...] = ({},)) -> Sizes:
-    """Of fixed dtypes. rows: what is special about a request, in turn: its step, limit, eoa_id, eos_frame or position;
+    """Of fixed dtypes. rows: each request's steps, max_frames, eoa_ids, eos_frames or positions, in turn;
     ends: codebooks whose code is the end; fault: a codebook that has one. The end is code V - 2."""
-    codes, faults = new.randint(0, V - 2, B, C), torch.zeros(B, C, dtype=torch.int32, device=new.device)
+    codes, nonfinite = new.randint(0, V - 2, B, C), torch.zeros(B, C, dtype=torch.int32, device=new.device)
     kinds = [rows[b % len(rows)] for b in range(B)]
     for b, kind in enumerate(kinds):
         codes[b, list(kind.get("ends", ()))] = V - 2
         if "fault" in kind:
-            faults[b, kind["fault"]] = 1
-    usual = {"position": 70, "step": 20, "limit": 60, "eoa_id": V - 2, "eos_frame": -1}
-    numbers = {f"{name}s": new.int32([kind.get(name, number) for kind in kinds]) for name, number in usual.items()}
+            nonfinite[b, kind["fault"]] = 1
+    usual = {"positions": 70, "steps": 20, "max_frames": 60, "eoa_ids": V - 2, "eos_frames": -1}
+    numbers = {name: new.int32([kind.get(name, number) for kind in kinds]) for name, number in usual.items()}
     ids, last_seen, frames = new.randint(0, V, B, C + 1), new.randint(-5, 20, B, C, V), new.randint(0, V, B, N, C + 1)
-    changed = {"codes": codes, "faults": faults, **numbers, "ids": ids, "last_seen": last_seen, "frames": frames}
+    changed = {"codes": codes, "nonfinite": nonfinite, **numbers, "ids": ids, "last_seen": last_seen, "frames": frames}
     return {**changed, "text_id": 2 * V}
 
 

@@ -107,9 +107,10 @@ def prefill_in_chunks(
 
     def attend(rows: slice, sequences: slice, starts: list[int], cuts: list[int], caches: list[Tensor]) -> Tensor:
         return op(
-            inputs["qkvg"][rows], inputs["temp"], inputs["table"], *caches, inputs["block_table"][sequences],
+            inputs["qkvg"][rows], inputs["qk_temperature"], inputs["cos_sin_cache"], *caches,
+            inputs["block_table"][sequences],
             *(torch.tensor(numbers, dtype=torch.int32, device=device) for numbers in (starts, cuts)),
-            longest=max(b - a for a, b in pairwise(cuts)),
+            max_seqlen_q=max(b - a for a, b in pairwise(cuts)),
         )  # fmt: skip
 
     def caches() -> list[Tensor]:

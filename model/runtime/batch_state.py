@@ -26,7 +26,7 @@ class Slots:
         self.cache = Cache(config, pages, PAGE_SIZE, like)
         self.free = list(range(pages))
         self.numbers = torch.zeros(6, rows, dtype=torch.int32, device=device)
-        self.positions, self.steps, self.limits, self.eoa_ids, self.eos_frames, self.collected = self.numbers
+        self.positions, self.steps, self.max_frames, self.eoa_ids, self.eos_frames, self.collected = self.numbers
         self.positions.fill_(SLOT_FREE)
         width = pages_of(config.max_seqlen)
         self.block_table = torch.zeros(rows, width, dtype=torch.int32, device=device)

@@ -58,13 +58,22 @@ class Frames:
         """The next frame of these rows, and what follows from it."""
         s, ops = self.slots, ranged(self.ops)
         with annotate("model/draw", len(logits)):
-            codes, faults = ops.sample_codes(
+            codes, nonfinite = ops.sample_codes(
                 logits.float(), s.settings[rows], s.seeds[rows], s.steps[rows], s.last_seen[rows]
             )
             ops.advance_frame(
-                codes, faults, s.positions[rows], s.steps[rows], s.limits[rows], s.eoa_ids[rows], s.eos_frames[rows],
-                s.ids[rows], s.last_seen[rows], s.frames[rows], self.model.config.text_vocab,
-            )  # fmt: skip
+                codes,
+                nonfinite,
+                s.positions[rows],
+                s.steps[rows],
+                s.max_frames[rows],
+                s.eoa_ids[rows],
+                s.eos_frames[rows],
+                s.ids[rows],
+                s.last_seen[rows],
+                s.frames[rows],
+                self.model.config.text_vocab,
+            )
 
     def _prompts(self, pieces: Sequence[tuple[Request, int]]) -> reference.Batch:
         cuts = [0, *accumulate(rows for _, rows in pieces)]
@@ -76,8 +85,12 @@ class Frames:
             if request.speaker is not None and request.filled == 0:
                 index[cuts[i]] = len(speakers)
                 speakers.append(speaker_row(request.speaker, self.model.speaker))
-        starts = [request.filled for request, _ in pieces]
+        cache_seqlens = [request.filled for request, _ in pieces]
         return reference.Batch(
-            upload(ids, self.device), upload(pages, self.device), int32(starts, self.device), int32(cuts, self.device),
-            max(rows for _, rows in pieces), *((torch.stack(speakers), int32(index, self.device)) if speakers else ()),
-        )  # fmt: skip
+            upload(ids, self.device),
+            upload(pages, self.device),
+            int32(cache_seqlens, self.device),
+            int32(cuts, self.device),
+            max(rows for _, rows in pieces),
+            *((torch.stack(speakers), int32(index, self.device)) if speakers else ()),
+        )

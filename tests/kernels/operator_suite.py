@@ -350,12 +350,15 @@ class CountingTests(OperatorTests):
 def wrong_attention(columns: slice) -> tuple[Wrong, ...]:
     """What both attentions refuse. columns: 128 of the 132 of qkvg."""
     heads = r"qkvg must have \(HQ \+ 2 \* HKV\) \* DH"
-    plain = f"{heads} columns without temp and table, HQ a multiple of the cache's HKV=2 heads of DH=16, got"
+    columns_of = f"{heads} columns without qk_temperature and cos_sin_cache, HQ a multiple of .* HKV=2 heads of DH=16"
     return (
         wrong(rf"{heads} \+ HQ = 132 columns, got 128", qkvg=lambda x: x[:, columns].clone()),
-        *(wrong(f"{plain} {n}", "no-preamble", qkvg=lambda x, n=n: x[:, :n].clone()) for n in (127, 112, 64, 16)),
-        wrong("temp and table must be given together, or neither", temp=None),
-        wrong("temp and table must be given together, or neither", table=None),
+        *(
+            wrong(f"{columns_of}, got {n}", "no-preamble", qkvg=lambda x, n=n: x[:, :n].clone())
+            for n in (127, 112, 64, 16)
+        ),
+        wrong("qk_temperature and cos_sin_cache must be given together, or neither", qk_temperature=None),
+        wrong("qk_temperature and cos_sin_cache must be given together, or neither", cos_sin_cache=None),
     )
 
 
@@ -364,7 +367,7 @@ class PagedTests(OperatorTests):
 
     @interpreted
     def test_a_page_table_of_positions_is_one_of_pages(self) -> None:
-        """Engines number positions where this project numbers pages; without temp and table too."""
+        """Engines number positions where this project numbers pages; without qk_temperature and cos_sin_cache too."""
         for workload, dtype in product(("tiny", "no-preamble"), DTYPES):
             case = self.case(workload, dtype)
             pages, size = case.inputs["block_table"], case.inputs["k_cache"].shape[1]

@@ -19,10 +19,10 @@ from zonos2_triton.reference.stopping import EndDetector
 class TestAdvanceFrame(OperatorTests):
     name = "advance_frame"
     accuracy = EXACT
-    # 9 codes and faults and 5 numbers in; 4 numbers, 9 entries of the history, and two rows of 10 out
+    # 9 codes and nonfinite and 5 numbers in; 4 numbers, 9 entries of the history, and two rows of 10 out
     costs = {"decode-B1": (4 * (18 + 5 + 4 + 9 + 20), 18)}
     wrong = [
-        wrong(r"faults must have shape \[B=2, C=5\], got \[2, 4\]", faults=lambda f: f[:, :4].clone()),
+        wrong(r"nonfinite must have shape \[B=2, C=5\], got \[2, 4\]", nonfinite=lambda f: f[:, :4].clone()),
         wrong(r"eos_frames must have shape \[B=2\], got \[1\]", eos_frames=lambda e: e[:1]),
         wrong(r"ids must have shape \[B=2, C\+1=6\], got \[2, 5\]", ids=lambda i: i[:, :5].clone()),
         wrong(r"frames must have shape \[B=2, N, C\+1=6\], got", frames=lambda f: f[..., :5].clone()),
@@ -36,13 +36,13 @@ def int32(numbers):
     return torch.tensor(numbers, dtype=torch.int32)
 
 
-def before(limits, eoa_ids, C=9, V=1026, N=4):
+def before(max_frames, eoa_ids, C=9, V=1026, N=4):
     """Arguments of `advance_frame` but the first two: requests whose prompts are of 3, 4, ... rows."""
-    B = len(limits)
+    B = len(max_frames)
     return {
         "positions": torch.arange(3, 3 + B, dtype=torch.int32),
         "steps": int32([0] * B),
-        "limits": int32(limits),
+        "max_frames": int32(max_frames),
         "eoa_ids": int32(eoa_ids),
         "eos_frames": int32([-1] * B),
         "ids": int32([[7] * (C + 1)] * B),
@@ -61,12 +61,12 @@ def differ(a, b):
     return [name for name in a if name != "text_id" and not torch.equal(a[name], b[name])]
 
 
-def push(state, codes, faults=None):
+def push(state, codes, nonfinite=None):
     """One frame, by kernel and reference; state is changed."""
     codes, twin = int32(codes), copied(state)
-    faults = torch.zeros_like(codes) if faults is None else faults
-    advance_frame(codes, faults, **state)
-    reference(codes, faults, **twin)
+    nonfinite = torch.zeros_like(codes) if nonfinite is None else nonfinite
+    advance_frame(codes, nonfinite, **state)
+    reference(codes, nonfinite, **twin)
     assert differ(state, twin) == []
 
 
@@ -102,7 +102,7 @@ class TestEnds:
             push(state, [frame])
         assert state["ids"].tolist() == [[*frames[5], 519]]
         assert state["frames"].tolist() == [[[*frames[4], 3], [*frames[5], 3], [*frames[2], -1], [*frames[3], -1]]]
-        assert (state["positions"].item(), state["steps"].item(), state["limits"].item()) == (9, 6, 8)
+        assert (state["positions"].item(), state["steps"].item(), state["max_frames"].item()) == (9, 6, 8)
         last_seen = torch.full((3, 9), NEVER_SEEN)
         for step, frame in enumerate(frames):
             last_seen[range(3), frame] = step
@@ -120,11 +120,11 @@ class TestEnds:
         state = before([50] * 4, [3] * 4, C=3, V=9)
         push(state, [[0, 1, 2]] * 4)
         state["positions"][1], state["positions"][2] = SLOT_FREE, SLOT_NONFINITE
-        old, faults = copied(state), torch.zeros(4, 3, dtype=torch.int32)
-        faults[0, 2] = faults[2, 0] = 1
-        push(state, [[3, 3, 8]] * 4, faults)
+        old, nonfinite = copied(state), torch.zeros(4, 3, dtype=torch.int32)
+        nonfinite[0, 2] = nonfinite[2, 0] = 1
+        push(state, [[3, 3, 8]] * 4, nonfinite)
         assert state["positions"].tolist() == [SLOT_NONFINITE, SLOT_FREE, SLOT_NONFINITE, 8]
-        for name in ("steps", "limits", "eos_frames", "ids", "last_seen", "frames"):
+        for name in ("steps", "max_frames", "eos_frames", "ids", "last_seen", "frames"):
             assert torch.equal(state[name][:3], old[name][:3])
             assert not torch.equal(state[name][3], old[name][3])
 

@@ -66,11 +66,11 @@ def request(logits, samplings, seeds, steps, last_seen):
 
 def agreed(inputs):
     """What kernel and reference both draw."""
-    codes, faults = sample_codes(**inputs)
+    codes, nonfinite = sample_codes(**inputs)
     want = reference(**inputs)
     assert torch.equal(codes, want[0])
-    assert torch.equal(faults, want[1])
-    return codes, faults
+    assert torch.equal(nonfinite, want[1])
+    return codes, nonfinite
 
 
 @interpreted
@@ -88,8 +88,8 @@ class TestDraw:
         logits, one_hot = tensors["logits"][[case["logits_index"] for case in cases]], (probs > 0).sum(-1) == 1
         assert one_hot.any()
         for seed in (0, 7, 2**63 + 5):
-            codes, faults = agreed(request(logits, samplings, [seed] * len(cases), lengths, last_seen))
-            assert not faults.any()
+            codes, nonfinite = agreed(request(logits, samplings, [seed] * len(cases), lengths, last_seen))
+            assert not nonfinite.any()
             assert (probs.gather(-1, codes[..., None].long()) > 0).all()
             assert torch.equal(codes[one_hot], probs.argmax(-1)[one_hot].int())
 
@@ -130,8 +130,8 @@ class TestDraw:
     def test_rows_that_are_not_finite(self):
         inputs = {**inputs_of("sample_codes", "settings", B=3, C=9, V=100)}
         inputs["settings"] = torch.cat([torch.tensor([OFF.row()]), inputs["settings"][1:]])
-        clean, faults = agreed(inputs)
-        assert not faults.any()
+        clean, nonfinite = agreed(inputs)
+        assert not nonfinite.any()
         nan, inf = float("nan"), float("inf")
         dirty = inputs["logits"].clone()
         dirty[1, 0, 99] = nan
@@ -142,11 +142,11 @@ class TestDraw:
         dirty[2, 5] = torch.where(torch.arange(100) == 98, inf, -inf)
         dirty[0, 6, :90] = -inf
         dirty[0, 8, torch.arange(100) != 42] = -inf
-        codes, faults = agreed({**inputs, "logits": dirty})
-        assert faults.nonzero().tolist() == [[1, 0], [1, 2], [1, 4], [2, 1], [2, 3], [2, 5]]
-        assert (codes[faults == 1] == 99).all()
+        codes, nonfinite = agreed({**inputs, "logits": dirty})
+        assert nonfinite.nonzero().tolist() == [[1, 0], [1, 2], [1, 4], [2, 1], [2, 3], [2, 5]]
+        assert (codes[nonfinite == 1] == 99).all()
         assert codes[0, 6] >= 90
         assert codes[0, 8] == 42
-        same = faults == 0
+        same = nonfinite == 0
         same[0, 6] = same[0, 8] = False
         assert torch.equal(codes[same], clean[same])

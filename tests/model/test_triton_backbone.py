@@ -44,7 +44,7 @@ def forward(backbone, pieces, page_size=8, dtype=None):
         batch = Batch(ids, table[[names.index(n) for n in here]], starts)
         if not decode:
             longest = max(b - a for a, b in pairwise(cuts))
-            batch = dataclasses.replace(batch, cu_seqlens=torch.tensor(cuts, dtype=torch.int32), longest=longest)
+            batch = dataclasses.replace(batch, cu_seqlens=torch.tensor(cuts, dtype=torch.int32), max_seqlen_q=longest)
         stages = Stages()
         with torch.inference_mode():
             x = reference.forward(model, batch, cache, backbone.ops, stages)

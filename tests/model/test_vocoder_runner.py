@@ -31,10 +31,10 @@ def ending(logits, settings, seeds, steps, last_seen):
     """A sampler that says the end where it lies, and nowhere else; the logits of seed 8 are sick at frame 42."""
     sick = (seeds == 8) & (steps == 42)
     logits = torch.where(sick[:, None, None], torch.nan, logits)
-    codes, faults = REFERENCE.sample_codes(logits, settings, seeds, steps, last_seen)
+    codes, nonfinite = REFERENCE.sample_codes(logits, settings, seeds, steps, last_seen)
     frame, codebook = ENDS[seeds % 8].T
     here = (steps == frame)[:, None] & (torch.arange(9) == codebook[:, None])
-    return torch.where(here, 1024, codes.clamp(max=1023)).int(), faults
+    return torch.where(here, 1024, codes.clamp(max=1023)).int(), nonfinite
 
 
 @pytest.fixture

@@ -143,10 +143,10 @@ def test_codes_are_those_of_sample(golden, cases):
         logits = tensors["logits"][case["logits_index"]].expand(B, -1, -1)
         settings = torch.tensor([Sampling(**{key: case[key] for key in vectors["defaults"]}).row()]).expand(B, -1)
         steps = torch.full((B,), n, dtype=torch.int32)
-        codes, faults = sample_codes(logits, settings, requests, steps, last_seen.expand(B, -1, -1))
+        codes, nonfinite = sample_codes(logits, settings, requests, steps, last_seen.expand(B, -1, -1))
         drawn = words(requests[:, None], n, CODEBOOKS)
         assert torch.equal(codes, invert(cases[case["name"]], drawn.T).T.int()), case["name"]
-        assert not faults.any()
+        assert not nonfinite.any()
 
 
 def words_up_to(probs, rule):

@@ -36,10 +36,10 @@ class _Steps:
 
         self.pages = lru_cache(8)(lambda rows: numbers(range(rows))[:, None])
         self.begins = lru_cache(8)(lambda rows, length: numbers(range(0, rows * length + 1, length)))
-        self.starts = lru_cache(2)(lambda rows, start: torch.full_like(self.pages(rows)[:, 0], start))
+        self.cache_seqlens = lru_cache(2)(lambda rows, start: torch.full_like(self.pages(rows)[:, 0], start))
         self._table = lru_cache(1)(lambda n: rotary_table(n, config.head_dim, float(theta or 1e4), model.like))
 
-    def table(self, positions: int) -> Tensor:
+    def cos_sin_cache(self, positions: int) -> Tensor:
         return self._table(-(-positions // TABLE_STEP) * TABLE_STEP)
 
 
@@ -61,8 +61,15 @@ def _one_attention(model: TargetModel, steps: _Steps, path: str) -> Patch:
         rows, prefill = flat(x, config.dim), T > 1 or B > SEQUENCES_AT_ONCE
         kv = wkv.weight.view(2, -1, config.dim)
         qkvg = ops.qkv_projection(rows, None, wq.weight, kv, gater.weight, 0.0, prefill)
-        temp = module.temp.flatten().to(x.dtype)
-        places = temp, steps.table(room), cache.key, cache.value, steps.pages(B), steps.starts(B, start)
+        qk_temperature = module.temp.flatten().to(x.dtype)
+        places = (
+            qk_temperature,
+            steps.cos_sin_cache(room),
+            cache.key,
+            cache.value,
+            steps.pages(B),
+            steps.cache_seqlens(B, start),
+        )
         if prefill:
             y = ops.prefill_attention(qkvg, *places, steps.begins(B, T), T)
         else:

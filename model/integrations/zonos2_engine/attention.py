@@ -29,17 +29,19 @@ class Metadata:
     kvcache: Any  # k_cache(layer), v_cache(layer): [pages, 1, HKV, DH]
     positions: Tensor  # [T] int32, of every row: what the engine's own rotary embedding reads
     block_table: Tensor  # [B, W] int32: the page of each position
-    starts: Tensor  # [B] int32: positions of each sequence that the cache holds already, or IDLE
+    cache_seqlens: Tensor  # [B] int32: positions of each sequence that the cache holds already, or IDLE
     cu_seqlens: Tensor  # [B + 1] int32: where each sequence's rows begin
-    longest: int = 1  # rows of the sequence with most
+    max_seqlen_q: int = 1  # rows of the sequence with most
     decoding: bool = False  # one row each, of no more sequences than decode together
 
-    def attend(self, ops: Ops, rows: Tensor, temp: Tensor | None, table: Tensor | None, layer: int) -> Tensor:
-        """The attention of one layer, [T, HQ * DH]; rows, temp and table as `reference.attention` takes them."""
-        places = self.kvcache.k_cache(layer), self.kvcache.v_cache(layer), self.block_table, self.starts
+    def attend(
+        self, ops: Ops, rows: Tensor, qk_temperature: Tensor | None, cos_sin_cache: Tensor | None, layer: int
+    ) -> Tensor:
+        """The attention of one layer, [T, HQ * DH]; arguments as `reference.attention` takes them."""
+        places = self.kvcache.k_cache(layer), self.kvcache.v_cache(layer), self.block_table, self.cache_seqlens
         if self.decoding:
-            return ops.decode_attention(rows, temp, table, *places)
-        return ops.prefill_attention(rows, temp, table, *places, self.cu_seqlens, self.longest)
+            return ops.decode_attention(rows, qk_temperature, cos_sin_cache, *places)
+        return ops.prefill_attention(rows, qk_temperature, cos_sin_cache, *places, self.cu_seqlens, self.max_seqlen_q)
 
     def get_last_indices(self, bs: int) -> Tensor:
         """The last row of each of the first sequences."""
@@ -61,7 +63,7 @@ class Captured:
             whole,
             positions=whole.positions[:size],
             block_table=whole.block_table[:size],
-            starts=whole.starts[:size],
+            cache_seqlens=whole.cache_seqlens[:size],
             cu_seqlens=whole.cu_seqlens[: size + 1],
         )
         batch.input_ids, batch.out_loc = self.input_ids[:size], self.out_loc[:size]
@@ -84,15 +86,17 @@ class Backend:
     def prepare_metadata(self, batch: Any) -> None:
         """batch.attn_metadata, of what the host knows; nothing waits for the device."""
         reqs, padding = batch.padded_reqs, batch.padded_size - batch.size
-        starts, lengths = [req.cached_len for req in reqs], [req.extend_len for req in reqs]
+        cache_seqlens, lengths = [req.cached_len for req in reqs], [req.extend_len for req in reqs]
         cuts = [0]
         for length in lengths:
             cuts.append(cuts[-1] + length)
-        positions = [at for start, length in zip(starts, lengths, strict=True) for at in range(start, start + length)]
+        positions = [
+            at for start, length in zip(cache_seqlens, lengths, strict=True) for at in range(start, start + length)
+        ]
         decoding = batch.is_decode and len(reqs) <= SEQUENCES_AT_ONCE
         if decoding:
-            starts[batch.size :] = [IDLE] * padding
-        parts = starts, cuts, positions, [req.table_idx for req in reqs]
+            cache_seqlens[batch.size :] = [IDLE] * padding
+        parts = cache_seqlens, cuts, positions, [req.table_idx for req in reqs]
         numbers = int32([n for part in parts for n in part], self.page_table.device)  # in one copy
         first, cu_seqlens, stands, rows = numbers.split([len(part) for part in parts])
         width = max(req.device_len for req in reqs)
@@ -100,9 +104,9 @@ class Backend:
             self.kvcache,
             positions=stands,
             block_table=self.page_table[:, :width][rows.long()],
-            starts=first,
+            cache_seqlens=first,
             cu_seqlens=cu_seqlens,
-            longest=max(lengths),
+            max_seqlen_q=max(lengths),
             decoding=decoding,
         )
 
@@ -122,7 +126,7 @@ class Backend:
 
         cuts = torch.arange(most + 1, dtype=torch.int32, device=device)
         metadata = Metadata(
-            self.kvcache, zeros(most), zeros(most, max_seq_len), zeros(most), cuts, longest=1, decoding=True
+            self.kvcache, zeros(most), zeros(most, max_seq_len), zeros(most), cuts, max_seqlen_q=1, decoding=True
         )
         ids = zeros(most, frame_width) if frame_width > 1 else zeros(most)
         self.captured, self.sizes = Captured(metadata, ids, zeros(most)), sorted(bs_list)
@@ -139,7 +143,7 @@ class Backend:
         captured.input_ids[:size].copy_(batch.input_ids)
         captured.out_loc[:size].copy_(batch.out_loc)
         target.positions[:size].copy_(mine.positions)
-        target.starts[:size].copy_(mine.starts)
+        target.cache_seqlens[:size].copy_(mine.cache_seqlens)
         target.block_table[:size, : mine.block_table.shape[1]].copy_(mine.block_table)
         captured.first(batch, size)
 

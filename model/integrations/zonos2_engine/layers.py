@@ -53,7 +53,7 @@ class Shared:
     def idle(self, rows: int) -> Tensor | None:
         """Where the rows stand, negative: nowhere; None: all of them count."""
         mine = self.metadata()
-        return mine.starts if mine is not None and mine.decoding and len(mine.starts) == rows else None
+        return mine.cache_seqlens if mine is not None and mine.decoding and len(mine.cache_seqlens) == rows else None
 
 
 def summed(layer: Any, ranks: int, y: Tensor) -> Tensor:
@@ -92,9 +92,9 @@ def turned_rotary(shared: Shared, rotary: Any) -> Any:
     def forward(positions: Tensor, query: Tensor, key: Tensor, is_neox: bool = True) -> tuple[Tensor, Tensor]:
         if is_neox:
             return original(positions, query, key, is_neox)
-        at, table = positions.int(), angles(own)
+        at, cos_sin_cache = positions.int(), angles(own)
         heads = (x.unflatten(1, (-1, own.head_size)) for x in (query, key))
-        q, k = (shared.rotary(x, at, table).flatten(1) for x in heads)
+        q, k = (shared.rotary(x, at, cos_sin_cache).flatten(1) for x in heads)
         return q, k
 
     own.forward = Replacement(forward, original)
@@ -144,8 +144,8 @@ def attention(shared: Shared, layer: Any) -> Call:
             return original(x)
         ops, prefill = shared.ops, shared.prefill(len(x))
         rows = ops.qkv_projection(x, None, layer.wq.weight, layer.wkv.weight, layer.gater.weight, EPS, prefill)
-        temp = layer.temp.flatten().to(x.dtype)  # bf16 in models of every dtype
-        y = mine.attend(ops, rows, temp, angles(layer.attn.rotary), layer.attn.layer_id)
+        qk_temperature = layer.temp.flatten().to(x.dtype)  # bf16 in models of every dtype
+        y = mine.attend(ops, rows, qk_temperature, angles(layer.attn.rotary), layer.attn.layer_id)
         return summed(layer.wo, layer.wo._tp_size, ops.output_projection(y, layer.wo.weight, None, prefill))
 
     return forward

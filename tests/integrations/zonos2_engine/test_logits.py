@@ -94,9 +94,9 @@ def test_the_memory_of_a_graph_gives_the_same(official, fast, prompts, frames, e
         run.backend.prepare_for_replay(batch)
         assert batch.input_ids.data_ptr() == captured.input_ids.data_ptr() == memory.input_ids.data_ptr()
         replayed, taken = batch.attn_metadata, captured.attn_metadata
-        for name in ("positions", "starts", "block_table", "cu_seqlens"):
+        for name in ("positions", "cache_seqlens", "block_table", "cu_seqlens"):
             assert getattr(replayed, name).data_ptr() == getattr(taken, name).data_ptr()
-        assert replayed.starts.tolist()[3] == engine_attention.IDLE
+        assert replayed.cache_seqlens.tolist()[3] == engine_attention.IDLE
         logits = run.forward(captured)  # the batch that was captured, with new contents
         assert_same([logits[:3]], [old])
         assert logits.isfinite().all()
