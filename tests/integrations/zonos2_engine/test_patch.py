@@ -145,7 +145,7 @@ def test_a_package_of_another_structure_is_refused(official, model, monkeypatch,
     [
         ("frame_embedding", "embedding"), ("add_rms_norm", "norm"), ("qkv_projection", "attention"),
         ("decode_attention", "attention"), ("prefill_attention", "attention"), ("output_projection", "attention"),
-        ("router", "moe_router"), ("experts", "moe_experts"), ("head", "codebook_head"),
+        ("moe_router", "router"), ("moe_experts", "experts"), ("codebook_head", "head"),
     ],
 )  # fmt: skip
 def test_a_wrong_operation_is_refused(model, monkeypatch, operation, op):
