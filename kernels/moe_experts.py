@@ -2,14 +2,15 @@
 
 Shapes     x, y [M, D]; norm_weight [D], or None: x is normed already; gate, up [E, I, D], their rows apart by one
            stride of any size (the official w13 is read where it lies: gate = w13[:, 0::2], up = w13[:, 1::2]); down
-           [E, D, I]; order [M * K], offsets [E + 1] and expert_weights [M, K] as `moe_router` makes them: slots behind
-           offsets[E] are of rows that go to no expert, y = x. Without those three every row goes through the one
-           expert, unweighted: the dense layer. residual=False: y is the sum alone, without x.
-Dtypes     x and weights one of fp32, fp16, bf16; order, offsets, counters int32; expert_weights fp32; fp32
-           accumulation; the product of gate and up rounded once, then the sum once. Decoding multiplies norm_weight *
-           x, rounded, and scales by 1 / rms(x): in fp16, |norm_weight * x| must stay below 65,504.
+           [E, D, I]; sorted_slot_ids [M * K], expert_offsets [E + 1] and expert_weights [M, K] as `moe_router` makes
+           them: slots behind expert_offsets[E] are of rows that go to no expert, y = x. Without those three every row
+           goes through the one expert, unweighted: the dense layer. residual=False: y is the sum alone, without x.
+Dtypes     x and weights one of fp32, fp16, bf16; sorted_slot_ids, expert_offsets, counters int32;
+           expert_weights fp32; fp32 accumulation; the product of gate and up rounded once, then the sum once. Decoding
+           multiplies norm_weight * x, rounded, and scales by 1 / rms(x): in fp16, |norm_weight * x| must stay below
+           65,504.
 Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; more than 256 rows but in
-           prefill; an order that is none where looking costs nothing (CPU tensors, TRITON_DEBUG=1).
+           prefill; sorted_slot_ids that is none where looking costs nothing (CPU tensors, TRITON_DEBUG=1).
 Reference  zonos2_triton.reference.moe_experts.moe_experts
 Source     Shazeer 2020, arXiv:2002.05202; rows grouped by expert as in MegaBlocks, arXiv:2211.15841.
 
@@ -36,9 +37,15 @@ from zonos2_triton.kernels.add_rms_norm import normed
 
 @triton.jit
 def _slots(
-    order_ptr, offsets_ptr, M, ROUTED: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, K: tl.constexpr,
+    order_ptr,
+    offsets_ptr,
+    M,
+    ROUTED: tl.constexpr,
+    E: tl.constexpr,
+    EP: tl.constexpr,
+    K: tl.constexpr,
     BLOCK_M: tl.constexpr,
-):  # fmt: skip
+):
     """Of this program's tile of rows: its expert, its slots, which of them exist, and how many tiles there are.
 
     Each expert has as many tiles as its slots fill, one expert's after the other's; the slots that go to no expert come
@@ -65,10 +72,29 @@ def _slots(
 
 @triton.jit(do_not_specialize=["M"])  # one binary for every batch
 def _moe_experts_up_kernel(
-    x_ptr, norm_ptr, gate_ptr, up_ptr, order_ptr, offsets_ptr, h_ptr, M, D, I, stride_expert, stride_row, eps,
-    ROUTED: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, K: tl.constexpr, NORM: tl.constexpr, EVEN_K: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
+    x_ptr,
+    norm_ptr,
+    gate_ptr,
+    up_ptr,
+    order_ptr,
+    offsets_ptr,
+    h_ptr,
+    M,
+    D,
+    I,
+    stride_expert,
+    stride_row,
+    eps,
+    ROUTED: tl.constexpr,
+    E: tl.constexpr,
+    EP: tl.constexpr,
+    K: tl.constexpr,
+    NORM: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
     """Grid (tiles of slots, tiles of I): a program owns a tile of h = silu(gate x) * up x, [M * K, I] by slot."""
     offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_n = offs_n < I
@@ -78,9 +104,20 @@ def _moe_experts_up_kernel(
             return
     w_at = expert * stride_expert + offs_n.to(tl.int64) * stride_row
     gate, up, sum_sq = gemm_tile(
-        gate_ptr + w_at, up_ptr + w_at, mask_n, x_ptr + slots // K * D, mask_m, norm_ptr, D,
-        True, NORM, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K,
-    )  # fmt: skip
+        gate_ptr + w_at,
+        up_ptr + w_at,
+        mask_n,
+        x_ptr + slots // K * D,
+        mask_m,
+        norm_ptr,
+        D,
+        True,
+        NORM,
+        EVEN_K,
+        BLOCK_N,
+        BLOCK_M,
+        BLOCK_K,
+    )
     if NORM:
         scale = tl.rsqrt(sum_sq / D + eps)[None, :]
         gate = gate * scale
@@ -91,10 +128,28 @@ def _moe_experts_up_kernel(
 
 @triton.jit(do_not_specialize=["M"])
 def _moe_experts_down_kernel(
-    x_ptr, h_ptr, down_ptr, order_ptr, offsets_ptr, weights_ptr, terms_ptr, y_ptr, counters_ptr, M, D, I,
-    ROUTED: tl.constexpr, E: tl.constexpr, EP: tl.constexpr, K: tl.constexpr, RESIDUAL: tl.constexpr,
-    EVEN_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
+    x_ptr,
+    h_ptr,
+    down_ptr,
+    order_ptr,
+    offsets_ptr,
+    weights_ptr,
+    terms_ptr,
+    y_ptr,
+    counters_ptr,
+    M,
+    D,
+    I,
+    ROUTED: tl.constexpr,
+    E: tl.constexpr,
+    EP: tl.constexpr,
+    K: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
     """Grid (tiles of slots, tiles of D): a program owns a tile of the weighted terms, [M * K, D] by slot.
 
     With one expert a row the term is added to x right away; with several, the last program of a tile of D adds all.
@@ -111,9 +166,20 @@ def _moe_experts_down_kernel(
     if ROUTED:
         length = tl.where(expert < E, I, 0)  # without an expert, the sum is over nothing
     term, _, _ = gemm_tile(
-        w_rows, w_rows, mask_n, h_ptr + slots * I, mask_m, h_ptr, length, False, False, EVEN_K, BLOCK_N, BLOCK_M,
+        w_rows,
+        w_rows,
+        mask_n,
+        h_ptr + slots * I,
+        mask_m,
+        h_ptr,
+        length,
+        False,
+        False,
+        EVEN_K,
+        BLOCK_N,
+        BLOCK_M,
         BLOCK_K,
-    )  # fmt: skip
+    )
     if ROUTED:
         known = mask_m & (expert + 0 * slots < E)  # of a block's shape; the weight of nobody may be NaN
         term = term * tl.load(weights_ptr + slots, mask=known, other=0.0)[None, :]
@@ -142,20 +208,40 @@ def _moe_experts_down_kernel(
 
 @torch.library.custom_op("zonos2_triton::moe_experts", mutates_args=("counters",))
 def moe_experts(
-    x: Tensor, norm_weight: Tensor | None, gate: Tensor, up: Tensor, down: Tensor, eps: float,
-    order: Tensor | None = None, offsets: Tensor | None = None, expert_weights: Tensor | None = None,
-    prefill: bool = False, residual: bool = True, counters: Tensor | None = None,
-) -> Tensor:  # fmt: skip
-    M, D, I, E, K = _checked_sizes(x, norm_weight, gate, up, down, order, offsets, expert_weights)
+    x: Tensor,
+    norm_weight: Tensor | None,
+    gate: Tensor,
+    up: Tensor,
+    down: Tensor,
+    eps: float,
+    sorted_slot_ids: Tensor | None = None,
+    expert_offsets: Tensor | None = None,
+    expert_weights: Tensor | None = None,
+    prefill: bool = False,
+    residual: bool = True,
+    counters: Tensor | None = None,
+) -> Tensor:
+    M, D, I, E, K = _checked_sizes(x, norm_weight, gate, up, down, sorted_slot_ids, expert_offsets, expert_weights)
     if not prefill:
         check_batch("moe_experts", M)
     if not runs_kernel(x):
         return cpu_fallback(
-            "moe_experts", x, norm_weight, gate, up, down, eps, order, offsets, expert_weights, prefill, residual
+            "moe_experts",
+            x,
+            norm_weight,
+            gate,
+            up,
+            down,
+            eps,
+            sorted_slot_ids,
+            expert_offsets,
+            expert_weights,
+            prefill,
+            residual,
         )
-    routed, slots = order is not None, M * K
+    routed, slots = sorted_slot_ids is not None, M * K
     one = {"E": E, "EP": triton.next_power_of_2(E + 1), "K": K, "ROUTED": routed}
-    lists = (order, offsets) if routed else (x, x)
+    lists = (sorted_slot_ids, expert_offsets) if routed else (x, x)
     # Rows of a tile: those of an expert that gets twice its share.
     busy = min(slots, 2 * triton.cdiv(slots, E)) if routed else slots
     launch = product_tiles("moe_experts_up", prefill, x.dtype, busy, D)
@@ -166,22 +252,56 @@ def moe_experts(
     count = zeroed_counters(x, tiles_n, counters, "moe_experts") if K > 1 else y
     rows, norm = (normed(x, norm_weight, eps), None) if prefill and norm_weight is not None else (x, norm_weight)
     _moe_experts_up_kernel[(_tiles_m(slots, E, launch["BLOCK_M"]), triton.cdiv(I, launch["BLOCK_N"]))](
-        rows, rows if norm is None else norm, gate, up, *lists, h, M, D, I, gate.stride(0), gate.stride(1), eps,
-        **one, NORM=norm is not None, **launch,
-    )  # fmt: skip
+        rows,
+        rows if norm is None else norm,
+        gate,
+        up,
+        *lists,
+        h,
+        M,
+        D,
+        I,
+        gate.stride(0),
+        gate.stride(1),
+        eps,
+        **one,
+        NORM=norm is not None,
+        **launch,
+    )
     _moe_experts_down_kernel[(_tiles_m(slots, E + routed, launch_down["BLOCK_M"]), tiles_n)](
-        x, h, down, *lists, expert_weights if routed else x, terms, y, count, M, D, I,
-        **one, RESIDUAL=residual, **launch_down,
-    )  # fmt: skip
+        x,
+        h,
+        down,
+        *lists,
+        expert_weights if routed else x,
+        terms,
+        y,
+        count,
+        M,
+        D,
+        I,
+        **one,
+        RESIDUAL=residual,
+        **launch_down,
+    )
     return y
 
 
 @fake(moe_experts)
 def _(
-    x: Tensor, norm_weight: Tensor | None, gate: Tensor, up: Tensor, down: Tensor, eps: float,
-    order: Tensor | None = None, offsets: Tensor | None = None, expert_weights: Tensor | None = None,
-    prefill: bool = False, residual: bool = True, counters: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    norm_weight: Tensor | None,
+    gate: Tensor,
+    up: Tensor,
+    down: Tensor,
+    eps: float,
+    sorted_slot_ids: Tensor | None = None,
+    expert_offsets: Tensor | None = None,
+    expert_weights: Tensor | None = None,
+    prefill: bool = False,
+    residual: bool = True,
+    counters: Tensor | None = None,
+) -> Tensor:
     return torch.empty_like(x)
 
 
@@ -191,9 +311,15 @@ def _tiles_m(slots: int, groups: int, block_m: int) -> int:
 
 
 def _checked_sizes(
-    x: Tensor, norm_weight: Tensor | None, gate: Tensor, up: Tensor, down: Tensor, order: Tensor | None,
-    offsets: Tensor | None, expert_weights: Tensor | None,
-) -> tuple[int, int, int, int, int]:  # fmt: skip
+    x: Tensor,
+    norm_weight: Tensor | None,
+    gate: Tensor,
+    up: Tensor,
+    down: Tensor,
+    sorted_slot_ids: Tensor | None,
+    expert_offsets: Tensor | None,
+    expert_weights: Tensor | None,
+) -> tuple[int, int, int, int, int]:
     sizes = check(
         "moe_experts",
         x=Arg(x, "M D"),
@@ -204,22 +330,35 @@ def _checked_sizes(
         expert_weights=Arg(expert_weights, "M K", torch.float32),
     )
     M, D, I, E, K = (sizes.get(axis, 1) for axis in ("M", "D", "I", "E", "K"))
-    check("moe_experts", x=Arg(x, "M D"), order=Arg(order, f"{M * K}", torch.int32),
-          offsets=Arg(offsets, f"{E + 1}", torch.int32))  # fmt: skip
+    check(
+        "moe_experts",
+        x=Arg(x, "M D"),
+        sorted_slot_ids=Arg(sorted_slot_ids, f"{M * K}", torch.int32),
+        expert_offsets=Arg(expert_offsets, f"{E + 1}", torch.int32),
+    )
     check_rows("moe_experts", x.dtype, D=D, I=I)
     check_rows("moe_experts", x.dtype, **{f"stride {axis} of gate": gate.stride(axis) for axis in (0, 1)})
     if gate.stride() != up.stride():
         raise ValueError(f"moe_experts: up must have the strides of gate, {gate.stride()}, got {up.stride()}")
-    given = [name for name, value in (("order", order), ("offsets", offsets), ("expert_weights", expert_weights))
-             if value is not None]  # fmt: skip
+    given = [
+        name
+        for name, value in (
+            ("sorted_slot_ids", sorted_slot_ids),
+            ("expert_offsets", expert_offsets),
+            ("expert_weights", expert_weights),
+        )
+        if value is not None
+    ]
     if len(given) not in (0, 3):
-        raise ValueError(f"moe_experts: order, offsets and expert_weights must be given together, got {given} alone")
+        raise ValueError(
+            f"moe_experts: sorted_slot_ids, expert_offsets and expert_weights must be given together, got {given} alone"
+        )
     if not given and E != 1:
-        raise ValueError(f"moe_experts: without order, gate must hold one expert, got E={E}")
-    if order is not None and offsets is not None and may_sync(order):
-        check_range("moe_experts", "order", order, 0, M * K - 1, "the slots")
-        check_range("moe_experts", "offsets", offsets, 0, M * K, "places in order")
-        check_range("moe_experts", "steps of offsets", offsets.diff(), 0, M * K, "slots of an expert")
+        raise ValueError(f"moe_experts: without sorted_slot_ids, gate must hold one expert, got E={E}")
+    if sorted_slot_ids is not None and expert_offsets is not None and may_sync(sorted_slot_ids):
+        check_range("moe_experts", "sorted_slot_ids", sorted_slot_ids, 0, M * K - 1, "the slots")
+        check_range("moe_experts", "expert_offsets", expert_offsets, 0, M * K, "places in sorted_slot_ids")
+        check_range("moe_experts", "steps of expert_offsets", expert_offsets.diff(), 0, M * K, "slots of an expert")
     return M, D, I, E, K
 
 

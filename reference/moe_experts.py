@@ -1,4 +1,4 @@
-"""SwiGLU feed-forward: a mixture of experts, of which the dense layer is the one-expert case."""
+"""SwiGLU feed-forward: a mixture of experts; the dense layer is the case of one expert."""
 
 from itertools import pairwise
 
@@ -15,28 +15,37 @@ def swiglu(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
 
 
 def moe_experts(
-    x: Tensor, norm_weight: Tensor | None, gate: Tensor, up: Tensor, down: Tensor, eps: float,
-    order: Tensor | None = None, offsets: Tensor | None = None, expert_weights: Tensor | None = None,
-    prefill: bool = False, residual: bool = True,
-) -> Tensor:  # fmt: skip
-    """x [M, D] -> x + the weighted sum of `swiglu` of rms_norm(x) by each row's experts, [M, D], rounded once.
+    x: Tensor,
+    norm_weight: Tensor | None,
+    gate: Tensor,
+    up: Tensor,
+    down: Tensor,
+    eps: float,
+    sorted_slot_ids: Tensor | None = None,
+    expert_offsets: Tensor | None = None,
+    expert_weights: Tensor | None = None,
+    prefill: bool = False,
+    residual: bool = True,
+) -> Tensor:
+    """x [M, D] -> x + the weighted sum of `swiglu` of rms_norm(x) by each token's experts, [M, D], rounded once.
 
-    gate, up [E, I, D] and down [E, D, I]; order [M * K] and offsets [E + 1] as `moe_router` makes them: expert e has
-    the slots order[offsets[e] : offsets[e + 1]], slot m * K + k being choice k of row m, with expert_weights [M, K].
-    Slots behind offsets[E] go to no expert: y = x. Without those three every row goes through the one expert,
-    unweighted. norm_weight None: x is normed already. residual False: the weighted sum alone, without x. `prefill` is
-    for kernels.
+    gate, up [E, I, D] and down [E, D, I]. Slot m * K + k is choice k of token m, with weight expert_weights[m, k].
+    Expert e has the slots sorted_slot_ids[expert_offsets[e] : expert_offsets[e + 1]], as `moe_router` sorts them.
+    Slots at or after expert_offsets[E] are idle: they go to no expert and add nothing.
+
+    Without those three every token goes through the one expert, unweighted. norm_weight None: x is normed already.
+    residual False: the weighted sum alone, without x. `prefill` is for kernels.
     """
     h = x if norm_weight is None else rms_norm(x, norm_weight, eps)
-    if order is None or offsets is None or expert_weights is None:
+    if sorted_slot_ids is None or expert_offsets is None or expert_weights is None:
         y = swiglu(h, gate[0], up[0], down[0])
         return (wide(x) + wide(y)).to(x.dtype) if residual else y
-    cuts, k = offsets.tolist(), expert_weights.shape[1]
-    y = wide(x.new_zeros(len(order), x.shape[1]))
+    cuts, k = expert_offsets.tolist(), expert_weights.shape[1]
+    y = wide(x.new_zeros(len(sorted_slot_ids), x.shape[1]))
     for e, (first, end) in enumerate(pairwise(cuts)):
         if end > first:
-            slots = order[first:end].long()
+            slots = sorted_slot_ids[first:end].long()
             y[slots] = wide(swiglu(h[slots // k], gate[e], up[e], down[e]))
-    weights = expert_weights.flatten().index_fill(0, order[cuts[-1] :].long(), 0)
+    weights = expert_weights.flatten().index_fill(0, sorted_slot_ids[cuts[-1] :].long(), 0)
     y = (y * weights[:, None]).unflatten(0, (len(x), k)).sum(1)
     return (wide(x) + y if residual else y).to(x.dtype)

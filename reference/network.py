@@ -131,7 +131,7 @@ def _bind_router(config: Zonos2Config, weights: Weights, i: int, norm: Tensor) -
     part = f"layers.{i}.feed_forward.router"
     return {
         "norm_weight": norm,
-        "scale": weights.get(f"{part}.router_states_scale"),
+        "state_scale": weights.get(f"{part}.router_states_scale"),
         "down_weight": weights[f"{part}.down_proj.weight"],
         "down_bias": weights[f"{part}.down_proj.bias"],
         "state_norm": weights[f"{part}.rmsnorm_eda.weight"],
@@ -140,7 +140,7 @@ def _bind_router(config: Zonos2Config, weights: Weights, i: int, norm: Tensor) -
         "w2": weights[f"{part}.router_mlp.2.weight"],
         "b2": weights[f"{part}.router_mlp.2.bias"],
         "w3": weights[f"{part}.router_mlp.4.weight"],
-        "biases": BALANCING_SIGN[config.moe_balancing_strategy] * weights[f"{part}.balancing_biases"],
+        "balancing_biases": BALANCING_SIGN[config.moe_balancing_strategy] * weights[f"{part}.balancing_biases"],
         "k": config.experts_per_token(i),
     }
 
@@ -218,10 +218,17 @@ def forward(
                 x = ops.moe_experts(x, **layer.experts, eps=eps, prefill=prefill)
             else:
                 positions = None if prefill else batch.cache_seqlens
-                routing = Routing(*ops.moe_router(x, state=state, **layer.router, eps=eps, positions=positions))
-                state, chosen = routing.state, (routing.order, routing.offsets, routing.expert_weights)
-                x = ops.moe_experts(x, **layer.experts, eps=eps, order=chosen[0], offsets=chosen[1],
-                                expert_weights=chosen[2], prefill=prefill)  # fmt: skip
+                routing = Routing(*ops.moe_router(x, router_state=state, **layer.router, eps=eps, positions=positions))
+                state = routing.router_state
+                x = ops.moe_experts(
+                    x,
+                    **layer.experts,
+                    eps=eps,
+                    sorted_slot_ids=routing.sorted_slot_ids,
+                    expert_offsets=routing.expert_offsets,
+                    expert_weights=routing.expert_weights,
+                    prefill=prefill,
+                )
                 if stages is not None:
                     stages.routings.append(routing)
             if stages is not None:
@@ -261,5 +268,5 @@ def trace(model: Model, ids: Tensor, speaker: Tensor | None = None, ops: Ops = R
         "expert_ids": stacked("expert_ids", k, -1).long(),
         "expert_weights": stacked("expert_weights", k, 0),
         "router_probs": stacked("probs", config.moe_n_experts, 0),
-        "router_states": stacked("state", config.moe_router_dim, 0),
+        "router_states": stacked("router_state", config.moe_router_dim, 0),
     }

@@ -197,7 +197,7 @@ class TorchFrame:
         for i, weights in enumerate(self.layers):
             x, own = layer(hidden[i], carried, weights, cache.k[i], cache.v[i])
             off.append(_off(x, hidden[i + 1]))
-            carried = None if weights["router"] is None else next(routings).state
+            carried = None if weights["router"] is None else next(routings).router_state
             if own is not None and carried is not None:
                 off.append(_off(own, carried))
         return hidden, off
@@ -228,7 +228,7 @@ class TorchFrame:
             gate, up, down = w["parts"]
             if w["router"] is None:
                 return (wide(x) + wide(torch_ops.swiglu(h, gate[0], up[0], down[0]))).to(x.dtype), None
-            ids, shares, carried = torch_ops.choose(x, state=carried, **w["router"], eps=eps)
+            ids, shares, carried = torch_ops.choose(x, router_state=carried, **w["router"], eps=eps)
             return (wide(x) + torch_ops.mixture(h, gate, up, down, ids, shares, w["both"])).to(x.dtype), carried
 
         return layer

@@ -167,8 +167,8 @@ def grouped(
     both: Tensor | None = None,
 ) -> Tensor:
     """`mixture` by grouped products."""
-    (M, K), (order, offsets) = ids.shape, by_expert(ids, len(gate))
-    rows, ends, slots = h[order // K], offsets[1:], order.long()
+    (M, K), (sorted_slot_ids, expert_offsets) = ids.shape, by_expert(ids, len(gate))
+    rows, ends, slots = h[sorted_slot_ids // K], expert_offsets[1:], sorted_slot_ids.long()
     if both is None:
         inner = _joined(*(torch._grouped_mm(rows, part.mT, offs=ends) for part in (gate, up)))
     else:
@@ -208,20 +208,20 @@ def moe_experts(
     up: Tensor,
     down: Tensor,
     eps: float,
-    order: Tensor | None = None,
-    offsets: Tensor | None = None,
+    sorted_slot_ids: Tensor | None = None,
+    expert_offsets: Tensor | None = None,
     expert_weights: Tensor | None = None,
     prefill: bool = False,
     residual: bool = True,
 ) -> Tensor:
     h = x if norm_weight is None else rms_norm(x, norm_weight, eps)
-    if order is None or offsets is None or expert_weights is None:
+    if sorted_slot_ids is None or expert_offsets is None or expert_weights is None:
         y = swiglu(h, gate[0], up[0], down[0])
         return (wide(x) + wide(y)).to(x.dtype) if residual else y
     sorted_ids = torch.searchsorted(
-        offsets[1:], torch.arange(len(order), device=x.device, dtype=offsets.dtype), right=True
+        expert_offsets[1:], torch.arange(len(sorted_slot_ids), device=x.device, dtype=expert_offsets.dtype), right=True
     )
-    ids = torch.zeros_like(sorted_ids).scatter(0, order.long(), sorted_ids).view(expert_weights.shape)
+    ids = torch.zeros_like(sorted_ids).scatter(0, sorted_slot_ids.long(), sorted_ids).view(expert_weights.shape)
     y = mixture(h, gate, up, down, ids, expert_weights)
     return (wide(x) + y if residual else y).to(x.dtype)
 
@@ -229,8 +229,8 @@ def moe_experts(
 def choose(
     x: Tensor,
     norm_weight: Tensor,
-    state: Tensor | None,
-    scale: Tensor | None,
+    router_state: Tensor | None,
+    state_scale: Tensor | None,
     down_weight: Tensor,
     down_bias: Tensor,
     state_norm: Tensor,
@@ -239,21 +239,21 @@ def choose(
     w2: Tensor,
     b2: Tensor,
     w3: Tensor,
-    biases: Tensor,
+    balancing_biases: Tensor,
     k: int,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The arguments of `moe_router` -> expert_ids and expert_weights [M, K], state [M, R]; nothing is sorted."""
+    """The arguments of `moe_router` -> expert_ids and expert_weights [M, K], router_state [M, R]; nothing is sorted."""
 
     def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return (wide(multiply(x, weight)) + wide(bias)).to(x.dtype)
 
     s = linear(rms_norm(x, norm_weight, eps), down_weight, down_bias)
-    if state is not None and scale is not None:
-        s = s + state * scale
+    if router_state is not None and state_scale is not None:
+        s = s + router_state * state_scale
     h = F.gelu(linear(rms_norm(s, state_norm, eps), w1, b1))
     probs = wide(multiply(F.gelu(linear(h, w2, b2)), w3)).softmax(-1)
-    scores, found = probs + wide(biases), []
+    scores, found = probs + wide(balancing_biases), []
     for _ in range(k):  # of the largest the first
         found.append(scores.argmax(-1, keepdim=True))
         scores = scores.scatter(-1, found[-1], float("-inf"))

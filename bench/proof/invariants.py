@@ -239,7 +239,7 @@ ROWS: Mapping[str, tuple[str, ...]] = {
     "decode_attention": ("qkvg", "positions", "block_table"),
     "prefill_attention": ("qkvg",),
     "output_projection": ("y", "residual"),
-    "moe_router": ("x", "state", "positions"),
+    "moe_router": ("x", "router_state", "positions"),
     "moe_experts": ("x", "expert_weights"),
     "codebook_head": ("x",),
     "sample_codes": ("logits", "settings", "seeds", "steps", "last_seen"),
@@ -285,7 +285,9 @@ def _require_sorted(case: Case, outputs: Tensors) -> None:
     ids, experts = outputs["expert_ids"], outputs["probs"].shape[1]
     if ((ids < 0) | (ids >= experts)).any():
         raise Broken(f"{case.name}: an expert out of range, of a row of NaN")
-    for name, want in zip(("order", "offsets"), by_expert(ids, experts, case.inputs["positions"]), strict=True):
+    for name, want in zip(
+        ("sorted_slot_ids", "expert_offsets"), by_expert(ids, experts, case.inputs["positions"]), strict=True
+    ):
         if not torch.equal(outputs[name], want):
             raise Broken(f"{case.name}: {name} does not sort the chosen experts")
 
@@ -318,8 +320,8 @@ def _idle(case: Case) -> list[int]:
     """Rows that sit the step out."""
     if _of_clips(case):
         return (case.inputs["spans"][:, 1] == 0).nonzero().flatten().tolist()
-    if case.inputs.get("offsets") is not None:
-        nobodys = case.inputs["order"][case.inputs["offsets"][-1] :]
+    if case.inputs.get("expert_offsets") is not None:
+        nobodys = case.inputs["sorted_slot_ids"][case.inputs["expert_offsets"][-1] :]
         return sorted({*(nobodys // case.inputs["expert_weights"].shape[1]).tolist()})
     positions = case.inputs.get("positions")
     return [] if positions is None else (positions < 0).nonzero().flatten().tolist()
@@ -341,12 +343,12 @@ def _alone(case: Case, unit: int) -> Inputs:
         length = rows.stop - rows.start
         alone |= {name: case.inputs[name][unit : unit + 1].clone() for name in ("block_table", "cache_seqlens")}
         alone |= {"cu_seqlens": _int32(0, length), "max_seqlen_q": length}
-    if case.inputs.get("offsets") is not None:
-        order, offsets = case.inputs["order"].long(), case.inputs["offsets"].long()
+    if case.inputs.get("expert_offsets") is not None:
+        order, offsets = case.inputs["sorted_slot_ids"].long(), case.inputs["expert_offsets"].long()
         experts = len(offsets) - 1
         ids = torch.full_like(order, experts)  # of no expert
         ids[order[: offsets[-1]]] = torch.arange(experts).repeat_interleave(offsets.diff())
-        alone["order"], alone["offsets"] = by_expert(ids.view(_units(case), -1)[rows], experts)
+        alone["sorted_slot_ids"], alone["expert_offsets"] = by_expert(ids.view(_units(case), -1)[rows], experts)
     return alone
 
 
@@ -356,7 +358,7 @@ def _share(inputs: Inputs, outputs: Tensors, unit: int) -> Tensors:
     return {
         name: x[inputs["block_table"][unit].long()] if name in MUTABLE else x[rows]
         for name, x in outputs.items()
-        if name not in ("order", "offsets")
+        if name not in ("sorted_slot_ids", "expert_offsets")
     }
 
 

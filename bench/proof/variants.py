@@ -48,6 +48,9 @@ VARIANTS: Mapping[str, Changes] = {
     },
     "moe_router": {
         **_EPSILON,
-        "ties": lambda inputs: {"w3": torch.zeros_like(inputs["w3"]), "biases": torch.zeros_like(inputs["biases"])},
+        "ties": lambda inputs: {
+            "w3": torch.zeros_like(inputs["w3"]),
+            "balancing_biases": torch.zeros_like(inputs["balancing_biases"]),
+        },
     },
 }

@@ -167,12 +167,12 @@ class Case:
         So the chosen experts are the oracle's wherever its scores are further apart than two probabilities may be off.
         """
         probs, k = outputs["probs"], self.inputs["k"]
-        scores = probs + self.inputs["biases"].float()
+        scores = probs + self.inputs["balancing_biases"].float()
         ids = torch.sort(scores, descending=True, stable=True).indices[:, :k]
         self._check_equal("expert_ids", outputs["expert_ids"], ids.int())
         self._check_equal("expert_weights", outputs["expert_weights"], probs.gather(1, ids))
         by_id = by_expert(ids, len(self.inputs["w3"]), self.inputs["positions"])
-        for name, want in zip(("order", "offsets"), by_id, strict=True):
+        for name, want in zip(("sorted_slot_ids", "expert_offsets"), by_id, strict=True):
             self._check_equal(name, outputs[name], want)
 
 
@@ -192,7 +192,7 @@ def verify(
 _NAMES = {
     "add_rms_norm": ["sum", "normed"],
     "sample_codes": ["codes", "nonfinite"],
-    "moe_router": ["expert_ids", "expert_weights", "probs", "state", "order", "offsets"],
+    "moe_router": ["expert_ids", "expert_weights", "probs", "router_state", "sorted_slot_ids", "expert_offsets"],
     "conv1d_tanh": ["samples"],
 }
 

@@ -171,8 +171,8 @@ def moe_router(
     return {
         "x": new.randn(M, D),
         "norm_weight": None if normed else new.gain(D),
-        "state": new.randn(M, R) if carry else None,
-        "scale": new.gain(R) if carry else None,
+        "router_state": new.randn(M, R) if carry else None,
+        "state_scale": new.gain(R) if carry else None,
         "down_weight": new.weight(R, D),
         "down_bias": 0.1 * new.randn(R),
         "state_norm": new.gain(R),
@@ -181,7 +181,7 @@ def moe_router(
         "w2": 2 * new.weight(R, R),
         "b2": 0.1 * new.randn(R),
         "w3": 3 * new.weight(E, R),
-        "biases": 0.1 * new.randn(E),
+        "balancing_biases": 0.1 * new.randn(E),
         **{"k": k, "eps": EPS, "positions": positions},
     }
 
@@ -197,8 +197,8 @@ def moe_experts(
     if routed:
         ids, weights = new.choices(M, k, E, skew), new.randn(M, k, dtype=torch.float32).sigmoid()
         ids[list(idle)], weights[list(idle)] = E, float("nan")
-        order, offsets = by_expert(ids, E)
-        chosen = {"order": order, "offsets": offsets, "expert_weights": weights}
+        chosen = dict(zip(("sorted_slot_ids", "expert_offsets"), by_expert(ids, E), strict=True))
+        chosen["expert_weights"] = weights
     chosen |= {"gate": gate, "up": up, "norm_weight": None if normed else new.gain(D), "down": new.weight(E, D, I)}
     return {"x": new.randn(M, D), **chosen, "eps": EPS, "prefill": prefill, "residual": residual}
 

@@ -279,12 +279,12 @@ def random_codec(config: VocoderConfig, device: str, dtype: torch.dtype) -> dict
 def _rows_of(kernel: str, inputs: dict[str, Any], rows: Sequence[int]) -> dict[str, Any]:
     """The inputs for some rows of the batch, in this order; what belongs to no row stays."""
     chosen = {name: inputs[name][list(rows)] for name in ROWS[kernel] if inputs.get(name) is not None}
-    if kernel == "moe_experts" and inputs.get("order") is not None:
-        counts = (inputs["offsets"][1:] - inputs["offsets"][:-1]).long()
-        ids = torch.empty(len(inputs["order"]), dtype=torch.int64, device=counts.device)
-        ids[inputs["order"].long()] = torch.repeat_interleave(counts)
+    if kernel == "moe_experts" and inputs.get("sorted_slot_ids") is not None:
+        counts = (inputs["expert_offsets"][1:] - inputs["expert_offsets"][:-1]).long()
+        ids = torch.empty(len(inputs["sorted_slot_ids"]), dtype=torch.int64, device=counts.device)
+        ids[inputs["sorted_slot_ids"].long()] = torch.repeat_interleave(counts)
         mine = ids.view(len(inputs["x"]), -1)[list(rows)]
-        chosen["order"], chosen["offsets"] = by_expert(mine, len(counts))
+        chosen["sorted_slot_ids"], chosen["expert_offsets"] = by_expert(mine, len(counts))
     return inputs | chosen
 
 

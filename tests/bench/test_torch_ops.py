@@ -64,7 +64,7 @@ def test_every_way_through_the_experts(name, way, monkeypatch):
 
         whole = torch_ops.mixture
         monkeypatch.setattr(torch_ops, "mixture", mixture)
-    traced = torch.compile(TORCH_OPS.experts, fullgraph=True, dynamic=False, backend="eager")
+    traced = torch.compile(TORCH_OPS.moe_experts, fullgraph=True, dynamic=False, backend="eager")
     verify(KERNELS["moe_experts"], workload_of("moe_experts", name), "cpu", torch.bfloat16, traced)
     torch.compiler.reset()
 
@@ -76,12 +76,15 @@ def test_choice_without_sorting(name):
     del inputs["positions"]
     ids, weights, state = torch_ops.choose(**inputs)
     assert torch.equal(ids.int(), want.expert_ids)
-    torch.testing.assert_close((weights, state), (want.expert_weights, want.state), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close((weights, state), (want.expert_weights, want.router_state), rtol=1e-12, atol=1e-12)
 
 
 def test_of_choices_that_tie_the_lower_comes_first():
     inputs = made("moe_router", "all-experts")
-    inputs["w3"], inputs["biases"] = torch.zeros_like(inputs["w3"]), torch.zeros_like(inputs["biases"])
+    inputs["w3"], inputs["balancing_biases"] = (
+        torch.zeros_like(inputs["w3"]),
+        torch.zeros_like(inputs["balancing_biases"]),
+    )
     del inputs["positions"]
     assert torch_ops.choose(**inputs)[0].tolist() == [[0, 1, 2, 3]] * 2
 
@@ -146,7 +149,7 @@ def test_weights_are_shared_but_for_one(model):
     ("part", "wrong"),
     [
         ("gated", lambda right, y, gate: y.flatten(1)),
-        ("choose", lambda right, *args, state, **more: right(*args, state=None, **more)),
+        ("choose", lambda right, *args, router_state, **more: right(*args, router_state=None, **more)),
         ("codebook_head", lambda right, *args: 1.01 * right(*args)),
         ("sample_codes", lambda right, *args: (right(*args)[0] ^ 1, right(*args)[1])),
         ("by_products", lambda right, *args: right(*args) * float("nan")),

@@ -9,7 +9,7 @@ from zonos2_triton.bench.proof.poison import poisoned
 MIXTURE = {"M": 24, "D": 256, "I": 128, "E": 4, "k": 2}
 DENSE = {"M": 32, "D": 256, "I": 256, "E": 1, "k": 1, "routed": False}
 SUM = {"normed": True, "residual": False}
-ROUTING = ("order", "offsets", "expert_weights")
+ROUTING = ("sorted_slot_ids", "expert_offsets", "expert_weights")
 
 
 class TestExperts(CountingTests):
@@ -33,13 +33,15 @@ class TestExperts(CountingTests):
             **dict.fromkeys(("gate", "up"), lambda w: torch.nn.functional.pad(w, (0, 1))[..., :-1]),
         ),
         wrong(r"down must have shape \[E=4, D=48, I=40\], got", down=lambda w: w.mT.contiguous()),
-        wrong(r"order must have shape \[10\], got \[9\]", order=lambda o: o[:9]),
-        wrong(r"offsets must have shape \[5\], got \[4\]", offsets=lambda o: o[:4]),
-        wrong(r"order must be in 0\.\.9, the slots; got 10", order=at(3, 10)),
-        wrong(r"offsets must be in 0\.\.10, places in order; got 11", offsets=at(1, 11)),
-        wrong(r"steps of offsets must be in 0\.\.10, slots of an expert; got -", offsets=at(2, 0)),
-        wrong(r"order, offsets .* together, got \['order', 'expert_weights'\] alone", offsets=None),
-        wrong("without order, gate must hold one expert, got E=4", **dict.fromkeys(ROUTING)),
+        wrong(r"sorted_slot_ids must have shape \[10\], got \[9\]", sorted_slot_ids=lambda o: o[:9]),
+        wrong(r"expert_offsets must have shape \[5\], got \[4\]", expert_offsets=lambda o: o[:4]),
+        wrong(r"sorted_slot_ids must be in 0\.\.9, the slots; got 10", sorted_slot_ids=at(3, 10)),
+        wrong(r"expert_offsets must be in 0\.\.10, places in sorted_slot_ids; got 11", expert_offsets=at(1, 11)),
+        wrong(r"steps of expert_offsets must be in 0\.\.10, slots of an expert; got -", expert_offsets=at(2, 0)),
+        wrong(
+            r"sorted_slot_ids, expert_offsets .* got \['sorted_slot_ids', 'expert_weights'\] alone", expert_offsets=None
+        ),
+        wrong("without sorted_slot_ids, gate must hold one expert, got E=4", **dict.fromkeys(ROUTING)),
         wrong("at most 256 rows decode together, got 257; prefill=True takes any", "tiny", sizes={"M": 257}),
         *odd_width("I", 42),
     ]

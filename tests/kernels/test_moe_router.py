@@ -24,13 +24,13 @@ class TestRouter(CountingTests):
     }
     wrong = [
         wrong(r"w2 must have shape \[R=24, R=24\], got \[16, 24\]", w2=lambda w: w[:16]),
-        wrong(r"biases must have shape \[E=4\], got \[3\]", biases=lambda b: b[:3]),
+        wrong(r"balancing_biases must have shape \[E=4\], got \[3\]", balancing_biases=lambda b: b[:3]),
         wrong(r"positions must have shape \[M=70\], got \[69\]", positions=lambda p: p[1:]),
         wrong(r"down_weight must have .* D=48\], got", norm_weight=None, down_weight=lambda w: w[:, :44].clone()),
         wrong(r"k must be in 1\.\.E=4, got 0", k=0),
         wrong(r"k must be in 1\.\.E=4, got 5", k=5),
         wrong("w3 must have at most 256 rows, one for each expert, got 257", sizes={"E": 257}),
-        wrong("state and scale must be given together", state=None),
-        wrong("state and scale must be given together", scale=None),
+        wrong("router_state and state_scale must be given together", router_state=None),
+        wrong("router_state and state_scale must be given together", state_scale=None),
         *odd_width("R", 34),
     ]

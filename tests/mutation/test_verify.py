@@ -53,8 +53,8 @@ WRONG = {
     "missing-key": (ATTENTION, spoiled(ATTENTION, lambda x: {"positions": x["positions"] - 1}), "result"),
     "router-choice": ("moe_router", touched("moe_router", 0, (1, 0), lambda x: (x + 1) % 4), "expert_ids"),
     "router-weight": ("moe_router", touched("moe_router", 1, (1, 0), lambda x: x * 1.000001), "expert_weights"),
-    "router-order": ("moe_router", touched("moe_router", 4, every, lambda x: x.flip(0)), "order"),
-    "router-offsets": ("moe_router", touched("moe_router", 5, 0, lambda x: x + 1), "offsets"),
+    "router-order": ("moe_router", touched("moe_router", 4, every, lambda x: x.flip(0)), "sorted_slot_ids"),
+    "router-offsets": ("moe_router", touched("moe_router", 5, 0, lambda x: x + 1), "expert_offsets"),
 }
 
 

@@ -152,7 +152,7 @@ def test_what_is_normed_already_is_taken_as_it_is(randn):
     for ours, others in zip(moe_router(h, None, *rest), routing, strict=True):
         assert torch.equal(ours, others)
     tensors = randn(E, 4, D), randn(E, 4, D), randn(E, D, 4), EPS
-    chosen = routing.order, routing.offsets, routing.expert_weights
+    chosen = routing.sorted_slot_ids, routing.expert_offsets, routing.expert_weights
     for choice, parts in ((chosen, tensors), ((), (*(part[:1] for part in tensors[:3]), EPS))):
         total = moe_experts(x, weight, *parts, *choice, residual=False)
         assert torch.equal(moe_experts(h, None, *parts, *choice, residual=False), total)
@@ -206,7 +206,7 @@ def test_router_chooses_by_biased_and_weighs_by_plain_probabilities(randn):
     got = moe_router(x, norm, state, scale, *down, state_norm, *mlp, biases, 2, EPS)
     s = F.rms_norm(x, (D,), norm, EPS) @ down[0].T + down[1]
     alone = moe_router(x, norm, None, None, *down, state_norm, *mlp, biases, 2, EPS)
-    torch.testing.assert_close(alone.state, s)
+    torch.testing.assert_close(alone.router_state, s)
     s = s + state * scale
     h = F.rms_norm(s, (R,), state_norm, EPS)
     for weight, bias in (mlp[:2], mlp[2:4]):
@@ -214,11 +214,11 @@ def test_router_chooses_by_biased_and_weighs_by_plain_probabilities(randn):
         h = h * 0.5 * (1 + torch.erf(h / math.sqrt(2)))
     probs = (h @ mlp[4].T).softmax(-1)
     best = (probs + biases).topk(2).indices
-    torch.testing.assert_close(got.state, s)
+    torch.testing.assert_close(got.router_state, s)
     torch.testing.assert_close(got.probs, probs)
     assert torch.equal(got.expert_ids, best.int())
     torch.testing.assert_close(got.expert_weights, probs.gather(1, best))
-    assert torch.equal(got.order, best.flatten().argsort(stable=True).int())
+    assert torch.equal(got.sorted_slot_ids, best.flatten().argsort(stable=True).int())
 
 
 def test_idle_rows_go_to_no_expert(randn):
@@ -231,17 +231,17 @@ def test_idle_rows_go_to_no_expert(randn):
     for ours, others in zip(got[:4], every[:4], strict=True):
         assert torch.equal(ours, others)
     counts = every.expert_ids[live].flatten().long().bincount(minlength=E)
-    assert got.offsets.tolist() == [0, *counts.cumsum(0).tolist()]
-    assert got.order[-4:].tolist() == [2, 3, 6, 7]
-    experts_of = got.expert_ids.flatten()[got.order[:-4].long()]
+    assert got.expert_offsets.tolist() == [0, *counts.cumsum(0).tolist()]
+    assert got.sorted_slot_ids[-4:].tolist() == [2, 3, 6, 7]
+    experts_of = got.expert_ids.flatten()[got.sorted_slot_ids[:-4].long()]
     assert torch.equal(experts_of, experts_of.sort().values)
     weights, tensors = got.expert_weights.clone(), (randn(D), randn(E, I, D), randn(E, I, D), randn(E, D, I))
     weights[[1, 3]] = torch.nan
-    y = moe_experts(x, *tensors, EPS, got.order, got.offsets, weights)
-    want = moe_experts(x, *tensors, EPS, every.order, every.offsets, every.expert_weights)
+    y = moe_experts(x, *tensors, EPS, got.sorted_slot_ids, got.expert_offsets, weights)
+    want = moe_experts(x, *tensors, EPS, every.sorted_slot_ids, every.expert_offsets, every.expert_weights)
     torch.testing.assert_close(y[live], want[live])
     assert torch.equal(y[[1, 3]], x[[1, 3]])
-    alone = moe_experts(x, *tensors, EPS, got.order, got.offsets, weights, residual=False)
+    alone = moe_experts(x, *tensors, EPS, got.sorted_slot_ids, got.expert_offsets, weights, residual=False)
     assert (alone[[1, 3]] == 0).all()
     assert (alone[live] != 0).all()
 

@@ -74,7 +74,7 @@ def experts(
         gate, up = w13.chunk(2, 1)
     carried = router.use_eda and router_states is not None
     biases = router.balancing_biases if router.bias_sign > 0 else -router.balancing_biases
-    _, weights, _, state, order, offsets = _operation("moe_router", x.device, x.dtype)(
+    _, weights, _, state, sorted_slot_ids, expert_offsets = _operation("moe_router", x.device, x.dtype)(
         x,
         None,
         router_states if carried else None,
@@ -98,8 +98,8 @@ def experts(
         up,
         block.experts.w2_weight,
         0.0,
-        order,
-        offsets,
+        sorted_slot_ids,
+        expert_offsets,
         weights,
         x.shape[0] > SEQUENCES_AT_ONCE,
         residual=False,

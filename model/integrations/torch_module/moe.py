@@ -98,7 +98,7 @@ def _one_router(model: TargetModel, i: int) -> Patch:
         whole = routings[0] if len(routings) == 1 else Routing(*map(torch.cat, zip(*routings, strict=True)))
         made = {kind: getattr(whole, kind).to(dtype).view(*x.shape[:-1], -1) for kind, dtype in convention.form}
         if len(routings) == 1:  # the slots of several pieces are counted from the begin of each
-            routing_cache.keep(made["expert_ids"], whole.order, whole.offsets)
+            routing_cache.keep(made["expert_ids"], whole.sorted_slot_ids, whole.expert_offsets)
         return convention.made(made.values())
 
     return model.patch(own.path, own.module, ours, *convention.samples)
@@ -177,7 +177,7 @@ def _signs(model: TargetModel, own: _Router) -> tuple[int, ...]:
 
 def _kind(path: str, part: Tensor, routing: Routing, rows: Tensor) -> tuple[str, torch.dtype]:
     """What a result of a router is, as a field of Routing, and its type."""
-    fields = {name: getattr(routing, name)[rows] for name in ("expert_ids", "expert_weights", "probs", "state")}
+    fields = {name: getattr(routing, name)[rows] for name in ("expert_ids", "expert_weights", "probs", "router_state")}
     errors = {
         name: difference(ours.to(part.dtype), part)
         for name, ours in fields.items()

@@ -98,11 +98,11 @@ class RoutingCache:
 
     last: tuple[Tensor, int, Tensor, Tensor] | None = None
 
-    def keep(self, ids: Tensor, order: Tensor, offsets: Tensor) -> None:
-        self.last = ids, writes_to(ids), order, offsets
+    def keep(self, ids: Tensor, sorted_slot_ids: Tensor, expert_offsets: Tensor) -> None:
+        self.last = ids, writes_to(ids), sorted_slot_ids, expert_offsets
 
     def of(self, ids: Tensor, n_experts: int) -> tuple[Tensor, Tensor]:
-        """order and offsets of ids [.., k]."""
+        """sorted_slot_ids and expert_offsets of ids [.., k]."""
         if self.last is not None and ids is self.last[0] and writes_to(ids) == self.last[1]:
             return self.last[2:]
         return by_expert(ids.reshape(-1, ids.shape[-1]), n_experts)

@@ -180,7 +180,7 @@ def routed(route: Route) -> Call:
 
     def forward(hidden_states: Tensor, router_states: Tensor | None = None) -> tuple[Tensor, ...]:
         found = [route(*piece) for piece in pieces(hidden_states, router_states)]
-        columns = zip(*((each.expert_weights, each.expert_ids, each.state) for each in found), strict=True)
+        columns = zip(*((each.expert_weights, each.expert_ids, each.router_state) for each in found), strict=True)
         return tuple(joined(column) for column in columns)
 
     return forward
@@ -199,8 +199,8 @@ def experts(shared: Shared, fused: Any) -> Call:
     ) -> Tensor:
         if topk_weights is None or topk_ids is None:
             return original(hidden_states, router_logits, topk_weights=topk_weights, topk_ids=topk_ids)
-        order, offsets = by_expert(topk_ids, fused.num_experts)
-        y = mixture(shared, fused, hidden_states, order, offsets, topk_weights.float().contiguous())
+        sorted_slot_ids, expert_offsets = by_expert(topk_ids, fused.num_experts)
+        y = mixture(shared, fused, hidden_states, sorted_slot_ids, expert_offsets, topk_weights.float().contiguous())
         return summed(fused, fused.tp_size, y)
 
     return forward
@@ -217,19 +217,23 @@ def feed_forward(shared: Shared, layer: Any, router_forward: object, route: Rout
         rows, states = [], []
         for piece, state in pieces(x, router_states):
             found = route(piece, state)
-            rows.append(mixture(shared, fused, piece, found.order, found.offsets, found.expert_weights))
-            states.append(found.state)
+            rows.append(
+                mixture(shared, fused, piece, found.sorted_slot_ids, found.expert_offsets, found.expert_weights)
+            )
+            states.append(found.router_state)
         return summed(fused, fused.tp_size, joined(rows)), joined(states)
 
     return forward
 
 
-def mixture(shared: Shared, fused: Any, x: Tensor, order: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
+def mixture(
+    shared: Shared, fused: Any, x: Tensor, sorted_slot_ids: Tensor, expert_offsets: Tensor, weights: Tensor
+) -> Tensor:
     """The weighted sum of each row's experts, this rank's part of it."""
     gate, up = fused.gate_up_proj.chunk(2, 1)
     prefill = shared.prefill(len(x))
     return shared.ops.moe_experts(
-        x, None, gate, up, fused.down_proj, EPS, order, offsets, weights, prefill, residual=False
+        x, None, gate, up, fused.down_proj, EPS, sorted_slot_ids, expert_offsets, weights, prefill, residual=False
     )  # fmt: skip
 
 

@@ -110,7 +110,7 @@ def failing(self, x, state=None):
         (returning(lambda w, ids, s: (w, (ids + 1) % 4, s)), r"router chooses other experts .* added or subtracted"),
         (returning(lambda w, ids, s: (w, s)), r"router\.forward returns no ids: 2 tensors, none of them of integers"),
         (returning(lambda w, ids, s: (w, ids, s, w.new_zeros(len(w), 7))), r"returns \[8, 7\] of torch\.float32, "),
-        (returning(lambda w, ids, s: (w, ids, s, ids)), "expert_ids, state, expert_ids: one of them twice"),
+        (returning(lambda w, ids, s: (w, ids, s, ids)), "expert_ids, router_state, expert_ids: one of them twice"),
         (returning(lambda w, ids, s: {"ids": ids}), r"router\.forward returns dict, accepted is a tuple of tensors"),
         (failing, r"feed_forward\.router\.forward fails on samples: 'no mesh'"),
         (lambda self, x: x, r"feed_forward\.router\.forward takes \(self, x\)|takes \(x\), accepted is \(x, state\)"),

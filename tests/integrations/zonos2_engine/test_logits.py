@@ -111,7 +111,7 @@ def test_padding_goes_to_no_expert(official, model, monkeypatch, prompts):
         slots.append(args[7] if len(args) > 7 else None)  # None: dense
         return REFERENCE.moe_experts(*args, **kwargs)
 
-    monkeypatch.setattr(engine, "ops_of", lambda *_: replace(REFERENCE, experts=experts))
+    monkeypatch.setattr(engine, "ops_of", lambda *_: replace(REFERENCE, moe_experts=experts))
     accelerate(model, backend="reference")
     run = Run(official, model, creator("reference"))
     dummy, reqs = run.add(torch.zeros(1, 10)), [run.add(prompt) for prompt in prompts]
