@@ -102,7 +102,7 @@ BATCHES = _workload("decode-B16", 16), _workload("decode-B128", 128)
 
 def _toy(run: Any, expects: Any = MEANT, targets: Any = ("sm_90",), workloads: Any = SIZES) -> SimpleNamespace:
     op = SimpleNamespace(_init_fn=run)
-    return SimpleNamespace(op=op, make=_make, expects=expects, targets=targets, workloads=workloads)
+    return SimpleNamespace(op=op, make_inputs=_make, expects=expects, targets=targets, workloads=workloads)
 
 
 KERNELS: dict[str, Any] = {
@@ -155,7 +155,7 @@ def no_trace() -> bool:
 def warmed_up() -> list[tuple[int, str]]:
     """What `compile_one` says of a workload, and of one whose inputs are lacking."""
     found = [warmup.compile_one("rotary", "tiny", "float32", "sm_90")]
-    object.__setattr__(catalogue.KERNELS["rotary"], "make", lambda *_, **__: {})
+    object.__setattr__(catalogue.KERNELS["rotary"], "make_inputs", lambda *_, **__: {})
     return [*found, warmup.compile_one("rotary", "tiny", "float32", "sm_90")]
 
 
