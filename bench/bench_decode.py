@@ -1,4 +1,4 @@
-"""Cost of a frame on a CPU, over streams and context; of a prompt; of a clip; of text to first samples.
+"""Cost of a frame on a CPU, over batch size and context; of a prompt; of a clip; of text to first samples.
 
 The model is the tiny one: a smoke test that shows how cost grows, not how fast ZONOS2 is. `make gpu` times the real
 sizes. Frames are checked before they are timed.
@@ -7,7 +7,7 @@ sizes. Frames are checked before they are timed.
 import pytest
 import torch
 
-from zonos2_triton.model import LoopOptions, Sampling, Zonos2, build_prompt
+from zonos2_triton.model import BatchingOptions, Sampling, Zonos2, build_prompt
 from zonos2_triton.model.weights.tiny import write_tiny
 
 torch.set_num_threads(1)  # so small a model gains nothing by a second one
@@ -16,20 +16,20 @@ FRAMES = 8
 
 @pytest.fixture(scope="module")
 def tts(tmp_path_factory):
-    """With a cache that holds the longest context of all streams: none has to wait for another's end."""
-    options = LoopOptions(streams=8, positions=8 * 2048)
+    """With a cache that holds the longest context of all requests: none has to wait for another's end."""
+    options = BatchingOptions(max_batch_size=8, kv_cache_tokens=8 * 2048)
     return Zonos2.load(write_tiny(tmp_path_factory.mktemp("bench") / "tiny"), device="cpu", options=options)
 
 
-@pytest.mark.parametrize(("streams", "context"), [(1, 20), (1, 500), (1, 1900), (8, 20), (8, 500)])
-def bench_decode(benchmark, tts, streams, context):
+@pytest.mark.parametrize(("batch_size", "context"), [(1, 20), (1, 500), (1, 1900), (8, 20), (8, 500)])
+def bench_decode(benchmark, tts, batch_size, context):
     """Frames a second, prefill not counted."""
     prompt = build_prompt(tts.backbone.config, "x" * (context - 19))
     alone = tts.backbone.generate([prompt], Sampling(seed=0, max_frames=FRAMES + 1, ignore_eos=True))[0].frames
 
     def prefilled():
         sampling = Sampling(seed=0, max_frames=FRAMES + 1, ignore_eos=True)
-        frames = [tts.backbone.stream(prompt, sampling) for _ in range(streams)]
+        frames = [tts.backbone.stream(prompt, sampling) for _ in range(batch_size)]
         return (frames, [[next(f).codes] for f in frames]), {}
 
     def decode(frames, codes):
@@ -40,9 +40,9 @@ def bench_decode(benchmark, tts, streams, context):
 
     (frames, codes), _ = prefilled()
     assert all(torch.equal(torch.stack(kept), alone) for kept in decode(frames, codes))
-    benchmark.group = f"decode, {streams} streams"
+    benchmark.group = f"decode, {batch_size} requests"
     benchmark.pedantic(decode, setup=prefilled, rounds=3)
-    benchmark.extra_info["frames_per_second"] = streams * FRAMES / benchmark.stats["median"]
+    benchmark.extra_info["frames_per_second"] = batch_size * FRAMES / benchmark.stats["median"]
 
 
 @pytest.mark.parametrize("rows", [20, 100, 500])

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from zonos2_triton.model.pipeline import Zonos2
     from zonos2_triton.model.prompt import build_prompt
     from zonos2_triton.model.runtime.request import Generation
-    from zonos2_triton.model.runtime.scheduler import LoopOptions
+    from zonos2_triton.model.runtime.scheduler import BatchingOptions
     from zonos2_triton.model.speaker import SpeakerEncoder
     from zonos2_triton.model.vocoder import Vocoder
     from zonos2_triton.reference.config import Zonos2Config
@@ -26,8 +26,8 @@ __all__ = [
     "TTSLLM",
     "Audio",
     "Backbone",
+    "BatchingOptions",
     "Generation",
-    "LoopOptions",
     "Report",
     "Sampling",
     "SpeakerEncoder",
@@ -47,7 +47,7 @@ _MODULES = {
     "Backbone": "zonos2_triton.model.backbone",
     "build_prompt": "zonos2_triton.model.prompt",
     "Generation": "zonos2_triton.model.runtime.request",
-    "LoopOptions": "zonos2_triton.model.runtime.scheduler",
+    "BatchingOptions": "zonos2_triton.model.runtime.scheduler",
     "Report": "zonos2_triton.model.integrations.report",
     "Sampling": "zonos2_triton.reference.sampling",
     "SpeakerEncoder": "zonos2_triton.model.speaker",

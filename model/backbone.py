@@ -1,4 +1,4 @@
-"""The backbone on a checkpoint: traced, or generating frame after frame."""
+"""The backbone on a checkpoint: one traced forward, or generation."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -12,9 +12,9 @@ from torch import Tensor
 from zonos2_triton.model.backend import current, resolve_backend, resolve_device, resolve_dtype
 from zonos2_triton.model.ops import PAGE_SIZE, ops_of
 from zonos2_triton.model.runtime.request import Generation, Request, for_each
-from zonos2_triton.model.runtime.scheduler import Loop, LoopOptions
+from zonos2_triton.model.runtime.scheduler import BatchingOptions, Scheduler
 from zonos2_triton.model.runtime.stream import Progress, Stream, read_all
-from zonos2_triton.model.vocoder_decoder import Decoder
+from zonos2_triton.model.vocoder_decoder import VocoderDecoder
 from zonos2_triton.model.weights.checkpoint import Checkpoint, load_weights
 from zonos2_triton.reference import network as reference
 from zonos2_triton.reference.config import Zonos2Config
@@ -24,8 +24,11 @@ from zonos2_triton.reference.sampling import Sampling
 
 
 class Backbone:
-    """The 28-layer decoder. What becomes of a sequence does not depend on a batch: the reference computes each alone,
-    the kernels all together, and their results for one do not depend on the others by a bit."""
+    """The 28-layer transformer: prompts to frames of codes.
+
+    A sequence's result does not depend on its batch, bit for bit. The reference computes each sequence alone. The
+    kernels compute all together and are batch invariant.
+    """
 
     @isolated()
     def __init__(
@@ -33,10 +36,10 @@ class Backbone:
         config: Zonos2Config,
         weights: dict[str, Tensor],
         backend: str = "auto",
-        options: LoopOptions = LoopOptions(),  # noqa: B008  frozen
+        options: BatchingOptions = BatchingOptions(),  # noqa: B008  frozen
     ) -> None:
-        """weights: the tensors of `layout(config)`, of one dtype, on one device; a later write to them may be missed,
-        for some are packed: make another Backbone. options: of the frame loop."""
+        """weights: the tensors of `layout(config)`, of one dtype, on one device. Some are packed, so a later write to
+        them may be missed: make another Backbone. options: of the scheduler."""
         _check(options)
         first = next(iter(weights.values()))
         self.device, self.dtype = first.device, first.dtype
@@ -47,44 +50,45 @@ class Backbone:
         self.model = reference.bind(config, weights)
         self.options, self.metadata = options, dict[str, str]()
         self._ops = ops_of(self.backend, config, self.device, self.dtype)
-        self._loop: Loop | None = None
-        self._decoder: Decoder | None = None
-        self._loop_lock = threading.Lock()
-        if options.graphs == "load":
-            self.loop  # noqa: B018  captures
+        self._scheduler: Scheduler | None = None
+        self._decoder: VocoderDecoder | None = None
+        self._scheduler_lock = threading.Lock()
+        if options.cuda_graphs == "at_load":
+            self.scheduler  # noqa: B018  captures
 
     @property
     def ops(self) -> Ops:
-        """The operations that it is made of; may be replaced, one or all."""
+        """The table of operations; assign another to replace it."""
         return self._ops
 
     @ops.setter
     def ops(self, ops: Ops) -> None:
         self._ops = ops
-        if self._loop is not None:
-            self._loop.replace_ops(ops)
+        if self._scheduler is not None:
+            self._scheduler.replace_ops(ops)
 
     @property
-    def loop(self) -> Loop:
-        """The frame loop, whose cache and state are allocated when it is first needed."""
-        with self._loop_lock:
-            if self._loop is None:
-                self._loop = Loop(self.model, self._ops, self.options, alone=self.backend == "reference")
+    def scheduler(self) -> Scheduler:
+        """The scheduler. Its cache and state are allocated at the first use."""
+        with self._scheduler_lock:
+            if self._scheduler is None:
+                per_sequence = self.backend == "reference"
+                self._scheduler = Scheduler(self.model, self._ops, self.options, per_sequence)
                 if self._decoder is not None:
-                    self._loop.speak(self._decoder)
-            return self._loop
+                    self._scheduler.attach_vocoder(self._decoder)
+            return self._scheduler
 
-    def speak(self, decoder: Decoder) -> None:
-        """From now on frames come with their samples, which `decoder` makes of the codes where they are made.
+    def attach_vocoder(self, decoder: VocoderDecoder) -> None:
+        """From now on frames come with their samples, which `decoder` makes on the device.
 
-        RuntimeError: requests that have begun without.
+        RuntimeError: requests are running.
         """
-        with self._loop_lock:
-            if self._loop is not None:
-                self._loop.speak(decoder)
+        with self._scheduler_lock:
+            if self._scheduler is not None:
+                self._scheduler.attach_vocoder(decoder)
             self._decoder = decoder
 
-    def speaks(self, decoder: Decoder) -> bool:
+    def has_vocoder(self, decoder: VocoderDecoder) -> bool:
         return self._decoder is decoder
 
     @staticmethod
@@ -101,12 +105,12 @@ class Backbone:
         device: str | int | torch.device = "cpu",
         dtype: str | torch.dtype | None = None,
         backend: str = "auto",
-        options: LoopOptions = LoopOptions(),  # noqa: B008  frozen
+        options: BatchingOptions = BatchingOptions(),  # noqa: B008  frozen
     ) -> "Backbone":
         """Read .safetensors (also sharded, by its index) or .pth/.pt with the official names.
 
         config None reads params.json beside the file; dtype None is the one it states. On a CPU, weights that are
-        stored in `dtype` stay in the mapped file. options: of the frame loop.
+        stored in `dtype` stay in the mapped file. options: of the scheduler.
 
         FileNotFoundError; ValueError: the file is corrupt or holds code, or tensors are missing, surplus,
         misshapen or not finite, which are counted and the first of them named.
@@ -137,22 +141,22 @@ class Backbone:
         """
         ids, speaker = self._checked_ids("ids", ids), self.checked_speaker("speaker", speaker)
         if len(ids) > self.config.max_seqlen:
-            raise ValueError(f"ids has {len(ids)} rows, but max_seqlen is {self.config.max_seqlen}")
-        with self._alone(), isolated():
+            raise ValueError(f"ids has {len(ids)} tokens, but max_seqlen is {self.config.max_seqlen}")
+        with self._exclusive(), isolated():
             trace = reference.trace(self.model, ids.to(self.device), speaker, self.ops)
             if self.device.type == "cuda":
                 torch.cuda.current_stream().synchronize()
         return trace
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Inside, no frame is launched: the counters of the operations are those of one stream of launches."""
-        with self._loop_lock:  # nor does a loop come to be
-            if self._loop is None:
+    def _exclusive(self) -> Iterator[None]:
+        """Inside, the scheduler launches no frame: the operations share counters, so one launches at a time."""
+        with self._scheduler_lock:  # nor is a scheduler made
+            if self._scheduler is None:
                 with current(self.device):
                     yield
                 return
-        with self._loop.exclusive():
+        with self._scheduler.exclusive():
             yield
 
     @overload
@@ -182,28 +186,28 @@ class Backbone:
         progress: Progress | None = None,
         return_exceptions: bool = False,
     ) -> Sequence[Generation | BaseException]:
-        """Continue each prompt [T, 10] to its end; what becomes of one does not depend on the others.
+        """Continue each prompt [T, 10] to its end. The result of one does not depend on the others.
 
         sampling: one for all or one each; speakers: per prompt an embedding [speaker_embedding_dim] or None;
         progress(i, frame) is called for each frame of prompt i, some frames at a time;
-        return_exceptions: a prompt that fails, by itself or in `progress`, has its exception in the list, and the
-        others go on. Otherwise the first is raised, and the others end.
+        return_exceptions: return the exception of a prompt that fails, by itself or in `progress`, in its place, while
+        the others go on. By default the first exception is raised, and all requests end.
 
         ValueError, TypeError: an argument is wrong, found before any work; it names the prompt. FloatingPointError:
-        logits are NaN or Inf. torch.OutOfMemoryError: a prompt that there is no memory for.
+        logits are NaN or Inf. torch.OutOfMemoryError: there is no memory for a prompt.
         """
         return read_all(self.streams(prompts, sampling, speakers), progress, return_exceptions)
 
     def stream(self, prompt: Tensor, sampling: Sampling = Sampling(), speaker: Tensor | None = None) -> Stream:  # noqa: B008  frozen
-        """The frames of one prompt as they come, beside whatever else is running; an iterator, to be closed.
+        """The frames of one prompt as they come: an iterator, to be closed. Other requests run on.
 
-        Raises as `generate` does: what is wrong with an argument at once, the rest where a frame is asked for.
+        Raises as `generate` does: for a wrong argument at once, otherwise from the iterator.
         """
         return self.streams([prompt], sampling, [speaker])[0]
 
-    def room_behind(self, rows: int) -> int:
-        """How many frames may follow a prompt of so many rows, by the context and by the whole cache; at least 1."""
-        return max(min(self.config.max_seqlen, self.loop.pages * PAGE_SIZE + 1) - rows, 1)
+    def max_frames_after(self, prompt_len: int) -> int:
+        """Frames that fit behind a prompt, by the context and by the whole cache; at least 1."""
+        return max(min(self.config.max_seqlen, self.scheduler.pages * PAGE_SIZE + 1) - prompt_len, 1)
 
     def streams(
         self,
@@ -223,14 +227,15 @@ class Backbone:
             prompt = self._checked_prompt(names[i], prompt)
             voice = self.checked_speaker(f"speakers[{i}]", voice)
             requests.append(Request(names[i], prompt, own, voice, self.config))
-        self.loop.submit(requests)
-        return [Stream(self.loop, request) for request in requests]
+        self.scheduler.submit(requests)
+        return [Stream(self.scheduler, request) for request in requests]
 
     def _checked_prompt(self, name: str, ids: Tensor) -> Tensor:
         ids = self._checked_ids(name, ids)
         if len(ids) >= self.config.max_seqlen:
             raise ValueError(
-                f"{name} has {len(ids)} rows, which leaves no room for a frame: max_seqlen is {self.config.max_seqlen}"
+                f"{name} has {len(ids)} tokens, which leaves no room for a frame: "
+                f"max_seqlen is {self.config.max_seqlen}"
             )
         return ids
 
@@ -266,6 +271,6 @@ class Backbone:
         return speaker.to(self.device, self.dtype)
 
 
-def _check(options: LoopOptions) -> None:
-    if not isinstance(options, LoopOptions):
-        raise TypeError(f"options must be a LoopOptions, got {options!r}")
+def _check(options: BatchingOptions) -> None:
+    if not isinstance(options, BatchingOptions):
+        raise TypeError(f"options must be a BatchingOptions, got {options!r}")

@@ -2,7 +2,7 @@
 
 Categories: model (prompts, frames, layers), kernel (one operation of a layer), codec (frames to samples). A range costs
 about a tenth of a microsecond while nobody listens. Within a captured CUDA graph the host's ranges exist only while it
-is captured: a replay is one range, and layers show with LoopOptions(graphs="off").
+is captured: a replay is one range, and layers show with BatchingOptions(cuda_graphs="off").
 """
 
 import logging

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from zonos2_triton.model.vocoder_decoder import VocoderOps
     from zonos2_triton.reference.config import Zonos2Config
 
-SEQUENCES_AT_ONCE = 256  # that decode together
-ROWS_AT_ONCE = 4096  # of a prefill; more come in pieces
-PAGE_SIZE = 64  # positions of a page of the cache
+MAX_BATCH_SIZE = 256  # sequences that decode together
+MAX_PREFILL_TOKENS = 4096  # of one launch; longer prompts come in chunks
+PAGE_SIZE = 64  # positions in a page of the KV cache
 
 
 def ops_of(backend: str, config: "Zonos2Config", device: torch.device, dtype: torch.dtype) -> Ops:
@@ -42,7 +42,7 @@ def ops_of(backend: str, config: "Zonos2Config", device: torch.device, dtype: to
 
     check_head_dim("backend 'triton'", config.head_dim)
     check_rows("backend 'triton'", dtype, dim=config.dim, ffn_dim=config.ffn_dim, moe_router_dim=config.moe_router_dim)
-    most = max(SEQUENCES_AT_ONCE * config.kv_heads, ROWS_AT_ONCE // 16 + 1, config.dim)
+    most = max(MAX_BATCH_SIZE * config.kv_heads, MAX_PREFILL_TOKENS // 16 + 1, config.dim)
     counters = torch.zeros(most, dtype=torch.int32, device=device)
     return Ops(
         frame_embedding=frame_embedding.frame_embedding,

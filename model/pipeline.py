@@ -18,7 +18,7 @@ from zonos2_triton.model.hints import did_you_mean
 from zonos2_triton.model.nvtx import annotate
 from zonos2_triton.model.prompt import PromptOptions, build_prompt
 from zonos2_triton.model.runtime.request import Generation, for_each
-from zonos2_triton.model.runtime.scheduler import LoopOptions
+from zonos2_triton.model.runtime.scheduler import BatchingOptions
 from zonos2_triton.model.runtime.stream import Progress, Stream, read_all
 from zonos2_triton.model.speaker import SpeakerEncoder
 from zonos2_triton.model.vocoder import Vocoder
@@ -97,9 +97,9 @@ class Zonos2:
             if wanted != got:
                 raise ValueError(f"the speaker encoder makes {got} numbers, the backbone takes {wanted}")
         self.backbone, self.vocoder, self.speaker_encoder = backbone, vocoder, speaker_encoder
-        # Kernels on one device pass the codes on there; otherwise they go by the host.
+        # On one device the scheduler runs the vocoder; otherwise the codes pass through the host.
         if backbone.backend == vocoder.backend == "triton" and backbone.device == vocoder.device:
-            backbone.speak(vocoder.decoder)
+            backbone.attach_vocoder(vocoder.decoder)
 
     @classmethod
     def load(
@@ -110,14 +110,14 @@ class Zonos2:
         backend: str = "auto",
         vocoder: str | Path | None = None,
         speaker_encoder: str | Path | None = None,
-        options: LoopOptions = LoopOptions(),  # noqa: B008  frozen
+        options: BatchingOptions = BatchingOptions(),  # noqa: B008  frozen
         vocoder_dtype: str | torch.dtype = torch.float32,
     ) -> "Zonos2":
         """A folder with params.json and weights, and in it, or named apart, a vocoder and a speaker encoder.
 
         Each may also be a hub id, "owner/name", or the file of weights that counts, of several in its folder. device
         None: a GPU if there is one; a number: that GPU. dtype None: the stored one (of the backbone; the speaker
-        encoder runs in fp32). options: of the frame loop. vocoder_dtype: "tf32" is float32 that the kernels may
+        encoder runs in fp32). options: of the scheduler. vocoder_dtype: "tf32" is float32 that the kernels may
         multiply so.
 
         FileNotFoundError, ValueError: what is missing or wrong.
@@ -244,7 +244,7 @@ class Zonos2:
             ids, own = self._prompt(name, text, voice, **prompt), replace(own, **settings)
             if isinstance(own.max_frames, Default):
                 needed = own.max_frames + FRAMES_PER_BYTE * len(text.encode())
-                own = replace(own, max_frames=min(needed, self.backbone.room_behind(len(ids))))
+                own = replace(own, max_frames=min(needed, self.backbone.max_frames_after(len(ids))))
             tasks.append(_Task(name, ids, own, voice))
         return tasks
 
@@ -258,9 +258,9 @@ class Zonos2:
         rows, context = len(task.ids), self.backbone.config.max_seqlen
         remedy = "raise max_frames (--max-frames)"
         if rows + frames >= context:
-            remedy = f"the model's context of {context} rows is full: split the text"
-        elif frames >= self.backbone.room_behind(rows):
-            remedy = "the cache is full: raise positions in LoopOptions"
+            remedy = f"the model's context of {context} tokens is full: split the text"
+        elif frames >= self.backbone.max_frames_after(rows):
+            remedy = "the cache is full: raise kv_cache_tokens in BatchingOptions"
         seconds = self.vocoder.config.samples(frames) / self.vocoder.config.sample_rate
         warnings.warn(
             f"{task.name} did not come to its end: it was cut off after {frames} frames, {seconds:.2f} s; {remedy}",
@@ -268,12 +268,12 @@ class Zonos2:
         )
 
     @property
-    def _spoken(self) -> bool:
-        """Whether frames come with their samples."""
-        return "decoder" in vars(self.vocoder) and self.backbone.speaks(self.vocoder.decoder)
+    def _has_vocoder(self) -> bool:
+        """Whether the scheduler makes the samples of a frame."""
+        return "decoder" in vars(self.vocoder) and self.backbone.has_vocoder(self.vocoder.decoder)
 
     def _chunks(self, task: _Task, frames: Stream, progress: Progress | None) -> Iterator[Tensor]:
-        vocoder, count = None if self._spoken else self.vocoder.stream(), 0
+        vocoder, count = None if self._has_vocoder else self.vocoder.stream(), 0
         with frames:
             for frame in frames:
                 count += 1
@@ -290,7 +290,7 @@ class Zonos2:
 
     @isolated()
     def _decode(self, result: Generation) -> Audio:
-        samples = result.samples if self._spoken else None
+        samples = result.samples if self._has_vocoder else None
         if samples is None:
             aligned = shear_up(result.frames, self.backbone.config.audio_pad_id)[: result.eos_frame]
             with annotate("codec/decode", len(aligned)):
@@ -306,8 +306,8 @@ class Zonos2:
         if len(ids) >= config.max_seqlen:
             excess = len(ids) - config.max_seqlen + 1
             raise ValueError(
-                f"{name} is too long: its prompt has {len(ids)} rows, the model takes {config.max_seqlen - 1}; shorten "
-                f"it by at least {excess} bytes of UTF-8"
+                f"{name} is too long: its prompt has {len(ids)} tokens, the model takes {config.max_seqlen - 1}; "
+                f"shorten it by at least {excess} bytes of UTF-8"
             )
         return ids
 

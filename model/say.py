@@ -26,7 +26,7 @@ from zonos2_triton.model.pipeline import Voice, Zonos2
 from zonos2_triton.model.plot import check_plotting, save_spectrogram
 from zonos2_triton.model.prompt import PromptOptions
 from zonos2_triton.model.runtime.request import Frame, fresh_seed
-from zonos2_triton.model.runtime.scheduler import LoopOptions
+from zonos2_triton.model.runtime.scheduler import BatchingOptions
 from zonos2_triton.model.threads import computing, threads_hint
 from zonos2_triton.reference.sampling_params import Default, Sampling
 
@@ -60,7 +60,7 @@ def say(options: argparse.Namespace) -> int:
         ending = _checked_outputs(options, sink)
         tts = Zonos2.load(
             options.model, options.device, options.dtype, options.backend, options.vocoder, options.speaker_encoder,
-            LoopOptions(streams=1), options.vocoder_dtype,
+            BatchingOptions(max_batch_size=1), options.vocoder_dtype,
         )  # fmt: skip
         if tts.notice:
             print(f"zonos2-triton: note: {tts.notice}", file=sys.stderr)

@@ -12,7 +12,7 @@ from zonos2_triton._settings import local_path
 from zonos2_triton.model.backend import current, resolve_backend, resolve_device, resolve_dtype
 from zonos2_triton.model.ops import vocoder_ops
 from zonos2_triton.model.runtime.batch_state import upload
-from zonos2_triton.model.vocoder_decoder import Decoder, VocoderOps, checked_codes
+from zonos2_triton.model.vocoder_decoder import VocoderDecoder, VocoderOps, checked_codes
 from zonos2_triton.model.vocoder_schedule import clip_steps, same_clips
 from zonos2_triton.model.vocoder_streams import ExactStream, OverlapStream, Streams, WindowStream, check_frames
 from zonos2_triton.model.vocoder_windows import Windows
@@ -63,12 +63,12 @@ class Vocoder:
 
     @cached_property
     @isolated()
-    def decoder(self) -> Decoder:
+    def decoder(self) -> VocoderDecoder:
         """The layers as steps take them, by this vocoder's backend."""
         if self.backend == "triton":
-            return Decoder(self.config, self.state, vocoder_ops(self.dtype), self.tf32)
+            return VocoderDecoder(self.config, self.state, vocoder_ops(self.dtype), self.tf32)
         plain = VocoderOps(*(getattr(vocoder_layers, name) for name in vocoder_layers.OPERATIONS))
-        return Decoder(self.config, self.state, plain)
+        return VocoderDecoder(self.config, self.state, plain)
 
     @cached_property
     def windows(self) -> Windows:
@@ -215,7 +215,7 @@ class Vocoder:
 
     def _frames_together(self, rows: int) -> int:
         """Of each of so many clips, that a step takes."""
-        one, two = (self.decoder.room(rows, frames) for frames in (1, 2))
+        one, two = (self.decoder.ring_bytes(rows, frames) for frames in (1, 2))
         return max((ACTIVATIONS - one) // (two - one) + 1, 1)
 
     @isolated()

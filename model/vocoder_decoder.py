@@ -64,7 +64,7 @@ class Rings:
         return [ring for ring in rings if ring is not None]
 
 
-class Decoder:
+class VocoderDecoder:
     """The weights of a vocoder, as its operations read them."""
 
     def __init__(self, config: VocoderConfig, state: Mapping[str, Tensor], ops: VocoderOps, tf32: bool = False) -> None:
@@ -111,7 +111,7 @@ class Decoder:
         last = max(first, last)
         return slice(first, last), slice(first - begin, last - begin)
 
-    def room(self, rows: int, frames: int) -> int:
+    def ring_bytes(self, rows: int, frames: int) -> int:
         """Bytes of `rings`."""
         return sum(ring.nbytes for ring in self.rings(rows, frames, device="meta").tensors())
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from zonos2_triton.model.backend import current
-from zonos2_triton.model.vocoder_decoder import Decoder, checked_codes
+from zonos2_triton.model.vocoder_decoder import VocoderDecoder, checked_codes
 from zonos2_triton.model.vocoder_schedule import NO_END, Schedule, step
 from zonos2_triton.model.vocoder_windows import Windows
 from zonos2_triton.reference.delay import shear_up
@@ -191,7 +191,13 @@ class Streams:
     """
 
     def __init__(
-        self, decoder: Decoder, device: torch.device, rows: int, lookahead: int | None, chunk: int, first_chunk: int
+        self,
+        decoder: VocoderDecoder,
+        device: torch.device,
+        rows: int,
+        lookahead: int | None,
+        chunk: int,
+        first_chunk: int,
     ) -> None:
         rows, chunk, first_chunk = check_frames(rows=(rows, 1), chunk=(chunk, 1), first_chunk=(first_chunk, 1))
         if lookahead is not None:

@@ -24,7 +24,7 @@ from zonos2_triton._settings import PREFIX
 from zonos2_triton.bench.proof.interpreter import checked
 from zonos2_triton.bench.proof.poison import poisoned
 from zonos2_triton.model import Backbone, Vocoder, VocoderConfig, Zonos2, Zonos2Config
-from zonos2_triton.model.vocoder_decoder import Decoder, Rings, VocoderOps
+from zonos2_triton.model.vocoder_decoder import Rings, VocoderDecoder, VocoderOps
 from zonos2_triton.model.weights.tiny import write_tiny
 from zonos2_triton.reference import vocoder_layers
 
@@ -135,7 +135,7 @@ def tts(tiny_folder: Path) -> Zonos2:
     return Zonos2.load(tiny_folder, device="cpu")
 
 
-class _Poisoned(Decoder):
+class _Poisoned(VocoderDecoder):
     """Its rings are full of NaN, as whatever lies there may be."""
 
     def rings(self, *args: Any, **options: Any) -> Rings:

@@ -16,11 +16,11 @@ from zonos2_triton.bench.specs.vocoder import VOCODER
 from zonos2_triton.bench.suite.gpu import BUDGET
 from zonos2_triton.bench.timing.vocoder import step_costs
 from zonos2_triton.kernels import _launch_table
-from zonos2_triton.model import LoopOptions, VocoderConfig
+from zonos2_triton.model import BatchingOptions, VocoderConfig
 from zonos2_triton.model.integrations.dac import codec
 from zonos2_triton.model.integrations.torch_module import structure
 from zonos2_triton.model.integrations.zonos2_engine import engine
-from zonos2_triton.model.ops import SEQUENCES_AT_ONCE
+from zonos2_triton.model.ops import MAX_BATCH_SIZE
 from zonos2_triton.model.runtime.cuda_graphs import buckets
 from zonos2_triton.reference.vocoder import layout
 
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 README = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
 GOLDEN = ROOT / "tests" / "golden"
 WORDS = {5: "five", 7: "seven", 12: "twelve"}
-OPTIONS, FLOATS = LoopOptions(), (torch.float32, torch.bfloat16, torch.float16)
+OPTIONS, FLOATS = BatchingOptions(), (torch.float32, torch.bfloat16, torch.float16)
 
 
 def bounds(found, *names):
@@ -47,10 +47,10 @@ STATED = {
     "gate": f"every kernel at the 8B model's shapes for {WORDS[len(TARGETS)]} architectures",
     "vocoder launches": f"The vocoder is {len(step_costs(VocoderConfig(), 1, 1, 2))} launches a step in half precision",
     "vocoder launches in fp32": f"which makes {len(step_costs(VocoderConfig(), 1, 1, 4))})",
-    "streams": f"| `streams` | {OPTIONS.streams} | that decode together, up to {SEQUENCES_AT_ONCE};",
-    "graphs": f'| `graphs` | `"{OPTIONS.graphs}"` |',
-    "prefill rows": f"| `prefill_rows` | {OPTIONS.prefill_rows} |",
-    "hop": f"where the loop speaks their {VocoderConfig().hop} samples",
+    "batch size": f"| `max_batch_size` | {OPTIONS.max_batch_size} | that decode together, up to {MAX_BATCH_SIZE};",
+    "graphs": f'| `cuda_graphs` | `"{OPTIONS.cuda_graphs}"` |',
+    "prefill tokens": f"| `max_prefill_tokens` | {OPTIONS.max_prefill_tokens} |",
+    "hop": f"with a vocoder attached their {VocoderConfig().hop} samples",
     "DacModel": "more than {}, {} and {}".format(*bounds(codec.BOUNDS, "decoder")),
     "from_codes": "(`from_codes`: {}, {} and {})".format(*bounds(codec.BOUNDS, "from_codes")),
     "engine": "beyond {1}, {2} and {0}".format(*bounds(engine.BOUNDS)),
@@ -64,10 +64,10 @@ def test_the_readme_states_the_code_s_figure(figure):
     assert STATED[figure] in README
 
 
-def test_the_other_options_of_the_loop_and_the_sizes_of_its_graphs():
+def test_the_other_options_of_the_scheduler_and_the_sizes_of_its_graphs():
     assert "captured for 1, 2, 4, 8 and then every 8 rows" in README
     assert buckets(40) == [1, 2, 4, 8, 16, 24, 32, 40]
-    assert OPTIONS.look is OPTIONS.positions is None  # 8, and 4 contexts: tests/model/test_scheduler.py
+    assert OPTIONS.sync_interval is OPTIONS.kv_cache_tokens is None  # 8, and 4 contexts: tests/model/test_scheduler.py
     assert BUDGET < 9 * 60 - 5, "in under 9 minutes"
     assert (*TARGETS,) == _launch_table.ARCHITECTURES
 

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from zonos2_triton.model import (
         Audio,
         Backbone,
-        LoopOptions,
+        BatchingOptions,
         Sampling,
         SpeakerEncoder,
         Vocoder,
@@ -20,7 +20,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Audio",
     "Backbone",
-    "LoopOptions",
+    "BatchingOptions",
     "Sampling",
     "SpeakerEncoder",
     "Vocoder",

@@ -17,7 +17,7 @@ from zonos2_triton.bench.baselines import torch_ops
 from zonos2_triton.bench.suite.recorder import NotRun, Withheld, lacking
 from zonos2_triton.bench.timing import timer
 from zonos2_triton.bench.timing.frame import FOREVER
-from zonos2_triton.model.runtime.batch_state import Slots
+from zonos2_triton.model.runtime.batch_state import BatchState
 from zonos2_triton.reference import network as reference
 from zonos2_triton.reference.embedding import frame_embedding
 from zonos2_triton.reference.norm import rms_norm
@@ -72,18 +72,18 @@ class TorchFrame:
 
     @torch.inference_mode()
     def time(
-        self, streams: int, context: int, device: timer.Device, seconds: float = 1.0, **more: Any
+        self, batch_size: int, context: int, device: timer.Device, seconds: float = 1.0, **more: Any
     ) -> dict[str, Any]:
         """Microseconds of a frame: forward, head, draw and what follows from it. more: arguments of `timing.measure`.
 
         Each stream has `context` rows in its cache before every sample.
         Withheld: a layer, the logits or the draw are not the reference's. NotRun: there is no compiler here.
         """
-        state = State(self.model, streams, context)
+        state = State(self.model, batch_size, context)
 
         def rewind() -> None:
             device.clear()
-            state.slots.positions.fill_(context)
+            state.batch_state.positions.fill_(context)
 
         with _compiling(), exact_numerics():
             pieces = self.pieces(state)
@@ -91,13 +91,13 @@ class TorchFrame:
             rewind()
             rewound = replace(device, clear=rewind)
             found = timer.measure([lambda: self.frame(state, pieces)], rewound, seconds, **more)
-        if bool((state.slots.positions < 0).any()):
+        if bool((state.batch_state.positions < 0).any()):
             raise Withheld("a stream ended while it was timed: logits were not finite")
         return found | {"method": f"attention {self.attention.__name__}"}
 
     def pieces(self, state: "State") -> Pieces:
         """Of a frame over `state`, every row of which is live."""
-        config, model, s = self.config, self.model, state.slots
+        config, model, s = self.config, self.model, state.batch_state
         rows = torch.arange(len(s.positions), device=self.device)
 
         def attend(qkvg: Tensor, qk_temperature: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
@@ -130,14 +130,14 @@ class TorchFrame:
 
     def frame(self, state: "State", pieces: Pieces) -> None:
         """One frame of every stream."""
-        x, carried = pieces.enter(state.slots.ids), None
+        x, carried = pieces.enter(state.batch_state.ids), None
         for i, weights in enumerate(self.layers):
             x, carried = pieces.layer(x, carried, weights, state.cache.k[i], state.cache.v[i])
         pieces.leave(x)
 
     def check(self, state: "State", pieces: Pieces) -> None:
         """Withheld unless each piece makes of the reference's rows what the reference makes of them. Draws a frame."""
-        s, most = state.slots, AGREE[self.model.table.dtype]
+        s, most = state.batch_state, AGREE[self.model.table.dtype]
         state.randomise()
         hidden, off = self._layers_off(state.batch(), state.cache, pieces.layer)
         self._judge([_off(pieces.enter(s.ids), hidden[0]), *off])
@@ -246,29 +246,29 @@ class TorchFrame:
 class State:
     """Streams with `context` rows in a contiguous cache, [B, HKV, S, DH] seen as [B, S, HKV, DH]."""
 
-    def __init__(self, model: reference.Model, streams: int, context: int) -> None:
+    def __init__(self, model: reference.Model, batch_size: int, context: int) -> None:
         config, like = model.config, model.table
-        self.slots = Slots(config, streams, 0, config.n_codebooks, like)
-        for row in range(streams):
-            self.slots.enter(row, [], context, FOREVER, -1, Sampling().row(), row)
+        self.batch_state = BatchState(config, batch_size, 0, config.n_codebooks, like)
+        for row in range(batch_size):
+            self.batch_state.add(row, [], context, FOREVER, -1, Sampling().row(), row)
         capacity = -(-(context + timer.ENOUGH_CALLS + 1) // ROUND) * ROUND
         self.cache = reference.Cache(config, 0, capacity, like)
-        shape = streams, config.kv_heads, capacity, config.head_dim
+        shape = batch_size, config.kv_heads, capacity, config.head_dim
         self.cache.k, self.cache.v = (
             [like.new_zeros(shape).transpose(1, 2) for _ in range(config.n_layers)] for _ in range(2)
         )
 
     def batch(self) -> reference.Batch:
         """The next row of each stream, as the reference takes it."""
-        pages = torch.arange(len(self.slots.ids), dtype=torch.int32, device=self.slots.ids.device)
-        return reference.Batch(self.slots.ids, pages[:, None], self.slots.positions)
+        pages = torch.arange(len(self.batch_state.ids), dtype=torch.int32, device=self.batch_state.ids.device)
+        return reference.Batch(self.batch_state.ids, pages[:, None], self.batch_state.positions)
 
     def randomise(self) -> None:
         """Cache and newest row, the same every time."""
-        generator = torch.Generator(self.slots.ids.device).manual_seed(1)
+        generator = torch.Generator(self.batch_state.ids.device).manual_seed(1)
         for part in (*self.cache.k, *self.cache.v):
             part.normal_(generator=generator)
-        self.slots.ids.random_(0, 448, generator=generator)  # both a code and a byte
+        self.batch_state.ids.random_(0, 448, generator=generator)  # both a code and a byte
 
 
 def _join(layer: reference.Layer) -> dict[str, Any]:

@@ -15,14 +15,14 @@ from torch import Tensor
 from zonos2_triton.bench.suite.device_checks import whole_model
 from zonos2_triton.model.backbone import Backbone
 from zonos2_triton.model.backend import resolve_dtype
-from zonos2_triton.model.ops import PAGE_SIZE, ROWS_AT_ONCE, SEQUENCES_AT_ONCE
+from zonos2_triton.model.ops import MAX_BATCH_SIZE, MAX_PREFILL_TOKENS, PAGE_SIZE
 from zonos2_triton.model.pipeline import Zonos2
 from zonos2_triton.model.runtime.batch_state import cache_pages, pages_of
 from zonos2_triton.model.runtime.cuda_graphs import buckets
-from zonos2_triton.model.runtime.scheduler import LOOK, LoopOptions
+from zonos2_triton.model.runtime.scheduler import SYNC_INTERVAL, BatchingOptions
 from zonos2_triton.model.speaker import SpeakerEncoder
 from zonos2_triton.model.vocoder import Vocoder
-from zonos2_triton.model.vocoder_decoder import Decoder
+from zonos2_triton.model.vocoder_decoder import VocoderDecoder
 from zonos2_triton.reference import network, speaker_encoder, vocoder
 from zonos2_triton.reference.config import Zonos2Config
 from zonos2_triton.reference.speaker_encoder import SpeakerEncoderConfig
@@ -66,12 +66,12 @@ class Part(NamedTuple):
     kind: str
 
 
-def parts(precision: str, vocoder_dtype: str, options: LoopOptions, prompt: int) -> list[Part]:
-    """Of `Zonos2.load` with these options on a GPU. prompt: rows that each stream begins with."""
+def parts(precision: str, vocoder_dtype: str, options: BatchingOptions, prompt: int) -> list[Part]:
+    """Of `Zonos2.load` with these options on a GPU. prompt: tokens that each request begins with."""
     dtype, _ = PRECISIONS[precision]
     found = planned(dtype, vocoder_dtype, options)
     found["weights: experts"] *= expert_share(precision)
-    prefill = _prefill(min(options.streams * prompt, ROWS_AT_ONCE), resolve_dtype(dtype).itemsize)
+    prefill = _prefill(min(options.max_batch_size * prompt, MAX_PREFILL_TOKENS), resolve_dtype(dtype).itemsize)
     return [
         *(Part(name, size, LAYOUT) for name, size in found.items()),
         Part("activations of a prefill", prefill, ESTIMATE),
@@ -86,31 +86,33 @@ def expert_share(precision: str) -> float:
 
 
 def most(
-    precision: str, vocoder_dtype: str, prompt: int, capacity: float, rows: int | None, streams: int = SEQUENCES_AT_ONCE
-) -> LoopOptions | None:
-    """The most streams, of so many, that fit into so many bytes. rows: of the cache, of each; None: as by default."""
-    # Not by bisection: with more streams the rings may take less, in more steps.
-    for n in range(streams, 0, -1):
-        options = LoopOptions(n, rows and n * pages_of(rows) * PAGE_SIZE)
+    precision: str, vocoder_dtype: str, prompt: int, capacity: float, rows: int | None, batch_size: int = MAX_BATCH_SIZE
+) -> BatchingOptions | None:
+    """The largest batch, of at most batch_size, that fits into capacity bytes. rows: cache tokens per request."""
+    # Not by bisection: with a larger batch the rings may take less, in more steps.
+    for n in range(batch_size, 0, -1):
+        options = BatchingOptions(n, rows and n * pages_of(rows) * PAGE_SIZE)
         if sum(part.bytes for part in parts(precision, vocoder_dtype, options, prompt)) <= capacity:
             return options
     return None
 
 
 def planned(
-    dtype: str, vocoder_dtype: str, options: LoopOptions, sizes: Sizes = RELEASED, backend: str = "triton"
+    dtype: str, vocoder_dtype: str, options: BatchingOptions, sizes: Sizes = RELEASED, backend: str = "triton"
 ) -> dict[str, float]:
-    """`components` of what `Zonos2.load` would make with these arguments, on a GPU unless options say look=1."""
-    # Streams of a bucket differ in the cache alone, whose pages are alike.
-    alike = LoopOptions(buckets(options.streams)[-1], PAGE_SIZE, options.look or LOOK, "off")
+    """`components` of what `Zonos2.load` would make with these arguments: on a GPU, unless sync_interval is 1."""
+    # Batch sizes of a bucket differ in the cache alone, whose pages are alike.
+    alike = BatchingOptions(
+        buckets(options.max_batch_size)[-1], PAGE_SIZE, options.sync_interval or SYNC_INTERVAL, "off"
+    )
     found = dict[str, float](_components(dtype, vocoder_dtype, alike, sizes, backend))
-    found["cache"] *= cache_pages(sizes.model, options.streams, options.positions)
+    found["cache"] *= cache_pages(sizes.model, options.max_batch_size, options.kv_cache_tokens)
     return found
 
 
 def components(tts: Zonos2) -> dict[str, int]:
     """Bytes that it holds between two frames, by part; memory that several share counts for the first of them."""
-    backbone, codec, loop = tts.backbone, tts.vocoder, tts.backbone.loop
+    backbone, codec, scheduler = tts.backbone, tts.vocoder, tts.backbone.scheduler
     weights = backbone.weights.items()
     named: dict[str, object] = {
         **{f"weights: {own}": [t for name, t in weights if group_of(name) == own] for own in GROUPS.values()},
@@ -119,9 +121,9 @@ def components(tts: Zonos2) -> dict[str, int]:
         "vocoder, as loaded": codec.state,
         "vocoder, packed": vars(codec).get("decoder"),
         "speaker encoder": tts.speaker_encoder,
-        "cache": loop.slots.cache,
-        "vocoder's rings": loop.speech and loop.speech._rings,
-        "state of the loop": tts,  # all the rest
+        "cache": scheduler.state.cache,
+        "vocoder's rings": scheduler.vocoder_runner and scheduler.vocoder_runner._rings,
+        "state of the scheduler": tts,  # all the rest
     }
     found, before, seen = dict[str, int](), 0, list[Tensor]()
     for name, part in named.items():
@@ -158,9 +160,9 @@ def tensors(found: object, seen: set[int] | None = None) -> Iterator[Tensor]:
 
 
 @cache
-def decoder() -> Decoder:
+def decoder() -> VocoderDecoder:
     """Without its weights."""
-    return unloaded("bfloat16", "float32", LoopOptions(1)).vocoder.decoder
+    return unloaded("bfloat16", "float32", BatchingOptions(1)).vocoder.decoder
 
 
 @cache
@@ -178,12 +180,12 @@ def group_of(name: str) -> str:
 
 
 @cache
-def _components(dtype: str, vocoder_dtype: str, options: LoopOptions, sizes: Sizes, backend: str) -> dict[str, int]:
+def _components(dtype: str, vocoder_dtype: str, options: BatchingOptions, sizes: Sizes, backend: str) -> dict[str, int]:
     return components(unloaded(dtype, vocoder_dtype, options, sizes, backend))
 
 
 def unloaded(
-    dtype: str, vocoder_dtype: str, options: LoopOptions, sizes: Sizes = RELEASED, backend: str = "triton"
+    dtype: str, vocoder_dtype: str, options: BatchingOptions, sizes: Sizes = RELEASED, backend: str = "triton"
 ) -> Zonos2:
     """As `Zonos2.load` puts it together, on the meta device."""
 

@@ -1,6 +1,6 @@
-"""What a card can do with the 8B model: does it fit, how fast can a frame be at best, how many streams in real time.
+"""Capacity of a GPU for the 8B model: memory, least time of a frame, batch size in real time.
 
-    zonos2-triton plan [--gpu NAME] [--streams N] [--positions N] [--dtype D] [--vocoder-dtype D]
+    zonos2-triton plan [--gpu NAME] [--max-batch-size N] [--kv-cache-tokens N] [--dtype D] [--vocoder-dtype D]
                        [--context N | --seconds S] [--prompt N]
 
 Options and defaults are those of `Zonos2.load`; without --gpu it goes through all cards. Every time is a floor: bytes
@@ -26,17 +26,17 @@ from zonos2_triton.bench.suite.presets import FULL
 from zonos2_triton.bench.timing.vocoder import step_costs
 from zonos2_triton.kernels._operator import Cost
 from zonos2_triton.model.backend import DTYPES
-from zonos2_triton.model.ops import PAGE_SIZE, ROWS_AT_ONCE, SEQUENCES_AT_ONCE
+from zonos2_triton.model.ops import MAX_BATCH_SIZE, MAX_PREFILL_TOKENS, PAGE_SIZE
 from zonos2_triton.model.prompt import build_prompt
 from zonos2_triton.model.runtime.batch_state import cache_pages, pages_of
-from zonos2_triton.model.runtime.scheduler import LOOK, LoopOptions
+from zonos2_triton.model.runtime.scheduler import SYNC_INTERVAL, BatchingOptions
 from zonos2_triton.model.tables import fitted, text_table
 from zonos2_triton.model.vocoder import ACTIVATIONS
 
 LONGEST = MODEL.max_seqlen
 FRAME_US = 1e6 * CODEC.hop / CODEC.sample_rate  # of sound
 CONTEXT = 1000  # by default
-STREAMS = LoopOptions().streams
+DEFAULT_BATCH_SIZE = BatchingOptions().max_batch_size
 
 
 class Forecast:
@@ -47,42 +47,42 @@ class Forecast:
         self._itemsize = DTYPES[PRECISIONS[precision][0]].itemsize
         self._vocoder_itemsize = DTYPES[vocoder_dtype.replace("tf32", "float32")].itemsize
 
-    def cost(self, streams: int, context: int | None = None) -> Cost:
-        """Of a frame of all streams, codes drawn."""
-        # The last frame of a full context has one row less behind it.
-        return self._moved(_frame(streams, min(context or self.context, LONGEST - 1), self._itemsize))
+    def cost(self, batch_size: int, context: int | None = None) -> Cost:
+        """Of a frame of the batch, sampling included."""
+        # The last frame of a full context has one token less behind it.
+        return self._moved(_frame(batch_size, min(context or self.context, LONGEST - 1), self._itemsize))
 
-    def frame(self, streams: int, context: int | None = None) -> float:
+    def frame(self, batch_size: int, context: int | None = None) -> float:
         """Of the backbone."""
-        return self._floor(self.cost(streams, context))
+        return self._floor(self.cost(batch_size, context))
 
-    def vocoder(self, streams: int) -> float:
-        """Its share of a frame of all streams."""
-        return self._floor(_step(streams, self._vocoder_itemsize)) / LOOK
+    def vocoder(self, batch_size: int) -> float:
+        """Its share of a frame of the batch."""
+        return self._floor(_step(batch_size, self._vocoder_itemsize)) / SYNC_INTERVAL
 
-    def first_audio(self, streams: int, prompt: int) -> dict[str, Any]:
-        """From the texts of all streams, which begin together, to the first samples of each."""
+    def first_audio(self, batch_size: int, prompt: int) -> dict[str, Any]:
+        """From the texts of the batch, which begin together, to the first samples of each."""
         frames = frames_to_sound()
         times = {
-            "prefill": self._prefill(streams, prompt),
+            "prefill": self._prefill(batch_size, prompt),
             # The first is drawn from what the prompts left behind.
-            "frames_time": (frames - 1) * self.frame(streams, prompt),
-            "vocoder": frames * self.vocoder(streams),
+            "frames_time": (frames - 1) * self.frame(batch_size, prompt),
+            "vocoder": frames * self.vocoder(batch_size),
         }
         times["total"] = sum(times.values())
         return {"frames": frames, **{name: {"us": us} for name, us in times.items()}}
 
     def in_real_time(self) -> int:
-        """How many streams, at most."""
-        counts = range(1, SEQUENCES_AT_ONCE + 1)
-        return next((n - 1 for n in counts if self.frame(n) + self.vocoder(n) > FRAME_US), SEQUENCES_AT_ONCE)
+        """The largest batch in real time."""
+        counts = range(1, MAX_BATCH_SIZE + 1)
+        return next((n - 1 for n in counts if self.frame(n) + self.vocoder(n) > FRAME_US), MAX_BATCH_SIZE)
 
-    def _prefill(self, streams: int, prompt: int) -> float:
-        """Of all prompts together, in pieces of at most ROWS_AT_ONCE rows, each of which reads the weights."""
-        rows, alone = streams * prompt, prompt_cost(MODEL, prompt, self._itemsize)["prefill_attention"]
+    def _prefill(self, batch_size: int, prompt: int) -> float:
+        """Of all prompts together, in pieces of at most MAX_PREFILL_TOKENS rows, each of which reads the weights."""
+        rows, alone = batch_size * prompt, prompt_cost(MODEL, prompt, self._itemsize)["prefill_attention"]
         time = 0.0
-        for first in range(0, rows, ROWS_AT_ONCE):
-            n = min(ROWS_AT_ONCE, rows - first)
+        for first in range(0, rows, MAX_PREFILL_TOKENS):
+            n = min(MAX_PREFILL_TOKENS, rows - first)
             # A prompt attends to no other one: a piece has so many prompts' worth of attention.
             attention = Cost(round(n / prompt * alone.bytes), round(n / prompt * alone.flops))
             time += self._floor(self._moved({**prompt_cost(MODEL, n, self._itemsize), "prefill_attention": attention}))
@@ -100,61 +100,61 @@ class Forecast:
 
 
 @cache
-def _frame(streams: int, behind: int, itemsize: int) -> Mapping[str, Cost]:
-    return frame_cost(MODEL, streams, behind, itemsize)
+def _frame(batch_size: int, behind: int, itemsize: int) -> Mapping[str, Cost]:
+    return frame_cost(MODEL, batch_size, behind, itemsize)
 
 
 @cache
-def _step(streams: int, itemsize: int) -> Cost:
-    """Of the vocoder, of the frames between two looks."""
-    costs = step_costs(CODEC, streams, LOOK, itemsize)
+def _step(batch_size: int, itemsize: int) -> Cost:
+    """Of the vocoder, of the frames of a scheduler step."""
+    costs = step_costs(CODEC, batch_size, SYNC_INTERVAL, itemsize)
     return Cost(sum(cost.bytes for cost in costs), sum(cost.flops for cost in costs))
 
 
 def frames_to_sound() -> int:
-    """Frames that a stream has made when the loop hands out its first samples.
+    """Frames that a request has made when the scheduler hands out its first samples.
 
-    The last codebook comes n_codebooks - 1 frames late, the vocoder's first sample waits for its lag, and the loop
-    looks after the first frame and then every LOOK.
+    The last codebook comes n_codebooks - 1 frames late, the vocoder's first sample waits for its delay, and the
+    scheduler synchronises after the first frame and then every SYNC_INTERVAL.
     """
     frames = decoder().lag // CODEC.hop + 1 + MODEL.n_codebooks - 1
-    return 1 + LOOK * math.ceil((frames - 1) / LOOK)
+    return 1 + SYNC_INTERVAL * math.ceil((frames - 1) / SYNC_INTERVAL)
 
 
 def plan(
-    card: Card, streams: int = STREAMS, precision: str = "bf16", context: int = CONTEXT, prompt: int | None = None,
-    vocoder_dtype: str = "float32", positions: int | None = None,
+    card: Card, max_batch_size: int = DEFAULT_BATCH_SIZE, precision: str = "bf16", context: int = CONTEXT,
+    prompt: int | None = None, vocoder_dtype: str = "float32", kv_cache_tokens: int | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Of `Zonos2.load` with these options on one card, for json.dumps.
 
-    context: rows of the cache behind each stream, its prompt among them; positions: rows of the whole cache, as
-    `LoopOptions` has them. ValueError: an argument is out of range.
+    context: tokens in the cache for each request, its prompt among them; kv_cache_tokens: of the whole cache, as
+    `BatchingOptions` has them. ValueError: an argument is out of range.
     """
-    options = LoopOptions(streams, positions)
+    options = BatchingOptions(max_batch_size, kv_cache_tokens)
     check_range("context", context, LONGEST)
     prompt = min(usual_prompt(), context) if prompt is None else prompt
     check_range("prompt", prompt, context, " = context, which it is part of")
     chosen("precision", [precision], PRECISIONS)
     chosen("vocoder_dtype", [vocoder_dtype], VOCODER_DTYPES)
-    rows, pages = min(context + 1, LONGEST), cache_pages(MODEL, streams, positions)
+    rows, pages = min(context + 1, LONGEST), cache_pages(MODEL, max_batch_size, kv_cache_tokens)
     parts, capacity = footprint.parts(precision, vocoder_dtype, options, prompt), card.memory_gb * 1e9
     needed, fit = sum(part.bytes for part in parts), footprint.most(precision, vocoder_dtype, prompt, capacity, rows)
     forecast = Forecast(card, precision, context, vocoder_dtype)
-    frame, sound, real_time = forecast.frame(streams), forecast.vocoder(streams), forecast.in_real_time()
-    most = fit.streams if fit else 0
-    at_once = {"fit": most, "real_time": real_time, "both": min(most, real_time), "most": SEQUENCES_AT_ONCE}
+    frame, sound, real_time = forecast.frame(max_batch_size), forecast.vocoder(max_batch_size), forecast.in_real_time()
+    most = fit.max_batch_size if fit else 0
+    at_once = {"fit": most, "real_time": real_time, "both": min(most, real_time), "most": MAX_BATCH_SIZE}
     notes = [f"Vocoder.decode of whole clips takes up to {_gb(ACTIVATIONS)} more while it runs; speaking does not"]
-    if (held := pages // pages_of(rows)) < streams:
-        held_now = f"{held} streams of this context at once, the others wait" if held else "no stream of this context"
-        notes.append(f"the cache holds {held_now}: raise positions")
+    if (held := pages // pages_of(rows)) < max_batch_size:
+        held_now = f"{held} requests of this context at once, the others wait" if held else "no request of this context"
+        notes.append(f"the cache holds {held_now}: raise kv_cache_tokens")
     if not (has_kernels := not precision.startswith("int")):
         notes.append(f"{precision} has no kernels in this project yet: its figures are floors of what could be")
     if "fp32" in precision or vocoder_dtype == "float32":
         notes.append("products of float32 are slower than the bf16 rate that floors are taken by")
     return {
         "card": asdict(card),
-        "streams": streams,
-        "positions": pages * PAGE_SIZE,
+        "max_batch_size": max_batch_size,
+        "kv_cache_tokens": pages * PAGE_SIZE,
         "precision": precision,
         "vocoder_dtype": vocoder_dtype,
         "has_kernels": has_kernels,
@@ -168,66 +168,80 @@ def plan(
             "less": None if needed <= capacity else _less(precision, vocoder_dtype, options, prompt, capacity, rows),
         },
         "frame": {
-            **forecast.cost(streams)._asdict(),
+            **forecast.cost(max_batch_size)._asdict(),
             "sound_us": FRAME_US,
-            "backbone": _rates(frame, streams),
+            "backbone": _rates(frame, max_batch_size),
             "vocoder": {"us": sound},
-            "both": _rates(frame + sound, streams),
+            "both": _rates(frame + sound, max_batch_size),
         },
-        "streams_at_once": at_once,
-        "first_audio": forecast.first_audio(streams, prompt),
+        "largest_batch": at_once,
+        "first_audio": forecast.first_audio(max_batch_size, prompt),
         "notes": notes,
     }
 
 
 def _less(
-    precision: str, vocoder_dtype: str, options: LoopOptions, prompt: int, capacity: float, rows: int
+    precision: str, vocoder_dtype: str, options: BatchingOptions, prompt: int, capacity: float, rows: int
 ) -> dict[str, Any]:
     """Options that give up least and fit; or, where none do, the smallest there are.
 
-    First go streams, then the cache beyond this context, then the vocoder's fp32, then the backbone's.
+    First goes the batch size, then the cache beyond this context, then the vocoder's fp32, then the backbone's.
     """
     least = "bf16" if precision == "fp32" else precision
     for dtypes in dict.fromkeys([(precision, vocoder_dtype), (precision, "float16"), (least, "float16")]):
-        for each in (None, rows) if options.positions is None else (rows,):
-            if found := footprint.most(*dtypes, prompt, capacity, each, options.streams):
+        for each in (None, rows) if options.kv_cache_tokens is None else (rows,):
+            if found := footprint.most(*dtypes, prompt, capacity, each, options.max_batch_size):
                 return _choice(*dtypes, found, prompt) | {"fits": True}
-    smallest = LoopOptions(1, pages_of(rows) * PAGE_SIZE)
+    smallest = BatchingOptions(1, pages_of(rows) * PAGE_SIZE)
     return _choice(least, "float16", smallest, prompt) | {"fits": False}
 
 
-def _choice(precision: str, vocoder_dtype: str, options: LoopOptions, prompt: int) -> dict[str, Any]:
+def _choice(precision: str, vocoder_dtype: str, options: BatchingOptions, prompt: int) -> dict[str, Any]:
     size = sum(part.bytes for part in footprint.parts(precision, vocoder_dtype, options, prompt))
     asked = {"precision": precision, "vocoder_dtype": vocoder_dtype}
-    return {**asked, "streams": options.streams, "positions": options.positions, "bytes": size}
+    return {
+        **asked,
+        "max_batch_size": options.max_batch_size,
+        "kv_cache_tokens": options.kv_cache_tokens,
+        "bytes": size,
+    }
 
 
 def overview(**asked: Any) -> dict[str, Any]:
     """The same on every card. asked: arguments of `plan`."""
     plans = [plan(each, **asked) for each in CARDS]
-    alike = ("streams", "positions", "precision", "vocoder_dtype", "has_kernels", "context", "prompt", "notes")
+    alike = (
+        "max_batch_size",
+        "kv_cache_tokens",
+        "precision",
+        "vocoder_dtype",
+        "has_kernels",
+        "context",
+        "prompt",
+        "notes",
+    )
     first = plans[0]
     return {
         **{name: first[name] for name in alike},
         "memory": {name: first["memory"][name] for name in ("bytes", "parts")},
         "cards": [
             {"card": each["card"], "fits": each["memory"]["fits"], "less": each["memory"]["less"],
-             "streams_at_once": each["streams_at_once"], "frame": each["frame"]["both"]} for each in plans
+             "largest_batch": each["largest_batch"], "frame": each["frame"]["both"]} for each in plans
         ],
     }  # fmt: skip
 
 
-def _rates(us: float, streams: int) -> dict[str, float]:
+def _rates(us: float, batch_size: int) -> dict[str, float]:
     """Real-time factor of each stream, seconds of sound a second of all together, frames a second of each."""
     rtf = us / FRAME_US
-    return {"us": us, "rtf": rtf, "times_real_time": streams / rtf, "frames_per_s": 1e6 / us}
+    return {"us": us, "rtf": rtf, "times_real_time": batch_size / rtf, "frames_per_s": 1e6 / us}
 
 
 def as_text(found: dict[str, Any]) -> str:
     """A plan, or an overview, for a terminal."""
     asked = (
-        "{streams} streams, {precision}, vocoder {vocoder_dtype}; cache of {positions} rows\n"
-        "rows behind each stream: {context}, a prompt of {prompt} included"
+        "batch size {max_batch_size}, {precision}, vocoder {vocoder_dtype}; cache of {kv_cache_tokens} tokens\n"
+        "tokens behind each request: {context}, a prompt of {prompt} included"
     ).format(**found)
     memory, notes = found["memory"], "\n".join(found["notes"])
     parts: list[tuple[str, ...]] = [("memory", "GB", "")]
@@ -237,7 +251,7 @@ def as_text(found: dict[str, Any]) -> str:
         cards = text_table([HEADS, *map(_line, found["cards"])])
         return fitted("\n\n".join([asked, together, cards, notes]))
     about = "{name} ({arch}): {memory_gb:g} GB, {gb_per_s:g} GB/s, {tflop_per_s:g} TFLOP/s in bf16\nsource: {source}"
-    first, most = found["first_audio"], SEQUENCES_AT_ONCE
+    first, most = found["first_audio"], MAX_BATCH_SIZE
     head = "\n".join([about.format(**found["card"]), asked])
     verdict = "fits" if memory["fits"] else "DOES NOT FIT"
     parts.append((f"of {_gb(memory['capacity']['bytes'])}", f"{memory['bytes'] / 1e9:.3f}", verdict))
@@ -251,18 +265,18 @@ def as_text(found: dict[str, Any]) -> str:
     tables: list[list[tuple[str, ...]]] = [
         parts,
         [("frame, " + _gb(found["frame"]["bytes"]), "ms at least", "RTF", "x real time", "frames/s"), *frames],
-        [(f"streams, of {most}", ""), *((name, str(found["streams_at_once"][key])) for name, key in counts.items())],
+        [(f"batch size, of {most}", ""), *((name, str(found["largest_batch"][key])) for name, key in counts.items())],
         [("first audio", "ms at least"), *((name, f"{first[key]['us'] / 1e3:.2f}") for name, key in times.items())],
     ]
     advice = [] if memory["fits"] else [_advice(found)]
     return fitted("\n\n".join([head, text_table(tables[0]), *advice, *map(text_table, tables[1:]), notes]))
 
 
-HEADS = ("card", "arch", "GB", "GB/s", "fits", "streams that fit", "in real time", "ms a frame, at least", "RTF")
+HEADS = ("card", "arch", "GB", "GB/s", "fits", "batch size that fits", "in real time", "ms a frame, at least", "RTF")
 
 
 def _line(of: dict[str, Any]) -> tuple[str, ...]:
-    card, at_once, frame = of["card"], of["streams_at_once"], of["frame"]
+    card, at_once, frame = of["card"], of["largest_batch"], of["frame"]
     fits = "yes" if of["fits"] else "with less" if of["less"]["fits"] else "no"
     return (
         card["name"], card["arch"], f"{card['memory_gb']:g}", f"{card['gb_per_s']:g}", fits, str(at_once["fit"]),
@@ -273,19 +287,19 @@ def _line(of: dict[str, Any]) -> tuple[str, ...]:
 def _advice(found: dict[str, Any]) -> str:
     less = found["memory"]["less"]
     dtype = "" if less["precision"] == found["precision"] else f'dtype="{PRECISIONS[less["precision"]][0]}", '
-    cache = f", positions={less['positions']}" if less["positions"] else ""
+    cache = f", kv_cache_tokens={less['kv_cache_tokens']}" if less["kv_cache_tokens"] else ""
     call = f"""Zonos2.load(..., {dtype}vocoder_dtype="{less["vocoder_dtype"]}", """
-    call += f"options=LoopOptions(streams={less['streams']}{cache}))"
+    call += f"options=BatchingOptions(max_batch_size={less['max_batch_size']}{cache}))"
     if not found["has_kernels"]:  # nor does load take it
-        call = f"plan --vocoder-dtype {less['vocoder_dtype']} --streams {less['streams']}"
-        call += f" --positions {less['positions']}" if less["positions"] else ""
+        call = f"plan --vocoder-dtype {less['vocoder_dtype']} --max-batch-size {less['max_batch_size']}"
+        call += f" --kv-cache-tokens {less['kv_cache_tokens']}" if less["kv_cache_tokens"] else ""
     if less["fits"]:
         return f"{_gb(less['bytes'])}, which fit: {call}"
     return f"No options make it fit; the least at this context is {_gb(less['bytes'])}: {call}"
 
 
 def usual_prompt() -> int:
-    """Rows of the text that first audio is measured with."""
+    """Tokens of the text that first audio is measured with."""
     return len(build_prompt(MODEL, FULL.text))
 
 
@@ -300,21 +314,21 @@ def _gb(size: float) -> str:
 
 def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
     """Add the options of the command to `parser`; what comes back runs it and returns its exit status."""
-    parser.description = "Memory, floors and streams of the 8B model on a card that need not be here."
+    parser.description = "Memory, floors and batch size of the 8B model on a card that need not be here."
     names, codecs = ", ".join(card.name for card in CARDS), ", ".join(VOCODER_DTYPES)
     parser.add_argument("--gpu", metavar="NAME", help=f"{names}; default: all of them")
-    parser.add_argument("--streams", type=int, default=STREAMS, metavar="N",
-                        help="that speak at once; default: %(default)s")  # fmt: skip
-    parser.add_argument("--positions", type=int, metavar="N",
-                        help="rows of the cache for all streams; default: 4 contexts, or one a stream")  # fmt: skip
+    parser.add_argument("--max-batch-size", type=int, default=DEFAULT_BATCH_SIZE, metavar="N",
+                        help="requests that speak at once; default: %(default)s")  # fmt: skip
+    parser.add_argument("--kv-cache-tokens", type=int, metavar="N",
+                        help="tokens of the cache for all requests; default: 4 contexts, or one a request")  # fmt: skip
     parser.add_argument("--dtype", "--precision", dest="precision", default="bf16", metavar="D", type=_precision,
                         help=f"of the backbone: {', '.join(PRECISIONS)}; the last two are of the experts' weights "
                         "alone; default: %(default)s")  # fmt: skip
     parser.add_argument("--vocoder-dtype", default="float32", metavar="D", help=f"{codecs}; default: %(default)s")
-    length, rows = parser.add_mutually_exclusive_group(), "rows behind each stream; default: %(default)s"
+    length, rows = parser.add_mutually_exclusive_group(), "tokens behind each request; default: %(default)s"
     length.add_argument("--context", type=int, default=CONTEXT, metavar="N", help=rows)
     length.add_argument("--seconds", type=float, metavar="S", help="of audio instead: the context at its end")
-    parser.add_argument("--prompt", type=int, metavar="N", help="rows of each prompt; default: a sentence's")
+    parser.add_argument("--prompt", type=int, metavar="N", help="tokens of each prompt; default: a sentence's")
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
     return _command
 
@@ -326,7 +340,9 @@ def _precision(name: str) -> str:
 
 def _command(options: argparse.Namespace) -> int:
     """Exit status: 0 it fits, or no card is named; 1 it does not."""
-    asked = {name: getattr(options, name) for name in ("streams", "precision", "context", "prompt", "positions")}
+    asked = {
+        name: getattr(options, name) for name in ("max_batch_size", "precision", "context", "prompt", "kv_cache_tokens")
+    }
     asked["vocoder_dtype"] = options.vocoder_dtype
     if options.seconds is not None:
         asked["context"] = context_of(options.seconds, usual_prompt() if options.prompt is None else options.prompt)
@@ -336,7 +352,7 @@ def _command(options: argparse.Namespace) -> int:
 
 
 def context_of(seconds: float, prompt: int) -> int:
-    """Rows of a stream that has spoken so long. ValueError: more than the model knows."""
+    """Tokens of a request that has spoken so long. ValueError: more than the model knows."""
     check_range("prompt", prompt, LONGEST - 1)
     most = (LONGEST - prompt) * FRAME_US / 1e6
     if not 0 < seconds <= most:

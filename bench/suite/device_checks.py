@@ -18,7 +18,7 @@ from zonos2_triton.bench.proof.verify import Mismatch
 from zonos2_triton.bench.specs.inputs import Sizes
 from zonos2_triton.bench.timing.timer import Call, cuda_graph
 from zonos2_triton.model.ops import ops_of, vocoder_ops
-from zonos2_triton.model.vocoder_decoder import Decoder, Rings
+from zonos2_triton.model.vocoder_decoder import Rings, VocoderDecoder
 from zonos2_triton.model.vocoder_schedule import clip_steps
 from zonos2_triton.model.weights.tiny import PARAMS, codec_weights
 from zonos2_triton.reference import network as reference
@@ -183,7 +183,7 @@ def vocoder_steps(
 
     What lies in the rings before is NaN, and the steps but the first are so of codes that come delayed.
     """
-    decoder = Decoder(config, random_codec(config, device, dtype), vocoder_ops(dtype))
+    decoder = VocoderDecoder(config, random_codec(config, device, dtype), vocoder_ops(dtype))
     lengths = [max(frames - 3 * row, 0) for row in range(rows)]
     codes = random_codes(config, rows, frames, device)
     alone = [clips(decoder, codes[row : row + 1], [n], n + decoder.lookahead)[0] for row, n in enumerate(lengths)]
@@ -204,7 +204,7 @@ def vocoder_graph(
 
     capture: as of `graph_capture`.
     """
-    decoder = Decoder(config, random_codec(config, device, dtype), vocoder_ops(dtype))
+    decoder = VocoderDecoder(config, random_codec(config, device, dtype), vocoder_ops(dtype))
     codes = as_delayed(random_codes(config, rows, frames, device))
     plan = clip_spans(decoder, [frames] * rows, chunk, device, delayed=True)
     spans, (eager, captured) = plan[0].clone(), (blank_rings(decoder, rows, chunk) for _ in range(2))
@@ -221,7 +221,9 @@ def vocoder_graph(
         _check("a replayed step of the vocoder", [*got, *captured.tensors()], [*want, *eager.tensors()])
 
 
-def clips(decoder: Decoder, codes: Tensor, lengths: Sequence[int], chunk: int, delayed: bool = False) -> list[Tensor]:
+def clips(
+    decoder: VocoderDecoder, codes: Tensor, lengths: Sequence[int], chunk: int, delayed: bool = False
+) -> list[Tensor]:
     """Each row's clip of so many frames of codes [B, T, C], in steps of `chunk`."""
     rings = blank_rings(decoder, len(lengths), chunk)
     with torch.inference_mode():
@@ -231,7 +233,7 @@ def clips(decoder: Decoder, codes: Tensor, lengths: Sequence[int], chunk: int, d
 
 
 def clip_spans(
-    decoder: Decoder, lengths: Sequence[int], chunk: int, device: str, delayed: bool = False
+    decoder: VocoderDecoder, lengths: Sequence[int], chunk: int, device: str, delayed: bool = False
 ) -> list[Tensor]:  # fmt: skip
     """spans [B, 4] of the steps that take clips of so many frames to their end."""
     frames = torch.tensor(lengths, dtype=torch.int32, device=device)
@@ -239,7 +241,7 @@ def clip_spans(
     return [*clip_steps(frames, max(lengths), chunk, decoder.lookahead, codebooks)]
 
 
-def blank_rings(decoder: Decoder, rows: int, frames: int) -> Rings:
+def blank_rings(decoder: VocoderDecoder, rows: int, frames: int) -> Rings:
     """Of NaN, which nothing may read."""
     rings = decoder.rings(rows, frames)
     for ring in rings.tensors():

@@ -9,7 +9,7 @@ tests        the tests marked gpu
 accuracy     every workload of the catalogue against plain PyTorch, as `verify` judges
 invariance   a row's bits do not depend on its batch, nor a prompt's on its pieces, nor a clip's on its steps
 cuda_graph   a captured step, of decoding or of the vocoder, replays to the bits of the host's launches
-frames       a whole frame of the 8B model with random weights in one graph, at 1 to 256 streams and over the context
+frames       a whole frame of the 8B model with random weights in one graph, at batches of 1 to 256 and over the context
 vocoder      clips, and steps of streams, of a 44.1 kHz codec with random weights, in one graph, beside PyTorch
 end_to_end   prompts, text to first audio, the host's work for a frame, memory
 integrations transformers' DacModel before and after `accelerate`, and the offline front

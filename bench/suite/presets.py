@@ -24,17 +24,17 @@ class Preset:
     vocoder: dict[str, Work]
     vocoder_dtypes: tuple[str, ...]
     integration_dtypes: tuple[str, ...]  # of codecs of other packages
-    streams: tuple[int, ...]  # of whole frames
+    batch_sizes: tuple[int, ...]  # of whole frames
     context: int  # rows in the cache of each
-    contexts: dict[int, tuple[int, ...]]  # by streams, further ones
-    torch_frames: tuple[int, ...]  # streams at which plain PyTorch is compiled for a whole frame
+    contexts: dict[int, tuple[int, ...]]  # by batch size, further ones
+    torch_frames: tuple[int, ...]  # batch sizes at which plain PyTorch is compiled for a whole frame
     prefills: tuple[int, ...]  # rows
     batches: tuple[int, ...]  # of the checks that a batch changes nothing
     clip: int  # frames of the checks of the vocoder
     text: str
     together: tuple[int, ...]  # such texts that begin at once
     rounds: int  # of text to first audio
-    looks: int  # of the host, over which its work is measured
+    scheduler_steps: int  # of the host, over which its work is measured
     seconds_of_audio: float  # that one stream speaks while its memory is watched
 
     @cached_property
@@ -66,7 +66,7 @@ FULL = Preset(
     vocoder=WORKS,
     vocoder_dtypes=("bfloat16", "float16"),
     integration_dtypes=("float16", "float32"),
-    streams=(1, 4, 16, 64, 256),
+    batch_sizes=(1, 4, 16, 64, 256),
     context=1000,
     contexts={1: (100, 2000, 4000, 6080), 16: (100, 2000, 4000, 6080)},
     torch_frames=(16, 1, 64),
@@ -76,7 +76,7 @@ FULL = Preset(
     text="The quick brown fox jumps over the lazy dog, and then it does so once more.",
     together=(1, 16),
     rounds=20,
-    looks=24,
+    scheduler_steps=24,
     seconds_of_audio=60.0,
 )
 SMOKE = Preset(
@@ -85,7 +85,7 @@ SMOKE = Preset(
     vocoder={"clips-1": Work(1, 3, True), "streams-2": Work(2, 1, False)},
     vocoder_dtypes=("bfloat16",),
     integration_dtypes=("float32",),
-    streams=(2,),
+    batch_sizes=(2,),
     context=20,
     contexts={1: (40,)},
     torch_frames=(2,),
@@ -95,6 +95,6 @@ SMOKE = Preset(
     text="a",
     together=(1, 2),
     rounds=1,
-    looks=2,
+    scheduler_steps=2,
     seconds_of_audio=0.01,
 )  # fmt: skip

@@ -203,15 +203,15 @@ def _cuda_graph(preset: Preset) -> Listed:
 
 
 def _frames(preset: Preset) -> Listed:
-    def timed(streams: int, context: int, run: Run, left: float) -> dict[str, Any]:
+    def timed(batch_size: int, context: int, run: Run, left: float) -> dict[str, Any]:
         run.prove(lambda kernel: kernel not in VOCODER)
-        return run.frames.time(streams, context, run.device, run.roofline)
+        return run.frames.time(batch_size, context, run.device, run.roofline)
 
-    for streams in preset.streams:
-        yield f"B{streams}", 12, partial(timed, streams, preset.context)
-    for streams, contexts in preset.contexts.items():
+    for batch_size in preset.batch_sizes:
+        yield f"B{batch_size}", 12, partial(timed, batch_size, preset.context)
+    for batch_size, contexts in preset.contexts.items():
         for context in contexts:
-            yield f"B{streams}/context-{context}", 6, partial(timed, streams, context)
+            yield f"B{batch_size}/context-{context}", 6, partial(timed, batch_size, context)
 
 
 def _vocoder(preset: Preset) -> Listed:
@@ -234,8 +234,10 @@ def _end_to_end(preset: Preset) -> Listed:
         return name, seconds, proven
 
     for n in preset.together:
-        yield item(f"first-audio/{n}", 5, lambda run, streams: run.end_to_end.first_audio(streams, preset.rounds), n)
-        yield item(f"host/B{n}", 5, lambda run, streams: run.end_to_end.host(streams, preset.looks), n)
+        yield item(
+            f"first-audio/{n}", 5, lambda run, batch_size: run.end_to_end.first_audio(batch_size, preset.rounds), n
+        )
+        yield item(f"host/B{n}", 5, lambda run, batch_size: run.end_to_end.host(batch_size, preset.scheduler_steps), n)
     for n in preset.prefills:
         yield item(f"prefill-{n}", 4, lambda run, rows: run.frames.time_prompt(rows, run.device, run.roofline), n)
     yield item("memory", 10, lambda run: run.end_to_end.memory(preset.seconds_of_audio))
@@ -248,15 +250,15 @@ def _integrations(preset: Preset) -> Listed:
         run.prove(lambda kernel: kernel in VOCODER)
         return time_dac_model(preset.codec, preset.vocoder[name], run.device, DTYPES[dtype])
 
-    def offline(streams: int, run: Run, left: float) -> dict[str, Any]:
+    def offline(batch_size: int, run: Run, left: float) -> dict[str, Any]:
         run.prove(lambda kernel: True)
-        return run.end_to_end.offline(streams, preset.rounds)
+        return run.end_to_end.offline(batch_size, preset.rounds)
 
     for name in (name for name, work in preset.vocoder.items() if work.whole):
         for dtype in preset.integration_dtypes:
             yield f"DacModel/{name}/{dtype}", 8, partial(codec, name, dtype)
-    for streams in preset.together:
-        yield f"TTSLLM/{streams}", 8, partial(offline, streams)
+    for batch_size in preset.together:
+        yield f"TTSLLM/{batch_size}", 8, partial(offline, batch_size)
 
 
 def by_value(workload: Workload) -> tuple[int, bool]:
@@ -322,16 +324,16 @@ def _torch_frame(preset: Preset) -> Listed:
         ours = run.recorder.items(stage).get(name, {}).get("median_us")
         return found | {"speed_up": ours and timer.ratio(found["median_us"], ours)}
 
-    def frame(streams: int, run: Run) -> dict[str, Any]:
-        found = run.torch_frame.time(streams, preset.context, run.device)
-        return found | {"streams": streams, "context": preset.context}
+    def frame(batch_size: int, run: Run) -> dict[str, Any]:
+        found = run.torch_frame.time(batch_size, preset.context, run.device)
+        return found | {"batch_size": batch_size, "context": preset.context}
 
     def prompt(rows: int, run: Run) -> dict[str, Any]:
         return run.torch_frame.time_prefill(rows, run.device) | {"rows": rows}
 
-    for streams in preset.torch_frames:
-        name = f"B{streams}"
-        yield name, 80 if streams == 1 else 45, partial(timed, "frames", name, partial(frame, streams))
+    for batch_size in preset.torch_frames:
+        name = f"B{batch_size}"
+        yield name, 80 if batch_size == 1 else 45, partial(timed, "frames", name, partial(frame, batch_size))
     name = f"prefill-{preset.prefills[-1]}"
     yield name, 45, partial(timed, "end_to_end", name, partial(prompt, preset.prefills[-1]))
 

@@ -18,7 +18,7 @@ from zonos2_triton.model.integrations.zonos2_engine.offline import TTSLLM, TTSSa
 from zonos2_triton.model.nvtx import recorded
 from zonos2_triton.model.pipeline import Zonos2
 from zonos2_triton.model.prompt import build_prompt
-from zonos2_triton.model.runtime.scheduler import LoopOptions
+from zonos2_triton.model.runtime.scheduler import BatchingOptions
 from zonos2_triton.model.vocoder import Vocoder
 from zonos2_triton.reference import network as reference
 from zonos2_triton.reference.config import Zonos2Config
@@ -26,7 +26,7 @@ from zonos2_triton.reference.sampling import Sampling
 from zonos2_triton.reference.vocoder import VocoderConfig
 
 SIXTEEN = 16  # frames: what the official engine sends first
-SETTLED = 3  # looks after which graphs are captured and prompts in the cache
+SETTLED = 3  # scheduler steps after which graphs are captured and prompts in the cache
 
 
 class EndToEnd:
@@ -39,25 +39,27 @@ class EndToEnd:
         self.model = reference.bind(config, self.weights)
         self.longest = 2 * SIXTEEN + config.n_codebooks + 8  # frames of a text whose first samples are waited for
 
-    def speaking(self, streams: int, frames: int) -> Zonos2:
-        """With room for so many streams of so many frames, on the kernels where they are compiled."""
-        rows = streams * -(-(frames + len(self.prompt)) // 64) * 64
-        backbone = Backbone(self.config, self.weights, options=LoopOptions(streams=streams, positions=rows))
+    def speaking(self, batch_size: int, frames: int) -> Zonos2:
+        """With room for a batch of requests of so many frames, on the kernels where they are compiled."""
+        rows = batch_size * -(-(frames + len(self.prompt)) // 64) * 64
+        backbone = Backbone(
+            self.config, self.weights, options=BatchingOptions(max_batch_size=batch_size, kv_cache_tokens=rows)
+        )
         dtype = torch.float16 if backbone.backend == "triton" else torch.float32
         return Zonos2(backbone, Vocoder(self.codec, random_codec(self.codec, self.device, dtype), "auto"))
 
-    def first_audio(self, streams: int, rounds: int) -> dict[str, Any]:
+    def first_audio(self, batch_size: int, rounds: int) -> dict[str, Any]:
         """Milliseconds from the texts, all at once, to the last one's first samples; and to its first 16 frames."""
-        tts = self.speaking(streams, self.longest)
-        first, sixteen = zip(*(self._first(tts, streams, n) for n in range(rounds + 1)), strict=True)
+        tts = self.speaking(batch_size, self.longest)
+        first, sixteen = zip(*(self._first(tts, batch_size, n) for n in range(rounds + 1)), strict=True)
         return {
-            "streams": streams, "prompt_rows": len(self.prompt), "frames": SIXTEEN,
+            "batch_size": batch_size, "prompt_rows": len(self.prompt), "frames": SIXTEEN,
             **_spread(first[1:], "ms"), "sixteen_frames_ms": quantiles(sixteen[1:])[1],
         }  # fmt: skip
 
-    def _first(self, tts: Zonos2, streams: int, seed: int) -> tuple[float, float]:
+    def _first(self, tts: Zonos2, batch_size: int, seed: int) -> tuple[float, float]:
         started = time.perf_counter()
-        seeds = range(seed * streams, (seed + 1) * streams)
+        seeds = range(seed * batch_size, (seed + 1) * batch_size)
         chunks = [tts.stream(self.text, sampling=_sampling(seed, self.longest)) for seed in seeds]
         came = [len(next(each)) for each in chunks]
         first = (time.perf_counter() - started) * 1e3
@@ -69,28 +71,28 @@ class EndToEnd:
             each.close()
         return first, sixteen
 
-    def offline(self, streams: int, rounds: int) -> dict[str, Any]:
+    def offline(self, batch_size: int, rounds: int) -> dict[str, Any]:
         """Milliseconds of `TTSLLM.generate` for so many texts at once, from the call to all of their sound."""
         frames = self.longest
-        tts, samples = TTSLLM.of(self.speaking(streams, frames)), []
+        tts, samples = TTSLLM.of(self.speaking(batch_size, frames)), []
         for n in range(rounds + 1):
-            seeds = range(n * streams, (n + 1) * streams)
+            seeds = range(n * batch_size, (n + 1) * batch_size)
             params = [TTSSamplingParams(seed=seed, max_tokens=frames, ignore_eos=True) for seed in seeds]
             started = time.perf_counter()
-            results = tts.generate([self.text] * streams, params)
+            results = tts.generate([self.text] * batch_size, params)
             samples.append((time.perf_counter() - started) * 1e3)
         found = _spread(samples[1:], "ms")
         seconds = sum(len(result["audio"]) for result in results) / 4 / self.codec.sample_rate
         speed = ratio(1e3 * seconds, found["median_ms"])
-        return {"prompts": streams, "frames": frames, **found, "audio_s_per_s": speed}
+        return {"prompts": batch_size, "frames": frames, **found, "audio_s_per_s": speed}
 
-    def host(self, streams: int, looks: int) -> dict[str, Any]:
-        """Microseconds that the host's thread is busy for a frame of all streams: launching, reading, handing out.
+    def host(self, batch_size: int, steps: int) -> dict[str, Any]:
+        """Microseconds that the host's thread is busy for a frame of the batch: launching, reading, handing out.
 
         Not counted is the time for which it waits for the device.
         """
-        frames = (looks + SETTLED + 1) * 8
-        tts, samples = self.speaking(streams, frames), list[float]()
+        frames = (steps + SETTLED + 1) * 8
+        tts, samples = self.speaking(batch_size, frames), list[float]()
         spent: defaultdict[str, float] = defaultdict(float)  # seconds of the host in ranges, by name
 
         @contextmanager
@@ -100,17 +102,19 @@ class EndToEnd:
             spent[name] += time.perf_counter() - begin
 
         with ExitStack() as stack:
-            started = (tts.backbone.stream(self.prompt, _sampling(i, frames)) for i in range(streams))
+            started = (tts.backbone.stream(self.prompt, _sampling(i, frames)) for i in range(batch_size))
             running = list(map(stack.enter_context, started))
             stack.enter_context(recorded(watch))
-            for n in range(looks + SETTLED):
+            for n in range(steps + SETTLED):
                 spent.clear()
                 running[0].wait()
                 for stream in running:
                     deque(stream.ready(), maxlen=0)
                 if n >= SETTLED:
-                    samples.append((spent["model/turn"] - spent["model/wait"]) * 1e6 / tts.backbone.loop.look)
-        return {"streams": streams, **_spread(samples, "us")}
+                    samples.append(
+                        (spent["model/step"] - spent["model/wait"]) * 1e6 / tts.backbone.scheduler.sync_interval
+                    )
+        return {"batch_size": batch_size, **_spread(samples, "us")}
 
     def memory(self, seconds: float) -> dict[str, Any]:
         """Bytes of weights and cache, and at most in use, while one stream speaks so long. None: not told on a CPU."""
@@ -124,7 +128,7 @@ class EndToEnd:
         before = torch.cuda.memory_allocated() if on_gpu else 0
         tts = self.speaking(1, frames)
         audio = tts.speak(self.text, sampling=_sampling(0, frames))
-        cache = tts.backbone.loop.slots.cache
+        cache = tts.backbone.scheduler.state.cache
         return {
             "weights_bytes": weights,
             "vocoder_bytes": sum(tensor.nbytes for tensor in tts.vocoder.state.values()),

@@ -1,4 +1,4 @@
-"""How long a frame takes with everything in it in one graph, and the share of the draw, at any number of streams.
+"""How long a frame takes with everything in it in one graph, and the share of the draw, at any batch size.
 
 And how long a prompt takes, up to the logits from which its first frame is drawn.
 
@@ -17,8 +17,8 @@ from zonos2_triton.bench.specs.roofline import UNKNOWN, Roofline
 from zonos2_triton.bench.timing import timer
 from zonos2_triton.kernels._operator import Cost
 from zonos2_triton.model.ops import PAGE_SIZE, ops_of
-from zonos2_triton.model.runtime.batch_state import Slots, pages_of
-from zonos2_triton.model.runtime.model_runner import Frames
+from zonos2_triton.model.runtime.batch_state import BatchState, pages_of
+from zonos2_triton.model.runtime.model_runner import ModelRunner
 from zonos2_triton.reference import network as reference
 from zonos2_triton.reference.numeric import exact_numerics
 from zonos2_triton.reference.sampling import Sampling
@@ -36,40 +36,40 @@ class FrameTimer:
 
     @torch.inference_mode()
     def time(
-        self, streams: int, context: int, device: timer.Device, roofline: Roofline = UNKNOWN, seconds: float = 1.0,
+        self, batch_size: int, context: int, device: timer.Device, roofline: Roofline = UNKNOWN, seconds: float = 1.0,
         **more: Any,
     ) -> dict[str, Any]:  # fmt: skip
         """Microseconds of a frame, of its forward and head alone, and of its draw alone.
 
         `context` rows are in the cache of each stream before every sample. more: arguments of `timing.measure`.
         """
-        slots = slots_at(self.model, streams, context)
-        frames = Frames(self.model, self.ops, slots, alone=False)
+        slots = state_at(self.model, batch_size, context)
+        frames = ModelRunner(self.model, self.ops, slots, per_sequence=False)
 
         def rewind() -> None:
             device.clear()
             slots.positions.fill_(context)
 
         rewound = replace(device, clear=rewind)
-        logits = frames.logits(slice(streams))
+        logits = frames.logits(slice(batch_size))
 
         def of(call: timer.Call) -> dict[str, Any]:
             rewind()
             with exact_numerics():
                 return timer.measure([call], rewound, seconds, **more)
 
-        frame = of(lambda: frames.frame(streams))
-        forward = of(lambda: frames.logits(slice(streams)))
-        draw = of(lambda: frames.draw(logits, slice(streams)))
+        frame = of(lambda: frames.frame(batch_size))
+        forward = of(lambda: frames.logits(slice(batch_size)))
+        draw = of(lambda: frames.sample(logits, slice(batch_size)))
         if bool((slots.positions < 0).any()):
             raise FloatingPointError("a stream ended while it was timed: logits were not finite")
         rewind()
-        cost = total(frame_cost(self.config, streams, context, self.dtype.itemsize))
+        cost = total(frame_cost(self.config, batch_size, context, self.dtype.itemsize))
         return frame | {
-            "streams": streams, "context": context, **floor(cost, frame["median_us"], roofline),
+            "batch_size": batch_size, "context": context, **floor(cost, frame["median_us"], roofline),
             "forward_us": forward["median_us"], "sampling_us": draw["median_us"],
             "sampling_share": 1 - forward["median_us"] / frame["median_us"],
-            "peak_bytes": timer.peak(device, lambda: frames.frame(streams)),
+            "peak_bytes": timer.peak(device, lambda: frames.frame(batch_size)),
         }  # fmt: skip
 
     @torch.inference_mode()
@@ -101,11 +101,11 @@ def floor(cost: Cost, microseconds: float, roofline: Roofline) -> dict[str, Any]
     return {name: rates[name] for name in ("bytes", "flops", "gb_per_s", "floor_us", "pct_floor")}
 
 
-def slots_at(model: reference.Model, streams: int, context: int) -> Slots:
+def state_at(model: reference.Model, batch_size: int, context: int) -> BatchState:
     """Streams with so many rows in the cache, and room for as many frames as a measurement may take."""
     pages = pages_of(context + ROOM)
-    slots = Slots(model.config, streams, streams * pages, model.config.n_codebooks, model.table)
+    slots = BatchState(model.config, batch_size, batch_size * pages, model.config.n_codebooks, model.table)
     settings = Sampling().row()
-    for row in range(streams):
-        slots.enter(row, list(range(row * pages, (row + 1) * pages)), context, FOREVER, -1, settings, row)
+    for row in range(batch_size):
+        slots.add(row, list(range(row * pages, (row + 1) * pages)), context, FOREVER, -1, settings, row)
     return slots

@@ -1,9 +1,10 @@
 """Where the time of a generation goes: time by range, and a trace that Perfetto opens.
 
-    zonos2-triton profile [--model DIR] [--graphs off|lazy] [--out FILE] [--json]
+    zonos2-triton profile [--model DIR] [--cuda-graphs off|lazy] [--out FILE] [--json]
 
 A generation is run once to warm up, then recorded by torch.profiler. Within a captured graph the host's ranges exist
-only at capture, so that --graphs off shows layers and operations, and --graphs lazy the real time of each frame.
+only at capture, so that --cuda-graphs off shows layers and operations, and --cuda-graphs lazy the real time of each
+frame.
 """
 
 import argparse
@@ -26,10 +27,10 @@ from zonos2_triton.model.backbone import Backbone
 from zonos2_triton.model.backend import BACKENDS, resolve_device
 from zonos2_triton.model.files import whole_file
 from zonos2_triton.model.nvtx import recorded
-from zonos2_triton.model.ops import SEQUENCES_AT_ONCE
+from zonos2_triton.model.ops import MAX_BATCH_SIZE
 from zonos2_triton.model.pipeline import Zonos2
 from zonos2_triton.model.prompt import build_prompt
-from zonos2_triton.model.runtime.scheduler import LoopOptions
+from zonos2_triton.model.runtime.scheduler import BatchingOptions
 from zonos2_triton.model.tables import fitted
 from zonos2_triton.model.vocoder import Vocoder
 from zonos2_triton.model.weights.tiny import write_tiny
@@ -46,10 +47,10 @@ CPU_COPY = 64 << 20  # bytes: beyond most caches, and quick
 def checked(options: argparse.Namespace) -> argparse.Namespace:
     """Options with `device` resolved and `out` a file. ValueError: one is wrong."""
     chosen("--backend", [options.backend], BACKENDS)
-    chosen("--graphs", [options.graphs], GRAPHS)
-    for name, most in (("frames", 100_000), ("streams", SEQUENCES_AT_ONCE)):
+    chosen("--cuda-graphs", [options.cuda_graphs], GRAPHS)
+    for name, most in (("frames", 100_000), ("batch_size", MAX_BATCH_SIZE)):
         if not 1 <= (value := getattr(options, name)) <= most:
-            raise ValueError(f"--{name} must be in 1..{most}, got {value}")
+            raise ValueError(f"--{name.replace('_', '-')} must be in 1..{most}, got {value}")
     device = resolve_device(options.device)
     if options.model == REAL and device.type == "cpu":
         raise ValueError(f"--model {REAL} makes 15 GB of random weights on a GPU, and the device is a CPU")
@@ -67,18 +68,18 @@ def checked(options: argparse.Namespace) -> argparse.Namespace:
 def loaded(options: argparse.Namespace) -> Iterator[Zonos2]:
     """The model to run; the tiny one lives as long as the block."""
     device, backend = options.device, options.backend
-    loop = LoopOptions(streams=options.streams, graphs=options.graphs)
+    batching = BatchingOptions(max_batch_size=options.batch_size, cuda_graphs=options.cuda_graphs)
     if options.model == REAL:
         from zonos2_triton.bench.suite.device_checks import random_codec, random_weights, whole_model
 
         config, codec = whole_model(), VocoderConfig()
         weights = random_weights(config, str(device), torch.bfloat16)
         vocoder = Vocoder(codec, random_codec(codec, str(device), torch.float32), backend)
-        yield Zonos2(Backbone(config, weights, backend, loop), vocoder)
+        yield Zonos2(Backbone(config, weights, backend, batching), vocoder)
         return
     with tempfile.TemporaryDirectory() as folder:
         model = write_tiny(Path(folder) / "tiny") if options.model is None else options.model
-        yield Zonos2.load(model, device=device, backend=backend, options=loop)
+        yield Zonos2.load(model, device=device, backend=backend, options=batching)
 
 
 def recording(call: Callable[[], object], out: Path, device: torch.device, zipped: bool) -> Node:
@@ -103,8 +104,8 @@ def profiled(options: argparse.Namespace) -> dict[str, Any]:
     on_device = options.device.type == "cuda"
     with whole_file(options.out) as part, loaded(options) as tts:
         backend = tts.backbone.backend
-        settings = [Sampling(seed=i, max_frames=options.frames, ignore_eos=True) for i in range(options.streams)]
-        call = partial(tts.speak, [TEXT] * options.streams, sampling=settings)
+        settings = [Sampling(seed=i, max_frames=options.frames, ignore_eos=True) for i in range(options.batch_size)]
+        call = partial(tts.speak, [TEXT] * options.batch_size, sampling=settings)
         if on_device or backend == "reference":  # the interpreter has nothing to warm up
             call()
         root = recording(call, part, options.device, options.out.suffix == ".gz")
@@ -112,20 +113,20 @@ def profiled(options: argparse.Namespace) -> dict[str, Any]:
         from zonos2_triton.bench.timing.range_costs import counts, placed, range_work
 
         prompt_rows = len(build_prompt(tts.backbone.config, TEXT))
-        work = range_work(tts, options.streams, options.frames, prompt_rows, counts(root))
+        work = range_work(tts, options.batch_size, options.frames, prompt_rows, counts(root))
         roofline = measured_roofline(options.device)
     return {
         "trace": str(options.out),
         "model": options.model or "tiny",
         "device": torch.cuda.get_device_name(options.device) if on_device else "CPU",
         "backend": backend,
-        "graphs": options.graphs if on_device else "off",
-        "streams": options.streams,
+        "cuda_graphs": options.cuda_graphs if on_device else "off",
+        "batch_size": options.batch_size,
         "frames": options.frames,
         "time_of": "device" if on_device else "host",
         "copy_gb_per_s": roofline.gb_per_s,
         "matmul_tflop_per_s": roofline.tflop_per_s,
-        "notes": [note(options.graphs, backend, on_device)],
+        "notes": [note(options.cuda_graphs, backend, on_device)],
         "ranges": rows(root, placed(root, work), roofline),
     }
 
@@ -141,20 +142,20 @@ def measured_roofline(device: torch.device) -> Roofline:
         return Roofline(timer.copy_bandwidth(gpu)["gb_per_s"], timer.matmul_rate(gpu)["tflop_per_s"])
 
 
-def note(graphs: str, backend: str, on_device: bool) -> str:
+def note(cuda_graphs: str, backend: str, on_device: bool) -> str:
     """What the times are."""
     if not on_device and backend == "triton":
         return "kernels run in Triton's interpreter: their times mean nothing"
     if not on_device:
         return "host times of a CPU, the profiler's own cost among them"
-    if graphs == "lazy":
-        return "frames are replays of a graph: what is in them shows with --graphs off"
-    return "kernels were launched one by one: how long a frame really takes shows with --graphs lazy"
+    if cuda_graphs == "lazy":
+        return "frames are replays of a graph: what is in them shows with --cuda-graphs off"
+    return "kernels were launched one by one: how long a frame really takes shows with --cuda-graphs lazy"
 
 
 def shown(report: dict[str, Any]) -> str:
     """The report for a person to read."""
-    about = "{model} model, {backend} backend on {device}: {streams} x {frames} frames, {time_of} time"
+    about = "{model} model, {backend} backend on {device}: {batch_size} x {frames} frames, {time_of} time"
     measured = "copy bandwidth measured just now: {copy_gb_per_s:g} GB/s"
     head = [about.format(**report), *report["notes"], measured.format(**report)]
     return fitted("\n".join([*head, table(report["ranges"]), f"{report['trace']}: ui.perfetto.dev opens it"]))
@@ -165,10 +166,14 @@ def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     parser.description = "Where the time of a generation goes: time by range, and a trace to look at."
     parser.add_argument("--model", metavar="DIR", help=f"default: a tiny one; {REAL}: random weights of the 8B shape")
     parser.add_argument("--frames", type=int, default=16, metavar="N", help="of each stream; default: %(default)s")
-    parser.add_argument("--streams", type=int, default=1, metavar="N", help="that decode together; default: 1")
+    parser.add_argument(
+        "--batch-size", type=int, default=1, metavar="N", help="requests that decode together; default: 1"
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")
     parser.add_argument("--backend", default="auto", help=f"one of {', '.join(BACKENDS)}; default: auto")
-    parser.add_argument("--graphs", default="off", help="off: layers show; lazy: frames are replayed; default: off")
+    parser.add_argument(
+        "--cuda-graphs", default="off", help="off: layers show; lazy: frames are replayed; default: off"
+    )
     out = "or a folder; default: profile.json.gz"
     parser.add_argument("-o", "--out", type=local_path, default=Path("profile.json.gz"), metavar="FILE", help=out)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")

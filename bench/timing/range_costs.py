@@ -12,33 +12,33 @@ from zonos2_triton.model.pipeline import Zonos2
 from zonos2_triton.model.vocoder import Vocoder
 
 # Ranges that a cost is known for, whatever they lie in; each is one forward, draw or decoding.
-CODEC = ("codec/decode", "codec/speak", "codec/step")  # the last may lie in either of the others
+CODEC = ("codec/decode", "codec/advance", "codec/step")  # the last may lie in either of the others
 STAGES = ("model/prefill", "model/start", "model/frame", *CODEC)
 DRAW = ("sample_codes", "advance_frame")
 
 
-def range_work(tts: Zonos2, streams: int, frames: int, prompt_rows: int, calls: Counter[str]) -> dict[Path, Work]:
+def range_work(tts: Zonos2, batch_size: int, frames: int, prompt_rows: int, calls: Counter[str]) -> dict[Path, Work]:
     """Of all calls of a range together, by its path from a stage on.
 
     Equal prompts ran together; frames and prompt_rows are of each. calls: of the stages, as they were seen.
     """
     config, itemsize, found = tts.backbone.config, tts.backbone.dtype.itemsize, dict[Path, Work]()
     if n := calls["model/prefill"]:
-        together = streams / n  # prompts of one call
+        together = batch_size / n  # prompts of one call
         parts = dict(prompt_cost(config, round(prompt_rows * together), itemsize))
         del parts["codebook_head"]  # of the first frame, which comes later
         attention = parts["prefill_attention"]  # counted as if all were one prompt
         parts["prefill_attention"] = Cost(attention.bytes, round(attention.flops / together))
         found |= _stage("model/prefill", parts, n)
-    first = frame_cost(config, streams, prompt_rows, itemsize)
+    first = frame_cost(config, batch_size, prompt_rows, itemsize)
     found |= _stage("model/start", {name: first[name] for name in ("codebook_head", *DRAW)}, calls["model/start"])
     # What a frame reads grows with the context by the same step each time.
     middle = prompt_rows + calls["model/frame"] // 2
-    found |= _stage("model/frame", frame_cost(config, streams, middle, itemsize), calls["model/frame"])
-    return found | _codec(tts.vocoder, streams, frames, calls)
+    found |= _stage("model/frame", frame_cost(config, batch_size, middle, itemsize), calls["model/frame"])
+    return found | _codec(tts.vocoder, batch_size, frames, calls)
 
 
-def _codec(vocoder: Vocoder, streams: int, frames: int, calls: Counter[str]) -> dict[Path, Work]:
+def _codec(vocoder: Vocoder, batch_size: int, frames: int, calls: Counter[str]) -> dict[Path, Work]:
     """A step of a graph is no range: then it is a call of what it lies in."""
     seen = [stage for stage in CODEC if calls[stage]]
     if not seen:
@@ -47,8 +47,8 @@ def _codec(vocoder: Vocoder, streams: int, frames: int, calls: Counter[str]) -> 
     if vocoder.backend == "reference":  # in windows, clip after clip
         together, width = 1, frames
     else:
-        together = streams if calls["codec/speak"] else 1
-        width = math.ceil((frames + vocoder.decoder.lookahead) * streams / together / steps)
+        together = batch_size if calls["codec/advance"] else 1
+        width = math.ceil((frames + vocoder.decoder.lookahead) * batch_size / together / steps)
     costs = step_costs(vocoder.config, together, width, vocoder.dtype.itemsize)
     return {(stage,): _sum(costs, steps) for stage in seen}
 
@@ -58,7 +58,7 @@ def _stage(stage: str, parts: Mapping[str, Cost], calls: int) -> dict[Path, Work
     for part, cost in parts.items():
         name = part.partition(" ")[0]  # the experts of dense layers are those of a single expert
         outside = () if name in ("frame_embedding", "codebook_head") else ("model/layer",)
-        place = (stage, *(("model/draw",) if name in DRAW else outside))
+        place = (stage, *(("model/sample",) if name in DRAW else outside))
         for path in {(stage,), place, (*place, f"kernel/{name}")}:
             inside[path].append(cost)
     return {path: _sum(costs, calls) for path, costs in inside.items()} if calls else {}

@@ -144,7 +144,7 @@ class VocoderTimer:
 
 
 def step_costs(config: VocoderConfig, rows: int, frames: int, itemsize: int) -> list[Cost]:
-    """Of each launch of `Decoder.step`, in order."""
+    """Of each launch of `VocoderDecoder.step`, in order."""
 
     def cost(kernel: str, **sizes: Any) -> Cost:
         return KERNELS[kernel].cost(B=rows, frames=frames, itemsize=itemsize, **sizes)

@@ -1,15 +1,15 @@
-"""The frame loop: requests join and leave a batch whose frames never wait for the host.
+"""Continuous batching: requests join and leave a batch whose frames never wait for the host.
 
-A frame is one graph on the device: forward, head, draw, end, feedback. The host looks every few frames: it collects
-what has come, gives the rows and pages of ended requests back, and lets new ones in. While it does, the frames until
-its next look are running already.
+The device runs one CUDA graph a frame: forward, head, sampling, update of the state. The host synchronises every
+`sync_interval` frames. It then reads new frames, frees the slots and pages of finished requests, and admits others.
+Meanwhile the device runs the frames up to the next synchronisation.
 
-    submit ──▶ waiting ──pages and a row──▶ filling ──prompt in the cache──▶ running ──last frame──▶ over
+    submit ─▶ waiting ─pages, a slot─▶ prefilling ─prompt in the cache─▶ running ─last frame─▶ finished
 
-What becomes of a request does not depend on any other, nor on when it came.
+A request's result depends neither on other requests nor on when it came.
 
-Data goes one way: a `Request` is plain data, `Loop` takes it through `Slots` and `Frames`, which import no scheduler,
-and a `Stream`, which the loop does not know, hands its frames out.
+Data goes one way. A `Request` is plain data. `Scheduler` drives `BatchState`, `ModelRunner` and `VocoderRunner`, which
+do not import it. A `Stream`, which the scheduler does not know, hands out the frames of a request.
 """
 
 import threading
@@ -23,305 +23,323 @@ from torch import Tensor
 
 from zonos2_triton.model.backend import current
 from zonos2_triton.model.nvtx import annotate
-from zonos2_triton.model.ops import PAGE_SIZE, ROWS_AT_ONCE, SEQUENCES_AT_ONCE
-from zonos2_triton.model.runtime.batch_state import Slots, cache_pages, pages_of
+from zonos2_triton.model.ops import MAX_BATCH_SIZE, MAX_PREFILL_TOKENS, PAGE_SIZE
+from zonos2_triton.model.runtime.batch_state import BatchState, cache_pages, pages_of
 from zonos2_triton.model.runtime.cuda_graphs import Capture, CudaCapture, Graphs, buckets
-from zonos2_triton.model.runtime.model_runner import Frames
+from zonos2_triton.model.runtime.model_runner import ModelRunner
 from zonos2_triton.model.runtime.request import Frame, Request
-from zonos2_triton.model.runtime.vocoder_runner import Speech, Spoken
-from zonos2_triton.model.vocoder_decoder import Decoder
+from zonos2_triton.model.runtime.vocoder_runner import VocoderOutput, VocoderRunner
+from zonos2_triton.model.vocoder_decoder import VocoderDecoder
 from zonos2_triton.reference import network as reference
 from zonos2_triton.reference.advance_frame import SLOT_FREE, SLOT_NONFINITE
 from zonos2_triton.reference.numeric import isolated
 from zonos2_triton.reference.ops import Ops
 from zonos2_triton.reference.scalars import as_int
 
-LOOK = 8  # frames between two looks of the host, on a GPU
+SYNC_INTERVAL = 8  # frames, on a GPU
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
+CUDA_GRAPHS = ("lazy", "at_load", "off")
 
 
 @dataclass(frozen=True)
-class LoopOptions:
+class BatchingOptions:
     """How many requests run together, and how.
 
-    streams       requests that decode together, 1..256; more wait
-    positions     rows of the cache, for the prompts and frames of all of them; None: 4 times the context, or what fewer
-                  streams can fill
-    look          frames between two looks of the host; None: 8, and 1 on a CPU, where looking costs nothing
-    graphs        "lazy": captured when a size of batch first comes; "load": all at once; "off"
-    prefill_rows  rows of prompts between two looks while others are decoding: what a newcomer may hold them up for
+    max_batch_size      requests that decode together, 1..256; more wait
+    kv_cache_tokens     cache positions for the prompts and frames of all requests; None: 4 contexts, or what fewer
+                        requests can fill
+    sync_interval       frames between two synchronisations of the host; None: 8, and 1 on a CPU
+    cuda_graphs         "lazy": captured when a batch size first comes; "at_load": all at once; "off"
+    max_prefill_tokens  prompt tokens in one step while others are decoding, which bounds their delay
     """
 
-    streams: int = 16
-    positions: int | None = None
-    look: int | None = None
-    graphs: str = "lazy"
-    prefill_rows: int = 512
+    max_batch_size: int = 16
+    kv_cache_tokens: int | None = None
+    sync_interval: int | None = None
+    cuda_graphs: str = "lazy"
+    max_prefill_tokens: int = 512
 
     def __post_init__(self) -> None:
-        most = {"streams": SEQUENCES_AT_ONCE, "positions": 2**31 - 1, "look": 1024, "prefill_rows": ROWS_AT_ONCE}
+        most = {
+            "max_batch_size": MAX_BATCH_SIZE,
+            "kv_cache_tokens": 2**31 - 1,
+            "sync_interval": 1024,
+            "max_prefill_tokens": MAX_PREFILL_TOKENS,
+        }
         for name, high in most.items():
             value = getattr(self, name)
-            if value is None and name in ("positions", "look"):
+            if value is None and name in ("kv_cache_tokens", "sync_interval"):
                 continue
             number = as_int(value)
             if number is None or not 1 <= number <= high:
                 raise ValueError(f"options: {name} must be an integer in 1..{high}, got {value!r}")
             object.__setattr__(self, name, number)
-        if self.graphs not in ("lazy", "load", "off"):
-            raise ValueError(f"options: graphs must be one of lazy, load, off, got {self.graphs!r}")
+        if self.cuda_graphs not in CUDA_GRAPHS:
+            accepted = ", ".join(CUDA_GRAPHS)
+            raise ValueError(f"options: cuda_graphs must be one of {accepted}, got {self.cuda_graphs!r}")
 
 
 @dataclass
-class _Look:
-    """What the host asked the device for, and will find when `done` has come."""
+class PendingSync:
+    """Results that the device has been asked for. They are valid once `done` has come."""
 
-    requests: list[Request]  # by row
-    numbers: Tensor  # [6, rows] of `Slots`
-    frames: Tensor  # [rows, most, C + 1]
-    spoken: Spoken | None
+    requests: list[Request]  # by slot
+    scalars: Tensor  # [6, B] of `BatchState`
+    frames: Tensor  # [B, most, C + 1]
+    output: VocoderOutput | None
     done: torch.cuda.Event | None
 
 
-class Loop:
+class Scheduler:
     """The requests of one model. Its methods may be called from any thread."""
 
     def __init__(
-        self, model: reference.Model, ops: Ops, options: LoopOptions, alone: bool, capture: Capture | None = None
+        self,
+        model: reference.Model,
+        ops: Ops,
+        options: BatchingOptions,
+        per_sequence: bool,
+        capture: Capture | None = None,
     ) -> None:
-        """alone: these operations' results depend on the batch, so each row is computed by itself.
+        """per_sequence: compute each sequence by itself, for operations whose results depend on the batch.
 
-        capture: in place of CUDA graphs.
+        capture: replaces CUDA graphs.
         """
         config, self.device = model.config, model.table.device
-        self.options, self.alone = options, alone
+        self.options, self.per_sequence = options, per_sequence
         on_gpu = self.device.type == "cuda"
-        self.look = options.look or (LOOK if on_gpu else 1)
-        rows = buckets(options.streams)[-1]
-        self.pages = cache_pages(config, options.streams, options.positions)
-        # Frames of a look, the one before it, and those whose last codes were still to come.
+        self.sync_interval = options.sync_interval or (SYNC_INTERVAL if on_gpu else 1)
+        slots = buckets(options.max_batch_size)[-1]
+        self.pages = cache_pages(config, options.max_batch_size, options.kv_cache_tokens)
+        # The ring holds the frames of a step, of the step before, and those whose last codes were still to come.
         with isolated():
-            self.slots = Slots(config, rows, self.pages, self.look + config.n_codebooks, model.table)
-        self.speech: Speech | None = None
+            self.state = BatchState(config, slots, self.pages, self.sync_interval + config.n_codebooks, model.table)
+        self.vocoder_runner: VocoderRunner | None = None
         self.waiting: deque[Request] = deque()
-        self.filling: list[Request] = []
-        self.running: list[Request] = []  # by row
-        self._pending: _Look | None = None
+        self.prefilling: list[Request] = []
+        self.running: list[Request] = []  # by slot
+        self._pending: PendingSync | None = None
         self._lock = threading.RLock()
         self._stream = torch.cuda.Stream(self.device) if on_gpu else None
-        self._ahead = on_gpu  # the device goes on while the host is busy with what came before
-        if capture is None and on_gpu and options.graphs != "off" and not alone:
+        self._pipelined = on_gpu  # the device runs a step while the host reads the one before
+        if capture is None and on_gpu and options.cuda_graphs != "off" and not per_sequence:
             capture = CudaCapture(self._idle)
-        self._frames = Frames(model, ops, self.slots, alone)
+        self._model_runner = ModelRunner(model, ops, self.state, per_sequence)
         self._capture = capture
-        self._graphs = Graphs(self._frames.frame, options.streams, capture)
-        self._voices: Graphs | None = None
-        if options.graphs == "load":
+        self._graphs = Graphs(self._model_runner.frame, options.max_batch_size, capture)
+        self._vocoder_graphs: Graphs | None = None
+        if options.cuda_graphs == "at_load":
             with self.exclusive():
                 self._graphs.capture_all()
 
-    def speak(self, decoder: Decoder) -> None:
-        """From now on frames come with their samples. RuntimeError: requests that have begun without them."""
+    def attach_vocoder(self, decoder: VocoderDecoder) -> None:
+        """From now on frames come with their samples. RuntimeError: requests are running."""
         with self.exclusive():
-            if self.running or self.filling:
-                raise RuntimeError(f"{len(self.running) + len(self.filling)} requests are running; wait for their end")
+            if running := len(self.running) + len(self.prefilling):
+                raise RuntimeError(f"{running} requests are running; wait for their end")
             with isolated():
-                self.speech = Speech(decoder, self.slots, self.look + 1)
-            self._voices = Graphs(self.speech.advance, self.options.streams, self._capture)
-            if self.options.graphs == "load":
-                self._voices.capture_all()
+                self.vocoder_runner = VocoderRunner(decoder, self.state, self.sync_interval + 1)
+            self._vocoder_graphs = Graphs(self.vocoder_runner.advance, self.options.max_batch_size, self._capture)
+            if self.options.cuda_graphs == "at_load":
+                self._vocoder_graphs.capture_all()
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """All or none. ValueError: the cache can never hold one of them."""
+        """Queue all requests or none. ValueError: the cache can never hold one of them."""
         for request in requests:
-            if pages_of(request.room) > self.pages:
+            if pages_of(request.cache_len) > self.pages:
                 raise ValueError(
-                    f"{request.name} and its {request.limit} frames fill {request.room} rows of the cache, which has "
-                    f"{self.pages * PAGE_SIZE}: raise positions in LoopOptions, or lower max_frames"
+                    f"{request.name} and its {request.max_frames} frames fill {request.cache_len} tokens of the cache, "
+                    f"which has {self.pages * PAGE_SIZE}: raise kv_cache_tokens in BatchingOptions, or lower max_frames"
                 )
         with self._lock:
             self.waiting.extend(requests)
 
-    def turn(self, request: Request) -> None:
-        """One look, unless the request has something to read already: what it waits for comes after a few."""
-        with self.exclusive(), annotate("model/turn"):
-            if request.frames or request.over:
+    def step(self, request: Request) -> None:
+        """Admit, prefill, launch frames and read results, once for all requests.
+
+        Does nothing if the request has a frame to read or is finished. Its next frame may need several steps.
+        """
+        with self.exclusive(), annotate("model/step"):
+            if request.frames or request.finished:
                 return
             try:
                 self.sweep()
                 self._admit()
-                look = self._advance()
-                if self._ahead:
-                    look, self._pending = self._pending, look
-                if look is not None:
-                    self._deliver(look)
+                pending = self._advance()
+                if self._pipelined:
+                    pending, self._pending = self._pending, pending
+                if pending is not None:
+                    self._deliver(pending)
             except BaseException as error:
                 self._abort(error)
                 raise
 
     def sweep(self) -> None:
-        """Forget whoever was cancelled."""
+        """Finish the cancelled requests."""
         with self.exclusive():
-            for request in [*self.waiting, *self.filling, *self.running]:
+            for request in [*self.waiting, *self.prefilling, *self.running]:
                 if request.cancelled:
-                    self._end(request)
+                    self._finish(request)
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Inside, the device is this thread's, in the loop's order of launches; what the caller has set in torch is
-        nothing to the requests, which may be anybody's."""
+        """Inside, this thread alone launches on the device, in the scheduler's order.
+
+        The caller's settings of torch do not apply, because a step runs requests of other callers.
+        """
         with self._lock, isolated(), torch.inference_mode(), current(self.device), self._ordered():
             yield
 
     def replace_ops(self, ops: Ops) -> None:
         with self._lock:
-            self._frames.ops = ops
+            self._model_runner.ops = ops
             self._graphs.forget()
 
     def _ordered(self) -> AbstractContextManager[object]:
         if self._stream is None:
             return nullcontext()
-        self._stream.wait_stream(torch.cuda.current_stream())  # what the caller made may still be under way
+        self._stream.wait_stream(torch.cuda.current_stream())  # the caller's tensors may still be in the making
         return torch.cuda.stream(self._stream)
 
     @contextmanager
     def _idle(self) -> Iterator[None]:
-        """Inside, no row is live; none is over either, which would be spoken to its end."""
-        before = self.slots.positions.clone()
-        self.slots.positions.fill_(SLOT_NONFINITE)
+        """Inside, every slot is idle. SLOT_NONFINITE, because the vocoder would flush a slot that is SLOT_FREE."""
+        before = self.state.positions.clone()
+        self.state.positions.fill_(SLOT_NONFINITE)
         try:
             yield
         finally:
-            self.slots.positions.copy_(before)
+            self.state.positions.copy_(before)
 
-    # Letting requests in.
+    # Admission and prefill.
 
     def _admit(self) -> None:
-        """Pages and a row for those that wait, in the order they came; then a piece of their prompts."""
-        while self.waiting and len(self.running) + len(self.filling) < self.options.streams:
-            pages = self.slots.take(self.waiting[0].room)
+        """Give pages to waiting requests, first come first served; then prefill a chunk of their prompts."""
+        while self.waiting and len(self.running) + len(self.prefilling) < self.options.max_batch_size:
+            pages = self.state.alloc_pages(self.waiting[0].cache_len)
             if pages is None:
                 break
             request = self.waiting.popleft()
             request.pages = pages
-            self.filling.append(request)
-        budget = self.options.prefill_rows if self.running else ROWS_AT_ONCE
-        pieces: list[tuple[Request, int]] = []
-        for request in self.filling:
-            rows = min(len(request.prompt) - request.filled, ROWS_AT_ONCE if self.alone else budget)
-            if rows > 0:
-                pieces.append((request, rows))
-                budget -= rows
-        for together in [[piece] for piece in pieces] if self.alone else [pieces] if pieces else []:
+            self.prefilling.append(request)
+        budget = self.options.max_prefill_tokens if self.running else MAX_PREFILL_TOKENS
+        chunks: list[tuple[Request, int]] = []
+        for request in self.prefilling:
+            left = len(request.prompt) - request.num_prefilled
+            tokens = min(left, MAX_PREFILL_TOKENS if self.per_sequence else budget)
+            if tokens > 0:
+                chunks.append((request, tokens))
+                budget -= tokens
+        for together in [[chunk] for chunk in chunks] if self.per_sequence else [chunks] if chunks else []:
             self._prefill(together)
         self._start()
 
-    def _prefill(self, pieces: list[tuple[Request, int]]) -> None:
-        """So many rows of each prompt into the cache. Where memory does not do for all, each by itself."""
+    def _prefill(self, chunks: list[tuple[Request, int]]) -> None:
+        """Prefill so many tokens of each prompt: together, or one by one if memory is short."""
         try:
-            with annotate("model/prefill", sum(rows for _, rows in pieces)):
-                self._frames.fill(pieces)
+            with annotate("model/prefill", sum(tokens for _, tokens in chunks)):
+                self._model_runner.prefill(chunks)
         except OUT_OF_MEMORY as error:
-            for piece in pieces if len(pieces) > 1 else []:
-                self._prefill([piece])
-            if len(pieces) == 1:
-                self._end(pieces[0][0], error)
+            for chunk in chunks if len(chunks) > 1 else []:
+                self._prefill([chunk])
+            if len(chunks) == 1:
+                self._finish(chunks[0][0], error)
 
     def _start(self) -> None:
-        """Those whose prompt is in the cache get the rows behind the others, and their first frame."""
-        if ready := [request for request in self.filling if request.filled == len(request.prompt)]:
+        """Give the prefilled requests the next slots, and sample their first frames."""
+        if ready := [request for request in self.prefilling if request.num_prefilled == len(request.prompt)]:
+            first = len(self.running)
             with annotate("model/start", len(ready)):
-                for row, r in enumerate(ready, len(self.running)):
-                    self.slots.enter(row, r.pages, len(r.prompt) - 1, r.limit, r.eoa_id, r.settings, r.seed)
-                self._frames.start(ready, len(self.running))
-            if self.speech is not None:
-                self.speech.enter(len(self.running), len(ready))
+                for slot, r in enumerate(ready, first):
+                    self.state.add(slot, r.pages, len(r.prompt) - 1, r.max_frames, r.eoa_id, r.settings, r.seed)
+                self._model_runner.start(ready, first)
+            if self.vocoder_runner is not None:
+                self.vocoder_runner.add(first, len(ready))
             for request in ready:
-                request.issued = 1
-            self.filling = [request for request in self.filling if request not in ready]
+                request.num_scheduled = 1
+            self.prefilling = [request for request in self.prefilling if request not in ready]
             self.running += ready
 
     # Frames.
 
-    def _advance(self) -> _Look | None:
-        """Ask for the frames until the next look, and for what has come by then."""
+    def _advance(self) -> PendingSync | None:
+        """Launch the frames up to the next synchronisation, and the copies that it reads."""
         if not self.running:
             return None
-        rows = len(self.running)
-        count = min(self.look, max(request.limit - request.issued for request in self.running))
+        batch_size = len(self.running)
+        count = min(self.sync_interval, max(request.max_frames - request.num_scheduled for request in self.running))
         with annotate("model/frames", count):
             for _ in range(count):
-                with annotate("model/frame", rows):
-                    self._graphs.run(rows)
+                with annotate("model/frame", batch_size):
+                    self._graphs.run(batch_size)
         for request in self.running:
-            request.issued += count
-        spoken = None
-        if self.speech is not None and self._voices is not None:
-            with annotate("codec/speak", rows):
-                self._voices.run(rows)
-            spoken = self.speech.collect(rows)
-        numbers, frames = self.slots.collect(rows, self.look + 1)
+            request.num_scheduled += count
+        output = None
+        if self.vocoder_runner is not None and self._vocoder_graphs is not None:
+            with annotate("codec/advance", batch_size):
+                self._vocoder_graphs.run(batch_size)
+            output = self.vocoder_runner.drain(batch_size)
+        scalars, frames = self.state.drain(batch_size, self.sync_interval + 1)
         if self._stream is None:
-            return _Look([*self.running], numbers, frames, spoken, None)
-        numbers, frames = (t.to("cpu", non_blocking=True) for t in (numbers, frames))
-        spoken = spoken and Spoken(*(t.to("cpu", non_blocking=True) for t in spoken))
-        return _Look([*self.running], numbers, frames, spoken, self._stream.record_event())
+            return PendingSync([*self.running], scalars, frames, output, None)
+        scalars, frames = (t.to("cpu", non_blocking=True) for t in (scalars, frames))
+        output = output and VocoderOutput(*(t.to("cpu", non_blocking=True) for t in output))
+        return PendingSync([*self.running], scalars, frames, output, self._stream.record_event())
 
-    # What has come.
-
-    def _deliver(self, look: _Look) -> None:
-        if look.done is not None:
+    def _deliver(self, pending: PendingSync) -> None:
+        """Wait for the copies, hand out the new frames and finish the requests that have ended."""
+        if pending.done is not None:
             with annotate("model/wait"):
-                look.done.synchronize()
-        positions, steps, _, _, _, collected = look.numbers.tolist()
-        with isolated():  # whoever gets a frame may change it
-            codes = look.frames[..., :-1].long()
-            spoken: list[Tensor | None] = [None] * len(look.requests)
-            if self.speech is not None and look.spoken is not None:
-                spoken = [self.speech.samples(look.spoken, row) for row in range(len(look.requests))]
-        ends = look.frames[..., -1].tolist()
-        for row, request in enumerate(look.requests):
-            if request.over:
+                pending.done.synchronize()
+        positions, steps, _, _, _, drained = pending.scalars.tolist()
+        with isolated():  # the reader of a frame may change it
+            codes = pending.frames[..., :-1].long()
+            samples: list[Tensor | None] = [None] * len(pending.requests)
+            if self.vocoder_runner is not None and pending.output is not None:
+                samples = [self.vocoder_runner.samples(pending.output, slot) for slot in range(len(pending.requests))]
+        ends = pending.frames[..., -1].tolist()
+        for slot, request in enumerate(pending.requests):
+            if request.finished:
                 continue
-            count = steps[row] - collected[row]
+            count = steps[slot] - drained[slot]
             for j in range(count):
                 newest = j == count - 1
-                end = ends[row][j] if ends[row][j] >= 0 else None
-                samples = spoken[row] if newest else None
-                request.frames.append(Frame(codes[row, j], end, newest and positions[row] == SLOT_FREE, samples))
-            if positions[row] == SLOT_NONFINITE:
+                end = ends[slot][j] if ends[slot][j] >= 0 else None
+                last = newest and positions[slot] == SLOT_FREE
+                request.frames.append(Frame(codes[slot, j], end, last, samples[slot] if newest else None))
+            if positions[slot] == SLOT_NONFINITE:
                 error = FloatingPointError(
-                    f"{request.name}: the logits of frame {steps[row]} are not finite; another dtype may help"
+                    f"{request.name}: the logits of frame {steps[slot]} are not finite; another dtype may help"
                 )
-                self._end(request, error)
-            elif positions[row] < 0:
-                self._end(request)
+                self._finish(request, error)
+            elif positions[slot] < 0:
+                self._finish(request)
 
-    def _end(self, request: Request, error: BaseException | None = None) -> None:
-        """Wherever it is, it is over: what it held is free."""
+    def _finish(self, request: Request, error: BaseException | None = None) -> None:
+        """Finish a request in any state, and free its slot and pages."""
         if request in self.running:
-            row = self.running.index(request)
-            self.slots.leave(row, len(self.running) - 1)
-            if self.speech is not None:
-                self.speech.leave(row, len(self.running) - 1)
-            self.running[row] = self.running[-1]
+            slot, last = self.running.index(request), len(self.running) - 1
+            self.state.remove(slot, last)
+            if self.vocoder_runner is not None:
+                self.vocoder_runner.remove(slot, last)
+            self.running[slot] = self.running[-1]
             self.running.pop()
-        elif request in self.filling:
-            self.filling.remove(request)
+        elif request in self.prefilling:
+            self.prefilling.remove(request)
         elif request in self.waiting:
             self.waiting.remove(request)
-        self.slots.free += request.pages
+        self.state.free_pages += request.pages
         request.pages = []
-        request.end(error)
+        request.finish(error)
 
     def _abort(self, error: BaseException) -> None:
-        """The loop itself failed: nobody knows what state the device is in, so everybody is told."""
-        cause = error if isinstance(error, Exception) else RuntimeError(f"the frame loop was stopped: {error!r}")
-        for request in [*self.waiting, *self.filling, *self.running]:
-            request.end(cause)
-            self.slots.free += request.pages
+        """Fail every request: after an error of the scheduler the state of the device is unknown."""
+        cause = error if isinstance(error, Exception) else RuntimeError(f"the scheduler was stopped: {error!r}")
+        for request in [*self.waiting, *self.prefilling, *self.running]:
+            request.finish(cause)
+            self.state.free_pages += request.pages
             request.pages = []
         self.waiting.clear()
-        self.filling, self.running, self._pending = [], [], None
-        with suppress(RuntimeError):  # of a device that is lost
-            self.slots.positions.fill_(SLOT_FREE)
+        self.prefilling, self.running, self._pending = [], [], None
+        with suppress(RuntimeError):  # of a lost device
+            self.state.positions.fill_(SLOT_FREE)

@@ -1,28 +1,31 @@
-"""How a caller reads frames: one stream for each request. Whoever waits for a frame drives the loop, for all."""
+"""How a caller reads frames: one stream per request.
+
+A consumer that blocks on a frame runs the scheduler step for all requests.
+"""
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import overload
 
-from zonos2_triton.model.runtime.request import Frame, Generation, Request, collected
-from zonos2_triton.model.runtime.scheduler import Loop
+from zonos2_triton.model.runtime.request import Frame, Generation, Request, to_generation
+from zonos2_triton.model.runtime.scheduler import Scheduler
 
-Progress = Callable[[int, Frame], None]  # called with the number of the prompt, for each frame
+Progress = Callable[[int, Frame], None]  # (index of the prompt, frame)
 
 
 class Stream(Iterator[Frame]):
-    """The frames of one request of the loop, as they come.
+    """The frames of one request as they come.
 
-    close(), the end of a `with` block and the disappearance of the object cancel the request. Frames that nobody reads
-    are kept; they are few, and hold no place of the loop.
+    close(), the end of a `with` block and garbage collection cancel the request. Unread frames are kept; they occupy
+    no slot.
     """
 
-    def __init__(self, loop: Loop, request: Request) -> None:
-        """request: submitted to the loop."""
-        self._loop, self._request = loop, request
+    def __init__(self, scheduler: Scheduler, request: Request) -> None:
+        """request: submitted to the scheduler."""
+        self._scheduler, self._request = scheduler, request
         self.seed = request.seed
         self.ended: str | None = None  # once the last frame is read: "end_of_audio" or "max_frames"
-        weakref.finalize(self, setattr, request, "cancelled", True)  # the loop finds it at its next look
+        weakref.finalize(self, setattr, request, "cancelled", True)  # the scheduler finds it at its next step
 
     def __next__(self) -> Frame:
         self.wait()
@@ -36,30 +39,30 @@ class Stream(Iterator[Frame]):
         return frame
 
     def wait(self) -> None:
-        """Until there is a frame to read, or none will come."""
-        while not self._request.frames and not self._request.over:
-            self._loop.turn(self._request)
+        """Block until there is a frame to read, or none will come."""
+        while not self._request.frames and not self._request.finished:
+            self._scheduler.step(self._request)
 
     def ready(self) -> Iterator[Frame]:
-        """Those that have come already."""
+        """The frames that have come already."""
         while self._request.frames:
             yield self._read()
 
     @property
     def error(self) -> BaseException | None:
-        """What ended the request before its time."""
+        """The exception that ended the request."""
         return self._request.error
 
     @property
-    def over(self) -> bool:
-        """Whether every frame has been read, and no more will come."""
-        return self._request.over and not self._request.frames
+    def finished(self) -> bool:
+        """Whether every frame has been read and no more will come."""
+        return self._request.finished and not self._request.frames
 
     def close(self) -> None:
-        """No more frames are wanted: the place and the pages are free for others."""
+        """Cancel the request: its slot and pages become free."""
         self._request.cancelled = True
         self._request.frames.clear()
-        self._loop.sweep()
+        self._scheduler.sweep()
 
     def __enter__(self) -> "Stream":
         return self
@@ -77,11 +80,11 @@ def read_all(
 def read_all(
     streams: Sequence[Stream], progress: Progress | None, return_exceptions: bool = False
 ) -> Sequence[Generation | BaseException]:
-    """Every stream to its end, and closed. return_exceptions: in the list, in place of the first one being raised."""
+    """Read every stream to its end and close it. return_exceptions: return exceptions instead of raising the first."""
     frames: list[list[Frame]] = [[] for _ in streams]
     errors: list[BaseException | None] = [None] * len(streams)
     try:
-        while waiting := [stream for stream in streams if not stream.over]:
+        while waiting := [stream for stream in streams if not stream.finished]:
             waiting[0].wait()
             for i, stream in enumerate(streams):
                 try:
@@ -99,4 +102,4 @@ def read_all(
         for stream in streams:
             stream.close()
     results = zip(errors, frames, streams, strict=True)
-    return [failed or collected(mine, stream.seed) for failed, mine, stream in results]
+    return [failed or to_generation(mine, stream.seed) for failed, mine, stream in results]

@@ -1,8 +1,8 @@
-"""What the rows of the frame loop sound like: their frames through the vocoder, on the device that makes them.
+"""Runs the vocoder on the scheduler's batch, on the device.
 
-The decoder reads the codes where `advance_frame` leaves them and makes samples of them, delayed as they are. How far
-each row has come, whether it is over and what is left to flush follows from the loop's own numbers, so that a step
-waits for nobody and may be part of a graph. A look's steps take every row as far as its codes reach.
+The decoder reads the delayed codes where `advance_frame` leaves them. The scalars of the batch tell how many frames a
+slot has, whether it has ended and what is left to flush. So a step waits for no host, and a CUDA graph may hold it. The
+steps of one `advance` take every slot as far as its codes reach.
 """
 
 from typing import NamedTuple
@@ -10,79 +10,80 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from zonos2_triton.model.runtime.batch_state import Slots
-from zonos2_triton.model.vocoder_decoder import Decoder
+from zonos2_triton.model.runtime.batch_state import BatchState
+from zonos2_triton.model.vocoder_decoder import VocoderDecoder
 from zonos2_triton.model.vocoder_schedule import Schedule, step
 from zonos2_triton.reference.advance_frame import SLOT_NONFINITE
 
-RINGS = 1 << 30  # bytes that the activations of all rows may fill; what does not fit goes in more steps
+MAX_RING_BYTES = 1 << 30  # activations of all slots; a larger batch takes more steps
 
 
-class Spoken(NamedTuple):
-    """Of one look: [steps, rows, 4] spans, and [steps, rows, frames * hop] samples, as `Decoder.step` makes them."""
+class VocoderOutput(NamedTuple):
+    """step_meta [steps, B, 4] int32 and samples [steps, B, frames * hop] of one `advance`, as `VocoderDecoder.step`
+    has them."""
 
-    spans: Tensor
+    step_meta: Tensor
     samples: Tensor
 
 
-class Speech:
-    """A decoder on the rows of the loop."""
+class VocoderRunner:
+    """A vocoder decoder with one ring of activations for each slot of the batch."""
 
-    def __init__(self, decoder: Decoder, slots: Slots, look: int) -> None:
-        """look: frames that a row makes at most between two calls of `advance`."""
-        self.decoder, self.slots = decoder, slots
-        rows, codebooks = slots.frames.shape[0], slots.frames.shape[2] - 1
+    def __init__(self, decoder: VocoderDecoder, state: BatchState, max_new_frames: int) -> None:
+        """max_new_frames: frames that a slot makes at most between two calls of `advance`."""
+        self.decoder, self.state = decoder, state
+        slots, codebooks = state.frames.shape[0], state.frames.shape[2] - 1
         # The last frames of a clip, those whose codes were still to come, and what their samples wait for.
-        most = look + codebooks - 1 + decoder.lookahead
-        self.steps = next(n for n in range(1, most + 1) if n == most or decoder.room(rows, -(-most // n)) <= RINGS)
+        most = max_new_frames + codebooks - 1 + decoder.lookahead
+        fits = (n for n in range(1, most + 1) if decoder.ring_bytes(slots, -(-most // n)) <= MAX_RING_BYTES)
+        self.steps = next(fits, most)
         self.frames = -(-most // self.steps)
         self.schedule = Schedule(codebooks, decoder.lookahead)
-        self._rings = decoder.rings(rows, self.frames)
-        self.done = torch.zeros(rows, dtype=torch.int32, device=slots.frames.device)
-        self._spoken = Spoken(
-            torch.zeros(self.steps, rows, 4, dtype=torch.int32, device=self.done.device),
-            torch.zeros(
-                self.steps, rows, self.frames * decoder.config.hop, dtype=torch.float32, device=self.done.device
-            ),
+        self._rings = decoder.rings(slots, self.frames)
+        shape, device = (self.steps, slots), state.frames.device
+        self.done = torch.zeros(slots, dtype=torch.int32, device=device)
+        self._output = VocoderOutput(
+            torch.zeros(*shape, 4, dtype=torch.int32, device=device),
+            torch.zeros(*shape, self.frames * decoder.config.hop, dtype=torch.float32, device=device),
         )
 
-    def enter(self, first: int, count: int) -> None:
-        """Other clips begin in so many rows."""
+    def add(self, first: int, count: int) -> None:
+        """New clips begin in `count` slots from `first` on."""
         self.done[first : first + count] = 0
 
-    def leave(self, row: int, last: int) -> None:
-        """Row `last` moves to the place of `row`, with all that its next samples depend on."""
-        if row != last:
-            self.done[row] = self.done[last]
+    def remove(self, slot: int, last: int) -> None:
+        """Move the clip of slot `last` to `slot`, with all that its next samples depend on."""
+        if slot != last:
+            self.done[slot] = self.done[last]
             for ring in self._rings.tensors():
-                ring[row] = ring[last]
+                ring[slot] = ring[last]
 
-    def advance(self, rows: int) -> None:
-        """The first so many rows as far as their codes reach."""
-        for spans, samples in zip(*self._spoken, strict=True):
-            torch.stack(self._next(rows), 1, out=spans[:rows])
-            rings = self._rings.of(rows)
-            samples[:rows] = self.decoder.step(rings, self.slots.frames[:rows], spans[:rows], self.frames, True)
-            self.done[:rows] += spans[:rows, 1]
+    def advance(self, batch_size: int) -> None:
+        """Take the first slots as far as their codes reach."""
+        for step_meta, samples in zip(*self._output, strict=True):
+            torch.stack(self._next(batch_size), 1, out=step_meta[:batch_size])
+            rings, frames = self._rings.of(batch_size), self.state.frames[:batch_size]
+            samples[:batch_size] = self.decoder.step(rings, frames, step_meta[:batch_size], self.frames, True)
+            self.done[:batch_size] += step_meta[:batch_size, 1]
 
-    def collect(self, rows: int) -> Spoken:
-        """What the last `advance` made of them."""
-        return Spoken(*(part[:, :rows].clone() for part in self._spoken))
+    def drain(self, batch_size: int) -> VocoderOutput:
+        """A copy of the output of the last `advance`."""
+        return VocoderOutput(*(each[:, :batch_size].clone() for each in self._output))
 
-    def samples(self, spoken: Spoken, row: int) -> Tensor:
-        """What a look added to a row's clip."""
+    def samples(self, output: VocoderOutput, slot: int) -> Tensor:
+        """The samples that one `advance` added to the clip of a slot."""
         parts = []
-        for spans, samples in zip(*spoken, strict=True):
-            done, count, length, _ = spans[row].tolist()
-            parts.append(samples[row, self.decoder.finished(done, count, length)[1]])
+        for step_meta, samples in zip(*output, strict=True):
+            done, count, length, _ = step_meta[slot].tolist()
+            parts.append(samples[slot, self.decoder.finished(done, count, length)[1]])
         return torch.cat(parts)
 
-    def _next(self, rows: int) -> tuple[Tensor, ...]:
-        """The spans of the next step of every row at once."""
-        s, done = self.slots, self.done[:rows]
-        positions, came = s.positions[:rows], s.steps[:rows]
+    def _next(self, batch_size: int) -> tuple[Tensor, ...]:
+        """The columns of the next step's `step_meta`."""
+        s, done = self.state, self.done[:batch_size]
+        positions, came = s.positions[:batch_size], s.steps[:batch_size]
         closed = positions < 0
-        length = self.schedule.length(came, s.eos_frames[:rows], closed)
+        length = self.schedule.length(came, s.eos_frames[:batch_size], closed)
         goal = self.schedule.goal(done, self.schedule.complete(came, length), length, closed)
         goal = torch.where(positions == SLOT_NONFINITE, done, goal)
         return step(done, goal, self.frames, length, came, closed)

@@ -22,7 +22,7 @@ def whole():
 
 def test_text_to_first_audio(whole):
     found = whole.first_audio(2, 1)
-    assert (found["streams"], found["prompt_rows"]) == (2, len(build_prompt(whole.config, "a")))
+    assert (found["batch_size"], found["prompt_rows"]) == (2, len(build_prompt(whole.config, "a")))
     assert len(found["samples_ms"]) == 1  # the first round is not counted
     assert 0 < found["median_ms"] <= found["sixteen_frames_ms"]
 
@@ -52,12 +52,12 @@ def test_what_is_waited_for(whole):
 
 
 def test_the_host_s_work_is_what_it_does_not_wait(whole, monkeypatch):
-    """A loop that is busy for 2 ms in a look, and waits for 20."""
+    """A scheduler that is busy for 2 ms in a step, and waits for 20."""
     tts = whole.speaking(1, 72)
-    loop = tts.backbone.loop
+    scheduler = tts.backbone.scheduler
 
     def slow(request):
-        with annotate("model/turn"):
+        with annotate("model/step"):
             time.sleep(0.002)
             with annotate("model/wait"):
                 time.sleep(0.02)
@@ -65,11 +65,11 @@ def test_the_host_s_work_is_what_it_does_not_wait(whole, monkeypatch):
 
     with tts.backbone.stream(whole.prompt, Sampling(max_frames=2)) as stream:
         made = [next(stream)]
-    monkeypatch.setattr(loop, "turn", slow)
-    monkeypatch.setattr(whole, "speaking", lambda streams, frames: tts)
+    monkeypatch.setattr(scheduler, "step", slow)
+    monkeypatch.setattr(whole, "speaking", lambda batch_size, frames: tts)
     found = whole.host(1, 5)
     assert len(found["samples_us"]) == 5
-    assert 2000 / loop.look <= found["p20_us"] <= found["median_us"] < 15_000 / loop.look
+    assert 2000 / scheduler.sync_interval <= found["p20_us"] <= found["median_us"] < 15_000 / scheduler.sync_interval
 
 
 def test_memory_counts_weights_codec_and_cache(whole):

@@ -9,7 +9,7 @@ from zonos2_triton.bench.specs.frame_cost import frame_cost, prompt_cost, total
 from zonos2_triton.bench.specs.roofline import Roofline
 from zonos2_triton.bench.suite import device_checks
 from zonos2_triton.bench.suite.presets import FULL
-from zonos2_triton.bench.timing.frame import ROOM, FrameTimer, slots_at
+from zonos2_triton.bench.timing.frame import ROOM, FrameTimer, state_at
 from zonos2_triton.bench.timing.timer import Device
 from zonos2_triton.reference import network
 from zonos2_triton.reference.ops import REFERENCE
@@ -34,7 +34,7 @@ def faulty(timer):
 
 def test_a_frame_is_timed_with_its_draw_and_without(timer):
     found = timer.time(2, 5, CPU, Roofline(1.0, None), 0.0, graph=False, least=1)
-    assert (found["streams"], found["context"]) == (2, 5)
+    assert (found["batch_size"], found["context"]) == (2, 5)
     assert found["bytes"] == sum(cost.bytes for cost in frame_cost(CONFIG, 2, 5, 4).values())
     assert found["floor_us"] == pytest.approx(found["bytes"] / 1e3, abs=1e-3)
     assert found["pct_floor"] == pytest.approx(100 * found["floor_us"] / found["median_us"], abs=0.1)
@@ -58,7 +58,7 @@ def test_what_is_not_finite_has_no_time(faulty):
 
 
 def test_streams_have_room_for_the_frames_of_a_sample_and_little_more(timer):
-    slots = slots_at(timer.model, 3, 100)
+    slots = state_at(timer.model, 3, 100)
     assert slots.cache.k[0].shape[0] == 3 * 3  # pages of 64
     assert slots.positions.tolist() == [100] * 3
     assert len(set(slots.block_table[:, :3].flatten().tolist())) == 9

@@ -16,10 +16,10 @@ from triton.runtime import interpreter
 from zonos2_triton.bench.compiler.offline_compile import fake_tensors
 from zonos2_triton.bench.suite.device_checks import layer_chain
 from zonos2_triton.model.ops import ops_of, vocoder_ops
-from zonos2_triton.model.runtime.batch_state import Slots
-from zonos2_triton.model.runtime.model_runner import Frames
-from zonos2_triton.model.runtime.vocoder_runner import Speech
-from zonos2_triton.model.vocoder_decoder import Decoder, VocoderOps
+from zonos2_triton.model.runtime.batch_state import BatchState
+from zonos2_triton.model.runtime.model_runner import ModelRunner
+from zonos2_triton.model.runtime.vocoder_runner import VocoderRunner
+from zonos2_triton.model.vocoder_decoder import VocoderDecoder, VocoderOps
 from zonos2_triton.reference import network as reference
 from zonos2_triton.reference.ops import Ops
 from zonos2_triton.reference.vocoder import VocoderConfig, layout
@@ -30,7 +30,7 @@ CUDA = torch.device("cuda")
 # What needs no device: memory from the allocator (of a graph: its own), and other views of it.
 QUIET = {"aten::empty", "aten::new_empty", "aten::empty_like", "aten::empty_strided", "aten::slice", "aten::select",
          "aten::as_strided", "aten::view", "aten::unbind", "aten::alias", "prim::device"}  # fmt: skip
-# What the loop's numbers become spans by: a launch each, of as many numbers as there are rows.
+# The batch's scalars become a step's metadata by these: a launch each, of one number a slot.
 PLANNING = {"aten::lt", "aten::gt", "aten::ge", "aten::eq", "aten::where", "aten::scalar_tensor", "aten::sub",
             "aten::add", "aten::add_", "aten::clamp", "aten::minimum", "aten::bitwise_or", "aten::bitwise_not",
             "aten::stack"}  # fmt: skip
@@ -80,8 +80,8 @@ def test_a_frame_launches_its_kernels_and_asks_the_device_nothing(launches):
     config = layer_chain()
     model = reference.bind(config, weights(reference.layout(config)))
     ops = vars(ops_of("triton", config, CUDA, torch.bfloat16))
-    slots = Slots(config, 8, 64, 9, model.table)
-    frames = Frames(model, Ops(**{name: launching(op) for name, op in ops.items()}), slots, alone=False)
+    slots = BatchState(config, 8, 64, 9, model.table)
+    frames = ModelRunner(model, Ops(**{name: launching(op) for name, op in ops.items()}), slots, per_sequence=False)
     with Seen() as seen:
         frames.frame(4)
     assert launches.total() == 1 + 2 * 5 + 2 * 6 + 3
@@ -93,7 +93,7 @@ def test_a_vocoder_step_launches_its_kernels_and_is_planned_on_the_device(launch
     """Two blocks whose units are two launches each, two whose units are one; planning brings no value to the host."""
     config, ops = VocoderConfig(), vocoder_ops(torch.bfloat16)._asdict()
     ops = VocoderOps(**{name: launching(op) for name, op in ops.items()})
-    decoder = Decoder(config, weights(layout(config)), ops)
+    decoder = VocoderDecoder(config, weights(layout(config)), ops)
     codes, spans = (torch.zeros(4, *shape, dtype=torch.int32, device=CUDA) for shape in ((32, 9), (4,)))
     rings = decoder.rings(4, 16)
     with Seen() as step:
@@ -102,10 +102,12 @@ def test_a_vocoder_step_launches_its_kernels_and_is_planned_on_the_device(launch
     assert step.counts.keys() <= QUIET
     assert (samples.shape, samples.dtype) == ((4, 16 * 512), torch.float32)
     launches.clear()
-    speech = Speech(decoder, Slots(layer_chain(), 8, 64, 17, torch.empty(1, dtype=torch.bfloat16, device=CUDA)), 9)
+    runner = VocoderRunner(
+        decoder, BatchState(layer_chain(), 8, 64, 17, torch.empty(1, dtype=torch.bfloat16, device=CUDA)), 9
+    )
     with Seen() as seen:
-        speech.advance(4)
-    assert (speech.steps, launches) == (1, STEP)
+        runner.advance(4)
+    assert (runner.steps, launches) == (1, STEP)
     planning = {name: count for name, count in seen.counts.items() if name not in QUIET}
     assert planning.keys() <= PLANNING
     assert sum(planning.values()) <= 24

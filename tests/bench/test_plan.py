@@ -15,7 +15,7 @@ from zonos2_triton.model import cli
 H200 = card("h200")
 # An H200 as it was measured once: copies, reads and writes counted, and products.
 COPYING = replace(H200, gb_per_s=4300, tflop_per_s=790)
-STREAMS = (1, 4, 16, 64, 256)
+BATCH_SIZES = (1, 4, 16, 64, 256)
 GIGABYTES = (1.79, 4.43, 11.2, 18.7, 30.0)
 MILLISECONDS = {
     "bf16": (0.417, 1.03, 2.60, 4.36, 6.97),
@@ -36,12 +36,12 @@ RTF, TIMES = (0.036, 0.089, 0.224, 0.375, 0.600), (28, 45, 71, 171, 426)
 @pytest.mark.parametrize(("precision", "row"), MILLISECONDS.items())
 def test_floors(precision, row):
     forecast = Forecast(COPYING, precision, 1000)
-    assert [forecast.frame(n) / 1e3 for n in STREAMS] == pytest.approx(row, rel=0.01)
+    assert [forecast.frame(n) / 1e3 for n in BATCH_SIZES] == pytest.approx(row, rel=0.01)
 
 
 def test_bytes_and_real_time_factors():
-    for streams, gigabytes, rtf, times in zip(STREAMS, GIGABYTES, RTF, TIMES, strict=True):
-        frame = plan(COPYING, streams)["frame"]
+    for batch_size, gigabytes, rtf, times in zip(BATCH_SIZES, GIGABYTES, RTF, TIMES, strict=True):
+        frame = plan(COPYING, batch_size)["frame"]
         assert frame["bytes"] / 1e9 == pytest.approx(gigabytes, rel=0.01)
         assert frame["backbone"]["rtf"] == pytest.approx(rtf, rel=0.01, abs=5e-4)
         assert frame["backbone"]["times_real_time"] == pytest.approx(times, rel=0.02)
@@ -71,9 +71,9 @@ def memory(**options):
 
 
 def test_memory_by_default_is_that_of_loading():
-    """Sixteen streams, four contexts of 6,144 rows; a row is 28 layers' keys and values of 4 heads of 128."""
+    """A batch of 16, four contexts of 6,144 tokens; a token is 28 layers' keys and values of 4 heads of 128."""
     found = plan(H200)
-    assert (found["streams"], found["positions"], found["vocoder_dtype"]) == (16, 4 * 6144, "float32")
+    assert (found["max_batch_size"], found["kv_cache_tokens"], found["vocoder_dtype"]) == (16, 4 * 6144, "float32")
     parts = memory()
     assert parts["weights: experts"] == 2 * 24 * 16 * 3 * 3072 * 2048
     assert parts["cache"] == 4 * 6144 * 28 * 2 * 4 * 128 * 2
@@ -85,7 +85,7 @@ def test_memory_by_default_is_that_of_loading():
     assert 0.3e9 < parts["vocoder's rings"] < 1.1e9
     # Most of the state: when each code came last, and samples for the host to collect, of 27 frames or few more.
     last_seen, samples = 16 * 9 * 1026 * 4, 16 * 27 * 512 * 4
-    assert last_seen + samples < parts["state of the loop"] < 1.1 * (last_seen + samples)
+    assert last_seen + samples < parts["state of the scheduler"] < 1.1 * (last_seen + samples)
     assert sum(parts.values()) == found["memory"]["bytes"] == pytest.approx(19.25e9, rel=2e-3)
     estimates = [part["name"] for part in found["memory"]["parts"] if part["kind"] == ESTIMATE]
     assert estimates == ["activations of a prefill", "context, kernels, graphs, allocator"]
@@ -93,8 +93,8 @@ def test_memory_by_default_is_that_of_loading():
 
 def test_memory_follows_the_options():
     row = 28 * 2 * 4 * 128
-    assert memory(positions=100, streams=2)["cache"] == 2 * 64 * row * 2
-    assert memory(streams=2)["cache"] == 2 * 6144 * row * 2
+    assert memory(kv_cache_tokens=100, max_batch_size=2)["cache"] == 2 * 64 * row * 2
+    assert memory(max_batch_size=2)["cache"] == 2 * 6144 * row * 2
     assert memory(precision="fp32")["cache"] == 2 * memory()["cache"]
     assert memory(precision="fp32")["weights: experts"] == 2 * memory(precision="fp16")["weights: experts"]
     assert memory(vocoder_dtype="float16")["vocoder, as loaded"] == 54_247_777 * 2
@@ -111,12 +111,12 @@ def test_a_faster_memory_and_a_larger_one():
     cards = {name: plan(card(name)) for name in ("l4", "rtx4090", "rtx5090", "h100", "h200", "b200")}
     times = [found["frame"]["backbone"]["us"] for found in cards.values()]
     assert times == sorted(times, reverse=True)
-    assert [found["streams_at_once"]["fit"] for found in cards.values()] == [103, 103, 235, 256, 256, 256]
+    assert [found["largest_batch"]["fit"] for found in cards.values()] == [103, 103, 235, 256, 256, 256]
 
 
 def test_how_many_are_in_real_time():
     l4 = card("l4")
-    most = plan(l4, 1)["streams_at_once"]["real_time"]
+    most = plan(l4, 1)["largest_batch"]["real_time"]
     assert 1 <= most < 256
     assert plan(l4, most)["frame"]["both"]["us"] <= FRAME_US < plan(l4, most + 1)["frame"]["both"]["us"]
 
@@ -127,7 +127,7 @@ def test_cards_that_the_weights_do_not_fit(gb):
     cards = [each for each in CARDS if each.memory_gb == gb]
     assert cards
     for each in cards:
-        assert plan(each)["streams_at_once"]["fit"] == 0
+        assert plan(each)["largest_batch"]["fit"] == 0
         found = plan(each)["memory"]
         assert not found["fits"]
         assert not found["less"]["fits"]
@@ -137,28 +137,28 @@ def test_cards_that_the_weights_do_not_fit(gb):
 @pytest.mark.parametrize(
     ("name", "asked", "less"),
     [
-        ("rtx4090", {"streams": 256, "positions": 300_000}, ("bf16", "float32", 103)),
+        ("rtx4090", {"max_batch_size": 256, "kv_cache_tokens": 300_000}, ("bf16", "float32", 103)),
         ("l4", {"precision": "fp32"}, ("bf16", "float16", 16)),
-        ("rtx5090", {"streams": 256, "context": 6144, "positions": 99_999_999}, ("bf16", "float32", 39)),
+        ("rtx5090", {"max_batch_size": 256, "context": 6144, "kv_cache_tokens": 99_999_999}, ("bf16", "float32", 39)),
     ],
 )
 def test_less_that_fits_is_tried(name, asked, less):
     found = plan(card(name), **asked)["memory"]["less"]
-    dtypes_and_streams = ("precision", "vocoder_dtype", "streams", "positions")
-    options = {key: found[key] for key in dtypes_and_streams} | {"context": asked.get("context", 1000)}
+    dtypes_and_sizes = ("precision", "vocoder_dtype", "max_batch_size", "kv_cache_tokens")
+    options = {key: found[key] for key in dtypes_and_sizes} | {"context": asked.get("context", 1000)}
     assert (*options.values(),)[:3] == less
     tried = plan(card(name), **options)["memory"]
     assert tried["fits"] is found["fits"] is True
     assert tried["bytes"] == found["bytes"]
-    if options["positions"]:  # with a stream more it no longer fits
+    if options["kv_cache_tokens"]:  # with a request more it no longer fits
         n = less[2]
-        more = options | {"streams": n + 1, "positions": options["positions"] // n * (n + 1)}
+        more = options | {"max_batch_size": n + 1, "kv_cache_tokens": options["kv_cache_tokens"] // n * (n + 1)}
         assert not plan(card(name), **more)["memory"]["fits"]
 
 
 def test_a_cache_too_small_for_its_streams_says_so():
     """1,001 rows are 16 pages."""
-    held = "the cache holds 24 streams of this context at once"
+    held = "the cache holds 24 requests of this context at once"
     assert [any(held in note for note in plan(H200, n)["notes"]) for n in (24, 25)] == [False, True]
 
 
@@ -179,7 +179,7 @@ def test_first_audio_by_hand():
 
 
 def test_frames_until_there_is_sound():
-    """Of what a stream has heard after n frames, tests/model/test_vocoder_runner.py; the loop looks every 8."""
+    """Samples of a stream after n frames, as in tests/model/test_vocoder_runner.py; the host synchronises every 8."""
     heard = [(n - 8) * CODEC.hop - decoder().lag for n in (17, 25)]
     assert heard[0] <= 0 < heard[1]
     assert frames_to_sound() == 25
@@ -202,11 +202,11 @@ def test_a_full_context():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"streams": 0}, r"streams must be an integer in 1\.\.256, got 0"),
+        ({"max_batch_size": 0}, r"max_batch_size must be an integer in 1\.\.256, got 0"),
         ({"context": 6145}, r"context must be an integer in 1\.\.6144, got 6145"),
         ({"prompt": 1001}, r"prompt must be an integer in 1\.\.1000 = context, which it is part of, got 1001"),
         ({"precision": "int16"}, r"precision must be one of bf16, .*got 'int16'; did you mean 'int8' or 'int4'\?"),
-        ({"positions": 0}, r"positions must be an integer in 1\.\.2147483647, got 0"),
+        ({"kv_cache_tokens": 0}, r"kv_cache_tokens must be an integer in 1\.\.2147483647, got 0"),
         ({"vocoder_dtype": "float46"}, r"vocoder_dtype must be one of float32, .*got 'float46'; did you mean"),
     ],
 )
@@ -226,17 +226,20 @@ def test_command(run):
     assert status == 0
     assert said == as_text(plan(H200)) + "\n"
     assert ["of", "141", "GB", "19.254", "fits"] in [line.split() for line in said.splitlines()]
-    status, said = run("--gpu", "rtx4090", "--streams", "256", "--positions", "300000")
+    status, said = run("--gpu", "rtx4090", "--max-batch-size", "256", "--kv-cache-tokens", "300000")
     assert status == 1
     assert "DOES NOT FIT" in said
-    assert 'Zonos2.load(..., vocoder_dtype="float32", options=LoopOptions(streams=103, positions=105472))' in said
+    assert (
+        'Zonos2.load(..., vocoder_dtype="float32", options=BatchingOptions(max_batch_size=103, kv_cache_tokens=105472))'
+        in said
+    )
     assert ["fit,", "at", "this", "context", "103"] in [line.split() for line in said.splitlines()]
     status, said = run("--gpu", "rtx4080")
     assert status == 1
     assert "No options make it fit" in said
-    status, said = run("--gpu", "rtx4060", "--dtype", "int8", "--positions", "10")
+    status, said = run("--gpu", "rtx4060", "--dtype", "int8", "--kv-cache-tokens", "10")
     assert status == 1
-    assert "the cache holds no stream of this context: raise positions" in said
+    assert "the cache holds no request of this context: raise kv_cache_tokens" in said
     assert "Zonos2.load" not in said, "it takes no int8"
 
 
@@ -251,11 +254,11 @@ def test_command_without_a_card(run):
     lines = [line.split() for line in said.splitlines()]
     verdicts = {words[0]: words[4] for words in lines if words and words[0] in {each.name for each in CARDS}}
     assert verdicts == {each.name: "yes" if each.memory_gb >= 24 else "no" for each in CARDS}
-    status, said = run("--streams", "256", "--positions", "300000", "--json")
+    status, said = run("--max-batch-size", "256", "--kv-cache-tokens", "300000", "--json")
     assert status == 0
     found = json.loads(said)
     assert [each["card"] for each in found["cards"]] == [asdict(each) for each in CARDS]
-    assert found["cards"][0]["frame"] == plan(H200, 256, positions=300_000)["frame"]["both"]
+    assert found["cards"][0]["frame"] == plan(H200, 256, kv_cache_tokens=300_000)["frame"]["both"]
 
 
 def test_dtypes_by_the_names_of_load(run):
@@ -267,7 +270,7 @@ def test_command_in_json(run):
     status, said = run("--gpu", "mi300x", "--precision", "int4", "--json")
     assert status == 0
     assert json.loads(said) == plan(card("mi300x"), precision="int4")
-    assert json.loads(said)["streams_at_once"] == {"fit": 256, "real_time": 256, "both": 256, "most": 256}
+    assert json.loads(said)["largest_batch"] == {"fit": 256, "real_time": 256, "both": 256, "most": 256}
 
 
 def test_seconds_in_place_of_context(run):

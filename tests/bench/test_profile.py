@@ -81,10 +81,10 @@ def test_the_report_for_a_person(recorded):
 
 
 @pytest.mark.parametrize(
-    ("on_device", "graphs", "said"), [(False, "off", "mean nothing"), (True, "lazy", "off"), (True, "off", "lazy")]
+    ("on_device", "cuda_graphs", "said"), [(False, "off", "mean nothing"), (True, "lazy", "off"), (True, "off", "lazy")]
 )
-def test_interpreted_and_replayed_times_say_so(on_device, graphs, said):
-    assert said in profile.note(graphs, "triton", on_device)
+def test_interpreted_and_replayed_times_say_so(on_device, cuda_graphs, said):
+    assert said in profile.note(cuda_graphs, "triton", on_device)
 
 
 def test_a_folder_gets_a_file_of_the_commands_name(tmp_path):

@@ -120,11 +120,11 @@ def test_a_frame_is_its_layers_its_head_and_its_draw():
     work = work_of({"model/frame": 10})
     parts = frame_cost(whole_model(), STREAMS, ROWS + 5)
     assert work["model/frame",] == (10 * total(parts).bytes, 10 * total(parts).flops)
-    inside = [("model/layer",), ("model/draw",), ("kernel/frame_embedding",), ("kernel/codebook_head",)]
+    inside = [("model/layer",), ("model/sample",), ("kernel/frame_embedding",), ("kernel/codebook_head",)]
     assert sum(work["model/frame", *path][0] for path in inside) == work["model/frame",][0]
     experts = parts["moe_experts"].bytes + parts["moe_experts (dense)"].bytes
     assert work["model/frame", "model/layer", "kernel/moe_experts"][0] == 10 * experts
-    assert work["model/frame", "model/draw", "kernel/sample_codes"][0] == 10 * parts["sample_codes"].bytes
+    assert work["model/frame", "model/sample", "kernel/sample_codes"][0] == 10 * parts["sample_codes"].bytes
     assert not any("(dense)" in path[-1] for path in work)
 
 
@@ -139,13 +139,13 @@ def test_prompts_are_read_together_or_one_after_the_other(calls):
     attention = work["model/prefill", "model/layer", "kernel/prefill_attention"][1]
     assert attention == pytest.approx(STREAMS * prompt_cost(config, ROWS)["prefill_attention"].flops, rel=0.02)
     assert work["model/start", "kernel/codebook_head"][0] == head
-    assert work["model/start",][0] == head + work["model/start", "model/draw"][0]
+    assert work["model/start",][0] == head + work["model/start", "model/sample"][0]
 
 
 # Backend and calls of stages of the codec; clips that are decoded together, and frames of each step.
 CODEC = {
-    "steps of all": ("triton", {"codec/step": 5, "codec/speak": 5}, STREAMS, (FRAMES + 10) // 5),
-    "steps of a graph": ("triton", {"codec/speak": 5}, STREAMS, (FRAMES + 10) // 5),
+    "steps of all": ("triton", {"codec/step": 5, "codec/advance": 5}, STREAMS, (FRAMES + 10) // 5),
+    "steps of a graph": ("triton", {"codec/advance": 5}, STREAMS, (FRAMES + 10) // 5),
     "clip by clip": ("triton", {"codec/decode": STREAMS, "codec/step": STREAMS}, 1, FRAMES + 10),
     "windows": ("reference", {"codec/decode": STREAMS}, 1, FRAMES),
 }

@@ -1,4 +1,4 @@
-"""The vocoder on a GPU: half precision, and clips equal bit for bit whole, as streams, in company and in the loop."""
+"""The vocoder on a GPU: half precision; clips equal bit for bit whole, streamed, batched and in the scheduler."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from tests.model.codecs import SMALL, aligned, clip, frames_of
 from zonos2_triton.bench.proof.invariants import same_bits
 from zonos2_triton.bench.proof.lookahead import decibels
 from zonos2_triton.bench.suite import device_checks
-from zonos2_triton.model import Backbone, LoopOptions, Sampling, Vocoder, VocoderConfig, Zonos2, build_prompt
+from zonos2_triton.model import Backbone, BatchingOptions, Sampling, Vocoder, VocoderConfig, Zonos2, build_prompt
 
 pytestmark = pytest.mark.gpu
 
@@ -83,14 +83,14 @@ def test_a_step_neither_waits_nor_allocates(vocoder):
     assert same_bits(made[0], made[1])
 
 
-# In the frame loop.
+# In the scheduler.
 
 
 def speaking(tiny_folder, decoder, **options):
     backbone = Backbone.load(
-        tiny_folder / "model.safetensors", None, "cuda", torch.bfloat16, "triton", LoopOptions(**options)
+        tiny_folder / "model.safetensors", None, "cuda", torch.bfloat16, "triton", BatchingOptions(**options)
     )
-    backbone.speak(decoder)
+    backbone.attach_vocoder(decoder)
     return backbone
 
 
@@ -100,33 +100,44 @@ def requests(backbone, count):
     return prompts, [Sampling(seed=i, max_frames=1 + 7 * i % 39, ignore_eos=i % 3 > 0) for i in range(count)]
 
 
-@pytest.mark.parametrize(("graphs", "streams", "look"), [("off", 8, 3), ("lazy", 1, 8), ("lazy", 8, 3), ("load", 4, 8)])
-def test_what_the_loop_speaks_is_the_clip(tiny_folder, vocoder, caplog, graphs, streams, look):
-    backbone = speaking(tiny_folder, vocoder.decoder, streams=streams, look=look, graphs=graphs)
-    addresses = [ring.data_ptr() for ring in backbone.loop.speech._rings.tensors()]
+@pytest.mark.parametrize(
+    ("cuda_graphs", "max_batch_size", "sync_interval"),
+    [("off", 8, 3), ("lazy", 1, 8), ("lazy", 8, 3), ("at_load", 4, 8)],
+)
+def test_samples_of_the_scheduler_are_the_clip(
+    tiny_folder, vocoder, caplog, cuda_graphs, max_batch_size, sync_interval
+):
+    backbone = speaking(
+        tiny_folder,
+        vocoder.decoder,
+        max_batch_size=max_batch_size,
+        sync_interval=sync_interval,
+        cuda_graphs=cuda_graphs,
+    )
+    addresses = [ring.data_ptr() for ring in backbone.scheduler.vocoder_runner._rings.tensors()]
     for result in backbone.generate(*requests(backbone, 11)):
         assert same_bits(result.samples.cpu(), clip(vocoder, result.frames, result.eos_frame).cpu())
     assert not caplog.records, "capture failed"
-    assert bool(backbone.loop._voices.captured) == (graphs != "off")
-    assert addresses == [ring.data_ptr() for ring in backbone.loop.speech._rings.tensors()]
+    assert bool(backbone.scheduler._vocoder_graphs.captured) == (cuda_graphs != "off")
+    assert addresses == [ring.data_ptr() for ring in backbone.scheduler.vocoder_runner._rings.tensors()]
 
 
 def test_speaking_neither_waits_nor_allocates(tiny_folder, vocoder):
-    backbone = speaking(tiny_folder, vocoder.decoder, streams=4)
+    backbone = speaking(tiny_folder, vocoder.decoder, max_batch_size=4)
     prompts, _ = requests(backbone, 3)
     streams = [backbone.stream(prompt, Sampling(seed=1, max_frames=100, ignore_eos=True)) for prompt in prompts]
     for stream in streams:
         next(stream)
-    loop = backbone.loop
-    with loop.exclusive():
+    scheduler = backbone.scheduler
+    with scheduler.exclusive():
         before = torch.cuda.memory_stats()["allocation.all.allocated"]
         torch.cuda.set_sync_debug_mode("error")
         try:
             for _ in range(8):
-                loop._graphs.run(3)
-                loop._voices.run(3)
+                scheduler._graphs.run(3)
+                scheduler._vocoder_graphs.run(3)
             assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
-            loop._advance()
+            scheduler._advance()
         finally:
             torch.cuda.set_sync_debug_mode("default")
     for stream in streams:
@@ -138,7 +149,7 @@ def test_the_whole_speaks_what_it_streams(tiny_folder, vocoder):
     tts = Zonos2(backbone, vocoder)
     sampling = Sampling(seed=3, max_frames=40, ignore_eos=True)
     audio = tts.speak("hello", sampling=sampling)
-    assert tts._spoken
+    assert tts._has_vocoder
     assert same_bits(torch.cat([*tts.stream("hello", sampling=sampling)]), audio.samples)
     frames = tts.backbone.generate([build_prompt(tts.backbone.config, "hello")], sampling)[0].frames
     assert same_bits(clip(vocoder, frames).cpu(), audio.samples)

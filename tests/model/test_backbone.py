@@ -85,7 +85,7 @@ REJECTED = {
     "ids-float": ({"prompts": [PROMPT.float()]}, TypeError, r"prompts\[0\] must be torch.int32 or torch.int64"),
     "code-high": ({"prompts": [changed(PROMPT, 1, 4, 1026)]}, ValueError, r"\[1, 4\] must be in 0\.\.1025, got 1026"),
     "text-high": ({"prompts": [changed(PROMPT, 0, 9, 520)]}, ValueError, r"\[0, 9\] must be in 0\.\.519, got 520"),
-    "too-long": ({"prompts": [PROMPT[:1].repeat(128, 1)]}, ValueError, r"128 rows.*max_seqlen is 128"),
+    "too-long": ({"prompts": [PROMPT[:1].repeat(128, 1)]}, ValueError, r"128 tokens.*max_seqlen is 128"),
     "second": ({"prompts": [PROMPT, PROMPT[:, :2]]}, ValueError, r"prompts\[1\]"),
     "samplings": ({"sampling": [Sampling(max_frames=1)] * 2}, ValueError, r"sampling must be one .* 1 prompts, got 2"),
     "speakers": ({"speakers": []}, ValueError, r"speakers must be .* got 0"),

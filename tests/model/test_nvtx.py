@@ -138,7 +138,8 @@ def test_a_generation_is_the_expected_tree(tts, spoken):
     config, prompts, frames = tts.backbone.config, 2, SHORT.max_frames - 1
     steps = 2 * frames
     expected = {
-        "model/start": 1, "model/draw": 1 + steps, "kernel/sample_codes": 1 + steps, "kernel/advance_frame": 1 + steps,
+        "model/start": 1, "model/sample": 1 + steps,
+        "kernel/sample_codes": 1 + steps, "kernel/advance_frame": 1 + steps,
         "kernel/decode_attention": steps * config.n_layers,
         "kernel/moe_router": (prompts + steps) * len(config.moe_layers),
         **dict.fromkeys(("kernel/output_projection", "kernel/moe_experts"), (prompts + steps) * config.n_layers),
@@ -146,7 +147,7 @@ def test_a_generation_is_the_expected_tree(tts, spoken):
     assert {name: len(spoken.payloads(name)) for name in expected} == expected
     assert spoken.open == []
     parents = {"model/generate": {None}, "codec/decode": {None}, "model/layer": {"model/prefill", "model/frame"},
-               "kernel/moe_experts": {"model/layer"}, "kernel/sample_codes": {"model/draw"},
+               "kernel/moe_experts": {"model/layer"}, "kernel/sample_codes": {"model/sample"},
                "model/frame": {"model/frames"}, "kernel/codebook_head": {"model/start", "model/frame"}}  # fmt: skip
     assert {name: spoken.parents(name) for name in parents} == parents
     rows = [len(build_prompt(config, text)) for text in ("Hello.", "a")]

@@ -16,7 +16,7 @@ from zonos2_triton.model import (
     TTSLLM,
     Audio,
     Backbone,
-    LoopOptions,
+    BatchingOptions,
     Sampling,
     SpeakerEncoder,
     SpeakerEncoderConfig,
@@ -56,14 +56,14 @@ def test_speaking_is_prompt_generation_and_decoding(tts, sampling, frames):
 def limit_of(tts, text, sampling, **settings):
     """How many frames a text may take at most."""
     stream = tts.stream(text, sampling=sampling, **settings)
-    request = tts.backbone.loop.waiting[-1]
+    request = tts.backbone.scheduler.waiting[-1]
     stream.close()
-    return request.limit
+    return request.max_frames
 
 
 def shortened(tts, max_seqlen, **options):
     config = replace(tts.backbone.config, max_seqlen=max_seqlen)
-    backbone = Backbone(config, tts.backbone.weights, options=LoopOptions(**options))
+    backbone = Backbone(config, tts.backbone.weights, options=BatchingOptions(**options))
     return Zonos2(backbone, tts.vocoder)
 
 
@@ -85,7 +85,7 @@ def test_frames_that_a_text_may_take_unless_max_frames_is_given(tts, text, sampl
 
 
 def test_the_default_fits_into_the_cache(tts):
-    few = shortened(tts, 2048, positions=1024)
+    few = shortened(tts, 2048, kv_cache_tokens=1024)
     assert limit_of(few, "Hello.", Sampling()) == 1024 + 1 - len(build_prompt(few.backbone.config, "Hello."))
 
 
@@ -122,13 +122,15 @@ def test_says_that_the_end_was_not_reached(tts):
 @pytest.mark.parametrize("sampling", [Sampling(seed=7), Sampling(seed=7, max_frames=8)], ids=["default", "given"])
 def test_a_full_context_asks_for_shorter_texts(tts, sampling):
     full = shortened(tts, 8 + len(build_prompt(tts.backbone.config, "Hello.")))
-    with pytest.warns(UserWarning, match=r"after 8 frames, 0.09 s; the model's context of 33 rows is full: split the"):
+    with pytest.warns(
+        UserWarning, match=r"after 8 frames, 0.09 s; the model's context of 33 tokens is full: split the"
+    ):
         assert full.speak("Hello.", sampling=sampling).ended == "max_frames"
 
 
 def test_a_full_cache_asks_for_more_positions(tts):
-    few = shortened(tts, 2048, positions=32)
-    with pytest.warns(UserWarning, match=r"the cache is full: raise positions in LoopOptions"):
+    few = shortened(tts, 2048, kv_cache_tokens=32)
+    with pytest.warns(UserWarning, match=r"the cache is full: raise kv_cache_tokens in BatchingOptions"):
         few.speak("Hello.", sampling=Sampling(seed=7))
 
 
@@ -237,8 +239,8 @@ def test_weights_in_the_folder_of_the_official_training(folder):
 
 def test_options_are_of_their_class(folder):
     (folder / "model.safetensors").write_bytes(b"")  # is not read
-    with pytest.raises(TypeError, match=r"^options must be a LoopOptions, got \{'streams': 4\}$"):
-        Zonos2.load(folder, device="cpu", options={"streams": 4})
+    with pytest.raises(TypeError, match=r"^options must be a BatchingOptions, got \{'max_batch_size': 4\}$"):
+        Zonos2.load(folder, device="cpu", options={"max_batch_size": 4})
 
 
 @pytest.mark.parametrize(
@@ -294,7 +296,7 @@ def test_from_pretrained_is_load(tiny_folder, part, name):
 
 
 REJECTED = {
-    "long": ({"text": "x" * 2048}, ValueError, r"2067 rows.*takes 2047; shorten it by at least 20 bytes"),
+    "long": ({"text": "x" * 2048}, ValueError, r"2067 tokens.*takes 2047; shorten it by at least 20 bytes"),
     "none": ({"text": None}, TypeError, "text must be a string"),
     "rate": ({"speaking_rate": 9}, ValueError, "speaking_rate must be in"),
     "voice-size": ({"speaker": torch.zeros(47)}, ValueError, r"=48\], got \[47\]"),
@@ -309,7 +311,7 @@ REJECTED = {
     "sampling": ({"sampling": None}, TypeError, "sampling must be a Sampling, or a list of one for each text, got"),
     "samplings": ({"sampling": [SHORT, SHORT]}, ValueError, "one for all or one for each of 1 texts, got 2"),
     "temperature": ({"temperature": "hot"}, TypeError, "temperature must be a number, got 'hot'"),
-    "frames": ({"max_frames": 2048}, ValueError, "text: max_frames is 2048, but behind a prompt of 20 rows"),
+    "frames": ({"max_frames": 2048}, ValueError, "text: max_frames is 2048, but behind a prompt of 20 tokens"),
 }
 
 
@@ -324,7 +326,7 @@ def test_rejects_before_any_work(tts, way, arguments, error, message):
 def test_says_which_of_several_texts_is_wrong(tts):
     with pytest.raises(TypeError, match=r"^text\[1\] must be a string, got int"):
         tts.speak(["text", 5])
-    with pytest.raises(ValueError, match=r"^text\[1\] is too long: its prompt has 2067 rows"):
+    with pytest.raises(ValueError, match=r"^text\[1\] is too long: its prompt has 2067 tokens"):
         tts.speak(["a", "x" * 2048])
     with pytest.raises(
         ValueError, match=r"^text\[1\]: max_frames is 2029, but .* holds 2028 frames; only the default is"

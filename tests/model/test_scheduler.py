@@ -1,4 +1,4 @@
-"""The frame loop on the reference: what joins, leaves, fails or is given up changes nothing for the others."""
+"""The scheduler on the reference: a request that joins, leaves, fails or is cancelled does not change the others."""
 
 import gc
 from concurrent.futures import ThreadPoolExecutor
@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from tests.model.operations import WAITS, Operations
-from zonos2_triton.model import Backbone, LoopOptions, Sampling, build_prompt
+from zonos2_triton.model import Backbone, BatchingOptions, Sampling, build_prompt
 from zonos2_triton.model.ops import PAGE_SIZE
 from zonos2_triton.model.runtime.batch_state import pages_of
 from zonos2_triton.model.runtime.cuda_graphs import Graphs, buckets
-from zonos2_triton.model.runtime.scheduler import Loop
+from zonos2_triton.model.runtime.scheduler import Scheduler
 from zonos2_triton.reference import network as reference
 from zonos2_triton.reference.ops import REFERENCE
 
@@ -22,21 +22,21 @@ TEXTS = ("", "a", "hello", "ab" * 20, "xyz")
 
 def assert_empty(backbone):
     """No row, no page and no request is left behind."""
-    loop = backbone.loop
-    loop.sweep()
-    assert sorted(loop.slots.free) == list(range(loop.pages))
-    assert (loop.slots.positions < 0).all()
-    assert [*loop.waiting, *loop.filling, *loop.running] == []
+    scheduler = backbone.scheduler
+    scheduler.sweep()
+    assert sorted(scheduler.state.free_pages) == list(range(scheduler.pages))
+    assert (scheduler.state.positions < 0).all()
+    assert [*scheduler.waiting, *scheduler.prefilling, *scheduler.running] == []
 
 
 @pytest.fixture
 def make(golden_weights):
-    """A backbone with a loop of its own, empty in the end; ahead: what came is read one look later, as on a GPU."""
+    """A backbone with a scheduler, empty in the end. pipelined: results are read one step later, as on a GPU."""
     backbones = []
 
-    def made(ahead=False, **options):
-        backbones.append(Backbone(*golden_weights, backend="reference", options=LoopOptions(**options)))
-        backbones[-1].loop._ahead = ahead
+    def made(pipelined=False, **options):
+        backbones.append(Backbone(*golden_weights, backend="reference", options=BatchingOptions(**options)))
+        backbones[-1].scheduler._pipelined = pipelined
         return backbones[-1]
 
     yield made
@@ -68,28 +68,28 @@ def assert_same(results, alone, failed=()):
         assert i in failed or torch.equal(results[i].frames, want)
 
 
-ahead = pytest.mark.parametrize("ahead", [False, True], ids=["", "ahead"])
+pipelined = pytest.mark.parametrize("pipelined", [False, True], ids=["", "pipelined"])
 
 
 @pytest.mark.parametrize(
-    ("ahead", "options"),
+    ("pipelined", "options"),
     [
-        (False, {"streams": 1, "look": 1}),
-        (True, {"streams": 2, "look": 8}),
-        (True, {"streams": 5, "look": 1}),
-        (False, {"streams": 5, "look": 8, "positions": PAGE_SIZE * pages_of(80)}),
+        (False, {"max_batch_size": 1, "sync_interval": 1}),
+        (True, {"max_batch_size": 2, "sync_interval": 8}),
+        (True, {"max_batch_size": 5, "sync_interval": 1}),
+        (False, {"max_batch_size": 5, "sync_interval": 8, "kv_cache_tokens": PAGE_SIZE * pages_of(80)}),
     ],
     ids=str,
 )
-def test_a_batch_of_any_size_and_look_is_each_alone(make, requests, alone, ahead, options):
-    """Fewer rows than requests, or a cache for one: they take turns."""
-    backbone = make(ahead, **options)
+def test_a_batch_of_any_size_and_interval_is_each_alone(make, requests, alone, pipelined, options):
+    """Fewer slots than requests, or a cache for one: they take turns."""
+    backbone = make(pipelined, **options)
     assert_same(backbone.generate(*requests), alone)
 
 
-@pytest.mark.parametrize(("look", "ahead"), [(1, False), (4, True)])
-def test_late_comers_change_nothing_and_are_not_changed(make, requests, alone, look, ahead):
-    backbone, (prompts, samplings) = make(ahead, streams=3, look=look), requests
+@pytest.mark.parametrize(("sync_interval", "pipelined"), [(1, False), (4, True)])
+def test_late_comers_change_nothing_and_are_not_changed(make, requests, alone, sync_interval, pipelined):
+    backbone, (prompts, samplings) = make(pipelined, max_batch_size=3, sync_interval=sync_interval), requests
     first = backbone.stream(prompts[3], samplings[3])
     got = {3: [next(first), next(first)]}
     others = {i: backbone.stream(prompts[i], samplings[i]) for i in (4, 0)}
@@ -104,8 +104,8 @@ def test_late_comers_change_nothing_and_are_not_changed(make, requests, alone, l
 
 
 def test_a_prompt_in_small_pieces_holds_nobody_up_for_long(make, monkeypatch):
-    """Between two looks no more rows of prompts than allowed, once something runs."""
-    backbone = make(streams=4, prefill_rows=16)
+    """A step prefills no more tokens than allowed once a request runs."""
+    backbone = make(max_batch_size=4, max_prefill_tokens=16)
     seen = []
     forward = reference.forward
 
@@ -114,7 +114,7 @@ def test_a_prompt_in_small_pieces_holds_nobody_up_for_long(make, monkeypatch):
         return forward(model, batch, *more)
 
     monkeypatch.setattr(reference, "forward", counted)
-    backbone.loop.alone = False  # only for how work is shared out: the reference takes prompts whole
+    backbone.scheduler.per_sequence = False  # only for how work is shared out: the reference takes prompts whole
     long = [build_prompt(backbone.config, "x" * 40) for _ in range(2)]
     first = backbone.stream(long[0], Sampling(seed=1, max_frames=20, ignore_eos=True))
     next(first)
@@ -128,18 +128,18 @@ def test_a_prompt_in_small_pieces_holds_nobody_up_for_long(make, monkeypatch):
 
 def test_no_frame_is_asked_for_that_nobody_waits_for(make, requests, monkeypatch):
     """The host knows when the longest request ends at the latest."""
-    backbone, asked = make(streams=2, look=8), []
-    run = backbone.loop._graphs.run
-    monkeypatch.setattr(backbone.loop._graphs, "run", lambda rows: (asked.append(rows), run(rows)))
+    backbone, asked = make(max_batch_size=2, sync_interval=8), []
+    run = backbone.scheduler._graphs.run
+    monkeypatch.setattr(backbone.scheduler._graphs, "run", lambda n: (asked.append(n), run(n)))
     samplings = [Sampling(seed=i, max_frames=n, ignore_eos=True) for i, n in enumerate((4, 12))]
     backbone.generate(requests[0][:2], samplings)
     assert asked == [2] * 8 + [1] * 3  # the first frame of each comes with its prompt
 
 
-@pytest.mark.parametrize(("look", "ahead"), [(1, False), (4, True)])
-def test_logits_that_are_not_finite_end_one_request(make, requests, alone, look, ahead):
+@pytest.mark.parametrize(("sync_interval", "pipelined"), [(1, False), (4, True)])
+def test_logits_that_are_not_finite_end_one_request(make, requests, alone, sync_interval, pipelined):
     """After its sound frames; its error names prompt and frame."""
-    backbone, (prompts, samplings) = make(ahead, streams=5, look=look), requests
+    backbone, (prompts, samplings) = make(pipelined, max_batch_size=5, sync_interval=sync_interval), requests
 
     def sick(logits, settings, seeds, steps, last_seen):
         ill = (seeds == 3) & (steps == 2)
@@ -162,7 +162,7 @@ def test_logits_that_are_not_finite_end_one_request(make, requests, alone, look,
 
 def test_a_callback_that_raises_ends_its_own_request(make, requests, alone):
     """Where it ends the call, a stream of somebody else goes on."""
-    backbone, (prompts, samplings), seen = make(streams=5), requests, [[] for _ in requests[0]]
+    backbone, (prompts, samplings), seen = make(max_batch_size=5), requests, [[] for _ in requests[0]]
 
     def progress(i, frame):
         seen[i].append(frame)
@@ -181,9 +181,9 @@ def test_a_callback_that_raises_ends_its_own_request(make, requests, alone):
     assert torch.equal(codes([first, *mine]), alone[3])
 
 
-@ahead
-def test_cancelled_and_forgotten_streams_give_their_places_back(make, requests, alone, ahead):
-    backbone, (prompts, samplings) = make(ahead, streams=2, positions=256), requests
+@pipelined
+def test_cancelled_and_forgotten_streams_give_their_places_back(make, requests, alone, pipelined):
+    backbone, (prompts, samplings) = make(pipelined, max_batch_size=2, kv_cache_tokens=256), requests
     closed, forgotten, waiting = (backbone.stream(prompts[i], samplings[i]) for i in (3, 2, 1))
     next(closed), next(forgotten)
     closed.close()
@@ -199,7 +199,7 @@ def test_cancelled_and_forgotten_streams_give_their_places_back(make, requests, 
 
 def test_a_consumer_that_stops_reading_holds_nobody_up(make, requests, alone):
     """Its frames wait for it, in memory of the host; its row and pages do not."""
-    backbone, (prompts, samplings) = make(streams=1, look=2), requests
+    backbone, (prompts, samplings) = make(max_batch_size=1, sync_interval=2), requests
     idle, busy = (backbone.stream(prompts[i], samplings[i]) for i in (2, 4))
     first = next(idle)
     assert torch.equal(codes(busy), alone[4])
@@ -210,8 +210,8 @@ def test_a_consumer_that_stops_reading_holds_nobody_up(make, requests, alone):
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])
 def test_no_memory_for_one_prompt_is_its_own_error(make, requests, alone, monkeypatch, error):
     """The prompts that came with it are tried again without it."""
-    backbone, (prompts, samplings) = make(streams=5), requests
-    backbone.loop.alone = False
+    backbone, (prompts, samplings) = make(max_batch_size=5), requests
+    backbone.scheduler.per_sequence = False
     forward = reference.forward
 
     def short_of_memory(model, batch, *more):
@@ -226,55 +226,61 @@ def test_no_memory_for_one_prompt_is_its_own_error(make, requests, alone, monkey
 
 
 @pytest.mark.parametrize("error", [RuntimeError("device lost"), KeyboardInterrupt()], ids=repr)
-def test_when_the_loop_itself_fails_everybody_is_told(make, requests, alone, monkeypatch, error):
-    backbone, (prompts, samplings) = make(streams=5), requests
+def test_a_failure_of_the_scheduler_ends_every_request(make, requests, alone, monkeypatch, error):
+    backbone, (prompts, samplings) = make(max_batch_size=5), requests
     others = [backbone.stream(prompts[i], samplings[i]) for i in (2, 3)]
     next(others[0])
     with monkeypatch.context() as broken:
-        broken.setattr(backbone.loop._frames, "frame", None)
-        broken.setattr(backbone.loop._graphs, "frame", lambda rows: (_ for _ in ()).throw(error))
+        broken.setattr(backbone.scheduler._model_runner, "frame", None)
+        broken.setattr(backbone.scheduler._graphs, "frame", lambda n: (_ for _ in ()).throw(error))
         with pytest.raises(type(error)):
             backbone.generate([prompts[0]], samplings[0])
     for stream in others:
-        with pytest.raises(RuntimeError, match=r"device lost|the frame loop was stopped: KeyboardInterrupt"):
+        with pytest.raises(RuntimeError, match=r"device lost|the scheduler was stopped: KeyboardInterrupt"):
             list(stream)
     assert torch.equal(backbone.generate([prompts[4]], samplings[4])[0].frames, alone[4])
 
 
-def test_threads_share_the_loop(make, requests, alone):
-    backbone = make(streams=3)
+def test_threads_share_the_scheduler(make, requests, alone):
+    backbone = make(max_batch_size=3)
     with ThreadPoolExecutor(5) as threads:
         got = [*threads.map(lambda prompt, sampling: codes(backbone.stream(prompt, sampling)), *requests)]
     assert all(map(torch.equal, got, alone))
 
 
 def test_a_frame_is_one_replay_and_nothing_else(golden_weights, requests):
-    """No operation, so no allocation and no wait for the device, between two looks; each look waits once."""
+    """No operation, so no allocation and no wait for the device, within a step; each step waits once."""
     backbone, replay = Backbone(*golden_weights, "reference"), Mock()
     capture = Mock(return_value=replay)  # in place of CUDA graphs
-    loop = Loop(backbone.model, REFERENCE, LoopOptions(streams=6, look=8), alone=False, capture=capture)
-    backbone._loop = loop
+    scheduler = Scheduler(
+        backbone.model,
+        REFERENCE,
+        BatchingOptions(max_batch_size=6, sync_interval=8),
+        per_sequence=False,
+        capture=capture,
+    )
+    backbone._scheduler = scheduler
     streams = [backbone.stream(p, Sampling(seed=1, max_frames=50)) for p in requests[0]]
-    with loop.exclusive():
-        loop._admit()
+    with scheduler.exclusive():
+        scheduler._admit()
         with Operations() as seen:
             for _ in range(9):
-                loop._graphs.run(5)
+                scheduler._graphs.run(5)
         assert (capture.call_count, replay.call_count, seen.names) == (1, 9, [])
-        with Operations() as look:
-            assert loop._advance() is not None
+        with Operations() as step:
+            assert scheduler._advance() is not None
         assert replay.call_count == 17
-        assert not (WAITS - {"aten::_to_copy"}) & {*look.names}
+        assert not (WAITS - {"aten::_to_copy"}) & {*step.names}
     for stream in streams:
         stream.close()
 
 
 def test_the_state_stays_where_it_is(make, requests):
-    backbone = make(streams=4, look=2)
-    tensors = [value for value in vars(backbone.loop.slots).values() if isinstance(value, torch.Tensor)]
+    backbone = make(max_batch_size=4, sync_interval=2)
+    tensors = [value for value in vars(backbone.scheduler.state).values() if isinstance(value, torch.Tensor)]
     before = [t.data_ptr() for t in tensors]
     backbone.generate(*requests)
-    after = [value.data_ptr() for value in vars(backbone.loop.slots).values() if isinstance(value, torch.Tensor)]
+    after = [value.data_ptr() for value in vars(backbone.scheduler.state).values() if isinstance(value, torch.Tensor)]
     assert after == before
 
 
@@ -287,8 +293,8 @@ def test_graphs_are_captured_once_by_bucket():
     ran, replay = [], Mock()
     capture = Mock(return_value=replay)
     graphs = Graphs(ran.append, 20, capture)
-    for rows in (1, 3, 4, 9, 16, 17, 3):
-        graphs.run(rows)
+    for batch_size in (1, 3, 4, 9, 16, 17, 3):
+        graphs.run(batch_size)
     assert (capture.call_count, replay.call_count, ran) == (4, 7, [])
     graphs.capture_all()
     assert capture.call_count == len(buckets(20))
@@ -301,8 +307,8 @@ def test_frames_go_on_without_graphs_where_capture_fails(caplog):
     """Rows as they are, with one warning that says why."""
     refused, ran = Mock(side_effect=RuntimeError("operation not permitted when stream is capturing")), []
     graphs = Graphs(ran.append, 20, refused)
-    for rows in (3, 9, 3):
-        graphs.run(rows)
+    for batch_size in (3, 9, 3):
+        graphs.run(batch_size)
     assert ran == [3, 9, 3]
     assert len(caplog.records) == 1
     assert "RuntimeError: operation not permitted when stream is capturing" in caplog.text
@@ -311,28 +317,28 @@ def test_frames_go_on_without_graphs_where_capture_fails(caplog):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"streams": 257}, r"streams must be an integer in 1\.\.256, got 257"),
-        ({"look": 0}, r"look must be an integer in 1\.\.1024, got 0"),
-        ({"look": 2.5}, "look must be an integer in .*, got 2.5"),
-        ({"prefill_rows": True}, "prefill_rows must be an integer in .*, got True"),
-        ({"positions": -1}, "positions must be an integer in .*, got -1"),
-        ({"graphs": "never"}, "graphs must be one of lazy, load, off, got 'never'"),
+        ({"max_batch_size": 257}, r"max_batch_size must be an integer in 1\.\.256, got 257"),
+        ({"sync_interval": 0}, r"sync_interval must be an integer in 1\.\.1024, got 0"),
+        ({"sync_interval": 2.5}, "sync_interval must be an integer in .*, got 2.5"),
+        ({"max_prefill_tokens": True}, "max_prefill_tokens must be an integer in .*, got True"),
+        ({"kv_cache_tokens": -1}, "kv_cache_tokens must be an integer in .*, got -1"),
+        ({"cuda_graphs": "never"}, "cuda_graphs must be one of lazy, at_load, off, got 'never'"),
     ],
     ids=str,
 )
 def test_rejects_options(options, message):
     with pytest.raises(ValueError, match=f"options: {message}"):
-        LoopOptions(**options)
+        BatchingOptions(**options)
 
 
 def test_rejects_what_the_context_or_the_cache_does_not_hold(make, requests):
     """By the number of the prompt, before anything runs; the default alone is cut to the context."""
-    backbone, prompts = make(positions=64), requests[0][:3]
+    backbone, prompts = make(kv_cache_tokens=64), requests[0][:3]
     room = backbone.config.max_seqlen - len(prompts[2])
     fine = Sampling(max_frames=2)
     with pytest.raises(ValueError, match=rf"prompts\[2\]: max_frames is {room + 1}, .* holds {room} frames"):
         backbone.generate(prompts, [fine, fine, Sampling(max_frames=room + 1)])
-    with pytest.raises(ValueError, match=r"prompts\[1\] and its 60 frames fill .* rows of the cache, which has 64"):
+    with pytest.raises(ValueError, match=r"prompts\[1\] and its 60 frames fill .* tokens of the cache, which has 64"):
         backbone.generate(prompts, [fine, Sampling(max_frames=60), fine])
     with pytest.raises(TypeError, match=r"sampling\[1\] must be a Sampling object, got None"):
         backbone.generate(prompts, [fine, None, fine])

@@ -1,21 +1,21 @@
-"""The frame loop on the kernels, interpreted: batches that are padded as graphs are, and requests that come and go."""
+"""The scheduler on the kernels, interpreted: batches that are padded as graphs are, and requests that come and go."""
 
 from functools import cache
 
 import pytest
 import torch
 
-from zonos2_triton.model import Backbone, LoopOptions, Sampling
-from zonos2_triton.model.runtime.scheduler import Loop
+from zonos2_triton.model import Backbone, BatchingOptions, Sampling
+from zonos2_triton.model.runtime.scheduler import Scheduler
 
 pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("quick_interpreter")]
 
 
 def backbone_of(short, padded, **options):
-    """A backbone with a loop of its own; padded: its batches are those of graphs, with idle rows."""
-    backbone = Backbone(*short, "triton", LoopOptions(**options))
+    """A backbone with a scheduler of its own; padded: its batches are those of graphs, with idle slots."""
+    backbone = Backbone(*short, "triton", BatchingOptions(**options))
     capture = (lambda call: call) if padded else None
-    backbone._loop = Loop(backbone.model, backbone.ops, backbone.options, alone=False, capture=capture)
+    backbone._scheduler = Scheduler(backbone.model, backbone.ops, backbone.options, per_sequence=False, capture=capture)
     return backbone
 
 
@@ -35,15 +35,15 @@ def alone(two_layers):
 
 
 @pytest.mark.parametrize(
-    ("count", "look"),
+    ("count", "sync_interval"),
     [(3, 8), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((2, 1), (9, 2), (17, 1)))],
 )
-def test_padded_batches_change_no_bit(two_layers, alone, count, look):
-    """On both sides of the borders of buckets; looks so rare that ended rows stay in the batch, idle."""
+def test_padded_batches_change_no_bit(two_layers, alone, count, sync_interval):
+    """On both sides of the borders of buckets; the interval is so long that ended slots stay in the batch, idle."""
     prompts, samplings = requests(count)
-    backbone = backbone_of(two_layers, True, streams=17, look=look)
+    backbone = backbone_of(two_layers, True, max_batch_size=17, sync_interval=sync_interval)
     results = backbone.generate(prompts, samplings)
-    assert len(backbone.loop.slots.free) == backbone.loop.pages
+    assert len(backbone.scheduler.state.free_pages) == backbone.scheduler.pages
     for i in {0, 1, count // 2, count - 1}:
         assert torch.equal(results[i].frames, alone(i))
 
@@ -56,7 +56,7 @@ def test_a_prompt_in_pieces_between_frames_is_the_prompt(two_layers):
     voice = torch.randn(config.speaker_embedding_dim, generator=torch.Generator().manual_seed(4))
     sampling = Sampling(seed=5, max_frames=3)
     whole = backbone_of(two_layers, False).generate([prompt], sampling, [voice])[0]
-    backbone = backbone_of(two_layers, True, prefill_rows=8)
+    backbone = backbone_of(two_layers, True, max_prefill_tokens=8)
     busy = backbone.stream(requests(2)[0][1], Sampling(seed=1, max_frames=30, ignore_eos=True))
     next(busy)
     late = backbone.stream(prompt, sampling, voice)
@@ -66,7 +66,7 @@ def test_a_prompt_in_pieces_between_frames_is_the_prompt(two_layers):
 
 def test_launches_of_a_frame(two_layers, quick_interpreter):
     """Embedding, 5 for a dense layer, 6 for a mixture, head, draw, and what follows from it."""
-    backbone = backbone_of(two_layers, False, look=1)
+    backbone = backbone_of(two_layers, False, sync_interval=1)
     prompts, samplings = requests(3)
     streams = [backbone.stream(p, s) for p, s in zip(prompts, samplings, strict=True)]
     assert len([next(streams[2]) for _ in range(2)]) == 2  # the prompts, and a frame

@@ -209,8 +209,8 @@ class TestRealSizes:
         """A step takes as many frames as fit, and what is allocated is what was reckoned with."""
         decoder, together = real[dtype].decoder, real[dtype]._frames_together(rows)
         assert together > 1
-        room = decoder.room(rows, together)
-        assert room <= vocoder_module.ACTIVATIONS < decoder.room(rows, together + 1)
+        room = decoder.ring_bytes(rows, together)
+        assert room <= vocoder_module.ACTIVATIONS < decoder.ring_bytes(rows, together + 1)
         with Operations() as seen:
             decoder.rings(rows, together)
         assert allocated(seen) == room
@@ -231,5 +231,5 @@ class TestLatents:
         together, z = vocoder.decode(codes), vocoder.latents(codes)
         assert same_bits(vocoder.decode_latents(z[1:2])[0], together[1])
         monkeypatch.setattr(vocoder_module, "ROWS_TOGETHER", 2)
-        monkeypatch.setattr(vocoder_module, "ACTIVATIONS", vocoder.decoder.room(2, 4))
+        monkeypatch.setattr(vocoder_module, "ACTIVATIONS", vocoder.decoder.ring_bytes(2, 4))
         assert same_bits(vocoder.decode_latents(z), together)

@@ -175,7 +175,7 @@ class TestInSteps:
         """In steps of five frames, three clips at a time, whichever units are one operation."""
         clips = [random_codes(9, n, seed=n) for n in (12, 0, 1, 33, 7)]
         vocoder, seen = in_steps(codecs[name], widest_unit), []
-        monkeypatch.setattr(vocoder_module, "ACTIVATIONS", vocoder.decoder.room(3, 5))
+        monkeypatch.setattr(vocoder_module, "ACTIVATIONS", vocoder.decoder.ring_bytes(3, 5))
         monkeypatch.setattr(vocoder_module, "ROWS_TOGETHER", 3)
         step = vocoder.decoder.step
         monkeypatch.setattr(vocoder.decoder, "step", lambda *args: seen.append(args[2].tolist()) or step(*args))

@@ -1,4 +1,4 @@
-"""The frame loop speaks: samples made beside the codes are those of the whole clip, whoever else runs."""
+"""The vocoder in the scheduler: samples equal those of the whole clip, whatever else runs."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -9,9 +9,9 @@ import torch
 from tests.model.codecs import clip, in_windows, integer_codec, random_codec
 from tests.model.operations import WAITS, Operations
 from zonos2_triton.bench.proof.invariants import same_bits
-from zonos2_triton.model import Backbone, LoopOptions, Sampling, Zonos2, build_prompt
+from zonos2_triton.model import Backbone, BatchingOptions, Sampling, Zonos2, build_prompt
 from zonos2_triton.model.runtime import vocoder_runner
-from zonos2_triton.model.runtime.scheduler import Loop
+from zonos2_triton.model.runtime.scheduler import Scheduler
 from zonos2_triton.reference.ops import REFERENCE
 from zonos2_triton.reference.stopping import find_end
 
@@ -39,22 +39,22 @@ def ending(logits, settings, seeds, steps, last_seen):
 
 @pytest.fixture
 def make(golden_weights, vocoder):
-    """A backbone whose loop speaks; padded: its batches are those of graphs, with idle rows, and captured as they are:
+    """A backbone with a vocoder; padded: its batches are those of graphs, with idle slots, and captured as they are:
     after two calls that must change nothing, in the middle of whatever runs."""
 
-    def made(ahead=False, padded=False, **options):
-        backbone = Backbone(*golden_weights, backend="reference", options=LoopOptions(**options))
+    def made(pipelined=False, padded=False, **options):
+        backbone = Backbone(*golden_weights, backend="reference", options=BatchingOptions(**options))
 
         def captured(call):
-            with backbone.loop._idle():
+            with backbone.scheduler._idle():
                 call()
                 call()
             return call
 
         capture, ops = captured if padded else None, replace(REFERENCE, sample_codes=ending)
-        backbone._loop = Loop(backbone.model, ops, backbone.options, alone=True, capture=capture)
-        backbone.loop._ahead = ahead
-        backbone.speak(vocoder.decoder)
+        backbone._scheduler = Scheduler(backbone.model, ops, backbone.options, per_sequence=True, capture=capture)
+        backbone.scheduler._pipelined = pipelined
+        backbone.attach_vocoder(vocoder.decoder)
         return backbone
 
     return made
@@ -66,7 +66,7 @@ def requests(backbone, count):
 
 
 @pytest.mark.parametrize(
-    ("streams", "look", "ahead", "padded", "tight"),
+    ("max_batch_size", "sync_interval", "pipelined", "padded", "tight"),
     [
         pytest.param(1, 4, False, False, True, marks=pytest.mark.slow),
         pytest.param(2, 8, True, False, False, marks=pytest.mark.slow),
@@ -75,12 +75,14 @@ def requests(backbone, count):
         (8, 5, False, False, False),
     ],
 )
-def test_what_is_spoken_is_the_clip(make, vocoder, monkeypatch, streams, look, ahead, padded, tight):
-    """Rows move, are taken again, and end at any place of a look; where memory is tight, in several steps a look."""
+def test_what_is_spoken_is_the_clip(
+    make, vocoder, monkeypatch, max_batch_size, sync_interval, pipelined, padded, tight
+):
+    """Slots move, are reused and end anywhere in a scheduler step. If memory is tight, the vocoder takes several."""
     if tight:
-        monkeypatch.setattr(vocoder_runner, "RINGS", vocoder.decoder.room(streams, 6))
-    backbone = make(ahead, padded, streams=streams, look=look)
-    assert (backbone.loop.speech.steps > 1) == tight
+        monkeypatch.setattr(vocoder_runner, "MAX_RING_BYTES", vocoder.decoder.ring_bytes(max_batch_size, 6))
+    backbone = make(pipelined, padded, max_batch_size=max_batch_size, sync_interval=sync_interval)
+    assert (backbone.scheduler.vocoder_runner.steps > 1) == tight
     prompts, samplings = requests(backbone, 8)
     results = backbone.generate(prompts, samplings)
     assert [result.eos_frame for result in results] == [None, 0, None, 0, 2, 9, 8, 12]
@@ -93,7 +95,7 @@ def test_what_is_spoken_is_the_clip(make, vocoder, monkeypatch, streams, look, a
 
 def test_samples_come_while_the_clip_is_made(make, vocoder):
     """As soon as the codes of a frame, and of those it depends on, are there."""
-    backbone, hop = make(streams=1, look=2), vocoder.config.hop
+    backbone, hop = make(max_batch_size=1, sync_interval=2), vocoder.config.hop
     prompt, spoken = build_prompt(backbone.config, "a"), 0
     for i, frame in enumerate(backbone.stream(prompt, Sampling(seed=0, max_frames=40)), 1):
         if frame.samples is not None:
@@ -103,7 +105,7 @@ def test_samples_come_while_the_clip_is_made(make, vocoder):
 
 
 def test_an_end_is_told_from_then_on(make):
-    backbone = make(streams=1, look=4)
+    backbone = make(max_batch_size=1, sync_interval=4)
     prompt = build_prompt(backbone.config, "a")
     frames = [*backbone.stream(prompt, Sampling(seed=5, max_frames=40))]
     assert [frame.eos_frame for frame in frames] == [None] * 9 + [9] * 10
@@ -117,7 +119,7 @@ def heard(frames):
 
 
 def test_a_cancelled_request_takes_nothing_along(make, vocoder):
-    backbone = make(streams=3, look=3)
+    backbone = make(max_batch_size=3, sync_interval=3)
     prompts, samplings = requests(backbone, 5)
     samplings = [replace(sampling, ignore_eos=True) for sampling in samplings]
     first, given_up, second = (backbone.stream(prompts[i], samplings[i]) for i in (4, 3, 0))
@@ -132,27 +134,27 @@ def test_a_cancelled_request_takes_nothing_along(make, vocoder):
 
 
 def test_a_faulty_row_is_silent(make, vocoder):
-    """From the look on in which it was found; its mate speaks."""
-    backbone = make(streams=2, look=40)
+    """From the step on in which it was found; the other request goes on."""
+    backbone = make(max_batch_size=2, sync_interval=40)
     prompt = build_prompt(backbone.config, "a")
     sick, healthy = (backbone.stream(prompt, Sampling(seed=s, max_frames=60, ignore_eos=True)) for s in (8, 0))
     frames = []
     with pytest.raises(FloatingPointError, match="frame 42"):
         frames.extend(sick)
-    assert len(heard(frames)) == 33 * vocoder.config.hop - vocoder.decoder.lag  # of the first look: 41 frames
+    assert len(heard(frames)) == 33 * vocoder.config.hop - vocoder.decoder.lag  # of the first step: 41 frames
     frames = [*healthy]
     assert torch.equal(heard(frames), in_windows(vocoder, torch.stack([frame.codes for frame in frames])))
 
 
 def test_who_runs_already_is_not_left_without_sound(golden_weights, vocoder):
-    backbone = Backbone(*golden_weights, backend="reference", options=LoopOptions(streams=2))
+    backbone = Backbone(*golden_weights, backend="reference", options=BatchingOptions(max_batch_size=2))
     stream = backbone.stream(build_prompt(backbone.config, "a"), Sampling(seed=0, max_frames=5, ignore_eos=True))
     next(stream)
     with pytest.raises(RuntimeError, match="1 requests are running; wait for their end"):
-        backbone.speak(vocoder.decoder)
+        backbone.attach_vocoder(vocoder.decoder)
     assert all(frame.samples is None for frame in stream)
-    backbone.speak(vocoder.decoder)
-    assert backbone.speaks(vocoder.decoder)
+    backbone.attach_vocoder(vocoder.decoder)
+    assert backbone.has_vocoder(vocoder.decoder)
 
 
 @pytest.mark.interpreter
@@ -160,7 +162,7 @@ def test_who_runs_already_is_not_left_without_sound(golden_weights, vocoder):
 def test_the_pipeline_on_kernels(two_layers):
     """Those of the backbone pass the codes on to those of the vocoder."""
     vocoder = random_codec((8,), "triton", latent_dim=4, decoder_dim=4, n_codebooks=9, codebook_size=1024)
-    tts = Zonos2(Backbone(*two_layers, "triton", LoopOptions(streams=1, look=2)), vocoder)
+    tts = Zonos2(Backbone(*two_layers, "triton", BatchingOptions(max_batch_size=1, sync_interval=2)), vocoder)
     sampling = Sampling(seed=3, max_frames=3, ignore_eos=True)
     result = tts.backbone.generate([build_prompt(tts.backbone.config, "a")], sampling)[0]
     assert same_bits(result.samples, clip(vocoder, result.frames))
@@ -169,7 +171,9 @@ def test_the_pipeline_on_kernels(two_layers):
 @pytest.mark.parametrize("same_device", [True, False], ids=["same-device", "by-the-host"])
 def test_the_pipeline(golden_weights, vocoder, same_device, monkeypatch):
     """Where the codes cannot be passed on, the host does it, to the same samples."""
-    backbone = Backbone(*golden_weights, backend="reference", options=LoopOptions(streams=1, look=2))
+    backbone = Backbone(
+        *golden_weights, backend="reference", options=BatchingOptions(max_batch_size=1, sync_interval=2)
+    )
     with monkeypatch.context() as patch:
         patch.setattr(backbone, "backend", "triton")
         if not same_device:
@@ -177,7 +181,7 @@ def test_the_pipeline(golden_weights, vocoder, same_device, monkeypatch):
         tts = Zonos2(backbone, vocoder)
     sampling = Sampling(seed=3, max_frames=12, ignore_eos=True)
     result = backbone.generate([build_prompt(backbone.config, "a")], sampling)[0]
-    assert (result.samples is not None) == backbone.speaks(vocoder.decoder) == same_device
+    assert (result.samples is not None) == backbone.has_vocoder(vocoder.decoder) == same_device
     whole = in_windows(vocoder, result.frames)
     assert torch.equal(tts.speak("a", sampling=sampling).samples, whole)
     assert torch.equal(torch.cat([*tts.stream("a", sampling=sampling)]), whole)
@@ -185,11 +189,11 @@ def test_the_pipeline(golden_weights, vocoder, same_device, monkeypatch):
 
 def test_nothing_is_asked_of_the_device(make, vocoder, monkeypatch):
     """No operation of a step reads a value back, or makes a shape of one."""
-    speech = make(streams=2).loop.speech
+    runner = make(max_batch_size=2).scheduler.vocoder_runner
     operations = SimpleNamespace(**{name: lambda *_, **__: None for name in vocoder.decoder.ops._fields})
-    operations.conv1d_tanh = lambda *_, **__: torch.zeros(2, speech.frames * vocoder.config.hop)
+    operations.conv1d_tanh = lambda *_, **__: torch.zeros(2, runner.frames * vocoder.config.hop)
     with monkeypatch.context() as patch, torch.inference_mode(), Operations() as seen:
         patch.setattr(vocoder.decoder, "ops", operations)
-        speech.advance(2)
+        runner.advance(2)
     assert seen.names
     assert not WAITS & {*seen.names}

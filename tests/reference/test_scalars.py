@@ -10,7 +10,7 @@ import torch
 from tests.model.codecs import frames_of, random_codec
 from zonos2_triton.model import (
     Audio,
-    LoopOptions,
+    BatchingOptions,
     Sampling,
     SpeakerEncoder,
     SpeakerEncoderConfig,
@@ -19,7 +19,7 @@ from zonos2_triton.model import (
     Zonos2Config,
     build_prompt,
 )
-from zonos2_triton.model.integrations.zonos2_engine.offline import _loop_options, _sampling
+from zonos2_triton.model.integrations.zonos2_engine.offline import _batching_options, _sampling
 from zonos2_triton.model.weights.tiny import PARAMS, write_tiny
 from zonos2_triton.reference.scalars import as_int, as_python
 
@@ -57,7 +57,7 @@ def test_what_a_value_is(value, want):
     "settings",
     [
         Sampling(0.9, 40, 0.8, 0.1, 20, 1.5, 4, 12, True, 5),
-        LoopOptions(4, 2048, 3, "off", 128),
+        BatchingOptions(4, 2048, 3, "off", 128),
         VocoderConfig(8, 8, (2, 2), 3, 16, 4, 24000),
         SpeakerEncoderConfig(),
         CONFIG,
@@ -102,4 +102,4 @@ def test_the_offline_api():
     params = TTSSamplingParams(topk=7, seed=3, ignore_eos=True, temperature=0.5)
     assert _sampling("", TTSSamplingParams(**numpys(vars(params)))) == _sampling("", params)
     kwargs = {"max_running_req": 3, "num_page_override": 64, "page_size": 16, "cuda_graph_max_bs": 0}
-    assert _loop_options(numpys(kwargs)) == _loop_options(kwargs)
+    assert _batching_options(numpys(kwargs)) == _batching_options(kwargs)

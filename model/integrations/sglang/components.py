@@ -16,7 +16,7 @@ from torch import Tensor
 from zonos2_triton._settings import BACKEND, backend
 from zonos2_triton.model.backend import resolve_backend
 from zonos2_triton.model.integrations.accelerate import MARK, accelerate
-from zonos2_triton.model.ops import SEQUENCES_AT_ONCE
+from zonos2_triton.model.ops import MAX_BATCH_SIZE
 from zonos2_triton.reference.attention import QK_EPS
 from zonos2_triton.reference.ops import REFERENCE
 from zonos2_triton.reference.sampling import LARGEST, NEVER_SEEN
@@ -45,7 +45,7 @@ def attention(original: Callable[..., Tensor], module: Any, x: Tensor, positions
     n_tokens = x.shape[0]
     if n_tokens == 0 or not _runs("attention", x.device, x.dtype):
         return original(module, x, positions, forward_batch)
-    prefill = n_tokens > SEQUENCES_AT_ONCE
+    prefill = n_tokens > MAX_BATCH_SIZE
     heads, kv_heads, head_dim = module.nq, module.nkv, module.hd
     widths = heads * head_dim, kv_heads * head_dim, kv_heads * head_dim, heads
     project = _operation("qkv_projection", x.device, x.dtype)
@@ -101,7 +101,7 @@ def experts(
         sorted_slot_ids,
         expert_offsets,
         weights,
-        x.shape[0] > SEQUENCES_AT_ONCE,
+        x.shape[0] > MAX_BATCH_SIZE,
         residual=False,
     )
     return y, state

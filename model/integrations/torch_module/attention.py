@@ -11,7 +11,7 @@ from torch import Tensor
 
 from zonos2_triton.model.backend import current
 from zonos2_triton.model.integrations.torch_module.structure import Mismatched, Patch, TargetModel, Unsupported, flat
-from zonos2_triton.model.ops import SEQUENCES_AT_ONCE
+from zonos2_triton.model.ops import MAX_BATCH_SIZE
 from zonos2_triton.reference.numeric import exact_numerics
 from zonos2_triton.reference.rotary import rotary_table
 
@@ -58,7 +58,7 @@ def _one_attention(model: TargetModel, steps: _Steps, path: str) -> Patch:
         (B, T, _), start, room = x.shape, cache.length, cache.key.shape[1]
         if start + T > room or (start > 0 and T > 1):  # what the port does then is its own affair
             return original(x, cache, *rest)
-        rows, prefill = flat(x, config.dim), T > 1 or B > SEQUENCES_AT_ONCE
+        rows, prefill = flat(x, config.dim), T > 1 or B > MAX_BATCH_SIZE
         kv = wkv.weight.view(2, -1, config.dim)
         qkvg = ops.qkv_projection(rows, None, wq.weight, kv, gater.weight, 0.0, prefill)
         qk_temperature = module.temp.flatten().to(x.dtype)

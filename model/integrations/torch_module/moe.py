@@ -19,7 +19,7 @@ from zonos2_triton.model.integrations.torch_module.structure import (
     many,
     swiglu,
 )
-from zonos2_triton.model.ops import ROWS_AT_ONCE
+from zonos2_triton.model.ops import MAX_PREFILL_TOKENS
 from zonos2_triton.reference.config import BALANCING_SIGN
 from zonos2_triton.reference.moe_router import Routing
 from zonos2_triton.reference.numeric import wide
@@ -86,10 +86,10 @@ def _one_router(model: TargetModel, i: int) -> Patch:
     convention = _router_convention(model, own)
 
     def ours(x: Tensor, state: Tensor | None = None) -> Any:
-        pieces = flat(x, config.dim).split(ROWS_AT_ONCE)
+        pieces = flat(x, config.dim).split(MAX_PREFILL_TOKENS)
         states: Sequence[Tensor | None] = [None] * len(pieces)
         if own.carries and state is not None:
-            states = flat(state, config.moe_router_dim).to(x.dtype).split(ROWS_AT_ONCE)
+            states = flat(state, config.moe_router_dim).to(x.dtype).split(MAX_PREFILL_TOKENS)
         biases = own.module.balancing_biases
         signed = (biases if convention.sign > 0 else -biases).to(x.dtype)
         routings = [

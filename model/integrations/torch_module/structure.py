@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from zonos2_triton.model.backend import current
 from zonos2_triton.model.integrations.patching import writes_to
-from zonos2_triton.model.ops import SEQUENCES_AT_ONCE
+from zonos2_triton.model.ops import MAX_BATCH_SIZE
 from zonos2_triton.reference.config import Zonos2Config
 from zonos2_triton.reference.moe_router import by_expert
 from zonos2_triton.reference.network import layout
@@ -228,7 +228,7 @@ def flat(x: Tensor, width: int) -> Tensor:
 
 def many(rows: Tensor) -> bool:
     """Whether there are more rows than decode together."""
-    return len(rows) > SEQUENCES_AT_ONCE
+    return len(rows) > MAX_BATCH_SIZE
 
 
 def swiglu(model: TargetModel, x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:

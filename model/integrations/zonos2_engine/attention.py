@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from zonos2_triton.model.backend import resolve_backend
-from zonos2_triton.model.ops import SEQUENCES_AT_ONCE
+from zonos2_triton.model.ops import MAX_BATCH_SIZE
 from zonos2_triton.model.runtime.batch_state import int32
 from zonos2_triton.reference.ops import REFERENCE, Ops
 
@@ -93,7 +93,7 @@ class Backend:
         positions = [
             at for start, length in zip(cache_seqlens, lengths, strict=True) for at in range(start, start + length)
         ]
-        decoding = batch.is_decode and len(reqs) <= SEQUENCES_AT_ONCE
+        decoding = batch.is_decode and len(reqs) <= MAX_BATCH_SIZE
         if decoding:
             cache_seqlens[batch.size :] = [IDLE] * padding
         parts = cache_seqlens, cuts, positions, [req.table_idx for req in reqs]
@@ -115,10 +115,10 @@ class Backend:
         if self.captured is not None:
             raise RuntimeError(f"attention backend {BACKEND}: init_capture_graph was called before")
         most, device = max(bs_list), self.page_table.device
-        if most > SEQUENCES_AT_ONCE:
+        if most > MAX_BATCH_SIZE:
             raise ValueError(
-                f"attention backend {BACKEND}: graphs hold at most {SEQUENCES_AT_ONCE} requests, got {most}: "
-                f"--cuda-graph-max-bs {SEQUENCES_AT_ONCE}"
+                f"attention backend {BACKEND}: graphs hold at most {MAX_BATCH_SIZE} requests, got {most}: "
+                f"--cuda-graph-max-bs {MAX_BATCH_SIZE}"
             )
 
         def zeros(*shape: int) -> Tensor:
@@ -183,6 +183,6 @@ def attention_ops(backend: str, k_cache: Tensor) -> Ops:
     from zonos2_triton.kernels.rotary import check_head_dim
 
     check_head_dim(f"attention backend {BACKEND}", k_cache.shape[3])
-    counters = torch.zeros(SEQUENCES_AT_ONCE * k_cache.shape[2], dtype=torch.int32, device=k_cache.device)
+    counters = torch.zeros(MAX_BATCH_SIZE * k_cache.shape[2], dtype=torch.int32, device=k_cache.device)
     decode = partial(decode_attention, counters=counters)
     return replace(REFERENCE, decode_attention=decode, prefill_attention=prefill_attention)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from zonos2_triton.model.integrations.patching import Replacement, sum_embeddings
 from zonos2_triton.model.integrations.zonos2_engine.attention import Metadata
-from zonos2_triton.model.ops import ROWS_AT_ONCE, SEQUENCES_AT_ONCE
+from zonos2_triton.model.ops import MAX_BATCH_SIZE, MAX_PREFILL_TOKENS
 from zonos2_triton.reference.config import BALANCING_SIGN, Zonos2Config
 from zonos2_triton.reference.moe_router import Routing, by_expert
 from zonos2_triton.reference.ops import Ops
@@ -48,7 +48,7 @@ class Shared:
     def prefill(self, rows: int) -> bool:
         """How products of so many rows are made."""
         batch = self.batch()
-        return rows > SEQUENCES_AT_ONCE or (batch is not None and batch.is_prefill)
+        return rows > MAX_BATCH_SIZE or (batch is not None and batch.is_prefill)
 
     def idle(self, rows: int) -> Tensor | None:
         """Where the rows stand, negative: nowhere; None: all of them count."""
@@ -158,7 +158,7 @@ def signed_biases(shared: Shared, router: Any) -> Tensor:
 
 
 def routing(shared: Shared, router: Any) -> Route:
-    """All that a router finds, of up to ROWS_AT_ONCE rows."""
+    """All that a router finds, of up to MAX_PREFILL_TOKENS rows."""
 
     def route(x: Tensor, state: Tensor | None) -> Routing:
         network, biases = router.router_mlp, signed_biases(shared, router).to(x.dtype)
@@ -264,8 +264,8 @@ def logits(shared: Shared, model: Any) -> Call:
 
 def pieces(x: Tensor, state: Tensor | None) -> list[tuple[Tensor, Tensor | None]]:
     """Rows and their states, no more of them at once than the counters of the operations are for."""
-    parts = x.split(ROWS_AT_ONCE)
-    states: tuple[Tensor | None, ...] = (None,) * len(parts) if state is None else state.split(ROWS_AT_ONCE)
+    parts = x.split(MAX_PREFILL_TOKENS)
+    states: tuple[Tensor | None, ...] = (None,) * len(parts) if state is None else state.split(MAX_PREFILL_TOKENS)
     return list(zip(parts, states, strict=True))
 
 

@@ -16,11 +16,11 @@ from zonos2_triton.model.backbone import Backbone
 from zonos2_triton.model.backend import resolve_device
 from zonos2_triton.model.files import whole_file
 from zonos2_triton.model.nvtx import annotate
-from zonos2_triton.model.ops import ROWS_AT_ONCE
+from zonos2_triton.model.ops import MAX_PREFILL_TOKENS
 from zonos2_triton.model.pipeline import WEIGHTS, Zonos2
 from zonos2_triton.model.prompt import build_prompt
 from zonos2_triton.model.runtime.request import Generation, for_each
-from zonos2_triton.model.runtime.scheduler import LoopOptions
+from zonos2_triton.model.runtime.scheduler import BatchingOptions
 from zonos2_triton.model.vocoder import Vocoder
 from zonos2_triton.model.weights.checkpoint import one_file
 from zonos2_triton.model.weights.hub import resolve_path
@@ -35,7 +35,7 @@ DEFAULT_QUALITY = {"trailing_silence_s": 3}  # 0.25 to 0.5 s
 RENAMED = {"topk": "top_k", "max_tokens": "max_frames"}  # official names -> those of `Sampling`
 # In errors, for names that the caller did not use.
 OFFICIAL = {own: official for official, own in RENAMED.items()} | {
-    "sampling: ": "", "positions in LoopOptions": "num_page_override",
+    "sampling: ": "", "positions in BatchingOptions": "num_page_override",
     "speaking_rate": "speaking_rate_bucket", "quality": "quality_buckets",
 }  # fmt: skip
 
@@ -120,7 +120,7 @@ class TTSLLM:
         argument. FileNotFoundError: what is missing from the folder.
         """
         _check(kwargs)
-        options = _loop_options(kwargs)
+        options = _batching_options(kwargs)
         loaded, self.vocoder, self._comment = _load(model_path, dtype, decode_audio, kwargs)
         config = _shortened(loaded.config, kwargs.get("max_seq_len_override"))
         sizes = {"n_codebooks": n_codebooks, "codebook_size": codebook_size, "text_vocab": text_vocab,
@@ -272,19 +272,19 @@ def _check(given: Mapping[str, Any]) -> None:
         LOG.info("TTSLLM: without a meaning here: %s", ", ".join(idle))
 
 
-def _loop_options(kwargs: Options) -> LoopOptions:
-    """The arguments of the official engine that the frame loop knows. ValueError: values that it does not take."""
+def _batching_options(kwargs: Options) -> BatchingOptions:
+    """The arguments of the official engine that the scheduler knows. ValueError: values that it does not take."""
     chosen: dict[str, Any] = {}
     if "max_running_req" in kwargs:
-        chosen["streams"] = _count("max_running_req", kwargs["max_running_req"], 256)
+        chosen["max_batch_size"] = _count("max_running_req", kwargs["max_running_req"], 256)
     if "max_extend_tokens" in kwargs:
-        chosen["prefill_rows"] = min(_count("max_extend_tokens", kwargs["max_extend_tokens"]), ROWS_AT_ONCE)
+        chosen["max_prefill_tokens"] = min(_count("max_extend_tokens", kwargs["max_extend_tokens"]), MAX_PREFILL_TOKENS)
     if (pages := kwargs.get("num_page_override")) is not None:
         size = _count("page_size", kwargs.get("page_size", 1))
-        chosen["positions"] = _count("num_page_override", pages) * size
+        chosen["kv_cache_tokens"] = _count("num_page_override", pages) * size
     if kwargs.get("cuda_graph_bs") == [] or kwargs.get("cuda_graph_max_bs") == 0:
-        chosen["graphs"] = "off"
-    return LoopOptions(**chosen)
+        chosen["cuda_graphs"] = "off"
+    return BatchingOptions(**chosen)
 
 
 def _count(name: str, value: object, most: int = 2**31 - 1) -> int:

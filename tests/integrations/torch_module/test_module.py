@@ -233,8 +233,8 @@ def test_models_without_dense_layers_or_mixtures(start, end, skipped):
 
 def test_more_rows_than_decode_together(slower_backend, monkeypatch):
     for part in (structure, attention):
-        monkeypatch.setattr(part, "SEQUENCES_AT_ONCE", 4)
-    monkeypatch.setattr(moe, "ROWS_AT_ONCE", 8)
+        monkeypatch.setattr(part, "MAX_BATCH_SIZE", 4)
+    monkeypatch.setattr(moe, "MAX_PREFILL_TOKENS", 8)
     model = made()
     expected = logits_of(model, (4, 1), ids(5, 5))
     accelerate(model, backend=slower_backend)

@@ -166,7 +166,7 @@ def test_each_operation_alone(official, model, op, prompts, frames, expected):
     assert_same(Run(official, model, creator("reference")).generate(prompts, frames), expected)
 
 
-@pytest.mark.parametrize("name", ["SEQUENCES_AT_ONCE", "ROWS_AT_ONCE"])
+@pytest.mark.parametrize("name", ["MAX_BATCH_SIZE", "MAX_PREFILL_TOKENS"])
 def test_more_sequences_than_decode_together_and_rows_than_are_routed(
     official, model, monkeypatch, prompts, frames, expected, name
 ):
@@ -175,7 +175,7 @@ def test_more_sequences_than_decode_together_and_rows_than_are_routed(
     accelerate(model, backend="reference")
     run = Run(official, model, creator("reference"))
     assert_same(run.generate(prompts, frames), expected)
-    assert run.batch(run.reqs, "decode").attn_metadata.decoding == (name != "SEQUENCES_AT_ONCE")
+    assert run.batch(run.reqs, "decode").attn_metadata.decoding == (name != "MAX_BATCH_SIZE")
     router = model.layers.op_list[2].feed_forward.router
     weights, ids, following = router.forward(torch.ones(9, 32), torch.ones(9, 16))
     assert (weights.shape, ids.shape, following.shape) == ((9, 2), (9, 2), (9, 16))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from zonos2_triton.model import TTSLLM, LoopOptions, Sampling, TTSSamplingParams, build_prompt
+from zonos2_triton.model import TTSLLM, BatchingOptions, Sampling, TTSSamplingParams, build_prompt
 from zonos2_triton.model.weights.tiny import PARAMS
 
 KEYS = ["audio_tokens", "eos_frame", "audio", "sample_rate"]
@@ -214,18 +214,18 @@ def made(tiny_folder):
 @pytest.mark.parametrize(
     ("asked", "options"),
     [
-        ({}, LoopOptions()),
-        ({"max_running_req": 3}, LoopOptions(streams=3)),
-        ({"max_extend_tokens": 100}, LoopOptions(prefill_rows=100)),
-        ({"max_extend_tokens": 8192}, LoopOptions(prefill_rows=4096)),
-        ({"num_page_override": 300}, LoopOptions(positions=300)),
-        ({"num_page_override": 300, "page_size": 16}, LoopOptions(positions=4800)),
-        ({"num_page_override": None, "page_size": 16}, LoopOptions()),
-        ({"cuda_graph_bs": []}, LoopOptions(graphs="off")),
-        ({"cuda_graph_max_bs": 0}, LoopOptions(graphs="off")),
-        ({"cuda_graph_max_bs": 64, "cuda_graph_bs": None}, LoopOptions()),
-        ({"tp_info": SimpleNamespace(rank=0, size=1), "use_dummy_weight": False}, LoopOptions()),
-        ({name: PARAMS[name] for name in SIZES}, LoopOptions()),
+        ({}, BatchingOptions()),
+        ({"max_running_req": 3}, BatchingOptions(max_batch_size=3)),
+        ({"max_extend_tokens": 100}, BatchingOptions(max_prefill_tokens=100)),
+        ({"max_extend_tokens": 8192}, BatchingOptions(max_prefill_tokens=4096)),
+        ({"num_page_override": 300}, BatchingOptions(kv_cache_tokens=300)),
+        ({"num_page_override": 300, "page_size": 16}, BatchingOptions(kv_cache_tokens=4800)),
+        ({"num_page_override": None, "page_size": 16}, BatchingOptions()),
+        ({"cuda_graph_bs": []}, BatchingOptions(cuda_graphs="off")),
+        ({"cuda_graph_max_bs": 0}, BatchingOptions(cuda_graphs="off")),
+        ({"cuda_graph_max_bs": 64, "cuda_graph_bs": None}, BatchingOptions()),
+        ({"tp_info": SimpleNamespace(rank=0, size=1), "use_dummy_weight": False}, BatchingOptions()),
+        ({name: PARAMS[name] for name in SIZES}, BatchingOptions()),
     ],
 )
 def test_engine_arguments_with_a_meaning(made, asked, options):
