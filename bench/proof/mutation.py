@@ -1,7 +1,7 @@
-"""Faults put into copies of the kernels, and whether the checks of an operation find them.
+"""Mutation testing: mistakes put into copies of the kernels, and whether the operators' checks find them.
 
-A check that no fault can break proves nothing. So each operation has some realistic faults, one replaced text each, in
-`mutants`, and `killed` tells which of the operation's own checks fails on a copy that has one.
+A check that no mistake can break proves nothing. So each operator has realistic mutants, in `mutants`, and `killed`
+tells which of the operator's own checks fails on a copy that has one.
 """
 
 import functools
@@ -20,6 +20,7 @@ import torch
 from zonos2_triton import kernels
 from zonos2_triton.bench.proof.interpreter import DataRace, OutOfBounds
 from zonos2_triton.bench.proof.invariants import INVARIANTS, Op, exact, rounded_once, variants
+from zonos2_triton.bench.proof.patterns import apply
 from zonos2_triton.bench.proof.poison import GuardBandTouched
 from zonos2_triton.bench.proof.verify import Case
 from zonos2_triton.bench.specs.spec import Kernel, Workload
@@ -28,13 +29,12 @@ SOURCES = Path(kernels.__file__).parent
 
 
 @dataclass(frozen=True)
-class Fault:
-    """A text of a module of kernels/, which is there once, and what a mistake would have made of it."""
+class Mutant:
+    """A mistake in a module of kernels/: a pattern that fits there once, as in `bench.proof.patterns`."""
 
     name: str
     file: str  # without .py
-    old: str
-    new: str
+    pattern: str
 
 
 _numbers = itertools.count()
@@ -43,24 +43,27 @@ _numbers = itertools.count()
 @functools.cache
 def _folder() -> "tempfile.TemporaryDirectory[str]":
     """Triton reads the source of a kernel when it is launched: the files live as long as the process."""
-    return tempfile.TemporaryDirectory(prefix="faults-")
+    return tempfile.TemporaryDirectory(prefix="mutants-")
 
 
-def mutant(kernel: Kernel, fault: Fault) -> Callable[..., Any]:
-    """The operation of a copy of its module, and of whatever stands between that and the fault's, with the fault.
+def mutated(kernel: Kernel, mutant: Mutant) -> Callable[..., Any]:
+    """The operator of a copy of its module, and of every module between it and the mutant's, with the mistake.
 
-    ValueError: the text to be replaced is not there exactly once.
+    ValueError: the pattern does not fit once.
     """
-    package = f"zonos2_triton_fault_{next(_numbers)}"
-    texts = {file: (SOURCES / f"{file}.py").read_text(encoding="utf-8") for file in _between(kernel.name, fault.file)}
-    if (found := texts.get(fault.file, "").count(fault.old)) != 1:
-        raise ValueError(f"{kernel.name}, {fault.name}: {fault.old!r} is {found} times in {fault.file}.py, not once")
-    texts[fault.file] = texts[fault.file].replace(fault.old, fault.new)
+    package = f"zonos2_triton_mutant_{next(_numbers)}"
+    texts = {file: (SOURCES / f"{file}.py").read_text(encoding="utf-8") for file in _between(kernel.name, mutant.file)}
+    try:
+        if mutant.file not in texts:
+            raise ValueError(f"{kernel.name} does not import it")
+        copies = {**texts, mutant.file: apply(mutant.pattern, texts[mutant.file])}
+    except ValueError as error:
+        raise ValueError(f"{kernel.name}, {mutant.name}: {mutant.file}.py: {error}") from None
     path = Path(_folder().name, package)
     path.mkdir()
     (path / "__init__.py").touch()
-    copied = re.compile(rf"from zonos2_triton\.kernels\.({'|'.join(texts)}) import")
-    for file, text in texts.items():
+    copied = re.compile(rf"from zonos2_triton ?\. ?kernels ?\. ?({'|'.join(texts)}) import")
+    for file, text in copies.items():
         text = copied.sub(rf"from {package}.\1 import", text).replace('"zonos2_triton::', f'"{package}::')
         (path / f"{file}.py").write_text(text, encoding="utf-8")
     sys.path.insert(0, _folder().name)
@@ -102,7 +105,7 @@ TILED = {
 
 
 def checks(kernel: Kernel) -> Iterator[tuple[str, Callable[[Op], None]]]:
-    """What each of an operation's checks is called, and itself: a function of the operation. Quick ones come first."""
+    """The name of each of an operator's checks, and the check: a function of the operator. Quick ones come first."""
     given = small(kernel)
     tiled = [workload for workload in given if workload.name in TILED]
     rest = [workload for workload in given[1:] if workload not in tiled]
@@ -128,12 +131,12 @@ def checks(kernel: Kernel) -> Iterator[tuple[str, Callable[[Op], None]]]:
         yield check(rounded_once, workload, half)
 
 
-def killed(kernel: Kernel, fault: Fault) -> str | None:
-    """The first of the operation's checks that fails on a copy with the fault, and how. None: the fault survives.
+def killed(kernel: Kernel, mutant: Mutant) -> str | None:
+    """The first of the operator's checks that fails on the mutant, and how. None: the mutant survives.
 
-    Other errors than a check's are raised: a copy that cannot even run says nothing about the checks.
+    Other errors than a check's are raised: a copy that cannot run says nothing about the checks.
     """
-    op = mutant(kernel, fault)
+    op = mutated(kernel, mutant)
     for name, check in checks(kernel):
         try:
             check(op)

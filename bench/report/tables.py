@@ -12,7 +12,7 @@ from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.compiler.gate import SNAPSHOTS
 from zonos2_triton.bench.figures import engineering
 from zonos2_triton.bench.proof import bounds
-from zonos2_triton.bench.proof.mutants import FAULTS, distinct
+from zonos2_triton.bench.proof.mutants import MUTANTS, distinct
 from zonos2_triton.bench.specs.performance_targets import GOALS, UNMEASURED
 from zonos2_triton.bench.specs.spec import Kernel
 from zonos2_triton.bench.suite.results import Result, newest, passed
@@ -59,9 +59,9 @@ def accuracy(_: Result | None) -> str:
 def mutants(_: Result | None) -> str:
     """Markdown: how many mutants there are, those of shared code counted once."""
     return (
-        f"`bench/proof/mutation.py` puts {len(distinct())} realistic faults into copies of the kernels, one at a time. "
-        "Faults of shared code\nare tried in each kernel whose checks find them: "
-        f"{sum(map(len, FAULTS.values()))} pairs, each of which must fail a check of its kernel.\n"
+        f"`bench/proof/mutation.py` makes {len(distinct())} mutants of the kernels, copies with one mistake each. "
+        "Mutants of shared code\nare tried in each kernel whose checks find them: "
+        f"{sum(map(len, MUTANTS.values()))} pairs, each of which must fail a check of its kernel.\n"
     )
 
 

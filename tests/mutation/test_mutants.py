@@ -1,4 +1,4 @@
-"""The checks of each operation fail on every copy of it with a fault; tests/kernels shows that they pass on itself."""
+"""The checks of each operator kill every mutant of it; tests/kernels shows that they pass on the operator itself."""
 
 import sys
 
@@ -7,8 +7,8 @@ import torch
 
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.proof.invariants import exact
-from zonos2_triton.bench.proof.mutants import FAULTS
-from zonos2_triton.bench.proof.mutation import Fault, case_of, killed, mutant, small
+from zonos2_triton.bench.proof.mutants import MUTANTS
+from zonos2_triton.bench.proof.mutation import Mutant, case_of, killed, mutated, small
 from zonos2_triton.bench.proof.verify import Mismatch
 
 pytestmark = pytest.mark.interpreter
@@ -22,57 +22,62 @@ FOUND = {
     ("conv1d_tanh", "nan-hidden"): "nan_isolated ",
     ("conv1d_snake", "act-of-what-was-rounded"): "rounded_once ",
 }
-FIRST_POSITION = next(fault for fault in FAULTS["rotary"] if fault.name == "position-of-the-first-row")
+FIRST_POSITION = next(each for each in MUTANTS["rotary"] if each.name == "position-of-the-first-row")
 
 
-def fault_cases():
-    """Fast is one of each operation, the last of its own module."""
-    for kernel, faults in FAULTS.items():
-        fast = [fault for fault in faults if fault.file == kernel][-1]
-        for fault in faults:
-            marks = [pytest.mark.slow] if fault != fast else []
-            yield pytest.param(kernel, fault, id=f"{kernel}-{fault.name}", marks=marks)
+def mutant_cases():
+    """One of each operator is fast, the last of its own module."""
+    for kernel, mutants in MUTANTS.items():
+        fast = [mutant for mutant in mutants if mutant.file == kernel][-1]
+        for mutant in mutants:
+            marks = [pytest.mark.slow] if mutant != fast else []
+            yield pytest.param(kernel, mutant, id=f"{kernel}-{mutant.name}", marks=marks)
 
 
-@pytest.mark.parametrize(("kernel", "fault"), list(fault_cases()))
-def test_a_fault_is_found(kernel, fault):
-    found = killed(KERNELS[kernel], fault)
+@pytest.mark.parametrize(("kernel", "mutant"), list(mutant_cases()))
+def test_a_mutant_is_killed(kernel, mutant):
+    found = killed(KERNELS[kernel], mutant)
     assert found, "survived"
-    expected = "exact no-preamble float32: " if fault.name.startswith("plain-") else FOUND.get((kernel, fault.name), "")
-    assert found.startswith(expected)
+    plain = mutant.name.startswith("plain-")
+    assert found.startswith("exact no-preamble float32: " if plain else FOUND.get((kernel, mutant.name), ""))
 
 
-def test_every_operation_has_faults():
-    assert FAULTS.keys() == KERNELS.keys()
-    assert all(len({fault.name for fault in faults}) == len(faults) >= 4 for faults in FAULTS.values())
-    assert {(kernel, fault.name) for kernel, faults in FAULTS.items() for fault in faults} >= FOUND.keys()
+def test_every_operator_has_mutants():
+    assert MUTANTS.keys() == KERNELS.keys()
+    assert all(len({mutant.name for mutant in mutants}) == len(mutants) >= 4 for mutants in MUTANTS.values())
+    assert {(kernel, mutant.name) for kernel, mutants in MUTANTS.items() for mutant in mutants} >= FOUND.keys()
 
 
 @pytest.mark.parametrize(
-    ("file", "old", "times"),
-    [("rotary", "offs_hh", "0"), ("rotary", "offs_h", "[2-9]"), ("moe_router", "offs_n", "0")],
-    ids=["not there", "more than once", "in a module that is not imported"],
+    ("file", "pattern", "message"),
+    [
+        ("rotary", "offs_h {{< => <=}} HH", "fits 0 times, not once"),
+        ("rotary", "BLOCK_H{{ =>  + 1}}", r"fits 4 times, lines \d+, \d+, \d+, \d+, not once"),
+        ("rotary", "BLOCK_{{H => N}}", "an edit must cover whole tokens, not a part of BLOCK_H"),
+        ("rotary", "(offs < {{H => m}})", "does not bind m"),
+        ("moe_router", "offs", "rotary does not import it"),
+    ],
 )
-def test_a_fault_that_does_not_fit_is_refused(file, old, times):
-    with pytest.raises(ValueError, match=f"rotary, misfit: '{old}' is {times} times in {file}.py, not once"):
-        mutant(KERNELS["rotary"], Fault("misfit", file, old, ""))
+def test_a_pattern_that_does_not_fit_once_is_refused(file, pattern, message):
+    with pytest.raises(ValueError, match=rf"^rotary, misfit: {file}\.py: (.* )?{message}$"):
+        mutated(KERNELS["rotary"], Mutant("misfit", file, pattern))
 
 
 def test_a_copy_without_a_fault_passes():
     """Its own errors are not what kills a copy."""
     for kernel, file in [("rotary", "rotary"), ("rotary", "_math"), ("output_projection", "_gemm")]:
-        assert killed(KERNELS[kernel], Fault("none", file, "import triton\n", "import triton\n")) is None
+        assert killed(KERNELS[kernel], Mutant("none", file, "import triton{{ => }}.language as tl")) is None
 
 
 def test_an_error_of_the_copy_is_no_finding():
-    with pytest.raises(Exception, match="no_such_name"):
-        killed(KERNELS["rotary"], Fault("broken", "rotary", "offs_h < H", "offs_h < no_such_name"))
+    with pytest.raises(Exception, match="NO_SUCH_NAME"):
+        killed(KERNELS["rotary"], Mutant("broken", "rotary", "offs < {{H => NO_SUCH_NAME}}"))
 
 
 def test_copies_leave_no_trace():
     kernel = KERNELS["rotary"]
     modules, path, registered = set(sys.modules), list(sys.path), set(dir(torch.ops.zonos2_triton))
-    first, second = mutant(kernel, FIRST_POSITION), mutant(kernel, FIRST_POSITION)
+    first, second = mutated(kernel, FIRST_POSITION), mutated(kernel, FIRST_POSITION)
     assert (set(sys.modules), list(sys.path), set(dir(torch.ops.zonos2_triton))) == (modules, path, registered)
     assert len({first._qualname, second._qualname, kernel.op._qualname}) == 3
     case = case_of(kernel, small(kernel)[0])

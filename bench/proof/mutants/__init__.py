@@ -6,11 +6,11 @@ from dataclasses import replace
 from zonos2_triton.bench.proof.mutants.attention import ATTENTION
 from zonos2_triton.bench.proof.mutants.backbone import BACKBONE
 from zonos2_triton.bench.proof.mutants.vocoder import VOCODER
-from zonos2_triton.bench.proof.mutation import Fault
+from zonos2_triton.bench.proof.mutation import Mutant
 
-FAULTS: Mapping[str, tuple[Fault, ...]] = {**BACKBONE, **ATTENTION, **VOCODER}
+MUTANTS: Mapping[str, tuple[Mutant, ...]] = {**BACKBONE, **ATTENTION, **VOCODER}
 
 
-def distinct() -> set[Fault]:
+def distinct() -> set[Mutant]:
     """Those of code that kernels share stand in each of them; here each is once, by its file and its texts."""
-    return {replace(fault, name="") for faults in FAULTS.values() for fault in faults}
+    return {replace(fault, name="") for mutants in MUTANTS.values() for fault in mutants}

@@ -1,22 +1,18 @@
 """How mutants are written, and those of the helpers that several kernels share."""
 
-import re
 from itertools import chain
 
-from zonos2_triton.bench.proof.mutation import Fault
-
-_EDIT = re.compile(r"\{\{(.*?) => (.*?)\}\}", re.DOTALL)
+from zonos2_triton.bench.proof.mutation import Mutant
 
 
-def mutants(file: str, *shared: tuple[Fault, ...], **texts: str) -> tuple[Fault, ...]:
-    """The shared ones, and those of a module: by name, a text of it, with {{old => new}} where the mutant differs."""
-    pairs = {name.replace("_", "-"): (_EDIT.sub(r"\1", text), _EDIT.sub(r"\2", text)) for name, text in texts.items()}
-    return (*chain(*shared), *(Fault(name, file, old, new) for name, (old, new) in pairs.items()))
+def mutants(file: str, *shared: tuple[Mutant, ...], **patterns: str) -> tuple[Mutant, ...]:
+    """The shared ones, and those of a module: a pattern by name, as in `bench.proof.patterns`."""
+    return (*chain(*shared), *(Mutant(name.replace("_", "-"), file, text) for name, text in patterns.items()))
 
 
 def swapped(first: str, second: str) -> str:
     """Two statements in the other order."""
-    return "{{" + first + second + " => " + second + first + "}}"
+    return "{{" + f"{first} {second} => {second}; {first}" + "}}"
 
 
 EXPONENTIAL = mutants(
@@ -42,18 +38,18 @@ TANH = mutants(
 )
 COUNTED = mutants(
     "_math",
-    counter_stays="{{    if last:\n        tl.store(counter_ptr, 0)\n => }}",
-    no_barrier_before_the_count="{{    tl.debug_barrier()  # what every thread stored comes before the count\n => }}",
-    relaxed_count='sem="{{acq_rel => relaxed}}"',
-    count_within_a_block='scope="{{gpu => cta}}"',
+    counter_stays="{{tl.store(counter_ptr, 0) => pass}}",
+    no_barrier_before_the_count="{{tl.debug_barrier() => pass}} seen = tl.atomic_add",
+    relaxed_count='sem={{"acq_rel" => "relaxed"}}',
+    count_within_a_block='scope={{"gpu" => "cta"}}',
     last_but_one_joins="last = seen == n - {{1 => 2}}",
 )
 MULTIPLIED = mutants(
     "_gemm",
-    tail_of_K_not_masked="if {{not EVEN_K => K < 0}}:\n            mask_w",
-    tail_of_K_one_too_long="(k {{< => <=}} K)[None, :]\n            mask_x = mask_x & (k {{< => <=}} K)[:, None]",
+    tail_of_K_not_masked="if {{not EVEN_K => K < 0}}: mask_w",
+    tail_of_K_one_too_long="(k {{< => <=}} K)[None, :] mask_x = mask_x & (k {{< => <=}} K)[:, None]",
     tail_of_K_one_too_short="mask_x & (k < K{{ =>  - 1}})[:, None]",
-    last_block_of_K_only="acc = dot_fp32(w, x, {{acc => tl.zeros_like(acc)}})",
+    last_block_of_K_only="acc = dot_fp32(w, x, {{acc => tl.zeros_like(acc)}}) if",
 )
 NORMED = mutants(
     "_gemm",

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from zonos2_triton.bench.proof.mutants.shared import TANH, TRUNCATED, mutants
-from zonos2_triton.bench.proof.mutation import Fault
+from zonos2_triton.bench.proof.mutation import Mutant
 
 _LANES = mutants(
     "_ring_conv",
@@ -24,9 +24,9 @@ _LAGGING = mutants(
     lag_forgotten="done * rate {{- lag  => }}+ column",
     lag_of_frames="{{done * rate - lag => (done - lag) * rate}} + column",
     rate_forgotten="done {{* rate  => }}- lag + column",
-    rate_of_the_length_forgotten="length {{* rate  => }}- short",
-    short_forgotten="length * rate{{ - short => }}",
-    short_counted_up="length * rate {{- => +}} short",
+    rate_of_the_length_forgotten="+ column, length {{* rate  => }}- short",
+    short_forgotten="+ column, length * rate{{ - short => }}",
+    short_counted_up="+ column, length * rate {{- => +}} short",
     positions_of_32_bits="row * 4, mask=mask, other=0){{.to(tl.int64) => }}",
     lengths_of_32_bits="row * 4 + 2, mask=mask, other=0){{.to(tl.int64) => }}",
 )
@@ -61,7 +61,7 @@ _GATHERED = mutants(
     tail_of_channels_not_masked="if CI {{% BLOCK_K != => <}} 0:",
     tail_of_channels_one_too_long="mask = mask & (c {{< => <=}} CI)[None, :]",
     tail_of_channels_one_too_short="mask = mask & (c < CI{{ =>  - 1}})[None, :]",
-    taps_at_no_distance="onward(at, {{ => 0 * }}ahead, ring)",
+    taps_at_no_distance="offset(row, onward(at, {{ => 0 * }}ahead, ring)",
     tap_at_the_begin_unread="(ahead {{>= => >}} begin) & ",
     tap_at_the_end_read="& (ahead {{< => <=}} end))",
     begin_forgotten="({{(ahead >= begin) & (ahead < end) => ahead < end}})",
@@ -70,14 +70,14 @@ _GATHERED = mutants(
     rings_of_another_length="onward(at, ahead, ring), ring{{ =>  - 1}}, CI,",
     channels_of_another_width="onward(at, ahead, ring), ring, CI{{ =>  - 1}},",
     zeros_by_a_product=(
-        "mask={{mask => ((ahead >= begin) & (end > 0))[:, None] & (c < CI)[None, :]}}"
-        ", other=0.0){{ =>  * mask}}\n    return x,"
+        "mask = ((ahead >= begin) & (ahead < end))[:, None] ... mask & (c < CI) ... "
+        "mask={{mask => ((ahead >= begin) & (end > 0))[:, None] & (c < CI)[None, :]}}, other=0.0{{) => ) * mask}} return x,"
     ),
     weights_of_the_first_tap="return x, {{tap * CI +  => }}c,",
     weights_of_whole_blocks="return x, tap * {{CI => CHUNKS * BLOCK_K}} + c,",
     weights_one_too_many="tap * CI + c, c {{< => <=}} CI",
-    weights_not_masked="    if {{not EVEN => K < 0}}:\n        mask",
-    rows_of_weights_not_masked="mask = {{mask_n => (n >= 0)}}[None, :]\n",
+    weights_not_masked="if {{not EVEN => K < 0}}: mask",
+    rows_of_weights_not_masked="mask = {{mask_n => (n >= 0)}}[None, :] ... tl.load(w_ptr + n",
 )
 _DILATED = mutants("_ring_conv", taps_without_dilation="ahead = tap{{ * step => }}")
 _TAPS = mutants(
@@ -86,22 +86,23 @@ _TAPS = mutants(
     last_block_forgotten="range(blocks{{ =>  - 1}})",
     last_block_only="mask_k, TAPS * CI, CI % BLOCK_K == 0), {{acc => tl.zeros_like(acc)}}, TF32)",
     even_taken_for_granted="TAPS * CI, {{CI % BLOCK_K == 0 => True}})",
-    always_tf32="acc, {{TF32 => True}})\n    return acc",
+    always_tf32="acc, {{TF32 => True}}) return acc",
 )
 _WIDE = mutants("_ring_conv", weights_of_one_tap="mask_k, {{TAPS *  => }}CI, CI %")
 _EMITTED = mutants(
     "_ring_conv",
     old_values_counted_as_none=(
-        "if HAS_Y:\n{{ =>         out += 0.0 * tl.load(y_ptr + y_rows + channel[None, :], mask=mask, other=0.0)\n}}"
+        "if HAS_Y: {{ => out += 0.0 * tl.load(y_ptr + y_rows + channel[None, :], mask=mask, other=0.0); }}"
+        "tl.store(y_ptr + y_rows + channel[None, :], out, mask=mask)"
     ),
     y_without_act_forgotten="if HAS_Y{{ =>  and HAS_ACT}}:",
     act_without_y_forgotten="if HAS_ACT{{ =>  and HAS_Y}}:",
-    y_in_the_ring_of_act="y_ptr + {{y_rows => act_rows}}",
-    act_in_the_ring_of_y="act_ptr + {{act_rows => y_rows}}",
-    y_not_masked="channel[None, :], out, mask={{mask => mask_n[None, :]}})",
-    y_rounded="channel[None, :], {{out => round_to(out, tl.float16)}}, mask=mask)",
-    act_not_masked="channel[None, :], act, mask={{mask => mask_n[None, :]}})",
-    act_not_activated="round_to({{snake(out, alpha) => out}}, act",
+    y_in_the_ring_of_act="y_rows, act_rows, ... y_ptr + {{y_rows => act_rows}}",
+    act_in_the_ring_of_y="y_rows, act_rows, ... act_ptr + {{act_rows => y_rows}}",
+    y_not_masked="mask, channel, mask_n, ... y_ptr + y_rows + channel[None, :], out, mask={{mask => mask_n[None, :]}})",
+    y_rounded="y_ptr + y_rows + channel[None, :], {{out => round_to(out, tl.float16)}}, mask=mask)",
+    act_not_masked="mask, channel, mask_n, ... act_ptr + act_rows + channel[None, :], act, mask={{mask => mask_n[None, :]}})",
+    act_not_activated="round_to({{snake(out, alpha) => out}}, act_ptr",
     alpha_of_the_first_channel="alpha_ptr + {{ => 0 * }}channel",
 )
 _ROUNDED_ONCE = mutants(
@@ -148,10 +149,12 @@ _TILES = {
 }
 # Of a launch, whose BLOCK_K decides the order of a sum.
 _ORDERS = {
-    "short_steps_in_other_blocks": '    {{ => launch["BLOCK_K"] = 64 if frames > 2 else 16\n    }}blocks = ',
-    "single_rows_in_other_blocks": '    {{ => launch["BLOCK_K"] = 64 if B > 1 else 16\n    }}blocks = ',
+    "short_steps_in_other_blocks": (
+        '= frames * rate ... launch = tiles(... {{ => launch["BLOCK_K"] = 64 if frames > 2 else 16; }}blocks = '
+    ),
+    "single_rows_in_other_blocks": 'launch = tiles(... {{ => launch["BLOCK_K"] = 64 if B > 1 else 16; }}blocks = ',
 }
-_BLOCKS = {**_ORDERS, "blocks_rounded_down": '{{cdiv(Ci, launch["BLOCK_K"] => max(Ci // launch["BLOCK_K"], 1}})'}
+_BLOCKS = {**_ORDERS, "blocks_rounded_down": '{{triton.cdiv(Ci, launch["BLOCK_K"] => max(Ci // launch["BLOCK_K"], 1}})'}
 _DILATION = {
     "reach_without_dilation": "reach = TAPS // 2{{ * step => }}",
     "reach_of_all_taps": "reach = {{TAPS // 2 => (TAPS - 1)}} * step",
@@ -160,7 +163,10 @@ _DILATION = {
     "dilation_of_one": "short, {{dilation => 1}}, R,",
 }
 
-VOCODER: Mapping[str, tuple[Fault, ...]] = {
+# The lengths of a kernel's rings, as its arguments.
+_RING_SIZES = "spans_ptr, B, frames, blocks, rate, lag, short, step, ring_x, ring_r, ring_y, ring_act, ... "
+
+VOCODER: Mapping[str, tuple[Mutant, ...]] = {
     "conv1d_snake": mutants(
         "conv1d_snake",
         TRUNCATED + _LANES + _LAGGING + _RINGS + _DILATED + _TAPS + _WIDE + _WRITTEN + _VISIBLE + _TEN_BITS,
@@ -176,17 +182,20 @@ VOCODER: Mapping[str, tuple[Fault, ...]] = {
         residual_forgotten="acc += {{ => 0.0 * }}tl.load(residual_ptr",
         residual_taken_off="acc {{+= => -=}} tl.load(residual_ptr",
         residual_alone="acc {{+= => =}} tl.load(residual_ptr",
-        residual_of_the_first_tap="place(t{{ =>  - reach}}, ring_r)",
-        residual_at_the_place_of_x="place(t, {{ring_r => ring_x}})",
-        residual_at_the_place_of_y="place(t, {{ring_r => ring_y}})",
-        residual_of_the_first_row="offset({{ => 0 * }}row, place(t, ring_r)",
-        residual_in_the_row_of_x="place(t, ring_r), {{ring_r => ring_x}},",
-        residual_of_what_is_masked="residual_ptr + at[:, None] + n[None, :], mask={{mask => live[:, None]}},",
-        y_at_the_place_of_x="place(t, {{ring_y => ring_x}})",
-        y_in_the_first_row="offset({{ => 0 * }}row, place(t, ring_y)",
-        act_at_the_place_of_y="place(t, {{ring_act => ring_y}})",
-        act_in_the_row_of_y="place(t, ring_act), {{ring_act => ring_y}},",
-        act_before_the_reach="place(t{{ =>  - reach}}, ring_act)",
+        residual_of_the_first_tap=(
+            "reach = TAPS // 2 * step ... "
+            "at = offset(row, place(t{{ =>  - reach}}, ring_r), ring_r, CO, LONG) acc += tl.load(residual_ptr"
+        ),
+        residual_at_the_place_of_x=_RING_SIZES + "place(t, {{ring_r => ring_x}})",
+        residual_at_the_place_of_y=_RING_SIZES + "place(t, {{ring_r => ring_y}})",
+        residual_of_the_first_row="at = offset({{ => 0 * }}row, place(t, ring_r), ring_r, CO, LONG) acc += tl.load(residual_ptr",
+        residual_in_the_row_of_x=_RING_SIZES + "place(t, ring_r), {{ring_r => ring_x}},",
+        residual_of_what_is_masked="mask = live[:, None] & ... residual_ptr + at[:, None] + n[None, :], mask={{mask => live[:, None]}},",
+        y_at_the_place_of_x=_RING_SIZES + "y_rows = offset(row, place(t, {{ring_y => ring_x}})",
+        y_in_the_first_row=_RING_SIZES + "offset({{ => 0 * }}row, place(t, ring_y)",
+        act_at_the_place_of_y=_RING_SIZES + "place(t, {{ring_act => ring_y}})",
+        act_in_the_row_of_y=_RING_SIZES + "place(t, ring_act), {{ring_act => ring_y}},",
+        act_before_the_reach=_RING_SIZES + "reach = TAPS // 2 * step ... place(t{{ =>  - reach}}, ring_act)",
     ),
     "conv_transpose1d_snake": mutants(
         "conv_transpose1d_snake",
@@ -199,7 +208,7 @@ VOCODER: Mapping[str, tuple[Fault, ...]] = {
         inputs_two_back="row, q - {{1 => 2}}, size",
         later_input_forgotten="ring_x, {{1 => 0}}, blocks",
         phases_interleaved="n {{// CO, n % CO => % STRIDE, n // STRIDE}}",
-        bias_of_the_phase="bias_ptr + {{channel => phase}}",
+        bias_of_the_phase="phase, channel = ... bias_ptr + {{channel => phase}}",
         bias_forgotten="acc += {{ => 0.0 * }}tl.load(bias_ptr",
         padding_rounded_down="{{(STRIDE + 1) => STRIDE}} // 2",
         padding_forgotten="q * STRIDE{{ - (STRIDE + 1) // 2 => }}",
@@ -211,20 +220,20 @@ VOCODER: Mapping[str, tuple[Fault, ...]] = {
         one_phase_too_many="phase[None, :] {{< => <=}} end",
         phases_before_the_clip="{{(phase[None, :] >= begin[:, None]) &  => }}",
         phases_behind_the_clip=" & ({{phase[None, :] < end[:, None]) => end > 0)[:, None]}}",
-        dead_lanes_written="size * STRIDE - STRIDE % 2, {{live => q == q}})",
+        dead_lanes_written="t = q * STRIDE ... size * STRIDE - STRIDE % 2, {{live => q == q}})",
         outputs_not_masked="mask = {{mask_n[None, :] &  => }}",
         one_output_too_many="mask_n = n {{< => <=}} STRIDE * CO",
         outputs_of_the_first_tile="n = {{tl.program_id(1) * BLOCK_N +  => }}",
         tiles_of_one_phase="cdiv({{stride *  => }}Co, ",
-        wrap_of_y_forgotten="{{onward => }}(place(t, ring_y)[:, None]{{, =>  +}} phase[None, :]{{, ring_y => }})",
-        wrap_of_act_forgotten="{{onward => }}(place(t, ring_act)[:, None]{{, =>  +}} phase[None, :]{{, ring_act => }})",
-        act_wraps_with_y="phase[None, :], {{ring_act => ring_y}})",
-        act_at_the_place_of_y="place(t, {{ring_act => ring_y}})",
-        y_in_the_row_of_x="y_at, {{ring_y => ring_x}},",
-        act_in_the_first_row="offset({{ => 0 * }}row[:, None], act_at,",
-        act_in_the_rows_of_y="y_rows, {{act_rows => y_rows}}, mask",
-        rows_of_one_channel="y_at, ring_y, {{CO => 1}},",
-        phases_of_one_channel="mask, {{channel => n % 1}}, mask_n",
+        wrap_of_y_forgotten="ring_y, ring_act, CI ... {{onward => }}(place(t, ring_y)[:, None]{{, =>  +}} phase[None, :]{{, ring_y => }})",
+        wrap_of_act_forgotten="ring_act, CI ... {{onward => }}(place(t, ring_act)[:, None]{{, =>  +}} phase[None, :]{{, ring_act => }})",
+        act_wraps_with_y="ring_y, ring_act, CI ... phase[None, :], {{ring_act => ring_y}})",
+        act_at_the_place_of_y="ring_y, ring_act, CI ... place(t, {{ring_act => ring_y}})",
+        y_in_the_row_of_x="ring_x, ring_y, ring_act, CI ... y_at, {{ring_y => ring_x}},",
+        act_in_the_first_row="ring_act, CI ... offset({{ => 0 * }}row[:, None], act_at, ring_act,",
+        act_in_the_rows_of_y="emit(acc, y_ptr, act_ptr, alpha_ptr, y_rows, {{act_rows => y_rows}}, mask",
+        rows_of_one_channel="y_rows = offset(row[:, None], y_at, ring_y, {{CO => 1}}, LONG) act_at",
+        phases_of_one_channel="n // CO, ... mask, {{channel => n % 1}}, mask_n, HAS_Y",
     ),
     "residual_unit": mutants(
         "residual_unit",
@@ -233,41 +242,44 @@ VOCODER: Mapping[str, tuple[Fault, ...]] = {
         **_TILES,
         **_DILATION,
         **_ORDERS,
-        ring_of_the_residual="gathered(x_ptr, row, at, {{ring_x => ring_r}},",
+        ring_of_the_residual=_RING_SIZES + "gathered(x_ptr, row, at, {{ring_x => ring_r}},",
         taps_from_the_middle="at = place(t{{ - reach => }}, ring_x)",
         bounds_of_the_middle="span(t{{ - reach => }}, size, live)",
         second_part_twice="n0 + BLOCK_N, n0 + {{2 *  => }}BLOCK_N",
-        first_part_twice="acc1 = dot_fp32(x, weights(w_ptr, {{n1, k, n1 => n0, k, n0}} < C",
+        first_part_twice="n0 = tl.arange(0, BLOCK_N) ... acc1 = dot_fp32(x, weights(w_ptr, {{n1, k, n1 => n0, k, n0}} < C",
         last_block_forgotten="range(blocks{{ =>  - 1}})",
-        blocks_rounded_down='{{cdiv(C, => (C //}} launch["BLOCK_K"])',
+        blocks_rounded_down='{{triton.cdiv(C, => (C //}} launch["BLOCK_K"])',
         weights_of_one_tap="WIDE: tl.constexpr = {{TAPS *  => }}C",
         even_taken_for_granted="EVEN: tl.constexpr = {{C % BLOCK_K == 0 => True}}",
         bias_forgotten="acc += {{ => 0.0 * }}tl.load(bias_ptr",
         activated_before_the_bias=(
-            "{{acc += => bias =}} tl.load(bias_ptr + n, mask=n < C, other=0.0).to(tl.float32)[None, :]\n"
-            "    return round_to({{ => bias + }}snake("
+            "{{acc += tl.load(bias_ptr + n, mask=n < C, other=0.0).to(tl.float32)[None, :] => pass}} return round_to("
+            "{{ => tl.load(bias_ptr + n, mask=n < C, other=0.0).to(tl.float32)[None, :] + }}snake("
         ),
         not_activated_between="{{snake(acc, tl.load(alpha_ptr + n, mask=n < C, other=1.0).to(tl.float32)) => acc}}, dt",
-        inner_alpha_of_the_outer="_between(acc0, bias_ptr, {{inner_alpha_ptr => alpha_ptr}},",
+        inner_alpha_of_the_outer=".element_ty h0 = _between(acc0, bias_ptr, {{inner_alpha_ptr => alpha_ptr}},",
         outer_alpha_of_the_inner="y_ptr, act_ptr, {{alpha_ptr => inner_alpha_ptr}}, y_rows",
-        second_part_is_the_first="h1 = _between({{acc1 => acc0}},",
-        third_part_of_other_channels="h2 = _between(acc2, bias_ptr, inner_alpha_ptr, {{n2 => n1}},",
-        second_weights_transposed="weights(inner_w_ptr, {{n, n0, mask_n, n0 < C => n0, n, n0 < C, mask_n}}, C,",
-        second_part_forgotten="out {{= => += 0.0 *}} dot_fp32(h1, ",
-        third_part_for_the_second="out = dot_fp32({{h1 => h2}}, ",
-        second_weights_of_the_first_part="weights(inner_w_ptr, n, {{n1, mask_n, n1 => n0, mask_n, n0}} < C, C,",
-        second_weights_not_masked="n2 < C, C, {{C % BLOCK_N == 0 => True}})",
+        second_part_is_the_first=".element_ty h0 = _between(acc0, ... h1 = _between({{acc1 => acc0}},",
+        third_part_of_other_channels=(
+            ".element_ty h0 = ... h1 = _between(acc1, bias_ptr, inner_alpha_ptr, n1, C, dtype) "
+            "h2 = _between(acc2, bias_ptr, inner_alpha_ptr, {{n2 => n1}},"
+        ),
+        second_weights_transposed="out = dot_fp32(h0, weights(inner_w_ptr, {{n, n0, mask_n, n0 < C => n0, n, n0 < C, mask_n}}, C, C % BLOCK_N == 0), out, TF32) if",
+        second_part_forgotten="if PARTS == 3: out {{= => += 0.0 *}} dot_fp32(h1, weights(inner_w_ptr",
+        third_part_for_the_second="if PARTS == 3: out = dot_fp32({{h1 => h2}}, ... out = dot_fp32(h2",
+        second_weights_of_the_first_part="n0 = tl.arange(0, BLOCK_N) ... weights(inner_w_ptr, n, {{n1, mask_n, n1 => n0, mask_n, n0}} < C, C,",
+        second_weights_not_masked="n1, n2 = ... n2 < C, C, {{C % BLOCK_N == 0 => True}})",
         inner_bias_forgotten="out += {{ => 0.0 * }}tl.load(inner_bias_ptr",
         bias_for_the_inner_bias="tl.load({{inner_bias_ptr => bias_ptr}} + n",
         residual_forgotten="out += {{ => 0.0 * }}tl.load(residual_ptr",
         residual_is_what_was_activated="{{residual_ptr => x_ptr}} + r_rows",
-        residual_at_the_place_of_x="place(t, {{ring_r => ring_x}})",
-        residual_of_the_first_tap="place(t{{ =>  - reach}}, ring_r)",
-        residual_in_the_row_of_x="place(t, ring_r), {{ring_r => ring_x}},",
-        y_at_the_place_of_act="place(t, {{ring_y => ring_act}})",
-        y_in_the_row_of_the_residual="place(t, ring_y), {{ring_y => ring_r}},",
-        act_in_the_row_of_y="place(t, ring_act), {{ring_act => ring_y}},",
-        act_in_the_first_row="offset({{ => 0 * }}row, place(t, ring_act)",
+        residual_at_the_place_of_x=_RING_SIZES + "r_rows = offset(row, place(t, {{ring_r => ring_x}})",
+        residual_of_the_first_tap="reach = TAPS // 2 * step ... r_rows = offset(row, place(t{{ =>  - reach}}, ring_r)",
+        residual_in_the_row_of_x=_RING_SIZES + "place(t, ring_r), {{ring_r => ring_x}},",
+        y_at_the_place_of_act=_RING_SIZES + "place(t, {{ring_y => ring_act}})",
+        y_in_the_row_of_the_residual=_RING_SIZES + "place(t, ring_y), {{ring_y => ring_r}},",
+        act_in_the_row_of_y=_RING_SIZES + "place(t, ring_act), {{ring_act => ring_y}},",
+        act_in_the_first_row=_RING_SIZES + "offset({{ => 0 * }}row, place(t, ring_act)",
         first_part_only="tl.static_range({{PARTS => 1}})",
         parts_in_one_place="n = {{part * BLOCK_N + n0 => n0 * 1}}",
         one_channel_too_many="mask_n = n {{< => <=}} C",
@@ -276,8 +288,8 @@ VOCODER: Mapping[str, tuple[Fault, ...]] = {
         "rvq_decode",
         TRUNCATED + _LANES + _PLACED,
         behind_the_clip_written="live = live & (frame {{< length => >= 0}})",
-        one_behind_the_clip_written="(frame {{< => <=}} length)",
-        last_frame_not_written="(frame < length{{ =>  - 1}})",
+        one_behind_the_clip_written="live = live & (frame {{< => <=}} length)",
+        last_frame_not_written="live = live & (frame < length{{ =>  - 1}})",
         codes_up_to_the_length="spans_ptr + row * 4 + {{3 => 2}}",
         codes_that_came_to_the_first="spans_ptr + row * {{4 => 0}} + 3",
         no_clip_closed="closed = known < {{0 => -(1 << 30)}}",
@@ -295,7 +307,7 @@ VOCODER: Mapping[str, tuple[Fault, ...]] = {
         codebook_of_the_first="came % N) * W{{ + c => }}",
         stale_codes_read="mask=mask{{ & (came < known) => }}, other=OPEN",
         one_code_too_many="mask=mask & (came {{< => <=}} known), other=OPEN",
-        missing_codes_are_the_first="other={{OPEN => 0}})\n",
+        missing_codes_are_the_first="other={{OPEN => 0}})",
         code_above_the_last="tl.maximum(code, 0), V{{ - 1 => }})",
         code_of_the_last_but_one="tl.maximum(code, 0), V - {{1 => 2}})",
         codes_not_clamped="code = {{tl.minimum(tl.maximum(code, 0), V - 1 => tl.maximum(code, 0}})",
@@ -303,14 +315,14 @@ VOCODER: Mapping[str, tuple[Fault, ...]] = {
         codes_of_the_end_not_counted="used = mask & ({{(came < known) | closed => came < known}})",
         codebooks_share_a_table="({{c * V => 0 * c}} + code) * K",
         tables_of_one_more="(c * {{V => (V + 1)}} + code) * K",
-        vectors_of_one_number="(p % {{K => 1}})[None, :]\n",
-        bias_of_what_is_missing="x, {{used.to => mask.to}}(tl.float32).to(x.dtype))",
+        vectors_of_one_number="(p % {{K => 1}})[None, :]",
+        bias_of_what_is_missing="used = mask & ... x, {{used.to => mask.to}}(tl.float32).to(x.dtype))",
         bias_forgotten="x, {{ => 0.0 * }}used.to(tl.float32).to(x.dtype))",
         bias_of_the_last_codebook_forgotten="(p < C * K + C{{ =>  - 1}})[None, :]",
         columns_of_the_first_tile="n = {{tl.program_id(1) * BLOCK_N +  => }}",
         one_column_too_many="w = weights(w_ptr, n, p, n {{< => <=}} D,",
         columns_not_masked="mask=live[:, None] & (n {{< D => >= 0}})[None, :]",
-        dead_lanes_written="mask={{live => (row < B)}}[:, None] & (n < D)[None, :]",
+        dead_lanes_written="offset(row, ... mask={{live => (row < B)}}[:, None] & (n < D)[None, :]",
         z_in_the_ring_of_codes="place(frame, ring), {{ring => N}},",
         z_at_the_place_of_the_codes="place(frame, {{ring => N}})",
         tiles_of_one_row="cdiv({{B *  => }}frames, ",
@@ -334,13 +346,13 @@ VOCODER: Mapping[str, tuple[Fault, ...]] = {
         tanh_forgotten="tl.where(live, {{tanh(out) => out}}, 0.0)",
         dead_samples_sound="{{tl.where(live, tanh(out), 0.0 => tanh(out}})",
         nan_hidden="tl.where(live{{ =>  & (out == out)}}, tanh(out), 0.0)",
-        dead_samples_unwritten="0.0), mask={{row < B => live}})",
+        dead_samples_unwritten="tl.where(live, tanh(out), 0.0), mask={{row < B => live}})",
         samples_of_nobody="0.0){{, mask=row < B => }})",
         samples_of_one_row="samples_ptr + {{row * (frames * rate) +  => }}column",
-        samples_from_the_lag="row * (frames * rate) + {{column => (column + lag) % rate}}",
+        samples_from_the_lag="lag + TAPS // 2, ... row * (frames * rate) + {{column => (column + lag) % rate}}",
         tanh_kept="LONG), {{out => tanh(out)}}, mask=live)",
-        kept_before_the_clip="out, mask={{live => row < B}})",
-        kept_at_the_place_of_x="place(t, {{ring_y => ring_x}})",
+        kept_before_the_clip="offset(row, ... out, mask={{live => row < B}}) tl.store",
+        kept_at_the_place_of_x="ring_x, ring_y, CI ... place(t, {{ring_y => ring_x}})",
         kept_in_the_first_row="offset({{ => 0 * }}row, place(t, ring_y)",
     ),
 }

@@ -1,0 +1,196 @@
+"""Edits of source code that survive other names of local variables and another formatting.
+
+A pattern is a text of the code, with `{{old => new}}` where it changes. The two are compared token by token. Line
+breaks, comments, trailing commas and parentheses around a whole expression do not count. A lower-case name of a pattern
+is a metavariable: it stands for one local variable, and two names stand for two variables. Every other name is literal:
+keywords, builtins, module-level names, called functions, attributes, keyword arguments, `*_ptr`, and names with a
+capital letter. `...` skips tokens, as few as possible, within one top-level statement: `def name(...` leads to a
+function, and `x = ... y + {{y => x}}` binds the name that a replacement needs.
+
+An edit covers whole tokens. `pass` replaces a statement that is removed. `;` ends a statement: with one at its end, an
+insertion is a statement of its own before the next one.
+"""
+
+import ast
+import builtins
+import keyword
+import re
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+_TOKEN = re.compile(
+    r"""(?P<space>[\s\\]+|\#[^\n]*)
+    |[a-zA-Z]{0,2}(?:\"\"\".*?\"\"\"|'''.*?'''|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*')
+    |(?P<name>[^\W\d]\w*)
+    |0[xX][\da-fA-F_]+|(?:\d[\d_]*\.?[\d_]*|\.\d+)(?:[eE][+-]?\d+)?
+    |\.\.\.|->|(?:\*\*|//|>>|<<|[-+*/%&|^@!=<>:])=?|.""",
+    re.VERBOSE | re.DOTALL,
+)
+_EDIT = re.compile(r"\{\{(.*?) => (.*?)\}\}", re.DOTALL)
+_WRAPS = {"=", "+=", "-=", "*=", "/=", "return", "if", "elif", "while", "in"}  # an expression in parentheses may follow
+
+
+@dataclass(frozen=True)
+class Token:
+    text: str
+    start: int  # in the text that it comes from
+    indent: int | None = None  # of the logical line that begins here
+    variable: bool = False
+
+
+def tokens(text: str, names: frozenset[str]) -> list[Token]:
+    """names: those that are no local variables, but for what the syntax tells apart."""
+    found: list[Token] = []
+    depth, begins = 0, True
+    for match in _TOKEN.finditer(text):
+        word, end = match[0], match.end()
+        if match["space"]:
+            begins |= "\n" in word and depth == 0
+            continue
+        variable = (
+            match["name"] is not None
+            and word == word.lower()
+            and not word.endswith("_ptr")
+            and not (word in names or keyword.iskeyword(word) or word.strip("_") == "")
+            and not (found and found[-1].text == ".")
+            and re.match(r"\(|=(?!=)", text[end:]) is None  # called, or the keyword of an argument
+        )
+        indent = match.start() - text.rfind("\n", 0, match.start()) - 1 if begins else None
+        found.append(Token(word, match.start(), indent, variable))
+        begins = False
+        depth += (word in ("(", "[", "{")) - (word in (")", "]", "}"))
+    return found
+
+
+def _plain(found: Sequence[Token]) -> list[Token]:
+    """Without trailing commas, and without parentheses around the whole expression of a statement."""
+    dropped: set[int] = set()
+    opened: list[tuple[int, list[str]]] = []  # the brackets that are open: where, and the words directly within
+    for i, token in enumerate(found):
+        if token.text in (")", "]", "}"):
+            start, words = opened.pop()
+            before = found[start - 1].text
+            called = before in (")", "]") or (before.isidentifier() and not keyword.iskeyword(before))
+            if found[i - 1].text == "," and (words.count(",") > 1 or (token.text == ")" and called)):
+                dropped.add(i - 1)
+            ends = i + 1 == len(found) or found[i + 1].indent is not None or found[i + 1].text == ":"
+            if before in _WRAPS and not opened and ends and words and not {",", "for", ":="} & {*words}:
+                dropped |= {start, i}
+        if opened:
+            opened[-1][1].append(token.text)
+        if token.text in ("(", "[", "{"):
+            opened.append((i, []))
+    return [token for i, token in enumerate(found) if i not in dropped]
+
+
+@lru_cache(maxsize=100)
+def _read(source: str) -> tuple[frozenset[str], list[list[Token]]]:
+    """The names that are no local variables, and the tokens of each top-level statement."""
+    names, starts = {*dir(builtins)}, []
+    lines = [0, *(match.end() for match in re.finditer("\n", source))]
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        else:
+            names |= {
+                alias.asname or alias.name
+                for child in ast.walk(node)
+                for alias in getattr(child, "names", ())
+                if isinstance(alias, ast.alias)
+            }
+            names |= {child.id for child in ast.walk(node) if isinstance(child, ast.Name)}
+        first = min([node.lineno, *(each.lineno for each in getattr(node, "decorator_list", ()))])
+        starts.append(lines[first - 1])
+    found = _plain(tokens(source, frozenset(names)))
+    parts = [
+        [token for token in found if start <= token.start < end]
+        for start, end in zip(starts, [*starts[1:], len(source) + 1], strict=True)
+    ]
+    return frozenset(names), parts
+
+
+def _side(pattern: str, group: int, names: frozenset[str]) -> tuple[list[Token], list[tuple[int, int]]]:
+    """A pattern before (1) or after its edits (2), and which of its tokens are of each edit."""
+    text, ends, last = "", [], 0
+    for edit in _EDIT.finditer(pattern):
+        text += pattern[last : edit.start()]
+        ends.append((len(text), len(text := text + edit[group])))
+        last = edit.end()
+    found = tokens(text + pattern[last:], names)
+    for end in (end for pair in ends for end in pair):
+        if cut := next((token for token in found if token.start < end < token.start + len(token.text)), None):
+            raise ValueError(f"{pattern!r}: an edit must cover whole tokens, not a part of {cut.text}")
+    starts = [token.start for token in found]
+    return found, [(bisect_left(starts, begin), bisect_left(starts, end)) for begin, end in ends]
+
+
+def _match(
+    pattern: Sequence[Token], statement: Sequence[Token], at: int, bound: Mapping[str, str]
+) -> tuple[list[int], Mapping[str, str]] | None:
+    """Where each token of the pattern lies if the first lies at `at`, and the names of its variables."""
+    where: list[int] = []
+    for i, want in enumerate(pattern):
+        if want.text == "...":
+            rests = (_match(pattern[i + 1 :], statement, later, bound) for later in range(at, len(statement)))
+            rest = next(filter(None, rests), None)
+            return rest and ([*where, at, *rest[0]], rest[1])
+        have = statement[at] if at < len(statement) else None
+        if have is None or want.variable != have.variable:
+            return None
+        if want.variable and want.text not in bound and have.text not in bound.values():
+            bound = {**bound, want.text: have.text}
+        if have.text != (bound.get(want.text) if want.variable else want.text):
+            return None
+        where.append(at)
+        at += 1
+    return where, bound
+
+
+def apply(pattern: str, source: str) -> str:
+    """The source with the pattern's edits. ValueError: it does not fit once, or does not bind what an edit needs."""
+    names, statements = _read(source)
+    old, olds = _side(pattern, 1, names)
+    new, news = _side(pattern, 2, names)
+    places: dict[Any, int] = {}
+    for part, statement in enumerate(statements):
+        for start in range(len(statement)):
+            if (found := _match(old, statement, start, {})) is None:
+                continue
+            where, bound = found
+            edits = []
+            for (a, b), (c, d) in zip(olds, news, strict=True):
+                if free := {token.text for token in new[c:d] if token.variable} - {*bound}:
+                    raise ValueError(f"{pattern!r} does not bind {', '.join(sorted(free))}")
+                begin = where[a] if a < len(old) and old[a].text != "..." else where[a - 1] + 1
+                words = [bound[token.text] if token.variable else token.text for token in new[c:d]]
+                leads = b > a or words[-1:] == [";"] or a == 0 or old[a - 1].text == "..."
+                edits.append((begin, begin + b - a, leads, tuple(words)))
+            places[part, tuple(edits)] = source.count("\n", 0, statement[edits[0][0]].start) + 1
+    if len(places) != 1:
+        lines = f", lines {', '.join(map(str, sorted(places.values())))}" if places else ""
+        raise ValueError(f"{pattern!r} fits {len(places)} times{lines}, not once")
+    [(part, edits)] = places
+    changed = [*statements[part]]
+    for begin, end, leads, words in reversed(edits):
+        indent = changed[begin].indent if leads else None  # of a line whose beginning is edited
+        pieces = [Token(word, 0) for word in words]
+        rest = changed[end:]
+        if indent is not None:
+            if pieces:
+                pieces[0] = replace(pieces[0], indent=indent)
+                if begin == end:
+                    rest[0] = replace(rest[0], indent=None)
+            elif rest and rest[0].indent is None:
+                rest[0] = replace(rest[0], indent=indent)
+        changed[begin:] = [*pieces, *rest]
+    text, indent, begins = "", 0, False
+    for token in (token for statement in (*statements[:part], changed, *statements[part + 1 :]) for token in statement):
+        if token.indent is not None:
+            begins, indent = True, token.indent
+        if token.text != ";":
+            text += ("\n" + " " * indent if begins else " ") + token.text
+        begins = token.text == ";"
+    return text
