@@ -27,7 +27,7 @@ TOOLS = {
     "bench": "time kernels beside PyTorch and other libraries, or compare two files of results",
     "compile": "compile every kernel for GPUs that need not be there, and judge the result",
     "gpu": "on a GPU: correctness, then every timing, into a file of results",
-    "plan": "what a card can serve: memory, time of a frame, batch size, time to first audio",
+    "plan": "what a GPU can serve: memory, time of a frame, batch size, time to first audio",
     "profile": "where the time of a generation goes, by range, beside the least it could take",
     "report": "a page of results: rooflines, tables, comparisons",
     "verify": "every kernel against the reference, here and now",

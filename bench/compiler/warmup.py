@@ -1,6 +1,6 @@
 """Every kernel compiled beforehand, on all cores: checks and timings then find what they launch in the cache.
 
-The host code runs on tensors without storage, as in the compile gate, for the architecture of the card; what Triton
+The host code runs on tensors without storage, as in the compile gate, for the architecture of the GPU; what Triton
 compiles then is what it would compile at the first launch.
 """
 

@@ -3,7 +3,7 @@
     zonos2-triton plan [--gpu NAME] [--max-batch-size N] [--kv-cache-tokens N] [--dtype D] [--vocoder-dtype D]
                        [--context N | --seconds S] [--prompt N]
 
-Options and defaults are those of `Zonos2.load`; without --gpu it goes through all cards. Every time is a floor: bytes
+Options and defaults are those of `Zonos2.load`; without --gpu it goes through all GPUs. Every time is a floor: bytes
 over bandwidth, or operations over the matrix rate, whichever takes longer, at the data sheet's rates. A backbone's
 bytes are weights and cache, the vocoder's all that its kernels move. Memory is that of the tensors that loading makes;
 the rest is an estimate, and marked so.
@@ -21,7 +21,7 @@ from zonos2_triton.bench.cli_choices import chosen
 from zonos2_triton.bench.planner import footprint
 from zonos2_triton.bench.planner.footprint import CODEC, MODEL, PRECISIONS, VOCODER_DTYPES, decoder, expert_share
 from zonos2_triton.bench.specs.frame_cost import frame_cost, prompt_cost
-from zonos2_triton.bench.specs.gpus import CARDS, Card, card
+from zonos2_triton.bench.specs.gpus import GPUS, Gpu, find_gpu
 from zonos2_triton.bench.suite.presets import FULL
 from zonos2_triton.bench.timing.vocoder import step_costs
 from zonos2_triton.kernels._operator import Cost
@@ -40,10 +40,10 @@ DEFAULT_BATCH_SIZE = BatchingOptions().max_batch_size
 
 
 class Forecast:
-    """Floors of one precision and context, at the rates of a card's data sheet."""
+    """Floors of one precision and context, at the rates of a GPU's data sheet."""
 
-    def __init__(self, card: Card, precision: str, context: int, vocoder_dtype: str = "float32") -> None:
-        self.card, self.precision, self.context = card, precision, context
+    def __init__(self, gpu: Gpu, precision: str, context: int, vocoder_dtype: str = "float32") -> None:
+        self.gpu, self.precision, self.context = gpu, precision, context
         self._itemsize = DTYPES[PRECISIONS[precision][0]].itemsize
         self._vocoder_itemsize = DTYPES[vocoder_dtype.replace("tf32", "float32")].itemsize
 
@@ -89,7 +89,7 @@ class Forecast:
         return time
 
     def _floor(self, cost: Cost) -> float:
-        return cast(float, self.card.roofline.floor_us(*cost))  # every card has a bandwidth
+        return cast(float, self.gpu.roofline.floor_us(*cost))  # every GPU has a bandwidth
 
     def _moved(self, costs: Mapping[str, Cost]) -> Cost:
         """All together, with the experts' weights in this precision's bits."""
@@ -122,10 +122,10 @@ def frames_to_sound() -> int:
 
 
 def plan(
-    card: Card, max_batch_size: int = DEFAULT_BATCH_SIZE, precision: str = "bf16", context: int = CONTEXT,
+    gpu: Gpu, max_batch_size: int = DEFAULT_BATCH_SIZE, precision: str = "bf16", context: int = CONTEXT,
     prompt: int | None = None, vocoder_dtype: str = "float32", kv_cache_tokens: int | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Of `Zonos2.load` with these options on one card, for json.dumps.
+    """Of `Zonos2.load` with these options on one GPU, for json.dumps.
 
     context: tokens in the cache for each request, its prompt among them; kv_cache_tokens: of the whole cache, as
     `BatchingOptions` has them. ValueError: an argument is out of range.
@@ -137,9 +137,9 @@ def plan(
     chosen("precision", [precision], PRECISIONS)
     chosen("vocoder_dtype", [vocoder_dtype], VOCODER_DTYPES)
     rows, pages = min(context + 1, LONGEST), cache_pages(MODEL, max_batch_size, kv_cache_tokens)
-    parts, capacity = footprint.parts(precision, vocoder_dtype, options, prompt), card.memory_gb * 1e9
+    parts, capacity = footprint.parts(precision, vocoder_dtype, options, prompt), gpu.memory_gb * 1e9
     needed, fit = sum(part.bytes for part in parts), footprint.most(precision, vocoder_dtype, prompt, capacity, rows)
-    forecast = Forecast(card, precision, context, vocoder_dtype)
+    forecast = Forecast(gpu, precision, context, vocoder_dtype)
     frame, sound, real_time = forecast.frame(max_batch_size), forecast.vocoder(max_batch_size), forecast.in_real_time()
     most = fit.max_batch_size if fit else 0
     at_once = {"fit": most, "real_time": real_time, "both": min(most, real_time), "most": MAX_BATCH_SIZE}
@@ -152,7 +152,7 @@ def plan(
     if "fp32" in precision or vocoder_dtype == "float32":
         notes.append("products of float32 are slower than the bf16 rate that floors are taken by")
     return {
-        "card": asdict(card),
+        "gpu": asdict(gpu),
         "max_batch_size": max_batch_size,
         "kv_cache_tokens": pages * PAGE_SIZE,
         "precision": precision,
@@ -208,8 +208,8 @@ def _choice(precision: str, vocoder_dtype: str, options: BatchingOptions, prompt
 
 
 def overview(**asked: Any) -> dict[str, Any]:
-    """The same on every card. asked: arguments of `plan`."""
-    plans = [plan(each, **asked) for each in CARDS]
+    """The same on every GPU. asked: arguments of `plan`."""
+    plans = [plan(each, **asked) for each in GPUS]
     alike = (
         "max_batch_size",
         "kv_cache_tokens",
@@ -224,8 +224,8 @@ def overview(**asked: Any) -> dict[str, Any]:
     return {
         **{name: first[name] for name in alike},
         "memory": {name: first["memory"][name] for name in ("bytes", "parts")},
-        "cards": [
-            {"card": each["card"], "fits": each["memory"]["fits"], "less": each["memory"]["less"],
+        "gpus": [
+            {"gpu": each["gpu"], "fits": each["memory"]["fits"], "less": each["memory"]["less"],
              "largest_batch": each["largest_batch"], "frame": each["frame"]["both"]} for each in plans
         ],
     }  # fmt: skip
@@ -246,13 +246,13 @@ def as_text(found: dict[str, Any]) -> str:
     memory, notes = found["memory"], "\n".join(found["notes"])
     parts: list[tuple[str, ...]] = [("memory", "GB", "")]
     parts += [(p["name"], f"{p['bytes'] / 1e9:.3f}", p["kind"]) for p in memory["parts"]]
-    if "cards" in found:
+    if "gpus" in found:
         together = text_table([*parts, ("together", f"{memory['bytes'] / 1e9:.3f}", "")])
-        cards = text_table([HEADS, *map(_line, found["cards"])])
-        return fitted("\n\n".join([asked, together, cards, notes]))
+        gpus = text_table([HEADS, *map(_line, found["gpus"])])
+        return fitted("\n\n".join([asked, together, gpus, notes]))
     about = "{name} ({arch}): {memory_gb:g} GB, {gb_per_s:g} GB/s, {tflop_per_s:g} TFLOP/s in bf16\nsource: {source}"
     first, most = found["first_audio"], MAX_BATCH_SIZE
-    head = "\n".join([about.format(**found["card"]), asked])
+    head = "\n".join([about.format(**found["gpu"]), asked])
     verdict = "fits" if memory["fits"] else "DOES NOT FIT"
     parts.append((f"of {_gb(memory['capacity']['bytes'])}", f"{memory['bytes'] / 1e9:.3f}", verdict))
     frames = [
@@ -272,14 +272,14 @@ def as_text(found: dict[str, Any]) -> str:
     return fitted("\n\n".join([head, text_table(tables[0]), *advice, *map(text_table, tables[1:]), notes]))
 
 
-HEADS = ("card", "arch", "GB", "GB/s", "fits", "batch size that fits", "in real time", "ms a frame, at least", "RTF")
+HEADS = ("gpu", "arch", "GB", "GB/s", "fits", "batch size that fits", "in real time", "ms a frame, at least", "RTF")
 
 
 def _line(of: dict[str, Any]) -> tuple[str, ...]:
-    card, at_once, frame = of["card"], of["largest_batch"], of["frame"]
+    gpu, at_once, frame = of["gpu"], of["largest_batch"], of["frame"]
     fits = "yes" if of["fits"] else "with less" if of["less"]["fits"] else "no"
     return (
-        card["name"], card["arch"], f"{card['memory_gb']:g}", f"{card['gb_per_s']:g}", fits, str(at_once["fit"]),
+        gpu["name"], gpu["arch"], f"{gpu['memory_gb']:g}", f"{gpu['gb_per_s']:g}", fits, str(at_once["fit"]),
         str(at_once["real_time"]), f"{frame['us'] / 1e3:.3f}", f"{frame['rtf']:.3f}",
     )  # fmt: skip
 
@@ -314,8 +314,8 @@ def _gb(size: float) -> str:
 
 def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
     """Add the options of the command to `parser`; what comes back runs it and returns its exit status."""
-    parser.description = "Memory, floors and batch size of the 8B model on a card that need not be here."
-    names, codecs = ", ".join(card.name for card in CARDS), ", ".join(VOCODER_DTYPES)
+    parser.description = "Memory, floors and batch size of the 8B model on a GPU that need not be here."
+    names, codecs = ", ".join(gpu.name for gpu in GPUS), ", ".join(VOCODER_DTYPES)
     parser.add_argument("--gpu", metavar="NAME", help=f"{names}; default: all of them")
     parser.add_argument("--max-batch-size", type=int, default=DEFAULT_BATCH_SIZE, metavar="N",
                         help="requests that speak at once; default: %(default)s")  # fmt: skip
@@ -339,14 +339,14 @@ def _precision(name: str) -> str:
 
 
 def _command(options: argparse.Namespace) -> int:
-    """Exit status: 0 it fits, or no card is named; 1 it does not."""
+    """Exit status: 0 it fits, or no GPU is named; 1 it does not."""
     asked = {
         name: getattr(options, name) for name in ("max_batch_size", "precision", "context", "prompt", "kv_cache_tokens")
     }
     asked["vocoder_dtype"] = options.vocoder_dtype
     if options.seconds is not None:
         asked["context"] = context_of(options.seconds, usual_prompt() if options.prompt is None else options.prompt)
-    found = plan(card(options.gpu), **asked) if options.gpu is not None else overview(**asked)
+    found = plan(find_gpu(options.gpu), **asked) if options.gpu is not None else overview(**asked)
     print(json.dumps(found, indent=1) if options.json else as_text(found))
     return 0 if found["memory"].get("fits", True) else 1
 

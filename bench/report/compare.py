@@ -23,10 +23,10 @@ from zonos2_triton.bench.suite.results import Result
 from zonos2_triton.model.tables import fitted, text_table
 
 SIGNIFICANT = 0.01
-# What else may have made the difference; clocks that were read before the run may be those of a card at rest.
+# What else may have made the difference; clocks that were read before the run may be those of a GPU at rest.
 CONDITIONS = ("driver", "torch", "cuda", "triton", "clock_mhz", "memory_clock_mhz", "max_clock_mhz",
               "max_memory_clock_mhz", "power_limit_w", "seed")  # fmt: skip
-CARD = "calibration/"  # rows of the card, and no work of ours
+CALIBRATION = "calibration/"  # rows of the GPU, and no work of ours
 FIELDS = {"launches", "registers", "spills", "shared", "instructions", "matrix", "wide", "narrow"}
 HEADS = ("item", "verdict", "before", "after", "change", "p", "note")
 
@@ -53,7 +53,7 @@ class Comparison:
 
     @property
     def worse(self) -> bool:
-        slower = any(row["verdict"] == "slower" and not row["name"].startswith(CARD) for row in self.rows)
+        slower = any(row["verdict"] == "slower" and not row["name"].startswith(CALIBRATION) for row in self.rows)
         return slower or bool(self.failing) or any(change.worse for change in self.changes)
 
     @property
@@ -137,7 +137,7 @@ def compare(before: Input, after: Input, threshold: float = 0.02, allow_differen
         return Comparison(*head, changes=differences(after.content, before.content), common=common)
     old, new = _items(before.content), _items(after.content)
     of, to = (each.content["environment"] for each in (before, after))
-    warnings = [f"different cards: {of['card']}, {to['card']}"] if of["card"] != to["card"] else []
+    warnings = [f"different GPUs: {of['gpu']}, {to['gpu']}"] if of["gpu"] != to["gpu"] else []
     smokes = [each.name for each in (before, after) if each.content["environment"]["smoke"]]
     warnings += [f"{name} is a smoke run on a CPU, which says nothing of speed" for name in smokes]
     if warnings and not allow_different_gpus:
@@ -145,8 +145,8 @@ def compare(before: Input, after: Input, threshold: float = 0.02, allow_differen
     differ = [name for name in CONDITIONS if of.get(name) != to.get(name)]
     warnings += [f"{name}: {of.get(name)} before, {to.get(name)} after" for name in differ]
     rows = _rows(old, new, threshold)
-    moved = [row for row in rows if row["verdict"] != "same" and row["name"].startswith(CARD)]
-    warnings += [f"the card itself is {row['verdict']}: {row['name']}, {percent(row['ratio'])}" for row in moved]
+    moved = [row for row in rows if row["verdict"] != "same" and row["name"].startswith(CALIBRATION)]
+    warnings += [f"the GPU itself is {row['verdict']}: {row['name']}, {percent(row['ratio'])}" for row in moved]
     bad, was_bad = ([name for name, found in items.items() if found["status"] != "passed"] for items in (new, old))
     return Comparison(
         *head,

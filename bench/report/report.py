@@ -1,7 +1,7 @@
 """One page of what was measured: `zonos2-triton report RESULTS... -o report.html`.
 
-The page stands alone: no script, no font, no picture from elsewhere. Of several results of one card the newest is
-shown, and the others compared with it; cards have a chapter each. The same files make the same bytes.
+The page stands alone: no script, no font, no picture from elsewhere. Of several results of one GPU the newest is
+shown, and the others compared with it; GPUs have a chapter each. The same files make the same bytes.
 """
 
 import argparse
@@ -28,18 +28,18 @@ def html(found: Sequence[tuple[str, Result]]) -> str:
         raise ImportError("a report needs jinja2: pip install jinja2") from error
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    cards = dict.fromkeys(result["environment"]["card"] for _, result in found)
-    runs = [_run([named for named in found if named[1]["environment"]["card"] == card]) for card in cards]
+    gpus = dict.fromkeys(result["environment"]["gpu"] for _, result in found)
+    runs = [_run([named for named in found if named[1]["environment"]["gpu"] == gpu]) for gpu in gpus]
     return template.render(runs=runs, names=[name for name, _ in found]) + "\n"
 
 
 def _run(mine: Sequence[tuple[str, Result]]) -> dict[str, Any]:
-    """A chapter of the page: the results of one card."""
+    """A chapter of the page: the results of one GPU."""
     *older, (name, newest) = sorted(mine, key=lambda named: (results.moment(named[1]), named[0]))
     told, made = newest["environment"], sections(newest)
     for old, before in reversed(older) if not told["smoke"] else ():
         made.append(comparison(compare(Input(old, "results", before), Input(name, "results", newest))))
-    title = f"{told['card']}, commit {told['commit']}, {told['date'][:10]}"
+    title = f"{told['gpu']}, commit {told['commit']}, {told['date'][:10]}"
     return {"title": title, "smoke": told["smoke"], "sections": made}
 
 

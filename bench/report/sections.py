@@ -12,7 +12,7 @@ from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.figures import NONE, engineering, number
 from zonos2_triton.bench.report.compare import HEADS, Comparison, cells
 from zonos2_triton.bench.specs.gpus import recognised
-from zonos2_triton.bench.specs.performance_targets import CARD, CHECKS, GOALS, REPETITIONS
+from zonos2_triton.bench.specs.performance_targets import CHECKS, GOALS, GPU, REPETITIONS
 from zonos2_triton.bench.specs.roofline import UNKNOWN
 from zonos2_triton.bench.suite.results import Result, all_passed, baselines, items, left_out, passed, roofline
 from zonos2_triton.model.tables import numeric
@@ -20,7 +20,7 @@ from zonos2_triton.reference.vocoder import VocoderConfig
 
 FRAME_US = VocoderConfig().hop / VocoderConfig().sample_rate * 1e6  # of audio
 ABOUT_GOALS = (
-    f"The goals are for an {CARD} and bf16. A figure counts when it is the median of {REPETITIONS} repetitions or "
+    f"The goals are for an {GPU} and bf16. A figure counts when it is the median of {REPETITIONS} repetitions or "
     "more, and every check of the run passed."
 )
 ABOUT_ROOFLINES = "A point per workload. Solid: the measured copy bandwidth and matrix rate. Dashed: the data sheet."
@@ -142,7 +142,7 @@ def _cell(value: Any) -> str:
 
 def rooflines(result: Result) -> Section:
     """SVG in a data URI, so that a page may hold those of several runs. ImportError: no matplotlib."""
-    kernels, card = dict[str, list[tuple[float, float]]](), recognised(result["environment"]["card"])
+    kernels, gpu = dict[str, list[tuple[float, float]]](), recognised(result["environment"]["gpu"])
     for name, each in all_passed(result, "timings").items():
         if each["flops"] and each["bytes"]:
             point = (each["flops"] / each["bytes"], each["flops"] / each["median_us"] / 1e6)
@@ -160,7 +160,7 @@ def rooflines(result: Result) -> Section:
         for (kernel, points), marker in zip(kernels.items(), cycle("osD^vPX*<>hdp"), strict=False):
             axes.plot(*zip(*points, strict=True), marker, markersize=5, label=kernel)
         low, high = axes.get_xlim()
-        for limits, style in ((roofline(result), "-"), (card.roofline if card else UNKNOWN, "--")):
+        for limits, style in ((roofline(result), "-"), (gpu.roofline if gpu else UNKNOWN, "--")):
             if limits.gb_per_s and limits.tflop_per_s:
                 ridge = limits.tflop_per_s / limits.gb_per_s * 1e3
                 x = sorted([low, ridge, max(high, 2 * ridge)])

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 LOCKED = ("torch", "triton", "numpy", "einops", "safetensors", "transformers")
 TARGET = "sm_90"
-CONDITIONS = ("card", "driver", "power_limit_w", "torch", "triton", "commit", "date")
+CONDITIONS = ("gpu", "driver", "power_limit_w", "torch", "triton", "commit", "date")
 HEADS = ("kernel", "replaces", "workload", "moves", "computes", f"{TARGET}: registers, shared memory", "time on a GPU")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.suite.results import Result, all_passed, baselines, items, passed
 
-CARD = "NVIDIA H200"
+GPU = "NVIDIA H200"
 REPETITIONS = 20  # that a median must be of, to count
 LIBRARIES = ("sdpa", "flash-attn", "flashinfer")  # of attention
 UNMEASURED = "not yet measured on a GPU"
@@ -37,9 +37,9 @@ class Goal:
         return self.what, goal, f"{found[0]:.3g} {self.unit}", self._verdict(*found, result)
 
     def _verdict(self, value: float, repetitions: int | None, result: Result) -> str:
-        """Never "met" where a check failed, on another card, or of too few repetitions."""
-        if not result["environment"]["card"].startswith(CARD):
-            return f"another card than the goal's, {CARD}"
+        """Never "met" where a check failed, on another GPU, or of too few repetitions."""
+        if not result["environment"]["gpu"].startswith(GPU):
+            return f"another GPU than the goal's, {GPU}"
         if not (value >= self.limit if self.at_least else value <= self.limit):
             return "not met"
         if any(each["status"] != "passed" for stage in CHECKS for each in items(result, stage).values()):

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 
 class Roofline(NamedTuple):
-    """Rates of a card, measured or of its data sheet. None: not known."""
+    """Rates of a GPU, measured or of its data sheet. None: not known."""
 
     gb_per_s: float | None  # of memory, reads and writes counted
     tflop_per_s: float | None  # of the matrix units, dense, half precision

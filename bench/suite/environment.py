@@ -25,16 +25,16 @@ SMI = {
     "max_clock_mhz": "clocks.max.sm", "max_memory_clock_mhz": "clocks.max.mem", "power_limit_w": "power.limit",
     "power_w": "power.draw", "temperature_c": "temperature.gpu",
 }  # fmt: skip
-# In place of a card: every step, at small sizes, on a CPU in Triton's interpreter.
+# In place of a GPU: every step, at small sizes, on a CPU in Triton's interpreter.
 SMOKE = {
-    "card": "CPU smoke run", "arch": "interpreter", "memory_gib": 0.0, "multiprocessors": 0, "l2_bytes": None,
+    "gpu": "CPU smoke run", "arch": "interpreter", "memory_gib": 0.0, "multiprocessors": 0, "l2_bytes": None,
 }  # fmt: skip
 
 
 def environment(seed: int, smoke: bool = False) -> dict[str, Any]:
     """Of the current GPU, or of a smoke run on a CPU. What the machine does not tell is None or left out."""
     return {
-        **(SMOKE if smoke else _card()),
+        **(SMOKE if smoke else _gpu()),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "triton": triton.__version__,
@@ -48,22 +48,22 @@ def environment(seed: int, smoke: bool = False) -> dict[str, Any]:
     }
 
 
-def _card() -> dict[str, Any]:
+def _gpu() -> dict[str, Any]:
     index = torch.cuda.current_device()
-    card: Any = torch.cuda.get_device_properties(index)
+    gpu: Any = torch.cuda.get_device_properties(index)
     hip = torch.version.hip
     return {
-        "card": card.name,
-        "arch": card.gcnArchName.split(":")[0] if hip else f"sm_{card.major}{card.minor}",
-        "memory_gib": round(card.total_memory / 2**30, 1),
-        "multiprocessors": card.multi_processor_count,
-        "l2_bytes": getattr(card, "L2_cache_size", None),
-        **(smi(str(getattr(card, "uuid", ""))) or {"driver": f"HIP {hip}" if hip else None}),
+        "gpu": gpu.name,
+        "arch": gpu.gcnArchName.split(":")[0] if hip else f"sm_{gpu.major}{gpu.minor}",
+        "memory_gib": round(gpu.total_memory / 2**30, 1),
+        "multiprocessors": gpu.multi_processor_count,
+        "l2_bytes": getattr(gpu, "L2_cache_size", None),
+        **(smi(str(getattr(gpu, "uuid", ""))) or {"driver": f"HIP {hip}" if hip else None}),
     }
 
 
 def smi(uuid: str) -> dict[str, Any]:
-    """What nvidia-smi says of the card; nothing where there is none."""
+    """What nvidia-smi says of the GPU; nothing where there is none."""
     which = ["-i", f"GPU-{uuid}"] if uuid else []
     said = _said("nvidia-smi", f"--query-gpu={','.join(SMI.values())}", "--format=csv,noheader,nounits", *which)
     values = [value.strip() for value in said.partition("\n")[0].split(",")] if said else []

@@ -1,9 +1,9 @@
-"""One command for a GPU: is every kernel right on this card, and how long does it take. JSON is written as it goes.
+"""One command for a GPU: is every kernel right on this GPU, and how long does it take. JSON is written as it goes.
 
     zonos2-triton gpu [--stage STAGE,...] [--budget SECONDS] [--out DIR] [--rerun] [--names] [--smoke] [--json]
 
-environment  the card, its clocks, the versions
-calibration  this card's copy bandwidth and matrix rate
+environment  the GPU, its clocks, the versions
+calibration  this GPU's copy bandwidth and matrix rate
 compile      every kernel compiled beforehand, on all cores: no check, but it saves the others the time
 tests        the tests marked gpu
 accuracy     every workload of the catalogue against plain PyTorch, as `verify` judges
@@ -19,7 +19,7 @@ torch_frame  the same frames, and the longest prompt, by plain PyTorch, compiled
 sanitizer    the small workloads under compute-sanitizer, with what time is left
 
 What is timed was verified before, on the same inputs; where a check of it failed, the time is withheld. Items that have
-a result for the same card, commit, sources and versions are not run again. Nothing is installed, nothing is fetched.
+a result for the same GPU, commit, sources and versions are not run again. Nothing is installed, nothing is fetched.
 Without a GPU it says so, and how much it would run, and fails; --names lists that. With --smoke it runs each step at
 a small size in Triton's interpreter, which shows that the steps work and says nothing of speed.
 """
@@ -55,7 +55,7 @@ COLUMNS = {
     "us": "median_us", "20 %": "p20_us", "80 %": "p80_us", "GB/s": "gb_per_s", "TFLOP/s": "tflop_per_s",
     "% floor": "pct_floor",
 }  # fmt: skip
-SHOWN = ("card", "arch", "driver", "torch", "triton", "commit")
+SHOWN = ("gpu", "arch", "driver", "torch", "triton", "commit")
 
 
 def run(
@@ -139,7 +139,7 @@ def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     parser.add_argument("--budget", type=float, default=BUDGET, metavar="SECONDS", help="default: %(default)g")
     parser.add_argument("-o", "--out", type=local_path, metavar="DIR",
                         help=f"for the JSON; default: bench/results, of a smoke run {SMOKE_RESULTS}")  # fmt: skip
-    parser.add_argument("--rerun", action="store_true", help="also what has a result of this card and commit")
+    parser.add_argument("--rerun", action="store_true", help="also what has a result of this GPU and commit")
     parser.add_argument("--names", action="store_true", help="run nothing: list what would run on a GPU")
     parser.add_argument("--smoke", action="store_true", help="on a CPU: every step at a small size, interpreted")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")

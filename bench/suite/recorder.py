@@ -21,7 +21,7 @@ LACKED = re.compile(
     "no kernel image|no available kernel|only supports .*GPU|not supported .*(GPU|device)|C compiler", re.IGNORECASE
 )
 # What must be the same for a result to count as this run's.
-IDENTITY = ("card", "commit", "sources", "torch", "triton")
+IDENTITY = ("gpu", "commit", "sources", "torch", "triton")
 
 
 class Withheld(Exception):
@@ -70,17 +70,17 @@ class Recorder:
 
     @classmethod
     def open(cls, folder: Path, environment: dict[str, Any], today: date | None = None) -> "Recorder":
-        """The newest file of the same card, commit, sources and versions, to go on with; else a new one."""
-        card, commit = (_word(str(environment[name])) for name in ("card", "commit"))
+        """The newest file of the same GPU, commit, sources and versions, to go on with; else a new one."""
+        gpu, commit = (_word(str(environment[name])) for name in ("gpu", "commit"))
         same = [environment.get(name) for name in IDENTITY]
-        for path in sorted(folder.glob(f"{card}-*-{commit}*.json"), reverse=True):
+        for path in sorted(folder.glob(f"{gpu}-*-{commit}*.json"), reverse=True):
             try:
                 content = json.loads(path.read_text(encoding="utf-8"))
                 if content["schema"] == cls.SCHEMA and [content["environment"].get(n) for n in IDENTITY] == same:
                     return cls(path, content)
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 continue  # no result file; it keeps its name
-        stem = f"{card}-{(today or date.today()).isoformat()}-{commit}"
+        stem = f"{gpu}-{(today or date.today()).isoformat()}-{commit}"
         names = chain([stem], (f"{stem}-{number}" for number in count(2)))
         path = next(path for name in names if not (path := folder / f"{name}.json").exists())
         recorder = cls(path, {"schema": cls.SCHEMA, "environment": environment, "stages": {}})

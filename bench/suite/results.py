@@ -17,7 +17,7 @@ RESULTS = Path(__file__).resolve().parents[1] / "results"
 SCHEMA_FILE = Path(__file__).parent / "result.schema.json"
 SCHEMA = 3
 # Without these a result cannot be told from another.
-KNOWN_BY = ("card", "commit", "date", "torch", "triton", "smoke")
+KNOWN_BY = ("gpu", "commit", "date", "torch", "triton", "smoke")
 
 Result = dict[str, Any]
 """The content of a file."""
@@ -78,9 +78,9 @@ def committed(folder: Path = RESULTS) -> list[Result]:
     return sorted((result for result in found if not result["environment"]["smoke"]), key=moment, reverse=True)
 
 
-def newest(card: str | None = None, folder: Path = RESULTS) -> Result | None:
-    """Of the card of this name, as torch has it; None: of any. None: there is no such result."""
-    return next((r for r in committed(folder) if card in (None, r["environment"]["card"])), None)
+def newest(gpu: str | None = None, folder: Path = RESULTS) -> Result | None:
+    """Of the GPU of this name, as torch has it; None: of any. None: there is no such result."""
+    return next((r for r in committed(folder) if gpu in (None, r["environment"]["gpu"])), None)
 
 
 def moment(result: Result) -> datetime:
@@ -117,6 +117,6 @@ def baselines(result: Result, name: str) -> dict[str, dict[str, Any]]:
 
 
 def roofline(result: Result) -> Roofline:
-    """As measured on the card in that run."""
+    """As measured on the GPU in that run."""
     copy, product = (passed(result, "calibration", name) or {} for name in ("copy", "matmul"))
     return Roofline(copy.get("gb_per_s"), product.get("tflop_per_s"))

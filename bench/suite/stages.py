@@ -77,9 +77,9 @@ class Run:
 
     @property
     def datasheet(self) -> Roofline:
-        """As the card's data sheet says."""
-        card = recognised(str(self.recorder.content["environment"]["card"]))
-        return card.roofline if card else UNKNOWN
+        """As the GPU's data sheet says."""
+        gpu = recognised(str(self.recorder.content["environment"]["gpu"]))
+        return gpu.roofline if gpu else UNKNOWN
 
     def prove(self, counts: Callable[[str], bool]) -> None:
         """Raises Withheld where a check failed of something that `counts`."""

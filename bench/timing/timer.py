@@ -174,7 +174,7 @@ def time_kernel(
     kernel: Kernel, workload: Workload, device: Device, dtype: torch.dtype = torch.bfloat16, seconds: float = 0.3,
     roofline: Roofline = UNKNOWN, datasheet: Roofline = UNKNOWN,
 ) -> dict[str, Any]:  # fmt: skip
-    """Time, rates, and shares of the rooflines: `roofline` measured on this card, `datasheet` promised for it."""
+    """Time, rates, and shares of the rooflines: `roofline` measured on this GPU, `datasheet` promised for it."""
     op: Callable[..., Any] = kernel.op
     if "counters" in inspect.signature(kernel.op._init_fn).parameters:  # the model keeps some: making them is a launch
         op = partial(op, counters=torch.zeros(4096, dtype=torch.int32, device=device.name))

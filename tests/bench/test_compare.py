@@ -109,7 +109,7 @@ def test_far_apart_with_few_samples_is_not_significant(again):
 def test_a_slower_card_is_no_slower_code(again):
     found = between(again(seed=1), again({"calibration/copy": 1.1}, seed=2))
     [warning] = found.warnings
-    assert warning.startswith("the card itself is slower: calibration/copy, +")
+    assert warning.startswith("the GPU itself is slower: calibration/copy, +")
     assert not found.worse
 
 
@@ -168,7 +168,7 @@ def test_conditions_that_differ_are_warnings(again):
 @pytest.mark.parametrize(
     ("environment", "said"),
     [
-        ({"card": "Another card"}, "different cards: Example card, Another card"),
+        ({"gpu": "Another GPU"}, "different GPUs: Example GPU, Another GPU"),
         ({"smoke": True}, "new.json is a smoke run on a CPU"),
     ],
 )

@@ -32,16 +32,16 @@ def bare(tmp_path, monkeypatch):
 
 
 def test_the_environment_of_a_card(monkeypatch, tmp_path):
-    card = SimpleNamespace(name="Card", major=9, minor=0, total_memory=80 << 30, multi_processor_count=132, uuid="u-1")
+    gpu = SimpleNamespace(name="GPU", major=9, minor=0, total_memory=80 << 30, multi_processor_count=132, uuid="u-1")
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: gpu)
     script = tmp_path / "nvidia-smi"
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     script.write_text('#!/bin/sh\n[ "$4" = GPU-u-1 ] && echo 580.1.2, 1980, 2619, 1980, 2619, 700.00, 71.5, [N/A]\n')
     script.chmod(0o755)
     found = environment.environment(3)
     assert found | {"driver": "580.1.2", "clock_mhz": 1980, "power_limit_w": 700, "temperature_c": None} == found
-    assert found | {"card": "Card", "arch": "sm_90", "seed": 3, "memory_gib": 80.0, "l2_bytes": None} == found
+    assert found | {"gpu": "GPU", "arch": "sm_90", "seed": 3, "memory_gib": 80.0, "l2_bytes": None} == found
     assert len(found["sources"]) == 12
     assert not found["smoke"]
     script.write_text("#!/bin/sh\nexit 9\n")
@@ -50,7 +50,7 @@ def test_the_environment_of_a_card(monkeypatch, tmp_path):
     assert environment.commit() == "unknown"
     assert environment.smi("u-1") == {}
     smoke = environment.environment(3, smoke=True)
-    assert smoke | {"card": "CPU smoke run", "smoke": True, "torch": torch.__version__} == smoke
+    assert smoke | {"gpu": "CPU smoke run", "smoke": True, "torch": torch.__version__} == smoke
 
 
 def test_the_sources_are_those_of_the_project(monkeypatch, tmp_path):

@@ -1,4 +1,4 @@
-"""The planner: floors against figures worked out by themselves, memory by hand, bad input, the table of cards."""
+"""The planner: floors against figures worked out by themselves, memory by hand, bad input, the table of GPUs."""
 
 import json
 from dataclasses import asdict, replace
@@ -9,10 +9,10 @@ from zonos2_triton.bench.compiler.cubin_stats import TARGETS
 from zonos2_triton.bench.planner.footprint import CODEC, ESTIMATE, MODEL, PRECISIONS, decoder, parameters
 from zonos2_triton.bench.planner.plan import FRAME_US, Forecast, as_text, context_of, frames_to_sound, plan
 from zonos2_triton.bench.specs.frame_cost import frame_cost
-from zonos2_triton.bench.specs.gpus import CARDS, card, recognised
+from zonos2_triton.bench.specs.gpus import GPUS, find_gpu, recognised
 from zonos2_triton.model import cli
 
-H200 = card("h200")
+H200 = find_gpu("h200")
 # An H200 as it was measured once: copies, reads and writes counted, and products.
 COPYING = replace(H200, gb_per_s=4300, tflop_per_s=790)
 BATCH_SIZES = (1, 4, 16, 64, 256)
@@ -108,14 +108,14 @@ def test_only_experts_shrink():
 
 
 def test_a_faster_memory_and_a_larger_one():
-    cards = {name: plan(card(name)) for name in ("l4", "rtx4090", "rtx5090", "h100", "h200", "b200")}
-    times = [found["frame"]["backbone"]["us"] for found in cards.values()]
+    gpus = {name: plan(find_gpu(name)) for name in ("l4", "rtx4090", "rtx5090", "h100", "h200", "b200")}
+    times = [found["frame"]["backbone"]["us"] for found in gpus.values()]
     assert times == sorted(times, reverse=True)
-    assert [found["largest_batch"]["fit"] for found in cards.values()] == [103, 103, 235, 256, 256, 256]
+    assert [found["largest_batch"]["fit"] for found in gpus.values()] == [103, 103, 235, 256, 256, 256]
 
 
 def test_how_many_are_in_real_time():
-    l4 = card("l4")
+    l4 = find_gpu("l4")
     most = plan(l4, 1)["largest_batch"]["real_time"]
     assert 1 <= most < 256
     assert plan(l4, most)["frame"]["both"]["us"] <= FRAME_US < plan(l4, most + 1)["frame"]["both"]["us"]
@@ -124,9 +124,9 @@ def test_how_many_are_in_real_time():
 @pytest.mark.parametrize("gb", [8, 12, 16])
 def test_cards_that_the_weights_do_not_fit(gb):
     """The backbone in bf16 alone has 15.3 GB."""
-    cards = [each for each in CARDS if each.memory_gb == gb]
-    assert cards
-    for each in cards:
+    gpus = [each for each in GPUS if each.memory_gb == gb]
+    assert gpus
+    for each in gpus:
         assert plan(each)["largest_batch"]["fit"] == 0
         found = plan(each)["memory"]
         assert not found["fits"]
@@ -143,17 +143,17 @@ def test_cards_that_the_weights_do_not_fit(gb):
     ],
 )
 def test_less_that_fits_is_tried(name, asked, less):
-    found = plan(card(name), **asked)["memory"]["less"]
+    found = plan(find_gpu(name), **asked)["memory"]["less"]
     dtypes_and_sizes = ("precision", "vocoder_dtype", "max_batch_size", "kv_cache_tokens")
     options = {key: found[key] for key in dtypes_and_sizes} | {"context": asked.get("context", 1000)}
     assert (*options.values(),)[:3] == less
-    tried = plan(card(name), **options)["memory"]
+    tried = plan(find_gpu(name), **options)["memory"]
     assert tried["fits"] is found["fits"] is True
     assert tried["bytes"] == found["bytes"]
     if options["kv_cache_tokens"]:  # with a request more it no longer fits
         n = less[2]
         more = options | {"max_batch_size": n + 1, "kv_cache_tokens": options["kv_cache_tokens"] // n * (n + 1)}
-        assert not plan(card(name), **more)["memory"]["fits"]
+        assert not plan(find_gpu(name), **more)["memory"]["fits"]
 
 
 def test_a_cache_too_small_for_its_streams_says_so():
@@ -248,17 +248,17 @@ def test_an_empty_name_is_no_card(run):
 
 
 def test_command_without_a_card(run):
-    """Every card, by the defaults of load."""
+    """Every GPU, by the defaults of load."""
     status, said = run()
     assert status == 0
     lines = [line.split() for line in said.splitlines()]
-    verdicts = {words[0]: words[4] for words in lines if words and words[0] in {each.name for each in CARDS}}
-    assert verdicts == {each.name: "yes" if each.memory_gb >= 24 else "no" for each in CARDS}
+    verdicts = {words[0]: words[4] for words in lines if words and words[0] in {each.name for each in GPUS}}
+    assert verdicts == {each.name: "yes" if each.memory_gb >= 24 else "no" for each in GPUS}
     status, said = run("--max-batch-size", "256", "--kv-cache-tokens", "300000", "--json")
     assert status == 0
     found = json.loads(said)
-    assert [each["card"] for each in found["cards"]] == [asdict(each) for each in CARDS]
-    assert found["cards"][0]["frame"] == plan(H200, 256, kv_cache_tokens=300_000)["frame"]["both"]
+    assert [each["gpu"] for each in found["gpus"]] == [asdict(each) for each in GPUS]
+    assert found["gpus"][0]["frame"] == plan(H200, 256, kv_cache_tokens=300_000)["frame"]["both"]
 
 
 def test_dtypes_by_the_names_of_load(run):
@@ -269,7 +269,7 @@ def test_dtypes_by_the_names_of_load(run):
 def test_command_in_json(run):
     status, said = run("--gpu", "mi300x", "--precision", "int4", "--json")
     assert status == 0
-    assert json.loads(said) == plan(card("mi300x"), precision="int4")
+    assert json.loads(said) == plan(find_gpu("mi300x"), precision="int4")
     assert json.loads(said)["largest_batch"] == {"fit": 256, "real_time": 256, "both": 256, "most": 256}
 
 
@@ -284,11 +284,11 @@ def test_seconds_in_place_of_context(run):
 
 
 def test_text_is_readable_at_100_columns():
-    plans = [plan(H200, 256, "int8", 6144), *({**plan(H200), "card": asdict(known)} for known in CARDS)]
+    plans = [plan(H200, 256, "int8", 6144), *({**plan(H200), "gpu": asdict(known)} for known in GPUS)]
     assert max(len(line) for found in plans for line in as_text(found).splitlines()) <= 100
 
 
-# The table of cards.
+# The table of GPUs.
 
 NAMES = {
     "NVIDIA H100 80GB HBM3": "h100", "NVIDIA H100 PCIe": "h100-pcie", "A100-SXM4-40GB": "a100-40gb",
@@ -303,27 +303,28 @@ STRANGERS = (
 
 @pytest.mark.parametrize(("device_name", "name"), NAMES.items())
 def test_torchs_names(device_name, name):
-    assert recognised(device_name).name == card(device_name).name == name
+    assert recognised(device_name).name == find_gpu(device_name).name == name
 
 
 def test_other_names():
-    """As people space them; and what is no whole card of the table."""
-    assert {card(name).name for name in ("RTX 4090", "GeForce RTX4090", "nvidia_rtx_4090", "rtx4090")} == {"rtx4090"}
+    """As people space them; and what is no whole GPU of the table."""
+    names = "RTX 4090", "GeForce RTX4090", "nvidia_rtx_4090", "rtx4090"
+    assert {find_gpu(name).name for name in names} == {"rtx4090"}
     assert [recognised(name) for name in STRANGERS] == [None] * len(STRANGERS)
 
 
 def test_an_unknown_name_is_answered_with_near_ones_and_all():
-    known = ", ".join(each.name for each in CARDS)
+    known = ", ".join(each.name for each in GPUS)
     for wrong, hint in (("h10", r"; did you mean 'h100'.*"), ("abacus", "")):
         with pytest.raises(ValueError, match=rf"must be one of {known}, got '{wrong}'{hint}$"):
-            card(wrong)
+            find_gpu(wrong)
 
 
 def test_the_table():
-    assert len({known.name for known in CARDS}) == len(CARDS)
-    assert card("h200").roofline == (4800, 989.5)
-    for known in CARDS:
+    assert len({known.name for known in GPUS}) == len(GPUS)
+    assert find_gpu("h200").roofline == (4800, 989.5)
+    for known in GPUS:
         assert known.arch in {*TARGETS, "gfx950"}  # the last one as gfx942
-        # No card reads its memory faster than in 12 ms or slower than in 100; a sparse rate would be out of line.
+        # No GPU reads its memory faster than in 12 ms or slower than in 100; a sparse rate would be out of line.
         assert 0.012 < known.memory_gb / known.gb_per_s < 0.1
         assert 70 <= known.tflop_per_s * 1e3 / known.gb_per_s <= 450

@@ -82,7 +82,7 @@ class Page(HTMLParser):
 def test_every_section_is_there_in_order(made):
     assert made.titles(3) == [*SECTIONS]
     assert len(made.titles(1)) == 1
-    assert made.titles(2) == ["Example card, commit 0123456789ab, 2026-01-02"]
+    assert made.titles(2) == ["Example GPU, commit 0123456789ab, 2026-01-02"]
     assert "Not measured in this run" not in made.text
 
 
@@ -105,7 +105,7 @@ def test_plots_are_pictures_with_text(made, sample):
     assert all(f">{kernel}</text>" in drawn for kernel in ("decode_attention", "residual_unit"))
     assert all(picture["alt"] for picture in made.of("img"))
     assert "mathdefault" not in drawn
-    sample["environment"]["card"] = "NVIDIA H200"  # a known card has its data sheet too
+    sample["environment"]["gpu"] = "NVIDIA H200"  # a known GPU has its data sheet too
     [known] = Page(html([("sample.json", sample)])).drawn()
     assert (drawn.count("stroke-dasharray"), known.count("stroke-dasharray")) == (0, 1)
 
@@ -154,7 +154,7 @@ def test_failures_are_named(sample):
 
 
 def test_a_smoke_run_is_loud_about_it(sample):
-    sample["environment"] |= {"smoke": True, "card": "CPU smoke run"}
+    sample["environment"] |= {"smoke": True, "gpu": "CPU smoke run"}
     page = Page(html([("x.json", sample)]))
     assert [a["role"] for a in page.of("p") if a.get("class") == "banner"] == ["note"]
     assert page.section("Goals").count("not yet measured on a GPU") == len(GOALS)
@@ -163,7 +163,7 @@ def test_a_smoke_run_is_loud_about_it(sample):
 
 def test_names_are_text_whatever_they_are(sample):
     """Some come from compilers, libraries and drivers."""
-    sample["environment"] |= {"card": HOSTILE, "commit": HOSTILE, "platform": HOSTILE}
+    sample["environment"] |= {"gpu": HOSTILE, "commit": HOSTILE, "platform": HOSTILE}
     sample["stages"]["cuda_graph"]["items"]["decode step"] = {"status": "failed", "error": HOSTILE}
     timings = sample["stages"]["timings"]
     timings["items"]["<b>$x_1$<b>/decode-B1"] = timings["items"]["moe_router/decode-B1"]
@@ -177,12 +177,12 @@ def test_names_are_text_whatever_they_are(sample):
 def test_runs_of_one_card_are_compared_and_cards_have_chapters(sample):
     slower, another = copy.deepcopy(sample), copy.deepcopy(sample)
     slower["environment"] |= {"date": "2026-02-02T00:00:00+00:00", "commit": "abcdefabcdef"}
-    another["environment"]["card"] = "Another card"
+    another["environment"]["gpu"] = "Another GPU"
     found = slower["stages"]["timings"]["items"]["moe_router/decode-B1"]
     found |= {"median_us": 1.2 * found["median_us"], "samples_us": [1.2 * value for value in found["samples_us"]]}
     page = Page(html([("new.json", slower), ("other.json", another), ("old.json", sample)]))  # whatever their order
     assert page.titles(2) == [
-        "Example card, commit abcdefabcdef, 2026-02-02", "Another card, commit 0123456789ab, 2026-01-02"]  # fmt: skip
+        "Example GPU, commit abcdefabcdef, 2026-02-02", "Another GPU, commit 0123456789ab, 2026-01-02"]  # fmt: skip
     assert [title for title in page.titles(3) if title.endswith(".json")] == ["From old.json to new.json"]
     section = page.section("From old.json to new.json")
     assert "1 slower, 0 faster" in section
@@ -202,7 +202,7 @@ def test_goals_count_by_their_worst_and_where_every_check_passed(sample):
     timed, sound = stages["frames"]["B1"], stages["vocoder"]["clips-1/float16"]
     for found in stages["vocoder"].values():
         found["samples_us"] *= 2
-    sample["environment"]["card"] = "NVIDIA H200"
+    sample["environment"]["gpu"] = "NVIDIA H200"
     timed["median_us"] = 521.0
     assert verdicts("frame, 1 stream, 8-bit", frame) == [UNMEASURED, "not met"]
     timed["median_us"] = 520.0
@@ -217,8 +217,8 @@ def test_goals_count_by_their_worst_and_where_every_check_passed(sample):
     assert verdicts(frame) == ["does not count: 7 repetitions, of 20"]
     stages["invariance"]["moe_router/pieces"] = {"status": "failed", "error": "off"}
     assert verdicts(frame) == ["does not count: checks failed"]
-    sample["environment"]["card"] = "NVIDIA H100 80GB HBM3"
-    assert verdicts(frame) == ["another card than the goal's, NVIDIA H200"]
+    sample["environment"]["gpu"] = "NVIDIA H100 80GB HBM3"
+    assert verdicts(frame) == ["another GPU than the goal's, NVIDIA H200"]
     del stages["frames"]["B1"]
     assert verdicts(frame) == [UNMEASURED]
 
@@ -243,7 +243,7 @@ def test_times_are_those_of_the_result(whole):
         return next(line for line in kernel_table(sample).splitlines() if line.startswith("| `sample_codes`"))
 
     assert line().endswith(f"| {timed['median_us']:.1f} us |")
-    assert f"card {sample['environment']['card']}, " in kernel_table(sample).splitlines()[-1]
+    assert f"gpu {sample['environment']['gpu']}, " in kernel_table(sample).splitlines()[-1]
     timed["status"] = "withheld"
     assert line().endswith(f"{UNMEASURED} |")
 

@@ -37,7 +37,7 @@ def test_every_file_here_has_the_form_that_is_written(path):
     found = results.load(path)
     results.check(found, path.name)
     assert found["schema"] == results.SCHEMA == Recorder.SCHEMA
-    assert (found["environment"]["card"] == "Example card") == (path == SAMPLE)
+    assert (found["environment"]["gpu"] == "Example GPU") == (path == SAMPLE)
 
 
 def item(sample, stage, name):
@@ -56,7 +56,7 @@ def put(sample, stage, name, **content):
 BROKEN = {
     "no seed": (lambda s: s["environment"].pop("seed"), "environment: 'seed' is a required property"),
     "a date in words": (lambda s: s["environment"].update(date="today"), "environment/date"),
-    "a word about the card": (lambda s: s["environment"].update(colour="red"), "'colour' was unexpected"),
+    "a word about the GPU": (lambda s: s["environment"].update(colour="red"), "'colour' was unexpected"),
     "an unknown stage": (lambda s: s["stages"].update(timing={"items": {}, "not_run": {}}), "'timing' was unexpected"),
     "a stage without reasons": (lambda s: s["stages"]["cuda_graph"].pop("not_run"), "stages/cuda_graph: 'not_run'"),
     "empty samples": (lambda s: timing(s).update(samples_us=[]), "moe_router/decode-B1/samples_us"),
@@ -123,7 +123,7 @@ def test_what_a_run_may_leave_out_is_accepted(sample):
         ('{"moe_router/f/c/sm_90": {"registers": 1}}', "no key 'schema'"),
         ('{"schema": "2"}', "has schema '2'; this version reads 3"),
         ('{"schema": 3, "stages": []}', "lacks environment, stages"),
-        ('{"schema": 3, "environment": {"card": "A"}, "stages": {}}', "lacks environment/commit, environment/date"),
+        ('{"schema": 3, "environment": {"gpu": "A"}, "stages": {}}', "lacks environment/commit, environment/date"),
         (b"\xff\xfe", "is no JSON"),
         ("[" * 10**5, "is no JSON"),
     ],
@@ -144,7 +144,7 @@ def test_a_part_that_is_no_part(sample):
 def test_committed_results_come_newest_first_without_rehearsals(folder):
     path = folder(
         {"commit": "one", "date": "2026-01-02T00:00:00+00:00"},
-        {"commit": "two", "date": "2026-03-02T00:00:00+00:00", "card": "Another"},
+        {"commit": "two", "date": "2026-03-02T00:00:00+00:00", "gpu": "Another"},
         {"commit": "three", "date": "2026-03-01T23:30:00-02:00"},  # later than the second
         {"commit": "four", "date": "2026-09-09T00:00:00+00:00", "smoke": True},
     )

@@ -16,7 +16,7 @@ from zonos2_triton.bench.suite.recorder import Budget, Item, NotRun, Recorder, W
 from zonos2_triton.bench.timing import timer
 from zonos2_triton.bench.timing.timer import Device
 
-HERE = {"card": "NVIDIA H100 80GB HBM3", "commit": "0123456789ab", "sources": "s", "torch": "2.11", "triton": "3.6",
+HERE = {"gpu": "NVIDIA H100 80GB HBM3", "commit": "0123456789ab", "sources": "s", "torch": "2.11", "triton": "3.6",
         "arch": "sm_90", "driver": "1"}  # fmt: skip
 
 
@@ -204,7 +204,7 @@ def test_another_commit_card_or_version_begins_anew(recorder, tmp_path):
         other = Recorder.open(tmp_path, HERE | {name: "other"}, date(2026, 1, 2))
         assert other.path.name == f"nvidia-h100-80gb-hbm3-2026-01-02-0123456789ab-{number}.json"
     assert Recorder.open(tmp_path, HERE | {"commit": "f"}, date(2026, 1, 2)).path.name.endswith("-2026-01-02-f.json")
-    assert Recorder.open(tmp_path, HERE | {"card": "RTX"}).path.name.startswith("rtx-")
+    assert Recorder.open(tmp_path, HERE | {"gpu": "RTX"}).path.name.startswith("rtx-")
     recorder.path.write_text("[1]", encoding="utf-8")  # no result file: kept, not gone on with
     assert Recorder.open(tmp_path, HERE, date(2026, 1, 2)).path != recorder.path
 

@@ -57,7 +57,7 @@ def test_a_new_file_has_the_mode_of_the_umask(tmp_path):
     before = os.umask(0o027)
     try:
         write(tmp_path / "x")
-        recorder = Recorder.open(tmp_path, {"card": "c", "commit": "d"})
+        recorder = Recorder.open(tmp_path, {"gpu": "c", "commit": "d"})
         folder = write_tiny(tmp_path / "tiny")
     finally:
         os.umask(before)

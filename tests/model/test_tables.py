@@ -13,7 +13,7 @@ import pytest
 from zonos2_triton.bench.baselines.providers import ALL
 from zonos2_triton.bench.compiler import gate
 from zonos2_triton.bench.planner import plan
-from zonos2_triton.bench.specs.gpus import card
+from zonos2_triton.bench.specs.gpus import find_gpu
 from zonos2_triton.bench.suite import gpu
 from zonos2_triton.bench.suite.recorder import Recorder
 from zonos2_triton.bench.timing import range_times
@@ -133,7 +133,7 @@ def swapped(_):
 
 TABLES = {
     "overview": lambda _: plan.as_text(plan.overview()),
-    "plan": lambda _: plan.as_text(plan.plan(card("rtx4080"))),
+    "plan": lambda _: plan.as_text(plan.plan(find_gpu("rtx4080"))),
     "gpu": lambda _: gpu.listing(["accuracy", "timings"], False),
     "no gpu": lambda _: gpu.listing(["accuracy", "timings"], False, "torch finds no device"),
     "timings": timings,
