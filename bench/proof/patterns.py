@@ -19,6 +19,7 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 _TOKEN = re.compile(
@@ -77,7 +78,8 @@ def _plain(found: Sequence[Token]) -> list[Token]:
             if found[i - 1].text == "," and (words.count(",") > 1 or (token.text == ")" and called)):
                 dropped.add(i - 1)
             ends = i + 1 == len(found) or found[i + 1].indent is not None or found[i + 1].text == ":"
-            if before in _WRAPS and not opened and ends and words and not {",", "for", ":="} & {*words}:
+            whole = not opened and ends and words and not {",", "for", ":="} & {*words}
+            if before == "import" or (before in _WRAPS and whole):
                 dropped |= {start, i}
         if opened:
             opened[-1][1].append(token.text)
@@ -175,19 +177,14 @@ def apply(pattern: str, source: str) -> str:
     [(part, edits)] = places
     changed = [*statements[part]]
     for begin, end, leads, words in reversed(edits):
-        indent = changed[begin].indent if leads else None  # of a line whose beginning is edited
-        pieces = [Token(word, 0) for word in words]
-        rest = changed[end:]
-        if indent is not None:
-            if pieces:
-                pieces[0] = replace(pieces[0], indent=indent)
-                if begin == end:
-                    rest[0] = replace(rest[0], indent=None)
-            elif rest and rest[0].indent is None:
-                rest[0] = replace(rest[0], indent=indent)
-        changed[begin:] = [*pieces, *rest]
+        indent = changed[begin].indent if leads else None
+        if indent is not None and begin == end:
+            changed[begin] = replace(changed[begin], indent=None)
+        changed[begin:end] = [Token(word, 0) for word in words]
+        if indent is not None and begin < len(changed) and changed[begin].indent is None:  # else the line is gone
+            changed[begin] = replace(changed[begin], indent=indent)
     text, indent, begins = "", 0, False
-    for token in (token for statement in (*statements[:part], changed, *statements[part + 1 :]) for token in statement):
+    for token in chain(*statements[:part], changed, *statements[part + 1 :]):
         if token.indent is not None:
             begins, indent = True, token.indent
         if token.text != ";":
