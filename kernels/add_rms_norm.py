@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from zonos2_triton.kernels._args import Arg, check, check_rows
-from zonos2_triton.kernels._launch_table import tiles
+from zonos2_triton.kernels._launch_config import launch_config
 from zonos2_triton.kernels._math import round_to
 from zonos2_triton.kernels._operator import Cost, cpu_fallback, fake, runs_kernel
 
@@ -64,7 +64,7 @@ def launch_norm(
     _add_rms_norm_kernel[(M,)](
         x, x if residual is None else residual, x if weight is None else weight, s, h, D, eps,
         ADD=residual is not None, SCALE=weight is not None, BLOCK_D=triton.next_power_of_2(D),
-        **tiles("add_rms_norm", "row", x.dtype),
+        **launch_config("add_rms_norm", "row", x.dtype),
     )  # fmt: skip
 
 

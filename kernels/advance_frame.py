@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from zonos2_triton.kernels._args import Arg, check, check_range
-from zonos2_triton.kernels._launch_table import tiles
+from zonos2_triton.kernels._launch_config import launch_config
 from zonos2_triton.kernels._operator import Cost, cpu_fallback, fake, runs_kernel
 
 SLOT_FREE, SLOT_NONFINITE = -1, -2
@@ -162,7 +162,7 @@ def advance_frame(
         SLOT_FREE=SLOT_FREE,
         SLOT_NONFINITE=SLOT_NONFINITE,
         BLOCK_C=triton.next_power_of_2(C + 1),
-        **tiles("advance_frame", "row", torch.int32),
+        **launch_config("advance_frame", "row", torch.int32),
     )
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from zonos2_triton.kernels._args import check_batch, check_rows
 from zonos2_triton.kernels._gemm import gemm_tile
-from zonos2_triton.kernels._launch_table import product_tiles
+from zonos2_triton.kernels._launch_config import gemm_config
 from zonos2_triton.kernels._math import tanh
 from zonos2_triton.kernels._operator import Cost, operator
 from zonos2_triton.kernels.add_rms_norm import normed
@@ -83,7 +83,7 @@ def codebook_head(
     yield logits
     if prefill and norm_weight is not None:
         x, norm_weight = normed(x, norm_weight, eps), None
-    launch = product_tiles("codebook_head", prefill, x.dtype, M, D)
+    launch = gemm_config("codebook_head", prefill, x.dtype, M, D)
     _codebook_head_kernel[(triton.cdiv(M, launch["BLOCK_M"]), triton.cdiv(N, launch["BLOCK_N"]))](
         x,
         norm_weight,

@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from zonos2_triton.kernels._args import Arg, check
-from zonos2_triton.kernels._launch_table import tiles
+from zonos2_triton.kernels._launch_config import launch_config
 from zonos2_triton.kernels._math import tanh
 from zonos2_triton.kernels._operator import Cost, cpu_fallback, fake, runs_kernel
 from zonos2_triton.kernels._ring_conv import (
@@ -80,7 +80,7 @@ def conv1d_tanh(
     if not runs_kernel(x):
         return cpu_fallback("conv1d_tanh", x, weight, bias, spans, frames, rate, lag, short, y, tf32)
     samples = x.new_empty((B, each), dtype=torch.float32)
-    launch = tiles("conv1d_tanh", "taps", x.dtype, tf32=tf32)
+    launch = launch_config("conv1d_tanh", "taps", x.dtype, tf32=tf32)
     blocks = count * triton.cdiv(Ci, launch["BLOCK_K"])
     _conv1d_tanh_kernel[(triton.cdiv(B * each, launch["BLOCK_M"]),)](
         x, weight, bias, samples, y, spans, B, frames, blocks, rate, lag, short, R, positions(y), CI=Ci, TAPS=count,

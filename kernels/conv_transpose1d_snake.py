@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from zonos2_triton.kernels._args import Arg, check
-from zonos2_triton.kernels._launch_table import tiles
+from zonos2_triton.kernels._launch_config import launch_config
 from zonos2_triton.kernels._operator import Cost, cpu_fallback, fake, runs_kernel
 from zonos2_triton.kernels._ring_conv import (
     check_outputs,
@@ -103,7 +103,7 @@ def conv_transpose1d_snake(
         return cpu_fallback(
             "conv_transpose1d_snake", x, weight, bias, spans, frames, rate, lag, short, stride, alpha, y, act, tf32
         )  # fmt: skip
-    launch = tiles("conv_transpose1d_snake", "taps", x.dtype, tf32=tf32)
+    launch = launch_config("conv_transpose1d_snake", "taps", x.dtype, tf32=tf32)
     grid = triton.cdiv(B * each, launch["BLOCK_M"]), triton.cdiv(stride * Co, launch["BLOCK_N"])
     blocks = 2 * triton.cdiv(Ci, launch["BLOCK_K"])
     _conv_transpose1d_snake_kernel[grid](

@@ -28,7 +28,7 @@ import triton.language as tl
 from torch import Tensor
 
 from zonos2_triton.kernels._args import Arg, check, check_batch, check_range, check_rows
-from zonos2_triton.kernels._launch_table import tiles
+from zonos2_triton.kernels._launch_config import launch_config
 from zonos2_triton.kernels._math import apply_rotary, dot_fp32, last_to_arrive, rms_normalize, round_to
 from zonos2_triton.kernels._operator import Cost, cpu_fallback, fake, runs_kernel, zeroed_counters
 from zonos2_triton.kernels.rotary import check_head_dim
@@ -211,7 +211,7 @@ def decode_attention(
         return cpu_fallback(
             "decode_attention", qkvg, qk_temperature, cos_sin_cache, k_cache, v_cache, block_table, positions
         )
-    launch = tiles("decode_attention", "split", qkvg.dtype)
+    launch = launch_config("decode_attention", "split", qkvg.dtype)
     splits, rows = triton.cdiv(W * page_size, launch["SPLIT"]), max(16, triton.next_power_of_2(HQ // HKV))
     y = qkvg.new_empty(B, HQ * DH)
     sums = qkvg.new_empty((B, HKV, splits, HQ // HKV, DH), dtype=torch.float32)

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from zonos2_triton.kernels._args import Arg, check, check_range, check_rows
-from zonos2_triton.kernels._launch_table import tiles
+from zonos2_triton.kernels._launch_config import launch_config
 from zonos2_triton.kernels._math import round_to
 from zonos2_triton.kernels._operator import Cost, cpu_fallback, fake, runs_kernel
 
@@ -106,7 +106,7 @@ def frame_embedding(
         VOICED=speakers is not None,
         NORM=norm,
         BLOCK_D=triton.next_power_of_2(D),
-        **tiles("frame_embedding", "row", table.dtype),
+        **launch_config("frame_embedding", "row", table.dtype),
     )
     return h
 

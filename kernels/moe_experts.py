@@ -29,7 +29,7 @@ from torch import Tensor
 
 from zonos2_triton.kernels._args import Arg, check, check_batch, check_range, check_rows, may_sync
 from zonos2_triton.kernels._gemm import gemm_tile
-from zonos2_triton.kernels._launch_table import product_tiles
+from zonos2_triton.kernels._launch_config import gemm_config
 from zonos2_triton.kernels._math import last_to_arrive, round_to, silu
 from zonos2_triton.kernels._operator import Cost, cpu_fallback, fake, runs_kernel, zeroed_counters
 from zonos2_triton.kernels.add_rms_norm import normed
@@ -244,8 +244,8 @@ def moe_experts(
     lists = (sorted_slot_ids, expert_offsets) if routed else (x, x)
     # Rows of a tile: those of an expert that gets twice its share.
     busy = min(slots, 2 * triton.cdiv(slots, E)) if routed else slots
-    launch = product_tiles("moe_experts_up", prefill, x.dtype, busy, D)
-    launch_down = product_tiles("moe_experts_down", prefill, x.dtype, busy, I)
+    launch = gemm_config("moe_experts_up", prefill, x.dtype, busy, D)
+    launch_down = gemm_config("moe_experts_down", prefill, x.dtype, busy, I)
     tiles_n = triton.cdiv(D, launch_down["BLOCK_N"])
     h, y = x.new_empty(slots, I), torch.empty_like(x)
     terms = x.new_empty((slots, D), dtype=torch.float32) if K > 1 else y

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from zonos2_triton.kernels._args import Arg, check, check_rows
 from zonos2_triton.kernels._gemm import gemm_tile
-from zonos2_triton.kernels._launch_table import tiles
+from zonos2_triton.kernels._launch_config import launch_config
 from zonos2_triton.kernels._math import dot_fp32, gelu, last_to_arrive, round_to
 from zonos2_triton.kernels._operator import Cost, cpu_fallback, fake, runs_kernel, zeroed_counters
 
@@ -310,7 +310,7 @@ def moe_router(
             positions,
         )
     outputs = _outputs(x, R, E, k)
-    launch = tiles("moe_router", "down" if norm_weight is not None else "normed", x.dtype)
+    launch = launch_config("moe_router", "down" if norm_weight is not None else "normed", x.dtype)
     _moe_router_kernel[(triton.cdiv(R, launch["BLOCK_R"]), tiles_m)](
         x,
         x if norm_weight is None else norm_weight,

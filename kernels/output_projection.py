@@ -18,7 +18,7 @@ from torch import Tensor
 
 from zonos2_triton.kernels._args import Arg, check, check_batch, check_rows
 from zonos2_triton.kernels._gemm import gemm_tile
-from zonos2_triton.kernels._launch_table import product_tiles
+from zonos2_triton.kernels._launch_config import gemm_config
 from zonos2_triton.kernels._math import round_to
 from zonos2_triton.kernels._operator import Cost, cpu_fallback, fake, runs_kernel
 
@@ -56,7 +56,7 @@ def output_projection(y: Tensor, weight: Tensor, residual: Tensor | None, prefil
     if not runs_kernel(y):
         return cpu_fallback("output_projection", y, weight, residual, prefill)
     x = y.new_empty(M, D)
-    launch = product_tiles("output_projection", prefill, y.dtype, M, K)
+    launch = gemm_config("output_projection", prefill, y.dtype, M, K)
     grid = triton.cdiv(M, launch["BLOCK_M"]), triton.cdiv(D, launch["BLOCK_N"])
     added = y if residual is None else residual
     _output_projection_kernel[grid](y, weight, added, x, M, D, K, RESIDUAL=residual is not None, **launch)

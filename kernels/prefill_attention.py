@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from zonos2_triton.kernels._args import Arg, check_range, may_sync
-from zonos2_triton.kernels._launch_table import tiles
+from zonos2_triton.kernels._launch_config import launch_config
 from zonos2_triton.kernels._math import apply_rotary, dot_fp32, finite, rms_normalize, round_to
 from zonos2_triton.kernels._operator import Cost, cpu_fallback, fake, runs_kernel
 from zonos2_triton.kernels.decode_attention import LOG2E, QK_EPS, check_attention, outputs
@@ -224,7 +224,7 @@ def prefill_attention(
             cu_seqlens,
             max_seqlen_q,
         )
-    attend = tiles("prefill_attention", "attend", qkvg.dtype)
+    attend = launch_config("prefill_attention", "attend", qkvg.dtype)
     block_q = attend["BLOCK_M"] // (HQ // HKV)
     if block_q == 0:
         raise ValueError(
@@ -233,7 +233,7 @@ def prefill_attention(
         )
     y, plain = outputs(qkvg, qk_temperature, k_cache), qk_temperature is None
     angles = qkvg if cos_sin_cache is None else cos_sin_cache
-    write = tiles("prefill_attention", "write", qkvg.dtype)
+    write = launch_config("prefill_attention", "write", qkvg.dtype)
     _write_cache_kernel[(triton.cdiv(max_seqlen_q, write["BLOCK_Q"]), HKV, B)](
         qkvg,
         angles,

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from zonos2_triton.kernels._args import Arg, check, check_batch, check_rows
 from zonos2_triton.kernels._gemm import gemm_tile
-from zonos2_triton.kernels._launch_table import product_tiles
+from zonos2_triton.kernels._launch_config import gemm_config
 from zonos2_triton.kernels._math import round_to
 from zonos2_triton.kernels._operator import Cost, cpu_fallback, fake, runs_kernel
 from zonos2_triton.kernels.add_rms_norm import normed
@@ -76,7 +76,7 @@ def qkv_projection(
     if prefill and norm_weight is not None:
         x, norm_weight = normed(x, norm_weight, eps), None
     y = x.new_empty(M, NQ + 2 * NKV + G)
-    launch = product_tiles("qkv_projection", prefill, x.dtype, M, D)
+    launch = gemm_config("qkv_projection", prefill, x.dtype, M, D)
     tiles_n = sum(triton.cdiv(rows, launch["BLOCK_N"]) for rows in (NQ, 2 * NKV, G))
     _qkv_projection_kernel[(triton.cdiv(M, launch["BLOCK_M"]), tiles_n)](
         x, x if norm_weight is None else norm_weight, wq, wkv, gater, y, M, D, NQ, NKV, G, eps,

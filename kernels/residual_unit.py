@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from zonos2_triton.kernels._args import Arg, check
-from zonos2_triton.kernels._launch_table import tiles
+from zonos2_triton.kernels._launch_config import launch_config
 from zonos2_triton.kernels._math import dot_fp32, round_to, snake
 from zonos2_triton.kernels._operator import Cost, cpu_fallback, fake, runs_kernel
 from zonos2_triton.kernels._ring_conv import (
@@ -143,7 +143,7 @@ def residual_unit(
         )  # fmt: skip
     # 192 is three times 64: in three parts nothing is padded. For 96, parts of 32 would keep the matrix units waiting.
     parts = 3 if C > 128 else 1
-    launch = tiles("residual_unit", "wide" if parts == 3 else "narrow", x.dtype, tf32=tf32)
+    launch = launch_config("residual_unit", "wide" if parts == 3 else "narrow", x.dtype, tf32=tf32)
     launch = {**launch, "BLOCK_N": max(16, triton.next_power_of_2(triton.cdiv(C, parts)))}
     blocks = count * triton.cdiv(C, launch["BLOCK_K"])
     _residual_unit_kernel[(triton.cdiv(B * each, launch["BLOCK_M"]),)](

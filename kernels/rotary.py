@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from zonos2_triton.kernels._args import Arg, check, check_range, check_rows
-from zonos2_triton.kernels._launch_table import tiles
+from zonos2_triton.kernels._launch_config import launch_config
 from zonos2_triton.kernels._math import apply_rotary, round_to
 from zonos2_triton.kernels._operator import Cost, cpu_fallback, fake, runs_kernel
 
@@ -51,7 +51,14 @@ def rotary(x: Tensor, positions: Tensor, cos_sin_cache: Tensor) -> Tensor:
         return cpu_fallback("rotary", x, positions, cos_sin_cache)
     y = torch.empty_like(x)
     _rotary_kernel[(M,)](
-        x, positions, cos_sin_cache, y, H, DH=DH, BLOCK_H=triton.next_power_of_2(H), **tiles("rotary", "row", x.dtype)
+        x,
+        positions,
+        cos_sin_cache,
+        y,
+        H,
+        DH=DH,
+        BLOCK_H=triton.next_power_of_2(H),
+        **launch_config("rotary", "row", x.dtype),
     )
     return y
 

@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from zonos2_triton.kernels._args import Arg, check, check_range, may_sync
-from zonos2_triton.kernels._launch_table import tiles
+from zonos2_triton.kernels._launch_config import launch_config
 from zonos2_triton.kernels._math import dot_fp32, round_to
 from zonos2_triton.kernels._operator import Cost, cpu_fallback, fake, runs_kernel
 from zonos2_triton.kernels._ring_conv import (
@@ -106,7 +106,7 @@ def rvq_decode(
     check_range("rvq_decode", "codes", codes[..., :C], 0, OPEN, "codes")
     if not runs_kernel(z):
         return cpu_fallback("rvq_decode", codes, tables, weight, spans, frames, delayed, z, tf32)
-    launch = tiles("rvq_decode", "frames", z.dtype, tf32=tf32)
+    launch = launch_config("rvq_decode", "frames", z.dtype, tf32=tf32)
     grid = triton.cdiv(B * frames, launch["BLOCK_M"]), triton.cdiv(D, launch["BLOCK_N"])
     _rvq_decode_kernel[grid](
         codes, tables, weight, spans, z, B, frames, N, W, V, D, z.shape[1], C=C, K=K, P=P, DELAYED=delayed, OPEN=OPEN,

@@ -25,7 +25,7 @@ import triton.language as tl
 from torch import Tensor
 
 from zonos2_triton.kernels._args import Arg, check, may_sync
-from zonos2_triton.kernels._launch_table import tiles
+from zonos2_triton.kernels._launch_config import launch_config
 from zonos2_triton.kernels._math import exp_nonpositive
 from zonos2_triton.kernels._operator import Cost, cpu_fallback, fake, runs_kernel
 
@@ -167,7 +167,7 @@ def sample_codes(
         MASS=MASS,
         WEIGHT=WEIGHT,
         BLOCK_V=triton.next_power_of_2(V),
-        **tiles("sample_codes", "row", torch.float32),
+        **launch_config("sample_codes", "row", torch.float32),
     )
     return codes, nonfinite
 

@@ -45,7 +45,7 @@ def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype = tor
         if fault := triton_fault(device):
             raise ValueError(f"{by}{fault}")
     if asked == "triton":
-        from zonos2_triton.kernels._launch_table import overrides  # loads Triton, which may not be here
+        from zonos2_triton.kernels._launch_config import overrides  # loads Triton, which may not be here
 
         overrides()  # a wrong file of launch parameters is named now, not at the first launch
     return asked

@@ -31,8 +31,8 @@ def diagnose() -> dict[str, Any]:
     faults |= {name: _import_fault(name) for name in REQUIRED if name != "torch"}
     packages = {name: None if faults[name] else _version(name) or "of unknown version" for name in REQUIRED}
     variables = {name: {"value": v, "fault": fault} for name, (v, fault) in _settings.present().items()}
-    if backends["triton"].startswith(_settings.CONFIG):  # only with the kernels is it known what may stand in the file
-        variables[_settings.CONFIG]["fault"] = backends["triton"]
+    if backends["triton"].startswith(_settings.LAUNCH_CONFIG):
+        variables[_settings.LAUNCH_CONFIG]["fault"] = backends["triton"]
     return {
         "zonos2-triton": __version__,
         "op_schemas": json.loads((files("zonos2_triton") / "kernels" / "schemas.json").read_text("utf-8"))["version"],

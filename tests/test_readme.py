@@ -217,7 +217,7 @@ def test_the_launch_parameters_compile(tmp_path):
     clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     run = subprocess.run(
         [sys.executable, "-m", "zonos2_triton.model.cli", *command.split()],
-        env=clean | {"ZONOS2_TRITON_CONFIG": str(tmp_path / "launch.json")}, capture_output=True, text=True,
+        env=clean | {"ZONOS2_TRITON_LAUNCH_CONFIG": str(tmp_path / "launch.json")}, capture_output=True, text=True,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout + run.stderr
     assert "changed: decode_attention/" in run.stdout

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 Value = TypeVar("Value")
 PREFIX = "ZONOS2_TRITON_"
-BACKEND, DISABLE, LOG, NVTX, CONFIG, SGLANG = VARIABLES = tuple(
-    PREFIX + name for name in ("BACKEND", "DISABLE", "LOG", "NVTX", "CONFIG", "SGLANG")
+BACKEND, DISABLE, LOG, NVTX, LAUNCH_CONFIG, SGLANG = VARIABLES = tuple(
+    PREFIX + name for name in ("BACKEND", "DISABLE", "LOG", "NVTX", "LAUNCH_CONFIG", "SGLANG")
 )
 BACKENDS = ("reference", "triton", "auto")
 LEVELS = {
@@ -52,18 +52,18 @@ def nvtx() -> bool:
     return _switch(NVTX)
 
 
-def config() -> tuple[str, Any] | None:
+def launch_config() -> tuple[str, Any] | None:
     """The file of launch parameters and the JSON in it, not looked at; None: no file is named."""
-    path = os.environ.get(CONFIG)
+    path = os.environ.get(LAUNCH_CONFIG)
     if not path:
         return None
     try:
         with open(local_path(path), encoding="utf-8") as file:
             return path, json.load(file)
     except OSError as error:
-        raise ValueError(f"{CONFIG} names {path!r}, which cannot be read: {error.strerror}") from error
+        raise ValueError(f"{LAUNCH_CONFIG} names {path!r}, which cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # of the text, or of the JSON in it
-        raise ValueError(f"{CONFIG} names {path!r}, which is not JSON: {error}") from error
+        raise ValueError(f"{LAUNCH_CONFIG} names {path!r}, which is not JSON: {error}") from error
 
 
 def sglang_components() -> frozenset[str]:
@@ -86,7 +86,7 @@ def log_level() -> str | None:
 
 def present() -> dict[str, tuple[str, str | None]]:
     """Every variable with this prefix that is set: what it holds, and what is wrong with that, or None."""
-    readers = dict(zip(VARIABLES, (backend, disabled, log_level, nvtx, config, sglang_components), strict=True))
+    readers = dict(zip(VARIABLES, (backend, disabled, log_level, nvtx, launch_config, sglang_components), strict=True))
     found: dict[str, tuple[str, str | None]] = {}
     for name, value in sorted(os.environ.items()):
         if name in readers:

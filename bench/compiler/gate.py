@@ -44,7 +44,7 @@ class Expected:
     warpgroup: bool = False  # and where the target has them, those of a whole warpgroup: HGMMA, UTC*MMA
     stream16: bool = False  # the weight stream is read 16 bytes at a time
     max_narrow: int | None = None  # with stream16: loads that are narrower; None: no more than those of 16 bytes
-    invariant: bool = False  # adds in one order at every number of rows of a role: bits do not depend on the batch
+    invariant: bool = False  # adds in one order at every number of rows of a variant: bits do not depend on the batch
 
 
 Expectations = Mapping[str, Expected]
@@ -165,12 +165,12 @@ def _compiled(catalogue: str, name: str, target: str, dtypes: Collection[str]) -
 
 
 def _same_sums(rows: list[Row], expects: Expectations) -> list[Row]:
-    """The rows; those of an invariant function that adds in another order than its role's first have failed."""
+    """The rows; those of an invariant function that adds in another order than its variant's first have failed."""
     first: dict[tuple[str, str], Row] = {}
     for i, row in enumerate(rows):
         expected = _expected(row.function, expects)
         if expected and expected.invariant and row.stats:
-            like = first.setdefault((row.function, role(row.config)), row)
+            like = first.setdefault((row.function, variant_of(row.config)), row)
             if like.stats and like.stats.sums != row.stats.sums:
                 here = ", ".join(sorted(set(row.stats.sums) ^ set(like.stats.sums)))
                 failure = f"adds in another order than {like.config} ({here})"
@@ -178,7 +178,7 @@ def _same_sums(rows: list[Row], expects: Expectations) -> list[Row]:
     return rows
 
 
-def role(config: str) -> str:
+def variant_of(config: str) -> str:
     """Of a workload: its name up to the first number; "dense-prefill" of "dense-prefill-2048-bfloat16"."""
     return re.sub(r"-B?\d.*|-(bfloat16|float16|float32).*", "", config)
 

@@ -26,7 +26,7 @@ from zonos2_triton.bench.compiler.gate import (
     compare,
     judge,
     read_snapshot,
-    role,
+    variant_of,
     write_snapshot,
 )
 from zonos2_triton.bench.compiler.offline_compile import fake_tensors
@@ -191,7 +191,7 @@ def test_the_catalogue_passes_on_sm_90():
     assert [change for change in report["changes"] if change["worse"]] == []
     assert run.returncode == 0
     assert {row["kernel"] for row in report["rows"]} == KERNELS.keys()
-    without = {(row["function"], role(row["config"])) for row in report["rows"] if not row["stats"]["sums"]}
+    without = {(row["function"], variant_of(row["config"])) for row in report["rows"] if not row["stats"]["sums"]}
     moves = {(function, kind) for function, kind in without if function in ("_rotary_kernel", "_advance_frame_kernel")}
     # Neither norms: the sum of an embedding's rows is no reduction, keys are copied.
     assert without - moves == {("_frame_embedding_kernel", "no-norm"), ("_write_cache_kernel", "no-preamble")}
@@ -342,4 +342,4 @@ def test_sums_are_what_a_batch_must_not_change():
 def test_role_of_a_workload():
     same = {"decode": ["B1-bfloat16", "B64-top2-bfloat16", "B64-bfloat16#2"], "decode-top2": ["bfloat16"]}
     same |= {"prefill": ["2048-float16"], "dense-prefill": ["2048-bfloat16"]}
-    assert all(role(f"{expected}-{rest}") == expected for expected, all_of in same.items() for rest in all_of)
+    assert all(variant_of(f"{expected}-{rest}") == expected for expected, all_of in same.items() for rest in all_of)

@@ -28,7 +28,7 @@ import triton.language as tl
 from torch import Tensor
 
 from zonos2_triton.kernels._args import Arg, check, check_rows
-from zonos2_triton.kernels._launch_table import tiles
+from zonos2_triton.kernels._launch_config import launch_config
 from zonos2_triton.kernels._math import cast
 from zonos2_triton.kernels._operator import Cost, block, cpu_fallback, fake, runs_kernel
 
@@ -51,7 +51,7 @@ def scale_add(x: Tensor, residual: Tensor, scale: float) -> Tensor:
     if not runs_kernel(x):
         return cpu_fallback("scale_add", x, residual, scale)
     y = torch.empty_like(x)
-    more = tiles("scale_add", "row", x.dtype)
+    more = launch_config("scale_add", "row", x.dtype)
     _scale_add_kernel[(sizes["M"],)](x, residual, y, scale, sizes["D"], BLOCK_D=block(sizes["D"]), **more)
     return y
 

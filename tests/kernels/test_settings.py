@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 
 from zonos2_triton import _settings
-from zonos2_triton._settings import BACKEND, CONFIG, DISABLE, LOG, NVTX, PREFIX, SGLANG, SGLANG_COMPONENTS, VARIABLES
+from zonos2_triton._settings import (
+    BACKEND,
+    DISABLE,
+    LAUNCH_CONFIG,
+    LOG,
+    NVTX,
+    PREFIX,
+    SGLANG,
+    SGLANG_COMPONENTS,
+    VARIABLES,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,7 +40,7 @@ def test_nobody_else_reads_them():
 
 def test_unset_they_change_nothing():
     assert _settings.backend() == "auto"
-    assert (_settings.disabled(), _settings.nvtx(), _settings.config()) == (False, False, None)
+    assert (_settings.disabled(), _settings.nvtx(), _settings.launch_config()) == (False, False, None)
     assert _settings.sglang_components() == frozenset()
     assert _settings.log_level() is None
     assert _settings.present() == {}
@@ -71,18 +81,18 @@ def test_a_wrong_value_is_named_with_what_is_accepted(monkeypatch, reader, name,
 
 def test_the_file_of_launch_parameters(monkeypatch, tmp_path):
     path = tmp_path / "launch.json"
-    monkeypatch.setenv(CONFIG, str(path))
-    missing = f"^{CONFIG} names {re.escape(repr(str(path)))}, which cannot be read: No such file or directory"
+    monkeypatch.setenv(LAUNCH_CONFIG, str(path))
+    missing = f"^{LAUNCH_CONFIG} names {re.escape(repr(str(path)))}, which cannot be read: No such file or directory"
     with pytest.raises(ValueError, match=missing):
-        _settings.config()
+        _settings.launch_config()
     for wrong in (b"[1,", b"\xff", b"[" * 10**5):
         path.write_bytes(wrong)
-        with pytest.raises(ValueError, match=f"^{CONFIG} names .*launch.json', which is not JSON: "):
-            _settings.config()
+        with pytest.raises(ValueError, match=f"^{LAUNCH_CONFIG} names .*launch.json', which is not JSON: "):
+            _settings.launch_config()
     path.write_text("[1]")
-    assert _settings.config() == (str(path), [1])
-    monkeypatch.setenv(CONFIG, "")
-    assert _settings.config() is None
+    assert _settings.launch_config() == (str(path), [1])
+    monkeypatch.setenv(LAUNCH_CONFIG, "")
+    assert _settings.launch_config() is None
 
 
 def test_what_is_set_and_what_is_wrong_with_it(monkeypatch):

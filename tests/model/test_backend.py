@@ -7,8 +7,8 @@ import pytest
 import torch
 import triton
 
-from zonos2_triton._settings import BACKEND, CONFIG, DISABLE
-from zonos2_triton.kernels._launch_table import overrides
+from zonos2_triton._settings import BACKEND, DISABLE, LAUNCH_CONFIG
+from zonos2_triton.kernels._launch_config import overrides
 from zonos2_triton.model import backend
 from zonos2_triton.model.backend import resolve_backend
 
@@ -96,7 +96,7 @@ def test_a_wrong_switch_is_named_whatever_is_asked_for(monkeypatch):
 
 def test_a_wrong_file_of_launch_parameters_is_named_before_anything_is_loaded(monkeypatch, tmp_path):
     path = tmp_path / "launch.json"
-    monkeypatch.setenv(CONFIG, str(path))
-    with pytest.raises(ValueError, match=f"^{CONFIG} names {re.escape(repr(str(path)))}, which cannot be read"):
+    monkeypatch.setenv(LAUNCH_CONFIG, str(path))
+    with pytest.raises(ValueError, match=f"^{LAUNCH_CONFIG} names {re.escape(repr(str(path)))}, which cannot be read"):
         resolve_backend("triton", GPU)
     assert resolve_backend("reference", GPU) == "reference"

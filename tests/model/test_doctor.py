@@ -7,7 +7,7 @@ from importlib.metadata import version
 import pytest
 import torch
 
-from zonos2_triton._settings import BACKEND, CONFIG, DISABLE, LOG, NVTX, PREFIX, SGLANG
+from zonos2_triton._settings import BACKEND, DISABLE, LAUNCH_CONFIG, LOG, NVTX, PREFIX, SGLANG
 from zonos2_triton.model import doctor
 from zonos2_triton.model.cli import main
 
@@ -80,8 +80,8 @@ def test_a_wrong_variable_stops_no_command_that_explains_it(arguments):
 
 def test_a_file_of_launch_parameters_that_cannot_be_used(tmp_path):
     (tmp_path / "launch.json").write_text('{"op": "codebook_head"}')
-    done = run("doctor", "--json", **{CONFIG: str(tmp_path / "launch.json")})
-    assert "must be a list of objects" in json.loads(done.stdout)["variables"][CONFIG]["fault"]
+    done = run("doctor", "--json", **{LAUNCH_CONFIG: str(tmp_path / "launch.json")})
+    assert "must be a list of objects" in json.loads(done.stdout)["variables"][LAUNCH_CONFIG]["fault"]
 
 
 @pytest.mark.parametrize(

@@ -104,9 +104,9 @@ class TestPaths:
         Vocoder.load("~/model/dac/weights.pth")
         SpeakerEncoder.load("~/model/speaker_encoder")
         write_tiny("~/new")
-        monkeypatch.setenv(_settings.CONFIG, "~/new/dac/launch.json")
+        monkeypatch.setenv(_settings.LAUNCH_CONFIG, "~/new/dac/launch.json")
         (home / "new" / "dac" / "launch.json").write_text("[]")
-        assert _settings.config() == ("~/new/dac/launch.json", [])
+        assert _settings.launch_config() == ("~/new/dac/launch.json", [])
 
     def test_the_same_file_by_another_name(self, say, home):
         status, _, err = say("--out", "~/x.wav", "--spectrogram", home / "elsewhere" / ".." / "x.wav")

@@ -10,12 +10,13 @@ import torch
 import triton
 from triton.runtime import interpreter
 
-from zonos2_triton._settings import CONFIG
+from zonos2_triton._settings import LAUNCH_CONFIG
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.proof.invariants import INVARIANTS, exact
 from zonos2_triton.bench.proof.verify import Case
-from zonos2_triton.kernels import _launch_table
-from zonos2_triton.kernels._launch_table import ARCHITECTURES, TABLE, architecture, overrides, product_tiles, tiles
+from zonos2_triton.kernels import _launch_config
+from zonos2_triton.kernels._launch_config import architecture, gemm_config, launch_config, overrides
+from zonos2_triton.kernels._launch_table import ARCHITECTURES, LAUNCH_CONFIGS
 from zonos2_triton.reference import vocoder_layers
 
 
@@ -24,13 +25,13 @@ def on_card(monkeypatch):
     """As if a GPU were there."""
 
     def choose(backend, arch):
-        monkeypatch.setattr(_launch_table, "interpreted", lambda: False)
+        monkeypatch.setattr(_launch_config, "interpreted", lambda: False)
         driver = SimpleNamespace(get_current_target=lambda: SimpleNamespace(backend=backend, arch=arch))
         monkeypatch.setattr(triton.runtime.driver, "_active", driver)
 
-    _launch_table._nearest.cache_clear()
+    _launch_config._nearest.cache_clear()
     yield choose
-    _launch_table._nearest.cache_clear()
+    _launch_config._nearest.cache_clear()
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def overridden(monkeypatch, tmp_path):
     def name(entries):
         path = tmp_path / "launch.json"
         path.write_text(json.dumps(entries), encoding="utf-8")
-        monkeypatch.setenv(CONFIG, str(path))
+        monkeypatch.setenv(LAUNCH_CONFIG, str(path))
         overrides.cache_clear()
         return path
 
@@ -48,8 +49,8 @@ def overridden(monkeypatch, tmp_path):
     overrides.cache_clear()
 
 
-def entry(op="codebook_head", role="decode", **numbers):
-    return {"op": op, "role": role, **numbers}
+def entry(op="codebook_head", variant="decode", **numbers):
+    return {"op": op, "variant": variant, **numbers}
 
 
 def card(name):
@@ -77,21 +78,24 @@ def test_an_unknown_card_gets_the_nearest_and_the_log_says_so_once(on_card, capl
 def test_tiles_are_as_wide_as_the_rows_need(on_card):
     on_card("cuda", 90)
     for rows, width in {1: 16, 16: 16, 17: 32, 32: 32, 33: 64, 64: 64, 256: 64}.items():
-        assert product_tiles("qkv_projection", False, torch.bfloat16, rows, 2048)["BLOCK_M"] == width, rows
+        assert gemm_config("qkv_projection", False, torch.bfloat16, rows, 2048)["BLOCK_M"] == width, rows
 
 
 @pytest.mark.interpreter
 def test_the_interpreter_and_fp32_have_tiles_of_their_own(on_card):
     assert architecture() == "interpreter"
-    assert tiles("decode_attention", "split", torch.float32)["SPLIT"] == 16
+    assert launch_config("decode_attention", "split", torch.float32)["SPLIT"] == 16
     on_card("cuda", 90)
-    assert [tiles("decode_attention", "split", x)["BLOCK_S"] for x in (torch.bfloat16, torch.float32)] == [64, 32]
+    assert [launch_config("decode_attention", "split", x)["BLOCK_S"] for x in (torch.bfloat16, torch.float32)] == [
+        64,
+        32,
+    ]
 
 
-@pytest.mark.parametrize(("op", "role"), TABLE)
-def test_what_decides_the_order_of_sums_is_the_same_at_every_width(op, role):
+@pytest.mark.parametrize(("op", "variant"), LAUNCH_CONFIGS)
+def test_what_decides_the_order_of_sums_is_the_same_at_every_width(op, variant):
     """BLOCK_K is a step of a sum; splits and blocks of attention are places in the cache."""
-    for name, choice in TABLE[op, role].items():
+    for name, choice in LAUNCH_CONFIGS[op, variant].items():
         widths = [launch.get("BLOCK_M", 0) for launch in choice]
         assert widths == sorted(widths), name
         for key in ("BLOCK_K", "SPLIT", "BLOCK_S"):
@@ -100,32 +104,34 @@ def test_what_decides_the_order_of_sums_is_the_same_at_every_width(op, role):
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "float16", "float32", "tf32"])
-@pytest.mark.parametrize(("op", "role"), [pair for pair in TABLE if pair[0] in vocoder_layers.OPERATIONS])
-def test_a_step_of_clips_has_one_tile_for_every_length(on_card, op, role, kind):
+@pytest.mark.parametrize(("op", "variant"), [pair for pair in LAUNCH_CONFIGS if pair[0] in vocoder_layers.OPERATIONS])
+def test_a_step_of_clips_has_one_tile_for_every_length(on_card, op, variant, kind):
     """A row may come in steps of any length, beside any others."""
     dtype = torch.float32 if kind == "tf32" else getattr(torch, kind)
     for name in ("interpreter", *ARCHITECTURES):
         if name != "interpreter":
             on_card(*card(name))
-        one, *others = [tiles(op, role, dtype, rows, tf32=kind == "tf32") for rows in (1, 16, 17, 256, 10**6)]
+        one, *others = [
+            launch_config(op, variant, dtype, rows, tf32=kind == "tf32") for rows in (1, 16, 17, 256, 10**6)
+        ]
         assert all(other == one for other in others), name
 
 
 def test_products_of_few_rows_keep_one_instruction_on_sm_90():
     """64 weights in a tile would make it the warpgroup's at some widths."""
-    decode = [choices for (_, role), choices in TABLE.items() if role == "decode"]
+    decode = [choices for (_, variant), choices in LAUNCH_CONFIGS.items() if variant == "decode"]
     cards = [tiles for choices in decode for name, tiles in choices.items() if name != "interpreter"]
     assert all(launch["BLOCK_N"] < 64 for tiles in cards for launch in tiles)
 
 
-def numbers(op="codebook_head", role="decode", dtype=torch.bfloat16, rows=1, **more):
-    launch = tiles(op, role, dtype, rows, **more)
+def numbers(op="codebook_head", variant="decode", dtype=torch.bfloat16, rows=1, **more):
+    launch = launch_config(op, variant, dtype, rows, **more)
     return tuple(launch.get(key) for key in ("BLOCK_N", "BLOCK_K", "BLOCK_M", "num_warps", "num_stages"))
 
 
 def test_a_file_overrides_what_it_names_for_the_dtype_and_the_rows_it_names(on_card, overridden):
     on_card("cuda", 90)
-    one, many, prefill = numbers(), numbers(rows=17), numbers(role="prefill")
+    one, many, prefill = numbers(), numbers(rows=17), numbers(variant="prefill")
     half = {"dtype": "bfloat16"}
     overridden([entry(**half, BLOCK_K=64, num_stages=3), entry(**half, rows=[17, 32], num_warps=8, num_stages=7)])
     assert (one, many) == ((32, 128, 16, 4, 6), (32, 128, 32, 4, 4))
@@ -134,10 +140,10 @@ def test_a_file_overrides_what_it_names_for_the_dtype_and_the_rows_it_names(on_c
     assert numbers(rows=17) == numbers(rows=32) == (32, 64, 32, 8, 7)
     assert numbers(rows=33)[3:] == (8, 3)
     assert numbers(dtype=torch.float16) == one
-    assert numbers(role="prefill") == prefill
-    assert tiles("codebook_head", "decode", torch.bfloat16)["enable_fp_fusion"] is False
-    assert product_tiles("codebook_head", False, torch.bfloat16, 1, 64)["EVEN_K"] is True
-    assert product_tiles("codebook_head", False, torch.bfloat16, 1, 96)["EVEN_K"] is False
+    assert numbers(variant="prefill") == prefill
+    assert launch_config("codebook_head", "decode", torch.bfloat16)["enable_fp_fusion"] is False
+    assert gemm_config("codebook_head", False, torch.bfloat16, 1, 64)["EVEN_K"] is True
+    assert gemm_config("codebook_head", False, torch.bfloat16, 1, 96)["EVEN_K"] is False
 
 
 def test_without_a_dtype_an_override_is_for_all_and_tf32_is_one_of_them(on_card, overridden):
@@ -146,19 +152,19 @@ def test_without_a_dtype_an_override_is_for_all_and_tf32_is_one_of_them(on_card,
     overridden(
         [entry("advance_frame", "row", num_warps=2), *(entry("conv1d_tanh", "taps", **one) for one in conv1d_tanh)]
     )
-    assert tiles("advance_frame", "row", torch.int32)["num_warps"] == 2
+    assert launch_config("advance_frame", "row", torch.int32)["num_warps"] == 2
     warps = [numbers("conv1d_tanh", "taps", dtype)[3] for dtype in (torch.float16, torch.float32)]
     assert [*warps, numbers("conv1d_tanh", "taps", torch.float32, tf32=True)[3]] == [2, 1, 8]
 
 
 def test_the_file_is_read_once_and_the_log_says_so(overridden, caplog):
-    path = overridden([{"op": "advance_frame", "role": "row", "num_warps": 2}])
+    path = overridden([{"op": "advance_frame", "variant": "row", "num_warps": 2}])
     with caplog.at_level(logging.INFO, "zonos2_triton"):
-        tiles("advance_frame", "row", torch.int32)
+        launch_config("advance_frame", "row", torch.int32)
         path.unlink()
-        assert tiles("advance_frame", "row", torch.int32)["num_warps"] == 2
+        assert launch_config("advance_frame", "row", torch.int32)["num_warps"] == 2
     assert caplog.messages == [
-        f"launch parameters of {path}: [{{'op': 'advance_frame', 'role': 'row', 'num_warps': 2}}]"
+        f"launch parameters of {path}: [{{'op': 'advance_frame', 'variant': 'row', 'num_warps': 2}}]"
     ]
 
 
@@ -176,9 +182,9 @@ WRONG_NUMBERS = {
     [
         ({}, ": must be a list of objects, got dict"),
         ([3], ": [0]: must be an object, got 3"),
-        ([entry(num_warps=4), {"role": "row"}], ": [1].op: must be one of add_rms_norm, advance_frame, "),
+        ([entry(num_warps=4), {"variant": "row"}], ": [1].op: must be one of add_rms_norm, advance_frame, "),
         ([entry("heads")], ", sample_codes, got 'heads'"),
-        ([entry(role="row")], ": [0].role: must be one of decode, prefill of codebook_head, got 'row'"),
+        ([entry(variant="row")], ": [0].variant: must be one of decode, prefill of codebook_head, got 'row'"),
         ([entry()], ": [0]: must have at least one of BLOCK_K, BLOCK_M, BLOCK_N, num_stages, num_warps"),
         (
             [entry(BLOCK_Z=16)],
@@ -186,7 +192,10 @@ WRONG_NUMBERS = {
         ),
         ([entry(enable_fp_fusion=True)], ".enable_fp_fusion: codebook_head decode has no such number"),
         ([entry(rows=[1, 4], BLOCK_K=64)], ".BLOCK_K: cannot be had for some rows alone: bits would depend on"),
-        ([entry("conv1d_tanh", "taps", rows=[1, 4], BLOCK_M=64)], "[0].rows: role taps has the same tiles for any num"),
+        (
+            [entry("conv1d_tanh", "taps", rows=[1, 4], BLOCK_M=64)],
+            "[0].rows: variant taps has the same tiles for any",
+        ),
         *(
             ([entry(**{"num_warps": 4, key: value})], f": [0].{key}: must be {accepted}, got {value!r}")
             for key, (accepted, values) in WRONG_NUMBERS.items()
@@ -197,31 +206,31 @@ WRONG_NUMBERS = {
 def test_a_wrong_file_is_refused_by_name_and_place(overridden, entries, message):
     path = overridden(entries)
     for _ in range(2):
-        with pytest.raises(ValueError, match=rf"^{CONFIG}: {re.escape(str(path))}.*{re.escape(message)}"):
-            tiles("codebook_head", "decode", torch.float32)
+        with pytest.raises(ValueError, match=rf"^{LAUNCH_CONFIG}: {re.escape(str(path))}.*{re.escape(message)}"):
+            launch_config("codebook_head", "decode", torch.float32)
 
 
 def test_all_numbers_of_the_table_might_be_in_a_file():
-    for (op, role), choices in TABLE.items():
+    for (op, variant), choices in LAUNCH_CONFIGS.items():
         for launch in (launch for name in choices if name != "interpreter" for launch in choices[name]):
             numbers = {key: launch[key] for key in launch if key not in ("enable_fp_fusion", "matrix_instr_nonkdim")}
-            pair, override = _launch_table._override("", entry(op, role, **numbers))
-            assert (pair, override.numbers) == ((op, role), numbers)
+            pair, override = _launch_config._override("", entry(op, variant, **numbers))
+            assert (pair, override.numbers) == ((op, variant), numbers)
 
 
 @pytest.mark.interpreter
 @pytest.mark.parametrize(
-    ("name", "role", "workload", "launched"),
+    ("name", "variant", "workload", "launched"),
     [
         ("codebook_head", "decode", "two-tiles", {"BLOCK_K": 32, "BLOCK_N": 64, "BLOCK_M": 32}),
         ("decode_attention", "split", "split-edges", {"SPLIT": 32, "BLOCK_S": 16}),
         pytest.param("conv1d_snake", "taps", "rows", {"BLOCK_M": 16, "BLOCK_K": 16}, marks=pytest.mark.slow),
     ],
 )
-def test_other_tiles_are_as_exact_for_every_batch(overridden, monkeypatch, name, role, workload, launched):
+def test_other_tiles_are_as_exact_for_every_batch(overridden, monkeypatch, name, variant, workload, launched):
     kernel = KERNELS[name]
     case = Case(kernel, next(entry for entry in kernel.workloads if entry.name == workload))
-    overridden([entry(name, role, **launched)])
+    overridden([entry(name, variant, **launched)])
     launches, real = [], interpreter.GridExecutor.__call__
 
     def spying(self, *args, **kwargs):
@@ -232,4 +241,4 @@ def test_other_tiles_are_as_exact_for_every_batch(overridden, monkeypatch, name,
     case.compare(case.run())
     assert launches == [launched]
     exact(case)
-    INVARIANTS["parts_alone"](case, None)
+    INVARIANTS["batch_invariant"](case, None)

@@ -1,0 +1,143 @@
+"""Chooses the launch configuration of a kernel by operator, variant, dtype, architecture and number of rows.
+
+ZONOS2_TRITON_LAUNCH_CONFIG names a JSON file that replaces numbers of `_launch_table`, on any architecture. It is a
+list of objects: "op" and "variant" as in LAUNCH_CONFIGS; optionally "dtype", of DTYPES, and "rows", [least, most]; and
+the numbers. Of several that fit, the later ones win. BLOCK_K, a step of a sum, cannot change with the number of rows.
+"""
+
+import logging
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+import triton
+
+from zonos2_triton import _settings
+from zonos2_triton.kernels._launch_table import ARCHITECTURES, LAUNCH_CONFIGS
+from zonos2_triton.kernels._operator import Launch, interpreted
+
+LOG = logging.getLogger("zonos2_triton")
+
+
+def launch_config(op: str, variant: str, dtype: torch.dtype, rows: int = 1, tf32: bool = False) -> Launch:
+    """Keyword arguments of a launch for so many rows: blocks, num_warps, num_stages."""
+    configs, arch = LAUNCH_CONFIGS[op, variant], architecture()
+    if arch != "interpreter" and dtype == torch.float32:
+        arch = "tf32" if tf32 else "fp32"
+    choice = configs.get(arch, configs["*"])
+    launch = next((launch for launch in choice if launch.get("BLOCK_M", rows) >= rows), choice[-1])
+    kind = "tf32" if tf32 else str(dtype).removeprefix("torch.")
+    for override in overrides().get((op, variant), ()):
+        if override.dtype in (None, kind) and override.least <= rows <= override.most:
+            launch = {**launch, **override.numbers}
+    return launch
+
+
+DTYPES = ("float32", "tf32", "float16", "bfloat16")
+MOST_ROWS = 2**31 - 1
+# The least and the most of each number; all but num_stages are powers of two. Matrix units take no fewer than 16.
+LIMITS = {"num_warps": (1, 32), "num_stages": (1, 16)}
+BLOCKS = (16, 1024)
+
+
+class Override(NamedTuple):
+    """Numbers that replace those of the table, for a dtype (None: all) and so many rows."""
+
+    dtype: str | None
+    least: int
+    most: int
+    numbers: Launch
+
+
+@cache  # so that the file is read once
+def overrides() -> dict[tuple[str, str], list[Override]]:
+    """Entries of the file that ZONOS2_TRITON_LAUNCH_CONFIG names, by (op, variant). ValueError: one is wrong."""
+    found = _settings.launch_config()
+    if found is None:
+        return {}
+    path, entries = found
+    made: dict[tuple[str, str], list[Override]] = {}
+    where = f"{_settings.LAUNCH_CONFIG}: {path}"
+    if not isinstance(entries, list):
+        raise ValueError(f"{where}: must be a list of objects, got {type(entries).__name__}")
+    for i, entry in enumerate(entries):
+        key, override = _override(f"{where}: [{i}]", entry)
+        made.setdefault(key, []).append(override)
+    LOG.info("launch parameters of %s: %s", path, entries)
+    return made
+
+
+def _override(where: str, entry: Any) -> tuple[tuple[str, str], Override]:
+    if not isinstance(entry, dict):
+        raise ValueError(f"{where}: must be an object, got {entry!r}")
+    op, variant = (entry.get(key) for key in ("op", "variant"))
+    if op not in (ops := sorted({op for op, _ in LAUNCH_CONFIGS})):
+        raise ValueError(f"{where}.op: must be one of {', '.join(ops)}, got {op!r}")
+    if variant not in (variants := [variant for name, variant in LAUNCH_CONFIGS if name == op]):
+        raise ValueError(f"{where}.variant: must be one of {', '.join(variants)} of {op}, got {variant!r}")
+    dtype = entry.get("dtype")
+    if "dtype" in entry and dtype not in DTYPES:
+        raise ValueError(f"{where}.dtype: must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    known = {key for launches in LAUNCH_CONFIGS[op, variant].values() for launch in launches for key in launch}
+    known -= {"enable_fp_fusion", "matrix_instr_nonkdim"}  # every bit rests on them
+    numbers = {key: entry[key] for key in entry if key not in ("op", "variant", "dtype", "rows")}
+    for key, number in numbers.items():
+        if key not in known:
+            raise ValueError(f"{where}.{key}: {op} {variant} has no such number; it has {', '.join(sorted(known))}")
+        _check_number(f"{where}.{key}", key, number)
+    if not numbers:
+        raise ValueError(f"{where}: must have at least one of {', '.join(sorted(known))}")
+    least, most = 1, MOST_ROWS
+    if "rows" in entry:
+        least, most = _rows(f"{where}.rows", entry["rows"], variant)
+        if "BLOCK_K" in numbers:
+            raise ValueError(f"{where}.BLOCK_K: cannot be had for some rows alone: bits would depend on the batch")
+    return (op, variant), Override(dtype, least, most, numbers)
+
+
+def _check_number(where: str, key: str, number: Any) -> None:
+    low, high = LIMITS.get(key, BLOCKS)
+    whole = isinstance(number, int) and not isinstance(number, bool) and low <= number <= high
+    if not whole or (key != "num_stages" and number & (number - 1)):
+        kind = "an integer" if key == "num_stages" else "a power of two"
+        raise ValueError(f"{where}: must be {kind} in {low}..{high}, got {number!r}")
+
+
+def _rows(where: str, rows: Any, variant: str) -> tuple[int, int]:
+    if variant not in ("decode", "prefill"):
+        raise ValueError(f"{where}: variant {variant} has the same tiles for any number of rows")
+    whole = isinstance(rows, list) and len(rows) == 2 and all(type(n) is int for n in rows)
+    if not whole or not 1 <= rows[0] <= rows[1] <= MOST_ROWS:
+        raise ValueError(f"{where}: must be [least, most], both at least 1, got {rows!r}")
+    return rows[0], rows[1]
+
+
+def gemm_config(op: str, prefill: bool, dtype: torch.dtype, rows: int, K: int) -> Launch:
+    """`launch_config` of a matrix product over K."""
+    launch = launch_config(op, "prefill" if prefill else "decode", dtype, rows)
+    return {**launch, "EVEN_K": K % launch["BLOCK_K"] == 0}
+
+
+def architecture() -> str:
+    """The current device's architecture, of ARCHITECTURES, or "interpreter"."""
+    if interpreted():
+        return "interpreter"
+    target = triton.runtime.driver.active.get_current_target()
+    return _nearest(f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch))
+
+
+@cache  # so that the log says it once
+def _nearest(arch: str) -> str:
+    """The architecture whose configurations an unknown one takes.
+
+    NVIDIA: the newest of its generation that is not newer, else sm_86, which needs the least. AMD: gfx942.
+    """
+    if arch in ARCHITECTURES:
+        return arch
+    nearest = "gfx942"
+    if arch.startswith("sm_"):
+        number = int(arch.removeprefix("sm_"))
+        known = [int(name.removeprefix("sm_")) for name in ARCHITECTURES if name.startswith("sm_")]
+        nearest = f"sm_{max((n for n in known if n // 10 == number // 10 and n <= number), default=86)}"
+    LOG.warning("no tiles were chosen for %s; it runs with those of %s", arch, nearest)
+    return nearest
