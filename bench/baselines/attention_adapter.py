@@ -18,7 +18,7 @@ from zonos2_triton.bench.baselines import torch_ops
 from zonos2_triton.reference.attention import query_heads
 
 Inputs = dict[str, Any]
-Call = Callable[[], Any]  # the timed part: on the inputs that it was prepared for
+Call = Callable[[], Any]  # the timed call: on the inputs that it was prepared for
 Prepare = Callable[[Inputs], Call]
 Index = tuple[Any, ...]  # of a cache, as indexing takes it
 
@@ -54,7 +54,7 @@ def decode_rows(inputs: Inputs) -> Rows:
     return _rows(inputs, sequence, positions, positions + 1)
 
 
-def prefill_rows(inputs: Inputs) -> Rows:
+def prefill_inputs(inputs: Inputs) -> Rows:
     cache_seqlens, counts = inputs["cache_seqlens"].long(), inputs["cu_seqlens"].diff().long()
     sequence = torch.repeat_interleave(counts)
     first = inputs["cu_seqlens"][:-1].long()
@@ -72,9 +72,9 @@ def _rows(inputs: Inputs, sequence: Tensor, positions: Tensor, lengths: Tensor) 
 def unpaged(cache: Tensor, block_table: Tensor, positions: int) -> Tensor:
     """A copy of each sequence's first positions side by side, [B, positions, HKV, DH]; zeros where pages end."""
     pages = block_table[:, : -(-positions // cache.shape[1])].long()
-    beside = cache[pages].flatten(1, 2)[:, :positions]
-    missing = beside.new_zeros(len(beside), positions - beside.shape[1], *beside.shape[2:])
-    return torch.cat([beside, missing], 1)
+    contiguous = cache[pages].flatten(1, 2)[:, :positions]
+    missing = contiguous.new_zeros(len(contiguous), positions - contiguous.shape[1], *contiguous.shape[2:])
+    return torch.cat([contiguous, missing], 1)
 
 
 def begin(inputs: Inputs, rows: Rows, twin: Twin | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:

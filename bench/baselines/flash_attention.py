@@ -45,7 +45,7 @@ def prepare_decode(inputs: Inputs) -> Call:
 
 def prepare_prefill(inputs: Inputs) -> Call:
     """Prompts packed one after the other, as they come."""
-    package, rows = _package(), adapter.prefill_rows(inputs)
+    package, rows = _package(), adapter.prefill_inputs(inputs)
     cu_seqlens, max_seqlen_q, scale = inputs["cu_seqlens"], inputs["max_seqlen_q"], inputs["k_cache"].shape[3] ** -0.5
     begins = not bool(inputs["cache_seqlens"].any())
     most = max(rows.lengths)

@@ -45,7 +45,7 @@ def decode_attention(inputs: Inputs) -> Call:
 
 def prefill_attention(inputs: Inputs) -> Call:
     """Planned for this batch alone, as prompts are."""
-    rows, (page_size, kv_heads, head_dim) = adapter.prefill_rows(inputs), inputs["k_cache"].shape[1:]
+    rows, (page_size, kv_heads, head_dim) = adapter.prefill_inputs(inputs), inputs["k_cache"].shape[1:]
     dtype = inputs["qkvg"].dtype
     wrapper = _package().BatchPrefillWithPagedKVCacheWrapper(_workspace(inputs["qkvg"].device), "NHD")
     wrapper.plan(

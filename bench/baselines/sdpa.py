@@ -39,7 +39,7 @@ def decode_attention(inputs: Inputs) -> Call:
 
 def prefill_attention(inputs: Inputs) -> Call:
     """Prompt by prompt. Where all begin, nothing is read from a cache."""
-    rows = adapter.prefill_rows(inputs)
+    rows = adapter.prefill_inputs(inputs)
     twin = _contiguous(inputs, rows, max(rows.lengths)) if bool(inputs["cache_seqlens"].any()) else None
     prompts = list(zip(pairwise(inputs["cu_seqlens"].tolist()), rows.lengths, strict=True))
 

@@ -225,7 +225,7 @@ class TorchFrame:
             y = torch_ops.multiply(attend(qkvg, w["qk_temperature"], k_cache, v_cache), w["output"])
             x = (wide(x) + wide(y)).to(x.dtype)
             h = rms_norm(x, w["ffn_norm"], eps)
-            gate, up, down = w["parts"]
+            gate, up, down = w["ffn"]
             if w["router"] is None:
                 return (wide(x) + wide(torch_ops.swiglu(h, gate[0], up[0], down[0]))).to(x.dtype), None
             ids, shares, carried = torch_ops.choose(x, router_state=carried, **w["router"], eps=eps)
@@ -281,7 +281,7 @@ def _join(layer: reference.Layer) -> dict[str, Any]:
     return {
         "attention_norm": p["norm_weight"], "qkvg": qkvg, "qk_temperature": layer.qk_temperature,
         "output": layer.output, "router": layer.router, "ffn_norm": e["norm_weight"],
-        "parts": (e["gate"], e["up"], e["down"]), "both": both,
+        "ffn": (e["gate"], e["up"], e["down"]), "both": both,
     }  # fmt: skip
 
 

@@ -94,8 +94,8 @@ def judge(stats: Stats, target: str, expected: Expected) -> list[str]:
         if not stats.wide:
             wrong.append(f"no 16-byte loads: {stats.narrow} narrower ones")
         elif stats.narrow > allowed and "tma" not in stats.loads:
-            beside = f"beside {stats.wide} of 16, at most {allowed} meant"
-            wrong.append(f"{stats.narrow} loads narrower than 16 bytes {beside}")
+            wide = f"beside {stats.wide} of 16, at most {allowed} meant"
+            wrong.append(f"{stats.narrow} loads narrower than 16 bytes {wide}")
     warpgroup = expected.warpgroup and target in ("sm_90", "sm_100")
     if (expected.matrix or expected.warpgroup) and not stats.matrix:
         wrong.append("no matrix instructions")

@@ -1,7 +1,7 @@
 """Memory that the 8B model takes on a device, by the code that `Zonos2.load` runs.
 
-The parts are made by their own classes on the meta device, where a tensor has a shape and no memory. What no tensor
-holds between two calls is an estimate.
+Each component is made by its own class on the meta device, where a tensor has a shape and no memory. Memory that no
+tensor holds between two calls is an estimate.
 """
 
 import math
@@ -58,24 +58,24 @@ class Sizes(NamedTuple):
 RELEASED = Sizes()
 
 
-class Part(NamedTuple):
-    """Of the memory."""
+class Component(NamedTuple):
+    """One share of the memory."""
 
     name: str
     bytes: float
     kind: str
 
 
-def parts(precision: str, vocoder_dtype: str, options: BatchingOptions, prompt: int) -> list[Part]:
+def memory(precision: str, vocoder_dtype: str, options: BatchingOptions, prompt: int) -> list[Component]:
     """Of `Zonos2.load` with these options on a GPU. prompt: tokens that each request begins with."""
     dtype, _ = PRECISIONS[precision]
     found = planned(dtype, vocoder_dtype, options)
     found["weights: experts"] *= expert_share(precision)
     prefill = _prefill(min(options.max_batch_size * prompt, MAX_PREFILL_TOKENS), resolve_dtype(dtype).itemsize)
     return [
-        *(Part(name, size, LAYOUT) for name, size in found.items()),
-        Part("activations of a prefill", prefill, ESTIMATE),
-        Part("context, kernels, graphs, allocator", RESERVE, ESTIMATE),
+        *(Component(name, size, LAYOUT) for name, size in found.items()),
+        Component("activations of a prefill", prefill, ESTIMATE),
+        Component("context, kernels, graphs, allocator", RESERVE, ESTIMATE),
     ]
 
 
@@ -92,7 +92,7 @@ def most(
     # Not by bisection: with a larger batch the rings may take less, in more steps.
     for n in range(batch_size, 0, -1):
         options = BatchingOptions(n, rows and n * pages_of(rows) * PAGE_SIZE)
-        if sum(part.bytes for part in parts(precision, vocoder_dtype, options, prompt)) <= capacity:
+        if sum(each.bytes for each in memory(precision, vocoder_dtype, options, prompt)) <= capacity:
             return options
     return None
 
@@ -111,7 +111,7 @@ def planned(
 
 
 def components(tts: Zonos2) -> dict[str, int]:
-    """Bytes that it holds between two frames, by part; memory that several share counts for the first of them."""
+    """Bytes that it holds between two frames, by component; memory that several share counts for the first of them."""
     backbone, codec, scheduler = tts.backbone, tts.vocoder, tts.backbone.scheduler
     weights = backbone.weights.items()
     named: dict[str, object] = {
@@ -126,8 +126,8 @@ def components(tts: Zonos2) -> dict[str, int]:
         "state of the scheduler": tts,  # all the rest
     }
     found, before, seen = dict[str, int](), 0, list[Tensor]()
-    for name, part in named.items():
-        seen += tensors(part)
+    for name, owner in named.items():
+        seen += tensors(owner)
         found[name], before = held(seen) - before, held(seen)
     return found
 

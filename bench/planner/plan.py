@@ -93,9 +93,7 @@ class Forecast:
 
     def _moved(self, costs: Mapping[str, Cost]) -> Cost:
         """All together, with the experts' weights in this precision's bits."""
-        moved = sum(
-            c.bytes * (expert_share(self.precision) if part == "moe_experts" else 1) for part, c in costs.items()
-        )
+        moved = sum(c.bytes * (expert_share(self.precision) if op == "moe_experts" else 1) for op, c in costs.items())
         return Cost(round(moved), sum(cost.flops for cost in costs.values()))
 
 
@@ -137,8 +135,9 @@ def plan(
     chosen("precision", [precision], PRECISIONS)
     chosen("vocoder_dtype", [vocoder_dtype], VOCODER_DTYPES)
     rows, pages = min(context + 1, LONGEST), cache_pages(MODEL, max_batch_size, kv_cache_tokens)
-    parts, capacity = footprint.parts(precision, vocoder_dtype, options, prompt), gpu.memory_gb * 1e9
-    needed, fit = sum(part.bytes for part in parts), footprint.most(precision, vocoder_dtype, prompt, capacity, rows)
+    components, capacity = footprint.memory(precision, vocoder_dtype, options, prompt), gpu.memory_gb * 1e9
+    needed = sum(each.bytes for each in components)
+    fit = footprint.most(precision, vocoder_dtype, prompt, capacity, rows)
     forecast = Forecast(gpu, precision, context, vocoder_dtype)
     frame, sound, real_time = forecast.frame(max_batch_size), forecast.vocoder(max_batch_size), forecast.in_real_time()
     most = fit.max_batch_size if fit else 0
@@ -164,7 +163,7 @@ def plan(
             "fits": needed <= capacity,
             "bytes": needed,
             "capacity": {"bytes": capacity},
-            "parts": [part._asdict() for part in parts],
+            "components": [each._asdict() for each in components],
             "less": None if needed <= capacity else _less(precision, vocoder_dtype, options, prompt, capacity, rows),
         },
         "frame": {
@@ -197,7 +196,7 @@ def _less(
 
 
 def _choice(precision: str, vocoder_dtype: str, options: BatchingOptions, prompt: int) -> dict[str, Any]:
-    size = sum(part.bytes for part in footprint.parts(precision, vocoder_dtype, options, prompt))
+    size = sum(each.bytes for each in footprint.memory(precision, vocoder_dtype, options, prompt))
     asked = {"precision": precision, "vocoder_dtype": vocoder_dtype}
     return {
         **asked,
@@ -223,7 +222,7 @@ def overview(**asked: Any) -> dict[str, Any]:
     first = plans[0]
     return {
         **{name: first[name] for name in alike},
-        "memory": {name: first["memory"][name] for name in ("bytes", "parts")},
+        "memory": {name: first["memory"][name] for name in ("bytes", "components")},
         "gpus": [
             {"gpu": each["gpu"], "fits": each["memory"]["fits"], "less": each["memory"]["less"],
              "largest_batch": each["largest_batch"], "frame": each["frame"]["both"]} for each in plans
@@ -244,17 +243,17 @@ def as_text(found: dict[str, Any]) -> str:
         "tokens behind each request: {context}, a prompt of {prompt} included"
     ).format(**found)
     memory, notes = found["memory"], "\n".join(found["notes"])
-    parts: list[tuple[str, ...]] = [("memory", "GB", "")]
-    parts += [(p["name"], f"{p['bytes'] / 1e9:.3f}", p["kind"]) for p in memory["parts"]]
+    lines: list[tuple[str, ...]] = [("memory", "GB", "")]
+    lines += [(p["name"], f"{p['bytes'] / 1e9:.3f}", p["kind"]) for p in memory["components"]]
     if "gpus" in found:
-        together = text_table([*parts, ("together", f"{memory['bytes'] / 1e9:.3f}", "")])
+        together = text_table([*lines, ("together", f"{memory['bytes'] / 1e9:.3f}", "")])
         gpus = text_table([HEADS, *map(_line, found["gpus"])])
         return fitted("\n\n".join([asked, together, gpus, notes]))
     about = "{name} ({arch}): {memory_gb:g} GB, {gb_per_s:g} GB/s, {tflop_per_s:g} TFLOP/s in bf16\nsource: {source}"
     first, most = found["first_audio"], MAX_BATCH_SIZE
     head = "\n".join([about.format(**found["gpu"]), asked])
     verdict = "fits" if memory["fits"] else "DOES NOT FIT"
-    parts.append((f"of {_gb(memory['capacity']['bytes'])}", f"{memory['bytes'] / 1e9:.3f}", verdict))
+    lines.append((f"of {_gb(memory['capacity']['bytes'])}", f"{memory['bytes'] / 1e9:.3f}", verdict))
     frames = [
         (name, f"{r['us'] / 1e3:.3f}", f"{r['rtf']:.3f}", f"{r['times_real_time']:.0f}", f"{r['frames_per_s']:.0f}")
         for name, r in (("backbone", found["frame"]["backbone"]), ("with its sound", found["frame"]["both"]))
@@ -263,7 +262,7 @@ def as_text(found: dict[str, Any]) -> str:
     times = {"prompts into the cache": "prefill", f"{first['frames']} frames": "frames_time",
              "their sound": "vocoder", "text to first audio": "total"}  # fmt: skip
     tables: list[list[tuple[str, ...]]] = [
-        parts,
+        lines,
         [("frame, " + _gb(found["frame"]["bytes"]), "ms at least", "RTF", "x real time", "frames/s"), *frames],
         [(f"batch size, of {most}", ""), *((name, str(found["largest_batch"][key])) for name, key in counts.items())],
         [("first audio", "ms at least"), *((name, f"{first[key]['us'] / 1e3:.2f}") for name, key in times.items())],

@@ -46,24 +46,24 @@ def frame_cost(config: Zonos2Config, sequences: int, context: int, itemsize: int
 
 def prompt_cost(config: Zonos2Config, rows: int, itemsize: int = 2) -> Mapping[str, Cost]:
     """Likewise, of one prompt of so many rows up to its logits, which are those of the last row."""
-    c, parts = config, dict(frame_cost(config, rows, 0, itemsize))
+    c, costs = config, dict(frame_cost(config, rows, 0, itemsize))
     for name in ("decode_attention", "sample_codes", "advance_frame"):
-        del parts[name]
+        del costs[name]
     cache = c.kv_heads * c.head_dim
     attention = KERNELS["prefill_attention"].cost(
         T=rows, context=0, B=1, HQ=c.heads, HKV=c.kv_heads, DH=c.head_dim, itemsize=itemsize
     )  # fmt: skip
-    parts["prefill_attention"] = _times(c.n_layers, Cost(2 * rows * cache * itemsize, attention.flops))
-    return parts | {"codebook_head": frame_cost(config, 1, 0, itemsize)["codebook_head"]}
+    costs["prefill_attention"] = _times(c.n_layers, Cost(2 * rows * cache * itemsize, attention.flops))
+    return costs | {"codebook_head": frame_cost(config, 1, 0, itemsize)["codebook_head"]}
 
 
-def total(parts: Mapping[str, Cost]) -> Cost:
+def total(costs: Mapping[str, Cost]) -> Cost:
     """Of all of them."""
-    return _sum([*parts.values()])
+    return _sum([*costs.values()])
 
 
 def _streamed(cost: Callable[..., Cost], rows: int, **sizes: Any) -> Cost:
-    """`cost` of so many rows, without the bytes of the rows themselves: the part that grows with their number."""
+    """`cost` of so many rows, without the bytes of the rows themselves: the share that grows with their number."""
     here, more = (cost(M=m, **sizes) for m in (rows, rows + 1))
     return Cost(here.bytes - rows * (more.bytes - here.bytes), here.flops)
 

@@ -57,7 +57,7 @@ def workload_sizes(kernel: str, name: str) -> Sizes:
     return next(workload.sizes for workload in KERNELS[kernel].workloads if workload.name == name)
 
 
-def batch_invariance(
+def batch_invariant(
     kernel: str, sizes: Sizes, device: str, dtype: torch.dtype = torch.bfloat16, batches: Sequence[int] = BATCHES
 ) -> None:
     """Rows alone, in batches of these sizes from either end, beside a row of NaN, and again: the same bits.
@@ -75,8 +75,8 @@ def batch_invariance(
         for rows in (range(n), range(most - 1, most - 1 - n, -1)):
             got = _run(kernel, _rows_of(kernel, inputs, rows))
             _check(f"{kernel}, {n} rows from {rows[0]}", got, [part[list(rows)] for part in alone])
-    again = [_run(kernel, _rows_of(kernel, inputs, range(most))) for _ in range(2)]
-    _check(f"{kernel}, a second run", *again)
+    runs = [_run(kernel, _rows_of(kernel, inputs, range(most))) for _ in range(2)]
+    _check(f"{kernel}, a second run", *runs)
     poisoned = _rows_of(kernel, inputs, range(most))
     poisoned[ROWS[kernel][0]][most // 2] = float("nan")
     others = [row for row in range(most) if row != most // 2]
@@ -84,10 +84,10 @@ def batch_invariance(
     _check(f"{kernel}, beside a row of NaN", got, [part[others] for part in alone])
 
 
-def prefill_rows(
+def chunked_rows(
     kernel: str, sizes: Sizes, device: str, dtype: torch.dtype = torch.bfloat16, cuts: Sequence[int] = (1, 65, 1025)
 ) -> None:
-    """Rows of a prefill in pieces that begin at `cuts`, and all at once: the same bits."""
+    """Rows of a prefill in chunks that begin at `cuts`, and all at once: the same bits."""
     inputs = KERNELS[kernel].make_inputs(device, dtype, **sizes)
     whole = _run(kernel, inputs)
     edges = [0, *(cut for cut in cuts if cut < sizes["M"]), sizes["M"]]
@@ -96,10 +96,10 @@ def prefill_rows(
         _check(f"{kernel}, rows {a} to {b - 1} of a prefill", got, [part[a:b] for part in whole])
 
 
-def prefill_in_chunks(
+def chunked_prefill(
     sizes: Sizes, device: str, dtype: torch.dtype = torch.bfloat16, cuts: Sequence[int] = (1, 65, 128, 200)
 ) -> None:
-    """A prompt's attention in pieces that begin at `cuts`, and beside another prompt: bits and cache of one pass."""
+    """A prompt's attention in chunks that begin at `cuts`, and beside another prompt: bits and cache of one pass."""
     T, op = sizes["T"], KERNELS["prefill_attention"].op
     mate = min(T, 50)
     packed = {"B": 2, "T": T + mate, "rows": (T, mate), "contexts": (0, 0), "context": 0}
@@ -122,7 +122,7 @@ def prefill_in_chunks(
         attend(slice(a, b), slice(0, 1), [a], [0, b - a], two)
         for a, b in pairwise([0, *(cut for cut in cuts if cut < T), T])
     ]
-    _check("prefill_attention in pieces", [torch.cat(parts), *two], [whole, *one])
+    _check("prefill_attention in chunks", [torch.cat(parts), *two], [whole, *one])
     both = attend(slice(0, T + mate), slice(0, 2), [0, 0], [0, T, T + mate], three)
     attend(slice(T, T + mate), slice(1, 2), [0], [0, mate], one)
     _check("prefill_attention beside another prompt", [both[:T], *three], [whole, *one])

@@ -105,8 +105,8 @@ def table(recorder: Recorder) -> str:
     for name, found in timings.items():
         cells = [found["status"], *[""] * (len(lines[0]) - 3)]
         if found["status"] == "passed":
-            beside = (recorder.items("baselines").get(f"{name}/{other}", {}).get("median_us") for other in others)
-            numbers = *(found[key] for key in COLUMNS.values()), *beside
+            medians = (recorder.items("baselines").get(f"{name}/{other}", {}).get("median_us") for other in others)
+            numbers = *(found[key] for key in COLUMNS.values()), *medians
             cells = ["" if number is None else f"{number:.1f}" for number in numbers]
         lines.append([*name.split("/"), *cells])
     return text_table(lines, keys=2)

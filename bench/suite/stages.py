@@ -170,20 +170,20 @@ def _invariance(preset: Preset) -> Listed:
     def batches(label: str, kernel: str, workload: str, small: str = "tiny") -> tuple[str, float, Does]:
         rows = "B" if "B" in sizes(kernel, workload, small) else "M"
         batched = sizes(kernel, workload, small, **{rows: max(preset.batches)})
-        return item(f"{kernel}/{label}", checks.batch_invariance, kernel, batched, batches=preset.batches)
+        return item(f"{kernel}/{label}", checks.batch_invariant, kernel, batched, batches=preset.batches)
 
     for name in checks.BATCHED:
-        yield batches("batches", name, "decode-B256")
-    yield batches("batches-top2", "moe_experts", "decode-B64-top2", "top2")
-    yield batches("batches-dense", "moe_experts", "dense-B64", "dense")
-    yield batches("batches-sum", "moe_experts", "sum-B256", "sum-top2")
+        yield batches("batch_invariant", name, "decode-B256")
+    yield batches("batch_invariant-top2", "moe_experts", "decode-B64-top2", "top2")
+    yield batches("batch_invariant-dense", "moe_experts", "dense-B64", "dense")
+    yield batches("batch_invariant-sum", "moe_experts", "sum-B256", "sum-top2")
     rows, cuts = (300, (1, 65, 128, 200)) if preset.real else (20, (2, 10, 16))
     attention = sizes("prefill_attention", "prefill-2048", T=rows)
-    yield item("prefill_attention/pieces", checks.prefill_in_chunks, attention, cuts=cuts)
+    yield item("prefill_attention/chunked_prefill", checks.chunked_prefill, attention, cuts=cuts)
     for name in ("qkv_projection", "output_projection", "moe_router", "moe_experts", "codebook_head"):
         workload = "prefill-128" if name == "codebook_head" else "prefill-2048"
         small = "prefill" if "prefill" in {w.name for w in KERNELS[name].workloads} else "tiny"
-        yield item(f"{name}/pieces", checks.prefill_rows, name, sizes(name, workload, small))
+        yield item(f"{name}/chunked_prefill", checks.chunked_rows, name, sizes(name, workload, small))
     for dtype in preset.vocoder_dtypes:
         name = f"vocoder/steps-{dtype}"
         yield item(name, checks.vocoder_steps, preset.codec, frames=preset.clip, dtype=DTYPES[dtype])

@@ -25,11 +25,11 @@ def range_work(tts: Zonos2, batch_size: int, frames: int, prompt_rows: int, call
     config, itemsize, found = tts.backbone.config, tts.backbone.dtype.itemsize, dict[Path, Work]()
     if n := calls["model/prefill"]:
         together = batch_size / n  # prompts of one call
-        parts = dict(prompt_cost(config, round(prompt_rows * together), itemsize))
-        del parts["codebook_head"]  # of the first frame, which comes later
-        attention = parts["prefill_attention"]  # counted as if all were one prompt
-        parts["prefill_attention"] = Cost(attention.bytes, round(attention.flops / together))
-        found |= _stage("model/prefill", parts, n)
+        costs = dict(prompt_cost(config, round(prompt_rows * together), itemsize))
+        del costs["codebook_head"]  # of the first frame, which comes later
+        attention = costs["prefill_attention"]  # counted as if all were one prompt
+        costs["prefill_attention"] = Cost(attention.bytes, round(attention.flops / together))
+        found |= _stage("model/prefill", costs, n)
     first = frame_cost(config, batch_size, prompt_rows, itemsize)
     found |= _stage("model/start", {name: first[name] for name in ("codebook_head", *DRAW)}, calls["model/start"])
     # What a frame reads grows with the context by the same step each time.
@@ -53,10 +53,10 @@ def _codec(vocoder: Vocoder, batch_size: int, frames: int, calls: Counter[str]) 
     return {(stage,): _sum(costs, steps) for stage in seen}
 
 
-def _stage(stage: str, parts: Mapping[str, Cost], calls: int) -> dict[Path, Work]:
+def _stage(stage: str, costs: Mapping[str, Cost], calls: int) -> dict[Path, Work]:
     inside = defaultdict[Path, list[Cost]](list)
-    for part, cost in parts.items():
-        name = part.partition(" ")[0]  # the experts of dense layers are those of a single expert
+    for op, cost in costs.items():
+        name = op.partition(" ")[0]  # the experts of dense layers are those of a single expert
         outside = () if name in ("frame_embedding", "codebook_head") else ("model/layer",)
         place = (stage, *(("model/sample",) if name in DRAW else outside))
         for path in {(stage,), place, (*place, f"kernel/{name}")}:

@@ -92,22 +92,22 @@ class VocoderTimer:
             "audio_s_per_s": timer.ratio(1e6 * audio, microseconds), **moved,
         }  # fmt: skip
         part = ids[..., : work.frames].contiguous()
-        result["eager"] = self._beside(self._plain, part, device, seconds, more, graph=False)
+        result["eager"] = self._time_torch(self._torch, part, device, seconds, more, graph=False)
         result["compiled"] = {"not_timed": "no time left"}
         if compiled:
-            result["compiled"] = self._beside(self._compiled(), part, device, seconds, more) | {"mode": "default"}
+            result["compiled"] = self._time_torch(self._compiled(), part, device, seconds, more) | {"mode": "default"}
         for name in ("eager", "compiled"):
-            beside = result[name]
-            if "median_us" in beside:
-                beside["speed_up"] = timer.ratio(beside["median_us"], microseconds)
-            elif "crashed" in beside:  # our own time is kept beside the failure
-                result |= {"status": "failed", "error": f"{name}: {beside['crashed']}"}
+            other = result[name]
+            if "median_us" in other:
+                other["speed_up"] = timer.ratio(other["median_us"], microseconds)
+            elif "crashed" in other:  # our own time is kept beside the failure
+                result |= {"status": "failed", "error": f"{name}: {other['crashed']}"}
         return result
 
     def _agreement(self, samples: Tensor, ids: Tensor) -> float:
         """dB; clip by clip, so that the plain decoder holds the activations of one."""
         with exact_numerics():
-            want = torch.cat([self._plain(clip[None]) for clip in ids])
+            want = torch.cat([self._torch(clip[None]) for clip in ids])
         if not bool(samples.isfinite().all() & want.isfinite().all()):
             raise Withheld("samples are not finite")
         signal, error = want.double().square().sum(), (samples.double() - want.double()).square().sum()
@@ -119,13 +119,13 @@ class VocoderTimer:
             )
         return round(found, 2)
 
-    def _plain(self, ids: Tensor) -> Tensor:
+    def _torch(self, ids: Tensor) -> Tensor:
         return reference.decode(self.config, self.state, ids)["audio"]
 
     def _compiled(self) -> Callable[[Tensor], Tensor]:
-        return torch.compile(self._plain, dynamic=False)
+        return torch.compile(self._torch, dynamic=False)
 
-    def _beside(
+    def _time_torch(
         self, run: Callable[[Tensor], Tensor], ids: Tensor, device: timer.Device, seconds: float,
         more: dict[str, Any], graph: bool = True,
     ) -> dict[str, Any]:  # fmt: skip

@@ -55,7 +55,7 @@ def test_verify_in_a_process_that_compiles_begins_again():
 
 def test_a_wrong_kernel_fails_and_is_not_timed(capsys, monkeypatch):
     """A rotary embedding that forgets to turn."""
-    broken = dataclasses.replace(KERNELS["rotary"], op=lambda x, positions, table: x.clone())
+    broken = dataclasses.replace(KERNELS["rotary"], op=lambda x, **_: x.clone())
     for module in (commands, stages):
         monkeypatch.setattr(module, "KERNELS", {"rotary": broken})
     assert main(["verify", "--kernel", "rotary", "--workload", "tiny", "--dtype", "float32"]) == 1

@@ -34,11 +34,9 @@ def small(kernel, workload, **sizes):
 @pytest.mark.parametrize(
     "check",
     [
-        partial(
-            device_checks.batch_invariance, "codebook_head", small("codebook_head", "tiny", M=3), batches=(1, 2, 3)
-        ),
-        partial(device_checks.prefill_rows, "moe_router", small("moe_router", "tiny", M=18), cuts=(1, 7, 40)),
-        partial(device_checks.prefill_in_chunks, small("prefill_attention", "tiny"), cuts=(1, 7, 16)),
+        partial(device_checks.batch_invariant, "codebook_head", small("codebook_head", "tiny", M=3), batches=(1, 2, 3)),
+        partial(device_checks.chunked_rows, "moe_router", small("moe_router", "tiny", M=18), cuts=(1, 7, 40)),
+        partial(device_checks.chunked_prefill, small("prefill_attention", "tiny"), cuts=(1, 7, 16)),
     ],
     ids=lambda check: check.func.__name__,
 )
@@ -54,7 +52,7 @@ def test_a_difference_is_named(monkeypatch):
     with pytest.raises(
         Mismatch, match=r"^codebook_head, 2 rows from 0: result 0 differs in \d+ of 96: .* instead of .* at \[0"
     ):
-        device_checks.batch_invariance(
+        device_checks.batch_invariant(
             "codebook_head", small("codebook_head", "tiny", M=3), "cpu", torch.float32, (1, 2, 3)
         )
 

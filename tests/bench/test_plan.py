@@ -51,7 +51,7 @@ def test_bytes_and_real_time_factors():
 
 def test_parts_of_a_frame():
     costs = frame_cost(MODEL, 1, 1000)
-    found = {parts: sum(costs[part].bytes for part in parts) / 1e6 for parts in MEGABYTES}
+    found = {ops: sum(costs[op].bytes for op in ops) / 1e6 for ops in MEGABYTES}
     assert found == pytest.approx(MEGABYTES, rel=0.01, abs=0.5)
 
 
@@ -67,27 +67,28 @@ def test_parameters():
 
 
 def memory(**options):
-    return {part["name"]: part["bytes"] for part in plan(H200, **options)["memory"]["parts"]}
+    return {each["name"]: each["bytes"] for each in plan(H200, **options)["memory"]["components"]}
 
 
 def test_memory_by_default_is_that_of_loading():
     """A batch of 16, four contexts of 6,144 tokens; a token is 28 layers' keys and values of 4 heads of 128."""
     found = plan(H200)
     assert (found["max_batch_size"], found["kv_cache_tokens"], found["vocoder_dtype"]) == (16, 4 * 6144, "float32")
-    parts = memory()
-    assert parts["weights: experts"] == 2 * 24 * 16 * 3 * 3072 * 2048
-    assert parts["cache"] == 4 * 6144 * 28 * 2 * 4 * 128 * 2
-    assert parts["speaker encoder"] == 4 * 12_001_088
-    assert parts["rotary table"] == 6144 * 128 * 4
-    assert parts["embedding again, as one table"] == parts["weights: embedding"] == 2 * (9 * 1026 + 520) * 2048
+    components = memory()
+    assert components["weights: experts"] == 2 * 24 * 16 * 3 * 3072 * 2048
+    assert components["cache"] == 4 * 6144 * 28 * 2 * 4 * 128 * 2
+    assert components["speaker encoder"] == 4 * 12_001_088
+    assert components["rotary table"] == 6144 * 128 * 4
+    embedding = 2 * (9 * 1026 + 520) * 2048
+    assert components["embedding again, as one table"] == components["weights: embedding"] == embedding
     # All but the convolutions of one tap once more, as they are read.
-    assert 0.9 < parts["vocoder, packed"] / parts["vocoder, as loaded"] < 1.01
-    assert 0.3e9 < parts["vocoder's rings"] < 1.1e9
+    assert 0.9 < components["vocoder, packed"] / components["vocoder, as loaded"] < 1.01
+    assert 0.3e9 < components["vocoder's rings"] < 1.1e9
     # Most of the state: when each code came last, and samples for the host to collect, of 27 frames or few more.
     last_seen, samples = 16 * 9 * 1026 * 4, 16 * 27 * 512 * 4
-    assert last_seen + samples < parts["state of the scheduler"] < 1.1 * (last_seen + samples)
-    assert sum(parts.values()) == found["memory"]["bytes"] == pytest.approx(19.25e9, rel=2e-3)
-    estimates = [part["name"] for part in found["memory"]["parts"] if part["kind"] == ESTIMATE]
+    assert last_seen + samples < components["state of the scheduler"] < 1.1 * (last_seen + samples)
+    assert sum(components.values()) == found["memory"]["bytes"] == pytest.approx(19.25e9, rel=2e-3)
+    estimates = [each["name"] for each in found["memory"]["components"] if each["kind"] == ESTIMATE]
     assert estimates == ["activations of a prefill", "context, kernels, graphs, allocator"]
 
 

@@ -215,7 +215,7 @@ def test_goals_count_by_their_worst_and_where_every_check_passed(sample):
     assert verdicts(clip, memory) == [UNMEASURED] * 2
     timed["samples_us"] = timed["samples_us"][:7]
     assert verdicts(frame) == ["does not count: 7 repetitions, of 20"]
-    stages["invariance"]["moe_router/pieces"] = {"status": "failed", "error": "off"}
+    stages["invariance"]["moe_router/chunked_prefill"] = {"status": "failed", "error": "off"}
     assert verdicts(frame) == ["does not count: checks failed"]
     sample["environment"]["gpu"] = "NVIDIA H100 80GB HBM3"
     assert verdicts(frame) == ["another GPU than the goal's, NVIDIA H200"]

@@ -138,7 +138,7 @@ def test_one_stream_as_a_gpu_takes_it(model):
 def test_weights_are_shared_but_for_one(model):
     """Gate and up of a mixture are read as the one tensor that they are views of."""
     for layer, own in zip(TorchFrame(model).layers, model.layers, strict=True):
-        assert layer["parts"][2] is own.experts["down"]
+        assert layer["ffn"][2] is own.experts["down"]
         assert (layer["both"] is None) == (own.router is None)
         if layer["both"] is not None:
             assert layer["both"].data_ptr() == own.experts["gate"].data_ptr()

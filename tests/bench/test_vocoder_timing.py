@@ -22,7 +22,7 @@ def test_a_vocoder_is_timed_beside_pytorch(in_steps, monkeypatch):
     timer = VocoderTimer(CODEC, "cpu", torch.float32)
     timer.vocoder = in_steps(Vocoder(CODEC, timer.state, "reference"))
     monkeypatch.setattr(timer.vocoder, "_frames_together", lambda rows: 12)
-    monkeypatch.setattr(timer, "_compiled", lambda: timer._plain)
+    monkeypatch.setattr(timer, "_compiled", lambda: timer._torch)
     streams = partial(timer.time, Work(1, 4, False), CPU, seconds=0.0, graph=False, least=1)
     found = timer.time(Work(2, 5, True), CPU, seconds=0.0, graph=False, least=1)
     assert (found["rows"], found["frames"], found["frames_of_a_step"]) == (2, 5, 12)
@@ -45,7 +45,7 @@ def test_a_vocoder_is_timed_beside_pytorch(in_steps, monkeypatch):
     crashed = streams()
     assert (crashed["status"], crashed["error"]) == ("failed", "compiled: KeyError: 'a name'")
     assert crashed["median_us"]
-    monkeypatch.setattr(timer, "_plain", lambda ids: torch.ones(1, 59))
+    monkeypatch.setattr(timer, "_torch", lambda ids: torch.ones(1, 59))
     with pytest.raises(Withheld, match=r"are .* dB from the plain decoder's, which is less than 90 in torch\.float32"):
         streams()
 
