@@ -78,8 +78,9 @@ def _plain(found: Sequence[Token]) -> list[Token]:
             if found[i - 1].text == "," and (words.count(",") > 1 or (token.text == ")" and called)):
                 dropped.add(i - 1)
             ends = i + 1 == len(found) or found[i + 1].indent is not None or found[i + 1].text == ":"
-            whole = not opened and ends and words and not {",", "for", ":="} & {*words}
-            if before == "import" or (before in _WRAPS and whole):
+            tied = {"for", ":="} | ({","} if before not in ("=", "return") else set())  # what needs the parentheses
+            whole = before in _WRAPS and not opened and ends and words and not tied & {*words}
+            if before == "import" or whole:
                 dropped |= {start, i}
         if opened:
             opened[-1][1].append(token.text)
