@@ -63,6 +63,12 @@ def test_an_edit(pattern, old, new):
     assert edited(pattern) == ([old] if old else [], [new])
 
 
+@pytest.mark.parametrize("file", sorted({mutant.file for mutant in distinct()}))
+def test_an_edit_leaves_the_rest_as_it_is(file):
+    source = (SOURCES / f"{file}.py").read_text(encoding="utf-8")
+    assert ast.dump(ast.parse(apply("import triton{{ => }}.language", source))) == ast.dump(ast.parse(source))
+
+
 @cache
 def renamed(file):
     """The module with other names for the local variables of its jit functions, in narrow lines; and the old names."""

@@ -150,9 +150,9 @@ _TILES = {
 # Of a launch, whose BLOCK_K decides the order of a sum.
 _ORDERS = {
     "short_steps_in_other_blocks": (
-        '= frames * rate ... launch = tiles(... {{ => launch["BLOCK_K"] = 64 if frames > 2 else 16; }}blocks = '
+        '= frames * rate ... launch = launch_config(... {{ => launch["BLOCK_K"] = 64 if frames > 2 else 16; }}blocks = '
     ),
-    "single_rows_in_other_blocks": 'launch = tiles(... {{ => launch["BLOCK_K"] = 64 if B > 1 else 16; }}blocks = ',
+    "single_rows_in_other_blocks": 'launch = launch_config(... {{ => launch["BLOCK_K"] = 64 if B > 1 else 16; }}blocks = ',
 }
 _BLOCKS = {**_ORDERS, "blocks_rounded_down": '{{triton.cdiv(Ci, launch["BLOCK_K"] => max(Ci // launch["BLOCK_K"], 1}})'}
 _DILATION = {
