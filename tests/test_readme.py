@@ -1,4 +1,4 @@
-"""The README's examples, and those of the package's page: each runs as it is written, or is listed with why not."""
+"""The pages: every code block runs as it is written, or is listed with why not; every name, link and option exists."""
 
 import os
 import pkgutil
@@ -15,28 +15,35 @@ import pytest
 import soundfile
 import torch
 
-from zonos2_triton.bench.suite.stages import PARTS
+from zonos2_triton.bench.suite.stages import STAGES
 from zonos2_triton.model.cli import main
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-SECTIONS = dict(re.findall(r"^### (.+?)\n(.*?)(?=^##)", README + "\n##", flags=re.MULTILINE | re.DOTALL))
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
-
-# Sections that need nothing but this package and its test dependencies, and two names whose values must agree.
-ALONE = {
-    "transformers' DacModel and dac.DAC": ("before", "after"),
-    "Plain PyTorch ports": ("before", "after"),
-    "Single operations": ("total", "turned"),
+ROOMS = ("kernels", "reference", "model", "bench", "tests")
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for room in (
+        ".",
+        "kernels",
+        "reference",
+        "model",
+        "model/integrations",
+        "bench",
+        "tests",
+        "tests/golden",
+        ".github",
+    )
+    for path in sorted((ROOT / room).glob("*.md"))
+    if path.name != "CHANGELOG.md"  # it holds old names
 }
-# What is smaller in the other Python blocks, which run one after another with a tiny model on a CPU.
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EVERYTHING = "\n".join(PAGES.values())
+
+# What is smaller in the Python blocks, which run with a tiny model on a CPU.
 SMALLER = {
     'device="cuda"': 'device="cpu"',
-    "Sampling(seed=7)": "Sampling(seed=7, max_frames=12)",
+    "seed=7": "seed=7, max_frames=12",
     "Sampling()": "Sampling(max_frames=12)",
-    'tts.speak(["One.", "Two."])': 'tts.speak(["One.", "Two."], sampling=Sampling(max_frames=12))',
-    'tts.stream("Hello.")': 'tts.stream("Hello.", sampling=Sampling(max_frames=12))',
     "TTSSamplingParams(seed=42)": "TTSSamplingParams(seed=42, max_tokens=12)",
     "[ids] * 500": "[ids] * 3",
 }
@@ -53,10 +60,27 @@ NOT_RUN = {
     'zonos2-triton say "Hello." --model ZONOS2/ --out - |': "a sound card; tests/model/test_say.py reads the pipe",
     "zonos2-triton profile --model 8b": "a GPU",
     "ZONOS2_TRITON_NVTX=1 nsys": "Nsight Systems",
+    "zonos2-triton compile": "Triton's compiler, where the interpreter is on; tests/bench/test_gate.py",
     "nsys": "Nsight Systems",
     "ZONOS2_TRITON_NVTX=1 ncu": "Nsight Compute",
-    ".venv/bin/pytest": "it is this process",
+    ".venv/bin/": "it is this environment",
 }
+
+
+def reason(text):
+    return next((why for begin, why in NOT_RUN.items() if text.startswith(begin)), None)
+
+
+def blocks(text):
+    """Language and text of each code block."""
+    return re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def sections(text):
+    """(title, text) of each section; a section ends at the next heading of any level."""
+    text = re.sub(r"^```.*?^```", lambda found: found[0].replace("\n#", "\n\0#"), text, flags=re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^#+ (.+?)\n(.*?)(?=^#|\Z)", text, flags=re.MULTILINE | re.DOTALL)
+    return [(title, part.replace("\0", "")) for title, part in found]
 
 
 def commands(block):
@@ -69,17 +93,13 @@ def texts(*rooms):
     return [path.read_text(encoding="utf-8") for room in rooms for path in sorted((ROOT / room).rglob("*.py"))]
 
 
-def reason(text):
-    return next((why for begin, why in NOT_RUN.items() if text.startswith(begin)), None)
-
-
-COMMANDS = [line for language, block in BLOCKS if language == "sh" for line in commands(block)]
-SHELL = [line for line in COMMANDS if reason(line) is None]
-STORY = [
-    block
-    for language, block in BLOCKS
-    if language == "python" and reason(block) is None and not any(block in SECTIONS[name] for name in ALONE)
-]
+COMMANDS = [line for language, block in blocks(EVERYTHING) if language == "sh" for line in commands(block)]
+PYTHON = {
+    f"{page}: {title}": python
+    for page, text in {**PAGES, "pyproject.toml": PROJECT["readme"]["text"]}.items()
+    for title, part in sections(text)
+    if (python := [block for language, block in blocks(part) if language == "python" and reason(block) is None])
+}
 
 
 @pytest.fixture(scope="module")
@@ -97,56 +117,40 @@ def folder(tmp_path_factory, tiny_folder):
 
 
 def test_every_reason_is_needed_and_every_block_has_a_language_that_runs():
-    every = [*COMMANDS, *(block for language, block in BLOCKS if language == "python")]
+    every = [*COMMANDS, *(block for language, block in blocks(EVERYTHING) if language == "python")]
     assert [begin for begin in NOT_RUN if not any(text.startswith(begin) for text in every)] == []
-    assert {language for language, _ in BLOCKS} == {"", "sh", "python", "json"}
-    assert [old for old in SMALLER if not any(old in block for block in STORY)] == []
-
-
-@pytest.mark.parametrize(("section", "results"), ALONE.items())
-def test_the_examples_of_a_section_run(section, results, capsys):
-    names: dict[str, object] = {}
-    blocks = re.findall(r"```python\n(.*?)```", SECTIONS[section], flags=re.DOTALL)
-    assert blocks
-    for block in blocks:
-        exec(block, names)
-    first, second = (names[name] for name in results)
-    assert first.isfinite().all()
-    assert second.isfinite().all()
-    if "report" in names:
-        names["report"].restore()
-        assert " operations by the " in capsys.readouterr().out
-        assert not torch.equal(second, first)
-        torch.testing.assert_close(second, first, atol=1e-4 * float(first.abs().max()), rtol=0)
+    assert {language for language, _ in blocks(EVERYTHING)} == {"", "sh", "python", "json"}
+    assert [old for old in SMALLER if not any(old in block for run in PYTHON.values() for block in run)] == []
 
 
 @pytest.mark.interpreter
 @pytest.mark.usefixtures("quick_interpreter")
-def test_the_other_python_examples_run_in_order(folder, monkeypatch):
-    transformers = pytest.importorskip("transformers")
+@pytest.mark.parametrize("section", PYTHON)
+def test_the_python_of_a_section_runs(section, folder, monkeypatch, capsys):
+    """By itself, with the model's folder and a recording at hand. Results before and after `accelerate` agree."""
+    if "DacModel" in "".join(PYTHON[section]):
+        pytest.importorskip("transformers")
     monkeypatch.chdir(folder)
-    heard: list[torch.Tensor] = []
-    config = transformers.DacConfig(hidden_size=16, decoder_hidden_size=16, encoder_hidden_size=4)
-    names = {
-        "play": heard.append,
-        "model": transformers.DacModel(config).eval().requires_grad_(False),
-        "short": torch.zeros(9, 2, dtype=torch.int64), "long": torch.zeros(9, 3, dtype=torch.int64),
-        "messages": [None] * 63 + [torch.zeros(2, 9, dtype=torch.int64)],
-        **{name: torch.ones(2, 16) for name in ("x", "residual")}, "weight": torch.ones(16),
-    }  # fmt: skip
-    package = re.findall(r"^```python\n(.*?)^```", PROJECT["readme"]["text"], flags=re.MULTILINE | re.DOTALL)
-    for block in [*package, *STORY]:
+    names: dict[str, object] = {}
+    for block in PYTHON[section]:
         for old, new in SMALLER.items():
             block = block.replace(old, new)
         exec(block, names)
-    assert torch.cat(heard).isfinite().all()
-    for name in ("hello.wav", "output_0.wav", "output_1.wav"):
-        assert soundfile.info(folder / name).frames > 0
-    assert torch.equal(names["total"], 2 * names["x"])
+    for name, value in names.items():
+        assert not isinstance(value, torch.Tensor) or value.isfinite().all(), name
+    for name in re.findall(r'(?:save|save_audio)\(.*?"([\w.]+)"', "".join(PYTHON[section])):
+        assert soundfile.info(name).frames > 0
+    if "report" in names:
+        names["report"].restore()
+        assert " operations by the " in capsys.readouterr().out
+    if "before" in names:
+        before, after = names["before"], names["after"]
+        assert not torch.equal(after, before)
+        torch.testing.assert_close(after, before, atol=1e-4 * float(before.abs().max()), rtol=0)
 
 
 @pytest.mark.interpreter
-@pytest.mark.parametrize("line", SHELL)
+@pytest.mark.parametrize("line", sorted({line for line in COMMANDS if reason(line) is None}))
 def test_a_command_runs(line, folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     words = shlex.split(line)
@@ -162,27 +166,28 @@ def test_a_command_runs(line, folder, monkeypatch, capsys):
 def test_make_has_these_targets():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([\w-]+):", makefile, flags=re.MULTILINE))
-    called = "\n".join([*COMMANDS, *re.findall(r"`(make [^`]*)`", README)])
+    called = "\n".join([*COMMANDS, *re.findall(r"`(make [^`]*)`", EVERYTHING)])
     used = {
         name for names in re.findall(r"^make ([a-z][a-z -]*)", called, flags=re.MULTILINE) for name in names.split()
     }
     assert {"demo", "test", "gpu"} <= used <= targets
-    for parts in re.findall(r"--only ([\w,]+)", called):
-        assert {*parts.split(",")} <= PARTS.keys()
-    assert set(re.findall(r"LOCK=(\.ci/\S+\.txt)", README)) <= {f".ci/{path.name}" for path in (ROOT / ".ci").iterdir()}
+    for stages in re.findall(r"--stage ([\w,]+)", called):
+        assert {*stages.split(",")} <= STAGES.keys()
+    locks = set(re.findall(r"LOCK=(\.ci/\S+\.txt)", EVERYTHING))
+    assert locks <= {f".ci/{path.name}" for path in (ROOT / ".ci").iterdir()}
 
 
 def test_extras_exist():
-    sources = [README, *texts("bench", "model")]
+    sources = [EVERYTHING, *texts("bench", "model")]
     named = {extra for text in sources for extra in re.findall(r"(?:'\.|zonos2-triton)\[([\w-]+)\]'", text)}
     assert {"hub", "report"} <= named <= PROJECT["optional-dependencies"].keys()
 
 
 @pytest.mark.interpreter
 def test_every_command_and_option_that_is_named_exists(capsys):
-    """Wherever one is named: the README, the Makefile, docstrings and messages."""
-    above = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "Makefile", "pyproject.toml")]
-    text = "\n".join([*above, *texts("bench", "kernels", "model", "reference")])
+    """Wherever one is named: the pages, the Makefile, docstrings and messages."""
+    above = [(ROOT / name).read_text(encoding="utf-8") for name in ("Makefile", "pyproject.toml")]
+    text = "\n".join([EVERYTHING, *above, *texts("bench", "kernels", "model", "reference")])
     for module in set(re.findall(r"python -m (zonos2_triton(?:\.\w+)+)", text)):
         assert find_spec(module.rstrip(".")), module
     options: dict[str, set[str]] = {}
@@ -197,34 +202,46 @@ def test_every_command_and_option_that_is_named_exists(capsys):
         assert named <= known, command
 
 
-def test_every_file_that_is_named_exists():
-    """In the README, by a path from its folder."""
-    named = set(re.findall(r"(?:`|\]\()((?:\.ci|bench|kernels|model|reference|tests)/[\w./-]*)(?:`|\))", README))
-    named |= set(re.findall(r"[ :]((?:bench|tests)/[\w./-]+\.(?:json|py))", README))
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_and_object_that_is_named_exists(page):
+    """By a path from the repository's folder, or by a dotted name."""
+    rooms = r"(?:\.ci|\.github|\.src|bench|kernels|model|reference|tests)"
+    named = set(re.findall(rf"`({rooms}/[\w./-]*)`", PAGES[page]))
+    named |= set(re.findall(r"[ :]((?:bench|tests)/[\w./-]+\.(?:json|py))", PAGES[page]))
     made = {"bench/results/"}  # by `make gpu`
-    assert len(named) > 30
     assert [path for path in sorted(named - made) if not (ROOT / path).exists()] == []
-    for name in set(re.findall(r"(?<!ops\.)\bzonos2_triton(?:\.\w+)+", README)):
+    for name in set(re.findall(r"(?<!ops\.)\bzonos2_triton(?:\.\w+)+", PAGES[page])):
         pkgutil.resolve_name(name)
+
+
+def anchors(page):
+    titles = re.findall(r"^#+ (.+)$", PAGES[page], flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_somewhere(page):
+    for link in re.findall(r"\]\(([^)]+)\)", PAGES[page]):
+        if not link.startswith("https://"):
+            path, _, anchor = link.partition("#")
+            target = (ROOT / page).parent / path if path else ROOT / page
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(str(target.resolve().relative_to(ROOT))), link
 
 
 @pytest.mark.slow
 def test_the_launch_parameters_compile(tmp_path):
-    """Without spills, and no worse than the snapshot, by the command that the README names beside them."""
-    [example] = [block for language, block in BLOCKS if language == "json"]
+    """Without spills, and no worse than the snapshot, by the command that the page names beside them."""
+    [example] = [block for language, block in blocks(EVERYTHING) if language == "json"]
     (tmp_path / "launch.json").write_text(example, encoding="utf-8")
-    [command] = re.findall(r"with the variable set, `zonos2-triton (.*?)`", README)
+    [command] = re.findall(r"set the variable and run `zonos2-triton (.*?)`", EVERYTHING)
     clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     run = subprocess.run(
         [sys.executable, "-m", "zonos2_triton.model.cli", *command.split()],
-        env=clean | {"ZONOS2_TRITON_LAUNCH_CONFIG": str(tmp_path / "launch.json")}, capture_output=True, text=True,
-    )  # fmt: skip
+        env=clean | {"ZONOS2_TRITON_LAUNCH_CONFIG": str(tmp_path / "launch.json")},
+        capture_output=True,
+        text=True,
+    )
     assert run.returncode == 0, run.stdout + run.stderr
     assert "changed: decode_attention/" in run.stdout
     assert "changed: codebook_head/" in run.stdout
-
-
-def test_every_link_within_it_leads_somewhere():
-    titles = re.findall(r"^#+ (.+)$", README, flags=re.MULTILINE)
-    anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
-    assert set(re.findall(r"\]\(#([^)]+)\)", README)) <= anchors

@@ -1,4 +1,4 @@
-"""Figures of the README that the code settles: each sentence that states one holds what the code says."""
+"""Figures of the pages that the code settles: each sentence that states one holds what the code says."""
 
 import json
 import math
@@ -25,9 +25,15 @@ from zonos2_triton.model.runtime.cuda_graphs import buckets
 from zonos2_triton.reference.vocoder import layout
 
 ROOT = Path(__file__).parents[1]
-README = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+INTEGRATIONS = "model/integrations/README.md"
 GOLDEN = ROOT / "tests" / "golden"
 WORDS = {5: "five", 7: "seven", 12: "twelve"}
+
+
+def page(name):
+    return " ".join((ROOT / name).read_text(encoding="utf-8").split())
+
+
 OPTIONS, FLOATS = BatchingOptions(), (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -41,31 +47,41 @@ def decode_side():
 
 
 STATED = {
-    "kernels": f"of a whole frame ({WORDS[len(FRAME)]}) and of the vocoder ({WORDS[len(VOCODER)]})",
-    "targets": "compiled for " + ", ".join(TARGETS).replace(", sm_", ", ").replace(", gfx", " and gfx"),
-    "architectures": f"the compile gate of {WORDS[len(TARGETS)]} architectures",
-    "gate": f"every kernel at the 8B model's shapes for {WORDS[len(TARGETS)]} architectures",
-    "vocoder launches": f"The vocoder is {len(step_costs(VocoderConfig(), 1, 1, 2))} launches a step in half precision",
-    "vocoder launches in fp32": f"which makes {len(step_costs(VocoderConfig(), 1, 1, 4))})",
-    "batch size": f"| `max_batch_size` | {OPTIONS.max_batch_size} | that decode together, up to {MAX_BATCH_SIZE};",
-    "graphs": f'| `cuda_graphs` | `"{OPTIONS.cuda_graphs}"` |',
-    "prefill tokens": f"| `max_prefill_tokens` | {OPTIONS.max_prefill_tokens} |",
-    "hop": f"with a vocoder attached their {VocoderConfig().hop} samples",
-    "DacModel": "more than {}, {} and {}".format(*bounds(codec.BOUNDS, "decoder")),
-    "from_codes": "(`from_codes`: {}, {} and {})".format(*bounds(codec.BOUNDS, "from_codes")),
-    "engine": "beyond {1}, {2} and {0}".format(*bounds(engine.BOUNDS)),
-    "port": "Bounds: {0} in fp32, {2} in fp16, {1} in bf16".format(*bounds(structure.BOUNDS)),
-    "codec's weights": f"as much memory again as the decoder's, {decode_side():.0f} MB in fp32",
+    "targets": ("README.md", "NVIDIA " + ", ".join(TARGETS).replace(", sm_", ", ").replace(", gfx942", " ")),
+    "architectures": ("README.md", f"the compile gate of {WORDS[len(TARGETS)]} architectures"),
+    "gate": ("bench/README.md", f"at the 8B model's shapes for {WORDS[len(TARGETS)]} architectures"),
+    "vocoder": (
+        "kernels/README.md",
+        f"**The vocoder** is {len(step_costs(VocoderConfig(), 1, 1, 2))} launches per step in half precision, "
+        f"{len(step_costs(VocoderConfig(), 1, 1, 4))} in fp32",
+    ),
+    "batch": (
+        "model/README.md",
+        f"| `max_batch_size` | {OPTIONS.max_batch_size} | requests that decode together, at most {MAX_BATCH_SIZE};",
+    ),
+    "graphs": ("model/README.md", f'| `cuda_graphs` | `"{OPTIONS.cuda_graphs}"` |'),
+    "prefill tokens": ("model/README.md", f"| `max_prefill_tokens` | {OPTIONS.max_prefill_tokens} |"),
+    "hop": ("reference/README.md", f"A frame is {VocoderConfig().hop} samples"),
+    "DacModel": (INTEGRATIONS, "{}, {} and {}".format(*bounds(codec.BOUNDS, "decoder"))),
+    "from_codes": (INTEGRATIONS, "{}, {} and {}".format(*bounds(codec.BOUNDS, "from_codes"))),
+    "engine": (INTEGRATIONS, "{1}, {2} and {0}".format(*bounds(engine.BOUNDS))),
+    "torch module": (INTEGRATIONS, "{0} in fp32, {2} in fp16, {1} in bf16".format(*bounds(structure.BOUNDS))),
+    "codec's weights": (INTEGRATIONS, f"{decode_side():.0f} MB in fp32"),
 }
 
 
 @pytest.mark.parametrize("figure", STATED)
-def test_the_readme_states_the_code_s_figure(figure):
-    assert STATED[figure] in README
+def test_a_page_states_the_code_s_figure(figure):
+    name, said = STATED[figure]
+    assert said in page(name)
 
 
-def test_the_other_options_of_the_scheduler_and_the_sizes_of_its_graphs():
-    assert "captured for 1, 2, 4, 8 and then every 8 rows" in README
+def test_the_kernels_are_those_of_a_frame_and_of_the_vocoder():
+    assert len(FRAME) + len(VOCODER) == len(KERNELS)
+
+
+def test_the_other_options_of_the_loop_and_the_sizes_of_its_graphs():
+    assert "captured for 1, 2, 4, 8 and then every 8 requests" in page("model/README.md")
     assert buckets(40) == [1, 2, 4, 8, 16, 24, 32, 40]
     assert OPTIONS.sync_interval is OPTIONS.kv_cache_tokens is None  # 8, and 4 contexts: tests/model/test_scheduler.py
     assert BUDGET < 9 * 60 - 5, "in under 9 minutes"
@@ -73,7 +89,7 @@ def test_the_other_options_of_the_scheduler_and_the_sizes_of_its_graphs():
 
 
 def test_what_spills_with_another_triton_is_what_the_readme_names():
-    [said] = re.findall(r"With Triton 3\.7\.1 the gate reports spills: (.*?)\. ", README)
+    [said] = re.findall(r"With Triton 3\.7\.1 the gate reports spills: (.*?)\. ", page("README.md") + " ")
     named = {
         (op, target)
         for op, targets in re.findall(r"in `(\w+)` [\w ]*? on (sm_\d+(?: and sm_\d+)*)", said)
@@ -87,19 +103,9 @@ def test_what_spills_with_another_triton_is_what_the_readme_names():
 
 
 def test_the_golden_vectors_are_as_many_as_their_page_says():
-    page = (GOLDEN / "README.md").read_text(encoding="utf-8")
     cases = {name: len(json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8"))["cases"])
              for name in ("prompts", "sampling", "eos")}  # fmt: skip
     tensors = json.loads((GOLDEN / "checkpoint_layout.json").read_text(encoding="utf-8"))["tensors"]
     for said in (f"{cases['prompts']} prompts", f"{cases['sampling']} cases", f"{cases['eos']} stop traces",
                  f"the {len(tensors)} tensors"):  # fmt: skip
-        assert said in page
-
-
-def test_the_table_of_operators_has_every_kernel_and_its_arguments():
-    for name in KERNELS:
-        [row] = re.findall(rf"\| \[`{name}`\]\(kernels/{name}\.py\) \| (.*?) \| (?:.*?) \|", README)
-        schema = getattr(torch.ops.zonos2_triton, name).default._schema
-        missing = [a.name for a in schema.arguments if not re.search(rf"\b{a.name}\b", row)]
-        shared = {"decode_attention", "prefill_attention", "moe_router"}  # "the same", "the network's nine weights"
-        assert name in shared or missing == [], name
+        assert said in page("tests/golden/README.md")

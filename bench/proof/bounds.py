@@ -35,21 +35,19 @@ def floor(dtype: torch.dtype, output: str) -> float:
 
 
 def statement(kernels: Collection[str]) -> str:
-    """Markdown, for the README."""
+    """Markdown, for the page of the kernels."""
     exceptions = " and ".join(f"`{name}`" for name in kernels if name in ATTENTION)
     half, single = FLOOR_HALF * ROUTER_FLOOR, FLOOR_FP32 * ROUTER_FLOOR
     return f"""\
-How far from fp64 the {len(kernels)} kernels are (`bench/proof/bounds.py`; `verify` and the tests fail beyond it):
+`verify` and the tests hold the {len(kernels)} kernels to these bounds against fp64 (`bench/proof/bounds.py`):
 
-* The RMS error is at most {RATIO:g} times plain PyTorch's on the same inputs at the same precision, or the floor where
-  that is more.
-* The floor is {FLOOR_HALF:g} epsilons of the results' RMS in bf16 and fp16, {FLOOR_FP32:g} in fp32: in a small sample
-  plain PyTorch may be right by luck.
-* For the router's probabilities it is {half:g} and {single:g}: those of a row share the error of its logits, so that
-  few rows are few errors. `verify` and the tests take seed 0; of 1,200 small samples by other seeds 5 miss it.
-* The largest error of an element is at most {SPREAD:g} times plain PyTorch's, or {SPREAD:g} floors of the largest
+* **RMS error**: at most {RATIO:g} times that of plain PyTorch on the same inputs in the same dtype, or the floor if
+  that is larger. On the tests' large samples there is no floor, and the ratio is at most {SAMPLE_RATIO:g}.
+  For {exceptions} it is {RATIO:g}, because softmax weights are rounded.
+* **Floor**: {FLOOR_HALF:g} epsilons of the results' RMS in bf16 and fp16, {FLOOR_FP32:g} in fp32. In a small sample
+  plain PyTorch may be right by luck. For the router's probabilities it is {half:g} and {single:g}, because those of a
+  token share one error.
+* **Largest error** of an element: at most {SPREAD:g} times that of plain PyTorch, or {SPREAD:g} floors of the largest
   result.
-* On the tests' samples, too large for luck, there is no floor: the ratio is at most {SAMPLE_RATIO:g}, and {RATIO:g} for
-  {exceptions}, whose softmax weights are rounded.
-* Where plain PyTorch is exact, as in copies and codes, the results are equal.
+* **Exact operations**, such as copies and codes, must give equal results.
 """

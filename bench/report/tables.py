@@ -1,12 +1,15 @@
-"""The tables of the README, made from the catalogue, from what the compile gate recorded and from committed results.
+"""The generated tables of the READMEs: from the catalogue, the compile gate's snapshot and committed results.
 
-python -m zonos2_triton.bench.report.tables    # writes them into README.md
+python -m zonos2_triton.bench.report.tables    # writes them between their marks
 """
 
+import ast
 import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+
+import torch
 
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.compiler.gate import SNAPSHOTS
@@ -19,11 +22,10 @@ from zonos2_triton.bench.suite.results import Result, newest, passed
 from zonos2_triton.model.files import write_whole
 
 ROOT = Path(__file__).resolve().parents[2]
-README = ROOT / "README.md"
 LOCKED = ("torch", "triton", "numpy", "einops", "safetensors", "transformers")
 TARGET = "sm_90"
 CONDITIONS = ("gpu", "driver", "power_limit_w", "torch", "triton", "commit", "date")
-HEADS = ("kernel", "replaces", "workload", "moves", "computes", f"{TARGET}: registers, shared memory", "time on a GPU")
+HEADS = ("kernel", "replaces", "workload", "bytes", "FLOPs", f"{TARGET}: registers, shared memory", "time")
 
 
 def kernel_table(result: Result | None) -> str:
@@ -35,8 +37,8 @@ def kernel_table(result: Result | None) -> str:
 
 
 def goal_table(result: Result | None) -> str:
-    """Markdown: what is to be reached, and what was."""
-    heads = ("figure", "goal, on an H200", "measured", "")
+    """Markdown: the targets, and the measured figures."""
+    heads = ("figure", "goal, on an H200", "measured", "verdict")
     return _markdown([heads, *(goal.row(result) for goal in GOALS)]) + _conditions(result)
 
 
@@ -59,15 +61,40 @@ def accuracy(_: Result | None) -> str:
 def mutants(_: Result | None) -> str:
     """Markdown: how many mutants there are, those of shared code counted once."""
     return (
-        f"`bench/proof/mutation.py` makes {len(distinct())} mutants of the kernels, copies with one mistake each. "
-        "Mutants of shared code\nare tried in each kernel whose checks find them: "
-        f"{sum(map(len, MUTANTS.values()))} pairs, each of which must fail a check of its kernel.\n"
+        f"`bench/proof/mutation.py` makes {len(distinct())} mutants of the kernels, copies with one mistake each.\n"
+        "A mutant of shared code is tried in each kernel whose checks can find it. "
+        f"That makes {sum(map(len, MUTANTS.values()))} pairs,\neach of which must fail a check of its kernel.\n"
     )
 
 
+def operator_table(_: Result | None) -> str:
+    """Markdown: the arguments of each operator with their shapes, and those that it changes."""
+    rows = []
+    for name in KERNELS:
+        tree = ast.parse((ROOT / "kernels" / f"{name}.py").read_text(encoding="utf-8"))
+        [declared] = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name]
+        schema = getattr(torch.ops.zonos2_triton, name).default._schema
+        changed = [each.name for each in schema.arguments if each.alias_info and each.alias_info.is_write]
+        rows.append((f"[`{name}`]({name}.py)", ", ".join(map(_argument, declared.args.args)), ", ".join(changed)))
+    return _markdown([("operator", "arguments", "changed in place"), *rows])
+
+
+def _argument(argument: ast.arg) -> str:
+    """Name, a question mark where it may be None, and its shape."""
+    name = argument.arg
+    match argument.annotation:
+        case ast.Subscript(slice=ast.Tuple(elts=[kind, ast.Constant(value=str(axes)), *_])):
+            return f"{name}{'?' * ('None' in ast.unparse(kind))} `[{', '.join(axes.split())}]`"
+        case ast.BinOp():
+            return f"{name}?"
+    return name
+
+
 TABLES = {
-    "kernels": kernel_table, "goals": goal_table, "versions": version_table, "accuracy": accuracy, "mutants": mutants,
-}  # fmt: skip
+    "README.md": {"kernels": kernel_table, "versions": version_table},
+    "kernels/README.md": {"operators": operator_table, "accuracy": accuracy},
+    "bench/README.md": {"mutants": mutants, "goals": goal_table},
+}
 
 
 def _kernel(kernel: Kernel, snapshot: Mapping[str, Mapping[str, int]], result: Result | None) -> tuple[str, ...]:
@@ -80,35 +107,45 @@ def _kernel(kernel: Kernel, snapshot: Mapping[str, Mapping[str, int]], result: R
         if key.split("/")[0] == kernel.name and key.split("/")[2:] == [f"{workload.name}-bfloat16", TARGET]
     ]
     timed = passed(result, "timings", f"{kernel.name}/{workload.name}") if result else None
-    time = f"{timed['median_us']:.1f} us" if timed else UNMEASURED
-    moved, computed = engineering(cost.bytes, "B"), engineering(cost.flops, "FLOP")
-    return f"`{kernel.name}`", kernel.replaces, workload.name, moved, computed, "; ".join(compiled), time
+    return (
+        f"[`{kernel.name}`](kernels/{kernel.name}.py)",
+        kernel.replaces,
+        workload.name,
+        engineering(cost.bytes, "B"),
+        engineering(cost.flops, "FLOP"),
+        "; ".join(compiled),
+        f"{timed['median_us']:.1f} us" if timed else UNMEASURED,
+    )
 
 
 def _conditions(result: Result | None) -> str:
-    """What the times were measured on."""
+    """The conditions of the times; nothing where there are none."""
     if result is None:
-        return f"\nTimes: {UNMEASURED}; `make gpu` writes them to `bench/results/`.\n"
+        return ""
     known = [f"{name} {result['environment'][name]}" for name in CONDITIONS if result["environment"].get(name)]
     return f"\nTimes: medians; {', '.join(known)}.\n"
 
 
 def _markdown(rows: list[tuple[str, ...]]) -> str:
-    rows = [rows[0], ("---",) * len(rows[0]), *rows[1:]]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    """A table without the columns that hold no figure, and a dash where another is not known."""
+    kept = [column for column in zip(*rows, strict=True) if {*column[1:]} - {"", UNMEASURED}]
+    heads, *lines = zip(*kept, strict=True)
+    text = "".join(f"| {' | '.join(row)} |\n" for row in (heads, ("---",) * len(kept), *lines))
+    return text.replace(UNMEASURED, "–")
 
 
-def with_tables(text: str, result: Result | None) -> str:
-    """The README's text with its tables made anew. ValueError: the marks of one are not there."""
-    for name, table in TABLES.items():
+def with_tables(page: str, text: str, result: Result | None) -> str:
+    """The text of a page with its tables made anew. ValueError: the marks of one are not there."""
+    for name, table in TABLES[page].items():
         begin, end = f"<!-- {name}: made by bench/report/tables.py -->\n", f"<!-- end of {name} -->\n"
         if not 0 <= text.find(begin) < text.find(end):
-            raise ValueError(f"README.md must hold {begin.strip()} and, after it, {end.strip()}")
+            raise ValueError(f"{page} must hold {begin.strip()} and, after it, {end.strip()}")
         text = text[: text.index(begin)] + begin + table(result) + text[text.index(end) :]
     return text
 
 
 if __name__ == "__main__":
-    if not README.is_file():
-        raise SystemExit(f"there is no {README}: run this in a checkout")
-    write_whole(README, with_tables(README.read_text(encoding="utf-8"), newest()))
+    for page in TABLES:
+        if not (ROOT / page).is_file():
+            raise SystemExit(f"there is no {ROOT / page}: run this in a checkout")
+        write_whole(ROOT / page, with_tables(page, (ROOT / page).read_text(encoding="utf-8"), newest()))

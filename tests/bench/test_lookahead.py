@@ -11,7 +11,7 @@ from zonos2_triton.bench.proof.lookahead import CHUNK, LOOKAHEADS, decibels, rea
 from zonos2_triton.model import Vocoder, VocoderConfig
 from zonos2_triton.model.weights.tiny import codec_weights
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+README = (Path(__file__).parents[2] / "model" / "README.md").read_text(encoding="utf-8")
 TABLE = [
     re.findall(r" (.*?) \|", line) for line in README.splitlines() if line.startswith(("| `lookahead=", "| `mode="))
 ]

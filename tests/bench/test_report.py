@@ -13,7 +13,7 @@ from zonos2_triton.bench.figures import number
 from zonos2_triton.bench.proof.mutants import MUTANTS
 from zonos2_triton.bench.report import tables
 from zonos2_triton.bench.report.report import html
-from zonos2_triton.bench.report.tables import README, kernel_table, with_tables
+from zonos2_triton.bench.report.tables import ROOT, TABLES, kernel_table, with_tables
 from zonos2_triton.bench.specs.performance_targets import GOALS, UNMEASURED
 from zonos2_triton.bench.suite import results
 from zonos2_triton.model import cli
@@ -223,16 +223,19 @@ def test_goals_count_by_their_worst_and_where_every_check_passed(sample):
     assert verdicts(frame) == [UNMEASURED]
 
 
-# Figures.
+# The tables of the READMEs.
 
 
-# The README's tables.
-
-
-def test_the_readme_holds_what_the_catalogue_the_gate_and_the_results_say():
+@pytest.mark.parametrize("page", TABLES)
+def test_a_page_holds_what_the_catalogue_the_gate_and_the_results_say(page):
     """Made by `python -m zonos2_triton.bench.report.tables`."""
-    text = README.read_text(encoding="utf-8")
-    assert with_tables(text, results.newest()) == text
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert with_tables(page, text, results.newest()) == text
+
+
+def test_a_column_without_figures_is_left_out(whole):
+    heads = {name: kernel_table(result).splitlines()[0] for name, result in (("none", None), ("some", whole))}
+    assert heads["none"] + " time |" == heads["some"]
 
 
 def test_times_are_those_of_the_result(whole):
@@ -240,12 +243,12 @@ def test_times_are_those_of_the_result(whole):
     timed = sample["stages"]["timings"]["items"]["sample_codes/decode-B1"]
 
     def line():
-        return next(line for line in kernel_table(sample).splitlines() if line.startswith("| `sample_codes`"))
+        return next(line for line in kernel_table(sample).splitlines() if line.startswith("| [`sample_codes`]"))
 
     assert line().endswith(f"| {timed['median_us']:.1f} us |")
     assert f"gpu {sample['environment']['gpu']}, " in kernel_table(sample).splitlines()[-1]
     timed["status"] = "withheld"
-    assert line().endswith(f"{UNMEASURED} |")
+    assert line().endswith("| – |")
 
 
 def test_mutants_of_shared_code_count_once():

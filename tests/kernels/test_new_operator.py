@@ -1,4 +1,4 @@
-"""The README's steps to a new kernel, followed in a copy of the tree: its own tests, `verify` and `bench` take it."""
+"""The steps of kernels/README.md to a new kernel, in a copy of the tree: its tests, `verify` and `bench` take it."""
 
 import os
 import re
@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-README = ROOT / "README.md"
+README = ROOT / "kernels" / "README.md"
 
-# By the README's steps: a new file, or a file and a line of it before which the text goes.
+# By its steps: a new file, or a file and a line of it before which the text goes.
 KERNEL = '''"""Scale and add: y = scale * x + residual, element by element.
 
 Shapes     x, residual, y [M, D]. M rows, D their width.
