@@ -1,4 +1,4 @@
-"""The Descript audio codec as two packages have it, transformers' DacModel and dac.DAC: codes to latents to samples."""
+"""transformers' DacModel and dac.DAC, two classes of the Descript audio codec: codes to latents to samples."""
 
 import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -10,16 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from zonos2_triton.model.integrations.accelerate import Candidate, Integration
-from zonos2_triton.model.integrations.dac.layers import Part, read_layers
+from zonos2_triton.model.integrations.dac.layers import CodecLayer, read_layers
 from zonos2_triton.model.integrations.patching import Replacement, WeightGuard, check_module, check_weights
 from zonos2_triton.model.vocoder import Vocoder
 from zonos2_triton.model.weights.codec_checkpoint import official_name
 from zonos2_triton.reference.numeric import exact_numerics
 
-CLIPS, FRAMES = 2, 3  # that verify takes
-# Ours and the original round in different places. Seen at most, with random weights that do not magnify rounding, tiny
-# ones and of the real size: from_codes 5e-16, 5e-7, 1e-2 and 1e-3, decoder 3e-15, 3e-6, 3e-2 and 4e-3. The bounds leave
-# room for weights that do.
+CLIPS, FRAMES = 2, 3  # of the sample that verify decodes
+# Replacement and original round in different places. The largest differences of random weights, tiny and real sizes:
+# from_codes 5e-16, 5e-7, 1e-2 and 1e-3; decoder 3e-15, 3e-6, 3e-2 and 4e-3. Weights that magnify rounding need more.
 BOUNDS = {
     torch.float64: {"from_codes": 1e-13, "decoder": 1e-12},
     torch.float32: {"from_codes": 1e-5, "decoder": 1e-4},
@@ -57,19 +56,19 @@ class Codec:
         return weight
 
     def candidates(self, obj: Any, backend: str, ops: Collection[str]) -> list[Candidate]:
-        config, parts = read_layers(self.name, obj)
-        like, tensors = parts["decoder.model.0"].module.bias, {}
+        config, layers = read_layers(self.name, obj)
+        like, tensors = layers["decoder.model.0"].module.bias, {}
         for name in ("quantizer", "decoder"):
             for key, tensor in getattr(obj, name).state_dict().items():
                 tensors[official_name(f"{name}.{key}", config)] = tensor
         vocoder = Vocoder.from_state(config, tensors, like.device, like.dtype, backend)
-        vocoder.decoder  # noqa: B018  packs the weights; those that were folded for it need not stay
+        vocoder.decoder  # noqa: B018  packs the weights; the unpacked ones are not needed afterwards
         vocoder.state.clear()
         found = []
         if "from_codes" in ops:
             found.append(_from_codes(obj.quantizer, vocoder))
         if "decoder" in ops:
-            found.append(_decoder(obj.decoder, parts.values(), vocoder))
+            found.append(_decoder(obj.decoder, layers.values(), vocoder))
         return found
 
 
@@ -80,14 +79,14 @@ INTEGRATIONS: tuple[Integration, ...] = (
 
 
 def _from_codes(quantizer: Any, vocoder: Vocoder) -> Candidate:
-    """codes [B, C, T] -> (latents [B, D, T], code vectors [B, C * K, T], codes); C: the first so many codebooks."""
-    original, unchanged = quantizer.from_codes, WeightGuard(quantizer, "quantizer", ignore="in_proj")
+    """codes [B, C, T] of the first C codebooks -> (latents [B, D, T], code vectors [B, C * K, T], codes)."""
+    original, guard = quantizer.from_codes, WeightGuard(quantizer, "quantizer", ignore="in_proj")
 
     def from_codes(codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        unchanged.check()
+        guard.check()
         if codes.ndim != 3 or codes.numel() == 0:
             return original(codes)
-        # First, as it looks at the codes: ids and codebooks that there are not are the same errors as ever.
+        # The look-up comes first: ids and codebooks out of range are then the original's errors.
         vectors = [quantizer.quantizers[i].codebook(ids).mT for i, ids in enumerate(codes.unbind(1))]
         with _without_autocast(vocoder.device):
             z = vocoder.latents(codes).contiguous()
@@ -99,14 +98,14 @@ def _from_codes(quantizer: Any, vocoder: Vocoder) -> Candidate:
     return _candidate("from_codes", quantizer, "from_codes", from_codes, codes.to(vocoder.device), vocoder)
 
 
-def _decoder(decoder: nn.Module, parts: Iterable[Part], vocoder: Vocoder) -> Candidate:
+def _decoder(decoder: nn.Module, layers: Iterable[CodecLayer], vocoder: Vocoder) -> Candidate:
     """latents [B, D, T] -> samples [B, 1, samples]."""
-    original, unchanged = decoder.forward, WeightGuard(decoder, "decoder")
-    paddings = [(module, module.padding) for _, module in parts if hasattr(module, "padding")]
+    original, guard = decoder.forward, WeightGuard(decoder, "decoder")
+    paddings = [(module, module.padding) for _, module in layers if hasattr(module, "padding")]
 
     def forward(z: Tensor) -> Tensor:
-        unchanged.check()
-        # dac.DAC takes the padding away to decode the pieces of a long file: that is another decoder.
+        guard.check()
+        # dac.DAC removes the padding to decode the chunks of a long file, which the kernels do not do.
         if any(module.padding != padding for module, padding in paddings):
             return original(z)
         if z.ndim == 3 and (len(z) == 0 or vocoder.config.samples(z.shape[2]) == 0):
@@ -127,7 +126,7 @@ def _candidate(
     original = getattr(owner, attribute)
     signature = inspect.signature(original)
 
-    def called(*args: Any, **kwargs: Any) -> Any:  # the packages name the argument each in its own way
+    def called(*args: Any, **kwargs: Any) -> Any:  # the packages use different argument names
         return function(*signature.bind(*args, **kwargs).args)
 
     def check() -> tuple[object, object]:
@@ -141,14 +140,14 @@ def _candidate(
 
 @contextmanager
 def _without_autocast(device: torch.device) -> Iterator[bool]:
-    """Whether it was on. What ours compute in is settled by the weights."""
+    """Yield whether autocast was on. The dtype of the weights decides what the replacement computes in."""
     was_on = torch.is_autocast_enabled(device.type)
     with torch.autocast(device.type, enabled=False):
         yield was_on
 
 
 def _as_autocast(x: Tensor) -> Tensor:
-    """A result in the dtype that it would have had."""
+    """Cast a result to the dtype that the original gives under autocast."""
     kind = x.device.type
     if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
         return x.to(torch.get_autocast_dtype(kind))

@@ -1,6 +1,6 @@
-"""The layers of a codec as transformers' DacModel and dac.DAC hold them: the same ones, under names of their own.
+"""The layers of a codec in transformers' DacModel and dac.DAC: the same layers under different names.
 
-They and their attributes are read from the modules, and have to be those of the decoder that this package computes.
+They are read from the modules. Their attributes must be those of the decoder that this package computes.
 """
 
 import math
@@ -14,22 +14,22 @@ from zonos2_triton.model.integrations.accelerate import difference
 from zonos2_triton.model.weights.codec_checkpoint import official_name
 from zonos2_triton.reference.vocoder import DILATIONS, KERNEL, VocoderConfig, snake
 
-PARAMETRIZED = "parametrizations"  # torch's name of the module that makes a weight, within the one that uses it
+PARAMETRIZED = "parametrizations"  # torch's child module that computes a weight
 SNAKE_BOUNDS = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 5e-3}
-Layer = tuple[type[nn.Module], Mapping[str, Any]]  # its class and its attributes
+ExpectedLayer = tuple[type[nn.Module], Mapping[str, Any]]  # class and attributes
 
 
-class Part(NamedTuple):
+class CodecLayer(NamedTuple):
     """A module of a codec and its path."""
 
     path: str
     module: Any
 
 
-def read_layers(owner: str, obj: Any) -> tuple[VocoderConfig, dict[str, Part]]:
+def read_layers(owner: str, obj: Any) -> tuple[VocoderConfig, dict[str, CodecLayer]]:
     """The sizes of a codec, and its modules by official name.
 
-    ValueError: a layer that the decoder of this package does not have, or lacks, or has with other attributes.
+    ValueError: a layer is unexpected, missing, or has other attributes than in the decoder of this package.
     """
     config = _config(owner, obj)
     found = {}
@@ -39,13 +39,13 @@ def read_layers(owner: str, obj: Any) -> tuple[VocoderConfig, dict[str, Part]]:
                 raise ValueError(f"{owner}: {path}.{min(own)} was replaced on the module itself: put it back first")
             inside = {name for name, _ in module.named_children()} - {PARAMETRIZED}
             if not inside and PARAMETRIZED not in path:
-                found[_official_module(path, config)] = Part(path, module)
-    expected = _layers(config)
-    for name, part in found.items():
+                found[_official_module(path, config)] = CodecLayer(path, module)
+    expected = _expected_layers(config)
+    for name, layer in found.items():
         if name in expected:
-            _check_layer(owner, part, *expected[name])
+            _check_layer(owner, layer, *expected[name])
         elif name.startswith("decoder."):
-            raise ValueError(f"{owner}: {part.path} is a layer that the codec does not have: {part.module}")
+            raise ValueError(f"{owner}: {layer.path} is a layer that the codec does not have: {layer.module}")
     if missing := [name for name in expected if name not in found]:
         raise ValueError(f"{owner}: has no layer {missing[0]} (by its name in the official file)")
     return config, {name: found[name] for name in expected}
@@ -73,26 +73,25 @@ def _official_module(path: str, config: VocoderConfig) -> str:
     return official_name(f"{path}.weight", config).removesuffix(".weight")
 
 
-def _layers(config: VocoderConfig) -> dict[str, Layer]:
-    """Of each module of the decode side, by official name."""
+def _expected_layers(config: VocoderConfig) -> dict[str, ExpectedLayer]:
+    """Class and attributes of each module of the decode side, by official name."""
 
-    def conv(inputs: int, outputs: int, kernel: int, dilation: int = 1) -> Layer:
-        return nn.Conv1d, {
-            "in_channels": inputs, "out_channels": outputs, "kernel_size": (kernel,), "stride": (1,),
-            "padding": (kernel // 2 * dilation,), "dilation": (dilation,), "groups": 1, "padding_mode": "zeros",
-        }  # fmt: skip
+    def sizes(inputs: int, outputs: int, kernel: int, stride: int) -> dict[str, Any]:
+        fixed = {"groups": 1, "padding_mode": "zeros"}
+        return {"in_channels": inputs, "out_channels": outputs, "kernel_size": (kernel,), "stride": (stride,)} | fixed
 
-    def transposed(inputs: int, outputs: int, stride: int) -> Layer:
-        return nn.ConvTranspose1d, {
-            "in_channels": inputs, "out_channels": outputs, "kernel_size": (2 * stride,), "stride": (stride,),
-            "padding": (math.ceil(stride / 2),), "output_padding": (0,), "dilation": (1,), "groups": 1,
-            "padding_mode": "zeros",
-        }  # fmt: skip
+    def conv(inputs: int, outputs: int, kernel: int, dilation: int = 1) -> ExpectedLayer:
+        padding = {"padding": (kernel // 2 * dilation,), "dilation": (dilation,)}
+        return nn.Conv1d, sizes(inputs, outputs, kernel, 1) | padding
 
-    def snakes(channels: int) -> Layer:
+    def transposed(inputs: int, outputs: int, stride: int) -> ExpectedLayer:
+        padding = {"padding": (math.ceil(stride / 2),), "output_padding": (0,), "dilation": (1,)}
+        return nn.ConvTranspose1d, sizes(inputs, outputs, 2 * stride, stride) | padding
+
+    def snakes(channels: int) -> ExpectedLayer:
         return nn.Module, {"channels": channels}  # each package has a class of its own
 
-    width, layers = config.decoder_dim, dict[str, Layer]()
+    width, layers = config.decoder_dim, dict[str, ExpectedLayer]()
     vectors = {"num_embeddings": config.codebook_size, "embedding_dim": config.codebook_dim, "max_norm": None}
     for i in range(config.n_codebooks):
         layers[f"quantizer.quantizers.{i}.codebook"] = nn.Embedding, vectors
@@ -106,14 +105,14 @@ def _layers(config: VocoderConfig) -> dict[str, Layer]:
             inner = snakes(width), conv(width, width, KERNEL, dilation), snakes(width), conv(width, width, 1)
             layers |= {f"{block}.{unit}.block.{j}": layer for j, layer in enumerate(inner)}
     last = len(config.decoder_rates) + 1
-    outer: tuple[Layer, ...] = snakes(width), conv(width, 1, KERNEL), (nn.Tanh, {})
+    outer: tuple[ExpectedLayer, ...] = snakes(width), conv(width, 1, KERNEL), (nn.Tanh, {})
     return layers | {f"decoder.model.{last + j}": layer for j, layer in enumerate(outer)}
 
 
-def _check_layer(owner: str, part: Part, kind: type[nn.Module], attributes: Mapping[str, Any]) -> None:
+def _check_layer(owner: str, layer: CodecLayer, kind: type[nn.Module], attributes: Mapping[str, Any]) -> None:
     if kind is nn.Module:
-        return _check_snake(owner, part, attributes["channels"])
-    path, module = part
+        return _check_snake(owner, layer, attributes["channels"])
+    path, module = layer
     if not isinstance(module, kind) or type(module).forward is not kind.forward:
         raise ValueError(f"{owner}: {path} must be a {kind.__name__} of torch, got {type(module).__name__}")
     for name, wanted in attributes.items():
@@ -121,13 +120,13 @@ def _check_layer(owner: str, part: Part, kind: type[nn.Module], attributes: Mapp
             raise ValueError(f"{owner}: {path}.{name} must be {wanted}, got {got}")
     if "groups" in attributes and module.bias is None:
         raise ValueError(f"{owner}: {path} must have a bias, got none")
-    for tensor, made_by in getattr(module, PARAMETRIZED, {}).items():
-        if names := {type(one).__name__ for one in made_by} - {"_WeightNorm"}:
+    for tensor, parametrizations in getattr(module, PARAMETRIZED, {}).items():
+        if names := {type(each).__name__ for each in parametrizations} - {"_WeightNorm"}:
             raise ValueError(f"{owner}: {path}.{tensor} may be parametrized by weight norm alone, got {min(names)}")
 
 
-def _check_snake(owner: str, part: Part, channels: int) -> None:
-    path, module = part
+def _check_snake(owner: str, layer: CodecLayer, channels: int) -> None:
+    path, module = layer
     shapes = {name: list(tensor.shape) for name, tensor in module.named_parameters()}
     if shapes != {"alpha": [1, channels, 1]}:
         raise ValueError(f"{owner}: {path} must be a snake of alpha {[1, channels, 1]}, got parameters {shapes}")

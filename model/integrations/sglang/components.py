@@ -73,42 +73,34 @@ def experts(
     else:
         gate, up = w13.chunk(2, 1)
     carried = router.use_eda and router_states is not None
+    state, scale = (router_states, router.router_states_scale) if carried else (None, None)
+    down, first, second, third = router.down_proj, router.router_mlp_0, router.router_mlp_2, router.router_mlp_4
+    mlp = first.weight, first.bias, second.weight, second.bias, third.weight
     biases = router.balancing_biases if router.bias_sign > 0 else -router.balancing_biases
-    _, weights, _, state, sorted_slot_ids, expert_offsets = _operation("moe_router", x.device, x.dtype)(
-        x,
-        None,
-        router_states if carried else None,
-        router.router_states_scale if carried else None,
-        router.down_proj.weight,
-        router.down_proj.bias,
-        router.rmsnorm_eda,
-        router.router_mlp_0.weight,
-        router.router_mlp_0.bias,
-        router.router_mlp_2.weight,
-        router.router_mlp_2.bias,
-        router.router_mlp_4.weight,
-        biases,
-        router.top_k,
-        router.eps,
-    )
-    y = _operation("moe_experts", x.device, x.dtype)(
-        x,
-        None,
-        gate,
-        up,
-        block.experts.w2_weight,
-        0.0,
-        sorted_slot_ids,
-        expert_offsets,
-        weights,
-        x.shape[0] > MAX_BATCH_SIZE,
-        residual=False,
-    )
+    network = down.weight, down.bias, router.rmsnorm_eda, *mlp, biases
+    route, compute = (_operation(name, x.device, x.dtype) for name in ("moe_router", "moe_experts"))
+    _, weights, _, state, *order = route(x, None, state, scale, *network, router.top_k, router.eps)
+    prefill = x.shape[0] > MAX_BATCH_SIZE
+    y = compute(x, None, gate, up, block.experts.w2_weight, 0.0, *order, weights, prefill, residual=False)
     return y, state
 
 
-def sample(
-    original: Callable[..., Tensor],
+def sample(original: Callable[..., Tensor], logits: Tensor, **settings: Any) -> Tensor:
+    """sample_tts: logits [B, C, V] and settings of each request [B] -> codes [B, C] int64.
+
+    The distribution is the same. The draw is one launch after the settings are packed, and never waits for the device.
+    A request's key comes from the device's generator, as the original's random numbers do: torch.manual_seed determines
+    the codes, and each replay of a captured graph draws new ones. A temperature of 0 or below takes the first of the
+    largest logits.
+
+    Three differences. The last two codes, end and padding, are never penalised; the model's runner removes them from
+    rep_token_ids [B, C, W] anyway. Logits with NaN or +inf give padding. A min_p above 1 leaves the most probable code.
+    """
+    run = _draw if _runs("sampler", logits.device, torch.float32) else original
+    return run(logits, **settings)
+
+
+def _draw(
     logits: Tensor,
     *,
     temperature: Tensor,
@@ -121,29 +113,6 @@ def sample(
     any_top_p: bool = True,
     any_min_p: bool = True,
 ) -> Tensor:
-    """sample_tts: logits [B, C, V] and settings of each request [B] -> codes [B, C] int64.
-
-    The distribution is the same. The draw is one launch after the settings are packed, and never waits for the device.
-    A request's key comes from the device's generator, as the original's random numbers do: torch.manual_seed determines
-    the codes, and each replay of a captured graph draws new ones. A temperature of 0 or below takes the first of the
-    largest logits.
-
-    Three differences. The last two codes, end and padding, are never penalised; the model's runner removes them from
-    rep_token_ids [B, C, W] anyway. Logits with NaN or +inf give padding. A min_p above 1 leaves the most probable code.
-    """
-    if not _runs("sampler", logits.device, torch.float32):
-        return original(
-            logits,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            top_k_max=top_k_max,
-            rep_token_ids=rep_token_ids,
-            any_top_p=any_top_p,
-            any_min_p=any_min_p,
-        )
     B, C, V = logits.shape
     scalars = (temperature, top_k, top_p, min_p, repetition_penalty)
     temperature, top_k, top_p, min_p, penalty = (t.to(logits.device, torch.float32) for t in scalars)

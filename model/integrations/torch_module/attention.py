@@ -1,4 +1,4 @@
-"""The attention of a port over the cache that the port keeps, whose sequences are pages to the kernels."""
+"""Attention over the module's own cache. To the kernels each of its sequences is one page."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -15,27 +15,27 @@ from zonos2_triton.model.ops import MAX_BATCH_SIZE
 from zonos2_triton.reference.numeric import exact_numerics
 from zonos2_triton.reference.rotary import rotary_table
 
-CACHED = 32  # positions of the cache of a sample
+CACHE_LENGTH = 32  # positions in the cache of a sample
 TABLE_STEP = 1024  # positions by which the rotary table grows
 
 
 def attention(model: TargetModel) -> list[Patch]:
-    steps = _Steps(model)
-    return [_one_attention(model, steps, f"layers.{i}.attention") for i in range(model.config.n_layers)]
+    step_tensors = _StepTensors(model)
+    return [_one_attention(model, step_tensors, f"layers.{i}.attention") for i in range(model.config.n_layers)]
 
 
-class _Steps:
-    """What the layers of a step share: places in the cache, and the rotary table."""
+class _StepTensors:
+    """Tensors that the layers of a step share: the block table, the lengths, and the rotary table."""
 
     def __init__(self, model: TargetModel) -> None:
         config, device = model.config, model.like.device
-        theta = model.said(model.part("layers.0.attention"), "rope_theta", "rope_base", "theta")
+        theta = model.setting(model.submodule("layers.0.attention"), "rope_theta", "rope_base", "theta")
 
-        def numbers(values: Sequence[int]) -> Tensor:
+        def int32(values: Sequence[int]) -> Tensor:
             return torch.tensor(values, dtype=torch.int32, device=device)
 
-        self.pages = lru_cache(8)(lambda rows: numbers(range(rows))[:, None])
-        self.begins = lru_cache(8)(lambda rows, length: numbers(range(0, rows * length + 1, length)))
+        self.pages = lru_cache(8)(lambda rows: int32(range(rows))[:, None])
+        self.begins = lru_cache(8)(lambda rows, length: int32(range(0, rows * length + 1, length)))
         self.cache_seqlens = lru_cache(2)(lambda rows, start: torch.full_like(self.pages(rows)[:, 0], start))
         self._table = lru_cache(1)(lambda n: rotary_table(n, config.head_dim, float(theta or 1e4), model.like))
 
@@ -43,52 +43,46 @@ class _Steps:
         return self._table(-(-positions // TABLE_STEP) * TABLE_STEP)
 
 
-def _one_attention(model: TargetModel, steps: _Steps, path: str) -> Patch:
-    """forward(x [B, T, D], cache), the cache with key and value [B, L, HKV, DH] and length: a page per sequence."""
+def _one_attention(model: TargetModel, step_tensors: _StepTensors, path: str) -> Patch:
+    """forward(x [B, T, D], cache): the cache has key and value [B, L, HKV, DH] and length, a page per sequence."""
     config, ops = model.config, model.ops
-    model.need(*(name for name in model.layout if name.startswith(f"{path}.")))
+    model.check_shapes(*(name for name in model.layout if name.startswith(f"{path}.")))
     try:
         module, names = model.module(path, "x", "cache", optional=("attention_backend", "backend"))
     except Mismatched as reason:
         raise Unsupported(f"{reason}: how it keeps its cache is not known here") from reason
-    wq, wkv, gater, wo = (model.part(f"{path}.{name}") for name in ("wq", "wkv", "gater", "wo"))
+    wq, wkv, gater, wo = (model.submodule(f"{path}.{name}") for name in ("wq", "wkv", "gater", "wo"))
     original = module.forward
 
-    def ours(x: Tensor, cache: Any, *rest: Any) -> Tensor:
-        (B, T, _), start, room = x.shape, cache.length, cache.key.shape[1]
-        if start + T > room or (start > 0 and T > 1):  # what the port does then is its own affair
+    def forward(x: Tensor, cache: Any, *rest: Any) -> Tensor:
+        (B, T, _), start, capacity = x.shape, cache.length, cache.key.shape[1]
+        if start + T > capacity or (start > 0 and T > 1):  # the original decides what happens then
             return original(x, cache, *rest)
-        rows, prefill = flat(x, config.dim), T > 1 or B > MAX_BATCH_SIZE
+        tokens, prefill = flat(x, config.dim), T > 1 or B > MAX_BATCH_SIZE
         kv = wkv.weight.view(2, -1, config.dim)
-        qkvg = ops.qkv_projection(rows, None, wq.weight, kv, gater.weight, 0.0, prefill)
+        qkvg = ops.qkv_projection(tokens, None, wq.weight, kv, gater.weight, 0.0, prefill)
         qk_temperature = module.temp.flatten().to(x.dtype)
-        places = (
-            qk_temperature,
-            steps.cos_sin_cache(room),
-            cache.key,
-            cache.value,
-            steps.pages(B),
-            steps.cache_seqlens(B, start),
-        )
+        pages = cache.key, cache.value, step_tensors.pages(B), step_tensors.cache_seqlens(B, start)
+        cos_sin_cache = step_tensors.cos_sin_cache(capacity)
         if prefill:
-            y = ops.prefill_attention(qkvg, *places, steps.begins(B, T), T)
+            y = ops.prefill_attention(qkvg, qk_temperature, cos_sin_cache, *pages, step_tensors.begins(B, T), T)
         else:
-            y = ops.decode_attention(qkvg, *places)
+            y = ops.decode_attention(qkvg, qk_temperature, cos_sin_cache, *pages)
         cache.length = start + T
         return ops.output_projection(y, wo.weight, None, prefill).view(x.shape)
 
-    samples = [model.rows(2 * n, config.dim).view(2, n, config.dim) for n in (5, 1, 1)]
+    samples = [model.normal(2 * n, config.dim).view(2, n, config.dim) for n in (5, 1, 1)]
     parameters = inspect.signature(original).parameters
     rest = ["sdpa" for name in names[2:] if parameters[name].default is inspect.Parameter.empty]
 
-    def tried(forward: Callable[..., Tensor]) -> object:
-        """A prompt and two more rows, what the cache then holds, and its length."""
-        key, value = model.like.new_zeros(2, 2, CACHED, config.kv_heads, config.head_dim)
+    def run(function: Callable[..., Tensor]) -> object:
+        """Outputs of a prompt and two more tokens, the cache and its length."""
+        key, value = model.like.new_zeros(2, 2, CACHE_LENGTH, config.kv_heads, config.head_dim)
         cache = SimpleNamespace(key=key, value=value, length=0)
-        return [*(forward(x, cache, *rest) for x in samples), cache.key, cache.value, cache.length]
+        return [*(function(x, cache, *rest) for x in samples), cache.key, cache.value, cache.length]
 
     try:
-        tried(original)
+        run(original)
     except Exception as error:
         raise Unsupported(
             f"{path}.forward does not take a cache with key, value [B, L, HKV, DH] and length: {error!r}"
@@ -96,6 +90,6 @@ def _one_attention(model: TargetModel, steps: _Steps, path: str) -> Patch:
 
     def check() -> tuple[object, object]:
         with current(model.like.device), exact_numerics():
-            return tried(ours), tried(original)
+            return run(forward), run(original)
 
-    return Patch(module, ours, check)
+    return Patch(module, forward, check)

@@ -1,8 +1,9 @@
-"""nn.Module ports of the backbone that keep the official tensor names.
+"""nn.Module implementations of the backbone that keep the official tensor names.
 
-What a module does is known by its name, shapes and the parameters of its forward, the rest is found by asking it: which
-of a router's results are weights, ids and state, whether balancing biases are added, in which order experts take ids
-and weights, what a cache is. Weights are read where they lie, at each call; a part that was replaced is an error.
+The name of a module, its shapes and the parameters of its forward tell most of what it does. A call with sample inputs
+tells the rest: the order of a router's results, the sign of the balancing biases, the order in which experts take ids
+and weights, and the kind of cache. Each call reads the weights where they lie. A submodule that was replaced is an
+error.
 """
 
 import inspect
@@ -21,7 +22,7 @@ from zonos2_triton.model.integrations.torch_module.structure import (
     BOUNDS,
     LANDMARKS,
     NAME,
-    OTHER_TYPES,
+    OTHER_DTYPES,
     Mismatched,
     Patch,
     TargetModel,
@@ -60,7 +61,7 @@ class TorchModule:
 
     def check(self, obj: Any) -> Tensor | None:
         check_module(self.name, obj)
-        weight = check_weights(self.name, weights_of(obj), OTHER_TYPES)
+        weight = check_weights(self.name, weights_of(obj), OTHER_DTYPES)
         config_of(obj)
         return weight
 
@@ -70,7 +71,7 @@ class TorchModule:
         model = TargetModel(obj, config, ops_of(backend, config, weight.device, weight.dtype), weight.new_empty(0))
         with current(weight.device), exact_numerics():
             found = [_candidate(model, op) for op in ops]
-        model.let_go()
+        model.release_weights()
         return found
 
 
@@ -78,9 +79,9 @@ INTEGRATIONS: tuple[Integration, ...] = (TorchModule(),)
 
 
 def _candidate(model: TargetModel, op: str) -> Candidate:
-    where, builder = OPERATIONS[op]
+    where, build = OPERATIONS[op]
     try:
-        patches = builder(model)
+        patches = build(model)
     except Unsupported as reason:
         return Candidate(op, where, unsupported=str(reason))
     except Mismatched as reason:
@@ -96,14 +97,16 @@ def _candidate(model: TargetModel, op: str) -> Candidate:
 
 
 def _replacement(model: TargetModel, patch: Patch, path: str) -> Replacement:
-    """Called by position and by the original's names, on the device of the weights. Autocast to another type than
-    theirs is the original's: between its operations are results of both."""
-    unchanged = WeightGuard(patch.module, path, weights=False)
-    original, ours, device = patch.module.forward, patch.ours, model.like.device
+    """Call the patch with positional or named arguments, on the device of the weights.
+
+    Under autocast to another dtype than the weights', the original runs: its intermediate results have both dtypes.
+    """
+    guard = WeightGuard(patch.module, path, weights=False)
+    original, forward, device = patch.module.forward, patch.forward, model.like.device
     names = [*inspect.signature(original).parameters]
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        unchanged.check()
+    def call(*args: Any, **kwargs: Any) -> Any:
+        guard.check()
         if kwargs:
             named = [name for name in names[len(args) :] if name in kwargs]
             args += tuple(kwargs.pop(name) for name in named)
@@ -111,6 +114,6 @@ def _replacement(model: TargetModel, patch: Patch, path: str) -> Replacement:
         if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) != model.like.dtype:
             return original(*args, **kwargs)
         with current(device), torch.autocast(kind, enabled=False):
-            return ours(*args, **kwargs)
+            return forward(*args, **kwargs)
 
-    return Replacement(forward, original, patch.module.parameters)
+    return Replacement(call, original, patch.module.parameters)

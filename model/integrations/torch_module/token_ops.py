@@ -1,4 +1,4 @@
-"""The parts of a port that take rows alone: embedding, norms, dense layers, head."""
+"""Modules that compute each token by itself: embedding, norms, dense layers, head."""
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +11,8 @@ from zonos2_triton.model.integrations.torch_module.structure import (
     TargetModel,
     Unsupported,
     flat,
-    many,
-    swiglu,
+    is_prefill,
+    one_expert,
 )
 
 
@@ -23,33 +23,34 @@ def norm(model: TargetModel) -> list[Patch]:
 
 
 def _one_norm(model: TargetModel, path: str) -> Patch:
-    model.need(f"{path}.weight")
+    model.check_shapes(f"{path}.weight")
     module, _ = model.module(path, "x")
     eps, (width,) = model.eps(path), model.layout[f"{path}.weight"]
 
-    def ours(x: Tensor) -> Tensor:
+    def forward(x: Tensor) -> Tensor:
         return model.ops.add_rms_norm(flat(x, width), None, module.weight, eps)[1].view(x.shape)
 
-    sizes = model.like.new_tensor([1e-3, 1.0, 30.0])[:, None]  # the least of them tells one eps from another
-    return model.patch(path, module, ours, model.rows(3, width) * sizes)
+    sizes = model.like.new_tensor([1e-3, 1.0, 30.0])[:, None]  # the smallest size shows a wrong eps
+    return model.patch(path, module, forward, model.normal(3, width) * sizes)
 
 
 def embedding(model: TargetModel) -> list[Patch]:
     config, path = model.config, "multi_embedder"
     tables = [f"{path}.embedders.{i}.weight" for i in range(config.n_codebooks + 1)]
-    model.need(*tables)
+    model.check_shapes(*tables)
     module, _ = model.module(path, "codes")
-    embedders = [model.part(name.removesuffix(".weight")) for name in tables]
+    embedders = [model.submodule(name.removesuffix(".weight")) for name in tables]
     largest = [config.codebook_vocab - 1] * config.n_codebooks + [config.text_vocab]
-    most = torch.tensor(largest, dtype=torch.int64, device="cpu")
+    largest_ids = torch.tensor(largest, dtype=torch.int64, device="cpu")
 
-    def ours(codes: Tensor) -> Tensor:
+    def forward(codes: Tensor) -> Tensor:
         columns = zip(codes.reshape(-1, codes.shape[-1]).long().unbind(1), embedders, strict=True)
-        rows = [F.embedding(ids, embedder.weight) for ids, embedder in columns]
-        return sum_embeddings(model.ops.frame_embedding, torch.stack(rows)).view(*codes.shape[:-1], config.dim)
+        found = [F.embedding(ids, embedder.weight) for ids, embedder in columns]
+        return sum_embeddings(model.ops.frame_embedding, torch.stack(found)).view(*codes.shape[:-1], config.dim)
 
-    drawn = (model.uniform(COMPARED, len(most)) * (most + 1)).long()
-    return [model.patch(path, module, ours, torch.cat([drawn, most[None]]).to(model.like.device))]  # padding, too
+    drawn = (model.uniform(COMPARED, len(largest)) * (largest_ids + 1)).long()
+    codes = torch.cat([drawn, largest_ids[None]])  # the largest ids are padding
+    return [model.patch(path, module, forward, codes.to(model.like.device))]
 
 
 def dense(model: TargetModel) -> list[Patch]:
@@ -60,26 +61,26 @@ def dense(model: TargetModel) -> list[Patch]:
 
 
 def _one_dense(model: TargetModel, path: str) -> Patch:
-    model.need(f"{path}.w_in.weight", f"{path}.w_out.weight")
+    model.check_shapes(f"{path}.w_in.weight", f"{path}.w_out.weight")
     module, _ = model.module(path, "x")
-    w_in, w_out = (model.part(f"{path}.{name}") for name in ("w_in", "w_out"))
+    w_in, w_out = (model.submodule(f"{path}.{name}") for name in ("w_in", "w_out"))
     dim = model.config.dim
 
-    def ours(x: Tensor) -> Tensor:
+    def forward(x: Tensor) -> Tensor:
         up, gate = w_in.weight.view(2, 1, -1, dim)
-        return swiglu(model, x, gate, up, w_out.weight[None])
+        return one_expert(model, x, gate, up, w_out.weight[None])
 
-    return model.patch(path, module, ours, model.rows(COMPARED, dim))
+    return model.patch(path, module, forward, model.normal(COMPARED, dim))
 
 
 def head(model: TargetModel) -> list[Patch]:
     config, path = model.config, "multi_output"
-    model.need(f"{path}.weight")
+    model.check_shapes(f"{path}.weight")
     module, _ = model.module(path, "x")
 
-    def ours(x: Tensor) -> Tensor:
-        rows = flat(x, config.dim)
-        logits = model.ops.codebook_head(rows, None, module.weight, config.n_codebooks, 0.0, 0.0, many(rows))
-        return logits.to(x.dtype).view(*x.shape[:-1], -1)  # a linear map ends in the type of its input
+    def forward(x: Tensor) -> Tensor:
+        tokens = flat(x, config.dim)
+        logits = model.ops.codebook_head(tokens, None, module.weight, config.n_codebooks, 0.0, 0.0, is_prefill(tokens))
+        return logits.to(x.dtype).view(*x.shape[:-1], -1)  # a linear layer returns the dtype of its input
 
-    return [model.patch(path, module, ours, model.rows(COMPARED, config.dim))]
+    return [model.patch(path, module, forward, model.normal(COMPARED, config.dim))]

@@ -24,7 +24,7 @@ def launches():
 
 
 @pytest.fixture(params=INTEGRATIONS)
-def host(request):
+def codec_class(request):
     return request.param
 
 
@@ -37,11 +37,11 @@ def dac():
 
 @pytest.fixture
 def build(request):
-    """A tiny codec of a host, by default of weights [8, 16]; folded: without weight norm."""
+    """A tiny codec of a class, with weights [8, 16] by default; folded: without weight norm."""
 
-    def made(host, rates=(3, 2), dtype=torch.float32, folded=False):
+    def made(codec_class, rates=(3, 2), dtype=torch.float32, folded=False):
         width, down = max(8 >> len(rates), 1), [*rates][::-1]
-        if host == "DacModel":
+        if codec_class == "DacModel":
             from transformers import DacConfig, DacModel
 
             sizes = {"encoder_hidden_size": width, "downsampling_ratios": down, "decoder_hidden_size": 16}
@@ -78,7 +78,7 @@ def latents_of():
 
 @pytest.fixture
 def decode():
-    """(model, codes) -> samples, as the users of each host do."""
+    """(model, codes) -> samples, as the users of each class call it."""
 
     @torch.no_grad()
     def decoding(model, codes):

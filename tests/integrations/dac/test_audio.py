@@ -1,4 +1,4 @@
-"""transformers' DacModel and dac.DAC accelerated: the same audio, and where the host has errors, they stay."""
+"""transformers' DacModel and dac.DAC accelerated: the same audio, and the same errors."""
 
 import os
 import subprocess
@@ -34,8 +34,8 @@ def check_same(got, want, dtype=torch.float32, op="decoder"):
 
 
 @pytest.mark.parametrize(("backend", "dtype"), [*REFERENCES, *KERNELS], ids=str)
-def test_every_stage(build, codes_of, latents_of, decode, host, backend, dtype):
-    model, codes = build(host, dtype=dtype), codes_of(2, 5)
+def test_every_stage(build, codes_of, latents_of, decode, codec_class, backend, dtype):
+    model, codes = build(codec_class, dtype=dtype), codes_of(2, 5)
     z, whole = latents_of(2, 5, dtype), decode(model, codes)
     summed, decoded = model.quantizer.from_codes(codes), model.decoder(z)
     with accelerate(model, backend=backend) as report:
@@ -50,15 +50,15 @@ def test_every_stage(build, codes_of, latents_of, decode, host, backend, dtype):
     assert same_bits(decode(model, codes), whole)
 
 
-def test_kernels_take_no_float64(build, host):
+def test_kernels_take_no_float64(build, codec_class):
     with pytest.raises(ValueError, match="use 'reference' for float64"):
-        accelerate(build(host, dtype=torch.float64), backend="triton")
+        accelerate(build(codec_class, dtype=torch.float64), backend="triton")
 
 
 @pytest.mark.parametrize("codebooks", [1, 2])
 @pytest.mark.parametrize("ids", [torch.int32, torch.int64], ids=str)
-def test_some_codebooks(build, codes_of, host, ids, codebooks):
-    model, codes = build(host), codes_of(2, 4, codebooks).to(ids)
+def test_some_codebooks(build, codes_of, codec_class, ids, codebooks):
+    model, codes = build(codec_class), codes_of(2, 4, codebooks).to(ids)
     want = model.quantizer.from_codes(codes)
     accelerate(model, only="from_codes", backend="reference")
     got = model.quantizer.from_codes(codes)
@@ -75,17 +75,17 @@ def test_some_codebooks(build, codes_of, host, ids, codebooks):
     ],
     ids=str,
 )
-def test_rates_and_lengths(build, codes_of, decode, host, rates, clips, frames):
+def test_rates_and_lengths(build, codes_of, decode, codec_class, rates, clips, frames):
     """The real rates; odd ones, which make a clip shorter; 1; a single block."""
-    model, codes = build(host, rates=rates), codes_of(clips, frames)
+    model, codes = build(codec_class, rates=rates), codes_of(clips, frames)
     want = decode(model, codes)
     accelerate(model, backend="reference")
     check_same(decode(model, codes), want)
 
 
-def test_arguments_keep_their_names(build, codes_of, host):
-    of_codes, of_latents = {"DacModel": ("audio_codes", "hidden_state"), "DAC": ("codes", "x")}[host]
-    model, codes = build(host), codes_of(1, 3)
+def test_arguments_keep_their_names(build, codes_of, codec_class):
+    of_codes, of_latents = {"DacModel": ("audio_codes", "hidden_state"), "DAC": ("codes", "x")}[codec_class]
+    model, codes = build(codec_class), codes_of(1, 3)
     accelerate(model, backend="reference")
     z = model.quantizer.from_codes(**{of_codes: codes})[0]
     assert same_bits(z, model.quantizer.from_codes(codes)[0])
@@ -95,11 +95,11 @@ def test_arguments_keep_their_names(build, codes_of, host):
 
 
 @pytest.mark.parametrize("how", ["hooks", "parametrizations", "folded"])
-def test_weight_norm_in_any_spelling(build, codes_of, decode, host, how):
-    model, codes = build(host, folded=True), codes_of(2, 4)
+def test_weight_norm_in_any_spelling(build, codes_of, decode, codec_class, how):
+    model, codes = build(codec_class, folded=True), codes_of(2, 4)
     plain = decode(model, codes)
     norm = {"hooks": nn.utils.weight_norm, "parametrizations": nn.utils.parametrizations.weight_norm}.get(how)
-    if host == "DacModel" and how == "parametrizations":
+    if codec_class == "DacModel" and how == "parametrizations":
         model.apply_weight_norm()
     elif norm is not None:
         for module in [*model.modules()]:
@@ -113,9 +113,9 @@ def test_weight_norm_in_any_spelling(build, codes_of, decode, host, how):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_autocast(build, codes_of, decode, host, dtype):
+def test_autocast(build, codes_of, decode, codec_class, dtype):
     """The result is of the dtype that it would have had; what is computed follows the weights."""
-    model, codes = build(host, dtype=dtype), codes_of(1, 4)
+    model, codes = build(codec_class, dtype=dtype), codes_of(1, 4)
     with torch.autocast("cpu", torch.bfloat16):
         want = model.quantizer.from_codes(codes)
         sound = decode(model, codes)
@@ -129,13 +129,13 @@ def test_autocast(build, codes_of, decode, host, dtype):
         check_same(decode(model, codes), sound, torch.bfloat16)
         assert same_bits(got[0], exact.bfloat16())
         assert same_bits(model.decoder(exact), by_weights.bfloat16())
-        accelerate(build(host, dtype=dtype), backend="reference")  # verified as if it were off
+        accelerate(build(codec_class, dtype=dtype), backend="reference")  # verified as if it were off
 
 
 @pytest.mark.parametrize(("backend", "dtype"), [("triton", torch.float32), *KERNELS[1:]], ids=str)
-def test_it_is_the_audio_of_our_vocoder(build, codes_of, decode, host, backend, dtype):
+def test_it_is_the_audio_of_our_vocoder(build, codes_of, decode, codec_class, backend, dtype):
     """Bit for bit, whatever spells the weights."""
-    model, codes = build(host, dtype=dtype), codes_of(2, 3)
+    model, codes = build(codec_class, dtype=dtype), codes_of(2, 3)
     config = VocoderConfig(8, 16, (3, 2), 3, 16, 4)
     state = {official_name(name, config): tensor for name, tensor in model.state_dict().items()}
     want = Vocoder.from_state(config, state, dtype=dtype, backend=backend).decode(codes)
@@ -151,8 +151,8 @@ def outcome(function, *args):
 
 
 @pytest.mark.parametrize(("clips", "frames"), [(1, 0), (0, 3), (0, 0)])
-def test_nothing_to_decode(build, codes_of, latents_of, host, clips, frames):
-    model, codes, z = build(host), codes_of(clips, frames), latents_of(clips, frames)
+def test_nothing_to_decode(build, codes_of, latents_of, codec_class, clips, frames):
+    model, codes, z = build(codec_class), codes_of(clips, frames), latents_of(clips, frames)
 
     def outcomes():
         return outcome(model.decoder, z), outcome(lambda c: model.quantizer.from_codes(c)[0], codes)
@@ -173,8 +173,8 @@ def test_nothing_to_decode(build, codes_of, latents_of, host, clips, frames):
         pytest.param(torch.zeros(1, 3, 2), id="no-integers"),
     ],
 )
-def test_codes_that_there_are_not(build, host, codes):
-    model = build(host)
+def test_codes_that_there_are_not(build, codec_class, codes):
+    model = build(codec_class)
     before = outcome(model.quantizer.from_codes, codes)
     accelerate(model, backend="reference")
     assert before[0] is outcome(model.quantizer.from_codes, codes)[0]
@@ -190,8 +190,8 @@ def test_codes_that_there_are_not(build, host, codes):
     ],
     ids=["width", "no-batch", "dtype"],
 )
-def test_latents_that_do_not_fit(build, host, z, error, message):
-    model = build(host)
+def test_latents_that_do_not_fit(build, codec_class, z, error, message):
+    model = build(codec_class)
     accelerate(model, backend="reference")
     with pytest.raises(error, match=message):
         model.decoder(z)

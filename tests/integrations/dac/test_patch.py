@@ -19,8 +19,8 @@ pytestmark = pytest.mark.interpreter
 BLOCK = "decoder.model.1.block"
 
 
-def test_restore_is_identity(build, codes_of, decode, host):
-    model, state = build(host), torch.get_rng_state()
+def test_restore_is_identity(build, codes_of, decode, codec_class):
+    model, state = build(codec_class), torch.get_rng_state()
     before, names = held(model), [*model.state_dict()]
     report = accelerate(model, backend="reference")
     decode(model, codes_of(1, 2))
@@ -32,8 +32,8 @@ def test_restore_is_identity(build, codes_of, decode, host):
     read = json.loads(report.json())
     assert [row["where"] for row in read["patched"]] == ["quantizer.from_codes", "decoder.forward"]
     assert [row["sites"] for row in read["patched"]] == [1, 1]
-    assert read["package_version"] == ("1.0.0" if host == "DAC" else sys.modules["transformers"].__version__)
-    assert str(report).startswith("dac.DAC 1.0.0:" if host == "DAC" else "transformers.DacModel ")
+    assert read["package_version"] == ("1.0.0" if codec_class == "DAC" else sys.modules["transformers"].__version__)
+    assert str(report).startswith("dac.DAC 1.0.0:" if codec_class == "DAC" else "transformers.DacModel ")
     assert 0 <= report.max_error < 1e-5
     report.restore()
     assert held(model) == before
@@ -153,17 +153,17 @@ WRONG = {
 
 
 @pytest.mark.parametrize("fault", WRONG)
-def test_one_that_is_not_as_expected(build, host, fault):
+def test_one_that_is_not_as_expected(build, codec_class, fault):
     """With strict=False too: what it would compute is not known."""
-    model = build(host, folded=fault == "a parametrization")
+    model = build(codec_class, folded=fault == "a parametrization")
     spoil, message = WRONG[fault]
     spoil(model)
     for strict in (True, False):
         refused(model, message, backend="reference", strict=strict)
 
 
-def test_after_a_change_the_rest_runs_and_all_can_be_accelerated_again(build, codes_of, latents_of, host):
-    model, codes, z = build(host), codes_of(1, 3), latents_of(1, 3)
+def test_after_a_change_the_rest_runs_and_all_can_be_accelerated_again(build, codes_of, latents_of, codec_class):
+    model, codes, z = build(codec_class), codes_of(1, 3), latents_of(1, 3)
     report = accelerate(model, backend="reference")
     codebook_of(model).weight.mul_(2)
     assert model.decoder(z).isfinite().all()
@@ -174,8 +174,8 @@ def test_after_a_change_the_rest_runs_and_all_can_be_accelerated_again(build, co
 
 
 @pytest.mark.parametrize("write", WRITES)
-def test_every_way_to_change_a_weight(build, codes_of, latents_of, host, write):
-    model = build(host, folded=True)
+def test_every_way_to_change_a_weight(build, codes_of, latents_of, codec_class, write):
+    model = build(codec_class, folded=True)
     for weight in model.parameters():
         weight.data = weight.data.clone()  # memory of its own
     accelerate(model, backend="reference")
@@ -187,8 +187,8 @@ def test_every_way_to_change_a_weight(build, codes_of, latents_of, host, write):
         model.decoder(latents_of(1, 3))
 
 
-def test_weights_of_the_encoder_may_change(build, codes_of, decode, host):
-    model, codes = build(host), codes_of(1, 3)
+def test_weights_of_the_encoder_may_change(build, codes_of, decode, codec_class):
+    model, codes = build(codec_class), codes_of(1, 3)
     accelerate(model, backend="reference")
     model.encoder.requires_grad_()
     model.quantizer.quantizers[0].in_proj.requires_grad_()

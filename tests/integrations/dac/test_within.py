@@ -24,8 +24,8 @@ class Speaker(nn.Module):
 
 
 @pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
-def test_weights_may_require_gradients(build, codes_of, host, without):
-    model, codes = build(host).requires_grad_(True), codes_of(1, 3)
+def test_weights_may_require_gradients(build, codes_of, codec_class, without):
+    model, codes = build(codec_class).requires_grad_(True), codes_of(1, 3)
     report = accelerate(model, backend="reference")
     ends = [row.where.split(", ")[-1] for row in report.patched]
     assert ends == ["under torch.no_grad()"] * 2
@@ -38,8 +38,8 @@ def test_weights_may_require_gradients(build, codes_of, host, without):
         model.quantizer.from_codes(codes)
 
 
-def test_with_gradients_the_original_makes_them(build, codes_of, host):
-    model, codes = build(host, folded=True).requires_grad_(True), codes_of(1, 3)
+def test_with_gradients_the_original_makes_them(build, codes_of, codec_class):
+    model, codes = build(codec_class, folded=True).requires_grad_(True), codes_of(1, 3)
     other = copy.deepcopy(model)
     accelerate(model, backend="reference")
     for each in (model, other):
@@ -49,19 +49,21 @@ def test_with_gradients_the_original_makes_them(build, codes_of, host):
         assert new.grad is None or torch.equal(new.grad, old.grad), name
 
 
-def test_gradients_of_latents_alone(build, latents_of, host):
-    model, z = build(host), latents_of(1, 3).requires_grad_(True)
+def test_gradients_of_latents_alone(build, latents_of, codec_class):
+    model, z = build(codec_class), latents_of(1, 3).requires_grad_(True)
     want = torch.autograd.grad(model.decoder(z).sum(), z)[0]
     accelerate(model, backend="reference")
     assert torch.equal(torch.autograd.grad(model.decoder(z).sum(), z)[0], want)
 
 
-def test_a_codec_within_a_module(build, codes_of, decode, host):
-    speaker = Speaker(audio_encoder=Speaker(model=build(host))).eval()
+def test_a_codec_within_a_module(build, codes_of, decode, codec_class):
+    speaker = Speaker(audio_encoder=Speaker(model=build(codec_class))).eval()
     before, codes = held(speaker), codes_of(1, 3)
     want = decode(speaker.audio_encoder.model, codes)
     report = accelerate(speaker, backend="reference")
-    assert report.integration == f"audio_encoder.model: {'dac.DAC' if host == 'DAC' else 'transformers.DacModel'}"
+    assert (
+        report.integration == f"audio_encoder.model: {'dac.DAC' if codec_class == 'DAC' else 'transformers.DacModel'}"
+    )
     wheres = ["quantizer.from_codes", "decoder.forward"]
     assert [row.where for row in report.patched] == [f"audio_encoder.model: {where}" for where in wheres]
     assert isinstance(speaker.audio_encoder.model.decoder.forward, Replacement)
@@ -71,18 +73,18 @@ def test_a_codec_within_a_module(build, codes_of, decode, host):
     assert held(speaker) == before
 
 
-def test_a_codec_that_an_object_holds(build, host):
+def test_a_codec_that_an_object_holds(build, codec_class):
     """As a pipeline does, which is no module."""
-    pipeline = SimpleNamespace(model=Speaker(codec=build(host)), name="speaks", other=None)
+    pipeline = SimpleNamespace(model=Speaker(codec=build(codec_class)), name="speaks", other=None)
     with accelerate(pipeline, backend="reference") as report:
         assert report.integration.startswith("model.codec: ")
         assert accelerate(pipeline, backend="reference") is report
     assert [*vars(pipeline)] == ["model", "name", "other"]
 
 
-def test_several_codecs_and_one_under_two_names(build, host):
-    shared = build(host)
-    speaker = Speaker(first=shared, second=nn.ModuleList([build(host)]), third=shared)
+def test_several_codecs_and_one_under_two_names(build, codec_class):
+    shared = build(codec_class)
+    speaker = Speaker(first=shared, second=nn.ModuleList([build(codec_class)]), third=shared)
     before = held(speaker)
     report = accelerate(speaker, backend="reference")
     assert report.integration.startswith("first, third: ")
@@ -92,8 +94,8 @@ def test_several_codecs_and_one_under_two_names(build, host):
     assert held(speaker) == before
 
 
-def test_all_of_a_module_or_nothing(build, host):
-    speaker = Speaker(first=build(host), second=build(host).train())
+def test_all_of_a_module_or_nothing(build, codec_class):
+    speaker = Speaker(first=build(codec_class), second=build(codec_class).train())
     refused(speaker, r"second: .*is in training mode: call \.eval\(\)")
     refused(speaker, "only: first: .* has no operation 'norm'; it has from_codes, decoder", only="norm")
     speaker.second.eval()
@@ -101,16 +103,16 @@ def test_all_of_a_module_or_nothing(build, host):
     refused(speaker, r"second: .* is accelerated by itself: call restore\(\) of that report first")
 
 
-def test_auto_names_what_it_leaves(build, host):
-    report = accelerate(Speaker(codec=build(host)))
+def test_auto_names_what_it_leaves(build, codec_class):
+    report = accelerate(Speaker(codec=build(codec_class)))
     assert all(row.reason.startswith('codec: "auto" replaces nothing') for row in report.skipped)
     assert report.skipped
 
 
-def test_what_wraps_a_codec(build, host):
-    model = build(host)
+def test_what_wraps_a_codec(build, codec_class):
+    model = build(codec_class)
     parallel = nn.DataParallel(model)
-    assert accelerate(parallel, backend="reference").host.startswith("module: ")
+    assert accelerate(parallel, backend="reference").integration.startswith("module: ")
     accelerate(parallel, backend="reference").restore()
     parallel.device_ids = [0, 1]
     refused(parallel, r"module: DataParallel copies it to other devices at each call: accelerate and call its \.module")
@@ -119,8 +121,8 @@ def test_what_wraps_a_codec(build, host):
     refused(compiled, "_orig_mod.codec: OptimizedModule is compiled already: accelerate first, then compile")
 
 
-def test_tied_weights(build, codes_of, decode, host):
-    model, codes = build(host), codes_of(1, 3)
+def test_tied_weights(build, codes_of, decode, codec_class):
+    model, codes = build(codec_class), codes_of(1, 3)
     quantizers = model.quantizer.quantizers
     quantizers[1].codebook.weight, quantizers[2] = quantizers[0].codebook.weight, quantizers[0]
     want = decode(model, codes)

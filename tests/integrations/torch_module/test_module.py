@@ -158,7 +158,7 @@ def test_a_wrong_operation_is_refused(op, name, monkeypatch):
             r"key, value \[B, L, HKV, DH\] and length: AttributeError",
         ),
         ({"forward": lambda self, x, cache, mask: x}, r"takes \(x, cache, mask\)"),
-        ({}, r"layers\.0\.attention has no forward: whoever holds its weights computes with them"),
+        ({}, r"layers\.0\.attention has no forward: another module computes with its weights"),
     ],
     ids=["handle", "mask", "no forward"],
 )
