@@ -63,7 +63,7 @@ def test_a_pattern_that_does_not_fit_once_is_refused(file, pattern, message):
         mutated(KERNELS["rotary"], Mutant("misfit", file, pattern))
 
 
-def test_a_copy_without_a_fault_passes():
+def test_a_copy_without_a_mistake_passes():
     """Its own errors are not what kills a copy."""
     for kernel, file in [("rotary", "rotary"), ("rotary", "_math"), ("output_projection", "_gemm")]:
         assert killed(KERNELS[kernel], Mutant("none", file, "import triton{{ => }}.language as tl")) is None

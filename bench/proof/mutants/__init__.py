@@ -1,4 +1,4 @@
-"""The mutants of every operation, for `mutation.killed`."""
+"""The mutants of every operator, for `mutation.killed`."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,5 +12,5 @@ MUTANTS: Mapping[str, tuple[Mutant, ...]] = {**BACKBONE, **ATTENTION, **VOCODER}
 
 
 def distinct() -> set[Mutant]:
-    """Those of code that kernels share stand in each of them; here each is once, by its file and its texts."""
-    return {replace(fault, name="") for mutants in MUTANTS.values() for fault in mutants}
+    """Each mutant once: several operators list those of the code that they share."""
+    return {replace(mutant, name="") for mutants in MUTANTS.values() for mutant in mutants}
