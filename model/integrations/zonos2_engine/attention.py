@@ -1,13 +1,14 @@
-"""Attention of the official engine: a backend for its registry, on its own cache of one position a page.
+"""An attention backend for the official engine's registry, on the engine's own cache of one position per page.
 
-The engine asks its backend for the metadata of a batch once, and every layer for its attention. With this backend's
-metadata at hand, a layer whose attention was replaced as a whole needs no more: `Metadata.attend`.
+The engine calls its backend once per batch for the metadata, and once per layer for attention. A layer that is patched
+as a whole calls `Metadata.attend` instead.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
+from itertools import accumulate, chain
 from typing import Any
 
 import torch
@@ -19,45 +20,45 @@ from zonos2_triton.model.runtime.batch_state import int32
 from zonos2_triton.reference.ops import REFERENCE, Ops
 
 BACKEND = "zonos2_triton"  # its name in the registry
-IDLE = -1  # where a row stands that only fills up a graph's batch
+IDLE = -1  # cache length of a request that only pads a graph's batch
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """Where the rows of a batch stand, and where the cache holds what came before them."""
+    """Positions of the tokens of a batch, and the cache pages of its requests."""
 
     kvcache: Any  # k_cache(layer), v_cache(layer): [pages, 1, HKV, DH]
-    positions: Tensor  # [T] int32, of every row: what the engine's own rotary embedding reads
+    positions: Tensor  # [T] int32: position of each token, which the engine's rotary embedding reads
     block_table: Tensor  # [B, W] int32: the page of each position
-    cache_seqlens: Tensor  # [B] int32: positions of each sequence that the cache holds already, or IDLE
-    cu_seqlens: Tensor  # [B + 1] int32: where each sequence's rows begin
-    max_seqlen_q: int = 1  # rows of the sequence with most
-    decoding: bool = False  # one row each, of no more sequences than decode together
+    cache_seqlens: Tensor  # [B] int32: cached positions of each request, or IDLE
+    cu_seqlens: Tensor  # [B + 1] int32: first token of each request
+    max_seqlen_q: int = 1  # most tokens of a request
+    decoding: bool = False  # one token per request, at most MAX_BATCH_SIZE requests
 
     def attend(
-        self, ops: Ops, rows: Tensor, qk_temperature: Tensor | None, cos_sin_cache: Tensor | None, layer: int
+        self, ops: Ops, qkvg: Tensor, qk_temperature: Tensor | None, cos_sin_cache: Tensor | None, layer: int
     ) -> Tensor:
-        """The attention of one layer, [T, HQ * DH]; arguments as `reference.attention` takes them."""
-        places = self.kvcache.k_cache(layer), self.kvcache.v_cache(layer), self.block_table, self.cache_seqlens
+        """The attention of one layer [T, HQ * DH]; arguments as in `reference.attention`."""
+        pages = self.kvcache.k_cache(layer), self.kvcache.v_cache(layer), self.block_table, self.cache_seqlens
         if self.decoding:
-            return ops.decode_attention(rows, qk_temperature, cos_sin_cache, *places)
-        return ops.prefill_attention(rows, qk_temperature, cos_sin_cache, *places, self.cu_seqlens, self.max_seqlen_q)
+            return ops.decode_attention(qkvg, qk_temperature, cos_sin_cache, *pages)
+        return ops.prefill_attention(qkvg, qk_temperature, cos_sin_cache, *pages, self.cu_seqlens, self.max_seqlen_q)
 
     def get_last_indices(self, bs: int) -> Tensor:
-        """The last row of each of the first sequences."""
+        """The last token of each of the first `bs` requests."""
         return self.cu_seqlens[1 : 1 + bs] - 1
 
 
 @dataclass(frozen=True)
 class Captured:
-    """What a CUDA graph reads of a batch: always the same memory."""
+    """The tensors of a batch that CUDA graphs read, in fixed memory."""
 
     metadata: Metadata
-    input_ids: Tensor  # [most, C + 1] int32
-    out_loc: Tensor  # [most] int32
+    input_ids: Tensor  # [largest, C + 1] int32
+    out_loc: Tensor  # [largest] int32
 
-    def first(self, batch: Any, size: int) -> None:
-        """The first rows, as the batch's own."""
+    def assign(self, batch: Any, size: int) -> None:
+        """Give a batch the first `size` requests of this memory."""
         whole = self.metadata
         batch.attn_metadata = replace(
             whole,
@@ -70,73 +71,71 @@ class Captured:
 
 
 class Backend:
-    """Calls of the engine's `BaseAttnBackend`."""
+    """The methods of the engine's `BaseAttnBackend`."""
 
     def __init__(self, ops: Ops, kvcache: Any, page_table: Tensor) -> None:
-        """page_table [requests, positions] int32: where the cache holds each position of each request."""
+        """page_table [requests, positions] int32: the cache page of each position of each request."""
         self.ops, self.kvcache, self.page_table = ops, kvcache, page_table
         self.captured: Captured | None = None
-        self.sizes: list[int] = []  # of batches that were captured
+        self.sizes: list[int] = []  # of the captured batches
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, layer_id: int, batch: Any) -> Tensor:
-        """q [T, HQ, DH], k and v [T, HKV * DH], normed and turned already -> [T, HQ, DH]; the cache grows."""
-        rows = torch.cat([q.flatten(1), k.flatten(1), v.flatten(1)], 1)
-        return batch.attn_metadata.attend(self.ops, rows, None, None, layer_id).view(q.shape)
+        """q [T, HQ, DH], k and v [T, HKV * DH], after norm and rotary -> [T, HQ, DH]; appends k and v to the cache."""
+        qkv = torch.cat([q.flatten(1), k.flatten(1), v.flatten(1)], 1)
+        return batch.attn_metadata.attend(self.ops, qkv, None, None, layer_id).view(q.shape)
 
     def prepare_metadata(self, batch: Any) -> None:
-        """batch.attn_metadata, of what the host knows; nothing waits for the device."""
+        """Set batch.attn_metadata from CPU data, without a wait for the device."""
         reqs, padding = batch.padded_reqs, batch.padded_size - batch.size
         cache_seqlens, lengths = [req.cached_len for req in reqs], [req.extend_len for req in reqs]
-        cuts = [0]
-        for length in lengths:
-            cuts.append(cuts[-1] + length)
+        cu_lengths = [0, *accumulate(lengths)]
         positions = [
             at for start, length in zip(cache_seqlens, lengths, strict=True) for at in range(start, start + length)
         ]
         decoding = batch.is_decode and len(reqs) <= MAX_BATCH_SIZE
         if decoding:
             cache_seqlens[batch.size :] = [IDLE] * padding
-        parts = cache_seqlens, cuts, positions, [req.table_idx for req in reqs]
-        numbers = int32([n for part in parts for n in part], self.page_table.device)  # in one copy
-        first, cu_seqlens, stands, rows = numbers.split([len(part) for part in parts])
+        columns = cache_seqlens, cu_lengths, positions, [req.table_idx for req in reqs]
+        packed = int32([*chain(*columns)], self.page_table.device)  # one copy
+        seqlens, cu_seqlens, token_positions, slots = packed.split([len(column) for column in columns])
         width = max(req.device_len for req in reqs)
         batch.attn_metadata = Metadata(
             self.kvcache,
-            positions=stands,
-            block_table=self.page_table[:, :width][rows.long()],
-            cache_seqlens=first,
+            positions=token_positions,
+            block_table=self.page_table[:, :width][slots.long()],
+            cache_seqlens=seqlens,
             cu_seqlens=cu_seqlens,
             max_seqlen_q=max(lengths),
             decoding=decoding,
         )
 
     def init_capture_graph(self, max_seq_len: int, bs_list: Sequence[int], frame_width: int = 1) -> None:
-        """Memory for graphs of up to so many rows. RuntimeError: there is some already."""
+        """Allocate memory for graphs of up to max(bs_list) requests. RuntimeError: it was called before."""
         if self.captured is not None:
             raise RuntimeError(f"attention backend {BACKEND}: init_capture_graph was called before")
-        most, device = max(bs_list), self.page_table.device
-        if most > MAX_BATCH_SIZE:
+        largest, device = max(bs_list), self.page_table.device
+        if largest > MAX_BATCH_SIZE:
             raise ValueError(
-                f"attention backend {BACKEND}: graphs hold at most {MAX_BATCH_SIZE} requests, got {most}: "
+                f"attention backend {BACKEND}: graphs hold at most {MAX_BATCH_SIZE} requests, got {largest}: "
                 f"--cuda-graph-max-bs {MAX_BATCH_SIZE}"
             )
 
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.int32, device=device)
 
-        cuts = torch.arange(most + 1, dtype=torch.int32, device=device)
+        cu_seqlens = torch.arange(largest + 1, dtype=torch.int32, device=device)
         metadata = Metadata(
-            self.kvcache, zeros(most), zeros(most, max_seq_len), zeros(most), cuts, max_seqlen_q=1, decoding=True
+            self.kvcache, zeros(largest), zeros(largest, max_seq_len), zeros(largest), cu_seqlens, decoding=True
         )
-        ids = zeros(most, frame_width) if frame_width > 1 else zeros(most)
-        self.captured, self.sizes = Captured(metadata, ids, zeros(most)), sorted(bs_list)
+        ids = zeros(largest, frame_width) if frame_width > 1 else zeros(largest)
+        self.captured, self.sizes = Captured(metadata, ids, zeros(largest)), sorted(bs_list)
 
     def prepare_for_capture(self, batch: Any) -> None:
-        """The batch becomes the first rows of the graphs' memory."""
-        self._of_size(batch.size).first(batch, batch.size)
+        """The batch gets the first requests of the graphs' memory."""
+        self._of_size(batch.size).assign(batch, batch.size)
 
     def prepare_for_replay(self, batch: Any) -> None:
-        """What the batch holds is copied to the graphs' memory, and the batch becomes its first rows."""
+        """Copy the batch to the graphs' memory, and give it the first requests of that."""
         size, mine = batch.padded_size, batch.attn_metadata
         captured = self._of_size(size)
         target = captured.metadata
@@ -145,7 +144,7 @@ class Backend:
         target.positions[:size].copy_(mine.positions)
         target.cache_seqlens[:size].copy_(mine.cache_seqlens)
         target.block_table[:size, : mine.block_table.shape[1]].copy_(mine.block_table)
-        captured.first(batch, size)
+        captured.assign(batch, size)
 
     def _of_size(self, size: int) -> Captured:
         if self.captured is None or size not in self.sizes:
@@ -154,10 +153,9 @@ class Backend:
 
 
 def creator(backend: str) -> Callable[[Any, Any, Tensor], Backend]:
-    """What the engine's registry holds: (config, kvcache, page_table) -> its backend.
+    """An entry of the engine's registry: (config, kvcache, page_table) -> attention backend.
 
-    backend: "triton", "reference" or "auto". ValueError: a cache that the kernels cannot read, or sizes that they do
-    not take.
+    backend: "triton", "reference" or "auto". ValueError: the kernels do not take this cache or its sizes.
     """
 
     def create(config: Any, kvcache: Any, page_table: Tensor) -> Backend:
@@ -175,7 +173,7 @@ def creator(backend: str) -> Callable[[Any, Any, Tensor], Backend]:
 
 
 def attention_ops(backend: str, k_cache: Tensor) -> Ops:
-    """A table whose attention is of "triton" or "reference", for caches like this one [pages, page_size, HKV, DH]."""
+    """A table with the attention of "triton" or "reference", for caches like k_cache [pages, page_size, HKV, DH]."""
     if backend == "reference":
         return REFERENCE
     from zonos2_triton.kernels.decode_attention import decode_attention

@@ -19,14 +19,14 @@ from zonos2_triton.model.ops import ops_of
 from zonos2_triton.reference.ops import REFERENCE
 from zonos2_triton.reference.rotary import rotary as reference_rotary
 
-PARTS = ("multi_embedder", "emb_norm", "layers", "out_norm", "multi_output", "compute_logits")
+COMPONENTS = ("multi_embedder", "emb_norm", "layers", "out_norm", "multi_output", "compute_logits")
 OPS = ("embedding", "norm", "rotary", "attention", "router", "experts", "dense", "head")
-# Of a difference over the largest magnitude. Seen on a CPU at the real widths: 5e-7, 8e-3, 1.3e-3. In fp32 is room
-# for a GPU's approximations; in half precision three or four times what was seen, for sums in another order.
+# Relative to the largest magnitude. Largest errors on a CPU at the real widths: fp32 5e-7, bf16 8e-3, fp16 1.3e-3. The
+# bounds allow a GPU's approximations in fp32, and sums in another order in half precision.
 BOUNDS = {torch.float64: 1e-4, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
-ROWS = 3  # of sample inputs
+TOKENS = 3  # in a sample input
 NO_MIXTURE = "the model has no mixture of experts"
-Pair = tuple[object, object]  # what ours gave, what the original gave
+Pair = tuple[object, object]  # results of the replacement and of the original
 
 
 class Engine:
@@ -38,18 +38,18 @@ class Engine:
     ops = OPS
 
     def recognises(self, obj: object) -> bool:
-        return not isinstance(obj, nn.Module | type) and all(hasattr(obj, part) for part in PARTS)
+        return not isinstance(obj, nn.Module | type) and all(hasattr(obj, name) for name in COMPONENTS)
 
     def check(self, obj: Any) -> Tensor | None:
         return check_structure(obj)
 
     def candidates(self, obj: Any, backend: str, ops: Collection[str]) -> list[Candidate]:
-        tree = EngineModel(obj, backend, ops)
-        return [getattr(tree, op)() for op in self.ops if op in ops]
+        model = EngineModel(obj, backend, ops)
+        return [getattr(model, op)() for op in self.ops if op in ops]
 
 
 class BuiltEngine:
-    """What the engine builds around its model: by then the model's graphs are captured."""
+    """The engine around a model. By then the CUDA graphs of the model are captured."""
 
     name, package, versions, ops = "zonos2 engine", "zonos2", ("0.1", "0.2"), OPS
 
@@ -67,7 +67,7 @@ class BuiltEngine:
 
 
 class EngineModel:
-    """One model, and for each operation the method that says what replaces it, and how that is checked."""
+    """One model, with a method for each operation that returns its candidate."""
 
     def __init__(self, model: Any, backend: str, ops: Collection[str]) -> None:
         weight, config, blocks = model.out_norm.weight, rank_config(model), model.layers.op_list
@@ -85,24 +85,24 @@ class EngineModel:
 
     def embedding(self) -> Candidate:
         owner = self.model.multi_embedder
-        tables, ours, original = owner.embedders.op_list, layers.embedding(self.shared, owner), owner.forward
+        tables, forward, original = owner.embedders.op_list, layers.embedding(self.shared, owner), owner.forward
 
         def compare() -> Pair:
             ids = torch.stack([self._integers(table.num_embeddings) for table in tables], 1)
-            return ours(ids), original(ids)
+            return forward(ids), original(ids)
 
-        return self._candidate("embedding", f"{len(tables)} tables", [(owner, "forward", ours)], self._both(compare))
+        return self._candidate("embedding", f"{len(tables)} tables", [(owner, "forward", forward)], self._both(compare))
 
     def norm(self) -> Candidate:
         fused = [self.model.emb_norm, self.model.out_norm]
         fused += [norm for layer in self.layers for norm in (layer.attention_norm, layer.ffn_norm)]
-        ours = [layers.fused_norm(self.shared, norm) for norm in fused]
+        forwards = [layers.fused_norm(self.shared, norm) for norm in fused]
         plain = layers.plain_norm(self.shared)
         states = [mixture.router.rmsnorm_eda for mixture in self.mixtures.values()]
 
         def compare() -> Pair:
             new, old = [], []
-            for norm, forward in zip(fused, ours, strict=True):
+            for norm, forward in zip(fused, forwards, strict=True):
                 x, residual = self._normal(norm._size), self._normal(norm._size)
                 weight = norm.weight if norm.elementwise_affine else torch.ones_like(x[0])
                 normed, total = x.clone(), residual.clone()
@@ -115,14 +115,14 @@ class EngineModel:
                 old.append(norm.rmsnorm(x, norm.weight, norm.eps))
             return new, old
 
-        sites = [(norm, "forward", forward) for norm, forward in zip(fused, ours, strict=True)]
+        sites = [(norm, "forward", forward) for norm, forward in zip(fused, forwards, strict=True)]
         sites += [(norm, "rmsnorm", plain) for norm in states]
         return self._candidate("norm", f"{len(sites)} norms", sites, self._both(compare))
 
     def rotary(self) -> Candidate:
         attentions = [layer.attention.attn for layer in self.layers]
         shared = {id(attn.rotary): attn.rotary for attn in attentions}
-        own = {key: layers.turned_rotary(self.shared, rotary) for key, rotary in shared.items()}
+        own = {key: layers.patched_rotary(self.shared, rotary) for key, rotary in shared.items()}
 
         def compare() -> Pair:
             new, old = [], []
@@ -137,33 +137,33 @@ class EngineModel:
         return self._candidate("rotary", f"{len(sites)} layers, for neox=False", sites, self._both(compare))
 
     def attention(self) -> Candidate:
-        parts = [layer.attention for layer in self.layers]
-        ours = [layers.attention(self.shared, part) for part in parts]
-        originals = [part.forward for part in parts]
+        attentions = [layer.attention for layer in self.layers]
+        forwards = [layers.attention(self.shared, attention) for attention in attentions]
+        originals = [attention.forward for attention in attentions]
 
         def check() -> Pair:
             new, old = list[Tensor](), list[Tensor]()
-            for forward, original in zip(ours, originals, strict=True):
+            for forward, original in zip(forwards, originals, strict=True):
                 prompt, frame = self._normal(self.shared.config.dim, 5), self._normal(self.shared.config.dim, 2)
                 new += self._attended(forward, prompt, frame)
                 old += self._attended(original, prompt, frame)
             return new, old
 
-        sites = [(part, "forward", forward) for part, forward in zip(parts, ours, strict=True)]
-        where = f"{len(parts)} layers, where the attention backend is zonos2_triton"
+        sites = [(layer, "forward", forward) for layer, forward in zip(attentions, forwards, strict=True)]
+        where = f"{len(attentions)} layers, where the attention backend is zonos2_triton"
         return self._candidate("attention", where, sites, check)
 
     def _attended(self, forward: Call, prompt: Tensor, frame: Tensor) -> list[Tensor]:
-        """Two prompts, of three rows and of two, and a row more of each, on a cache of their own."""
+        """Outputs of two prompts of three and two tokens, and of one more token each, on a cache of their own."""
         config, device = self.shared.config, self.weight.device
         cache = self.weight.new_zeros(2, 8, 1, config.kv_heads, config.head_dim)
         kvcache = SimpleNamespace(k_cache=lambda layer: cache[0], v_cache=lambda layer: cache[1])
         pages = torch.tensor([[5, 2, 7, 0], [1, 6, 3, 4]], dtype=torch.int32, device=device)
         backend, found = Backend(REFERENCE, kvcache, pages), []
-        for x, cached, rows in ((prompt, (0, 0), (3, 2)), (frame, (3, 2), (1, 1))):
+        for x, cached, lengths in ((prompt, (0, 0), (3, 2)), (frame, (3, 2), (1, 1))):
             reqs = [
                 SimpleNamespace(table_idx=i, cached_len=c, extend_len=n, device_len=c + n)
-                for i, (c, n) in enumerate(zip(cached, rows, strict=True))
+                for i, (c, n) in enumerate(zip(cached, lengths, strict=True))
             ]
             batch = _batch(prefill=x is prompt, reqs=reqs)
             backend.prepare_metadata(batch)
@@ -184,7 +184,7 @@ class EngineModel:
                 biases = layers.signed_biases(self.shared, mixture.router).float()
                 for results, forward in ((new, self.routers[i]), (old, originals[i])):
                     weights, ids, following = forward(x, given)
-                    # Where two experts are as good as each other, either may be chosen: how good they are is compared.
+                    # Of two experts with equal scores either may be selected, so the scores are compared.
                     results += [weights.float() + biases[ids.long()], following]
             return new, old
 
@@ -192,7 +192,7 @@ class EngineModel:
         sites = [(router, "forward", self.routers[i]) for i, router in routers.items()]
         for i, router in routers.items():
             given, dtype = router.balancing_biases, self.weight.dtype
-            if not torch.equal(given.to(dtype).to(given.dtype), given):  # as dummy weights have them
+            if not torch.equal(given.to(dtype).to(given.dtype), given):  # as in dummy weights
                 name = f"layers.{i}.feed_forward.router.balancing_biases"
                 return Candidate(
                     "router", "", unsupported=f"{name} are {given.dtype}, which {dtype} does not hold exactly"
@@ -203,12 +203,12 @@ class EngineModel:
         if not self.mixtures:
             return Candidate("experts", "", unsupported=NO_MIXTURE)
         fused = [mixture.experts._fused_moe for mixture in self.mixtures.values()]
-        ours = [layers.experts(self.shared, layer) for layer in fused]
+        forwards = [layers.experts(self.shared, layer) for layer in fused]
         originals = [layer.forward for layer in fused]
 
         def compare() -> Pair:
             new, old = [], []
-            for layer, forward, original in zip(fused, ours, originals, strict=True):
+            for layer, forward, original in zip(fused, forwards, originals, strict=True):
                 x = self._normal(self.shared.config.dim)
                 weights = self._uniform(layer.top_k).to(x.device)
                 order = self._uniform(layer.num_experts).argsort(1)
@@ -217,43 +217,47 @@ class EngineModel:
                 old.append(original(x.clone(), topk_weights=weights, topk_ids=ids))  # in place
             return new, old
 
-        sites = [(layer, "forward", forward) for layer, forward in zip(fused, ours, strict=True)]
+        sites = [(layer, "forward", forward) for layer, forward in zip(fused, forwards, strict=True)]
         if "router" in self.ops:
             sites += [
                 (mixture, "forward", layers.feed_forward(self.shared, mixture, self.routers[i], self.routes[i]))
                 for i, mixture in self.mixtures.items()
             ]
-        # The engine's own kernel rounds fp32 results to fp16 on their way.
+        # The engine's own kernel rounds fp32 results to fp16.
         bound = max(self._bound(), BOUNDS[torch.float16])
         return self._candidate("experts", _layers(self.mixtures), sites, self._both(compare), bound)
 
     def dense(self) -> Candidate:
         if not self.dense_layers:
             return Candidate("dense", "", unsupported="the model has no dense layers")
-        ours = {i: layers.dense(self.shared, layer) for i, layer in self.dense_layers.items()}
+        forwards = {i: layers.dense(self.shared, layer) for i, layer in self.dense_layers.items()}
         originals = {i: layer.forward for i, layer in self.dense_layers.items()}
 
         def compare() -> Pair:
             x = self._normal(self.shared.config.dim)
-            return [forward(x) for forward in ours.values()], [original(x) for original in originals.values()]
+            return [forward(x) for forward in forwards.values()], [original(x) for original in originals.values()]
 
-        sites = [(layer, "forward", ours[i]) for i, layer in self.dense_layers.items()]
+        sites = [(layer, "forward", forwards[i]) for i, layer in self.dense_layers.items()]
         return self._candidate("dense", _layers(self.dense_layers), sites, self._both(compare))
 
     def head(self) -> Candidate:
-        ours, original = layers.logits(self.shared, self.model), self.model.compute_logits
+        forward, original = layers.logits(self.shared, self.model), self.model.compute_logits
 
         def compare() -> Pair:
             x = self._normal(self.shared.config.dim)
-            return ours(x), original(x).to(ours(x).dtype)
+            return forward(x), original(x).to(forward(x).dtype)
 
-        return self._candidate("head", "fp32 logits", [(self.model, "compute_logits", ours)], self._both(compare))
+        return self._candidate("head", "fp32 logits", [(self.model, "compute_logits", forward)], self._both(compare))
 
     def _candidate(
-        self, op: str, where: str, sites: Sequence[tuple[Any, str, Any]], check: Callable[[], Pair],
+        self,
+        op: str,
+        where: str,
+        sites: Sequence[tuple[Any, str, Any]],
+        check: Callable[[], Pair],
         bound: float | None = None,
-    ) -> Candidate:  # fmt: skip
-        """Functions become Replacements of what they stand for."""
+    ) -> Candidate:
+        """Wrap functions as Replacements of the attributes that they replace."""
         wrapped = list[PatchSite]()
         for owner, name, value in sites:
             new = callable(value) and not isinstance(value, Replacement)
@@ -261,7 +265,7 @@ class EngineModel:
         return Candidate(op, where, wrapped, check, self._bound() if bound is None else bound)
 
     def _both(self, compare: Callable[[], Pair]) -> Callable[[], Pair]:
-        """The comparison as a layer of a prompt, and as one of a frame."""
+        """The comparison in a prefill batch and in a decode batch."""
 
         def check() -> Pair:
             found = []
@@ -275,15 +279,15 @@ class EngineModel:
     def _bound(self) -> float:
         return BOUNDS[self.weight.dtype]
 
-    def _normal(self, width: int, rows: int = ROWS) -> Tensor:
-        drawn = torch.randn(rows, width, generator=self.generator, dtype=torch.float32, device="cpu")
+    def _normal(self, width: int, tokens: int = TOKENS) -> Tensor:
+        drawn = torch.randn(tokens, width, generator=self.generator, dtype=torch.float32, device="cpu")
         return drawn.to(self.weight)
 
     def _uniform(self, width: int) -> Tensor:
-        return torch.rand(ROWS, width, generator=self.generator, dtype=torch.float32, device="cpu")
+        return torch.rand(TOKENS, width, generator=self.generator, dtype=torch.float32, device="cpu")
 
     def _integers(self, end: int) -> Tensor:
-        drawn = torch.randint(end, (ROWS,), generator=self.generator, dtype=torch.int32, device="cpu")
+        drawn = torch.randint(end, (TOKENS,), generator=self.generator, dtype=torch.int32, device="cpu")
         return drawn.to(self.weight.device)
 
 
@@ -291,24 +295,22 @@ def _replacement(function: Call, owner: Any, name: str) -> Replacement:
     return Replacement(function, getattr(owner, name), lambda: owner.state_dict().values())
 
 
-def _layers(parts: dict[int, Any]) -> str:
-    numbers = sorted(parts)
+def _layers(by_index: dict[int, Any]) -> str:
+    numbers = sorted(by_index)
     whole = numbers == [*range(numbers[0], numbers[-1] + 1)]
     return f"layers {numbers[0]} to {numbers[-1]}" if whole else f"layers {', '.join(map(str, numbers))}"
 
 
 def _batch(prefill: bool, reqs: Sequence[object] = ()) -> SimpleNamespace:
-    """What the layers look at of a batch."""
+    """A batch with the attributes that the layers read."""
     size = len(reqs)
-    return SimpleNamespace(
-        is_prefill=prefill, is_decode=not prefill, reqs=reqs, padded_reqs=reqs, size=size, padded_size=size,
-        attn_metadata=None,
-    )  # fmt: skip
+    sizes = {"reqs": reqs, "padded_reqs": reqs, "size": size, "padded_size": size}
+    return SimpleNamespace(is_prefill=prefill, is_decode=not prefill, attn_metadata=None, **sizes)
 
 
 @contextmanager
 def _running(core: Any, batch: object, backend: object) -> Iterator[None]:
-    """Inside, this batch is the one that runs; the engine's own context is put back."""
+    """Make this batch the current one; the engine's own context is restored afterwards."""
     before = core._GLOBAL_CTX
     core._GLOBAL_CTX = SimpleNamespace(batch=batch, _batch=batch, attn_backend=backend, page_size=1)
     try:
@@ -318,7 +320,7 @@ def _running(core: Any, batch: object, backend: object) -> Iterator[None]:
 
 
 def _core() -> Any:
-    """The module that holds the batch that runs. ValueError: there is none, or it holds none."""
+    """The module that holds the current batch. ValueError: it cannot be imported, or has no context."""
     try:
         core = import_module("zonos2.core")
     except ImportError as error:

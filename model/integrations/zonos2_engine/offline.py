@@ -33,18 +33,19 @@ from zonos2_triton.reference.vocoder import VocoderConfig
 LOG = logging.getLogger("zonos2_triton")
 DEFAULT_QUALITY = {"trailing_silence_s": 3}  # 0.25 to 0.5 s
 RENAMED = {"topk": "top_k", "max_tokens": "max_frames"}  # official names -> those of `Sampling`
-# In errors, for names that the caller did not use.
-OFFICIAL = {own: official for official, own in RENAMED.items()} | {
-    "sampling: ": "", "positions in BatchingOptions": "num_page_override",
-    "speaking_rate": "speaking_rate_bucket", "quality": "quality_buckets",
-}  # fmt: skip
+OFFICIAL = {own: official for official, own in RENAMED.items()} | {  # the names in errors
+    "sampling: ": "",
+    "kv_cache_tokens in BatchingOptions": "num_page_override",
+    "speaking_rate": "speaking_rate_bucket",
+    "quality": "quality_buckets",
+}
 
 Quality = Mapping[str, int | None] | Sequence[int | None] | None
 
 
 @dataclass
 class TTSSamplingParams:
-    """Settings of one request by their official names; what each means stands in `Sampling`."""
+    """Settings of one request by their official names. `Sampling` explains them."""
 
     temperature: float = 1.15
     topk: int = 106
@@ -58,8 +59,8 @@ class TTSSamplingParams:
     seed: int | None = None
 
 
-class WithoutMeaning(TypedDict, total=False):
-    """Keywords of the official engine for which there is one way here, or nothing to choose."""
+class WithoutEffect(TypedDict, total=False):
+    """Keywords of the official engine that have no effect here."""
 
     attention_backend: str
     moe_backend: str
@@ -69,7 +70,7 @@ class WithoutMeaning(TypedDict, total=False):
     use_pynccl: bool
 
 
-class Options(WithoutMeaning, total=False):
+class Options(WithoutEffect, total=False):
     """Further keywords of `TTSLLM`."""
 
     # As in Zonos2.load.
@@ -77,7 +78,7 @@ class Options(WithoutMeaning, total=False):
     backend: str
     vocoder: str | Path | None
     vocoder_dtype: str | torch.dtype
-    # Of the official engine, with a meaning here.
+    # Of the official engine, with an effect here.
     max_running_req: int
     max_extend_tokens: int
     max_seq_len_override: int | None
@@ -90,7 +91,7 @@ class Options(WithoutMeaning, total=False):
 
 
 class TTSLLM:
-    """Texts to audio tokens and sound, many at once; what becomes of one does not depend on the others."""
+    """Texts to audio tokens and sound, in batches. A result does not depend on the other requests."""
 
     def __init__(
         self,
@@ -104,35 +105,34 @@ class TTSLLM:
         decode_audio: bool = True,
         **kwargs: Unpack[Options],
     ) -> None:
-        """model_path: a folder with params.json, weights and the codec, or a hub id; without decode_audio no codec is
-        needed.
+        """model_path: a folder with params.json, weights and codec, or a hub id. decode_audio=False needs no codec.
 
         n_codebooks .. audio_pad_id  None, or what the model has
         device, backend, vocoder, vocoder_dtype  as in `Zonos2.load`
         max_running_req        requests that decode together, 1..256; 16 by default
-        max_extend_tokens      rows of prompts that may hold up the others at a time
+        max_extend_tokens      prompt tokens of one prefill step
         max_seq_len_override   a shorter context than the model's
-        num_page_override      times page_size: positions of the cache, for all requests
-        cuda_graph_bs, cuda_graph_max_bs  an empty list, or 0: no graphs; sizes are chosen by itself
+        num_page_override      times page_size: tokens in the KV cache, for all requests
+        cuda_graph_bs, cuda_graph_max_bs  an empty list, or 0: no graphs; other values have no effect
 
-        The other arguments of the official engine are accepted and mean nothing here, which the log says. ValueError:
-        what is not here, tensor parallelism and dummy weights; a size that is not the model's. TypeError: an unknown
-        argument. FileNotFoundError: what is missing from the folder.
+        The other arguments of the official engine are accepted without effect, which the log says.
+
+        ValueError: tensor parallelism, dummy weights, or a size that is not the model's. TypeError: an unknown
+        argument. FileNotFoundError: a file of the folder is missing.
         """
         _check(kwargs)
         options = _batching_options(kwargs)
         loaded, self.vocoder, self._comment = _load(model_path, dtype, decode_audio, kwargs)
         config = _shortened(loaded.config, kwargs.get("max_seq_len_override"))
-        sizes = {"n_codebooks": n_codebooks, "codebook_size": codebook_size, "text_vocab": text_vocab,
-                 "eoa_id": eoa_id, "audio_pad_id": audio_pad_id}  # fmt: skip
-        for name, given in sizes.items():
+        names = ("n_codebooks", "codebook_size", "text_vocab", "eoa_id", "audio_pad_id")
+        for name, given in zip(names, (n_codebooks, codebook_size, text_vocab, eoa_id, audio_pad_id), strict=True):
             if given is not None and given != getattr(config, name):
                 raise ValueError(f"{name} is {given!r}, but the model has {getattr(config, name)}")
         self._hold(Backbone(config, loaded.weights, loaded.backend, options), decode_audio)
 
     @classmethod
     def of(cls, tts: Zonos2) -> "TTSLLM":
-        """The same calls on a model that is loaded already."""
+        """The same API for a loaded model."""
         made = cls.__new__(cls)
         made.vocoder, made._comment = tts.vocoder, tts.comment
         made._hold(tts.backbone, decode_audio=True)
@@ -152,19 +152,21 @@ class TTSLLM:
         speaking_rate_bucket: int | list[int | None] | None = None,
         quality_buckets: dict[str, int | None] | list[int | None] | None = None,
     ) -> list[dict[str, Any]]:
-        """For each prompt {"audio_tokens": [[cb0, .., cb8], ..], "eos_frame": int or None, "audio": bytes or None,
-        "sample_rate": Hz}: the frames as generated, still delayed, and fp32 samples, None if they are not asked for.
+        """A dict per prompt, with the keys audio_tokens, eos_frame, audio and sample_rate.
 
-        prompts               texts, used as raw UTF-8, or rows of ids [cb0, .., cb8, text], used as they are
+        audio_tokens          [[cb0, .., cb8], ..]: the frames as generated, still delayed
+        audio                 bytes of fp32 samples up to eos_frame, b"" if there are none; None without decode_audio
+        sample_rate           Hz
+
+        prompts               texts, used as raw UTF-8, or lists of ids [cb0, .., cb8, text], used as they are
         sampling_params       one for all or one each; `Sampling` is accepted too
-        decode_audio          None: as the object was made
+        decode_audio          None: as in the constructor
         speaking_rate_bucket  for texts: one for all or one each
-        quality_buckets       for texts, of all: by feature or in the model's order of features; None: a trailing
-                              silence of 0.25 to 0.5 s; {} or []: none
+        quality_buckets       for all texts: by feature or in the model's order; {} or []: none;
+                              None: a trailing silence of 0.25 to 0.5 s
 
-        The audio ends at eos_frame; it is b"" where nothing lies before. A prompt that max_tokens cut off, whose
-        eos_frame is None, is a warning. ValueError, TypeError: an argument is wrong, found before any work, with the
-        prompt's name.
+        A prompt that max_tokens cut off has eos_frame None and a warning. ValueError, TypeError: an argument is wrong;
+        all are checked first, and the message names the prompt.
         """
         decode = self.decode_audio if decode_audio is None else decode_audio
         vocoder = self.vocoder if decode else None
@@ -217,9 +219,9 @@ class TTSLLM:
         path: str,
         sample_rate: int = 44100,
     ) -> None:
-        """Write fp32 samples as a 16-bit .wav, whatever the name. Samples beyond -1..1 are clipped.
+        """Write fp32 samples as a 16-bit .wav, for any file name. Samples are clipped to -1..1.
 
-        The file appears whole or not at all. TypeError, ValueError: no bytes of whole, finite samples.
+        The file appears whole or not at all. TypeError, ValueError: audio_bytes are no finite fp32 samples.
         """
         if not isinstance(audio_bytes, bytes | bytearray | memoryview):
             raise TypeError(f"audio_bytes must be the bytes of fp32 samples, got {type(audio_bytes).__name__}")
@@ -232,7 +234,7 @@ class TTSLLM:
             write_audio(part, ".wav", Audio(samples, sample_rate, self._comment))
 
     def _quality(self, quality: Quality) -> Quality:
-        """The buckets asked for, or those of the default that this model has."""
+        """The given buckets, or the default ones of features that the model has."""
         if quality is None:
             features = self.backbone.config.quality_features
             return {feature: bucket for feature, bucket in DEFAULT_QUALITY.items() if feature in features}
@@ -252,14 +254,14 @@ class TTSLLM:
             raise ValueError(f"{name} must be a text or rows of {width} ids each, got {prompt!r:.80}") from error
 
     def _decoded(self, vocoder: Vocoder, results: list[Generation]) -> list[bytes]:
-        """What is heard of each, decoded together."""
+        """The audio of each result, decoded in one batch."""
         clips = [shear_up(result.frames, self.audio_pad_id)[: result.eos_frame].T for result in results]
         with annotate("codec/decode", sum(clip.shape[1] for clip in clips)):
             return [samples.cpu().numpy().tobytes() for samples in vocoder.decode(clips)]
 
 
 def _check(given: Mapping[str, Any]) -> None:
-    """TypeError: an unknown argument; ValueError: one that asks for what is not here. The log has the idle ones."""
+    """TypeError: an unknown argument; ValueError: an unsupported one. The log names those without effect."""
     for name in given:
         if name not in Options.__annotations__:
             raise TypeError(f"TTSLLM.__init__() got an unexpected keyword argument '{name}'")
@@ -268,12 +270,12 @@ def _check(given: Mapping[str, Any]) -> None:
     tp = given.get("tp_info")
     if tp is not None and getattr(tp, "size", None) != 1:
         raise ValueError(f"tp_info must have the size 1, for there is no tensor parallelism here, got {tp!r}")
-    if idle := [f"{name}={given[name]!r}" for name in WithoutMeaning.__annotations__ if name in given]:
-        LOG.info("TTSLLM: without a meaning here: %s", ", ".join(idle))
+    if unused := [f"{name}={given[name]!r}" for name in WithoutEffect.__annotations__ if name in given]:
+        LOG.info("TTSLLM: without a meaning here: %s", ", ".join(unused))
 
 
 def _batching_options(kwargs: Options) -> BatchingOptions:
-    """The arguments of the official engine that the scheduler knows. ValueError: values that it does not take."""
+    """The scheduler's options for the arguments of the official engine. ValueError: values out of range."""
     chosen: dict[str, Any] = {}
     if "max_running_req" in kwargs:
         chosen["max_batch_size"] = _count("max_running_req", kwargs["max_running_req"], 256)
@@ -297,7 +299,7 @@ def _count(name: str, value: object, most: int = 2**31 - 1) -> int:
 def _load(
     model_path: str, dtype: torch.dtype, decode_audio: bool, kwargs: Options
 ) -> tuple[Backbone, Vocoder | None, str]:
-    """The model, the codec if it is needed, and what a file of their sound should say."""
+    """The backbone, the codec if it is needed, and the comment for audio files."""
     device, backend = kwargs.get("device"), kwargs.get("backend", "auto")
     if decode_audio:
         codec, codec_dtype = kwargs.get("vocoder"), kwargs.get("vocoder_dtype", torch.float32)
@@ -308,15 +310,13 @@ def _load(
 
 
 def _shortened(config: Zonos2Config, length: int | None) -> Zonos2Config:
-    return (
-        config
-        if length is None
-        else replace(config, max_seqlen=_count("max_seq_len_override", length, config.max_seqlen))
-    )
+    if length is None:
+        return config
+    return replace(config, max_seqlen=_count("max_seq_len_override", length, config.max_seqlen))
 
 
 def _sampling(name: str, params: object) -> Sampling:
-    """Settings by their official names, in whatever class, as this package has them."""
+    """`Sampling` from any object with the official names as attributes."""
     if isinstance(params, Sampling):
         return params
     names = [field.name for field in fields(TTSSamplingParams)]
@@ -329,7 +329,7 @@ def _sampling(name: str, params: object) -> Sampling:
 
 
 def _official(error: Exception) -> str:
-    """Its text, with the names that the caller knows."""
+    """The text of an error, with the official names."""
     text = str(error)
     for own, official in OFFICIAL.items():
         text = re.sub(rf"\b{own}\b" if official else own, official, text)

@@ -1,7 +1,7 @@
-"""The package zonos2 itself: everything that this process will build of it.
+"""The package zonos2 itself: all models, samplers and codecs that this process will build of it.
 
-Names are replaced where the engine looks them up. Importing its modules makes a context on the current GPU: whoever has
-several sets the device first.
+Names are replaced in the modules that look them up. The import of these modules creates a context on the current GPU,
+so a process with several GPUs sets the device first.
 """
 
 import inspect
@@ -17,10 +17,11 @@ from torch import Tensor
 from zonos2_triton.model.integrations.accelerate import MARK, Candidate, Integration, PatchSite, accelerate
 from zonos2_triton.model.integrations.patching import Replacement
 from zonos2_triton.model.integrations.zonos2_engine.attention import BACKEND, creator
+from zonos2_triton.model.integrations.zonos2_engine.offline import TTSSamplingParams
 from zonos2_triton.model.integrations.zonos2_engine.sampler import Sampler
 
 NAME = "zonos2"
-# Of each operation: the module and the name where it is looked up, and parameters that this must have.
+# operation: module, name in it, required parameters
 PATCH_POINTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "attention": ("engine.engine", "create_attention_backend", ("backend", "config", "kvcache", "page_table")),
     "model": ("engine.engine", "GraphRunner", ("model",)),
@@ -36,7 +37,7 @@ DESCRIPTIONS = {
 
 
 class Package:
-    """The imported package, as a module."""
+    """The imported package, a module."""
 
     name = NAME
     package = "zonos2"
@@ -76,7 +77,7 @@ def _candidate(package: ModuleType, backend: str, op: str) -> Candidate:
 
 
 def _attention(module: ModuleType, original: Callable[..., Any], backend: str) -> list[PatchSite]:
-    """The registry with one entry more, and what the engine calls, for which "auto" is that one."""
+    """Add the backend to the registry, and make it the meaning of "auto"."""
     registry = import_module(f"{NAME}.attention").SUPPORTED_ATTENTION_BACKENDS
 
     def create_attention_backend(backend: str, config: Any, kvcache: Any, page_table: Tensor) -> Any:
@@ -89,7 +90,7 @@ def _attention(module: ModuleType, original: Callable[..., Any], backend: str) -
 
 
 def _runner(package: ModuleType, original: type, backend: str) -> type:
-    """The class that captures a model's graphs, which accelerates it before."""
+    """A subclass of GraphRunner that accelerates the model before it captures the graphs."""
     parameters = inspect.signature(original)
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -100,7 +101,7 @@ def _runner(package: ModuleType, original: type, backend: str) -> type:
 
 
 def _codec(package: ModuleType, original: Callable[[], Any], backend: str) -> Callable[[], Any]:
-    """What loads the codec, and accelerates it the first time."""
+    """A loader of the codec that accelerates it the first time."""
     known = list[Any]()
 
     def _get_dac() -> Any:
@@ -114,40 +115,37 @@ def _codec(package: ModuleType, original: Callable[[], Any], backend: str) -> Ca
 
 
 def _accelerate(package: ModuleType, obj: Any, backend: str) -> None:
-    """As the package was asked to be."""
+    """Accelerate with the arguments of the package."""
     _, strict, verify, _ = vars(package)[MARK].arguments
     accelerate(obj, strict=strict, verify=verify, backend=backend)
 
 
 def _greedy(sampler: Callable[..., Any], sample_tts: Callable[..., Any]) -> tuple[Tensor, Tensor]:
-    """The one code that top_k=1 leaves, by ours and by the original. In the history lie the codes that would be drawn
-    without a penalty."""
+    """The codes that top_k=1 leaves, by the new sampler and by the original.
+
+    The history holds the codes that would be drawn without the penalty.
+    """
     device, requests, codes = "cuda" if torch.cuda.is_available() else "cpu", 2, 1026
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(requests, 9, codes, generator=generator, dtype=torch.float32, device="cpu").to(device)
     best = logits[..., :-2].argmax(-1)  # the last two are no codes
-    params = SimpleNamespace(
-        temperature=1.0, topk=1, top_p=0.0, min_p=0.0, repetition_window=1, repetition_penalty=8.0,
-        repetition_codebooks=8, seed=0,
-    )  # fmt: skip
+    params = TTSSamplingParams(1.0, topk=1, min_p=0.0, repetition_window=1, repetition_penalty=8.0, seed=0)
     pool = torch.zeros(requests, 4, 10, dtype=torch.int32, device=device)
     pool[:, 2, :9] = best.int()
-    reqs = [Request(params, row) for row in range(requests)]
-    ours = sampler(torch.device(device), n_codebooks=9, codebook_size=codes - 2, text_vocab=0)
-    new = ours.sample(logits, ours.prepare(SimpleNamespace(reqs=reqs), pool))
+    reqs = [Request(params, i) for i in range(requests)]
+    patched = sampler(torch.device(device), n_codebooks=9, codebook_size=codes - 2, text_vocab=0)
+    new = patched.sample(logits, patched.prepare(SimpleNamespace(reqs=reqs), pool))
     seen = best[..., None].clone()
     seen[:, 8] = -1
     ones = torch.ones(requests, dtype=torch.float32, device=device)
-    old = sample_tts(
-        logits, ones, ones.int(), 0 * ones, 0 * ones, seen, params.repetition_penalty * ones,
-        generators=[torch.Generator(device) for _ in reqs],
-    )  # fmt: skip
+    settings = ones, ones.int(), 0 * ones, 0 * ones, seen, params.repetition_penalty * ones
+    old = sample_tts(logits, *settings, generators=[torch.Generator(device) for _ in reqs])
     numbers = partial(torch.tensor, dtype=torch.int64, device="cpu")
     return numbers(new), numbers(old)
 
 
 class Request:
-    """What the sampler looks at of a request: one that has generated a frame, at position 2."""
+    """A request with the attributes that the sampler reads; it has generated one frame, at position 2."""
 
     total_generated, device_len = 1, 3
 

@@ -1,8 +1,8 @@
-"""The sampler of the official engine, on the device alone: nothing of a frame is read back before it is drawn.
+"""The sampler of the official engine, without a read-back before the draw.
 
-Each request has its own settings, where the official one takes the strictest of a batch for all; and its own random
-numbers, a function of its seed and the number of the frame. So what becomes of a request does not depend on its mates.
-The draws are another stream than those of torch.Generator: the same distribution, not the same frames.
+Each request has its own settings; the official sampler applies the strictest settings of a batch to all. Its random
+numbers are a function of its seed and the frame's number. So a request does not depend on the other requests. The
+distribution is that of the official sampler, the frames are not: torch.Generator gives other random numbers.
 """
 
 import logging
@@ -31,29 +31,29 @@ Draw = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Arguments:
-    """What the next frames of B requests are drawn with."""
+    """Inputs of the next draw for B requests."""
 
-    settings: Tensor  # [B, 8] fp32: rows of `Sampling.row`
+    settings: Tensor  # [B, 8] fp32: `Sampling.row` of each
     seeds: Tensor  # [B] int64
-    steps: Tensor  # [B] int32: frames that came before
-    history: Callable[[], Tensor]  # -> the last W frames [B, W, C], the newest last
-    lengths: Tensor  # [B] int64: how many of these are the request's own and count
+    steps: Tensor  # [B] int32: generated frames
+    history: Callable[[], Tensor]  # -> the last W frames [B, W, C], newest last
+    lengths: Tensor  # [B] int64: how many of these frames count
     window: int  # W
     text_vocab: int
 
 
 @dataclass(frozen=True)
 class Known:
-    """What never changes of a request."""
+    """Constants of a request."""
 
     params: Any
     row: list[float]
-    window: int  # frames that are looked back at
+    window: int  # frames in the repetition window
     key: int
 
 
 class Sampler:
-    """Calls of the engine's `TTSSampler`."""
+    """The methods of the engine's `TTSSampler`."""
 
     def __init__(
         self, device: torch.device, n_codebooks: int, codebook_size: int, text_vocab: int, backend: str = "auto"
@@ -63,11 +63,13 @@ class Sampler:
         self.codebook_size, self.text_vocab = codebook_size, text_vocab
         self._draw = _sample(resolve_backend(backend, self.device))
         self._known = WeakKeyDictionary[Any, Known]()
-        self._keys = random.Random(_agreed_seed(self.device))  # of requests without a seed, as they come
+        self._keys = random.Random(_agreed_seed(self.device))  # of requests without a seed, in order of arrival
 
     def prepare(self, batch: Any, token_pool: Tensor | None = None) -> Arguments:
-        """What the host knows of the requests. What they generated so far is read when it is needed: only then has the
-        frame before been written to token_pool [slots, positions, C + 1]."""
+        """Prepare a draw from CPU data.
+
+        The history is read later, at the draw: by then token_pool [slots, positions, C + 1] has the previous frame.
+        """
         reqs = batch.reqs
         known = [self._of(req) for req in reqs]
         lengths = [min(k.window, req.total_generated, req.device_len) for k, req in zip(known, reqs, strict=True)]
@@ -99,19 +101,19 @@ class Sampler:
         return self.sample_to_tensor(logits, args).tolist()
 
     def sample_to_tensor(self, logits: Tensor, args: Arguments) -> Tensor:
-        """logits [B, C, V] -> int32 [B, C + 1], the codes and the id that stands for text."""
+        """logits [B, C, V] -> int32 [B, C + 1]: the codes, and text_vocab in the text column."""
         codes, _ = self._draw(
             logits.float().contiguous(), args.settings, args.seeds, args.steps, self._last_seen(logits, args)
         )
         return pad(codes, (0, 1), value=args.text_vocab)
 
     def _last_seen(self, logits: Tensor, args: Arguments) -> Tensor:
-        """[B, C, V] int32: the frame in which a code came last, or NEVER_SEEN."""
+        """[B, C, V] int32: the last frame with each code, or NEVER_SEEN."""
         last_seen = torch.full(logits.shape, NEVER_SEEN, dtype=torch.int32, device=logits.device)
         if args.window == 0:
             return last_seen
         codes = args.history().long()  # [B, W, C]
-        back = torch.arange(args.window, 0, -1, device=logits.device)  # how many frames ago
+        back = torch.arange(args.window, 0, -1, device=logits.device)  # frames ago
         own = (back <= args.lengths[:, None])[..., None] & (codes >= 0) & (codes < self.codebook_size)
         frames = (args.steps[:, None] - back).int()[..., None].expand_as(codes)
         index, value = torch.where(own, codes, 0), torch.where(own, frames, NEVER_SEEN)
@@ -129,7 +131,7 @@ class Sampler:
 
 
 def _settings(req: Any, codebook_size: int) -> Sampling:
-    """What was asked for, as it takes effect; where that is no numbers, the default: no request may end the others."""
+    """The clamped settings of a request; invalid ones become the default, so that no request fails the others."""
     params = req.sampling_params
     try:
         sampling = Sampling(
@@ -156,7 +158,7 @@ def _sample(backend: str) -> Draw:
 
 
 def _agreed_seed(device: torch.device) -> int:
-    """A number of which nobody knows what it is, and that all ranks have: each draws the frames of its batch itself."""
+    """A secret random number that all ranks share, since each rank samples its batch itself."""
     seed = secrets.randbits(62)
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return seed
@@ -166,5 +168,5 @@ def _agreed_seed(device: torch.device) -> int:
 
 
 def _signed(key: int) -> int:
-    """The same 64 bits."""
+    """The same 64 bits as a signed integer."""
     return key - WORD if key >= WORD // 2 else key

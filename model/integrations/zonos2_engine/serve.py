@@ -1,9 +1,9 @@
-"""The official zonos2 server, each of its processes with our operations:
+"""The official zonos2 server with zonos2-triton's operations in each of its processes:
 
     python -m zonos2_triton.model.integrations.zonos2_engine.serve [--only OPERATIONS] ... the official arguments ...
 
-A server is several processes, which share nothing: the scheduler of each GPU, the tokenizers and the detokenizer. So
-the functions that they start with are replaced, in the process that starts them, by ones that accelerate first.
+A server has several processes: a scheduler per GPU, the tokenizers and the detokenizer. The launching process replaces
+their entry functions by functions that call accelerate first.
 """
 
 import argparse
@@ -18,17 +18,17 @@ import torch
 
 from zonos2_triton.model.integrations.accelerate import accelerate
 
-SCHEDULER = ("attention", "model", "sampler")  # what a scheduler has of the package's operations
+SCHEDULER = ("attention", "model", "sampler")  # operations in a scheduler process
 TOKENIZER = ("vocoder",)
 OPERATIONS = SCHEDULER + TOKENIZER
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """SystemExit: arguments that cannot be, or no official package."""
+    """SystemExit: invalid arguments, or the official package is not installed."""
     parser = argparse.ArgumentParser(
         prog="python -m zonos2_triton.model.integrations.zonos2_engine.serve",
-        description="The official zonos2 server with the kernels of zonos2-triton; what is not listed here goes to it.",
-        epilog="The environment variables ZONOS2_TRITON_* count in each of its processes.",
+        description="The official zonos2 server with the kernels of zonos2-triton; it gets all other arguments.",
+        epilog="The environment variables ZONOS2_TRITON_* apply to each of its processes.",
         add_help=False,
         allow_abbrev=False,
     )
@@ -48,8 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def launch(ops: tuple[str, ...], arguments: list[str]) -> None:
-    """Start the official server. Only this process's names are replaced, the children are started with ours."""
-    if "attention" in ops:  # its name is an argument that this process reads
+    """Start the official server, with replaced entry functions for its child processes."""
+    if "attention" in ops:  # this process parses the backend's name
         accelerate(import_module("zonos2"), only=("attention",))
     server: Any = import_module("zonos2.server.launch")
     tokenizer: Any = import_module("zonos2.tokenizer")
@@ -60,15 +60,15 @@ def launch(ops: tuple[str, ...], arguments: list[str]) -> None:
 
 
 def run_scheduler(ops: tuple[str, ...], args: Any, ack_queue: Any) -> None:
-    """The scheduler of one GPU: the process's whole life."""
+    """Entry of the scheduler process of one GPU."""
     if torch.cuda.is_available():
-        torch.cuda.set_device(args.tp_info.rank)  # before anything of the engine is imported
+        torch.cuda.set_device(args.tp_info.rank)  # before the engine is imported
     _accelerate(ops)
     import_module("zonos2.server.launch")._run_scheduler(args, ack_queue)
 
 
 def tokenize_worker(ops: tuple[str, ...], **kwargs: Any) -> None:
-    """A tokenizer, or the detokenizer with the codec."""
+    """Entry of a tokenizer process, or of the detokenizer with the codec."""
     _accelerate(ops)
     import_module("zonos2.tokenizer").tokenize_worker(**kwargs)
 
@@ -79,5 +79,5 @@ def _accelerate(ops: tuple[str, ...]) -> None:
 
 
 if __name__ == "__main__":
-    # By its name, so that the processes find the functions that they start with.
+    # Import by name, so that the child processes can unpickle their entry functions.
     import_module("zonos2_triton.model.integrations.zonos2_engine.serve").main()

@@ -1,4 +1,4 @@
-"""The model tree of the official zonos2 engine: what it is expected to look like, on one of the ranks that share it."""
+"""The expected structure of the official zonos2 engine's model, on one of its tensor-parallel ranks."""
 
 import inspect
 from collections.abc import Iterator
@@ -12,11 +12,11 @@ from zonos2_triton.reference import network
 from zonos2_triton.reference.config import BALANCING_SIGN, Zonos2Config
 
 NAME = "zonos2 engine model"
-OTHER_DTYPES = (".attention.temp", ".router.balancing_biases")  # ends of names; the official loader leaves them alone
+OTHER_DTYPES = (".attention.temp", ".router.balancing_biases")  # the official loader does not convert them
 
 
-def part(model: Any, path: str) -> Any:
-    """What lies at "layers.3.attention.wq". ValueError: nothing does; the message names the step that is missing."""
+def component(model: Any, path: str) -> Any:
+    """The object at a path such as "layers.3.attention.wq". ValueError: the path ends early; the message says where."""
     found, passed = model, list[str]()
     for step in path.split("."):
         try:
@@ -29,19 +29,19 @@ def part(model: Any, path: str) -> Any:
 
 
 def ranks_of(model: Any) -> int:
-    """How many processes share the model."""
-    return int(part(model, "layers.0.attention.wo._tp_size"))
+    """Number of tensor-parallel ranks."""
+    return int(component(model, "layers.0.attention.wo._tp_size"))
 
 
 def rank_config(model: Any) -> Zonos2Config:
-    """The sizes of this rank's part: heads and feed-forward width are divided by the number of ranks.
+    """The sizes on this rank: heads and feed-forward width are divided by the number of ranks.
 
-    ValueError: sizes that do not divide, or that contradict each other.
+    ValueError: sizes are not divisible, or they contradict.
     """
     ranks = ranks_of(model)
 
     def size(name: str, divided: bool = False) -> Any:
-        value = part(model, f"config.{name}")
+        value = component(model, f"config.{name}")
         if divided and value % ranks:
             raise ValueError(f"{NAME}: config.{name} must be a multiple of the {ranks} ranks, got {value}")
         return value // ranks if divided else value
@@ -94,9 +94,9 @@ def rank_config(model: Any) -> Zonos2Config:
 
 
 def layout(config: Zonos2Config, ranks: int = 1) -> dict[str, list[int]]:
-    """{name in the tree's state_dict: shape} of one rank; config: of `rank_config`.
+    """{name in the model's state_dict: shape} on one rank, with the config of `rank_config`.
 
-    Gates lie before what they multiply; ranks share the rows of each embedding table, and all have the whole head.
+    Gates come first in gate_up_proj. Each rank has a slice of every embedding table, and the whole head.
     """
     shapes = network.layout(config)
     for name, shape in list(shapes.items()):
@@ -109,24 +109,24 @@ def layout(config: Zonos2Config, ranks: int = 1) -> dict[str, list[int]]:
 
 
 def check_structure(model: Any) -> Tensor:
-    """One of its weights. ValueError: the tree is not the official one, or its weights are in no state to be used."""
+    """One of its weights. ValueError: the structure is not the official one, or the weights are not usable."""
     config, ranks = rank_config(model), ranks_of(model)
-    if len(part(model, "layers.op_list")) != config.n_layers:
+    if len(component(model, "layers.op_list")) != config.n_layers:
         raise ValueError(
             f"{NAME}: layers must hold config.num_layers={config.n_layers}, got {len(model.layers.op_list)}"
         )
     for path, found, expected in _settings(model, config):
         if found != expected:
             raise ValueError(f"{NAME}: {path} must be {expected!r}, got {found!r}")
-    for path, hook_point, taken in hook_points(config):
-        _check_hook_point(path, part(model, path) if path else model, hook_point, taken)
-    tensors = part(model, "state_dict")()
+    for path, hook_point, parameters in hook_points(config):
+        _check_hook_point(path, component(model, path) if path else model, hook_point, parameters)
+    tensors = component(model, "state_dict")()
     _check_layout(tensors, layout(config, ranks))
     first = check_weights(NAME, tensors.items(), OTHER_DTYPES)
     for i in config.moe_layers:
         for name in ("gate_up_proj", "down_proj"):
             at = f"layers.{i}.feed_forward.experts"
-            if part(model, f"{at}._fused_moe.{name}") is not part(model, f"{at}.{name}"):
+            if component(model, f"{at}._fused_moe.{name}") is not component(model, f"{at}.{name}"):
                 raise ValueError(f"{NAME}: {at}._fused_moe.{name} must be the tensor of {at}.{name}, got another")
     return first
 
@@ -152,21 +152,21 @@ def hook_points(config: Zonos2Config) -> Iterator[tuple[str, str, tuple[str, ...
         yield f"layers.{i}.feed_forward.experts._fused_moe", "forward", routed
 
 
-def _check_hook_point(path: str, owner: Any, hook_point: str, taken: tuple[str, ...]) -> None:
+def _check_hook_point(path: str, owner: Any, hook_point: str, parameters: tuple[str, ...]) -> None:
     name = f"{path}.{hook_point}".lstrip(".")
     if hook_point in vars(owner):
         raise ValueError(f"{NAME}: {name} is not its class's: somebody else has replaced it")
-    found = tuple(inspect.signature(part(owner, hook_point)).parameters)
-    if found != taken:
-        raise ValueError(f"{NAME}: {name} must take ({', '.join(taken)}), got ({', '.join(found)})")
+    found = tuple(inspect.signature(component(owner, hook_point)).parameters)
+    if found != parameters:
+        raise ValueError(f"{NAME}: {name} must take ({', '.join(parameters)}), got ({', '.join(found)})")
 
 
 def _settings(model: Any, config: Zonos2Config) -> Iterator[tuple[str, object, object]]:
-    """Path, value found and value expected, of what the operations rely on beside the shapes of weights."""
+    """Path, found value and expected value of the settings that the operations rely on."""
 
     def same(expected: object, *paths: str) -> Iterator[tuple[str, object, object]]:
         for path in paths:
-            yield path, part(model, path), expected
+            yield path, component(model, path), expected
 
     ranks, eps = ranks_of(model), config.norm_eps
     yield from same("silu", "config.hidden_act")
@@ -174,19 +174,19 @@ def _settings(model: Any, config: Zonos2Config) -> Iterator[tuple[str, object, o
     yield from same(eps, "emb_norm.eps", "out_norm.eps")
     yield from same(False, "emb_norm.elementwise_affine")
     tables = config.n_codebooks + 1
-    yield "the number of multi_embedder.embedders", len(part(model, "multi_embedder.embedders.op_list")), tables
+    yield "the number of multi_embedder.embedders", len(component(model, "multi_embedder.embedders.op_list")), tables
     for i in range(tables):
         yield from same(ranks, f"multi_embedder.embedders.{i}.tp_size")
-    turns = [config.max_seqlen, config.head_dim]
+    cache_shape = [config.max_seqlen, config.head_dim]
     for i in range(config.n_layers):
         at, ff = f"layers.{i}.attention", f"layers.{i}.feed_forward"
         yield from same(eps, f"layers.{i}.attention_norm.eps", f"layers.{i}.ffn_norm.eps")
         yield from same(i, f"{at}.attn.layer_id")
         yield from same(None, f"{at}.attn.q_norm", f"{at}.attn.k_norm")
         yield from same(ranks, f"{at}.wo._tp_size")
-        turned = part(model, f"{at}.attn.rotary._cos_sin_cache")
-        yield f"the shape of {at}.attn.rotary._cos_sin_cache", list(turned.shape), turns
-        yield f"the dtype of {at}.attn.rotary._cos_sin_cache", turned.dtype, torch.float32
+        cos_sin_cache = component(model, f"{at}.attn.rotary._cos_sin_cache")
+        yield f"the shape of {at}.attn.rotary._cos_sin_cache", list(cos_sin_cache.shape), cache_shape
+        yield f"the dtype of {at}.attn.rotary._cos_sin_cache", cos_sin_cache.dtype, torch.float32
         if i not in config.moe_layers:
             yield from same(ranks, f"{ff}.w_out._tp_size")
             continue
