@@ -1,9 +1,9 @@
-"""What a user imports: the model on its checkpoints, from text to a file of sound. Importing it imports no torch."""
+"""The public API: the model on its checkpoints, from text to audio. Importing it does not import torch."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from zonos2_triton.model import nvtx as nvtx  # reads the variables that count at import
+from zonos2_triton.model import nvtx as nvtx  # reads its environment variables at import
 
 if TYPE_CHECKING:
     from zonos2_triton.model.audio import Audio

@@ -1,4 +1,4 @@
-"""Sound in and out of files."""
+"""Audio files: reading and writing."""
 
 import os
 import struct
@@ -17,21 +17,21 @@ from zonos2_triton.reference.mel import resample
 from zonos2_triton.reference.numeric import isolated
 from zonos2_triton.reference.scalars import as_int
 
-HIGHEST_RATE = 192_000  # Hz; libsndfile's encoders fail beyond it
-LONGEST, MOST_CHANNELS = 600, 32  # of a recording that is read: seconds, channels
-MOST_BYTES = 1 << 30  # that are read of a file or a pipe
-MOST_PADDING = 2304  # samples at the end of an .mp3, by the true length that it states
-BLOCK = 1 << 16  # samples; libsndfile crashes on some millions of them at once in .ogg
+HIGHEST_RATE = 192_000  # Hz; libsndfile's encoders fail above it
+LONGEST, MOST_CHANNELS = 600, 32  # limits of a recording: seconds, channels
+MOST_BYTES = 1 << 30  # read from a file or a pipe
+MOST_PADDING = 2304  # samples at the end of an .mp3 beyond the length that it states
+BLOCK = 1 << 16  # samples; libsndfile crashes when it writes millions at once to .ogg
 FORMATS = {
     ".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS"), ".opus": ("OGG", "OPUS"),
     ".mp3": ("MP3", "MPEG_LAYER_III"),
 }  # fmt: skip
-# Hz that a format can have; others are converted to the next higher one.
+# Sample rates of a format; other rates are resampled to the next higher one.
 RATES = {
     ".opus": (8000, 12_000, 16_000, 24_000, 48_000),
     ".mp3": (8000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000),
 }
-NEVER_EMPTY = (".flac", ".opus", ".mp3")  # libsndfile writes a file that it cannot read
+NEVER_EMPTY = (".flac", ".opus", ".mp3")  # an empty one is a file that libsndfile cannot read
 
 
 @dataclass(frozen=True)
@@ -40,20 +40,20 @@ class Audio:
 
     samples: Tensor
     sample_rate: int
-    comment: str = ""  # kept in the file: that a machine made this, and of what
-    ended: str | None = None  # of speech: "end_of_audio", or "max_frames" where it was cut off
+    comment: str = ""  # written to the file: that the speech is synthetic, and the model
+    ended: str | None = None  # "end_of_audio", or "max_frames" if it was cut off
 
     @property
     def seconds(self) -> float:
-        """How long it lasts."""
+        """Duration."""
         return len(self.samples) / self.sample_rate
 
     def save(self, path: str | Path) -> None:
         """Write 16-bit .wav or .flac, or .ogg, .opus, .mp3. Samples beyond -1..1 are clipped, never wrapped.
 
-        .opus and .mp3 know some rates alone: others are resampled to the next higher one, 44.1 kHz to 48 for .opus.
-        The file appears whole or not at all. ValueError: an unknown ending, samples that are not finite; OSError: the
-        path cannot be written.
+        .opus and .mp3 accept some rates only. Others are resampled to the next higher one: 44.1 kHz to 48 for .opus.
+        The file appears whole or not at all. ValueError: an unknown ending, or samples that are not finite. OSError:
+        the path cannot be written.
         """
         ending = sound_ending(path)
         with whole_file(path) as part:
@@ -61,7 +61,7 @@ class Audio:
 
 
 def sound_ending(path: str | Path) -> str:
-    """Of FORMATS, the one that a file of this name has. ValueError: none, or one that libsndfile lacks here."""
+    """The key of FORMATS that a file name ends in. ValueError: none, or one that this libsndfile lacks."""
     import soundfile  # loads a shared library: not at import
 
     ending = Path(path).suffix.lower()
@@ -78,7 +78,7 @@ def sound_ending(path: str | Path) -> str:
 
 
 def write_audio(part: Path, ending: str, audio: Audio) -> None:
-    """Write to a path whose name does not tell the format; ending: of FORMATS."""
+    """Write to `part`, whose name does not tell the format. ending: a key of FORMATS."""
     import soundfile
 
     samples, rate = to_int16(audio.samples), as_int(audio.sample_rate)
@@ -92,8 +92,8 @@ def write_audio(part: Path, ending: str, audio: Audio) -> None:
     kind, coding = FORMATS[ending]
     try:
         with soundfile.SoundFile(os.fsencode(part), "w", rate, 1, coding, format=kind) as file:
-            if audio.comment and len(samples):  # behind one, libsndfile writes a wrong length of an empty sound
-                # libsndfile marks that of .mp3 as Latin-1, and is given UTF-8.
+            if audio.comment and len(samples):  # with a comment, libsndfile states a wrong length of an empty file
+                # libsndfile takes UTF-8, but marks the comment of .mp3 as Latin-1.
                 file.comment = audio.comment.encode(
                     "ascii" if ending == ".mp3" else "utf-8", "backslashreplace"
                 ).decode()
@@ -102,12 +102,12 @@ def write_audio(part: Path, ending: str, audio: Audio) -> None:
         written = soundfile.info(os.fsencode(part)).frames
     except soundfile.LibsndfileError as error:
         raise OSError(f"cannot write the sound: {error}") from error
-    if written != len(samples):  # libsndfile does not always say that the disk is full
+    if written != len(samples):  # libsndfile does not always report a full disk
         raise OSError(f"cannot write the sound: only {written} of {len(samples)} samples were kept; is the disk full?")
 
 
 def to_int16(samples: Tensor) -> Tensor:
-    """fp32 [m] -> int16, clipped, rounded to nearest. TypeError: no floats; ValueError: no vector, NaN or Inf."""
+    """fp32 [m] -> int16, clipped and rounded to nearest. TypeError: not floats. ValueError: not [N], NaN or Inf."""
     if not samples.is_floating_point():
         raise TypeError(f"samples must be floating-point, nominally in -1..1, got {samples.dtype}")
     if samples.ndim != 1:
@@ -118,19 +118,19 @@ def to_int16(samples: Tensor) -> Tensor:
 
 
 def wav_header(rate: int, samples: int | None = None) -> bytes:
-    """Of so many 16-bit samples, one channel; None: not known yet, which stands as the largest number there is."""
+    """The header of a 16-bit mono file. samples None: the length is not known and is given as the largest number."""
     size = 2**32 - 1 if samples is None else 2 * samples
-    sizes = (1, 1, rate, 2 * rate, 2, 16)  # plain samples, channels, Hz, bytes a second, bytes and bits of a sample
+    sizes = (1, 1, rate, 2 * rate, 2, 16)  # PCM, channels, Hz, bytes a second, bytes and bits of a sample
     whole = min(size + 36, 2**32 - 1)
     return struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", whole, b"WAVE", b"fmt ", 16, *sizes, b"data", size)
 
 
 @isolated()
 def read_audio(path: str | Path) -> tuple[Tensor, int]:
-    """(fp32 [channels, N], Hz) of a file that libsndfile reads, to its end, whatever its header says of its length.
+    """(fp32 [channels, N], Hz) of a file, a pipe or /dev/stdin, read to its end whatever length the header states.
 
-    Pipes and /dev/stdin are read too. FileNotFoundError; ValueError: no sound file, longer than LONGEST, or of more
-    channels than MOST_CHANNELS.
+    FileNotFoundError. ValueError: libsndfile cannot read it, it is longer than LONGEST, or it has more channels than
+    MOST_CHANNELS.
     """
     import soundfile
 
@@ -148,7 +148,7 @@ def read_audio(path: str | Path) -> tuple[Tensor, int]:
                     found = stated
         if not found[0].numel() and (mended := _unfinished(content)):
             found = _read(soundfile.SoundFile(BytesIO(mended)))
-    except (soundfile.SoundFileError, TypeError) as error:  # TypeError: headerless formats, by their ending
+    except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a headerless format
         raise ValueError(
             f"{path} is no sound file that can be read: {getattr(error, 'error_string', error)}"
         ) from error
@@ -158,22 +158,22 @@ def read_audio(path: str | Path) -> tuple[Tensor, int]:
 
 
 def _read(file: Any) -> tuple[Tensor, int]:
-    file.seekable = lambda: False  # else it looks for the end that the header states
+    file.seekable = lambda: False  # otherwise it seeks the end that the header states
     with file:
         if file.channels > MOST_CHANNELS:
             raise ValueError(f"has {file.channels} channels, a recording may have {MOST_CHANNELS}")
-        blocks, left = [], LONGEST * min(max(file.samplerate, 1000), HIGHEST_RATE)  # it may be a wrong rate
+        blocks, left = [], LONGEST * min(max(file.samplerate, 1000), HIGHEST_RATE)  # the rate may be wrong
         while len(block := file.read(BLOCK, "float32", always_2d=True)):
             blocks.append(torch.from_numpy(block))
             left -= len(block)
             if left < 0:
                 raise ValueError(f"lasts over {LONGEST} s, and half a minute shows a voice; cut it first")
-        blocks.append(torch.zeros(0, file.channels, dtype=torch.float32, device="cpu"))  # there may be no other
+        blocks.append(torch.zeros(0, file.channels, dtype=torch.float32, device="cpu"))  # there may be none
         return torch.cat(blocks).T.contiguous(), file.samplerate
 
 
 def _unsized(content: bytes) -> bytes:
-    """Without the length that a FLAC or MP3 states, at which libsndfile would stop."""
+    """Remove the length that a FLAC or MP3 states, because libsndfile would stop there."""
     if content[:4] == b"fLaC":
         return content[:21] + bytes([content[21] & 0xF0]) + bytes(4) + content[26:]
     start = 0
@@ -186,12 +186,14 @@ def _unsized(content: bytes) -> bytes:
         content = _tag_frame(content) + content[start:]
         at = max(content.find(tag, 0, 64) for tag in tags)
     if content[at + 7] & 1:
-        return content[: at + 8] + b"\x7f\xff\xff\xff" + content[at + 12 :]  # frames: 0 would be believed
+        return (
+            content[: at + 8] + b"\x7f\xff\xff\xff" + content[at + 12 :]
+        )  # number of frames: libsndfile would believe 0
     return content
 
 
 def _tag_frame(content: bytes) -> bytes:
-    """The first frame of an .mp3 like this one, which states a length; without it libsndfile guesses by the bitrate."""
+    """The header frame of an .mp3 like this one. Without its length libsndfile guesses by the bitrate."""
     import soundfile
 
     like, made = soundfile.info(BytesIO(content)), BytesIO()
@@ -203,8 +205,7 @@ def _tag_frame(content: bytes) -> bytes:
 
 
 def _unfinished(content: bytes) -> bytes:
-    """A .wav that says it is empty and whose size was never written, as others write them into pipes: with the largest
-    size. Of any other content nothing."""
+    """A .wav whose size was never written, as programs write it to a pipe, with the largest size; else nothing."""
     data = content.find(b"data", 12)
     if content[:4] != b"RIFF" or data < 0 or int.from_bytes(content[4:8], "little") == len(content) - 8:
         return b""

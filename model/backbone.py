@@ -188,10 +188,11 @@ class Backbone:
     ) -> Sequence[Generation | BaseException]:
         """Continue each prompt [T, 10] to its end. The result of one does not depend on the others.
 
-        sampling: one for all or one each; speakers: per prompt an embedding [speaker_embedding_dim] or None;
-        progress(i, frame) is called for each frame of prompt i, some frames at a time;
-        return_exceptions: return the exception of a prompt that fails, by itself or in `progress`, in its place, while
-        the others go on. By default the first exception is raised, and all requests end.
+        sampling           one for all or one each
+        speakers           per prompt an embedding [speaker_embedding_dim] or None
+        progress           progress(i, frame) is called for each frame of prompt i, some frames at a time
+        return_exceptions  a prompt that fails, by itself or in `progress`, has its exception in the result, and the
+                           others go on; by default the first exception is raised, and all requests end
 
         ValueError, TypeError: an argument is wrong, found before any work; it names the prompt. FloatingPointError:
         logits are NaN or Inf. torch.OutOfMemoryError: there is no memory for a prompt.

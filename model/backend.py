@@ -1,4 +1,4 @@
-"""Which code runs where."""
+"""The choice of backend, device and dtype."""
 
 import logging
 import os
@@ -17,16 +17,16 @@ INTERPRET = "TRITON_INTERPRET"
 
 
 def check_backend(backend: str) -> None:
-    """ValueError: no name of a backend."""
+    """ValueError: not the name of a backend."""
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
 
 
 def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str:
-    """ "reference" or "triton": what will run on `device` in `dtype`. ValueError: an unknown one, or one that cannot.
+    """The backend that runs on `device` in `dtype`: "reference" or "triton". ValueError: unknown, or cannot run there.
 
-    "auto" is what ZONOS2_TRITON_BACKEND says; by default the kernels on a GPU, and the reference on a CPU, where
-    kernels run in Triton's interpreter and are slow. Under ZONOS2_TRITON_DISABLE=1 it is the reference always.
+    "auto" follows ZONOS2_TRITON_BACKEND. By default it means the kernels on a GPU, and the reference on a CPU, where
+    Triton's interpreter is slow. Under ZONOS2_TRITON_DISABLE=1 the reference always runs.
     """
     check_backend(backend)
     if _settings.disabled():
@@ -45,22 +45,22 @@ def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype = tor
         if fault := triton_fault(device):
             raise ValueError(f"{by}{fault}")
     if asked == "triton":
-        from zonos2_triton.kernels._launch_config import overrides  # loads Triton, which may not be here
+        from zonos2_triton.kernels._launch_config import overrides  # loads Triton, which may be missing
 
-        overrides()  # a wrong file of launch parameters is named now, not at the first launch
+        overrides()  # report a wrong launch configuration now, not at the first launch
     return asked
 
 
-@cache  # so that the log says it once
+@cache  # log once
 def _warn_disabled() -> None:
     LOG.warning("%s=1: backend 'triton' was asked for, the reference runs", _settings.DISABLE)
 
 
 def triton_fault(device: torch.device) -> str | None:
-    """Why kernels cannot run on `device`; None: they can.
+    """Why kernels cannot run on `device`, or None.
 
-    Whether Triton compiles or interprets is settled when it is imported. On a CPU it has to interpret, so a process
-    that has not imported it yet is set to that: TRITON_INTERPRET=1.
+    Triton decides at import whether it compiles or interprets. A CPU needs the interpreter, so TRITON_INTERPRET=1 is
+    set if Triton is not imported yet.
     """
     if device.type == "cpu" and "triton" not in sys.modules:
         os.environ[INTERPRET] = "1"
@@ -77,8 +77,7 @@ def triton_fault(device: torch.device) -> str | None:
 
 
 def resolve_device(device: str | int | torch.device | None) -> torch.device:
-    """None: a GPU if there is one, else the CPU; a number: that GPU. ValueError: neither a CPU nor a CUDA or ROCm
-    device that this machine has."""
+    """None: a GPU if there is one, else the CPU. A number: that GPU. ValueError: no CPU, CUDA or ROCm device here."""
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     index = as_int(device)
@@ -94,7 +93,7 @@ def resolve_device(device: str | int | torch.device | None) -> torch.device:
 
 
 def current(device: torch.device) -> AbstractContextManager[object]:
-    """Inside, kernels are launched on `device`."""
+    """Inside, `device` is the current device."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
@@ -102,7 +101,7 @@ DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat1
 
 
 def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """ValueError: anything but the four floating types, as torch.dtype or by name."""
+    """A dtype by name or as torch.dtype. ValueError: not one of DTYPES."""
     resolved = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
     if resolved not in DTYPES.values():
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")

@@ -1,4 +1,4 @@
-"""The command zonos2-triton. Reading the command line and showing help needs no torch; running a command loads it."""
+"""The command zonos2-triton. Parsing and help need no torch; running a command loads it."""
 
 import argparse
 import json
@@ -22,7 +22,7 @@ from zonos2_triton.model.threads import sleep_while_waiting
 from zonos2_triton.reference.sampling_params import Sampling
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")  # as model.backend has them, which needs torch
-# Commands of rooms that this one may not import: declared as entry points, loaded when asked for.
+# Commands of bench/, which model/ may not import: entry points, loaded when called.
 TOOLS = {
     "bench": "time kernels beside PyTorch and other libraries, or compare two files of results",
     "compile": "compile every kernel for GPUs that need not be there, and judge the result",
@@ -32,27 +32,27 @@ TOOLS = {
     "report": "a page of results: rooflines, tables, comparisons",
     "verify": "every kernel against the reference, here and now",
 }
-# What a default means, where the number does not say.
+# Defaults that a number does not describe.
 DEFAULTS = {"seed": "a new one each time", "max_frames": "1024, and 16 more for each byte of the text"}
-# What a person may ask for. The library clamps instead, as the official request path does.
+# Ranges of the command line. The library clamps instead, as the official request path does.
 RANGES = {
     "temperature": (0, math.inf), "top_k": (0, math.inf), "top_p": (0, 1), "min_p": (0, 1),
     "repetition_window": (0, math.inf), "repetition_penalty": (1, math.inf), "repetition_codebooks": (-1, 9),
     "max_frames": (1, math.inf), "seed": (0, 2**64 - 1),
 }  # fmt: skip
-FILES = ("say", "tiny", "gpu", "profile", "report")  # commands whose result is a file: what they print tells of it
-INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
+FILES = ("say", "tiny", "gpu", "profile", "report")  # commands whose result is a file, not what they print
+INTERRUPTED = 130  # a shell's status after Ctrl-C
 STOPPED = "zonos2-triton: interrupted; nothing was written"
 Run = Callable[[argparse.Namespace], int]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0 done, 1 doctor found something missing, 2 bad input, 130 interrupted; of a tool, its own."""
+    """Exit status: 0 done, 1 doctor found a fault, 2 bad input, 130 interrupted; tools have their own."""
     argv = sys.argv[1:] if argv is None else argv
     with unfailing() as out:
         status = _run(argv)
         out.flush()
-        if out.error and not isinstance(out.error, BrokenPipeError):  # who reads no further has read enough
+        if out.error and not isinstance(out.error, BrokenPipeError):  # the reader may stop early
             kept = argv[0] in FILES
             kind = "note" if kept else "error"
             print(f"zonos2-triton: {kind}: standard output cannot be written: {out.error}", file=sys.stderr)
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # a shell's background job ignores one, nohup another
+    stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # background jobs and nohup ignore some of them
     before = {stop: handler for stop in stops if (handler := signal.getsignal(stop)) not in (signal.SIG_IGN, None)}
     _handle(before, _leave)
     try:
@@ -88,7 +88,7 @@ def _run(argv: list[str]) -> int:
 
 
 def _reported() -> tuple[type[BaseException], ...]:
-    """Errors that are told in one line. Nothing raises torch's own before torch is loaded."""
+    """Errors that are reported in one line."""
     errors = (ValueError, TypeError, OSError, ImportError, ArithmeticError, MemoryError)
     return (*errors, getattr(sys.modules.get("torch"), "OutOfMemoryError", MemoryError))
 
@@ -103,7 +103,7 @@ def _handle(stops: Iterable[signal.Signals], handler: Callable[[int, FrameType |
 
 
 def _leave(signum: int, frame: FrameType | None) -> None:
-    """While modules are loaded: torch and numpy may swallow an exception then, or fail by it in their own ways."""
+    """The handler while modules load: torch and numpy may swallow an exception then, or fail in their own ways."""
     os.write(2, f"{STOPPED}\n".encode())
     os._exit(INTERRUPTED)
 
@@ -113,7 +113,7 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Its errors are one line, with what was probably meant."""
+    """Reports an error in one line, with suggestions."""
 
     given: Sequence[str] = ()
 
@@ -244,7 +244,3 @@ def _doctor(_: argparse.Namespace) -> Run:
         return 1 if report["missing"] else 0
 
     return doctor
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,4 +1,4 @@
-"""Standard output and error that cannot fail: the telling of a result does not decide it."""
+"""Standard output and error that cannot fail, because printing a result must not decide it."""
 
 import os
 import sys
@@ -8,9 +8,9 @@ from typing import Any, TextIO
 
 
 class Unfailing:
-    """A text stream for writing. What its encoding lacks is escaped; after a failure, or where none is, all is lost.
+    """A text stream for writing. It escapes characters that its encoding lacks, and drops output after a failure.
 
-    error: what failed first, such as a full disk or a pipe that nobody reads.
+    error: the first failure, such as a full disk or a pipe without a reader.
     """
 
     def __init__(self, stream: TextIO | None) -> None:
@@ -36,16 +36,16 @@ class Unfailing:
             return
         try:
             getattr(self._stream, method)(*text)
-        except (OSError, ValueError) as error:  # ValueError: it is closed
+        except (OSError, ValueError) as error:  # ValueError: closed
             self.error = error
-            with suppress(OSError, ValueError):  # what is still in its buffer would fail once more when Python ends
+            with suppress(OSError, ValueError):  # its buffer would fail again when Python exits
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
 
 
 @contextmanager
 def unfailing() -> Iterator[Unfailing]:
-    """Inside, printing cannot fail. Gives standard output, whose `error` is known after its flush."""
-    for descriptor in range(3):  # else the next file that is opened takes a closed one's place, and gets C's messages
+    """Inside, printing cannot fail. Yields standard output, whose `error` is known after a flush."""
+    for descriptor in range(3):  # otherwise the next opened file takes a closed descriptor and gets C's messages
         try:
             os.fstat(descriptor)
         except OSError:
@@ -62,8 +62,7 @@ def unfailing() -> Iterator[Unfailing]:
 
 @contextmanager
 def aside() -> Iterator[int | None]:
-    """Inside, what anyone prints goes to standard error, C's messages too. Gives a descriptor of standard output, None
-    where it is closed."""
+    """Inside, all prints go to standard error, C's included. Yields a descriptor of standard output; None: closed."""
     place = None
     with suppress(AttributeError, OSError, ValueError):
         place = sys.stdout.fileno()

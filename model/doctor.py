@@ -1,4 +1,4 @@
-"""What this installation is made of, and what will run where; also where packages are missing or broken."""
+"""A report on this installation: packages, devices, backends. It also works with missing or broken packages."""
 
 import json
 import os
@@ -19,9 +19,9 @@ EXTRAS = ("huggingface_hub", "matplotlib", "flash-attn", "pytest-benchmark", "ji
 
 
 def diagnose() -> dict[str, Any]:
-    """Versions, devices, and the backend of each device; touches a GPU only to ask for its name."""
+    """Versions, devices and the backend of each device. It only asks a GPU for its properties."""
     faults = {"torch": _import_fault("torch")}
-    # Triton is imported by whoever asks for a backend, who settles whether it interprets: so it is looked at later.
+    # Triton is imported after `_usable`, because the first import decides whether it interprets.
     cpu: dict[str, Any] = {"device": "cpu", "name": platform.processor() or platform.machine()}
     if faults["torch"]:
         nothing = "nothing, for torch cannot be imported"
@@ -52,7 +52,7 @@ def diagnose() -> dict[str, Any]:
 
 
 def _import_fault(name: str) -> str | None:
-    """Why a package cannot be imported; None: it can."""
+    """Why a package cannot be imported, or None."""
     try:
         import_module(name)
     except Exception as error:  # a broken one may raise anything
@@ -76,7 +76,7 @@ def _devices(cpu: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def as_text(report: dict[str, Any]) -> str:
-    """The report for a person to read."""
+    """The report as text."""
     lines = [f"zonos2-triton {report['zonos2-triton']}, Python {report['python']}, {report['platform']}"]
     lines.append(f"schemas of torch.ops.zonos2_triton {report['op_schemas']}")
 
@@ -113,13 +113,13 @@ def as_text(report: dict[str, Any]) -> str:
 
 
 def _integrations() -> dict[str, dict[str, str | None]]:
-    """The packages whose objects `accelerate` knows, and which version is here."""
+    """Packages that `accelerate` patches, with the installed and the known versions."""
     found: dict[str, dict[str, str | None]] = {}
     try:
         from zonos2_triton.model.integrations.accelerate import known_integrations
 
         integrations = known_integrations()
-    except Exception:  # for want of a package, which is told above
+    except Exception:  # a missing package, reported above
         return {}
     for integration in integrations:
         if integration.package is not None and integration.versions is not None:
@@ -136,7 +136,7 @@ def _version(name: str) -> str | None:
 
 
 def _resolved(backend: str, device: str) -> str:
-    """What runs, or why nothing does."""
+    """The backend that runs, or why none does."""
     import torch
 
     from zonos2_triton.model.backend import resolve_backend

@@ -15,17 +15,17 @@ from zonos2_triton._settings import local_path
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """A file to write to; it becomes `path` if the block succeeds and vanishes if not, on Ctrl-C too.
+    """A file to write to. It becomes `path` if the block succeeds and vanishes if not, on Ctrl-C too.
 
-    An older file keeps its mode and owner, and a link to it stays a link; other hard links keep what they have. Where
-    nothing can take its place (a mounted file, somebody's in a sticky folder, a folder that is not to be written) it is
-    written over, once the block has succeeded. OSError: `path` cannot be written; known before the block begins.
+    An older file keeps its mode and owner, and a symbolic link stays a link. A file that cannot be replaced is
+    overwritten once the block has succeeded: a mounted file, or one in a folder without write permission. OSError:
+    `path` cannot be written, raised before the block begins.
     """
     path = local_path(path)
     target = Path(os.path.realpath(path)) if path.is_symlink() else path
     part = target.with_name(f".{secrets.token_hex(4)}.part")
     with _named(path):
-        if older := target.exists() or target.is_symlink():  # a link by now: one of a ring
+        if older := target.exists() or target.is_symlink():  # still a link: one of a cycle
             _check(target)
         try:
             part.touch(exist_ok=False)
@@ -54,13 +54,13 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno is None:  # told in words already
+        if error.errno is None:  # has a message already
             raise
         raise type(error)(f"cannot write {path}: {error.strerror}") from error
 
 
 def check_writable(path: str | Path) -> None:
-    """OSError: `whole_file` could not begin; nothing is left behind."""
+    """OSError: `whole_file` would fail. Nothing is left behind."""
 
     class Tried(Exception):
         pass
@@ -75,7 +75,7 @@ def _check(target: Path) -> None:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if not stat.S_ISREG(mode):
         raise OSError(errno.EINVAL, "it exists and is no regular file")
-    os.close(os.open(target, os.O_WRONLY))  # a file that is read-only stays as it is, though its folder is not
+    os.close(os.open(target, os.O_WRONLY))  # a read-only file stays, even in a writable folder
 
 
 def _replace(part: Path, target: Path) -> None:

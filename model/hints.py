@@ -1,9 +1,9 @@
-"""What a name that is not known may have meant."""
+"""Suggestions for an unknown name."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-# Words of others for ours, where spelling does not tell.
+# Names used elsewhere that spelling does not lead to.
 OTHER_WORDS = {
     "max_length": "max_frames",
     "max_new_tokens": "max_frames",
@@ -16,7 +16,7 @@ OTHER_WORDS = {
 
 
 def did_you_mean(name: str, accepted: Iterable[str]) -> str:
-    """The end of an error's sentence: the nearest names, keywords or options; empty where none is near."""
+    """The end of an error message: the nearest accepted names, or nothing."""
     known = {_word(option): option for option in accepted}
     ours = [OTHER_WORDS[word] for word in get_close_matches(_word(name), OTHER_WORDS, 1, 0.9)]
     near = [word for word in ours if word in known] or get_close_matches(_word(name), known, 2, 0.6)

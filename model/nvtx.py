@@ -1,8 +1,8 @@
-"""Named ranges for profilers, "category/name": stages, layers and operations of the model, never inside an operation.
+"""Named ranges "category/name" for profilers: stages, layers and operations of the model.
 
 Categories: model (prompts, frames, layers), kernel (one operation of a layer), codec (frames to samples). A range costs
-about a tenth of a microsecond while nobody listens. Within a captured CUDA graph the host's ranges exist only while it
-is captured: a replay is one range, and layers show with BatchingOptions(cuda_graphs="off").
+about 0.1 us without a listener. Ranges inside a CUDA graph exist only while it is captured. A replay is one range;
+layers show with BatchingOptions(cuda_graphs="off").
 """
 
 import logging
@@ -23,7 +23,7 @@ Table = TypeVar("Table")  # of operations: a dataclass or a named tuple
 
 
 class _Off:
-    """Built-in functions that ignore what they are given: half the time of methods written in Python."""
+    """A context of built-in functions that ignore their arguments, at half the time of Python methods."""
 
     __slots__ = ()
     __enter__ = __exit__ = "".format
@@ -33,10 +33,10 @@ OFF = cast(Range, _Off())
 
 
 class NvtxRanges:
-    """Ranges of an NVTX domain; name and payload make one range, kept for the next time."""
+    """Ranges of an NVTX domain, cached by name and payload."""
 
     def __init__(self, domain: Any) -> None:
-        """domain: of the nvtx package."""
+        """domain: nvtx.get_domain(...)."""
         self._domain = domain
         self._range = cache(self._made)
 
@@ -60,7 +60,7 @@ class _NvtxRange(AbstractContextManager[None]):
 
 
 def sink_of(on: bool | None) -> Sink | None:
-    """NVTX where it is on and the package is there; else None."""
+    """The NVTX sink if it is on and the package is installed; else None."""
     if not on:
         return None
     try:
@@ -75,13 +75,13 @@ _sink = sink_of(_settings.at_import(_settings.nvtx))  # read once, at import
 
 
 def annotate(name: str, payload: int | None = None) -> Range:
-    """A range "category/name" around a block, for whoever listens. payload: a layer's number, rows or frames."""
+    """A range "category/name" around a block. payload: a layer's number, tokens or frames."""
     return OFF if _sink is None else _sink(name, payload)
 
 
 @contextmanager
 def recorded(sink: Sink | None) -> Iterator[None]:
-    """Inside, every range of the process goes to `sink`, in place of NVTX; None: to nobody."""
+    """Inside, every range of the process goes to `sink` instead of NVTX; None: nowhere."""
     global _sink
     before, _sink = _sink, sink
     try:
@@ -91,7 +91,7 @@ def recorded(sink: Sink | None) -> Iterator[None]:
 
 
 def ranged(ops: Table) -> Table:
-    """The table with a range "kernel/name" around each operation, payload its rows; itself while nobody listens."""
+    """The table with a range "kernel/name" around each operation; the table itself without a listener."""
     if _sink is None:
         return ops
     fields: dict[str, Any] = ops._asdict() if isinstance(ops, tuple) else vars(ops)  # type: ignore[attr-defined]

@@ -23,7 +23,7 @@ def ops_of(backend: str, config: "Zonos2Config", device: torch.device, dtype: to
     """
     if backend == "reference":
         return REFERENCE
-    # Imported here: Triton is heavy, and whoever runs the reference does without it.
+    # Imported here: Triton is heavy, and the reference does without it.
     from zonos2_triton.kernels import (
         add_rms_norm,
         advance_frame,

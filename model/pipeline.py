@@ -1,4 +1,4 @@
-"""Text to sound."""
+"""Text to speech."""
 
 import re
 import warnings
@@ -43,7 +43,7 @@ WEIGHTS = (
 CODEC_FOLDERS = ("dac_44khz", "dac", "vocoder")
 CODEC_FILES = ("dac*.pth", "weights*.pth")  # the official file's own name is weights.pth
 SPEAKER_FOLDERS = ("speaker_encoder",)
-FRAMES_PER_BYTE = 16  # that a text may need beyond the default; speech of 15 letters a second takes 6
+FRAMES_PER_BYTE = 16  # beyond the default max_frames; speech of 15 letters a second takes 6
 
 
 class SpeechOptions(PromptOptions, SamplingOptions, total=False):
@@ -51,7 +51,7 @@ class SpeechOptions(PromptOptions, SamplingOptions, total=False):
 
 
 class _Task(NamedTuple):
-    """One text, and what it becomes for the backbone."""
+    """One text as a request to the backbone."""
 
     name: str  # of the argument, in errors
     ids: Tensor
@@ -60,7 +60,7 @@ class _Task(NamedTuple):
 
 
 class AudioStream(Iterator[Tensor]):
-    """fp32 chunks [m] of one text, on the CPU. To be read to the end or closed, as with `with`."""
+    """Iterator of fp32 chunks [m] of one text, on the CPU. Read it to the end or close it, for example by `with`."""
 
     def __init__(self, chunks: Iterator[Tensor], frames: Stream) -> None:
         self._chunks, self._frames = chunks, frames
@@ -70,11 +70,11 @@ class AudioStream(Iterator[Tensor]):
 
     @property
     def ended(self) -> str | None:
-        """Once all is read "end_of_audio", or "max_frames": cut off; None before."""
+        """Why the audio ended, once all is read: "end_of_audio", or "max_frames" if it was cut off."""
         return self._frames.ended
 
     def close(self) -> None:
-        """No more is wanted."""
+        """Cancel the rest."""
         self._frames.close()
 
     def __enter__(self) -> "AudioStream":
@@ -85,7 +85,7 @@ class AudioStream(Iterator[Tensor]):
 
 
 class Zonos2:
-    """Backbone, vocoder and speaker encoder together. The last may be missing: then voices are embeddings."""
+    """Backbone, vocoder and speaker encoder. Without the last, a voice is given as an embedding."""
 
     def __init__(self, backbone: Backbone, vocoder: Vocoder, speaker_encoder: SpeakerEncoder | None = None) -> None:
         if backbone.config.n_codebooks != vocoder.config.n_codebooks:
@@ -113,14 +113,13 @@ class Zonos2:
         options: BatchingOptions = BatchingOptions(),  # noqa: B008  frozen
         vocoder_dtype: str | torch.dtype = torch.float32,
     ) -> "Zonos2":
-        """A folder with params.json and weights, and in it, or named apart, a vocoder and a speaker encoder.
+        """model: a folder with params.json and weights, or its file of weights, or a hub id "owner/name".
 
-        Each may also be a hub id, "owner/name", or the file of weights that counts, of several in its folder. device
-        None: a GPU if there is one; a number: that GPU. dtype None: the stored one (of the backbone; the speaker
-        encoder runs in fp32). options: of the scheduler. vocoder_dtype: "tf32" is float32 that the kernels may
-        multiply so.
+        vocoder and speaker_encoder are looked for in that folder, or named in the same ways. device None: a GPU if
+        there is one; a number: that GPU. dtype: of the backbone; None: as stored. The speaker encoder runs in fp32.
+        options: of the scheduler. vocoder_dtype "tf32": fp32 whose products may use TF32.
 
-        FileNotFoundError, ValueError: what is missing or wrong.
+        FileNotFoundError, ValueError: something is missing or wrong.
         """
         named = resolve_path(model)
         folder = named.parent if named.is_file() and named.name.endswith(ENDINGS) else named
@@ -151,14 +150,14 @@ class Zonos2:
 
     @property
     def notice(self) -> str:
-        """What the checkpoint's own metadata wants users to know; empty for most."""
+        """Notices in the metadata of the checkpoints; empty for most."""
         parts = (self.backbone, self.vocoder, self.speaker_encoder)
         notices = [part.metadata.get("notice", "") for part in parts if part is not None]
         return "; ".join(dict.fromkeys(filter(None, notices)))
 
     @property
     def comment(self) -> str:
-        """What a file with this model's sound should say."""
+        """The comment for audio files of this model."""
         return "; ".join(filter(None, ["synthetic speech by zonos2-triton", self.notice]))
 
     @overload
@@ -187,7 +186,7 @@ class Zonos2:
         progress: Progress | None = None,
         **options: Unpack[SpeechOptions],
     ) -> Audio | list[Audio]:
-        """One text to one Audio, several to several; each is the same alone and together.
+        """One text to one Audio, several to several. A text's audio does not depend on the others.
 
         speaker   a file with a recording, (waveform, Hz), or an embedding [speaker_embedding_dim] as the speaker
                   encoder makes it, not normalised
@@ -196,10 +195,10 @@ class Zonos2:
         options   clean_background, accurate, speaking_rate and quality, as in `build_prompt`; and the fields of
                   `Sampling`, such as seed=7, which win over those in sampling
 
-        Where max_frames is not given, a text takes up to 1024 + 16 for each of its bytes of UTF-8, as far as the
-        context and the cache have room. What is cut off there is a warning, and `Audio.ended` says so.
+        By default max_frames is 1024 plus 16 for each byte of UTF-8, as far as the context and the cache have room. A
+        text that is cut off raises a warning, and has `Audio.ended` "max_frames".
 
-        ValueError, TypeError: the text is too long for the model, or an argument is wrong; raised before any work.
+        ValueError, TypeError: a text is too long for the model, or an argument is wrong; raised before any work.
         """
         texts, many = (list(text), True) if isinstance(text, list | tuple) else ([text], False)
         tasks = self._tasks("speak", texts, many, speaker, sampling, options)
@@ -219,8 +218,10 @@ class Zonos2:
         progress: Progress | None = None,
         **options: Unpack[SpeechOptions],
     ) -> AudioStream:
-        """The same, fp32 chunks [m] as soon as they are final; joined, they are speak()'s samples bit for bit. Its
-        `ended` says afterwards whether the end was reached."""
+        """Iterator of fp32 chunks [m] as soon as they are final. Joined, they are the samples of speak() bit for bit.
+
+        Its `ended` tells afterwards whether the end was reached.
+        """
         (task,) = self._tasks("stream", [text], False, speaker, sampling, options)
         (frames,) = self._streams([task])
         return AudioStream(self._chunks(task, frames, progress), frames)
@@ -286,7 +287,7 @@ class Zonos2:
                     with isolated():
                         chunk = chunk.cpu()
                     yield chunk
-        self._warn_if_cut(task, frames.ended, count, stacklevel=4)  # of who reads the AudioStream
+        self._warn_if_cut(task, frames.ended, count, stacklevel=4)  # the reader of the AudioStream
 
     @isolated()
     def _decode(self, result: Generation) -> Audio:
@@ -331,7 +332,7 @@ class Zonos2:
 
 
 def _sorted(caller: str, options: SpeechOptions) -> tuple[SamplingOptions, PromptOptions]:
-    """Keywords by whose they are. TypeError: one that is nobody's."""
+    """Split the keywords into those of Sampling and of the prompt. TypeError: an unknown one."""
     sampling, prompt = SamplingOptions.__annotations__, PromptOptions.__annotations__
     for name in options:
         if name not in sampling and name not in prompt:

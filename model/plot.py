@@ -1,4 +1,4 @@
-"""A picture of a sound."""
+"""Spectrograms."""
 
 import os
 from importlib.util import find_spec
@@ -14,7 +14,7 @@ RANGE_DB = 80
 
 
 def check_plotting() -> None:
-    """Draw one to nowhere. ImportError: it cannot be done, and how it could."""
+    """Draw a spectrogram to nowhere. ImportError: matplotlib is missing or cannot draw."""
     if find_spec("matplotlib") is None:
         raise ImportError("a spectrogram needs matplotlib: pip install matplotlib")
     try:

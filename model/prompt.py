@@ -1,4 +1,4 @@
-"""Text and conditioning to the rows that start a sequence."""
+"""Text and conditioning to the tokens that start a sequence."""
 
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
@@ -16,7 +16,7 @@ Quality = Sequence[int | None] | Mapping[str, int | None] | None
 
 
 class PromptOptions(TypedDict, total=False):
-    """Keywords of `build_prompt` that a caller of the whole pipeline may set."""
+    """Keywords of `build_prompt` that `Zonos2.speak` accepts."""
 
     clean_background: bool
     accurate: bool
@@ -24,10 +24,10 @@ class PromptOptions(TypedDict, total=False):
     quality: Quality
 
 
-BEGIN, END = 2, 3  # of text
+BEGIN, END = 2, 3  # ids around the text
 BYTE_OFFSET = 192
 
-# 0.2 s of silence at 44.1 kHz in the codes of the 44.1 kHz codec: every prompt the model was trained on ends so.
+# 0.2 s of silence in the codes of the 44.1 kHz codec, which ended every prompt in training.
 SILENCE = [
     [568, 778, 338, 524, 967, 360, 728, 550, 90],
     [568, 778, 10, 674, 364, 981, 741, 378, 731],
@@ -48,16 +48,15 @@ def build_prompt(
 ) -> Tensor:
     """int32 [T, 10]: nine audio columns and a text column, as the official builder makes them.
 
-    speaker           a row for the speaker embedding comes first, then the background and accuracy markers, which
-                      exist with a speaker only
+    speaker           the first token is replaced by the speaker embedding; the background and accuracy markers follow
     clean_background  the recording of the speaker was clean
     accurate          False: expressive
     speaking_rate     bucket 0 .. config.speaking_rate_num_buckets - 1
     quality           one bucket or None per feature of config.quality_features, in order, or {feature: bucket};
-                      what is left out has no row
+                      a feature without a bucket has no token
 
     The text is used as its raw UTF-8 bytes and may be empty. ValueError: a bucket out of range, a lone surrogate in the
-    text, a speaker where the model knows none, codebooks that cannot say the silence at the end.
+    text, a speaker for a model without speakers, or codebooks that do not hold the codes of the final silence.
     """
     if config.n_codebooks > len(SILENCE[0]) or config.codebook_size <= max(map(max, SILENCE)):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The command `say`: a text into a sound file."""
+"""The command `say`: a text to an audio file."""
 
 import argparse
 import json
@@ -33,7 +33,7 @@ from zonos2_triton.reference.sampling_params import Default, Sampling
 
 @dataclass
 class _Made:
-    """What has come of a text so far."""
+    """Progress of a text."""
 
     started: float = field(default_factory=time.perf_counter)
     first_audio: float | None = None  # seconds
@@ -43,7 +43,7 @@ class _Made:
 
 
 def say(options: argparse.Namespace) -> int:
-    """The exit status; options as `cli` reads them."""
+    """Run the command; options as `cli` parses them. Returns the exit status."""
     sampling = Sampling(**{field.name: getattr(options, field.name) for field in fields(Sampling)})
     sampling = replace(sampling, seed=fresh_seed(sampling))  # to be reported
     text = _text(options.text)
@@ -53,9 +53,9 @@ def say(options: argparse.Namespace) -> int:
         "clean_background": options.clean_background,
         "accurate": not options.expressive,
     }
-    voice = read_audio(options.speaker) if options.speaker is not None else None  # before the model is
+    voice = read_audio(options.speaker) if options.speaker is not None else None  # fails before the model is loaded
     with ExitStack() as stack:
-        stdout = stack.enter_context(aside())  # what a library prints is not the result
+        stdout = stack.enter_context(aside())  # prints of a library are not the result
         sink = stack.enter_context(_sink(options.out, stdout))
         ending = _checked_outputs(options, sink)
         tts = Zonos2.load(
@@ -68,13 +68,13 @@ def say(options: argparse.Namespace) -> int:
         threads = stack.enter_context(computing([*tts.backbone.weights.values(), *tts.vocoder.state.values()]))
         try:
             made = _speak(tts, text, voice, sampling, prompt, sink, options)
-        except BrokenPipeError:  # who listens has heard enough
+        except BrokenPipeError:  # the reader may stop early
             return 0
         except KeyboardInterrupt:
             if sink is None:
                 raise
             print("zonos2-triton: interrupted; what was made is written", file=sys.stderr)
-            return 130  # as of every command that Ctrl-C ends
+            return 130  # a shell's status after Ctrl-C
         audio = Audio(torch.cat(made.chunks), tts.vocoder.config.sample_rate, tts.comment)
         if not sink:
             _save(audio, options.out, ending)
@@ -89,7 +89,7 @@ def say(options: argparse.Namespace) -> int:
 
 
 def _checked_outputs(options: argparse.Namespace, sink: FileIO | None) -> str:
-    """The ending of the sound's file, if it is one. What is wrong with a place is known before the model is read."""
+    """The ending of the audio file; "" for a sink. Fails before the model is loaded."""
     if options.raw and sink is None:
         raise ValueError(f"--raw is for --out -, got --out {options.out}")
     if options.spectrogram is not None:
@@ -109,7 +109,7 @@ def _speak(
     tts: Zonos2, text: str, voice: Voice, sampling: Sampling, prompt: PromptOptions, sink: FileIO | None,
     options: argparse.Namespace,
 ) -> _Made:  # fmt: skip
-    """All of it; the sink has each sound when it is made."""
+    """Generate, and write chunks to the sink as they are made."""
     made = _Made()
     total = None if isinstance(sampling.max_frames, Default) else sampling.clamped().max_frames
     # disable=None: silent when standard error is no terminal
@@ -141,7 +141,7 @@ def _speak(
 
 @contextmanager
 def _sink(out: str, stdout: int | None) -> Iterator[FileIO | None]:
-    """Where samples go as they are made: standard output, or a pipe or device that has a name; None: a file."""
+    """Standard output, a named pipe or a device, to which samples are written at once; None: a file."""
     path = local_path(out)
     if out in ("-", "/dev/stdout"):
         if stdout is None:
@@ -150,7 +150,7 @@ def _sink(out: str, stdout: int | None) -> Iterator[FileIO | None]:
     elif path.is_fifo() or path.is_char_device():
         if path.suffix.lower() not in ("", ".wav"):
             raise ValueError(f"a pipe or a device takes .wav alone, got {out!r}")
-        try:  # not blocking: a pipe that nobody reads is an error
+        try:  # not blocking: a pipe without a reader is an error
             sink = FileIO(os.open(path, os.O_WRONLY | os.O_NONBLOCK), "wb")
         except OSError as error:
             raise type(error)(f"cannot write {out}: {error.strerror}; a pipe needs a reader") from error
@@ -176,8 +176,8 @@ def _send(sink: FileIO, content: bytes) -> None:
 
 
 def _state_length(sink: FileIO, rate: int, samples: int) -> None:
-    """In the header, where standard output is a file; a pipe, and a file that is appended to, keep what they have."""
-    with suppress(ImportError, OSError):  # the sound is whole without it
+    """Write the length into the header if standard output is a file that is not appended to."""
+    with suppress(ImportError, OSError):  # the file is valid without it
         from fcntl import F_GETFL, fcntl
 
         if sink.seekable() and not fcntl(sink, F_GETFL) & os.O_APPEND:
@@ -186,7 +186,7 @@ def _state_length(sink: FileIO, rate: int, samples: int) -> None:
 
 
 def _save(audio: Audio, path: str, ending: str) -> None:
-    """Elsewhere, if its folder is gone by now, or the disk is full. OSError: where it is then."""
+    """Write the file, or a temporary one if that fails. OSError: names the temporary file."""
     try:
         with whole_file(path) as part:
             write_audio(part, ending, audio)
@@ -202,7 +202,7 @@ def _save(audio: Audio, path: str, ending: str) -> None:
 
 
 def _draw(audio: Audio, path: str, title: str) -> None:
-    """The sound is there already: whatever fails is told, and no more."""
+    """Draw the spectrogram. The audio is saved already, so a failure is only reported."""
     try:
         with whole_file(path) as picture:
             save_spectrogram(audio, picture, title)
@@ -212,18 +212,18 @@ def _draw(audio: Audio, path: str, title: str) -> None:
 
 
 def _text(given: str) -> str:
-    """What to say: of standard input, or given; without the marks of files and systems, which would be spoken.
+    """The text as given or from standard input. A byte order mark and line ends are normalised: they would be spoken.
 
-    ValueError: it is no UTF-8, or there is nothing.
+    ValueError: not UTF-8, or empty.
     """
-    name, read = "text", given.encode("utf-8", "surrogateescape")  # its bytes, whatever the locale takes them for
+    name, read = "text", given.encode("utf-8", "surrogateescape")  # the bytes, whatever the locale
     if given == "-":
         if sys.stdin is None:
             raise ValueError("text is -, but standard input is closed")
         name, came = "standard input", getattr(sys.stdin, "buffer", sys.stdin).read()
         read = came.encode() if isinstance(came, str) else came
     text = read.decode("utf-8", "surrogateescape")
-    if wrong := re.search("[\0\ud800-\udfff]", text):  # as Python keeps a byte that is no UTF-8
+    if wrong := re.search("[\0\ud800-\udfff]", text):  # Python keeps a byte that is not UTF-8 as a surrogate
         byte = f"byte 0x{ord(wrong[0]) & 0xFF:02x} at character {wrong.start()}"
         raise ValueError(f"{name} must be UTF-8, got {byte}; iconv -f UTF-16 -t UTF-8 converts UTF-16, for one")
     text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n")

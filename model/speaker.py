@@ -1,4 +1,4 @@
-"""The speaker encoder on its files: a recording to the vector that stands for its voice."""
+"""The speaker encoder on its files: a recording to a speaker embedding."""
 
 import json
 from collections.abc import Mapping
@@ -17,11 +17,11 @@ from zonos2_triton.reference.scalars import as_int
 from zonos2_triton.reference.speaker_encoder import SpeakerEncoderConfig
 
 SILENCE = 2**-15  # a peak below one step of a 16-bit recording
-LOUDEST = 8.0  # a peak; beyond what clipped floats of a mix reach, samples are in other units
-LOG_RANGE = (-20.0, 15.0)  # of a log-mel spectrogram: its floor is -11.5, and so loud is a waveform of LOUDEST never
-LOWEST_RATE = 1000  # Hz; below it the number is kHz, and a minute would become a billion samples
+LOUDEST = 8.0  # a larger peak means samples in other units
+LOG_RANGE = (-20.0, 15.0)  # of a log-mel spectrogram; its floor is -11.5
+LOWEST_RATE = 1000  # Hz; a smaller number is in kHz
 HIGHEST_RATE = 384_000  # Hz; the resampler's weights grow with it
-PREFIX = "speaker_encoder."  # of the names in a checkpoint that holds other parts too
+PREFIX = "speaker_encoder."  # of tensor names in a checkpoint with other parts
 
 
 class SpeakerEncoder:
@@ -38,7 +38,7 @@ class SpeakerEncoder:
     def from_state(
         cls, config: SpeakerEncoderConfig, state: Mapping[str, Tensor], device: str | int | torch.device = "cpu"
     ) -> "SpeakerEncoder":
-        """Tensors by official name. ValueError: counts those that are missing, surplus, misshapen or not finite."""
+        """Tensors by official name. ValueError: some are missing, surplus, misshapen or not finite."""
         device = resolve_device(device)
         own = {name.removeprefix(PREFIX): t for name, t in state.items() if name.startswith(PREFIX)}
         tensors = own or dict(state)
@@ -48,7 +48,7 @@ class SpeakerEncoder:
 
     @classmethod
     def load(cls, folder: str | Path, device: str | int | torch.device = "cpu") -> "SpeakerEncoder":
-        """A folder with config.json and model.safetensors, or its file of weights."""
+        """folder: holds config.json and model.safetensors; or the file of weights in it."""
         folder = local_path(folder)
         remedy = "instead of the folder, beside a model by speaker_encoder= or --speaker-encoder"
         patterns = ["model.safetensors", "*.safetensors"]
@@ -70,11 +70,10 @@ class SpeakerEncoder:
 
     @isolated()
     def embed(self, waveform: Tensor, sample_rate: int) -> Tensor:
-        """waveform [N] or [channels, N], floats in -1..1, at a whole rate of 1 to 384 kHz -> [enc_dim]; their mean.
+        """waveform [N] or [channels, N], floats in -1..1, at a whole rate of 1 to 384 kHz -> [enc_dim].
 
-        A peak above 1 is taken as it is, up to 8. ValueError: beyond (samples of 16 bits must be divided by 32768),
-        silent, a constant or nearly so, not finite, shorter than one analysis window (43 ms) or what the encoder needs
-        (53 ms).
+        Channels are averaged. Peaks up to 8 are accepted; samples of 16 bits must be divided by 32768. ValueError:
+        silent, nearly constant, not finite, or shorter than one analysis window (43 ms) or the encoder's reach (53 ms).
         """
         return self.embed_mel(self.log_mel(resample(*self._checked(waveform, sample_rate))))
 
@@ -104,7 +103,7 @@ class SpeakerEncoder:
         return reference.embed(self.config, self.state, mel)
 
     def _checked(self, waveform: Tensor, sample_rate: int) -> tuple[Tensor, int]:
-        """fp32 [N], the mean of the channels, and Hz."""
+        """(fp32 [N], the mean of the channels; Hz)."""
         rate = as_int(sample_rate)
         if rate is None or rate < LOWEST_RATE:
             raise ValueError(f"sample_rate must be a whole number of Hz, at least {LOWEST_RATE}, got {sample_rate!r}")

@@ -1,11 +1,9 @@
-"""How many threads a command computes with on a CPU, and how they wait for one another.
+"""CPU threads of a command: how many, and how they wait for one another.
 
-Between two operations the threads of OpenMP wait by spinning. Where other programs keep the cores busy, the one that
-all wait for does not run while the others spin: 100 frames of the tiny model took over 150 s with two threads on two
-busy cores, 4 s where they sleep instead, and 6 s with one thread. So a command lets them sleep, and takes one thread
-for a small model, which gains nothing by more.
-
-This is for the command's own process; whoever uses the library sets torch as they like, and it stays so.
+OpenMP threads spin between two operations. On busy cores the spinning threads keep the one they wait for from running.
+100 frames of the tiny model took over 150 s with two threads on two busy cores. They took 4 s with threads that sleep,
+and 6 s with one thread. So a command lets its threads sleep, and uses one thread for a small model, which gains nothing
+from more. The library itself changes no setting of torch.
 """
 
 import os
@@ -20,27 +18,27 @@ if TYPE_CHECKING:
 
 NUMBER = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # the user's own choice
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-SMALL = 2**20  # numbers of a matrix that one thread multiplies by a vector in less than a millisecond
+SMALL = 2**20  # elements; one thread multiplies such a matrix by a vector in under a millisecond
 
 
 def sleep_while_waiting() -> None:
-    """OpenMP reads the environment once, when torch loads it. What the user has set stays."""
+    """Set OMP_WAIT_POLICY before torch loads OpenMP, unless the user has set a policy."""
     if "torch" not in sys.modules and not any(name in os.environ for name in WAITING):
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
 def chosen_by_user() -> str | None:
-    """The variable that says how many threads there are; None: nobody said a number, or a list of them."""
+    """The variable in which the user has set a number of threads, or a list of them; None: neither."""
     return next((name for name in NUMBER if re.match(r" *\+?0*[1-9]\d* *(,|$)", os.environ.get(name, ""))), None)
 
 
 def threads_for(largest: int) -> int | None:
-    """For a model on a CPU whose largest weight has so many numbers; None: as many as torch takes by itself."""
+    """Threads for a model whose largest weight has so many elements; None: torch's default."""
     return 1 if largest <= SMALL and chosen_by_user() is None else None
 
 
 def threads_hint(threads: int, default: int) -> str:
-    """What a user may want to know of another number than torch's own."""
+    """The note about a number of threads that is not torch's default."""
     return (
         f"{threads} thread instead of {default}, for the model is small; {NUMBER[0]} chooses another number, and the "
         "reference's sound for a seed may depend on it"
@@ -48,7 +46,7 @@ def threads_hint(threads: int, default: int) -> str:
 
 
 def diagnosis(default: int) -> dict[str, str | int | None]:
-    """For `doctor`: how many threads `say` would take on a CPU, and why. default: torch's own number."""
+    """For `doctor`: the threads that `say` uses on a CPU, and why. default: torch's number."""
     by = chosen_by_user()
     waiting = next((name for name in WAITING if name in os.environ), None)
     why = f"{by} says so" if by else f"one is enough where no weight has more than {SMALL} numbers"
@@ -62,7 +60,7 @@ def diagnosis(default: int) -> dict[str, str | int | None]:
 
 @contextmanager
 def computing(weights: Iterable["Tensor"]) -> Iterator[int]:
-    """Inside, torch computes on so many threads as fit the weights, on a CPU."""
+    """Inside, torch uses the number of CPU threads that fits the weights."""
     import torch
 
     sizes = [weight.numel() for weight in weights if weight.device.type == "cpu"]

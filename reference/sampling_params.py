@@ -1,4 +1,4 @@
-"""The settings of one request's draws. This file needs no torch: a command line shows them before it loads any."""
+"""Sampling settings of a request. This file needs no torch, because the command line reads it first."""
 
 import math
 from dataclasses import dataclass, fields, replace
@@ -7,11 +7,11 @@ from typing import TypedDict
 from zonos2_triton.reference.scalars import as_python
 
 LARGEST = (2 - 2.0**-23) * 2.0**127  # of fp32
-LONGEST = 2**24  # up to here, fp32 holds every whole number; no clip has as many frames
+LONGEST = 2**24  # fp32 holds every integer up to here; no clip has as many frames
 
 
 class Default(int):
-    """A number that nobody gave. It is like any other, but who knows better may take another in its place."""
+    """A default value, which `Zonos2.speak` may replace. It behaves like any other int."""
 
 
 MAX_FRAMES = Default(1024)
@@ -28,10 +28,10 @@ class Sampling:
     repetition_window   generated frames looked back at; 0: no penalty
     repetition_penalty  at least 1, which is off; positive logits of seen codes are divided by it, others multiplied
     repetition_codebooks  the first so many codebooks are penalised; negative or above 9: all
-    max_frames          at least 1; more than the context holds is an error, but for the default, which is cut to it;
-                        where it is not given, `Zonos2.speak` and `stream` take as many as the text may need
-    ignore_eos          generate max_frames whatever the codes say
-    seed                0 .. 2^64 - 1, or None: drawn anew for each request
+    max_frames          at least 1, at most what the context holds; the default is cut to it, and `Zonos2.speak` raises
+                        it for a long text
+    ignore_eos          generate max_frames frames, whatever the codes
+    seed                0 .. 2^64 - 1, or None: a new one for each request
     """
 
     temperature: float = 1.15
@@ -79,8 +79,8 @@ class Sampling:
             seed=None if self.seed is None else int(self.seed),
         )
 
-    def row(self) -> list[float]:
-        """What `sample_codes` takes of it; the last number is not used. Larger ones than these mean the same."""
+    def packed(self) -> list[float]:
+        """The eight fp32 numbers that `sample_codes` takes; the last is not used. Larger values mean the same."""
         s = self.clamped()
         return [
             min(s.temperature, LARGEST), float(min(s.top_k, LONGEST)), s.top_p, min(s.min_p, LARGEST),

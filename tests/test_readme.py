@@ -237,7 +237,7 @@ def test_the_launch_parameters_compile(tmp_path):
     [command] = re.findall(r"set the variable and run `zonos2-triton (.*?)`", EVERYTHING)
     clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     run = subprocess.run(
-        [sys.executable, "-m", "zonos2_triton.model.cli", *command.split()],
+        [sys.executable, "-m", "zonos2_triton", *command.split()],
         env=clean | {"ZONOS2_TRITON_LAUNCH_CONFIG": str(tmp_path / "launch.json")},
         capture_output=True,
         text=True,

@@ -250,7 +250,7 @@ class State:
         config, like = model.config, model.table
         self.batch_state = BatchState(config, batch_size, 0, config.n_codebooks, like)
         for row in range(batch_size):
-            self.batch_state.add(row, [], context, FOREVER, -1, Sampling().row(), row)
+            self.batch_state.add(row, [], context, FOREVER, -1, Sampling().packed(), row)
         capacity = -(-(context + timer.ENOUGH_CALLS + 1) // ROUND) * ROUND
         self.cache = reference.Cache(config, 0, capacity, like)
         shape = batch_size, config.kv_heads, capacity, config.head_dim

@@ -228,7 +228,7 @@ def sample_codes(
     steps = new.int32([step + b for b in range(B)])
     if recent:
         last_seen.scatter_(2, logits.argmax(2, keepdim=True), (steps - recent)[:, None, None].expand(B, C, 1))
-    rows = [Sampling(**settings[b % len(settings)]).row() for b in range(B)]  # type: ignore[arg-type]
+    rows = [Sampling(**settings[b % len(settings)]).packed() for b in range(B)]  # type: ignore[arg-type]
     seeds = [(b + 1) * 0x9E3779B97F4A7C15 % 2**64 - 2**63 for b in range(B)]  # all 64 bits
     return {
         "logits": logits.round() if whole else logits,

@@ -105,7 +105,7 @@ def state_at(model: reference.Model, batch_size: int, context: int) -> BatchStat
     """Streams with so many rows in the cache, and room for as many frames as a measurement may take."""
     pages = pages_of(context + ROOM)
     slots = BatchState(model.config, batch_size, batch_size * pages, model.config.n_codebooks, model.table)
-    settings = Sampling().row()
+    settings = Sampling().packed()
     for row in range(batch_size):
         slots.add(row, list(range(row * pages, (row + 1) * pages)), context, FOREVER, -1, settings, row)
     return slots

@@ -28,7 +28,7 @@ class BatchState:
         width = pages_of(config.max_seqlen)
         self.block_table = torch.zeros(slots, width, dtype=torch.int32, device=device)
         self.ids = torch.zeros(slots, C + 1, dtype=torch.int32, device=device)
-        self.settings = torch.tensor([Sampling().row()], dtype=torch.float32, device=device).repeat(slots, 1)
+        self.settings = torch.tensor([Sampling().packed()], dtype=torch.float32, device=device).repeat(slots, 1)
         self.seeds = torch.zeros(slots, dtype=torch.int64, device=device)
         self.last_seen = torch.full((slots, C, V), NEVER_SEEN, dtype=torch.int32, device=device)
         self.frames = torch.zeros(slots, ring, C + 1, dtype=torch.int32, device=device)
@@ -78,8 +78,8 @@ class BatchState:
         return scalars, frames
 
 
-def int32(numbers: list[int], device: torch.device) -> Tensor:
-    return upload(torch.tensor(numbers, dtype=torch.int32, device="cpu"), device)
+def int32(values: list[int], device: torch.device) -> Tensor:
+    return upload(torch.tensor(values, dtype=torch.int32, device="cpu"), device)
 
 
 def upload(values: Tensor, device: torch.device) -> Tensor:

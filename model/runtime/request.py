@@ -64,16 +64,16 @@ class Request:
 
         ValueError: more frames than the context holds.
         """
-        settings, room = sampling.clamped(), config.max_seqlen - len(prompt)
-        if settings.max_frames > room and settings.max_frames != Sampling.max_frames:
+        settings, most = sampling.clamped(), config.max_seqlen - len(prompt)
+        if settings.max_frames > most and settings.max_frames != Sampling.max_frames:
             raise ValueError(
                 f"{name}: max_frames is {settings.max_frames}, but behind a prompt of {len(prompt)} tokens the context "
-                f"(max_seqlen {config.max_seqlen}) holds {room} frames; only the default is cut to that"
+                f"(max_seqlen {config.max_seqlen}) holds {most} frames; only the default is cut to that"
             )
         self.name, self.prompt, self.speaker = name, prompt, speaker
-        self.settings = settings.row()
+        self.settings = settings.packed()
         self.seed = fresh_seed(settings)
-        self.max_frames = min(settings.max_frames, room)
+        self.max_frames = min(settings.max_frames, most)
         self.eoa_id = -1 if settings.ignore_eos else config.eoa_id
         self.cache_len = len(prompt) + self.max_frames - 1  # the last frame is not fed back
         self.pages: list[int] = []

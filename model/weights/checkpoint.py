@@ -1,4 +1,4 @@
-"""Reading tensors from files that nobody has to trust: checked whole before anything is used, and never executed."""
+"""Tensors from untrusted files: checked as a whole before use, and never executed."""
 
 import json
 import pickle
@@ -22,8 +22,7 @@ FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 class Checkpoint:
     """A file of named tensors, opened but not read: `shapes`, `dtypes`, and text `metadata`.
 
-    `tensors(names)` maps the file into memory: pages are read when touched, and given back when the tensors go.
-    The file must not be changed in place while they live.
+    `tensors(names)` maps the file into memory. Do not change the file while the tensors live.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -66,14 +65,14 @@ class Checkpoint:
     def _add(self, name: str, file: Path, shape: list[int], dtype: torch.dtype) -> None:
         official = name.replace(".parametrizations.", ".").removesuffix(".original")
         if official.endswith((".router.ent_denom", ".router.normalized_entropy")):
-            return  # statistics of the training
+            return  # training statistics
         if official in self._files:
             raise ValueError(f"{self.path} holds {official} twice")
         self._files[official] = file, name
         self.shapes[official], self.dtypes[official] = shape, dtype
 
     def _list_safetensors(self, file: Path, places: Mapping[str, str] | None = None) -> None:
-        """places: the files that count, by the name of the tensor."""
+        """places: {name of a tensor: its file}, of an index."""
         with _open_safetensors(file) as handle:
             self.metadata |= handle.metadata() or {}
             for name in handle.keys():  # noqa: SIM118  a handle is no mapping
@@ -113,7 +112,7 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _load_pickle(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a file that torch.save wrote, mapped; its 'metadata' entry by its own keys, as text or JSON."""
+    """Mapped tensors of a file of torch.save, and the entries of its 'metadata' as text or JSON."""
     try:
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged pickle can raise nearly anything
@@ -140,13 +139,13 @@ def _load_pickle(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _first(names: Sequence[str], joint: str) -> str:
-    """Some of them; how many there are matters more than the hundredth name."""
+    """The first names and the number of the others."""
     more = [f"and {len(names) - NAMED} more"] if len(names) > NAMED else []
     return joint.join([*names[:NAMED], *more])
 
 
 def check_layout(source: object, shapes: Mapping[str, list[int]], layout: Mapping[str, list[int]]) -> None:
-    """ValueError that counts every missing, surplus and misshapen tensor, and names the first of each."""
+    """ValueError: tensors are missing, surplus or misshapen. It counts all and names the first of each kind."""
     prefix = _wrapper(shapes, layout)
     missing = [f"{name} {layout[name]}" for name in layout if name not in shapes and prefix + name not in shapes]
     surplus = [f"{name} {list(shapes[name])}" for name in shapes if name.removeprefix(prefix) not in layout]
@@ -166,7 +165,7 @@ def check_layout(source: object, shapes: Mapping[str, list[int]], layout: Mappin
 
 
 def _wrapper(names: Collection[str], layout: Collection[str]) -> str:
-    """What stands before every name, and must not; often it is nothing."""
+    """A prefix that a wrapper has added to every name, or ""."""
     first = next(iter(names), "")
     if first in layout:
         return ""
@@ -176,13 +175,13 @@ def _wrapper(names: Collection[str], layout: Collection[str]) -> str:
 
 
 def value_faults(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> list[str]:
-    """A line for each tensor that is no plain one of floats, or is NaN or Inf, by itself or once it is `dtype`."""
+    """A line for each tensor that is not a dense float tensor, or holds NaN or Inf, also after a cast to `dtype`."""
     faults = []
     for name, tensor in tensors.items():
         if tensor.dtype not in FLOATS or tensor.layout != torch.strided or tensor.is_meta:
             faults.append(f"{name} must be a dense floating-point tensor, got {tensor.dtype}, {tensor.layout}")
         elif tensor.numel():
-            # The extremes of a tensor with a NaN are NaN; unlike isfinite() they need no mask of the tensor's size.
+            # aminmax returns NaN if there is one, and unlike isfinite() allocates no mask.
             lowest, highest = torch.aminmax(tensor.to(dtype or tensor.dtype))
             if not (lowest.isfinite() and highest.isfinite()):
                 faults.append(f"{name} holds NaN or Inf" + (f" as {dtype}" if dtype else ""))
@@ -190,7 +189,7 @@ def value_faults(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None
 
 
 def check_values(source: object, tensors: Mapping[str, Tensor]) -> None:
-    """ValueError that lists every fault of `value_faults`."""
+    """ValueError: the faults of `value_faults`."""
     _raise_faults(source, value_faults(tensors))
 
 
@@ -204,8 +203,8 @@ def load_weights(
 ) -> dict[str, Tensor]:
     """The tensors of `layout`, checked, as `dtype` on `device`.
 
-    What needs no change stays a view of the mapped file; else all is converted layer by layer, so that the memory in
-    use never exceeds the result by more than a layer.
+    Tensors that need no change stay views of the mapped file. Otherwise they are converted layer by layer, so that the
+    peak memory exceeds the result by one layer at most.
     """
     check_layout(checkpoint.path, checkpoint.shapes, layout)
     unchanged = device.type == "cpu" and all(checkpoint.dtypes[name] == dtype for name in layout)
@@ -229,9 +228,9 @@ def _by_layer(names: Iterable[str]) -> list[list[str]]:
 
 
 def one_file(path: Path, what: str, patterns: Iterable[str], remedy: str = "instead of the folder") -> Path:
-    """A file itself; in a folder, the file that the first matching pattern finds. remedy: how to name one of several.
+    """`path` if it is a file; in a folder, the file that the first matching pattern finds. remedy: for the error.
 
-    ValueError: two of them; FileNotFoundError: none.
+    ValueError: several files match. FileNotFoundError: none.
     """
     if path.is_file():
         return path
@@ -250,6 +249,6 @@ def one_file(path: Path, what: str, patterns: Iterable[str], remedy: str = "inst
 
 def _matches(folder: Path, patterns: list[str]) -> Iterator[list[Path]]:
     for pattern in patterns:
-        visible = (path for path in folder.glob(pattern) if not path.name.startswith("."))  # ._* are of Finder
+        visible = (path for path in folder.glob(pattern) if not path.name.startswith("."))  # Finder writes ._*
         if found := sorted(path for path in visible if path.is_file()):
             yield found

@@ -1,4 +1,4 @@
-"""How the files of the codec name its tensors and state its sizes: the official one, and transformers' folder."""
+"""Codec checkpoints: tensor names and sizes of the official file and of transformers' folder."""
 
 import json
 import re
@@ -12,25 +12,25 @@ from zonos2_triton.reference.vocoder import VocoderConfig, fold
 
 
 def is_encode_side(name: str) -> bool:
-    """Whether decoding does without the tensor."""
+    """Whether the tensor is not needed to decode."""
     return ".encoder." in f".{name}" or ".in_proj." in name
 
 
 def fold_weight_norms(state: Mapping[str, Tensor], to: dtype) -> dict[str, Tensor]:
-    """Each pair of g and v, in either spelling of torch, becomes the weight it stands for; half a pair stays."""
+    """Replace each pair g and v, in either naming of torch, by its weight. Half a pair stays."""
     folded = {name.replace(".parametrizations.", "."): tensor for name, tensor in state.items()}
     for g_end, v_end in ((".weight_g", ".weight_v"), (".weight.original0", ".weight.original1")):
         for base in [name.removesuffix(g_end) for name in folded if name.endswith(g_end)]:
             g, v = folded[base + g_end], folded.get(base + v_end)
             if v is None or v.ndim != 3 or g.shape != (len(v), 1, 1) or f"{base}.weight" in folded:
-                continue  # the layout has no g or v: what does not fit together is listed there
+                continue  # stays, and check_layout reports it
             folded[f"{base}.weight"] = fold(g, v, to)
             del folded[base + g_end], folded[base + v_end]
     return folded
 
 
 def official_config(checkpoint: Checkpoint) -> VocoderConfig:
-    """From the constructor arguments that the official file keeps under metadata.kwargs."""
+    """The configuration in metadata.kwargs of the official file."""
     try:
         kwargs = json.loads(checkpoint.metadata.get("kwargs", "{}"))
         own = {name: kwargs[name] for name in VocoderConfig.__dataclass_fields__ if kwargs.get(name) is not None}
@@ -42,7 +42,7 @@ def official_config(checkpoint: Checkpoint) -> VocoderConfig:
 
 
 def transformers_config(path: Path) -> VocoderConfig:
-    """From the folder's config.json."""
+    """The configuration in the folder's config.json."""
     try:
         c = json.loads(path.read_text(encoding="utf-8"))
         rates = c.get("upsampling_ratios") or c["downsampling_ratios"][::-1]
@@ -59,14 +59,14 @@ def transformers_config(path: Path) -> VocoderConfig:
         raise ValueError(f"{path} is not the configuration of a transformers DAC model: {error!r}") from error
 
 
-# Modules of transformers' decoder blocks and residual units, by their place in the official sequences.
+# Index in the official nn.Sequential of each module of transformers' decoder blocks and residual units.
 RESIDUAL_UNITS = ("res_unit1", "res_unit2", "res_unit3")
 BLOCK_PARTS = {name: str(i) for i, name in enumerate(("snake1", "conv_t1", *RESIDUAL_UNITS))}
 UNIT_PARTS = {name: str(i) for i, name in enumerate(("snake1", "conv1", "snake2", "conv2"))}
 
 
 def official_name(name: str, config: VocoderConfig) -> str:
-    """The official name of a tensor of transformers' DacModel; what it does not know stays as it is."""
+    """The official name of a tensor of transformers' DacModel. An unknown name stays."""
     last = len(config.decoder_rates) + 1
     if block := re.fullmatch(r"decoder\.block\.(\d+)\.([^.]+)\.(.+)", name):
         i, module, rest = block.groups()

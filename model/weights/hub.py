@@ -1,4 +1,4 @@
-"""Where a model lies: a folder first, the Hugging Face hub second."""
+"""The location of a model: a folder, or a repository on the Hugging Face hub."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ from zonos2_triton._settings import local_path
 
 REPO_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
-# What the released backbone is used with, and where each lies on the hub.
+# Repositories of the codec and the speaker encoder that the released backbone uses.
 CODEC_REPO = "descript/dac_44khz"
 SPEAKER_REPO = "marksverdhei/Qwen3-Voice-Embedding-12Hz-1.7B"
 
@@ -15,9 +15,9 @@ FILES = ["*.json", "*.safetensors", "*.pth", "*.pt"]
 
 
 def resolve_path(name: str | Path) -> Path:
-    """A local file or folder as it is; else the snapshot of a hub repository "owner/name", kept in its cache.
+    """A local file or folder as it is, or the cached snapshot of a hub repository "owner/name".
 
-    HF_HUB_OFFLINE=1 keeps it from the network. FileNotFoundError: neither; ImportError: the hub extra is missing.
+    HF_HUB_OFFLINE=1 forbids the network. FileNotFoundError: neither. ImportError: huggingface_hub is missing.
     """
     path = local_path(name)
     if path.exists():
@@ -32,7 +32,7 @@ def resolve_path(name: str | Path) -> Path:
             f"{name} is no file or folder here; to fetch it from the hub: pip install huggingface_hub"
         ) from error
     try:
-        return Path(snapshot_download(name, allow_patterns=FILES))  # completes what is cached; offline, takes that
+        return Path(snapshot_download(name, allow_patterns=FILES))  # offline it returns the cache
     except HFValidationError as error:
         raise FileNotFoundError(f"{name} is neither a file or folder here nor a valid hub id: {error}") from error
     except Exception as error:

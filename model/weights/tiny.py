@@ -1,4 +1,4 @@
-"""A tiny ZONOS2 with random weights, written in the official formats: for the demo and the tests, not for listening."""
+"""A tiny ZONOS2 with random weights in the official formats, for the demo and the tests."""
 
 import json
 import math
@@ -25,7 +25,7 @@ NOTICE = "random weights: a test model that was never trained; its sound means n
 QUALITY = {"lufs": 12, "estimated_snr": 12, "max_pause": 12, "estimated_bandlimit_hz": 8, "leading_silence_s": 8,
            "trailing_silence_s": 8}  # fmt: skip
 
-# The keys of the released params.json; the vocabulary is the real one, the network is not.
+# The keys of the released params.json, with the real vocabulary and a small network.
 PARAMS: dict[str, Any] = {
     "model_type": "zonos2",
     "dtype": "float32",
@@ -84,11 +84,11 @@ def write_tiny(folder: str | Path, seed: int = 0) -> Path:
     final, number = local_path(folder), as_int(seed)
     if number is None or not 0 <= number < 2**63:
         raise ValueError(f"seed must be an integer in 0..2**63 - 1, got {seed!r}")
-    # Hidden files are of other programs, and stay.
+    # Hidden files belong to other programs and stay.
     if final.exists() and (not final.is_dir() or any(not path.name.startswith(".") for path in final.iterdir())):
         raise FileExistsError(f"{final} is no empty folder; name a new folder for the tiny model")
-    empty = final.exists()  # which may be a link or a mounted folder, and stays
-    folder = (final if empty else final.parent) / f".tiny-{secrets.token_hex(4)}"  # gets its name when it is whole
+    empty = final.exists()  # it may be a link or a mounted folder, so it stays
+    folder = (final if empty else final.parent) / f".tiny-{secrets.token_hex(4)}"  # renamed once complete
     try:
         folder.mkdir(parents=True)
         _fill(folder, number)
@@ -99,7 +99,7 @@ def write_tiny(folder: str | Path, seed: int = 0) -> Path:
             folder.replace(final)
     except OSError as error:
         raise type(error)(f"cannot write {final}: {error.strerror or error}") from error
-    except RuntimeError as error:  # torch's of a full disk
+    except RuntimeError as error:  # torch reports a full disk so
         raise OSError(f"cannot write {final}: {error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -110,7 +110,7 @@ def _fill(folder: Path, seed: int) -> None:
     (folder / "dac").mkdir()
     (folder / "speaker_encoder").mkdir()
     generator = torch.Generator().manual_seed(seed)
-    metadata = {"notice": NOTICE}  # one entry: the library writes several in random order
+    metadata = {"notice": NOTICE}  # one entry: safetensors writes several in random order
 
     _write_json(folder / "params.json", PARAMS)
     weights = backbone_weights(Zonos2Config.from_params(PARAMS), generator)
@@ -126,7 +126,7 @@ def _fill(folder: Path, seed: int) -> None:
 def random_weights(
     layout: Mapping[str, list[int]], generator: torch.Generator, convolutions: bool = False, gain: float = 1.0
 ) -> dict[str, Tensor]:
-    """Normal weights that multiply the deviation of their input by `gain`; small biases, scales around 1."""
+    """Normal weights that scale the standard deviation by `gain`; small biases, norm weights around 1."""
     weights = {}
     for name, shape in layout.items():
         x = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
@@ -141,14 +141,14 @@ def random_weights(
 
 
 def backbone_weights(config: Zonos2Config, generator: torch.Generator) -> dict[str, Tensor]:
-    """Of a model that draws varied codes; its temperatures are numbers that bf16 holds."""
+    """Weights of a model that samples varied codes. Its temperatures are exact in bf16."""
     weights = random_weights(network.layout(config), generator)
     weights["multi_output.weight"] *= 3
     return {name: t.bfloat16().float() if name.endswith("temp") else t for name, t in weights.items()}
 
 
 def codec_weights(config: VocoderConfig, generator: torch.Generator) -> dict[str, Tensor]:
-    """Of a decoder that is neither silent nor clipped, and does not magnify rounding errors."""
+    """Weights of a decoder that is neither silent nor clipped, and does not amplify rounding errors."""
     weights = random_weights(vocoder.layout(config), generator, convolutions=True, gain=0.65)
     for name, tensor in weights.items():
         if name.endswith("alpha"):
@@ -157,7 +157,7 @@ def codec_weights(config: VocoderConfig, generator: torch.Generator) -> dict[str
 
 
 def save_official_codec(path: str | Path, config: VocoderConfig, folded: Mapping[str, Tensor]) -> None:
-    """The file of descript-audio-codec: a state_dict with weight norm as g and v, constructor arguments beside it."""
+    """The file of descript-audio-codec: a state_dict with weight norm as g and v, and its constructor arguments."""
     state = {}
     for name, tensor in folded.items():
         if name.endswith(".weight") and "codebook" not in name:

@@ -43,7 +43,7 @@ def test_verify_in_a_process_that_compiles_begins_again():
     """What was imported as a compiler cannot interpret; the output is that of one run."""
     clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     options = ["verify", "--kernel", "advance_frame", "--workload", "tiny", "--dtype", "float32", "--json"]
-    command = [sys.executable, "-m", "zonos2_triton.model.cli", *options]
+    command = [sys.executable, "-m", "zonos2_triton", *options]
     run = subprocess.run(command, capture_output=True, text=True, env=clean)
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout)

@@ -47,7 +47,7 @@ def test_one_document_and_nothing_else(command, status, capfd, tmp_path):
 @pytest.mark.slow
 def test_compile_in_its_own_processes(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "zonos2_triton.model.cli", "compile", "--kernel", "rotary", "--target", "sm_90"]
+    command = [sys.executable, "-m", "zonos2_triton", "compile", "--kernel", "rotary", "--target", "sm_90"]
     run = subprocess.run([*command, "--json"], capture_output=True, text=True, env=environment, cwd=tmp_path)
     found = document(run.stdout)
     assert {row["kernel"] for row in found["rows"]} == {"rotary"}

@@ -156,7 +156,7 @@ def test_the_readme_names_every_step():
 
 @pytest.mark.interpreter
 def test_verify_takes_it(book):
-    rows = book("zonos2_triton.model.cli", "verify", "--kernel", "scale_add", "--dtype", "float32").splitlines()[1:]
+    rows = book("zonos2_triton", "verify", "--kernel", "scale_add", "--dtype", "float32").splitlines()[1:]
     assert [row.split()[:2] for row in rows[:-1]] == [["scale_add", name] for name in ("tiny", "one-row", "wide-D")]
     assert rows[-1] == "3 passed, 0 failed"
 
@@ -164,7 +164,7 @@ def test_verify_takes_it(book):
 @pytest.mark.slow
 @pytest.mark.interpreter
 def test_bench_the_gate_and_its_own_tests_take_it(book):
-    said = book("zonos2_triton.model.cli", "bench", "--kernel", "scale_add")
+    said = book("zonos2_triton", "bench", "--kernel", "scale_add")
     assert "beside: 2 passed" in said  # the reference, as it is and compiled
     book("zonos2_triton.bench.compiler.op_schema", "--update", "99.0.0")
     assert book("zonos2_triton.bench.compiler.op_schema").startswith("as listed")

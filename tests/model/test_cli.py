@@ -17,7 +17,7 @@ import torch
 from zonos2_triton.model import Audio, Sampling
 from zonos2_triton.model.cli import main
 
-COMMAND = [sys.executable, "-m", "zonos2_triton.model.cli"]
+COMMAND = [sys.executable, "-m", "zonos2_triton"]
 
 
 def files(folder):

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-COMMAND = [sys.executable, "-m", "zonos2_triton.model.cli"]
+COMMAND = [sys.executable, "-m", "zonos2_triton"]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from zonos2_triton.model import Audio, Backbone, SpeakerEncoder, Vocoder, Zonos2
 from zonos2_triton.model.audio import read_audio
 from zonos2_triton.model.weights.tiny import write_tiny
 
-COMMAND = [sys.executable, "-m", "zonos2_triton.model.cli"]
+COMMAND = [sys.executable, "-m", "zonos2_triton"]
 FRAMES = 12
 
 

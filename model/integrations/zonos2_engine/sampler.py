@@ -125,7 +125,7 @@ class Sampler:
             key = self._keys.getrandbits(64) if params.seed is None else int(params.seed) % WORD
             sampling = _settings(req, self.codebook_size)
             counts = sampling.repetition_penalty > 1 and sampling.repetition_codebooks > 0
-            known = Known(params, sampling.row(), sampling.repetition_window if counts else 0, key)
+            known = Known(params, sampling.packed(), sampling.repetition_window if counts else 0, key)
             self._known[req] = known
         return known
 
