@@ -49,6 +49,7 @@ SMALLER = {
 }
 # Blocks and commands that do not run here, by how they begin.
 NOT_RUN = {
+    "# file: ": "a file of an example; tests/kernels/test_new_operator.py",
     "import zonos2\n": "the official engine; tests/integrations/zonos2_engine calls accelerate(zonos2)",
     "from zonos2.message": "the official engine, before",
     "make ": "it sets up an environment of its own; test_make_has_these_targets",

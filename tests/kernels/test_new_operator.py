@@ -10,68 +10,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-README = ROOT / "kernels" / "README.md"
+README = (ROOT / "kernels" / "README.md").read_text(encoding="utf-8")
 
-# By its steps: a new file, or a file and a line of it before which the text goes.
-KERNEL = '''"""Scale and add: y = scale * x + residual, element by element.
-
-Shapes     x, residual, y [M, D]. M rows, D their width.
-Dtypes     one of fp32, fp16, bf16; fp32 inside, y rounded once.
-Raises     ValueError, TypeError naming operation, argument, what came and what is accepted.
-Reference  zonos2_triton.reference.scale_add.scale_add
-Source     none.
-"""
-
-import torch
-import triton
-import triton.language as tl
-from torch import Tensor
-
-from zonos2_triton.kernels._args import Arg, check, check_rows
-from zonos2_triton.kernels._launch_config import launch_config
-from zonos2_triton.kernels._math import cast
-from zonos2_triton.kernels._operator import Cost, block, cpu_fallback, fake, runs_kernel
-
-
-@triton.jit
-def _scale_add_kernel(x_ptr, residual_ptr, y_ptr, scale, D, BLOCK_D: tl.constexpr):
-    """Grid (M,): a program owns a row."""
-    row = tl.program_id(0).to(tl.int64) * D
-    offs = tl.arange(0, BLOCK_D)
-    mask = offs < D
-    x = tl.load(x_ptr + row + offs, mask=mask, other=0.0).to(tl.float32)
-    y = scale * x + tl.load(residual_ptr + row + offs, mask=mask, other=0.0).to(tl.float32)
-    tl.store(y_ptr + row + offs, cast(y, y_ptr.dtype.element_ty), mask=mask)
-
-
-@torch.library.custom_op("zonos2_triton::scale_add", mutates_args=())
-def scale_add(x: Tensor, residual: Tensor, scale: float) -> Tensor:
-    sizes = check("scale_add", x=Arg(x, "M D"), residual=Arg(residual, "M D"))
-    check_rows("scale_add", x.dtype, D=sizes["D"])
-    if not runs_kernel(x):
-        return cpu_fallback("scale_add", x, residual, scale)
-    y = torch.empty_like(x)
-    more = launch_config("scale_add", "row", x.dtype)
-    _scale_add_kernel[(sizes["M"],)](x, residual, y, scale, sizes["D"], BLOCK_D=block(sizes["D"]), **more)
-    return y
-
-
-@fake(scale_add)
-def _(x: Tensor, residual: Tensor, scale: float) -> Tensor:
-    return torch.empty_like(x)
-
-
-def cost(M: int, D: int, itemsize: int) -> Cost:
-    return Cost(bytes=3 * M * D * itemsize, flops=2 * M * D)
-'''
-REFERENCE = '''"""Scale and add."""
-
-from torch import Tensor
-
-
-def scale_add(x: Tensor, residual: Tensor, scale: float) -> Tensor:
-    return scale * x + residual
-'''
+NEW = dict(re.findall(r"^```python\n# file: (\S+)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL))
+# By its steps, the entries of tables: a file and a line of it before which the text goes.
 SPEC = """    spec(
         "scale_add",
         "nothing yet",
@@ -95,23 +37,6 @@ MUTANTS = """    "scale_add": mutants(
         subtracted="y = scale * x {{+ => -}} tl",
     ),
 """
-TEST = """from tests.kernels.operator_suite import OperatorTests, odd_width, wrong
-
-
-class TestScaleAdd(OperatorTests):
-    name = "scale_add"
-    accuracy = [{"M": 64, "D": 512}]
-    costs = {"decode-B64": (3 * 64 * 2048 * 2, 2 * 64 * 2048)}
-    wrong = [
-        wrong(r"residual must have shape \\\\[M=3, D=48\\\\], got", residual=lambda x: x[:2]),
-        *odd_width("D", 50),
-    ]
-"""
-NEW = {
-    "kernels/scale_add.py": KERNEL,
-    "reference/scale_add.py": REFERENCE,
-    "tests/kernels/test_scale_add.py": TEST.replace("\\\\", "\\"),
-}
 BEFORE = {
     "bench/proof/invariants.py": ('    "rotary": ("x",', '    "scale_add": ("x", "residual"),\n'),
     "bench/specs/backbone.py": ('    spec(\n        "rotary",', SPEC),
@@ -146,8 +71,9 @@ def book(tmp_path_factory):
     return run
 
 
-def test_the_readme_names_every_step():
-    [steps] = re.findall(r"^A new kernel is:\n\n.*?\n\n", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+def test_the_page_names_every_step():
+    assert len(NEW) == 3
+    [steps] = re.findall(r"^A new kernel is:\n\n.*?\n\n", README, re.MULTILINE | re.DOTALL)
     named = set(re.findall(r"`([\w/.<>]+)`", steps))
     for name in (*NEW, *BEFORE):
         path = name.replace("scale_add", "<operator>")
