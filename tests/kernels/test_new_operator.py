@@ -91,7 +91,7 @@ def test_verify_takes_it(book):
 @pytest.mark.interpreter
 def test_bench_the_gate_and_its_own_tests_take_it(book):
     said = book("zonos2_triton", "bench", "--kernel", "scale_add")
-    assert "beside: 2 passed" in said  # the reference, as it is and compiled
+    assert "baselines: 2 passed" in said  # the reference, as it is and compiled
     book("zonos2_triton.bench.compiler.op_schema", "--update", "99.0.0")
     assert book("zonos2_triton.bench.compiler.op_schema").startswith("as listed")
     book("pytest", "-q", "-p", "no:cacheprovider", "tests/kernels/test_scale_add.py", "tests/kernels/test_operator.py")
