@@ -110,10 +110,10 @@ LAUNCH_CONFIGS: dict[tuple[str, str], Configs] = {
     ("moe_experts_down", "decode"): _NO_NORM,
     ("moe_experts_down", "prefill"): _PREFILL,
     ("decode_attention", "split"): {
-        "*": (_config(4, 3, SPLIT=128, BLOCK_S=64),),
-        "gfx942": (_config(4, 2, SPLIT=128, BLOCK_S=64),),
-        "fp32": (_config(4, 2, SPLIT=128, BLOCK_S=32),),
-        "interpreter": (_config(1, 1, SPLIT=16, BLOCK_S=8),),
+        "*": (_config(4, 3, KV_PER_SPLIT=128, BLOCK_KV=64),),
+        "gfx942": (_config(4, 2, KV_PER_SPLIT=128, BLOCK_KV=64),),
+        "fp32": (_config(4, 2, KV_PER_SPLIT=128, BLOCK_KV=32),),
+        "interpreter": (_config(1, 1, KV_PER_SPLIT=16, BLOCK_KV=8),),
     },
     ("rvq_decode", "frames"): {
         "*": (_config(4, 1, BLOCK_M=16, BLOCK_N=64),),
@@ -140,9 +140,9 @@ LAUNCH_CONFIGS: dict[tuple[str, str], Configs] = {
     },
     ("prefill_attention", "write"): {"*": (_config(4, 1, BLOCK_Q=16),), "interpreter": (_config(1, 1, BLOCK_Q=16),)},
     ("prefill_attention", "attend"): {
-        "*": (_config(8, 2, BLOCK_M=128, BLOCK_S=32),),
-        "sm_90": (_config(8, 2, BLOCK_M=128, BLOCK_S=64),),
-        "fp32": (_config(4, 1, BLOCK_M=16, BLOCK_S=32),),
-        "interpreter": (_config(1, 1, BLOCK_M=32, BLOCK_S=16),),
+        "*": (_config(8, 2, BLOCK_M=128, BLOCK_KV=32),),
+        "sm_90": (_config(8, 2, BLOCK_M=128, BLOCK_KV=64),),
+        "fp32": (_config(4, 1, BLOCK_M=16, BLOCK_KV=32),),
+        "interpreter": (_config(1, 1, BLOCK_M=32, BLOCK_KV=16),),
     },
 }

@@ -6,7 +6,7 @@ Shapes     ids [M, C + 1], the last column text; table [C * V + text ids, D], V 
 Dtypes     ids int32 or int64; speaker_index int32; the others one of fp32, fp16, bf16; fp32 inside, h rounded once.
 Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; an id out of range where
            looking costs nothing (CPU tensors, TRITON_DEBUG=1).
-Reference  zonos2_triton.reference.embedding.frame_embedding
+Reference  zonos2_triton.reference.frame_embedding.frame_embedding
 Source     Zyphra/ZONOS2, models/zonos2.py, MultiEmbedding.
 """
 

@@ -15,67 +15,12 @@ from zonos2_triton.reference.rotary import rotary
 QK_EPS = 1e-6  # of the head norms; not norm_eps
 
 
-def prefill_attention(
-    qkvg: Tensor,
-    qk_temperature: Tensor | None,
-    cos_sin_cache: Tensor | None,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    block_table: Tensor,
-    cache_seqlens: Tensor,
-    cu_seqlens: Tensor,
-    max_seqlen_q: int,
-) -> Tensor:
-    """qkvg [T, ...] of `qkv_projection`, the new rows of B sequences one after the other -> [T, HQ * DH].
-
-    Rows cu_seqlens[b] to cu_seqlens[b + 1] - 1 belong to sequence b, at positions from cache_seqlens[b] on.
-    max_seqlen_q is the largest number of them (a bound for kernels). q and k are normed per head without a weight. q is
-    scaled by |qk_temperature| [HQ]. Both are rotated by position (cos_sin_cache of `rotary_table`). The new keys and
-    values are written to the cache. Query head h reads key/value head h // (HQ / HKV) at its own and earlier positions;
-    sigmoid(gate) scales each head.
-
-    Pass qk_temperature and cos_sin_cache together, or neither. With neither, qkvg [T, (HQ + 2 * HKV) * DH] holds
-    queries, keys and values as they enter the products: no norm, no rotary, no gate.
-    """
-    cuts = cu_seqlens.tolist()
-    sequences = zip(block_table, cache_seqlens.tolist(), cuts[:-1], cuts[1:], strict=True)
-    return torch.cat(
-        [
-            _attend(qkvg[a:b], qk_temperature, cos_sin_cache, k_cache, v_cache, pages, start)
-            for pages, start, a, b in sequences
-        ]
-    )
-
-
-def decode_attention(
-    qkvg: Tensor,
-    qk_temperature: Tensor | None,
-    cos_sin_cache: Tensor | None,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    block_table: Tensor,
-    positions: Tensor,
-) -> Tensor:
-    """`prefill_attention` for one new row of each sequence, at positions [B].
-
-    A row with a negative position is idle: its result is zeros, and its pages are not touched.
-    """
-    rows = zip(qkvg[:, None], block_table, positions.tolist(), strict=True)
-    idle = qkvg.new_zeros(1, query_heads(qkvg, qk_temperature, k_cache) * k_cache.shape[3])
-    return torch.cat(
-        [
-            _attend(row, qk_temperature, cos_sin_cache, k_cache, v_cache, pages, at) if at >= 0 else idle
-            for row, pages, at in rows
-        ]
-    )
-
-
 def query_heads(qkvg: Tensor, qk_temperature: Tensor | None, k_cache: Tensor) -> int:
     """HQ of an attention's arguments."""
     return qkvg.shape[1] // k_cache.shape[3] - 2 * k_cache.shape[2] if qk_temperature is None else len(qk_temperature)
 
 
-def _attend(
+def attend(
     qkvg: Tensor,
     qk_temperature: Tensor | None,
     cos_sin_cache: Tensor | None,

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zonos2_triton.reference.config import BALANCING_SIGN, Zonos2Config
-from zonos2_triton.reference.embedding import speaker_row
+from zonos2_triton.reference.frame_embedding import speaker_row
 from zonos2_triton.reference.moe_router import Routing
 from zonos2_triton.reference.ops import REFERENCE, Ops
 from zonos2_triton.reference.rotary import rotary_table

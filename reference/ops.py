@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from zonos2_triton.reference.advance_frame import advance_frame
-from zonos2_triton.reference.attention import decode_attention, prefill_attention
 from zonos2_triton.reference.codebook_head import codebook_head
-from zonos2_triton.reference.embedding import frame_embedding
+from zonos2_triton.reference.decode_attention import decode_attention
+from zonos2_triton.reference.frame_embedding import frame_embedding
 from zonos2_triton.reference.moe_experts import moe_experts
 from zonos2_triton.reference.moe_router import moe_router
 from zonos2_triton.reference.norm import add_rms_norm
+from zonos2_triton.reference.prefill_attention import prefill_attention
 from zonos2_triton.reference.projection import output_projection, qkv_projection
 from zonos2_triton.reference.sample_codes import sample_codes
 

@@ -86,7 +86,7 @@ def prefill_attention(
     cu_seqlens: Tensor,
     max_seqlen_q: int,
 ) -> Tensor:
-    """Arguments, result and what becomes of the caches: as zonos2_triton.reference.attention.prefill_attention.
+    """Arguments, result and what becomes of the caches: as zonos2_triton.reference.prefill_attention.prefill_attention.
 
     ImportError: flash-attn is not installed. It computes in fp16 and bf16.
     """

@@ -11,7 +11,7 @@ from zonos2_triton.model.nvtx import annotate, ranged
 from zonos2_triton.model.runtime.batch_state import BatchState, int32, upload
 from zonos2_triton.model.runtime.request import Request
 from zonos2_triton.reference import network as reference
-from zonos2_triton.reference.embedding import speaker_row
+from zonos2_triton.reference.frame_embedding import speaker_row
 from zonos2_triton.reference.ops import Ops
 
 in_layer = partial(annotate, "model/layer")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from zonos2_triton.model import Backbone, Sampling, Zonos2, Zonos2Config, build_prompt
 from zonos2_triton.reference import network as reference
-from zonos2_triton.reference.embedding import speaker_row
+from zonos2_triton.reference.frame_embedding import speaker_row
 
 
 @pytest.fixture(scope="module")

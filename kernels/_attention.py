@@ -1,0 +1,132 @@
+"""Shared by both attentions: cache addresses, new queries, keys and values, online softmax, epilogue, checks."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from zonos2_triton.kernels._args import check_range, check_rows
+from zonos2_triton.kernels._math import apply_rotary, dot_fp32, rms_normalize, round_to
+from zonos2_triton.kernels.rotary import check_head_dim
+
+QK_EPS = 1e-6  # of the head norms
+LOG2E = 1.4426950408889634  # the softmax is one of powers of two
+
+
+@triton.jit
+def kv_offsets(pages_ptr, offs_kv, mask_kv, page_size, hk, HKV: tl.constexpr, DH: tl.constexpr):
+    """Where key/value head hk of each position offs_kv begins in a cache [pages, page_size, HKV, DH], int64.
+
+    pages_ptr points at the sequence's block table: position p lies in page pages[p // page_size].
+    """
+    page = tl.load(pages_ptr + offs_kv // page_size, mask=mask_kv, other=0).to(tl.int64)
+    return ((page * page_size + offs_kv % page_size) * HKV + hk) * DH
+
+
+@triton.jit
+def load_cos_sin(cos_sin_ptr, positions, mask, DH: tl.constexpr):
+    """Cosines and sines [N, DH / 2] of positions [N], from [P, 2, DH / 2]; mask [N, 1]."""
+    angle = cos_sin_ptr + positions.to(tl.int64)[:, None] * DH + tl.arange(0, DH // 2)[None, :]
+    return tl.load(angle, mask=mask, other=0.0), tl.load(angle + DH // 2, mask=mask, other=0.0)
+
+
+@triton.jit
+def prepare_query(
+    q,  # [N, DH]
+    qk_temperature_ptrs,  # [N]
+    mask,  # [N]
+    cos,  # [N or 1, DH / 2]
+    sin,  # [N or 1, DH / 2]
+    scale,
+    N: tl.constexpr,
+    DH: tl.constexpr,
+    EPS: tl.constexpr,
+):
+    """q normed per head, scaled by |qk_temperature| * scale and rotated, in its own dtype."""
+    temperature = tl.abs(tl.load(qk_temperature_ptrs, mask=mask, other=0.0).to(tl.float32)) * scale
+    normed = rms_normalize(q.to(tl.float32), DH, EPS) * temperature[:, None]
+    return round_to(apply_rotary(normed, cos, sin, N, DH), q.dtype)
+
+
+@triton.jit
+def write_new_kv(
+    key_ptrs,  # [N, DH]: the new keys in qkvg
+    value_ptrs,  # [N, DH]: the new values in qkvg
+    mask,  # [N, 1]
+    k_ptrs,  # [N, DH]: their places in k_cache
+    v_ptrs,  # [N, DH]: their places in v_cache
+    cos,  # [N, DH / 2], or None: keys are neither normed nor rotated
+    sin,  # [N, DH / 2]
+    N: tl.constexpr,
+    DH: tl.constexpr,
+    EPS: tl.constexpr,
+):
+    """The new keys, normed and rotated, and the new values, [N, DH] each, as they now lie in the cache."""
+    k = tl.load(key_ptrs, mask=mask, other=0.0)
+    if cos is not None:
+        k = round_to(apply_rotary(rms_normalize(k.to(tl.float32), DH, EPS), cos, sin, N, DH), k.dtype)
+    v = tl.load(value_ptrs, mask=mask, other=0.0)
+    tl.store(k_ptrs, k, mask=mask)
+    tl.store(v_ptrs, v, mask=mask)
+    return k, v
+
+
+@triton.jit
+def online_softmax(qk, m, l, dtype: tl.constexpr):
+    """One step of the online softmax over scores qk [N, BLOCK_KV] in units of log2.
+
+    m, l [N] are the maximum and the sum of weights so far. Returns the new ones, the factor alpha [N] that rescales
+    earlier sums, and the weights p in the cache's dtype. l sums the rounded weights: they sum to one.
+    """
+    m_new = tl.maximum(m, tl.max(qk, axis=1))
+    alpha = tl.exp2(m - m_new)
+    p = round_to(tl.exp2(qk - m_new[:, None]), dtype)
+    return m_new, l * alpha + tl.sum(p.to(tl.float32), axis=1), alpha, p
+
+
+@triton.jit
+def scores(q, k, scale, SCALED: tl.constexpr, N: tl.constexpr, BLOCK_KV: tl.constexpr):
+    """q k [N, BLOCK_KV], fp32. SCALED: scale is in q already; it is not put into a q that would be rounded again."""
+    qk = dot_fp32(q, k, tl.zeros((N, BLOCK_KV), tl.float32))
+    if not SCALED:
+        qk = qk * scale
+    return qk
+
+
+@triton.jit
+def store_output(y_ptrs, acc, l, gate, mask):
+    """y = sigmoid(gate) * acc / l, rounded once; gate [N] fp32, or None: no gate."""
+    y = acc / l[:, None]
+    if gate is not None:
+        y = y * tl.sigmoid(gate)[:, None]
+    tl.store(y_ptrs, round_to(y, y_ptrs.dtype.element_ty), mask=mask)
+
+
+def check_attention(
+    op: str,
+    qkvg: Tensor,
+    qk_temperature: Tensor | None,
+    cos_sin_cache: Tensor | None,
+    k_cache: Tensor,
+    block_table: Tensor,
+) -> tuple[int, int]:
+    """The number of query heads HQ, and how many positions pages and cos_sin_cache hold; ValueError as documented."""
+    (_, width), (pages, page_size, HKV, DH) = qkvg.shape, k_cache.shape
+    check_head_dim(op, DH)
+    check_rows(op, qkvg.dtype, DH=DH)
+    if (qk_temperature is None) != (cos_sin_cache is None):
+        raise ValueError(f"{op}: qk_temperature and cos_sin_cache must be given together, or neither")
+    HQ = len(qk_temperature) if qk_temperature is not None else width // DH - 2 * HKV
+    if qk_temperature is None and (HQ < 1 or HQ % HKV or width % DH):
+        raise ValueError(
+            f"{op}: qkvg must have (HQ + 2 * HKV) * DH columns without qk_temperature and cos_sin_cache, HQ a "
+            f"multiple of the cache's HKV={HKV} heads of DH={DH}, got {width}"
+        )
+    if HQ % HKV:
+        raise ValueError(f"{op}: qk_temperature must have a multiple of the cache's HKV={HKV} heads, got {HQ}")
+    if qk_temperature is not None and width != (HQ + 2 * HKV) * DH + HQ:
+        raise ValueError(
+            f"{op}: qkvg must have (HQ + 2 * HKV) * DH + HQ = {(HQ + 2 * HKV) * DH + HQ} columns, got {width}"
+        )
+    check_range(op, "block_table", block_table, 0, pages - 1, "the cache's pages")
+    capacity = block_table.shape[1] * page_size
+    return HQ, capacity if cos_sin_cache is None else min(capacity, len(cos_sin_cache))
