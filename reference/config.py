@@ -1,4 +1,4 @@
-"""The sizes of a ZONOS2 backbone, as its params.json states them."""
+"""The configuration of a ZONOS2 backbone, as params.json states it."""
 
 import json
 import math
@@ -12,20 +12,20 @@ from zonos2_triton.reference.scalars import as_python
 
 BYTE_VOCAB = 448  # 192 symbol ids, of which 2 and 3 are begin and end of text, then the 256 bytes
 
-# How the router's balancing_biases enter the choice: names in use, and the sign each one means.
+# Sign of the router's balancing_biases by the name of the strategy.
 BALANCING_SIGN = {
     **dict.fromkeys(("legacy", "old", "aux", "aux_loss"), 1),
     **dict.fromkeys(("quantile", "current", "qbalancing"), -1),
 }
 
-# Keys of the released params.json that change nothing at inference, and keys that only restate others.
+# Keys of params.json that inference does not need, and keys that restate others.
 UNUSED_KEYS = frozenset({"moe_impl", "quality_dropout"})
 RESTATED_KEYS = frozenset({"speaking_rate_buckets", "quality_num_buckets", "quality_buckets"})  # null: derived
 
 
 @dataclass(frozen=True)
 class Zonos2Config:
-    """Sizes and ids of one model; `from_json` reads them, and every contradiction is a ValueError.
+    """Sizes and ids of a model, read by `from_json`. A contradiction is a ValueError.
 
     Fields without a default must be in params.json. `quality_bucket_counts` is derived there from
     `quality_features` and `quality_buckets`.
@@ -66,7 +66,7 @@ class Zonos2Config:
 
     @classmethod
     def from_json(cls, path: str | Path) -> "Zonos2Config":
-        """Read params.json. ValueError: no JSON; a missing, mistyped or contradictory key. Unknown ones warn once."""
+        """Read params.json. ValueError: not JSON, or a missing, mistyped or contradictory key. Unknown keys warn."""
         path = local_path(path)
         try:
             params = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_doubles)
@@ -83,7 +83,7 @@ class Zonos2Config:
 
     @classmethod
     def from_params(cls, params: dict[str, Any]) -> "Zonos2Config":
-        """The same from the parsed object, or from one that holds it under "model"."""
+        """From the parsed object, or from one that holds it under "model"."""
         params = params["model"] if isinstance(params.get("model"), dict) else params
         own = {field.name: field for field in fields(cls)}
         required = {name for name, field in own.items() if field.default is MISSING}
@@ -192,18 +192,18 @@ class Zonos2Config:
 
     @property
     def accurate_ids(self) -> int:
-        """Text ids of the accuracy marker, which exists beside the background's only."""
+        """Text ids of the accuracy marker, which requires the background markers."""
         return 1 if self.accurate_mode_token_enabled and self.background_ids else 0
 
     @property
     def conditioning_base(self) -> int:
-        """First conditioning id: rates, qualities, background and accuracy markers end the vocabulary."""
+        """First conditioning id. Rates, qualities, background and accuracy markers end the vocabulary."""
         conditioning = self.speaking_rate_num_buckets + sum(self.quality_bucket_counts)
         return self.text_vocab - conditioning - self.background_ids - self.accurate_ids
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """JSON lets a key stand twice; which one was meant nobody knows."""
+    """Reject duplicate keys, which JSON allows."""
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -220,7 +220,7 @@ def _list(key: str, value: object) -> list[Any]:
 
 
 def _quality(params: dict[str, Any]) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """(features, how many buckets each has); no list of features: as the buckets are listed."""
+    """(features, buckets of each). Without a list of features, the order of the buckets counts."""
     buckets = params["quality_buckets"] or {}
     if not isinstance(buckets, dict):
         raise ValueError(f"quality_buckets must map features to lists of buckets, got {buckets!r}")
@@ -248,7 +248,7 @@ def _special_topk_layers(value: dict[str, int] | None) -> tuple[tuple[int, int],
 
 
 def check_sizes(config: Any) -> None:
-    """ValueError: a field of this frozen dataclass is no positive integer, or no list of them. Lists become tuples."""
+    """ValueError: a field of a frozen dataclass is no positive integer or list of them. Lists become tuples."""
     for field in fields(config):
         value, many = as_python(getattr(config, field.name)), field.type == tuple[int, ...]
         numbers = (value,) if not many else tuple(value) if isinstance(value, list | tuple) else ()

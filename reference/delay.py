@@ -4,12 +4,12 @@ from torch import Tensor
 
 
 def shear(x: Tensor, pad: int) -> Tensor:
-    """x [F, C] -> [F, C]: column j moves down j rows, `pad` fills its top; its last j codes are lost."""
+    """x [F, C] -> [F, C]: codebook j moves j frames later behind `pad`; its last j codes are lost."""
     return _shift(x, pad, 1)
 
 
 def shear_up(x: Tensor, pad: int) -> Tensor:
-    """x [F, C] -> [F, C]: column j moves up j rows, `pad` fills its end. Undoes `shear` but for the codes it lost."""
+    """x [F, C] -> [F, C]: codebook j moves j frames earlier before `pad`. Undoes `shear` up to the lost codes."""
     return _shift(x, pad, -1)
 
 

@@ -1,4 +1,4 @@
-"""The speaker encoder's front end: any recording to a log-mel spectrogram at 24 kHz."""
+"""The front end of the speaker encoder: a recording to a log-mel spectrogram at 24 kHz."""
 
 import math
 
@@ -11,31 +11,31 @@ N_FFT, HOP = 1024, 256
 MELS, TOP_HZ = 128, 12_000.0
 FLOOR = 1e-5  # of the magnitudes, before the logarithm
 
-LOWPASS_WIDTH, ROLLOFF = 6, 0.99  # of the resampler: zero crossings per side, share of the Nyquist frequency
+LOWPASS_WIDTH, ROLLOFF = 6, 0.99  # resampler: zero crossings per side, share of the Nyquist frequency
 
 
-def resample(waveform: Tensor, rate: int, new_rate: int = SAMPLE_RATE) -> Tensor:
-    """waveform [N] at `rate` Hz -> [ceil(N * new_rate / rate)]: Hann-windowed sinc interpolation.
+def resample(waveform: Tensor, orig_freq: int, new_freq: int = SAMPLE_RATE) -> Tensor:
+    """waveform [N] at `orig_freq` Hz -> [ceil(N * new_freq / orig_freq)]: Hann-windowed sinc interpolation.
 
-    Output n lies at time n / new_rate; it weighs the samples within LOWPASS_WIDTH zero crossings. The weights are made
-    per output, not per phase: a rate without common divisors would need a filter for each of 24,000 phases.
+    Output n lies at time n / new_freq and weighs the samples within LOWPASS_WIDTH zero crossings. Weights are computed
+    per output, not per phase, because a frequency without common divisors has 24,000 phases.
     """
-    divisor = math.gcd(rate, new_rate)
-    rate, new_rate = rate // divisor, new_rate // divisor
-    if rate == new_rate:
+    divisor = math.gcd(orig_freq, new_freq)
+    orig_freq, new_freq = orig_freq // divisor, new_freq // divisor
+    if orig_freq == new_freq:
         return waveform
-    cutoff = min(rate, new_rate) * ROLLOFF
-    width = math.ceil(LOWPASS_WIDTH * rate / cutoff)  # samples per side
-    n = torch.arange(math.ceil(len(waveform) * new_rate / rate), device=waveform.device)
-    before = n * rate // new_rate  # the sample at or before each output
-    phase = (n * rate % new_rate).double() / new_rate  # of a sample, beyond it
+    cutoff = min(orig_freq, new_freq) * ROLLOFF
+    width = math.ceil(LOWPASS_WIDTH * orig_freq / cutoff)  # samples per side
+    n = torch.arange(math.ceil(len(waveform) * new_freq / orig_freq), device=waveform.device)
+    before = n * orig_freq // new_freq  # the sample at or before each output
+    phase = (n * orig_freq % new_freq).double() / new_freq  # in samples, beyond it
     offsets = torch.arange(-width, width + 2, device=waveform.device)
     padded = F.pad(waveform, (width, width + 1))
     out = torch.empty(len(n), dtype=waveform.dtype, device=waveform.device)
     for rows in torch.arange(len(n), device=waveform.device).split(1 << 18):  # bounds the memory of long recordings
-        t = ((offsets - phase[rows, None]) * cutoff / rate).clamp(-LOWPASS_WIDTH, LOWPASS_WIDTH)
+        t = ((offsets - phase[rows, None]) * cutoff / orig_freq).clamp(-LOWPASS_WIDTH, LOWPASS_WIDTH)
         window = torch.cos(t * math.pi / LOWPASS_WIDTH / 2).square()
-        weights = (torch.sinc(t) * window * cutoff / rate).to(waveform.dtype)
+        weights = (torch.sinc(t) * window * cutoff / orig_freq).to(waveform.dtype)
         out[rows] = (padded[before[rows, None] + offsets + width] * weights).sum(-1)
     return out
 

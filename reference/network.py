@@ -1,6 +1,6 @@
-"""The 28-layer backbone: ids in, logits out, every stage on the way kept if asked.
+"""The 28-layer backbone: ids in, logits out, with every stage kept on request.
 
-Written once, over a table of operations: `REFERENCE` here, that of the kernels from outside.
+It is written once over a table of operations: `REFERENCE`, or that of the kernels, passed in.
 """
 
 from collections.abc import Callable, Mapping
@@ -78,10 +78,10 @@ class Layer:
 
 @dataclass(frozen=True)
 class Model:
-    """A configuration with its weights bound to the places where they are used; views, but for the embedding table."""
+    """A configuration and its weights by use. They are views, except for the embedding table and the biases."""
 
     config: Zonos2Config
-    table: Tensor  # of the embedding: codebooks, then text
+    table: Tensor  # embedding: codebooks, then text
     speaker: list[tuple[Tensor, Tensor]]
     rotary: Tensor
     layers: list[Layer]
@@ -108,7 +108,7 @@ def _bind_layer(config: Zonos2Config, weights: Weights, i: int) -> Layer:
     at, ff = f"layers.{i}.attention", f"layers.{i}.feed_forward"
     norm = weights[f"layers.{i}.ffn_norm.weight"]
     if i in config.moe_layers:
-        w13 = weights[f"{ff}.experts.w13"]  # its rows take turns: the even ones gate, the odd ones are multiplied
+        w13 = weights[f"{ff}.experts.w13"]  # even rows are the gate, odd rows the up projection
         gate, up, down = w13[:, 0::2], w13[:, 1::2], weights[f"{ff}.experts.w2"]
     else:
         up, gate = weights[f"{ff}.w_in.weight"].unsqueeze(1)
@@ -156,19 +156,19 @@ class Cache:
 
 @dataclass(frozen=True)
 class Batch:
-    """The new rows of some sequences, one sequence after the other, and where the cache holds what came before."""
+    """New tokens of some sequences, one sequence after the other, and the pages of their earlier tokens."""
 
     ids: Tensor  # [M, C + 1]
     block_table: Tensor  # [B, pages] int32
-    cache_seqlens: Tensor  # [B] int32: rows of each sequence that the cache holds already; negative, in decoding: idle
-    cu_seqlens: Tensor | None = None  # [B + 1] int32: where each sequence's rows begin; None: decoding, one row each
-    max_seqlen_q: int = 1  # rows of the sequence with most
+    cache_seqlens: Tensor  # [B] int32: tokens of each sequence in the cache; negative when decoding: idle
+    cu_seqlens: Tensor | None = None  # [B + 1] int32: first token of each sequence; None: decoding, one token each
+    max_seqlen_q: int = 1  # new tokens of the longest
     speakers: Tensor | None = None  # [S, D] of `speaker_row`
-    speaker_index: Tensor | None = None  # [M] int32: which one replaces the row's embedding; negative: none
+    speaker_index: Tensor | None = None  # [M] int32: the speaker that replaces the token's embedding; negative: none
 
     @classmethod
     def single(cls, ids: Tensor, start: int, pages: Tensor, speaker: Tensor | None = None) -> "Batch":
-        """Rows of one sequence, of which the cache holds `start`; a speaker [D] replaces the first row."""
+        """New tokens of one sequence with `start` tokens in the cache; a speaker [D] replaces the first."""
         T, device = len(ids), ids.device
         numbers = torch.tensor([start, 0, T], dtype=torch.int32, device=device)
         index = torch.full((T,), -1, dtype=torch.int32, device=device)
@@ -179,7 +179,7 @@ class Batch:
 
 @dataclass
 class Stages:
-    """What `forward` saw on its way, in order."""
+    """Intermediate results of `forward`, in order."""
 
     hidden_states: list[Tensor] = field(default_factory=list)  # n_layers + 1 of [M, D]
     routings: list[Routing] = field(default_factory=list)  # one per mixture layer
@@ -192,10 +192,10 @@ def forward(
     model: Model, batch: Batch, cache: Cache, ops: Ops = REFERENCE, stages: Stages | None = None,
     around: Callable[[int], AbstractContextManager[object]] = lambda i: UNWATCHED,
 ) -> Tensor:  # fmt: skip
-    """The next rows of some sequences -> [M, D], the residual stream after the last layer; the cache grows by them.
+    """New tokens of some sequences -> [M, D], the residual stream after the last layer. Their keys enter the cache.
 
-    Feeding a prompt at once, in pieces or row by row is the same computation; each row costs O(cache length).
-    around(i) is entered for the time of layer i.
+    A prompt may be fed at once, in chunks or token by token; a token costs O(cache length). around(i) is a context
+    around layer i.
     """
     config, eps, prefill = model.config, model.config.norm_eps, batch.cu_seqlens is not None
     x = ops.frame_embedding(
@@ -237,7 +237,7 @@ def forward(
 
 
 def logits(model: Model, x: Tensor, ops: Ops = REFERENCE) -> Tensor:
-    """[M, D] of `forward`, any rows of it -> wide [M, C, V]."""
+    """Any tokens [M, D] of `forward` -> fp32 or fp64 [M, C, V]."""
     config = model.config
     return ops.codebook_head(x, model.out_norm, model.head, config.n_codebooks, config.norm_eps, config.loss_softcap)
 

@@ -1,4 +1,4 @@
-"""The rules of precision: what needs more than bf16 is computed wide and rounded once, and fp32 means IEEE fp32."""
+"""Precision: wide intermediates are rounded once, and fp32 means IEEE fp32."""
 
 import threading
 from collections.abc import Iterator
@@ -45,13 +45,13 @@ SWITCHES = (
     *((_backends.cudnn.conv, "fp32_precision", "ieee"), (_backends.cuda.matmul, "fp32_precision", "ieee")),
     *((_backends.mkldnn.conv, "fp32_precision", "ieee"), (_backends.mkldnn.matmul, "fp32_precision", "ieee")),
     *((_backends.cudnn, "deterministic", True), (_backends.cudnn, "benchmark", False)),
-    # Others have the values that torch starts with.
+    # The others have torch's defaults.
     *((_backends.cudnn, "enabled", True), (_backends.mkldnn, "enabled", True)),
     (_backends.cuda.matmul, "allow_fp16_accumulation", False),
     (_backends.cuda.matmul, "allow_fp16_reduced_precision_reduction", True),
     (_backends.cuda.matmul, "allow_bf16_reduced_precision_reduction", True),
 )
-# Some switches of cuBLAS are pairs, whose own name shows half. They are found here: asking takes longer than reading.
+# Some cuBLAS switches are pairs, of which the attribute shows half.
 PAIRS = {name: f"{name}_split_k" for owner, name, _ in SWITCHES if hasattr(owner, f"{name}_split_k")}
 _lock = threading.Lock()
 _inside = 0
@@ -59,18 +59,18 @@ _before: list[Any] = []
 
 
 def _value(owner: Any, name: str) -> Any:
-    """As it may be set again."""
+    """The value of a switch, in the form that sets it."""
     value = getattr(owner, name)
     return (value, getattr(owner, PAIRS[name])) if name in PAIRS else value
 
 
 @contextmanager
 def exact_numerics() -> Iterator[None]:
-    """Inside, fp32 is IEEE fp32 (cuDNN's convolutions use TF32 by default), the same input gives the same bits, and
-    autocast is off.
+    """Inside, fp32 is IEEE fp32, results are deterministic, and autocast is off.
 
-    The switches belong to the process. They are set by the first thread that enters and set back by the last that
-    leaves; one that only inherited its value holds it as its own from then on. Autocast belongs to the thread.
+    cuDNN's convolutions use TF32 by default. The switches belong to the process: the first thread that enters sets
+    them, and the last that leaves restores them. A switch that had inherited its value keeps it as its own. Autocast
+    belongs to the thread.
     """
     global _inside
     with _lock:
@@ -92,10 +92,10 @@ def exact_numerics() -> Iterator[None]:
 
 @contextmanager
 def isolated() -> Iterator[None]:
-    """Inside, no state of torch that the caller has set changes a bit: `exact_numerics`, without gradients. Tensors
-    made here are ordinary, also under the caller's inference mode, so that any later call may change them.
+    """Inside, the caller's settings of torch change no bit: `exact_numerics` without gradients.
 
-    A default device or dtype still counts: whatever makes a tensor names both.
+    Tensors made here are ordinary, also under inference mode, so a later call may change them. A default device or
+    dtype still applies, so each new tensor names both.
     """
     with torch.inference_mode(False), torch.no_grad(), exact_numerics():  # in this order: the first allows gradients
         yield

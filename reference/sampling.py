@@ -15,10 +15,10 @@ NEVER_SEEN = -(2**30)  # the last frame of a code that has not come: before ever
 
 @isolated()
 def probabilities(logits: Tensor, sampling: Sampling, history: Tensor) -> Tensor:
-    """logits [9, V] fp32, history [H, 9], oldest first -> fp32 [9, V], what one draw per codebook is taken from.
+    """logits [9, V] fp32, history [H, 9], oldest first -> fp32 [9, V], the distributions that codes are drawn from.
 
-    In this order: repetition penalty (history ids from V - 2 on, end and padding, are ignored), temperature, top-k with
-    ties, softmax, top-p, renormalise, min-p, renormalise; a row left empty is one-hot at its largest logit.
+    Order: repetition penalty, temperature, top-k with ties, softmax, top-p, renormalise, min-p, renormalise. The
+    penalty ignores ids from V - 2 on, end and padding. A codebook left empty is one-hot at its largest logit.
     """
     C, V = logits.shape
     last_seen = torch.full((C, V + 1), NEVER_SEEN, dtype=torch.int32, device=logits.device)
@@ -26,7 +26,7 @@ def probabilities(logits: Tensor, sampling: Sampling, history: Tensor) -> Tensor
     frames = torch.arange(len(ids), dtype=torch.int32, device=ids.device)[:, None].expand(ids.shape)
     ids = torch.where((ids >= 0) & (ids < V), ids, V)  # V: a spare column
     last_seen.scatter_reduce_(1, ids.T, frames.T, "amax")
-    settings = torch.tensor([sampling.row()], dtype=torch.float32, device=logits.device)
+    settings = torch.tensor([sampling.packed()], dtype=torch.float32, device=logits.device)
     step = torch.tensor([len(history)], dtype=torch.int32, device=logits.device)
     return distributions(logits[None], settings, step, last_seen[None, :, :-1])[0]
 

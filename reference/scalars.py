@@ -1,11 +1,11 @@
-"""Scalars of numpy, which this file needs as little as torch, as Python's own."""
+"""NumPy scalars as Python's, without importing numpy or torch."""
 
 from numbers import Integral, Real
 from typing import Any
 
 
 def as_python(value: Any) -> Any:
-    """A number or truth value as int, float or bool, also within lists and tuples; anything else as it is."""
+    """Numbers and booleans as int, float or bool, also in lists and tuples; other values as they are."""
     if isinstance(value, list | tuple):
         return type(value)(map(as_python, value))
     if type(value).__module__ == "numpy" and type(value).__name__ in ("bool", "bool_"):
@@ -16,6 +16,6 @@ def as_python(value: Any) -> Any:
 
 
 def as_int(value: object) -> int | None:
-    """None: no integer; True and False are none, nor are floats."""
+    """An integer as int; None for anything else, booleans and floats included."""
     number = as_python(value)
     return number if isinstance(number, int) and not isinstance(number, bool) else None

@@ -1,4 +1,4 @@
-"""ECAPA-TDNN: the log-mel spectrogram of a voice to one vector.
+"""ECAPA-TDNN: a log-mel spectrogram to a speaker embedding.
 
 Source: B. Desplanques, J. Thienpondt, K. Demuynck, "ECAPA-TDNN", Interspeech 2020.
 """
@@ -57,7 +57,7 @@ class SpeakerEncoderConfig:
 
     @property
     def least_frames(self) -> int:
-        """Spectrogram frames that a reflected border needs: more than it adds on either side."""
+        """Fewest spectrogram frames: reflection needs more than it adds on either side."""
         sizes = zip(self.enc_dilations, self.enc_kernel_sizes, strict=True)
         return 1 + max(dilation * (kernel - 1) // 2 for dilation, kernel in sizes)
 
@@ -96,7 +96,7 @@ def embed(config: SpeakerEncoderConfig, state: Mapping[str, Tensor], log_mel: Te
         return F.conv1d(F.pad(x, (pad, pad), mode="reflect"), weight, state[f"{name}.bias"], dilation=dilation)
 
     def res2net(name: str, x: Tensor, dilation: int) -> Tensor:
-        """The first part passes; each other one is convolved after adding the result of the one before."""
+        """The first chunk passes; each other chunk is convolved after adding the result before it."""
         first, *rest = x.chunk(config.enc_res2net_scale, 1)
         parts, y = [first], None
         for j, part in enumerate(rest):

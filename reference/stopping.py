@@ -1,4 +1,4 @@
-"""When a sequence ends, and where its audio does."""
+"""The end of a sequence and of its audio."""
 
 from collections.abc import Iterable, Sequence
 
@@ -6,18 +6,20 @@ from torch import Tensor
 
 
 class EndDetector:
-    """Serial rule: the first frame with a code equal to eoa_id sets eos_frame = step - the highest such codebook, at
-    least 0. From that frame on the sequence lasts one frame more than it has codebooks: the delayed ones finish theirs.
-    Later ends change nothing."""
+    """Serial rule. The first frame with a code eoa_id sets eos_frame = max(step - highest such codebook, 0).
+
+    The sequence then lasts C + 1 frames, that one included, in which the delayed codebooks finish. Later ends change
+    nothing.
+    """
 
     def __init__(self, eoa_id: int, max_frames: int, ignore_eos: bool = False) -> None:
         self.eoa_id, self.max_frames, self.ignore_eos = eoa_id, max_frames, ignore_eos
         self.step = 0
         self.eos_frame: int | None = None
-        self.left: int | None = None  # frames to come once the end is seen
+        self.left: int | None = None  # frames left after the end
 
     def push(self, frame: Sequence[int]) -> bool:
-        """Count one frame of codes; True when it is the last."""
+        """Count one frame of codes. True: it is the last."""
         if self.eos_frame is None and not self.ignore_eos and self.eoa_id in frame:
             highest = max(c for c, code in enumerate(frame) if code == self.eoa_id)
             self.eos_frame, self.left = max(0, self.step - highest), len(frame) + 1
@@ -30,7 +32,7 @@ class EndDetector:
 def find_end(
     frames: Tensor | Iterable[Sequence[int]], eoa_id: int = 1024, max_frames: int = 1024, ignore_eos: bool = False
 ) -> tuple[int, int | None]:
-    """frames [N, 9] -> (frames consumed, eos_frame or None); all N where neither an end nor max_frames is reached."""
+    """frames [N, 9] -> (frames consumed, eos_frame or None); N frames if neither an end nor max_frames comes."""
     detector = EndDetector(eoa_id, max_frames, ignore_eos)
     for frame in frames.tolist() if isinstance(frames, Tensor) else frames:
         if detector.push(frame):

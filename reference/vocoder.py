@@ -1,4 +1,4 @@
-"""The decoder of the Descript audio codec: codes to samples."""
+"""The decoder of the Descript Audio Codec (DAC): codes to samples."""
 
 import math
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ KERNEL = 7
 
 @dataclass(frozen=True)
 class VocoderConfig:
-    """Sizes of a codec's decode side; the defaults are those of the 44.1 kHz model."""
+    """Sizes of the decode side; the defaults are those of the 44.1 kHz model."""
 
     latent_dim: int = 1024
     decoder_dim: int = 1536
@@ -42,14 +42,14 @@ class VocoderConfig:
         return math.prod(self.decoder_rates)
 
     def samples(self, frames: int) -> int:
-        """Samples of a clip: an odd rate s turns a length L into s * L - 1, an even one into s * L."""
+        """Samples of a clip. An odd rate s turns a length L into s * L - 1, an even one into s * L."""
         length = frames
         for rate in self.decoder_rates:
             length = rate * length - rate % 2
         return max(length, 0)
 
     def frames_behind(self, start: int, stop: int) -> tuple[int, int]:
-        """(first, last + 1) of the frames that samples start .. stop - 1 depend on; may lie outside of the clip."""
+        """(first, last + 1) of the frames that samples start .. stop - 1 depend on. They may lie outside the clip."""
         low, high = start - KERNEL // 2, stop - 1 + KERNEL // 2
         for rate in reversed(self.decoder_rates):
             reach = (KERNEL // 2) * sum(DILATIONS)
@@ -103,8 +103,10 @@ def snake(x: Tensor, alpha: Tensor) -> Tensor:
 
 
 def rvq_decode(config: VocoderConfig, state: Mapping[str, Tensor], codes: Tensor) -> Tensor:
-    """codes [B, C, T], ids above the codebook read its last row -> latent [B, latent_dim, T]: the sum of C projected
-    code vectors; C may be below n_codebooks."""
+    """codes [B, C, T] -> latents [B, latent_dim, T]: the sum of C projected code vectors, C <= n_codebooks.
+
+    An id above the codebook reads its last vector.
+    """
     projected = []
     for i, ids in enumerate(codes.clamp(max=config.codebook_size - 1).unbind(1)):
         part = f"quantizer.quantizers.{i}"

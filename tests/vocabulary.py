@@ -45,9 +45,10 @@ NAMES = {
     "model/runtime/*.py": """
         look sync_interval, Loop Scheduler, turn step, alone per_sequence, _ahead pipelined, filling prefilling,
         fill prefill, draw sample, take alloc_pages, enter add, leave remove, collect drain, numbers scalars,
-        room cache_len, filled num_prefilled, issued num_scheduled, collected to_generation, streams max_batch_size,
-        graphs cuda_graphs, OUT SLOT_FREE, NEVER NEVER_SEEN
+        room cache_len, filled num_prefilled, issued num_scheduled, collected to_generation, graphs cuda_graphs,
+        OUT SLOT_FREE, NEVER NEVER_SEEN
     """,
+    "model/runtime/scheduler.py model/runtime/batch_state.py": "streams max_batch_size",
     "model/vocoder*.py": "place timing, spans step_meta, lag delay, short tail_trim, OPEN LENGTH_UNKNOWN",
     "bench/*.py": """
         beside baselines, dry_run smoke, roof roofline, precompile warmup, draw_us sampling_us, most_mhz max_clock_mhz,

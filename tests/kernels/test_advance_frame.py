@@ -144,7 +144,7 @@ class TestEnds:
         history = torch.randint(0, V, (60, 4, 9), generator=torch.Generator().manual_seed(1))
         history[20:, :, 0] = 5  # others came long ago
         state, logits = before([99] * 4, [-1] * 4, V=V), 4 * seeded(4, 9, V)
-        numbers = torch.tensor([s.row() for s in samplings])
+        numbers = torch.tensor([s.packed() for s in samplings])
         for n in range(61):
             if n in lengths:
                 got = distributions(logits, numbers, state["steps"], state["last_seen"])

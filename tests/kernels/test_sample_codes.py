@@ -57,7 +57,7 @@ def request(logits, samplings, seeds, steps, last_seen):
     """The arguments of `sample_codes`; seeds 0 .. 2^64 - 1."""
     return {
         "logits": logits,
-        "settings": torch.tensor([sampling.row() for sampling in samplings]),
+        "settings": torch.tensor([sampling.packed() for sampling in samplings]),
         "seeds": torch.tensor([seed - 2**64 if seed >= 2**63 else seed for seed in seeds]),
         "steps": torch.tensor(steps, dtype=torch.int32),
         "last_seen": last_seen,
@@ -129,7 +129,7 @@ class TestDraw:
 
     def test_rows_that_are_not_finite(self):
         inputs = {**inputs_of("sample_codes", "settings", B=3, C=9, V=100)}
-        inputs["settings"] = torch.cat([torch.tensor([OFF.row()]), inputs["settings"][1:]])
+        inputs["settings"] = torch.cat([torch.tensor([OFF.packed()]), inputs["settings"][1:]])
         clean, nonfinite = agreed(inputs)
         assert not nonfinite.any()
         nan, inf = float("nan"), float("inf")

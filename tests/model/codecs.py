@@ -20,8 +20,10 @@ def random_codec(rates, backend="reference", dtype=torch.float32, **sizes):
 
 
 def integer_codec(rates, **sizes):
-    """In fp64, small whole numbers, a snake that changes nothing, and a power of two before the tanh: every sum is
-    exact in any order, so that each sample is right or wrong."""
+    """fp64, small integers, a snake that changes nothing, and a power of two before the tanh.
+
+    Every sum is exact in any order, so each sample is right or wrong.
+    """
     config = VocoderConfig(**{**SMALL, "latent_dim": 6, "codebook_dim": 2, "decoder_rates": rates, **sizes})
     generator = torch.Generator().manual_seed(0)
     state = {n: torch.randint(-1, 2, shape, generator=generator) for n, shape in reference.layout(config).items()}
@@ -37,7 +39,7 @@ def integer_codec(rates, **sizes):
 
 
 def frames_of(n, seed=0, codebooks=3, top=18):
-    """[n, codebooks] as they are generated, delayed."""
+    """Frames [n, codebooks] as generated, delayed."""
     return torch.randint(top, (n, codebooks), generator=torch.Generator().manual_seed(seed))
 
 
@@ -46,17 +48,17 @@ def aligned(vocoder, frames, eos_frame=None):
 
 
 def clip(vocoder, frames, eos_frame=None):
-    """The whole clip at once."""
+    """Samples of the whole clip at once."""
     return vocoder.decode(aligned(vocoder, frames, eos_frame)[None])[0]
 
 
 def in_windows(vocoder, frames, eos_frame=None):
-    """The whole clip by the reference, which decodes it in windows."""
+    """Samples of the whole clip by the reference, in windows."""
     return clip(Vocoder(vocoder.config, vocoder.state, "reference"), frames, eos_frame)
 
 
 def assert_golden(vocoder, stored, clips=2):
-    """Every stage that is stored, of the first so many clips."""
+    """Every stored stage of the first clips."""
     trace = vocoder.trace(stored["codes"][:clips])
     blocks = [f"block_{i}" for i in range(len(vocoder.config.decoder_rates))]
     assert [*trace] == ["z", "conv_in", *blocks, "pre_tanh", "audio"]
@@ -69,7 +71,7 @@ def assert_golden(vocoder, stored, clips=2):
 
 
 def assert_golden_frame(vocoder, stored):
-    """One frame; and what fewer codebooks sum to."""
+    """Codes of one frame, and of fewer codebooks."""
     audio = vocoder.decode(stored["codes"][:1, :, :1]).cpu()
     torch.testing.assert_close(audio, stored["single_frame.audio"], atol=AUDIO_ATOL, rtol=0)
     z = vocoder.trace(stored["codes"][:1, :4, :1])["z"].cpu()
@@ -77,7 +79,7 @@ def assert_golden_frame(vocoder, stored):
 
 
 def randomize(model):
-    """A DacModel's weights, such that it neither falls silent nor magnifies rounding errors."""
+    """Weights of a DacModel that is not silent and does not amplify rounding errors."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, tensor in model.named_parameters():

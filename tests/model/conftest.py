@@ -1,4 +1,4 @@
-"""What several files take from the golden backbone."""
+"""Fixtures from the golden backbone."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ def golden_weights(golden):
 
 @pytest.fixture(scope="session")
 def two_layers(golden_weights):
-    """The first two: dense, and a mixture of two experts a row."""
+    """The first two layers: a dense one, and a mixture of two experts per token."""
     config, weights = golden_weights
     return replace(config, n_layers=2, moe_end_from_layer=0), weights
 

@@ -1,4 +1,4 @@
-"""What torch runs, for tests of what is launched, allocated and waited for."""
+"""Records of the operations that torch runs, for tests of launches, allocations and synchronisations."""
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -7,7 +7,7 @@ WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::item", "aten::_to_
 
 
 class Operations(TorchDispatchMode):
-    """The operations that run inside: names, and the bytes of the largest tensor that each makes."""
+    """The operations that run inside: names, and bytes of the largest result of each."""
 
     def __init__(self):
         super().__init__()

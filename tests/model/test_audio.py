@@ -1,4 +1,4 @@
-"""Sound files: what is written, what is read back, and that a file appears whole or not at all."""
+"""Audio files: round trips, and files that appear whole or not at all."""
 
 import math
 import os
@@ -65,7 +65,7 @@ class TestSave:
 
     @pytest.mark.parametrize("ending", [".wav", ".ogg"])
     def test_no_samples(self, tmp_path, ending):
-        """What a model that ends at once has said."""
+        """A clip without samples."""
         Audio(torch.zeros(0), 44_100).save(tmp_path / f"x{ending}")
         samples, rate = read_audio(tmp_path / f"x{ending}")
         assert (samples.shape, rate) == ((1, 0), 44_100)
@@ -85,7 +85,7 @@ class TestSave:
     @pytest.mark.parametrize("comment", ["synthetic speech; weights: zufällig", ""], ids=["comment", "none"])
     @pytest.mark.parametrize("ending", FORMATS)
     def test_comment(self, tmp_path, ending, comment):
-        """The same sound is the same bytes, but for Ogg's: it asks for a serial number."""
+        """The same sound gives the same bytes, except for Ogg, which draws a serial number."""
         for name in "ab":
             Audio(tone(), 44_100, comment).save(tmp_path / f"{name}{ending}")
         with soundfile.SoundFile(tmp_path / f"a{ending}") as file:
@@ -94,13 +94,13 @@ class TestSave:
             assert (tmp_path / f"a{ending}").read_bytes() == (tmp_path / f"b{ending}").read_bytes()
 
     def test_a_long_ogg(self, tmp_path):
-        """libsndfile crashes where it is given 50 s at once."""
+        """libsndfile crashes when it is given 50 s at once."""
         Audio(0.1 * torch.randn(2_300_000, generator=torch.Generator().manual_seed(0)), 44_100).save(tmp_path / "x.ogg")
         assert read_audio(tmp_path / "x.ogg")[0].shape == (1, 2_300_000)
 
 
 class TestRefusals:
-    """Each leaves the folder as it was: no new file, no half of one, the old one untouched."""
+    """Each leaves the folder as it was: no new or partial file, the old one untouched."""
 
     @pytest.fixture
     def old(self, tmp_path):
@@ -217,7 +217,7 @@ class TestRead:
 
 
 class TestHeaders:
-    """What they say of the length is not believed."""
+    """The stated length is ignored."""
 
     @pytest.fixture
     def written(self, tmp_path):
@@ -239,7 +239,7 @@ class TestHeaders:
     @pytest.mark.parametrize("id3", [b"", b"ID3\4\0\0\0\0\1\0" + b"Xing" * 32], ids=["plain", "id3"])
     @pytest.mark.parametrize("frames", [1, 2, 2**32 - 1])
     def test_mp3(self, tmp_path, frames, id3):
-        """Behind the tag and its flags."""
+        """The number of frames follows the tag and its flags."""
         Audio(tone(), 44_100).save(tmp_path / "tone.mp3")
         content = (tmp_path / "tone.mp3").read_bytes()
         at = content.index(b"Xing") + 8
@@ -259,7 +259,7 @@ class TestHeaders:
 
     @pytest.mark.parametrize("size", [0, 2**31 - 1, 2**32 - 1], ids=hex)
     def test_wav(self, tmp_path, written, size):
-        """What programs write that cannot go back."""
+        """Files of programs that cannot seek back to the header."""
         content, size = written[".wav"], size.to_bytes(4, "little")
         (tmp_path / "x.wav").write_bytes(content[:4] + size + content[8:40] + size + content[44:])
         torch.testing.assert_close(read_audio(tmp_path / "x.wav")[0][0], tone(), atol=STEP, rtol=0)

@@ -149,7 +149,7 @@ def test_rejects_a_gpu_that_is_not_there(golden, tiny_folder):
     ids=["head_dim", "moe_router_dim"],
 )
 def test_sizes_that_kernels_do_not_take_are_refused_at_once(golden, changed, message):
-    """The reference takes them."""
+    """The reference accepts them."""
     config = Zonos2Config.from_params(golden.json("params_b") | changed)
     weights = {name: torch.zeros(shape) for name, shape in Backbone.layout(config).items()}
     assert Backbone(config, weights, "reference").backend == "reference"

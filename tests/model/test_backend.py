@@ -1,4 +1,4 @@
-"""What backend names mean, with the environment's word and without."""
+"""Backend names, with and without the environment variables."""
 
 import logging
 import re
@@ -41,7 +41,7 @@ def fresh(unset):
     ],
 )
 def test_names_and_what_the_environment_says(monkeypatch, said, asked, device, dtype, resolved):
-    """An explicit name wins over the environment; auto is what that says."""
+    """An explicit name overrides the environment; "auto" follows it."""
     if said is not None:
         monkeypatch.setenv(BACKEND, said)
     assert resolve_backend(asked, device, dtype) == resolved

@@ -1,4 +1,4 @@
-"""What the caller has set in torch changes no bit: neither where a thing is made nor where it is used."""
+"""The caller's settings of torch change no bit, neither at construction nor at use."""
 
 import threading
 from contextlib import contextmanager
@@ -52,7 +52,7 @@ def process_wide(**settings):
 
 @contextmanager
 def deterministic():
-    """What torch.empty makes is full of NaN, too."""
+    """torch.empty is filled with NaN, too."""
     torch.use_deterministic_algorithms(True)
     try:
         yield
@@ -155,7 +155,7 @@ PLAIN = {}
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_no_bit_depends_on_it(tiny_folder, entry, state):
-    """What is made under it and used without, and the other way round; any later call may change what came of it."""
+    """Objects made under the setting and used without, and the reverse; results may be changed in place."""
     make, use = ENTRIES[entry]
     if entry not in PLAIN:
         PLAIN[entry] = use(make(tiny_folder))
@@ -174,7 +174,7 @@ def test_no_bit_depends_on_it(tiny_folder, entry, state):
 
 
 def test_who_drives_the_loop_is_nothing_to_the_others(tiny_folder, tts):
-    """Frames of a request that another thread's call makes, in autocast."""
+    """Frames of a request that another thread's call computes under autocast."""
     alone = tts.backbone.generate([PROMPT], SAMPLING)[0].frames
     first, second = (tts.backbone.stream(PROMPT, SAMPLING) for _ in range(2))
 

@@ -190,7 +190,7 @@ def test_a_prefix_of_every_name_is_told_first_with_its_remedy(load, weights, pre
 
 
 def test_of_many_misfits_the_first_are_named(load, weights):
-    """Of those beside a prefix too."""
+    """Also behind a prefix."""
     n = len(weights)
     with pytest.raises(ValueError, match="do not fit") as raised:
         load({f"w{i}": torch.zeros(1) for i in range(n)})

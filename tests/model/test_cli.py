@@ -1,4 +1,4 @@
-"""The command as a person meets it."""
+"""The command line."""
 
 import json
 import os
@@ -192,7 +192,7 @@ def test_unknown_keys_are_one_warning(say, tiny_folder, tmp_path):
 
 
 def read_until(terminal, pattern):
-    """What a process shows, up to the pattern or its end; five minutes of silence are too long."""
+    """The output of a process up to a pattern or its end; fails after five minutes without output."""
     shown = b""
     while not re.search(pattern, shown) and select.select([terminal], [], [], 300)[0]:
         try:
@@ -208,7 +208,7 @@ def read_until(terminal, pattern):
     ids=["ctrl-c", "terminate"],
 )
 def test_interrupted_while_generating(spawn, tiny_folder, tmp_path, stop, stream):
-    """On a terminal, which sees a progress bar. An older file of that name stays, and no part of the new one does."""
+    """On a terminal, with a progress bar. An older file stays, and no part of the new one does."""
     (tmp_path / "out.wav").write_text("older")
     ours, terminal = pty.openpty()
     termios.tcsetwinsize(terminal, (24, 80))
@@ -230,7 +230,7 @@ def test_interrupted_while_generating(spawn, tiny_folder, tmp_path, stop, stream
 
 @pytest.mark.parametrize("command", [["say", "a", "--model", "b", "--out", "c.wav"], ["plan", "--gpu", "h200"]])
 def test_interrupted_while_torch_is_loaded(spawn, tmp_path, command):
-    """Parts of it that are no Python swallow the exception; a tool is loaded while options are read."""
+    """Its native code swallows the exception; a tool is loaded while options are parsed."""
     loading = "import time\nprint('loading', flush=True)\ntry:\n    time.sleep(300)\nexcept BaseException:\n    pass\n"
     (tmp_path / "torch.py").write_text(loading)
     process = spawn([*COMMAND, *command], env={**os.environ, "PYTHONPATH": str(tmp_path)}, cwd=tmp_path)

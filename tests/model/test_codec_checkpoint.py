@@ -150,7 +150,7 @@ class TestFiles:
 @pytest.mark.needs("transformers")
 @pytest.mark.parametrize(("ratios", "weight_norm"), [((2, 4, 8, 8), True), ((2, 3, 4), False), ((3, 5), True)], ids=str)
 def test_transformers(tmp_path, ratios, weight_norm):
-    """DacModel of the transformers library: the same codec, written by others, in a layout of its own."""
+    """DacModel of the transformers library: an independent implementation of the codec in its own layout."""
     import transformers
 
     sizes = {"encoder_hidden_size": 4, "decoder_hidden_size": 32, "codebook_dim": 4, "sampling_rate": 24_000}

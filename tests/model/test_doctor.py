@@ -96,7 +96,7 @@ def test_a_file_of_launch_parameters_that_cannot_be_used(tmp_path):
     ],
 )
 def test_a_broken_package_is_named_and_the_rest_is_told(tmp_path, name, error):
-    """Each of them, also those that doctor itself would use."""
+    """Each package, also those that doctor itself uses."""
     (tmp_path / f"{name}.py").write_text(f"raise {error}")
     done = run("doctor", "--json", PYTHONPATH=os.pathsep.join([str(tmp_path), *sys.path]))
     assert done.returncode == 1, done.stderr

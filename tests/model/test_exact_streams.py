@@ -1,4 +1,4 @@
-"""Streams in steps, as the kernels take them: each sample is right, comes when it is due, and rows stay apart."""
+"""Streams in steps, as the kernels take them: samples are right and on time, and slots are independent."""
 
 import math
 from contextlib import nullcontext
@@ -35,7 +35,7 @@ def five(codecs):
 
 
 def as_if_nothing_followed(vocoder, frames, complete, eos_frame=None):
-    """All samples that there would be if the codes of these frames were all, and those that lack were silence."""
+    """All samples of a clip that ended with these frames, with silence for the missing codes."""
     config, state = vocoder.config, vocoder.state
     length = complete + 2 * vocoder.decoder.lookahead
     length = length if eos_frame is None else min(length, eos_frame)
@@ -50,7 +50,7 @@ def as_if_nothing_followed(vocoder, frames, complete, eos_frame=None):
 
 
 class Schedule:
-    """What a stream has emitted after each message, by the rule that users read."""
+    """The samples of a stream after each message, by the documented rule."""
 
     def __init__(self, vocoder, lookahead=None, chunk=16, first_chunk=1):
         self.config, self.decoder = vocoder.config, vocoder.decoder
@@ -80,7 +80,7 @@ rates = st.sampled_from([(3, 2), (1, 3), (5,)])
 
 
 def spans_of(vocoder):
-    """(the spans of each step that the vocoder's decoder takes from here on, the context in which they are kept)."""
+    """(the metadata of each later step of the vocoder's decoder, the context that records them)."""
     seen, step = [], vocoder.decoder.step
 
     def seeing(made, codes, spans, frames, delayed):
@@ -98,8 +98,8 @@ class TestOneClip:
     @example((1, 3), one_by_one(frames_of(70)), 1, 1, 0)
     @example((1, 3), (frames_of(70), [(0, 30, None, False), (30, 32, 28, True)]), 1, 1, 0)
     def test_each_sample(self, codecs, rates, talk, chunk, first_chunk, lookahead):
-        """It comes when it is due. What comes early is the clip as if nothing followed, the rest the clip, and the
-        error is between. With the whole lookahead, nothing is early, and each frame goes through the layers once."""
+        """Samples are on time. Early samples are those of a clip that ended there, and the error is the difference.
+        With the whole lookahead nothing is early, and each frame goes through the layers once."""
         vocoder, (frames, messages), emitted = codecs[rates], talk, torch.zeros(0)
         options = {"lookahead": lookahead, "chunk": chunk, "first_chunk": first_chunk}
         stream, schedule = vocoder.stream(**options), Schedule(vocoder, **options)
@@ -128,7 +128,7 @@ class TestOneClip:
             assert sum(counts) == (length + vocoder.decoder.lookahead if length else 0)
 
     def test_what_is_emitted_early_is_one_step_more(self, five):
-        """None where nothing is due, and none at the end."""
+        """No samples when none are due, and none at the end."""
         stream, steps = five.stream(lookahead=3, chunk=4), []
         seen, watched = spans_of(five)
         with watched:
@@ -141,16 +141,16 @@ class TestOneClip:
         assert steps == [[], early[0], [], early[1], early[2], [[13, 12], [25, 1]], []]
 
     def test_the_reference_looks_ahead_in_steps_too(self, five):
-        """Its windows emit what is final alone."""
+        """Its windows emit final samples only."""
         plain, talk = Vocoder(five.config, five.state), (frames_of(30), [(0, 9, None, False), (9, 30, None, True)])
         assert torch.equal(push_all(plain.stream(lookahead=2), talk), push_all(five.stream(lookahead=2), talk))
 
 
 @st.composite
 def rounds(draw):
-    """(frames, eos_frame) of the clips of each of three rows, one after the other, and rounds of messages to all rows.
+    """(frames, eos_frame) of the clips of three slots, one after the other, and rounds of messages to all slots.
 
-    An entry of a round is None, or (restart, begin, end, eos_frame, last) for the clip that the row is at.
+    An entry of a round is None, or (restart, begin, end, eos_frame, last) for the current clip of the slot.
     """
     rows = []
     for row in range(3):
@@ -179,7 +179,7 @@ WRONG_ROUNDS = {
 class TestRows:
     @given(rounds(), *waits, st.none() | st.integers(0, 30))
     def test_each_row_is_a_stream_of_its_own(self, codecs, turns, chunk, first_chunk, lookahead):
-        """Rows that begin late, sit out, end early, and begin again."""
+        """Slots that begin late, idle, end early and begin again."""
         vocoder, options = codecs[3, 2], {"chunk": chunk, "first_chunk": first_chunk, "lookahead": lookahead}
         streams, alone = vocoder.streams(3, **options), [vocoder.streams(1, **options) for _ in range(3)]
         for turn in turns:
@@ -196,7 +196,7 @@ class TestRows:
                 assert streams.signal_to_error(row) == alone[row].signal_to_error()
 
     def test_one_step_for_all(self, five):
-        """However many rows have something to do; none if none has. A row without is no part of it."""
+        """One step for any number of busy slots, none without; an idle slot takes no part."""
         streams = five.streams(3)
         seen, watched = spans_of(five)
         with watched:
@@ -212,7 +212,7 @@ class TestRows:
 
     @pytest.mark.parametrize("case", WRONG_ROUNDS)
     def test_a_refused_push_changes_no_row(self, five, case):
-        """The first row ends at frame 30, of which 20 have come; the second is open; the third is closed."""
+        """The first slot ends at frame 30, of which 20 have come; the second is open; the third is closed."""
         frames, emitted = frames_of(60), []
         messages, error, text = WRONG_ROUNDS[case]
         for refused in (True, False):
@@ -239,8 +239,8 @@ class TestRows:
                 five.streams(**{"rows": 1, name: wrong})
 
     def test_a_long_clip_is_not_kept(self, five):
-        """A message costs what it brings, not what came before it; and a caller may reuse its buffer, though what it
-        said is decoded later."""
+        """The cost of a message does not grow with the clip. A caller may reuse its buffer, though the frames are
+        decoded later."""
         streams, frames, buffer = five.streams(1), frames_of(360), torch.zeros(18, 3, dtype=torch.int64)
         sizes, chunks = [], []
         for i, part in enumerate(frames.split(18)):

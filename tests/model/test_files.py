@@ -1,4 +1,4 @@
-"""Files that take the place of others: what stays of the old one, and places where none can be taken."""
+"""Files that replace others: what is kept of the old one, and files that cannot be replaced."""
 
 import errno
 import os
@@ -33,7 +33,7 @@ def old(tmp_path):
 
 @pytest.fixture
 def unprivileged():
-    """A folder of one's own, and no right beyond: root may write what is read-only."""
+    """A folder of one's own and no other rights, because root may write read-only files."""
     root = os.geteuid() == 0
     folder = Path(tempfile.mkdtemp())
     if root:
@@ -67,7 +67,7 @@ def test_a_new_file_has_the_mode_of_the_umask(tmp_path):
 @pytest.mark.parametrize("owner", [os, Path], ids=["owner", "place"])
 @pytest.mark.parametrize("number", [errno.EBUSY, errno.EXDEV, errno.EPERM], ids=errno.errorcode.get)
 def test_what_cannot_be_given_away_or_taken_is_written_over(old, monkeypatch, owner, number):
-    """Somebody else's file, which stays theirs; a mounted file."""
+    """Another user's file, which stays theirs; a mounted file."""
     fail = Mock(side_effect=OSError(number, os.strerror(number)))
     monkeypatch.setattr(owner, "chown" if owner is os else "replace", fail)
     inode = old.stat().st_ino

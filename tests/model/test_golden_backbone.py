@@ -21,7 +21,7 @@ ON_A_GPU = [
 
 @pytest.fixture
 def placed(request, golden, monkeypatch):
-    """The golden backbone in fp32 on a device and backend. A user may have allowed TF32; fp32 is IEEE all the same."""
+    """The golden backbone in fp32 on a device and backend. fp32 is IEEE even if the user has allowed TF32."""
     device, backend, tf32 = request.param
     if tf32:
         monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32")
@@ -48,7 +48,7 @@ def test_golden_trace(golden, placed, voice):
 
 @pytest.mark.parametrize("placed", [REFERENCE, SLOW_KERNELS, *ON_A_GPU], indirect=True)
 def test_golden_greedy_codes(golden, placed):
-    """With and without the penalty, beside a mate of another length and voice."""
+    """With and without the penalty, batched with a request of another length and voice."""
     io = golden.tensors("backbone_b_io")
     prompt, voice = io["spk.prompt_ids"], io["speaker_embedding"]
     plain, penalised = io["spk.decode_codes"].long(), io["spk.decode_codes_greedy_reppen"].long()

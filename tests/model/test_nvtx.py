@@ -1,4 +1,4 @@
-"""Ranges: nothing while nobody listens, a tree of stages, layers and operations when somebody does."""
+"""Ranges: none without a listener, a tree of stages, layers and operations with one."""
 
 import logging
 import sys
@@ -21,7 +21,7 @@ SHORT = Sampling(seed=7, max_frames=4, ignore_eos=True)
 
 
 class Recorder:
-    """A sink that keeps (parent, name, payload) in order, and what is open."""
+    """A sink that keeps (parent, name, payload) in order, and the open ranges."""
 
     def __init__(self):
         self.entered, self.open = [], []
@@ -39,13 +39,13 @@ class Recorder:
         return [payload for _, found, payload in self.entered if found == name]
 
     def parents(self, name):
-        """Names of the ranges that a range of this name lies directly in."""
+        """Names of the direct parents of ranges of this name."""
         return {parent for parent, found, _ in self.entered if found == name}
 
 
 @pytest.fixture(autouse=True)
 def silent():
-    """Whatever the environment of this run says."""
+    """Independent of the environment of this run."""
     with recorded(None):
         yield
 
@@ -123,7 +123,7 @@ def test_without_the_package_the_switch_warns_once_and_nothing_is_on(monkeypatch
 
 @pytest.fixture(scope="module")
 def spoken(tts):
-    """What was recorded of two texts spoken, which sound as they do without."""
+    """The ranges of two spoken texts, whose samples are as without a listener."""
     texts, recorder = ["Hello.", "a"], Recorder()
     with recorded(recorder):
         sounds = tts.speak(texts, sampling=SHORT)
@@ -134,7 +134,7 @@ def spoken(tts):
 
 
 def test_a_generation_is_the_expected_tree(tts, spoken):
-    """The reference computes each row alone, so that a frame of two rows is two forwards; no row is computed again."""
+    """The reference computes each sequence alone: a frame of two requests is two forwards. No token comes twice."""
     config, prompts, frames = tts.backbone.config, 2, SHORT.max_frames - 1
     steps = 2 * frames
     expected = {

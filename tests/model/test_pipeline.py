@@ -1,4 +1,4 @@
-"""Text to sound on the tiny model, through the real loaders."""
+"""Text to speech on the tiny model, through the real loaders."""
 
 import copy
 import inspect
@@ -43,7 +43,7 @@ def recording():
     ("sampling", "frames"), [(SHORT, 12), (Sampling(seed=0, max_frames=60), 13), (Sampling(seed=26, max_frames=60), 0)]
 )
 def test_speaking_is_prompt_generation_and_decoding(tts, sampling, frames):
-    """Up to where the codes say that it ends; these seeds were chosen because they end, one at its first frame."""
+    """Up to the end-of-audio code. These seeds were chosen because they end, one at its first frame."""
     audio = tts.speak("Hello.", sampling=sampling)
     result = tts.backbone.generate([build_prompt(tts.backbone.config, "Hello.")], sampling)[0]
     assert result.eos_frame == (None if sampling.ignore_eos else frames)
@@ -102,7 +102,7 @@ def test_says_that_the_end_was_reached(tts):
 
 
 def test_says_that_the_end_was_not_reached(tts):
-    """In the result, and in one warning for each text that names the remedy."""
+    """The result says so, and so does one warning per text, which names the remedy."""
     cut = replace(ENDING, max_frames=9)
     with pytest.warns(UserWarning, match="cut off") as warned:
         audios = tts.speak(["Hello.", "Hello."], sampling=[cut, ENDING])
@@ -143,7 +143,7 @@ def test_all_frames_without_an_end_were_asked_for(tts):
 
 
 def test_a_text_sounds_the_same_alone_in_a_batch_streamed_and_again(tts, tiny_folder, recording):
-    """Bit for bit, the file included; the second model is loaded anew."""
+    """Bit for bit, the file included; the model is loaded twice."""
     texts = ["Hello.", "", "Grüße aus 東京 🚀"]
     samplings = [replace(SHORT, seed=i, max_frames=frames) for i, frames in enumerate((60, 12, 20))]
     together = tts.speak(texts, recording, samplings, accurate=False)
@@ -185,7 +185,7 @@ def test_a_folder_as_others_arrange_it(folder, tts):
 
 
 def test_of_several_files_one_can_be_named(folder, tts):
-    """As the error advises, for each part."""
+    """By the remedy in the error, for each part."""
     want = tts.speak("a", sampling=SHORT).samples
     files = {}
     for part, name in (("model", "model.safetensors"), ("vocoder", "dac/weights.pth"),
@@ -208,7 +208,7 @@ def test_of_several_files_one_can_be_named(folder, tts):
 
 
 def test_files_of_other_programs_are_left_alone(folder, tts):
-    """What Finder, Jupyter and others leave beside ours."""
+    """Files of Finder, Jupyter and others in the folder."""
     for part in (folder, folder / "dac", folder / "speaker_encoder"):
         for name in ("._model.safetensors", "._weights.pth", "._dac.pth", ".DS_Store", "._config.json"):
             (part / name).write_bytes(b"\0\5\26\7")
@@ -267,7 +267,7 @@ def test_parts_must_fit_each_other(tts, golden):
 
 
 def test_settings_of_the_sampling_are_keywords_too(tts):
-    """They win over those of `sampling`, for all texts."""
+    """They override those of `sampling`, for all texts."""
     want = tts.speak("a", sampling=SHORT).samples
     assert torch.equal(tts.speak("a", seed=7, max_frames=12, ignore_eos=True).samples, want)
     assert torch.equal(torch.cat(list(tts.stream("a", seed=7, max_frames=12, ignore_eos=True))), want)
@@ -318,7 +318,7 @@ REJECTED = {
 @pytest.mark.parametrize(("arguments", "error", "message"), REJECTED.values(), ids=REJECTED)
 @pytest.mark.parametrize("way", ["speak", "stream"])
 def test_rejects_before_any_work(tts, way, arguments, error, message):
-    """A stream too: not at the first chunk, but when it is asked for."""
+    """A stream too: at the call, not at the first chunk."""
     with pytest.raises(error, match=message.replace("{way}", way)):
         getattr(tts, way)(**{"text": "x", "sampling": SHORT, **arguments})
 

@@ -1,4 +1,4 @@
-"""What `say` does with its sound: where it goes, and that telling of it cannot fail it."""
+"""The output of `say`: where the samples go, and that a failing report does not fail the command."""
 
 import io
 import json
@@ -133,7 +133,7 @@ class TestStandardOutput:
 
     @pytest.mark.parametrize(("mode", "stated"), [("w", True), ("a", False)])
     def test_a_file_states_its_length(self, say, tmp_path, monkeypatch, mode, stated):
-        """Appended to, nothing in it can be changed. What was in it stays."""
+        """A file that is appended to keeps its content, so the header keeps its unknown length."""
         (tmp_path / "x").write_text("before")
         with open(tmp_path / "x", mode) as out, monkeypatch.context() as patch:
             if stated:
@@ -186,7 +186,7 @@ def test_the_first_sound_is_told_when_it_comes(say):
 
 @pytest.fixture(params=["closed", "full", "unread", "ascii"])
 def unfit(request):
-    """A stream that cannot be written, or not as it should."""
+    """Standard streams that cannot be written, or lack characters."""
     if request.param == "closed":
         return None
     if request.param == "ascii":

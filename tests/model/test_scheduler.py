@@ -21,7 +21,7 @@ TEXTS = ("", "a", "hello", "ab" * 20, "xyz")
 
 
 def assert_empty(backbone):
-    """No row, no page and no request is left behind."""
+    """No slot, page or request is left behind."""
     scheduler = backbone.scheduler
     scheduler.sweep()
     assert sorted(scheduler.state.free_pages) == list(range(scheduler.pages))
@@ -46,7 +46,7 @@ def make(golden_weights):
 
 @pytest.fixture(scope="module")
 def requests(golden_weights):
-    """Prompts and settings of five requests, each its own: length, temperature, penalty, filters, seed."""
+    """Prompts and settings of five requests that differ in length, temperature, penalty, filters and seed."""
     kinds = ({}, {"temperature": 0.5, "top_k": 5}, {"min_p": 0.0, "top_p": 0.9}, {"repetition_penalty": 3.0}, {})
     prompts = [build_prompt(golden_weights[0], text) for text in TEXTS]
     return prompts, [Sampling(seed=i, max_frames=3 + 4 * i % 11, **kind) for i, kind in enumerate(kinds)]
@@ -54,7 +54,7 @@ def requests(golden_weights):
 
 @pytest.fixture(scope="module")
 def alone(golden_weights, requests):
-    """The frames of each request when nothing else runs."""
+    """The frames of each request when it runs alone."""
     backbone = Backbone(*golden_weights, backend="reference")
     return [backbone.generate([p], s)[0].frames for p, s in zip(*requests, strict=True)]
 
@@ -127,7 +127,7 @@ def test_a_prompt_in_small_pieces_holds_nobody_up_for_long(make, monkeypatch):
 
 
 def test_no_frame_is_asked_for_that_nobody_waits_for(make, requests, monkeypatch):
-    """The host knows when the longest request ends at the latest."""
+    """No frame is launched beyond max_frames of the longest request."""
     backbone, asked = make(max_batch_size=2, sync_interval=8), []
     run = backbone.scheduler._graphs.run
     monkeypatch.setattr(backbone.scheduler._graphs, "run", lambda n: (asked.append(n), run(n)))
@@ -138,7 +138,7 @@ def test_no_frame_is_asked_for_that_nobody_waits_for(make, requests, monkeypatch
 
 @pytest.mark.parametrize(("sync_interval", "pipelined"), [(1, False), (4, True)])
 def test_logits_that_are_not_finite_end_one_request(make, requests, alone, sync_interval, pipelined):
-    """After its sound frames; its error names prompt and frame."""
+    """After its good frames; the error names prompt and frame."""
     backbone, (prompts, samplings) = make(pipelined, max_batch_size=5, sync_interval=sync_interval), requests
 
     def sick(logits, settings, seeds, steps, last_seen):
@@ -161,7 +161,7 @@ def test_logits_that_are_not_finite_end_one_request(make, requests, alone, sync_
 
 
 def test_a_callback_that_raises_ends_its_own_request(make, requests, alone):
-    """Where it ends the call, a stream of somebody else goes on."""
+    """If it ends the call, the stream of another caller goes on."""
     backbone, (prompts, samplings), seen = make(max_batch_size=5), requests, [[] for _ in requests[0]]
 
     def progress(i, frame):
@@ -198,7 +198,7 @@ def test_cancelled_and_forgotten_streams_give_their_places_back(make, requests, 
 
 
 def test_a_consumer_that_stops_reading_holds_nobody_up(make, requests, alone):
-    """Its frames wait for it, in memory of the host; its row and pages do not."""
+    """Its frames are kept on the host; its slot and pages are freed."""
     backbone, (prompts, samplings) = make(max_batch_size=1, sync_interval=2), requests
     idle, busy = (backbone.stream(prompts[i], samplings[i]) for i in (2, 4))
     first = next(idle)
@@ -209,7 +209,7 @@ def test_a_consumer_that_stops_reading_holds_nobody_up(make, requests, alone):
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])
 def test_no_memory_for_one_prompt_is_its_own_error(make, requests, alone, monkeypatch, error):
-    """The prompts that came with it are tried again without it."""
+    """The prompts that were batched with it are prefilled again without it."""
     backbone, (prompts, samplings) = make(max_batch_size=5), requests
     backbone.scheduler.per_sequence = False
     forward = reference.forward
@@ -304,7 +304,7 @@ def test_graphs_are_captured_once_by_bucket():
 
 
 def test_frames_go_on_without_graphs_where_capture_fails(caplog):
-    """Rows as they are, with one warning that says why."""
+    """Frames run without graphs, with one warning that says why."""
     refused, ran = Mock(side_effect=RuntimeError("operation not permitted when stream is capturing")), []
     graphs = Graphs(ran.append, 20, refused)
     for batch_size in (3, 9, 3):
@@ -332,7 +332,7 @@ def test_rejects_options(options, message):
 
 
 def test_rejects_what_the_context_or_the_cache_does_not_hold(make, requests):
-    """By the number of the prompt, before anything runs; the default alone is cut to the context."""
+    """The error names the prompt and comes before any work; only the default is cut to the context."""
     backbone, prompts = make(kv_cache_tokens=64), requests[0][:3]
     room = backbone.config.max_seqlen - len(prompts[2])
     fine = Sampling(max_frames=2)

@@ -1,4 +1,4 @@
-"""The speaker encoder: golden embeddings, its layout, and what it makes of bad recordings and files."""
+"""The speaker encoder: golden embeddings, its layout, bad recordings and bad files."""
 
 import json
 import math
@@ -50,7 +50,7 @@ class TestGolden:
         torch.testing.assert_close(embedding, stored[f"front_end.{name}.embedding"], atol=EMBED_ATOL, rtol=0)
 
     def test_layout(self, golden):
-        """Of the released encoder, and of this one."""
+        """The layout of the released encoder and of the golden one."""
         known, config = golden.json("speaker_encoder_tiny"), SpeakerEncoderConfig()
         assert config == SpeakerEncoderConfig(**known["real_config"])
         names = layout(config)
@@ -74,7 +74,7 @@ class TestEmbed:
 
     @pytest.mark.parametrize(("samples", "rate"), [(1, 24_000), (1024, 24_000), (1279, 24_000), (2350, 44_100)])
     def test_too_short(self, encoder, voice, samples, rate):
-        """The message speaks of the recording that the caller gave."""
+        """The message states the duration of the caller's recording."""
         with pytest.raises(ValueError, match=r"waveform lasts \d+\.\d ms"):
             encoder.embed(voice[:samples], rate)
 
@@ -121,7 +121,7 @@ class TestEmbed:
         assert encoder.embed(voice / voice.abs().max() * 2**-14.9, 24_000).isfinite().all()
 
     def test_a_clipped_recording_is_taken(self, encoder, voice):
-        """Floats of a mix may pass 1."""
+        """Float samples of a mix may exceed 1."""
         assert encoder.embed(voice / voice.abs().max() * 7.9, 24_000).isfinite().all()
 
     def test_the_units_of_log_mel(self, encoder, voice):

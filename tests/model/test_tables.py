@@ -1,4 +1,4 @@
-"""Tables as wide as the terminal at most, with everything in them."""
+"""Tables that fit the terminal and cut nothing."""
 
 import fcntl
 import os

@@ -1,4 +1,4 @@
-"""How many threads a command takes, and that nobody else's number changes."""
+"""The number of threads of a command, which the library leaves alone."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The tiny model: the same bytes each time, its notice everywhere, and sound that is worth a test."""
+"""The tiny model: reproducible bytes, its notice, and audio that is worth a test."""
 
 import json
 from unittest.mock import Mock
@@ -25,7 +25,7 @@ def other_folder(tmp_path_factory):
 
 
 def test_a_seed_is_bytes(tmp_path, tiny_folder, other_folder):
-    """The same seed the same bytes, in an empty folder too, whatever the global generator says."""
+    """The same seed gives the same bytes, in an empty folder too, whatever the state of the global generator."""
     torch.rand(1)
     assert write_tiny(tmp_path, seed=1) == tmp_path
     default, first, second = map(contents, (tiny_folder, other_folder, tmp_path))
@@ -103,7 +103,7 @@ def test_audio_is_neither_silent_nor_clipped(tiny_folder, other_folder, seed):
 
 @pytest.mark.parametrize("name", ["torch.save", "_write_json"])
 def test_a_full_disk_is_an_error_of_the_system(tmp_path, monkeypatch, name):
-    """torch has an exception of its own."""
+    """torch raises its own exception."""
     full = "No space left on device"
     faults = {"torch.save": RuntimeError(full), "_write_json": OSError(28, full)}
     monkeypatch.setattr(f"zonos2_triton.model.weights.tiny.{name}", Mock(side_effect=faults[name]))

@@ -1,4 +1,4 @@
-"""The backbone on its kernels, interpreted: what a batch, pages, pieces and NaN must not change, by a bit."""
+"""The backbone on its kernels, interpreted: batch, pages, chunked prefill and NaN elsewhere change no bit."""
 
 import dataclasses
 from itertools import pairwise
@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("quick_interprete
 
 
 def shortened(backbone):
-    """Its first three layers: dense, a mixture of two experts a row, one of one with the router's state carried."""
+    """The first three layers: dense, a mixture of two experts per token, one of one with the router's state."""
     config = dataclasses.replace(backbone.config, n_layers=3, moe_end_from_layer=0)
     return Backbone(config, backbone.weights, backbone.backend)
 
@@ -25,9 +25,9 @@ def short_backbone(golden):
 
 
 def forward(backbone, pieces, page_size=8, dtype=None):
-    """Feed pieces one after the other: each {sequence: ids [T, 10]}, decoding where all have one row and say so.
+    """Feed chunks one after the other: each (decode, {sequence: ids [T, 10]}); decode: one token of each sequence.
 
-    Returns of each sequence: hidden states [layers + 1, T, D], keys and values, logits after each piece [.., C, V].
+    Returns for each sequence hidden states [layers + 1, T, D], keys and values, logits after each chunk [.., C, V].
     """
     model, config = backbone.model, backbone.config
     names = sorted({name for _, piece in pieces for name in piece})
@@ -70,14 +70,14 @@ def slow(*values):
 
 
 def prompts(count):
-    """Of lengths 1, 4, 7, ...; ids at random."""
+    """Random prompts of lengths 1, 4, 7, ..."""
     generator = torch.Generator().manual_seed(5)
     return [torch.randint(0, 500, (1 + 3 * i % 11, 10), generator=generator) for i in range(count)]
 
 
 @pytest.mark.parametrize("count", [2, slow(17), slow(33)], ids="batch-{}".format)
 def test_a_batch_changes_no_bit(short_backbone, count):
-    """On both sides of every number of rows that tiles change at: prefill together, then a frame together."""
+    """Batches on both sides of every change of tiles: prefill together, then a frame together."""
     every = prompts(count)
     frames = torch.randint(0, 500, (count, 1, 10), generator=torch.Generator().manual_seed(6))
     steps = [(False, dict(enumerate(every))), (True, dict(enumerate(frames)))]
@@ -89,7 +89,7 @@ def test_a_batch_changes_no_bit(short_backbone, count):
 
 @pytest.fixture(scope="module")
 def whole(short_backbone):
-    """A prompt of 37 rows, and what it becomes at once: three frames are decoded behind 34 rows of prompt."""
+    """A prompt of 37 tokens and its result at once: 34 are prefilled, three are decoded."""
     prompt = torch.randint(0, 500, (37, 10), generator=torch.Generator().manual_seed(7))
     decoded = [(False, {0: prompt[:34]}), *((True, {0: prompt[t : t + 1]}) for t in range(34, 37))]
     return prompt, forward(short_backbone, [(False, {0: prompt})])[0], decoded, forward(short_backbone, decoded)[0]
@@ -97,7 +97,7 @@ def whole(short_backbone):
 
 @pytest.mark.parametrize("cuts", [slow([1]), [16], slow([15, 17]), slow([8, 9, 31]), slow([33])], ids=str)
 def test_a_prompt_in_pieces_is_the_prompt(short_backbone, whole, cuts):
-    """Cut at, before and behind the borders of the attention's blocks, and of its tiles of rows."""
+    """Chunks that end at, before and behind the borders of the attention's blocks and tiles."""
     prompt, at_once, _, _ = whole
     pieces = [(False, {0: prompt[a:b]}) for a, b in pairwise([0, *cuts, 37])]
     assert_same_bits(at_once, forward(short_backbone, pieces)[0])
@@ -111,7 +111,7 @@ def test_pages_change_no_bit(short_backbone, whole, page_size):
 
 @pytest.mark.filterwarnings("ignore:All-NaN slice")  # of numpy, in the interpreter
 def test_a_row_that_is_not_finite_changes_no_bit_of_earlier_rows_and_mates(short_backbone):
-    """NaN in the first layer on, through prefill and decoding, and in the cache. Causality holds for NaN too."""
+    """NaN from the first layer on, through prefill, decoding and the cache. Causality holds for NaN too."""
     model, config, ops = short_backbone.model, short_backbone.config, short_backbone.ops
     ids = torch.randint(0, 500, (38, 10), generator=torch.Generator().manual_seed(10))
     a, b, c, row = ids.split([4, 21, 10, 3])

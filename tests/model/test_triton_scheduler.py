@@ -29,7 +29,7 @@ def requests(count):
 
 @pytest.fixture(scope="module")
 def alone(two_layers):
-    """Of each of 17 requests: its frames when nothing else runs, without graphs. Computed when asked for."""
+    """The frames of request i when it runs alone, without graphs; computed on demand."""
     prompts, samplings = requests(17)
     return cache(lambda i: backbone_of(two_layers, False).generate([prompts[i]], samplings[i])[0].frames)
 
@@ -39,7 +39,7 @@ def alone(two_layers):
     [(3, 8), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((2, 1), (9, 2), (17, 1)))],
 )
 def test_padded_batches_change_no_bit(two_layers, alone, count, sync_interval):
-    """On both sides of the borders of buckets; the interval is so long that ended slots stay in the batch, idle."""
+    """Batch sizes around the borders of buckets, and intervals so long that ended slots stay in the batch."""
     prompts, samplings = requests(count)
     backbone = backbone_of(two_layers, True, max_batch_size=17, sync_interval=sync_interval)
     results = backbone.generate(prompts, samplings)
@@ -50,7 +50,7 @@ def test_padded_batches_change_no_bit(two_layers, alone, count, sync_interval):
 
 @pytest.mark.slow
 def test_a_prompt_in_pieces_between_frames_is_the_prompt(two_layers):
-    """With a voice, whose row is the first of the first piece only."""
+    """With a speaker, which replaces the first token of the first chunk only."""
     config, _ = two_layers
     prompt = torch.randint(0, 500, (21, 10), generator=torch.Generator().manual_seed(3))
     voice = torch.randn(config.speaker_embedding_dim, generator=torch.Generator().manual_seed(4))
@@ -65,7 +65,7 @@ def test_a_prompt_in_pieces_between_frames_is_the_prompt(two_layers):
 
 
 def test_launches_of_a_frame(two_layers, quick_interpreter):
-    """Embedding, 5 for a dense layer, 6 for a mixture, head, draw, and what follows from it."""
+    """Embedding, 5 for a dense layer, 6 for a mixture, head, sampling, update of the state."""
     backbone = backbone_of(two_layers, False, sync_interval=1)
     prompts, samplings = requests(3)
     streams = [backbone.stream(p, s) for p, s in zip(prompts, samplings, strict=True)]

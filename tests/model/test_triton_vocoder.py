@@ -1,6 +1,7 @@
-"""The vocoder on its kernels, interpreted: golden vectors, half precision, and clips that are equal bit for bit however
-they come: whole, in steps, in company, as streams. What is planned for them is in test_vocoder.py and
-test_exact_streams.py, by the kernels' reference."""
+"""The vocoder on its kernels, interpreted: golden vectors, half precision, and bitwise equal clips.
+
+Clips are decoded whole, in steps, batched and streamed. test_vocoder.py and test_exact_streams.py test the schedule by
+the reference of the kernels."""
 
 import pytest
 import torch
@@ -25,15 +26,17 @@ HALF_DB = {torch.bfloat16: 43, torch.float16: 61}  # audio against fp32 of the s
 
 @pytest.fixture(autouse=True)
 def launches():
-    """Quicker than as it comes; the kernels' own tests check each launch. What nobody wrote is NaN."""
+    """Without checks of each launch, which the kernels' own tests have. Unwritten memory is NaN."""
     with checked(bounds=False, undefined=False, races=False) as found, poisoned():
         yield found
 
 
 @pytest.fixture(scope="module")
 def small():
-    """Of one block, 5 samples a frame, 3 channels; a clip is one sample shorter. A frame waits for 12 more. Residual
-    units are one launch, which the interpreter takes twice as fast as two."""
+    """One block, 5 samples a frame, 3 channels; a clip is one sample shorter, and the lookahead is 12 frames.
+
+    Residual units are one launch, which is twice as fast in the interpreter as two.
+    """
     vocoder = random_codec((5,), "triton", decoder_dim=6)
     vocoder.decoder.ops = vocoder.decoder.ops._replace(widest_unit=3)
     return vocoder
@@ -41,7 +44,7 @@ def small():
 
 @pytest.fixture(scope="module")
 def mixed():
-    """Of two blocks: the units of the first are two launches each, those of the second one."""
+    """Two blocks: units of the first are two launches each, those of the second one."""
     vocoder = random_codec((3, 2), "triton")
     vocoder.decoder.ops = vocoder.decoder.ops._replace(widest_unit=2)
     return vocoder
@@ -49,7 +52,7 @@ def mixed():
 
 @pytest.fixture(scope="module")
 def real():
-    """The 44.1 kHz codec by its shapes: in three precisions, on the meta device."""
+    """The 44.1 kHz codec on the meta device, in three precisions."""
     shapes = layout(VocoderConfig())
     return {
         dtype: Vocoder(
@@ -98,7 +101,7 @@ class TestPrecision:
         ids=str,
     )
     def test_steps_and_company(self, small, dtype, tf32, floor_db):
-        """Near IEEE fp32, and not the same; of itself the same bits as streams and together."""
+        """Near IEEE fp32 but not equal; streams and batches have the same bits as whole clips."""
         state = {name: tensor.to(dtype) for name, tensor in small.state.items()}
         vocoder, clips = Vocoder(small.config, state, "triton", tf32), [frames_of(n, seed=n) for n in (18, 3)]
         vocoder.decoder.ops = vocoder.decoder.ops._replace(widest_unit=3)
@@ -133,7 +136,7 @@ class TestStreams:
         assert same_bits(push_all(vocoder.stream(chunk=chunk), (frames, TALK)), clip(vocoder, frames, 21))
 
     def test_lookahead(self, small):
-        """Samples that come early are decoded again; the reported error is what was heard."""
+        """Early samples are decoded again; the reported error is the difference."""
         frames, stream = frames_of(24), small.stream(lookahead=6, chunk=5)
         emitted, true = [stream.push(frames[:20])], clip(small, frames)
         early = range(18 * 5 - small.decoder.lag, (18 - 6) * 5)
@@ -145,7 +148,7 @@ class TestStreams:
         assert 0 < stream.signal_to_error == pytest.approx(want, rel=1e-9)
 
     def test_far_into_a_clip(self, small):
-        """Positions beyond 2**31: what a row emits depends on what lies in its rings alone."""
+        """Positions beyond 2**31: the samples of a slot depend on its rings only."""
         decoder, heard = small.decoder, []
         rows = small.decoder.lookahead + 4
         for base in (1000, 2**30):
@@ -161,7 +164,7 @@ class TestStreams:
 
 class TestBatches:
     def test_rows_depend_on_themselves_alone(self, mixed):
-        """Clips of different lengths, in any company, in one step or several."""
+        """Clips of different lengths, in any batch, in one step or several."""
         lengths = (5, 0, 1)
         clips = [aligned(mixed, frames_of(n, seed=n)) for n in lengths]
         wanted = [mixed.decode(codes[None])[0] for codes in clips]
@@ -173,13 +176,13 @@ class TestBatches:
 
 
 def allocated(seen):
-    """Bytes of rings and samples."""
+    """Allocated bytes of rings and samples."""
     made = zip(seen.names, seen.bytes, strict=True)
     return sum(size for name, size in made if name in ("aten::new_empty", "zonos2_triton::conv1d_tanh"))
 
 
 class TestRealSizes:
-    """By shapes alone: a chain of launches is checked and counted, and nothing computed."""
+    """On the meta device: launches are checked and counted, nothing is computed."""
 
     @pytest.mark.parametrize(
         ("rows", "dtype", "units"),
@@ -191,7 +194,7 @@ class TestRealSizes:
         ids=str,
     )
     def test_launches(self, real, rows, dtype, units):
-        """A push that makes a step is 25 launches, whatever the rows; in fp32 31."""
+        """A step is 25 launches for any number of slots; 31 in fp32."""
         vocoder = real[dtype]
         streams, frames = vocoder.streams(rows), torch.zeros(24, 9, dtype=torch.int64)
         with Operations() as seen:
@@ -206,7 +209,7 @@ class TestRealSizes:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
     @pytest.mark.parametrize("rows", [1, 2, 7, 64])
     def test_activations_are_bounded(self, real, dtype, rows):
-        """A step takes as many frames as fit, and what is allocated is what was reckoned with."""
+        """A step takes as many frames as fit, and allocates the planned bytes."""
         decoder, together = real[dtype].decoder, real[dtype]._frames_together(rows)
         assert together > 1
         room = decoder.ring_bytes(rows, together)
@@ -218,13 +221,13 @@ class TestRealSizes:
 
 class TestLatents:
     def test_a_trace_of_one_codebook(self, small):
-        """Its codes, [B, 1, T], are contiguous either way round, with strides that no kernel takes."""
+        """Codes [B, 1, T] are contiguous when transposed too, with strides that no kernel accepts."""
         codes = frames_of(4).clamp(max=15)[:, :1].reshape(2, 1, 2)
         assert same_bits(small.trace(codes)["z"].contiguous(), small.latents(codes).contiguous())
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
     def test_a_clip_is_as_from_codes(self, small, monkeypatch, dtype):
-        """Bit for bit, in any steps and company: the layers find the same numbers in the ring of z."""
+        """Bit for bit, in any steps and batch, because the ring of z holds the same numbers."""
         state = {name: tensor.to(dtype) for name, tensor in small.state.items()}
         vocoder, codes = Vocoder(small.config, state, "triton"), frames_of(9).clamp(max=15).T.reshape(3, 3, 3)
         vocoder.decoder.ops = vocoder.decoder.ops._replace(widest_unit=3)

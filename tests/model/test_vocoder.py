@@ -1,4 +1,4 @@
-"""Whole clips by the reference: golden vectors, what a sample depends on, and windows and steps that equal one pass."""
+"""Whole clips by the reference: golden vectors, receptive field, and windows and steps that equal one pass."""
 
 import math
 
@@ -29,7 +29,7 @@ def codecs(golden):
 
 @pytest.fixture(params=["windows", "steps"])
 def way(request, in_steps):
-    """In steps: as the kernels take clips, by their reference; test_triton_vocoder.py has the kernels."""
+    """In steps, by the reference of the kernels; test_triton_vocoder.py tests the kernels."""
     return in_steps if request.param == "steps" else lambda vocoder: vocoder
 
 
@@ -70,16 +70,16 @@ class TestRealLayout:
         assert decoder == real["parameter_count"]["decoder_folded"]
 
     def test_windows_of_the_real_codec(self):
-        """Ten frames per side: what streaming latency and the cost of windows rest on."""
+        """Ten frames per side, which set streaming latency and the cost of windows."""
         assert VocoderConfig().frames_behind(32 * 512, 64 * 512) == (22, 74)
 
 
 class TestReach:
-    """Which frames a sample depends on: too few would be heard at window borders, too many cost latency."""
+    """Frames that a sample depends on: too few are heard at window borders, too many cost latency."""
 
     @pytest.mark.parametrize(("name", "frames"), [("even", 24), ("odd", 44), ("all_odd", 90)])
     def test_experiment(self, codecs, name, frames):
-        """One frame is changed; exactly the samples that claim to depend on it may change, up to the outermost."""
+        """One frame is changed: only the samples that depend on it change, and the outermost of them do."""
         vocoder, frame = as_fp64(codecs[name]), frames // 2
         codes = random_codes(1, 9, frames, top=1024)
         changed_codes = codes.clone()
@@ -159,7 +159,7 @@ class TestShortClips:
             vocoder.trace(none)
 
     def test_too_short_to_sound(self, way):
-        """A rate of 1 takes a position off: of a frame nothing may be left."""
+        """A rate of 1 removes a position, so one frame may leave no sample."""
         vocoder = way(random_codec((1, 1), n_codebooks=9, codebook_size=1024))
         for frames, samples in ((1, 0), (2, 0), (3, 1)):
             assert vocoder.decode(random_codes(1, 9, frames)).shape == (1, samples)
@@ -172,7 +172,7 @@ class TestInSteps:
     @pytest.mark.parametrize("widest_unit", [0, 4, 64])
     @pytest.mark.parametrize("name", ["odd", "all_odd"])
     def test_steps_and_batches(self, codecs, in_steps, monkeypatch, name, widest_unit):
-        """In steps of five frames, three clips at a time, whichever units are one operation."""
+        """In steps of five frames, three clips at a time, with residual units as one or two operations."""
         clips = [random_codes(9, n, seed=n) for n in (12, 0, 1, 33, 7)]
         vocoder, seen = in_steps(codecs[name], widest_unit), []
         monkeypatch.setattr(vocoder_module, "ACTIVATIONS", vocoder.decoder.ring_bytes(3, 5))
@@ -190,7 +190,7 @@ class TestInSteps:
 
     @all_codecs
     def test_what_a_frame_waits_for(self, codecs, name):
-        """As the reference has it: a sample is final when the last frame that it depends on has come."""
+        """As in the reference: a sample is final when the last frame that it depends on has come."""
         config, decoder = codecs[name].config, codecs[name].decoder
         ready = 50 * config.hop - decoder.lag  # samples that are final after 50 frames
         assert [config.frames_behind(at, at + 1)[1] for at in (ready - 1, ready)] == [50, 51]
@@ -200,7 +200,7 @@ class TestInSteps:
 class TestLatents:
     @pytest.mark.parametrize(("dtype", "frames", "atol"), [("float32", 40, 1e-5), ("float64", 20, 1e-13)])
     def test_in_one_pass(self, dtype, frames, atol):
-        """What codes sum to, and the samples of that; double precision stays."""
+        """Codes to latents to samples; double precision stays."""
         vocoder, codes = random_codec((3, 2), dtype=getattr(torch, dtype)), random_codes(2, 3, frames, top=16)
         want, z = vocoder_reference.decode(vocoder.config, vocoder.state, codes), vocoder.latents(codes)
         torch.testing.assert_close(z, want["z"], atol=1e-6, rtol=0)
@@ -209,7 +209,7 @@ class TestLatents:
         assert torch.equal(vocoder.decode_latents(strided), vocoder.decode_latents(z.contiguous()))
 
     def test_clips_of_one_length_need_nothing_of_the_host(self, way, monkeypatch):
-        """Which a CUDA graph could not hold."""
+        """A CUDA graph could not hold them."""
         vocoder, sent = way(random_codec((3, 2))), []
         monkeypatch.setattr(vocoder_module, "upload", lambda values, device: sent.append(values.tolist()) or values)
         vocoder.decode_latents(torch.randn(2, 8, 5))

@@ -22,13 +22,13 @@ ENDS = torch.tensor([[99, 0], [0, 0], [99, 0], [2, 8], [5, 3], [9, 0], [14, 6], 
 
 @pytest.fixture(scope="module")
 def vocoder(in_steps):
-    """In steps as the kernels take them, by their reference; every sum is exact, so that each sample is right or wrong.
-    The backbone's codes."""
+    """A vocoder in steps, by the reference of the kernels, for the backbone's codes. Every sum is exact, so each sample
+    is right or wrong."""
     return in_steps(integer_codec((3, 2), n_codebooks=9, codebook_size=1024))
 
 
 def ending(logits, settings, seeds, steps, last_seen):
-    """A sampler that says the end where it lies, and nowhere else; the logits of seed 8 are sick at frame 42."""
+    """A sampler with an end of audio per seed; the logits of seed 8 are not finite at frame 42."""
     sick = (seeds == 8) & (steps == 42)
     logits = torch.where(sick[:, None, None], torch.nan, logits)
     codes, nonfinite = REFERENCE.sample_codes(logits, settings, seeds, steps, last_seen)
@@ -39,8 +39,10 @@ def ending(logits, settings, seeds, steps, last_seen):
 
 @pytest.fixture
 def make(golden_weights, vocoder):
-    """A backbone with a vocoder; padded: its batches are those of graphs, with idle slots, and captured as they are:
-    after two calls that must change nothing, in the middle of whatever runs."""
+    """A backbone with a vocoder. padded: its batches are those of graphs, with idle slots.
+
+    They are captured as graphs are: after two calls in the idle context, which must change nothing.
+    """
 
     def made(pipelined=False, padded=False, **options):
         backbone = Backbone(*golden_weights, backend="reference", options=BatchingOptions(**options))
@@ -94,7 +96,7 @@ def test_what_is_spoken_is_the_clip(
 
 
 def test_samples_come_while_the_clip_is_made(make, vocoder):
-    """As soon as the codes of a frame, and of those it depends on, are there."""
+    """As soon as the codes of a frame and of its lookahead are there."""
     backbone, hop = make(max_batch_size=1, sync_interval=2), vocoder.config.hop
     prompt, spoken = build_prompt(backbone.config, "a"), 0
     for i, frame in enumerate(backbone.stream(prompt, Sampling(seed=0, max_frames=40)), 1):
@@ -160,7 +162,7 @@ def test_who_runs_already_is_not_left_without_sound(golden_weights, vocoder):
 @pytest.mark.interpreter
 @pytest.mark.usefixtures("quick_interpreter")
 def test_the_pipeline_on_kernels(two_layers):
-    """Those of the backbone pass the codes on to those of the vocoder."""
+    """The kernels of the backbone pass the codes on to those of the vocoder."""
     vocoder = random_codec((8,), "triton", latent_dim=4, decoder_dim=4, n_codebooks=9, codebook_size=1024)
     tts = Zonos2(Backbone(*two_layers, "triton", BatchingOptions(max_batch_size=1, sync_interval=2)), vocoder)
     sampling = Sampling(seed=3, max_frames=3, ignore_eos=True)
@@ -170,7 +172,7 @@ def test_the_pipeline_on_kernels(two_layers):
 
 @pytest.mark.parametrize("same_device", [True, False], ids=["same-device", "by-the-host"])
 def test_the_pipeline(golden_weights, vocoder, same_device, monkeypatch):
-    """Where the codes cannot be passed on, the host does it, to the same samples."""
+    """If the devices differ, the host passes the codes on, with the same samples."""
     backbone = Backbone(
         *golden_weights, backend="reference", options=BatchingOptions(max_batch_size=1, sync_interval=2)
     )
@@ -188,7 +190,7 @@ def test_the_pipeline(golden_weights, vocoder, same_device, monkeypatch):
 
 
 def test_nothing_is_asked_of_the_device(make, vocoder, monkeypatch):
-    """No operation of a step reads a value back, or makes a shape of one."""
+    """No operation of a step reads a value back or makes a shape from one."""
     runner = make(max_batch_size=2).scheduler.vocoder_runner
     operations = SimpleNamespace(**{name: lambda *_, **__: None for name in vocoder.decoder.ops._fields})
     operations.conv1d_tanh = lambda *_, **__: torch.zeros(2, runner.frames * vocoder.config.hop)

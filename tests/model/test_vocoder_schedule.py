@@ -1,4 +1,4 @@
-"""The plan of a vocoder's step: the same on the host and on the device, and the one that the docstring tells of."""
+"""The schedule of vocoder steps: equal on host and device, and as in the docstring's example."""
 
 from itertools import pairwise
 
@@ -55,7 +55,7 @@ def test_the_device_plans_every_row_as_the_host_plans_one(schedule, states, fram
 
 @given(SCHEDULES, st.integers(0, 30), st.booleans(), st.integers(1, 20), st.integers(1, 7))
 def test_a_clip_goes_through_once_from_its_first_frame_to_the_last_behind_it(schedule, n, ends, frames, message):
-    """However frames come; and no step takes a frame before it is complete, unless the clip is over."""
+    """For any messages; no step takes a frame before it is complete, unless the clip is over."""
     delayed = n + schedule.codebooks - 1
     done, came, closed = 0, 0, False
     while not closed:

@@ -1,5 +1,6 @@
-"""Streams of the reference: the official cross-fade sample for sample, and windows that equal whole clips bit for bit.
-Both refuse the same. Streams in steps are in test_exact_streams.py."""
+"""Streams of the reference: the official cross-fade, and windows that equal whole clips bit for bit.
+
+Both refuse the same arguments. test_exact_streams.py has streams in steps."""
 
 import json
 from pathlib import Path
@@ -15,7 +16,7 @@ LONGEST = 90  # frames: three windows
 
 
 def stream_cases():
-    """The golden cases by name; the one that interleaves two streams becomes two."""
+    """The golden cases by name; one that interleaves two streams becomes two."""
     path = Path(__file__).parents[1] / "golden" / "vocoder_stream.json"
     cases = {case["name"]: case for case in json.loads(path.read_text(encoding="utf-8"))["cases"]}
     pair = cases.pop("interleaved_1/2")
@@ -43,7 +44,7 @@ def random_frames(n, seed=0):
 
 
 def push_each(vocoder, mode, codes, case):
-    """One message per frame; eos_frame goes with every message from the one that first reports it."""
+    """One message per frame; every message from the first that knows eos_frame repeats it."""
     official = {"overlap": case["overlap_frames"], "chunk": case["min_decode_chunk"]} if mode == "overlap" else {}
     stream, known_from = vocoder.stream(mode, **official), case.get("eos_first_reported_at_message")
     for i, frame in enumerate(codes):
@@ -77,7 +78,7 @@ class TestWindows:
     @example(talk=(random_frames(LONGEST), [(0, LONGEST, None, True)]))
     @example(talk=one_by_one(random_frames(LONGEST)))
     def test_joined_they_are_the_clip(self, codecs, talk):
-        """And no window comes later than the frames that it needs."""
+        """No window comes later than the frames that it needs."""
         vocoder, (frames, messages), known = codecs["odd"], talk, None
         stream, emitted = vocoder.stream(), [torch.zeros(0)]
         windows = [vocoder.windows.at(i) for i in range(LONGEST // 32 + 1)]
@@ -99,8 +100,7 @@ class TestWindows:
         assert len(stream.push(random_frames(1))) == 32 * codecs[name].config.hop
 
     def test_work_is_linear(self, codecs, monkeypatch):
-        """2,000 frames, one by one: each window is decoded once, with the frames around it. The caller reuses its
-        buffer."""
+        """2,000 frames, one by one: each window is decoded once, and the caller reuses its buffer."""
         vocoder, frames, decoded = codecs["odd"], random_frames(2000), []
         decode = vocoder.windows.decode
 
@@ -120,7 +120,7 @@ class TestWindows:
         assert torch.equal(torch.cat(chunks), clip(vocoder, frames))
 
     def test_what_is_final_does_not_wait_for_the_last_message(self, codecs):
-        """The countdown of nine more frames is no part of the audio."""
+        """The nine frames after the end are not part of the audio."""
         vocoder, frames = codecs["odd"], random_frames(60)
         stream = vocoder.stream()
         chunks = [stream.push(frames[:48]), stream.push(frames[48:50], eos_frame=42)]
@@ -154,7 +154,7 @@ REFUSED = {  # what came before: frames, their end, whether that was all; then a
 @pytest.mark.parametrize("mode", ["exact", "overlap"])
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_refused_push_changes_nothing(codecs, mode, case):
-    """An end that was said need not be said again."""
+    """eos_frame need not be repeated."""
     before, message, error, text = REFUSED[case]
     count, end, last = BEFORE[before]
     frames = random_frames(80)

@@ -141,7 +141,7 @@ def test_codes_are_those_of_sample(golden, cases):
         for frame, ids in enumerate(history[:n]):
             last_seen[CODEBOOKS, ids] = frame
         logits = tensors["logits"][case["logits_index"]].expand(B, -1, -1)
-        settings = torch.tensor([Sampling(**{key: case[key] for key in vectors["defaults"]}).row()]).expand(B, -1)
+        settings = torch.tensor([Sampling(**{key: case[key] for key in vectors["defaults"]}).packed()]).expand(B, -1)
         steps = torch.full((B,), n, dtype=torch.int32)
         codes, nonfinite = sample_codes(logits, settings, requests, steps, last_seen.expand(B, -1, -1))
         drawn = words(requests[:, None], n, CODEBOOKS)

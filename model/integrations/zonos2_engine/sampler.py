@@ -33,7 +33,7 @@ Draw = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 class Arguments:
     """Inputs of the next draw for B requests."""
 
-    settings: Tensor  # [B, 8] fp32: `Sampling.row` of each
+    settings: Tensor  # [B, 8] fp32: `Sampling.packed` of each
     seeds: Tensor  # [B] int64
     steps: Tensor  # [B] int32: generated frames
     history: Callable[[], Tensor]  # -> the last W frames [B, W, C], newest last

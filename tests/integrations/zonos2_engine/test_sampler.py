@@ -151,7 +151,7 @@ def test_settings_that_are_no_numbers(wrong, caplog):
     """One request must not end the others."""
     reqs = [Request(4, wrong, 0), Request(1, {"temperature": 0.5}, 0)]
     settings = sampler().prepare(batch(reqs)).settings
-    assert settings[0].tolist() == pytest.approx(Sampling().row())
+    assert settings[0].tolist() == pytest.approx(Sampling().packed())
     assert settings[1, 0] == 0.5
     assert "request 4: " in caplog.text
     assert "it gets the default settings" in caplog.text
