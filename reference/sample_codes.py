@@ -15,9 +15,12 @@ def sample_codes(
 ) -> tuple[Tensor, Tensor]:
     """The next frame of B requests: logits [B, C, V] -> codes [B, C] int32, nonfinite [B, C] int32.
 
-    settings [B, 8] fp32: `Sampling.packed` of each request; seeds [B] int64: the bits of a seed; steps [B] int32:
-    frames before this one. last_seen [B, C, V] int32: the frame in which a code came last in its codebook, or NEVER_SEEN. A
-    code depends on its own logits and last_seen, its request's settings and seed, and its frame and codebook only.
+    settings   [B, 8] fp32: `Sampling.packed` of each request
+    seeds      [B] int64: the bits of a seed
+    steps      [B] int32: frames before this one
+    last_seen  [B, C, V] int32: the frame in which a code came last in its codebook, or NEVER_SEEN
+
+    A code depends on its own logits and last_seen, its request's settings and seed, its frame and codebook only.
 
     A row with NaN or +inf in it, or with nothing above -inf, has the fault 1 and the code V - 1 (padding); others 0.
     """
