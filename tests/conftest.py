@@ -43,7 +43,7 @@ NOT_COLLECTED = pytest.StashKey[Counter[str]]()
 
 
 def lacking(item: pytest.Item) -> str | None:
-    """What this machine lacks for a test: of the markers gpu, interpreter and needs(package, ...)."""
+    """The thing that a test needs and this machine lacks, by its markers gpu, interpreter and needs(package, ...)."""
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         return "a GPU"
     if item.get_closest_marker("interpreter") and torch.cuda.is_available():
@@ -136,7 +136,7 @@ def tts(tiny_folder: Path) -> Zonos2:
 
 
 class _Poisoned(VocoderDecoder):
-    """Its rings are full of NaN, as whatever lies there may be."""
+    """Its rings are full of NaN: no result may depend on old contents."""
 
     def rings(self, *args: Any, **options: Any) -> Rings:
         with poisoned():
@@ -166,6 +166,6 @@ def seeded() -> Callable[..., Tensor]:
 
 @pytest.fixture(scope="module")
 def quick_interpreter() -> Iterator[Any]:
-    """Quicker than as it comes: it checks nothing, for the suites of the operators do."""
+    """Triton's interpreter without our checks, which the operators' own suites make."""
     with checked(bounds=False, undefined=False, races=False) as launches:
         yield launches

@@ -1,4 +1,4 @@
-"""What an import and a look at the help may cost, in processes of their own."""
+"""The cost of an import and of the help, in processes of their own."""
 
 import ast
 import os
@@ -99,7 +99,7 @@ def test_the_kernels_register_every_operator():
 
 
 def test_settings_are_read_without_torch_and_triton():
-    """Of the standard library alone; so they may be read wherever a process begins."""
+    """They need the standard library alone, so any process may read them early."""
     before, after = (modules_after(f"import zonos2_triton{more}") for more in ("", "._settings"))
     assert {name.split(".")[0] for name in after - before} - {*sys.stdlib_module_names} == {"zonos2_triton"}
 

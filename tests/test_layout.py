@@ -55,7 +55,7 @@ OF_FLOATS = {
 
 @pytest.mark.parametrize(("room", "path"), [case for case in FILES if case.values[0] != "bench"])
 def test_whatever_makes_a_tensor_names_its_device_and_dtype(room, path):
-    """Or the caller's default would be taken."""
+    """Without them the caller's defaults would count."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and (name := ast.unparse(node.func)) in OF_INTEGERS | OF_FLOATS:
             wanted = {"device"} if name in OF_INTEGERS else {"device", "dtype"}
@@ -72,7 +72,7 @@ def test_imports_follow_the_arrows(room, path):
 
 
 def test_kernels_know_the_reference_in_one_place_and_load_it_there_alone():
-    """Where an operation on a CPU is its reference; whoever has a GPU need not load it."""
+    """The CPU fallback runs the reference; on a GPU it is never imported."""
     kernels = [path for room, path in (case.values for case in FILES) if room == "kernels"]
     knowing = [path.name for path in kernels if any(name.startswith(REFERENCE) for name in imports(path))]
     assert knowing == ["_operator.py"]

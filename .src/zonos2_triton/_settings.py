@@ -1,9 +1,9 @@
-"""The environment variables ZONOS2_TRITON_*: what each may hold, and what it means. Nothing else reads them. And the
-home folder, for every path that somebody writes.
+"""The environment variables ZONOS2_TRITON_*, which are read here alone: what each accepts and means.
 
-LOG and the switch of NVTX take effect when the package is imported, the others when they are first needed. Whatever a
-variable holds beyond what is accepted is a ValueError that names it; at import, where nobody could catch it, a line in
-the log.
+And the home folder in paths.
+
+LOG and NVTX take effect when the package is imported, the others when they are first needed. A value that is not
+accepted is a ValueError that names the variable. At import no caller could catch it, so there it is a line in the log.
 """
 
 import json
@@ -28,9 +28,9 @@ LOGGER = logging.getLogger("zonos2_triton")
 
 
 def local_path(name: str | Path) -> Path:
-    """With ~ as a shell has it, which it leaves alone in --out=~/x.wav and within quotes; ~ of nobody is a name.
+    """The path with ~ expanded, as a shell would; a shell itself leaves it in --out=~/x.wav and within quotes.
 
-    FileNotFoundError: it is empty, which pathlib takes for the folder that one is in.
+    ~ of an unknown user stays as it is. FileNotFoundError: the name is empty, which pathlib reads as ".".
     """
     if not str(name):
         raise FileNotFoundError("a file or a folder must be named, got ''")
@@ -38,22 +38,22 @@ def local_path(name: str | Path) -> Path:
 
 
 def backend() -> str:
-    """What backend="auto" means, of BACKENDS; "auto": the kernels on a GPU, the reference on a CPU."""
+    """The meaning of backend="auto", one of BACKENDS. "auto" is the kernels on a GPU and the reference on a CPU."""
     return _one_of(BACKEND, BACKENDS) or "auto"
 
 
 def disabled() -> bool:
-    """Whether the reference runs wherever a backend is chosen, and nobody's operations are replaced."""
+    """Whether every choice of a backend is the reference, and `accelerate` patches nothing."""
     return _switch(DISABLE)
 
 
 def nvtx() -> bool:
-    """Whether ranges go to NVTX."""
+    """Whether NVTX ranges are emitted."""
     return _switch(NVTX)
 
 
 def launch_config() -> tuple[str, Any] | None:
-    """The file of launch parameters and the JSON in it, not looked at; None: no file is named."""
+    """The path and the parsed JSON of the launch configurations, not validated; None: no file is named."""
     path = os.environ.get(LAUNCH_CONFIG)
     if not path:
         return None
@@ -80,12 +80,12 @@ def sglang_components() -> frozenset[str]:
 
 
 def log_level() -> str | None:
-    """Of LEVELS; None: not set."""
+    """The level, one of LEVELS; None: not set."""
     return _one_of(LOG, tuple(LEVELS))
 
 
 def present() -> dict[str, tuple[str, str | None]]:
-    """Every variable with this prefix that is set: what it holds, and what is wrong with that, or None."""
+    """Every variable with this prefix that is set: its value, and what is wrong with it, or None."""
     readers = dict(zip(VARIABLES, (backend, disabled, log_level, nvtx, launch_config, sglang_components), strict=True))
     found: dict[str, tuple[str, str | None]] = {}
     for name, value in sorted(os.environ.items()):
@@ -105,7 +105,7 @@ def _fault(reader: Callable[[], object]) -> str | None:
 
 
 def at_import(reader: Callable[[], Value]) -> Value | None:
-    """What one of these functions returns. A wrong value is told in the log; it must not stop an import."""
+    """The result of one of these functions. A wrong value is a line in the log, because it must not stop an import."""
     try:
         return reader()
     except ValueError as error:
@@ -114,8 +114,10 @@ def at_import(reader: Callable[[], Value]) -> Value | None:
 
 
 def start_log() -> None:
-    """The level of LOG, and a handler for the standard error, which is silent where the application has its own. Where
-    LOG is not set, logging stays as it is: without a handler, Python shows warnings."""
+    """Sets the level of LOG, and a handler for standard error that is silent where the application has its own.
+
+    If LOG is not set, logging stays as it is: without a handler, Python shows warnings.
+    """
     level = at_import(log_level)
     if level is None:
         return
@@ -133,7 +135,7 @@ def _is_ours(handler: logging.Handler) -> bool:
 
 
 def _nobody_else(record: logging.LogRecord) -> bool:
-    """Whether no other handler gets the line, which would show it twice. Asked each time: they may come later."""
+    """Whether no other handler gets the line, which would show it twice. They may come later: it asks each time."""
     handlers = [*LOGGER.handlers, *(logging.getLogger().handlers if LOGGER.propagate else [])]
     return all(_is_ours(handler) or isinstance(handler, logging.NullHandler) for handler in handlers)
 

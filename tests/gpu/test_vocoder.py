@@ -19,7 +19,7 @@ FRAMES = 44
 
 @pytest.fixture(scope="module", params=DTYPES, ids=str)
 def vocoder(request, golden):
-    """Of the golden codec, with residual units of both kinds."""
+    """A vocoder of the golden codec, with residual units of both kinds."""
     made = golden.vocoder("even", device="cuda", dtype=request.param, backend="triton")
     made.decoder.ops = made.decoder.ops._replace(widest_unit=WIDEST)
     return made

@@ -49,7 +49,7 @@ CHECKS = ["bytes", *NEIGHBOURS]
 
 
 def words(seeds, frames, codebooks):
-    """Of the product; all broadcast."""
+    """The sampler's random words; the arguments broadcast."""
     return philox(seeds, (frames, codebooks, 0, 0))[..., 0]
 
 
