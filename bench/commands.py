@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,15 @@ from zonos2_triton.bench.proof.bounds import RATIO
 from zonos2_triton.bench.proof.interpreter import interpreting
 from zonos2_triton.bench.proof.verify import Mismatch, verify
 from zonos2_triton.bench.report.compare import compare, read
+from zonos2_triton.bench.report.measurements import as_csv
+from zonos2_triton.bench.specs.spec import Kernel, Workload
 from zonos2_triton.bench.suite import gpu
 from zonos2_triton.bench.suite.environment import environment
 from zonos2_triton.bench.suite.presets import DTYPES, FULL, SMOKE
 from zonos2_triton.bench.suite.recorder import Budget, Recorder
 from zonos2_triton.bench.suite.stages import SEED, Run, plan
 from zonos2_triton.bench.timing import timer
+from zonos2_triton.model.files import write_whole
 from zonos2_triton.model.tables import fitted, text_row
 
 Command = Callable[[argparse.Namespace], int]
@@ -49,6 +53,7 @@ def bench_command(parser: argparse.ArgumentParser) -> Command:
     parser.description = "Time kernels beside plain PyTorch and other libraries; or compare two files of results."
     _naming(parser)
     parser.add_argument("-o", "--out", type=local_path, metavar="DIR", help="keep the results in a file there")
+    parser.add_argument("--csv", type=local_path, metavar="FILE", help="also write a row for each timing, as CSV")
     parser.add_argument("--compare", nargs=2, metavar=("BEFORE", "AFTER"),
                         help="two results, or two snapshots of the compile gate: files, or REVISION:FILE")  # fmt: skip
     parser.add_argument("--threshold", type=float, default=0.02, metavar="SHARE",
@@ -60,23 +65,37 @@ def bench_command(parser: argparse.ArgumentParser) -> Command:
 
 def _naming(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kernel", nargs="+", metavar="NAME", help="default: all of the catalogue")
-    parser.add_argument("--workload", nargs="+", metavar="NAME", help="default: all of each kernel")
+    parser.add_argument("--workload", nargs="+", metavar="NAME", help="default: all of each kernel; with --set: one")
+    parser.add_argument("--set", nargs="+", default=(), metavar="NAME=VALUE", help="other sizes of the workload: M=7")
+
+
+def _selected(options: argparse.Namespace, offered: Callable[[Kernel], list[Workload]]) -> dict[str, Kernel]:
+    """The kernels that the options name, with the workloads that they name or resize. ValueError: unknown names."""
+    kernels = [KERNELS[name] for name in chosen("kernel", options.kernel, KERNELS)]
+    known = sorted({workload.name for kernel in kernels for workload in offered(kernel)})
+    where = "" if torch.cuda.is_available() else " (without a GPU)"
+    names, found = chosen(f"workload{where}", options.workload, known), {}
+    for kernel in kernels:
+        workloads = [workload for workload in offered(kernel) if workload.name in names]
+        if options.set:
+            named = workloads if options.workload else workloads[:1]
+            workloads = [kernel.resized(workload, options.set) for workload in named]
+        if workloads:
+            found[kernel.name] = replace(kernel, workloads=tuple(workloads))
+    return found
 
 
 def _verify(options: argparse.Namespace) -> int:
     """Exit status: 0 all agree, 1 one does not, or fails to run."""
     on_gpu = torch.cuda.is_available()
-    kernels = [KERNELS[name] for name in chosen("kernel", options.kernel, KERNELS)]
+    kernels = _selected(options, lambda kernel: [w for w in kernel.workloads if on_gpu or not w.real]).values()
     dtypes = chosen("dtype", options.dtype, DTYPES)
-    known = {workload.name for kernel in kernels for workload in kernel.workloads if on_gpu or not workload.real}
-    where = "" if on_gpu else " (without a GPU)"
-    names = chosen(f"workload{where}", options.workload, sorted(known))
     if not on_gpu:
         interpreting()
     found: list[dict[str, Any]] = []
     say = print if not options.json else (lambda *_: None)
     say(fitted(f"on {torch.cuda.get_device_name()}" if on_gpu else NO_GPU))
-    cases = [(kernel, w, dtype) for kernel in kernels for w in kernel.workloads if w.name in names for dtype in dtypes]
+    cases = [(kernel, w, dtype) for kernel in kernels for w in kernel.workloads for dtype in dtypes]
     widths = [max(map(len, names)) for names in zip(*((k.name, w.name) for k, w, _ in cases), strict=True)]
     widths.append(max(map(len, DTYPES)))
     with nullcontext() if on_gpu else gpu.quiet_interpreter():
@@ -112,22 +131,20 @@ def _bench(options: argparse.Namespace) -> int:
         return 1 if comparison.worse or not comparison.common else 0
     on_gpu = torch.cuda.is_available()
     preset = FULL if on_gpu else SMOKE
-    kernels = [KERNELS[name] for name in chosen("kernel", options.kernel, KERNELS)]
-    known = {workload.name for kernel in kernels for workload in preset.timed(kernel)}
-    where = "" if on_gpu else " (without a GPU)"
-    names = chosen(f"workload{where}", options.workload, sorted(known))
+    preset = replace(preset, kernels=_selected(options, preset.timed))
     if not on_gpu:
         interpreting()
-    stages, wanted = ["calibration", "timings", "baselines"], {f"{k.name}/{name}" for k in kernels for name in names}
+    stages = ["calibration", "timings", "baselines"]
     with tempfile.TemporaryDirectory() as scratch, nullcontext() if on_gpu else gpu.quiet_interpreter():
         recorder = Recorder.open(options.out or Path(scratch), environment(SEED, not on_gpu))
         device = timer.cuda_device() if on_gpu else timer.cpu_device()
-        listed = plan(Run(recorder, device, preset), stages, preset)
-        items = [i for i in listed if i.stage == "calibration" or "/".join(i.name.split("/")[:2]) in wanted]
+        items = plan(Run(recorder, device, preset), stages, preset)
         say = (lambda _: None) if options.json else print
         say(fitted(f"on {torch.cuda.get_device_name()}" if on_gpu else NO_GPU))
         status = gpu.run(recorder, stages, items, Budget(float("inf")), say=say)
         print(json.dumps(recorder.content, indent=1) if options.json else gpu.table(recorder))
+    if options.csv:
+        write_whole(options.csv, as_csv(recorder.content))
     if not recorder.items("timings"):
         print("bench: nothing was timed: every item was left out", file=sys.stderr)
         return 1

@@ -92,7 +92,7 @@ def time_provider(
     one: Provider, kernel: Kernel, workload: Workload, device: timer.Device, dtype: torch.dtype,
     ours_us: float | None, seconds: float = 0.2,
 ) -> dict[str, Any]:  # fmt: skip
-    """Its time, and speed_up: how many times longer it takes than ours_us, where that is known.
+    """Its time, the ratio of its error, and speed_up: how many times longer it takes than ours_us, where that is known.
 
     NotRun: this machine lacks it or something that it needs. Mismatch: it is not the same function. Any other error is
     its own.
@@ -102,7 +102,7 @@ def time_provider(
     # In one mode and with the same switches throughout: what is compiled for the comparison is what is timed.
     with torch.inference_mode(), exact_numerics():
         try:
-            one.verify(Case(kernel, workload, device.name, dtype))
+            ratio = one.verify(Case(kernel, workload, device.name, dtype)).ratio
             sets, cache_state = timer.input_sets(kernel, workload, device, dtype)
             calls = [one.prepare(kernel, inputs) for inputs in sets]
             found = timer.measure(calls, device, seconds, cache_state, graph=one.captured, least=5)
@@ -112,7 +112,7 @@ def time_provider(
             raise
         finally:
             torch.compiler.reset()
-    return found | {"speed_up": ours_us and timer.ratio(found["median_us"], ours_us)}
+    return found | {"ratio": round(ratio, 3), "speed_up": ours_us and timer.ratio(found["median_us"], ours_us)}
 
 
 @cache

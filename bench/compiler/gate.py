@@ -20,13 +20,20 @@ from fnmatch import fnmatchcase
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from zonos2_triton.bench.cli_choices import chosen
 from zonos2_triton.bench.compiler.cubin_stats import TARGETS, TENSOR_MEMORY, Stats, statistics
-from zonos2_triton.bench.compiler.offline_compile import Launch, check_compiler, compile_only, fake_tensors, in_short
+from zonos2_triton.bench.compiler.offline_compile import (
+    Launch,
+    check_compiler,
+    compile_only,
+    fake_tensors,
+    in_short,
+    launch_configs,
+)
 from zonos2_triton.model.files import write_whole
 from zonos2_triton.model.tables import fitted, text_table
 
@@ -67,6 +74,17 @@ class Row:
     @property
     def key(self) -> str:
         return f"{self.kernel}/{self.function}/{self.config}/{self.target}"
+
+
+class Task(NamedTuple):
+    """Work for one process: some workloads of one kernel for one target."""
+
+    catalogue: str
+    kernel: str
+    target: str
+    dtypes: tuple[str, ...]
+    workloads: tuple[Any, ...]
+    config: tuple[dict[str, Any], ...] = ()  # entries of a launch configuration file
 
 
 @dataclass(frozen=True)
@@ -114,31 +132,42 @@ def run(
     jobs: int | None = None,
     catalogue: str = CATALOGUE,
     dtypes: Collection[str] | None = None,
+    settings: Sequence[str] = (),
 ) -> list[Row]:
-    """Compile and judge; None means all. ValueError: an unknown name, jobs below 1, an interpreter process."""
+    """Compile and judge; None means all. settings: NAME=VALUE texts that resize the first real workload of each kernel.
+
+    ValueError: an unknown name, a bad value, jobs below 1, an interpreter process.
+    """
     dtypes = chosen("dtype", dtypes, DTYPES)
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
     targets = chosen("target", targets, TARGETS)
     check_compiler()
     specs = importlib.import_module(catalogue).KERNELS
-    pairs = [(name, target) for name in chosen("kernel", kernels, specs) for target in targets]
-    tasks = [(catalogue, name, target, tuple(dtypes)) for name, target in pairs if target in specs[name].targets]
-    if not tasks:
-        return []
-    rows: list[Row] = []
-    with _pool(min(jobs or os.cpu_count() or 1, len(tasks))) as pool:
-        futures = [pool.submit(_compiled, *task) for task in tasks]
+    tasks = []
+    for name in chosen("kernel", kernels, specs):
+        spec = specs[name]
+        real = tuple(workload for workload in spec.workloads if workload.real)
+        real = (spec.resized(real[0], settings),) if settings else real
+        tasks += [Task(catalogue, name, each, tuple(dtypes), real) for each in targets if each in spec.targets]
+    return [row for rows in compile_all(tasks, jobs) for row in rows]
+
+
+def compile_all(tasks: Sequence[Task], jobs: int | None = None) -> list[list[Row]]:
+    """The rows of each task, compiled in as many processes as there are cores."""
+    found: list[list[Row]] = []
+    with _pool(max(1, min(jobs or os.cpu_count() or 1, len(tasks)))) as pool:
+        futures = [pool.submit(_compiled, task) for task in tasks]
         try:
             for task, future in zip(tasks, futures, strict=True):
                 try:
-                    rows += future.result()
+                    found.append(future.result())
                 except BrokenProcessPool:  # by this task or by one that ran beside it
-                    rows += _alone(task)
+                    found.append(_alone(task))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return rows
+    return found
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
@@ -146,21 +175,19 @@ def _pool(workers: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN))
 
 
-def _alone(task: tuple[str, str, str, tuple[str, ...]]) -> list[Row]:
+def _alone(task: Task) -> list[Row]:
     with _pool(1) as pool:
         try:
-            return pool.submit(_compiled, *task).result()
+            return pool.submit(_compiled, task).result()
         except BrokenProcessPool:  # LLVM ends its process on what it cannot select
-            _, kernel, target, _ = task
-            return [Row(kernel, "", "all workloads", target, ("the compiler ended its process",))]
+            return [Row(task.kernel, "", "all workloads", task.target, ("the compiler ended its process",))]
 
 
-def _compiled(catalogue: str, name: str, target: str, dtypes: Collection[str]) -> list[Row]:
-    """The rows of one kernel on one target."""
-    spec = importlib.import_module(catalogue).KERNELS[name]
-    real = [workload for workload in spec.workloads if workload.real]
-    pairs = product(real, dtypes)
-    rows = [row for workload, dtype in pairs for row in _rows(name, spec, workload, dtype, target)]
+def _compiled(task: Task) -> list[Row]:
+    spec = importlib.import_module(task.catalogue).KERNELS[task.kernel]
+    pairs = product(task.workloads, task.dtypes)
+    with launch_configs(task.config):
+        rows = [row for pair in pairs for row in _rows(task.kernel, spec, *pair, task.target)]
     return _same_sums(rows, spec.expects)
 
 
@@ -321,6 +348,8 @@ def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     parser.add_argument("--target", nargs="+", action="extend", metavar="ARCH", help=f"of {', '.join(TARGETS)}")
     parser.add_argument("--kernel", nargs="+", action="extend", metavar="NAME", help="kernels of the catalogue")
     parser.add_argument("--dtype", nargs="+", action="extend", metavar="NAME", help=f"of {', '.join(DTYPES)}")
+    parser.add_argument("--set", nargs="+", default=(), metavar="NAME=VALUE",
+                        help="other sizes of each kernel's first workload: M=7; compared with no snapshot")  # fmt: skip
     parser.add_argument("--jobs", type=int, metavar="N", help="processes; default: one per core")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     parser.add_argument("--update-snapshot", action="store_true", help="what was compiled is what is compared with")
@@ -329,17 +358,21 @@ def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
 
 def _command(options: argparse.Namespace) -> int:
     """Exit status: 0 all as meant, 1 failures, changes for the worse, or no snapshot of this version of Triton."""
-    rows = run(options.target, options.kernel, options.jobs, dtypes=options.dtype)
+    if options.set and options.update_snapshot:
+        raise ValueError("--update-snapshot takes the named workloads, not --set")
+    rows = run(options.target, options.kernel, options.jobs, dtypes=options.dtype, settings=options.set)
     if not rows:
         raise ValueError("nothing was compiled: these kernels are meant for none of these targets")
     import triton
 
     path = SNAPSHOTS / f"triton-{'.'.join(triton.__version__.split('.')[:2])}.json"
-    snapshot = read_snapshot(path)
+    snapshot = None if options.set else read_snapshot(path)
     changes = [] if snapshot is None else compare(rows, snapshot)
     failed, worse = sum(bool(row.failures) for row in rows), sum(change.worse for change in changes)
     against = f"{worse} worse than {path.name}"
-    if snapshot is None:
+    if options.set:
+        against = "compared with no snapshot"
+    elif snapshot is None:
         against = f"there is no {path.name} to compare with; --update-snapshot makes it"
     if options.update_snapshot:
         write_snapshot(path, rows, importlib.import_module(CATALOGUE).KERNELS.keys())
@@ -353,4 +386,4 @@ def _command(options: argparse.Namespace) -> int:
         for change in changes:
             print(fitted(f"{'worse' if change.worse else 'changed'}: {change.key}: {change.text}"))
         print(fitted(f"triton {triton.__version__}: {len(rows)} rows, {failed} failed, {against}"))
-    return 1 if failed or worse or not path.exists() else 0
+    return 1 if failed or worse or not (options.set or path.exists()) else 0

@@ -4,10 +4,11 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import IO, Any
+from unittest.mock import patch
 
 import torch
 from torch._subclasses import FakeTensor, FakeTensorMode
@@ -136,6 +137,19 @@ def compile_only(target: str) -> Iterator[list[Launch]]:
         JITFunction.run, driver._active = run, active
         for function in functions:
             function.device_caches.pop(fake.get_current_device(), None)
+
+
+@contextmanager
+def launch_configs(entries: Iterable[dict[str, Any]]) -> Iterator[None]:
+    """Inside, these entries of a launch configuration file count, in place of any file. ValueError: one is wrong."""
+    from zonos2_triton.kernels import _launch_config
+
+    found: dict[tuple[str, str], list[Any]] = {}
+    for i, entry in enumerate(entries):
+        key, override = _launch_config._override(f"[{i}]", entry)
+        found.setdefault(key, []).append(override)
+    with patch.object(_launch_config, "overrides", lambda: found) if found else nullcontext():
+        yield
 
 
 def check_compiler() -> None:

@@ -5,15 +5,10 @@ from typing import Any
 from zonos2_triton.bench.compiler.gate import Expected
 from zonos2_triton.bench.specs import inputs
 from zonos2_triton.bench.specs.inputs import Sizes
-from zonos2_triton.bench.specs.spec import spec
+from zonos2_triton.bench.specs.spec import active_experts, spec
 
 # The 8B model's sizes.
 D, HQ, HKV, DH, I, E, R, C, V, P, TEXT = 2048, 16, 4, 128, 3072, 16, 128, 9, 1026, 6144, 520
-
-
-def distinct(rows: int, experts: int, k: int) -> float:
-    """How many experts so many rows touch, on average, when all are equally likely."""
-    return experts * (1 - (1 - k / experts) ** rows)
 
 
 _ROWS: dict[str, Sizes] = {"decode-B1": {"M": 1}, "decode-B64": {"M": 64}, "prefill-2048": {"M": 2048}}
@@ -239,16 +234,16 @@ FRAME = (
         },
         real={"D": D, "I": I, "E": E, "k": 1},
         at={
-            **{f"decode-B{B}": {"M": B, "active": distinct(B, E, 1)} for B in (1, 4, 16, 64, 256)},
+            **{f"decode-B{B}": {"M": B, "active": active_experts(B, E, 1)} for B in (1, 4, 16, 64, 256)},
             "decode-top2": {"M": 1, "k": 2, "active": 2},
-            "decode-B64-top2": {"M": 64, "k": 2, "active": distinct(64, E, 2)},
+            "decode-B64-top2": {"M": 64, "k": 2, "active": active_experts(64, E, 2)},
             "prefill-128": {"M": 128, "active": E, "prefill": True},
             "prefill-2048": {"M": 2048, "active": E, "prefill": True},
             "prefill-top2": {"M": 2048, "k": 2, "active": E, "prefill": True},
             **{f"dense-B{B}": {"M": B, **_DENSE} for B in (1, 64)},
             "dense-prefill-2048": {"M": 2048, **_DENSE, "prefill": True},
-            **{f"sum-B{B}": {"M": B, "active": distinct(B, E, 1), **_SUM} for B in (16, 256)},
-            "sum-B16-top2": {"M": 16, "k": 2, "active": distinct(16, E, 2), **_SUM},
+            **{f"sum-B{B}": {"M": B, "active": active_experts(B, E, 1), **_SUM} for B in (16, 256)},
+            "sum-B16-top2": {"M": 16, "k": 2, "active": active_experts(16, E, 2), **_SUM},
             "prefill-sum-2048": {"M": 2048, "active": E, "prefill": True, **_SUM},
             "dense-sum-B64": {"M": 64, **_DENSE, **_SUM},
             "dense-prefill-sum-2048": {"M": 2048, **_DENSE, "prefill": True, **_SUM},

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from zonos2_triton.bench.catalogue import KERNELS
-from zonos2_triton.bench.specs.backbone import distinct
+from zonos2_triton.bench.specs.spec import active_experts
 from zonos2_triton.kernels._operator import Cost
 from zonos2_triton.reference.config import Zonos2Config
 
@@ -22,7 +22,7 @@ def frame_cost(config: Zonos2Config, sequences: int, context: int, itemsize: int
         return _streamed(KERNELS[op].cost, sequences, itemsize=itemsize, **sizes)
 
     def mixture(k: int) -> Cost:
-        return one("moe_experts", D=c.dim, I=c.ffn_dim, active=distinct(sequences, c.moe_n_experts, k), k=k)
+        return one("moe_experts", D=c.dim, I=c.ffn_dim, active=active_experts(sequences, c.moe_n_experts, k), k=k)
 
     cached = {"B": sequences, "HQ": c.heads, "HKV": c.kv_heads, "DH": c.head_dim, "itemsize": itemsize}
     attention, rows = (KERNELS["decode_attention"].cost(context=n, **cached) for n in (context, -1))

@@ -1,7 +1,8 @@
 """The spec of a kernel: its operation, reference, cost, workloads, and what a compiler must make of it."""
 
 import inspect
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch.library import CustomOpDef  # type: ignore[attr-defined]
 
+from zonos2_triton.bench.cli_choices import chosen
 from zonos2_triton.bench.compiler.cubin_stats import TARGETS
 from zonos2_triton.bench.compiler.gate import Expectations, Expected
 from zonos2_triton.bench.specs import inputs
@@ -46,6 +48,42 @@ class Kernel:
         """`cost` at the workload's sizes."""
         names = inspect.signature(self.cost).parameters.keys() & workload.sizes.keys()
         return self.cost(**{name: workload.sizes[name] for name in names}, itemsize=itemsize)
+
+    def resized(self, workload: Workload, settings: Iterable[str]) -> Workload:
+        """The workload with other sizes, each a text NAME=VALUE. Lists of values per row are left out.
+
+        ValueError: an unknown name or a bad value; the message says what is accepted.
+        """
+        values = {name: value for w in self.workloads for name, value in w.sizes.items()}
+        kinds = {name: type(value) for name, value in values.items() if isinstance(value, int | float)}
+        changes = dict(_size(self.name, setting, kinds) for setting in settings)
+        sizes = {name: value for name, value in workload.sizes.items() if not isinstance(value, tuple)} | changes
+        if sizes.get("active") and "active" not in changes and sizes.get("routed", True):
+            sizes["active"] = active_experts(sizes["M"], sizes["E"], sizes["k"])
+        return Workload(",".join([workload.name, *settings]), sizes, workload.real)
+
+
+def _size(kernel: str, setting: str, kinds: Mapping[str, type]) -> tuple[str, float]:
+    name, equals, text = setting.partition("=")
+    if not equals:
+        raise ValueError(f"--set must be NAME=VALUE, such as {next(iter(kinds))}=7, got {setting!r}")
+    chosen(f"a size of {kernel}", [name], sorted(kinds))
+    if kinds[name] is bool:
+        chosen(f"{name} of {kernel}", [text], ("true", "false"))
+        return name, text == "true"
+    try:
+        value = kinds[name](text)
+    except ValueError:
+        value = -1
+    if not 0 <= value < math.inf:
+        kind = "an integer" if kinds[name] is int else "a finite number"
+        raise ValueError(f"{name} of {kernel} must be {kind} of at least 0, got {text!r}")
+    return name, value
+
+
+def active_experts(rows: int, experts: int, k: int) -> float:
+    """How many experts so many rows touch, on average, when all are equally likely."""
+    return experts * (1 - (1 - k / experts) ** rows)
 
 
 def spec(

@@ -1,10 +1,12 @@
 """How large a run for the device is: the sizes that count, and small ones that a CPU gets through to rehearse it."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 
+from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.specs.spec import Kernel, Workload
 from zonos2_triton.bench.suite.device_checks import BATCHES, layer_chain, whole_model
 from zonos2_triton.bench.timing.vocoder import WORKS, Work
@@ -36,6 +38,7 @@ class Preset:
     rounds: int  # of text to first audio
     scheduler_steps: int  # of the host, over which its work is measured
     seconds_of_audio: float  # that one stream speaks while its memory is watched
+    kernels: Mapping[str, Kernel] = field(default_factory=lambda: KERNELS)
 
     @cached_property
     def config(self) -> Zonos2Config:

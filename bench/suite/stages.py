@@ -141,7 +141,7 @@ def _accuracy(preset: Preset) -> Listed:
     checked: list[tuple[str, Callable[[Kernel], list[Workload]]]] = [(TIMED, preset.timed)] if preset.real else []
     checked += [(dtype, partial(preset.verified, dtype=dtype)) for dtype in DTYPES]
     for dtype, workloads in checked:
-        for kernel in KERNELS.values():
+        for kernel in preset.kernels.values():
             for workload in workloads(kernel):
                 yield f"{kernel.name}/{workload.name}/{dtype}", 4, partial(_verified, kernel, workload, dtype)
 
@@ -268,7 +268,7 @@ def by_value(workload: Workload) -> tuple[int, bool]:
 
 
 def _timings(preset: Preset) -> Listed:
-    pairs = [(kernel, workload) for kernel in KERNELS.values() for workload in preset.timed(kernel)]
+    pairs = [(kernel, workload) for kernel in preset.kernels.values() for workload in preset.timed(kernel)]
     for kernel, workload in sorted(pairs, key=lambda pair: by_value(pair[1])):
         yield f"{kernel.name}/{workload.name}", 3, partial(timed, kernel, workload)
 
@@ -303,9 +303,9 @@ def _baselines(preset: Preset) -> Listed:
 
     items = [
         (one, kernel, workload)
-        for kernel in KERNELS.values()
+        for kernel in preset.kernels.values()
         for workload in preset.timed(kernel)
-        if workload.name in FIRST or not preset.real
+        if workload.name in FIRST or not preset.real or preset.kernels is not KERNELS
         for one in providers_of(kernel)
     ]
     for one, kernel, workload in sorted(items, key=lambda item: (item[0].seconds, by_value(item[2]))):

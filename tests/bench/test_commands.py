@@ -1,11 +1,13 @@
 """`zonos2-triton verify` and `bench`, as far as they go without a GPU; what all commands of the bench refuse."""
 
+import csv
 import dataclasses
 import json
 import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +17,8 @@ from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.compiler import gate
 from zonos2_triton.bench.compiler.cubin_stats import TARGETS
 from zonos2_triton.bench.proof import bounds
-from zonos2_triton.bench.suite import stages
+from zonos2_triton.bench.report.measurements import FIGURES, as_csv
+from zonos2_triton.bench.suite import results, stages
 from zonos2_triton.bench.suite.recorder import NotRun
 from zonos2_triton.bench.timing import profile
 from zonos2_triton.model.cli import main
@@ -107,6 +110,49 @@ def test_bench_without_a_gpu_is_a_smoke_test(capsys, tmp_path):
     }
 
 
+def test_other_sizes_are_verified_and_timed(capsys, tmp_path):
+    """--set takes a named workload to other sizes; what it costs follows."""
+    sizes = ["--kernel", "moe_experts", "--set", "M=7", "k=2", "prefill=true"]
+    assert main(["verify", *sizes, "--dtype", "float32", "--json"]) == 0
+    [row] = json.loads(capsys.readouterr().out)["results"]
+    assert (row["workload"], row["passed"]) == ("tiny,M=7,k=2,prefill=true", True)
+    assert main(["bench", *sizes, "--csv", str(tmp_path / "a.csv"), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    results.check(result)
+    [(name, timing)] = result["stages"]["timings"]["items"].items()
+    assert name == "moe_experts/tiny,M=7,k=2,prefill=true"
+    kernel = KERNELS["moe_experts"]
+    tiny = next(workload for workload in kernel.workloads if workload.name == "tiny")
+    resized = kernel.resized(tiny, ["M=7", "k=2", "prefill=true"])
+    assert resized.sizes == tiny.sizes | {"M": 7, "k": 2, "prefill": True, "active": 4 * (1 - 0.5**7)}
+    assert timing["bytes"] == kernel.cost_of(resized, 2).bytes > kernel.cost_of(tiny, 2).bytes
+    rows = [*csv.DictReader((tmp_path / "a.csv").read_text(encoding="utf-8").splitlines())]
+    assert [row["provider"] for row in rows] == ["triton", "reference", "compiled", "liger"]
+    assert {row["workload"] for row in rows} == {"tiny,M=7,k=2,prefill=true"}
+
+
+@pytest.mark.parametrize("kernel", KERNELS.values(), ids=lambda kernel: kernel.name)
+def test_lists_of_values_per_row_are_left_out_of_other_sizes(kernel):
+    for workload in kernel.workloads:
+        assert not [x for x in kernel.resized(workload, []).sizes.values() if isinstance(x, tuple)]
+
+
+def test_csv_has_a_row_for_each_timing():
+    result = results.load(Path(__file__).parent / "results" / "sample.json")
+    rows = [*csv.DictReader(as_csv(result).splitlines())]
+    stages = result["stages"]
+    both = [stages["timings"], stages["baselines"]]
+    assert len(rows) == sum(len(stage["items"]) + len(stage["not_run"]) for stage in both)
+    named = {(row["kernel"], row["workload"], row["provider"]): row for row in rows}
+    ours, theirs = (named["moe_router", "decode-B1", provider] for provider in ("triton", "reference"))
+    timed = stages["timings"]["items"]["moe_router/decode-B1"]
+    assert [float(ours[name]) for name in FIGURES] == [timed[name] for name in FIGURES]
+    assert float(ours["error_ratio"]) == stages["accuracy"]["items"]["moe_router/decode-B1/bfloat16"]["ratio"]
+    assert float(theirs["gb_per_s"]) == pytest.approx(timed["bytes"] / float(theirs["median_us"]) / 1e3, rel=1e-2)
+    assert ours | {"gpu": "Example GPU", "torch": "2.11.0+cu128", "dtype": "bfloat16", "status": "passed"} == ours
+    assert named["decode_attention", "decode-B1", "flashinfer"]["reason"] == "flashinfer is not installed"
+
+
 ROW = {"launches": 1, "registers": 32, "spills": 0, "shared": 0, "instructions": 200, "matrix": 0, "wide": 4,
        "narrow": 0}  # fmt: skip
 BAD = {
@@ -114,6 +160,14 @@ BAD = {
     "verify --dtype bf16": "dtype must be one of bfloat16, float16, float32, got 'bf16'",
     "bench --kernel rotary --workload decode-B1": "workload (without a GPU) must be one of tiny, got 'decode-B1'",
     "bench --compare no.json no.json": "no.json is not a file; the results of `make gpu` and",
+    "bench --kernel moe_experts --set M": "--set must be NAME=VALUE, such as D=7, got 'M'",
+    "verify --kernel rotary --set Q=7": "a size of rotary must be one of DH, H, M, P, got 'Q'",
+    "bench --kernel rotary --set M=x": "M of rotary must be an integer of at least 0, got 'x'",
+    "bench --kernel rotary --set M=-1": "M of rotary must be an integer of at least 0, got '-1'",
+    "bench --kernel codebook_head --set softcap=nan": "softcap of codebook_head must be a finite number of at least 0",
+    "verify --kernel codebook_head --set prefill=1": "prefill of codebook_head must be one of true, false, got '1'",
+    "compile --kernel rotary --set Q=7": "a size of rotary must be one of DH, H, M, P, got 'Q'",
+    "compile --kernel rotary --set M=7 --update-snapshot": "--update-snapshot takes the named workloads, not --set",
     "report no.json": "no.json is not a file; `make gpu` and `bench --out DIR` write results",
     "compile --kernel rotate": f"kernel must be one of {', '.join(KERNELS)}, got 'rotate'; did you mean 'rotary'?",
     "compile --target sm90": f"one of {', '.join(TARGETS)}, got 'sm90'; did you mean 'sm_90' or 'sm_89'?",
