@@ -77,11 +77,12 @@ class Integration(Protocol):
 def accelerate(
     obj: object, only: Collection[str] | None = None, strict: bool = True, verify: bool = True, backend: str = "auto"
 ) -> Report:
-    """Replace operations of `obj` by this package's, in place. The structure of `obj` tells what it is:
+    """Replace operations of `obj` by this package's, in place. The structure of `obj` tells its kind:
 
-    transformers' DacModel, dac.DAC, the model of the official zonos2 engine, the package zonos2 itself (everything that
-    this process will build of it), an nn.Module with the official tensor names, or an object that holds some of these
-    as modules. The report then has their paths.
+    * transformers' DacModel or dac.DAC
+    * the model of the official zonos2 engine, or the package zonos2, for all that this process will build of it
+    * an nn.Module with the official tensor names
+    * an object that holds some of these as modules; the report has their paths
 
     only     names of operations, as in the report; None: all
     strict   True: an operation that cannot be patched, or an untested version, is an error;
