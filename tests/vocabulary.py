@@ -28,10 +28,11 @@ NAMES = {
         Swapped Patched, Left Skipped, Unchanged WeightGuard, Unfit Mismatched, Beyond Unsupported, Tree EngineModel,
         Built BuiltEngine, Seam HookPoint, _Manner RouterConvention, Handed RoutingCache, LOOKED_UP PATCH_POINTS,
         MADE DESCRIPTIONS, HOSTS INTEGRATIONS, hosts integrations, Port TorchModel, Found Measurement,
-        FAULTS MUTANTS, Place LayerTiming
+        FAULTS MUTANTS, Place LayerTiming, Slots BatchState, Frames ModelRunner, Loop Scheduler, Decoder VocoderDecoder,
+        swap patch, swaps patches, seam hook_point, mates others
     """,
     "kernels/*.py": """
-        SPLIT KV_PER_SPLIT, BLOCK_S BLOCK_KV, JOIN BLOCK_SPLITS, ROWS BLOCK_G, PLAIN FUSED_PREAMBLE, PAIR GATED,
+        SPLIT KV_PER_SPLIT, BLOCK_S BLOCK_KV, JOIN BLOCK_SPLITS, PLAIN FUSED_PREAMBLE, PAIR GATED,
         gain norm_w, squares sum_sq, product gemm_tile, _choose _topk, _sort _sort_by_expert, _owners _slot_expert,
         CARRY HAS_STATE, SORTED BLOCK_SORT, IDLE HAS_POSITIONS, busy rows_per_expert, lists routing_ptrs,
         lanes step_positions, onward ring_advance, span tap_range, gathered im2col_tile, emit store_epilogue,
@@ -39,11 +40,12 @@ NAMES = {
         TABLE LAUNCH_CONFIGS, KINDS VARIANTS, role variant
     """,
     "kernels/*attention.py": """
-        highest m_new, fade alpha, place kv_offs, there mask_split, sums partial_acc, stats partial_ml, pair bh
+        ROWS BLOCK_G, highest m_new, fade alpha, place kv_offs, there mask_split, sums partial_acc, stats partial_ml,
+        pair bh
     """,
     "kernels/* reference/*": "turned rotated, OPEN LENGTH_UNKNOWN, OUT SLOT_FREE, NEVER NEVER_SEEN",
     "model/runtime/*.py": """
-        look sync_interval, Loop Scheduler, turn step, alone per_sequence, _ahead pipelined, filling prefilling,
+        look sync_interval, turn step, alone per_sequence, _ahead pipelined, filling prefilling,
         fill prefill, draw sample, take alloc_pages, enter add, leave remove, collect drain, numbers scalars,
         room cache_len, filled num_prefilled, issued num_scheduled, collected to_generation, graphs cuda_graphs,
         OUT SLOT_FREE, NEVER NEVER_SEEN
@@ -52,7 +54,7 @@ NAMES = {
     "model/vocoder*.py": "place timing, spans step_meta, lag delay, short tail_trim, OPEN LENGTH_UNKNOWN",
     "bench/*.py": """
         beside baselines, dry_run smoke, roof roofline, precompile warmup, draw_us sampling_us, most_mhz max_clock_mhz,
-        low_us p20_us, high_us p80_us, implementations providers, unmake unpatch, again idempotent
+        low_us p20_us, high_us p80_us, implementations providers, card gpu, cards gpus, faults mutants
     """,
 }
 # As above, where a name is defined: functions and classes.
@@ -60,10 +62,11 @@ DEFINED = {"kernels/*.py": "block triton.next_power_of_2, cdiv triton.cdiv, taps
 # As above, parameters of functions, and of operators in kernels/schemas.json.
 PARAMETERS = {
     "kernels/* reference/*": """
-        order sorted_slot_ids, biases balancing_biases, spans step_meta, rate samples_per_frame, lag delay,
+        order sorted_slot_ids, spans step_meta, rate samples_per_frame, lag delay,
         short tail_trim, act activated, temp qk_temperature, longest max_seqlen_q, starts cache_seqlens,
         faults nonfinite, limits max_frames, offsets expert_offsets
     """,
+    "kernels/moe* reference/moe*": "biases balancing_biases, state router_state, scale state_scale",
 }
 # Operators, their files in kernels/ and reference/, and their tests.
 OPERATORS = """
@@ -77,7 +80,7 @@ FILES = """
     goals performance_targets, choice cli_choices, clips ring_access, kernel_record spec, workloads inputs,
     frame_kernels backbone, implementations providers, around_attention attention_adapter, plain torch_ops,
     plain_ops torch_ops, plain_frame torch_frame, faults mutation, fault_texts mutants, binary cubin_stats,
-    precompile warmup, cards gpus, schemas op_schema, ranges nvtx, record recorder, speech vocoder_runner,
+    precompile warmup, cards gpus, ranges nvtx, record recorder, speech vocoder_runner,
     test_swap test_patch, port torch_module, tree engine_model
 """
 # Keys of JSON files in bench/ and tests/bench/.
