@@ -170,11 +170,8 @@ def cpu_fallback(op: str, *args: Any, **arguments: Any) -> Any:
 
 
 def _reference(op: str) -> Callable[..., Any]:
-    from zonos2_triton.reference import vocoder_layers
     from zonos2_triton.reference.ops import REFERENCE
 
-    if op in vocoder_layers.OPERATIONS:
-        return getattr(vocoder_layers, op)
     if hasattr(REFERENCE, op):
         return getattr(REFERENCE, op)
     return getattr(import_module(f"zonos2_triton.reference.{op}"), op)  # of no model: a file of its name

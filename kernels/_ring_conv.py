@@ -1,12 +1,31 @@
-"""What the vocoder's kernels share: clips whose activations lie in rings, and the convolution over them.
+"""Shared by the vocoder's kernels: ring buffers, the metadata of a step, and the convolution over them.
 
-A ring [B, R, channels] holds position p of a row's clip at p mod R. Lanes are the positions that a step computes, those
-of one row after those of the other, so that a tile may hold several short ones. What a lane computes is one sum over
-taps and channels in one order: it depends neither on the tile that the lane is in, nor on how a clip was cut into
-steps. That is what makes streams, batches and whole clips equal bit for bit.
+Each of B batch slots holds a clip. Between two layers lies a ring buffer [B, R, channels], where position p of a clip
+has index p % R. A step computes the positions by which a layer's input has grown. Positions outside of the clip are
+never read: they are the zero padding.
 
-A convolution is a product of [positions, taps * channels] with the weights, whose left side is gathered from the ring
-tap by tap. Positions outside of the clip are not read: they are its zero padding.
+`step_meta` [B, 4] int32 says which frames of each slot a step computes:
+
+    0  done    frames before this step
+    1  count   frames of this step, at most `frames`; 0: the slot sits out
+    2  length  frames of the clip; LENGTH_UNKNOWN: not known yet
+    3  known   frames of codes that have come; ~known: no more will
+
+A layer's input has samples_per_frame positions a frame. They come `delay` positions late, for a convolution waits for
+its later taps. The clip has samples_per_frame * length - tail_trim positions. A step computes those from
+samples_per_frame * done - delay on, samples_per_frame * count of them.
+
+An example: frames = 2, samples_per_frame = 4, delay = 3, tail_trim = 0.
+
+    step_meta                  positions    of these in the clip
+    0, 2, LENGTH_UNKNOWN, 2    -3 .. 4      0 .. 4
+    2, 2, LENGTH_UNKNOWN, 5    5 .. 12      5 .. 12
+    4, 0, LENGTH_UNKNOWN, 5    none         none
+    4, 2, 5, ~5                13 .. 20     13 .. 19
+
+A program computes BLOCK_M of the B * frames * samples_per_frame positions of a step, those of one slot after those of
+the other. Each position is one sum over taps and channels, in one order for any tile, batch and length of step. So
+streams, batches and whole clips are bitwise identical.
 """
 
 import torch
@@ -18,76 +37,102 @@ from zonos2_triton.kernels._args import check_range, may_sync
 from zonos2_triton.kernels._math import dot_fp32, round_to, snake
 from zonos2_triton.kernels._operator import Cost
 
-OPEN = 2**31 - 1  # the length of a clip that is not known yet
-MOST_LANES = 2**31 - 2**16
-LONG_FROM = 2**31 - 2**20  # elements of a ring; a tile may look a little beyond
+LENGTH_UNKNOWN = 2**31 - 1
+MAX_POSITIONS = 2**31 - 2**16  # of a step
+INT64_FROM = 2**31 - 2**20  # elements of a ring; a tile may reach a little beyond
+# Arguments that change from step to step and from layer to layer: one binary serves all values.
+NOT_SPECIALIZED = ["B", "frames", "n_blocks", "delay", "tail_trim", "dilation"]
+NOT_SPECIALIZED += ["x_ring_len", "residual_ring_len", "y_ring_len", "activated_ring_len"]
 
 
 @triton.jit
-def lanes(spans_ptr, B, frames, rate, lag, short, BLOCK_M: tl.constexpr):
-    """Of this program's lanes: row, column within the row's `frames`, position, length of the clip, whether it exists.
+def step_positions(
+    step_meta_ptr,  # [B, 4] int32
+    B,
+    frames,
+    samples_per_frame,
+    delay,
+    tail_trim,
+    BLOCK_M: tl.constexpr,
+):
+    """Slot, column within the slot's step, position, length of the clip in positions, and mask of this program's tile.
 
-    spans and rings are read where a lane exists alone.
+    step_meta and the rings may only be read where the mask is set.
     """
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    row = m // (frames * rate)
-    column = m - row * (frames * rate)
-    mask = row < B
-    done = tl.load(spans_ptr + row * 4, mask=mask, other=0).to(tl.int64)
-    count = tl.load(spans_ptr + row * 4 + 1, mask=mask, other=0)
-    length = tl.load(spans_ptr + row * 4 + 2, mask=mask, other=0).to(tl.int64)
-    return row, column, done * rate - lag + column, length * rate - short, mask & (column < count * rate)
+    slot = m // (frames * samples_per_frame)
+    column = m - slot * (frames * samples_per_frame)
+    mask = slot < B
+    done = tl.load(step_meta_ptr + slot * 4, mask=mask, other=0).to(tl.int64)
+    count = tl.load(step_meta_ptr + slot * 4 + 1, mask=mask, other=0)
+    length = tl.load(step_meta_ptr + slot * 4 + 2, mask=mask, other=0).to(tl.int64)
+    position = done * samples_per_frame - delay + column
+    clip_len = length * samples_per_frame - tail_trim
+    return slot, column, position, clip_len, mask & (column < count * samples_per_frame)
 
 
 @triton.jit
-def place(position, ring):
-    """Where a position lies in a ring. A negative one lies nowhere, but `onward` leads from here to those behind it."""
-    return (position % ring).to(tl.int32)
+def ring_index(position, R):
+    """The index of a position in its ring. A negative position has a negative index, which `ring_advance` continues."""
+    return (position % R).to(tl.int32)
 
 
 @triton.jit
-def offset(row, at, ring, channels, LONG: tl.constexpr):
-    """Where the channels of a place begin; LONG: a ring tensor has 2^31 elements or more."""
-    if LONG:
-        return (row.to(tl.int64) * ring + at) * channels
+def ring_advance(index, distance, R):
+    """The index `distance` < R positions after `index`."""
+    return tl.where(index + distance >= R, index + distance - R, index + distance)
+
+
+@triton.jit
+def ring_offset(slot, index, R, channels, INT64: tl.constexpr):
+    """The offset of the first channel at a ring index. INT64: a ring has 2^31 elements or more."""
+    if INT64:
+        return (slot.to(tl.int64) * R + index) * channels
     else:
-        return (row * ring + at) * channels
+        return (slot * R + index) * channels
 
 
 @triton.jit
-def onward(at, step, ring):
-    """The place `step` positions after place `at`; step is less than the ring."""
-    return tl.where(at + step >= ring, at + step - ring, at + step)
-
-
-@triton.jit
-def span(first, size, live):
-    """begin and end of the steps i from `first` that stay within the clip: begin <= i < end."""
+def tap_range(first, clip_len, live):
+    """begin, end: positions first + i lie in the clip for begin <= i < end."""
     begin = tl.minimum(tl.maximum(-first, 0), 1 << 30).to(tl.int32)
-    end = tl.minimum(tl.maximum(size - first, 0), 1 << 30).to(tl.int32)
+    end = tl.minimum(tl.maximum(clip_len - first, 0), 1 << 30).to(tl.int32)
     return begin, tl.where(live, end, 0)
 
 
 @triton.jit
-def gathered(
-    x_ptr, row, at, ring, begin, end, i, step, CI: tl.constexpr, BLOCK_K: tl.constexpr, LONG: tl.constexpr
-):  # fmt: skip
-    """Part i of the left side, [BLOCK_M, BLOCK_K], and which columns of a row of weights go with it."""
+def im2col_tile(
+    x_ptr,  # [B, R, CI]
+    slot,  # [BLOCK_M]
+    index,  # [BLOCK_M] ring index of the first tap
+    R,
+    begin,  # [BLOCK_M]
+    end,  # [BLOCK_M]
+    i,
+    dilation,
+    CI: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    INT64: tl.constexpr,
+):
+    """Block i of the left operand [BLOCK_M, BLOCK_K]: BLOCK_K channels of one tap. Also its columns k, and their mask.
+
+    Blocks go through the channels of a tap before the next tap: k = tap * CI + channel.
+    """
     CHUNKS: tl.constexpr = (CI + BLOCK_K - 1) // BLOCK_K
     tap = i // CHUNKS
     c = (i % CHUNKS) * BLOCK_K + tl.arange(0, BLOCK_K)
-    ahead = tap * step
+    ahead = tap * dilation
     mask = ((ahead >= begin) & (ahead < end))[:, None]
     if CI % BLOCK_K != 0:
         mask = mask & (c < CI)[None, :]
-    x_rows = offset(row, onward(at, ahead, ring), ring, CI, LONG)
-    x = tl.load(x_ptr + x_rows[:, None] + c[None, :], mask=mask, other=0.0)
+    offs = ring_offset(slot, ring_advance(index, ahead, R), R, CI, INT64)
+    x = tl.load(x_ptr + offs[:, None] + c[None, :], mask=mask, other=0.0)
     return x, tap * CI + c, c < CI
 
 
 @triton.jit
-def weights(w_ptr, n, k, mask_n, mask_k, K: tl.constexpr, EVEN: tl.constexpr):
-    """The right side [BLOCK_K, BLOCK_N]: rows n of weights [N, K], columns k."""
+def weight_tile(w_ptr, n, k, mask_n, mask_k, K: tl.constexpr, EVEN: tl.constexpr):
+    """The right operand [BLOCK_K, BLOCK_N]: columns k of rows n of weights [N, K]. EVEN: mask_k holds everywhere."""
     mask = mask_n[None, :]
     if not EVEN:
         mask = mask & mask_k[:, None]
@@ -95,81 +140,126 @@ def weights(w_ptr, n, k, mask_n, mask_k, K: tl.constexpr, EVEN: tl.constexpr):
 
 
 @triton.jit
-def taps(
-    x_ptr, w_ptr, row, first, size, live, n, mask_n, ring, step, blocks, CI: tl.constexpr, TAPS: tl.constexpr,
-    TF32: tl.constexpr, LONG: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """fp32 [BLOCK_M, BLOCK_N]: of each lane, the sum over taps j and channels of x[first + j * step] w[n, j].
+def implicit_gemm(
+    x_ptr,  # [B, R, CI]
+    w_ptr,  # [N, TAPS * CI]
+    slot,  # [BLOCK_M]
+    first,  # [BLOCK_M] position of the first tap
+    clip_len,  # [BLOCK_M]
+    live,  # [BLOCK_M]
+    n,  # [BLOCK_N]
+    mask_n,  # [BLOCK_N]
+    R,
+    dilation,
+    n_blocks,
+    CI: tl.constexpr,
+    TAPS: tl.constexpr,
+    TF32: tl.constexpr,
+    INT64: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """fp32 [BLOCK_M, BLOCK_N]: the sum over taps j and channels of x[first + j * dilation] w[n, j].
 
-    blocks: of the sum, TAPS times those of CI; the compiler is not to know, or it unrolls the loop.
+    n_blocks is TAPS * cdiv(CI, BLOCK_K). It is no constant, for the compiler would unroll the loop.
     """
-    at = place(first, ring)
-    begin, end = span(first, size, live)
+    index = ring_index(first, R)
+    begin, end = tap_range(first, clip_len, live)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for i in range(blocks):
-        x, k, mask_k = gathered(x_ptr, row, at, ring, begin, end, i, step, CI, BLOCK_K, LONG)
-        acc = dot_fp32(x, weights(w_ptr, n, k, mask_n, mask_k, TAPS * CI, CI % BLOCK_K == 0), acc, TF32)
+    for i in range(n_blocks):
+        x, k, mask_k = im2col_tile(x_ptr, slot, index, R, begin, end, i, dilation, CI, BLOCK_K, INT64)
+        acc = dot_fp32(x, weight_tile(w_ptr, n, k, mask_n, mask_k, TAPS * CI, CI % BLOCK_K == 0), acc, TF32)
     return acc
 
 
 @triton.jit
-def emit(
-    out, y_ptr, act_ptr, alpha_ptr, y_rows, act_rows, mask, channel, mask_n, HAS_Y: tl.constexpr, HAS_ACT: tl.constexpr
-):  # fmt: skip
-    """out into ring y, which is fp32, and snake(out), rounded, into ring act; rows are their places, as offsets."""
-    if HAS_Y:
-        tl.store(y_ptr + y_rows + channel[None, :], out, mask=mask)
-    if HAS_ACT:
+def store_epilogue(
+    out,  # [BLOCK_M, BLOCK_N] fp32
+    y_ptr,  # ring in fp32, or None
+    activated_ptr,  # ring, or None
+    alpha_ptr,
+    y_offs,  # [BLOCK_M, 1 or BLOCK_N] offsets of the first channel
+    activated_offs,
+    mask,  # [BLOCK_M, BLOCK_N]
+    channel,  # [BLOCK_N]
+    mask_n,  # [BLOCK_N]
+):
+    """Stores `out` into ring y, and snake(out), rounded, into ring activated."""
+    if y_ptr is not None:
+        tl.store(y_ptr + y_offs + channel[None, :], out, mask=mask)
+    if activated_ptr is not None:
         alpha = tl.load(alpha_ptr + channel, mask=mask_n, other=1.0).to(tl.float32)
-        act = round_to(snake(out, alpha), act_ptr.dtype.element_ty)
-        tl.store(act_ptr + act_rows + channel[None, :], act, mask=mask)
+        activated = round_to(snake(out, alpha), activated_ptr.dtype.element_ty)
+        tl.store(activated_ptr + activated_offs + channel[None, :], activated, mask=mask)
 
 
 def check_step(
-    op: str, x: Tensor, spans: Tensor, frames: int, rate: int, lag: int, short: int, tf32: bool, outputs: int = 1
-) -> None:  # fmt: skip
-    """ValueError: numbers that no step has, or more lanes than there are. outputs: positions that a lane makes."""
+    op: str,
+    x: Tensor,
+    step_meta: Tensor,
+    frames: int,
+    samples_per_frame: int,
+    delay: int,
+    tail_trim: int,
+    tf32: bool,
+    outputs: int = 1,
+) -> None:
+    """ValueError: numbers that no step has, or too many positions. outputs: positions made of one of the input."""
     if tf32 and x.dtype != torch.float32:
         raise ValueError(f"{op}: tf32 is a way to multiply torch.float32, got {x.dtype}")
-    for name, value, least in (("frames", frames, 1), ("rate", rate, 1), ("lag", lag, 0), ("short", short, 0)):
-        if value < least:
-            raise ValueError(f"{op}: {name} must be at least {least}, got {value}")
-    if len(spans) * frames * rate * outputs > MOST_LANES:
+    least = {"frames": (frames, 1), "samples_per_frame": (samples_per_frame, 1)}
+    for name, (value, low) in {**least, "delay": (delay, 0), "tail_trim": (tail_trim, 0)}.items():
+        if value < low:
+            raise ValueError(f"{op}: {name} must be at least {low}, got {value}")
+    if len(step_meta) * frames * samples_per_frame * outputs > MAX_POSITIONS:
         raise ValueError(
-            f"{op}: a step makes at most {MOST_LANES} positions, got {len(spans)} rows of {frames} frames of "
-            f"{rate * outputs}; take fewer frames"
+            f"{op}: a step makes at most {MAX_POSITIONS} positions, got {len(step_meta)} slots of {frames} frames of "
+            f"{samples_per_frame * outputs}; take fewer frames"
         )
-    if may_sync(spans):
-        check_range(op, "frames before the step (spans[:, 0])", spans[:, 0], 0, OPEN - frames, "frames of a clip")
-        check_range(op, "frames of the step (spans[:, 1])", spans[:, 1], 0, frames, "at most `frames`")
-        check_range(op, "frames of the clip (spans[:, 2])", spans[:, 2], 0, OPEN, "or OPEN")
+    if may_sync(step_meta):
+        done, count, length, _ = step_meta.unbind(1)
+        latest = LENGTH_UNKNOWN - frames
+        check_range(op, "frames before the step (step_meta[:, 0])", done, 0, latest, "frames of a clip")
+        check_range(op, "frames of the step (step_meta[:, 1])", count, 0, frames, "at most `frames`")
+        check_range(op, "frames of the clip (step_meta[:, 2])", length, 0, LENGTH_UNKNOWN, "or LENGTH_UNKNOWN")
 
 
-def check_ring(op: str, name: str, ring: Tensor | None, least: int, what: str) -> None:
-    """ValueError: a ring that is too short for what a step reads of it, or writes into it."""
+def check_taps(op: str, weight: Tensor, x: Tensor, axis: str = "Ci") -> int:
+    """The taps of weight [Co, taps * Ci]. ValueError: no odd number of them. axis: the name of x's channels."""
+    (_, K), channels = weight.shape, x.shape[2]
+    if K % channels or K // channels % 2 == 0:
+        raise ValueError(f"{op}: weight must hold an odd number of taps of {axis}={channels} channels, got {K} columns")
+    return K // channels
+
+
+def check_ring(op: str, name: str, ring: Tensor | None, least: int, what: str = "those of a step") -> None:
+    """ValueError: a ring is shorter than the positions that a step reads from it or writes into it."""
     if ring is not None and ring.shape[1] < least:
         raise ValueError(f"{op}: {name} must hold {least} positions, {what}, got {ring.shape[1]}")
 
 
-def check_outputs(op: str, y: Tensor | None, act: Tensor | None, alpha: Tensor | None) -> None:
-    """ValueError: nothing to write, or an activation without its alpha."""
-    if y is None and act is None:
-        raise ValueError(f"{op}: y or act must be given, got neither")
-    if (act is None) != (alpha is None):
-        have, lack = ("alpha", "act") if act is None else ("act", "alpha")
-        raise ValueError(f"{op}: act and alpha must be given together, got {have} without {lack}")
+def check_outputs(op: str, positions: int, alpha: Tensor | None, y: Tensor | None, activated: Tensor | None) -> None:
+    """ValueError: no output, an activation without its alpha, or a ring that is too short for a step's positions."""
+    if y is None and activated is None:
+        raise ValueError(f"{op}: y or activated must be given, got neither")
+    if (activated is None) != (alpha is None):
+        have, lack = ("alpha", "activated") if activated is None else ("activated", "alpha")
+        raise ValueError(f"{op}: activated and alpha must be given together, got {have} without {lack}")
+    check_ring(op, "y", y, positions)
+    check_ring(op, "activated", activated, positions)
 
 
-def long(*rings: Tensor | None) -> bool:
-    """Whether offsets into one of them need 64 bits."""
-    return any(ring is not None and ring.numel() >= LONG_FROM for ring in rings)
+def needs_int64(*rings: Tensor | None) -> bool:
+    """Whether offsets into one of the rings need 64 bits."""
+    return any(ring is not None and ring.numel() >= INT64_FROM for ring in rings)
 
 
-def positions(ring: Tensor | None) -> int:
-    """What a launch is told of a ring's length; of one that it does not touch, anything."""
+def ring_len(ring: Tensor | None) -> int:
+    """Positions that a ring holds; 1 for a ring that is absent."""
     return 1 if ring is None else ring.shape[1]
 
 
 def layer_cost(positions: int, macs: int, weights: int, moved: int, wide: int, itemsize: int) -> Cost:
-    """macs of one position, elements that it moves, those in fp32 apart; and the weights, which are read once."""
+    """macs, elements moved and elements moved in fp32 are those of one position; the weights are read once."""
     return Cost((weights + positions * moved) * itemsize + positions * wide * 4, 2 * positions * macs)

@@ -1,131 +1,173 @@
-"""A convolution of a vocoder's clips, a step at a time: y = conv(x) + residual, act = snake(y).
+"""A convolution of a vocoder step: y = conv1d(x) + residual, activated = snake(y).
 
-Shapes     x [B, R, Ci], y, act, residual [B, R', Co], rings of any lengths that hold what the step reads and writes;
-           weight [Co, taps * Ci], channels last, taps odd; bias, alpha [Co]; spans [B, 4]: frames before the step, of
-           the step, of the clip (OPEN: not known), of codes that came. x has rate positions a frame, lags by `lag`, and
-           rate * length - short of a clip; y and act lag by taps // 2 * dilation more.
+Shapes     x [B, R, Ci], residual, y and activated [B, R', Co], rings of any lengths that hold the positions of a step;
+           weight [Co, taps * Ci], channels last, taps odd; bias, alpha [Co]; step_meta [B, 4], and samples_per_frame,
+           delay, tail_trim of x, as `_ring_conv` shows them. The outputs' delay is delay + taps // 2 * dilation.
+           residual, y and activated with alpha are optional; y or activated is given. Both are changed in place.
            snake(y) = y + sin(alpha y)^2 / (alpha + 1e-9).
-Dtypes     one of fp32, fp16, bf16, but spans int32, and y and residual fp32; fp32 accumulation; act rounded once.
-           tf32=True multiplies fp32 as tf32.
-Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; spans out of range where
-           looking costs nothing (CPU tensors, TRITON_DEBUG=1).
-Reference  zonos2_triton.reference.vocoder_layers.conv1d_snake
+Dtypes     one of fp32, fp16, bf16, but step_meta int32, and y and residual fp32; fp32 accumulation; activated is
+           rounded once. tf32=True multiplies fp32 as tf32.
+Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; step_meta out of range
+           only on CPU tensors or under TRITON_DEBUG=1.
+Reference  zonos2_triton.reference.conv1d_snake.conv1d_snake
 Source     Kumar et al. 2023, arXiv:2306.06546; snake: Ziyin et al. 2020, arXiv:2006.08195.
 
-An implicit GEMM. Snake is applied by the layer that makes a value, once, and not by each of the taps and tiles that
-read it: a sine costs as much as a dozen of the products it would stand before. Where a later layer adds the value
-itself, y is kept beside act: the residual stream, which is never rounded. Both are optional, and changed in place.
+An implicit GEMM: [positions, taps * Ci] times the weights, whose left operand is gathered from the ring tap by tap.
+The layer that makes a value applies snake to it once. Each tap and tile that reads the value would have to repeat it,
+and a sine costs as much as a dozen multiplications. A later layer adds y itself: the residual stream, never rounded.
 """
+
+from collections.abc import Iterator
+from typing import Annotated
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from zonos2_triton.kernels._args import Arg, check
 from zonos2_triton.kernels._launch_config import launch_config
-from zonos2_triton.kernels._operator import Cost, cpu_fallback, fake, runs_kernel
+from zonos2_triton.kernels._operator import Cost, operator
 from zonos2_triton.kernels._ring_conv import (
+    NOT_SPECIALIZED,
     check_outputs,
     check_ring,
     check_step,
-    emit,
-    lanes,
+    check_taps,
+    implicit_gemm,
     layer_cost,
-    long,
-    offset,
-    place,
-    positions,
-    taps,
+    needs_int64,
+    ring_index,
+    ring_len,
+    ring_offset,
+    step_positions,
+    store_epilogue,
 )
 
 
-@triton.jit(
-    do_not_specialize=["B", "frames", "blocks", "lag", "short", "step", "ring_x", "ring_r", "ring_y", "ring_act"]
-)
+@triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def _conv1d_snake_kernel(
-    x_ptr, w_ptr, bias_ptr, residual_ptr, alpha_ptr, y_ptr, act_ptr, spans_ptr, B, frames, blocks, rate, lag, short,
-    step, ring_x, ring_r, ring_y, ring_act, CI: tl.constexpr, CO: tl.constexpr, TAPS: tl.constexpr,
-    RESIDUAL: tl.constexpr, HAS_Y: tl.constexpr, HAS_ACT: tl.constexpr, TF32: tl.constexpr, LONG: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """Grid (tiles of lanes, tiles of Co): a program owns a tile of y and act."""
-    reach = TAPS // 2 * step
-    row, _, t, size, live = lanes(spans_ptr, B, frames, rate, lag + reach, short, BLOCK_M)
-    live = live & (t >= 0) & (t < size)
+    x_ptr,  # [B, x_ring_len, CI]
+    w_ptr,  # [CO, TAPS * CI]
+    bias_ptr,  # [CO]
+    residual_ptr,  # [B, residual_ring_len, CO] fp32, or None
+    alpha_ptr,  # [CO], or None without activated
+    y_ptr,  # [B, y_ring_len, CO] fp32, or None
+    activated_ptr,  # [B, activated_ring_len, CO], or None
+    step_meta_ptr,  # [B, 4] int32
+    B,
+    frames,
+    n_blocks,  # of the sum over taps and channels
+    samples_per_frame,
+    delay,
+    tail_trim,
+    dilation,
+    x_ring_len,
+    residual_ring_len,
+    y_ring_len,
+    activated_ring_len,
+    CI: tl.constexpr,
+    CO: tl.constexpr,
+    TAPS: tl.constexpr,
+    TF32: tl.constexpr,
+    INT64: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Grid (tiles of positions, tiles of CO): a program computes a tile of y and activated."""
+    reach = TAPS // 2 * dilation
+    slot, _, t, clip_len, live = step_positions(
+        step_meta_ptr, B, frames, samples_per_frame, delay + reach, tail_trim, BLOCK_M
+    )
+    live = live & (t >= 0) & (t < clip_len)
     if tl.max(live.to(tl.int32), axis=0) == 0:
         return
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_n = n < CO
-    acc = taps(
-        x_ptr, w_ptr, row, t - reach, size, live, n, mask_n, ring_x, step, blocks, CI, TAPS, TF32, LONG, BLOCK_M,
-        BLOCK_N, BLOCK_K,
+    first = t - reach
+    acc = implicit_gemm(
+        x_ptr, w_ptr, slot, first, clip_len, live, n, mask_n, x_ring_len, dilation, n_blocks,
+        CI, TAPS, TF32, INT64, BLOCK_M, BLOCK_N, BLOCK_K,
     )  # fmt: skip
     acc += tl.load(bias_ptr + n, mask=mask_n, other=0.0).to(tl.float32)[None, :]
     mask = live[:, None] & mask_n[None, :]
-    if RESIDUAL:
-        at = offset(row, place(t, ring_r), ring_r, CO, LONG)
-        acc += tl.load(residual_ptr + at[:, None] + n[None, :], mask=mask, other=0.0)
-    y_rows = offset(row, place(t, ring_y), ring_y, CO, LONG)
-    act_rows = offset(row, place(t, ring_act), ring_act, CO, LONG)
-    emit(acc, y_ptr, act_ptr, alpha_ptr, y_rows[:, None], act_rows[:, None], mask, n, mask_n, HAS_Y, HAS_ACT)
+    if residual_ptr is not None:
+        residual_offs = ring_offset(slot, ring_index(t, residual_ring_len), residual_ring_len, CO, INT64)
+        acc += tl.load(residual_ptr + residual_offs[:, None] + n[None, :], mask=mask, other=0.0)
+    y_offs = ring_offset(slot, ring_index(t, y_ring_len), y_ring_len, CO, INT64)[:, None]
+    activated_offs = ring_offset(slot, ring_index(t, activated_ring_len), activated_ring_len, CO, INT64)[:, None]
+    store_epilogue(acc, y_ptr, activated_ptr, alpha_ptr, y_offs, activated_offs, mask, n, mask_n)
 
 
-@torch.library.custom_op("zonos2_triton::conv1d_snake", mutates_args=("y", "act"))
+@operator(mutates_args=("y", "activated"))
 def conv1d_snake(
-    x: Tensor, weight: Tensor, bias: Tensor, spans: Tensor, frames: int, rate: int, lag: int, short: int,
-    dilation: int = 1, residual: Tensor | None = None, alpha: Tensor | None = None, y: Tensor | None = None,
-    act: Tensor | None = None, tf32: bool = False,
-) -> None:  # fmt: skip
-    sizes = check(
-        "conv1d_snake",
-        x=Arg(x, "B R Ci"),
-        weight=Arg(weight, "Co K"),
-        bias=Arg(bias, "Co"),
-        spans=Arg(spans, "B 4", torch.int32),
-        residual=Arg(residual, "B Rr Co", torch.float32),
-        alpha=Arg(alpha, "Co"),
-        y=Arg(y, "B Ry Co", torch.float32),
-        act=Arg(act, "B Ra Co"),
-    )
-    B, R, Ci, Co, K = (sizes[axis] for axis in ("B", "R", "Ci", "Co", "K"))
-    if K % Ci or K // Ci % 2 == 0:
-        raise ValueError(f"conv1d_snake: weight must hold an odd number of taps of Ci={Ci} channels, got {K} columns")
-    check_step("conv1d_snake", x, spans, frames, rate, lag, short, tf32)
+    x: Annotated[Tensor, "B R Ci"],
+    weight: Annotated[Tensor, "Co K"],
+    bias: Annotated[Tensor, "Co"],
+    step_meta: Annotated[Tensor, "B 4", torch.int32],
+    frames: int,
+    samples_per_frame: int,
+    delay: int,
+    tail_trim: int,
+    dilation: int = 1,
+    residual: Annotated[Tensor | None, "B Rr Co", torch.float32] = None,
+    alpha: Annotated[Tensor | None, "Co"] = None,
+    y: Annotated[Tensor | None, "B Ry Co", torch.float32] = None,
+    activated: Annotated[Tensor | None, "B Ra Co"] = None,
+    tf32: bool = False,
+) -> Iterator[None]:
+    (B, R, Ci), Co, positions = x.shape, len(weight), frames * samples_per_frame
+    taps = check_taps("conv1d_snake", weight, x)
+    check_step("conv1d_snake", x, step_meta, frames, samples_per_frame, delay, tail_trim, tf32)
     if dilation < 1:
         raise ValueError(f"conv1d_snake: dilation must be at least 1, got {dilation}")
-    check_outputs("conv1d_snake", y, act, alpha)
-    each, count = frames * rate, K // Ci
-    check_ring("conv1d_snake", "x", x, each + (count - 1) * dilation, "those of a step and the taps around them")
-    for name, ring in (("residual", residual), ("y", y), ("act", act)):
-        check_ring("conv1d_snake", name, ring, each, "those of a step")
-    if not runs_kernel(x):
-        return cpu_fallback(
-            "conv1d_snake", x, weight, bias, spans, frames, rate, lag, short, dilation, residual, alpha, y, act, tf32
-        )  # fmt: skip
-    launch = launch_config("conv1d_snake", "first" if rate == 1 else "taps", x.dtype, tf32=tf32)
-    grid = triton.cdiv(B * each, launch["BLOCK_M"]), triton.cdiv(Co, launch["BLOCK_N"])
-    blocks = count * triton.cdiv(Ci, launch["BLOCK_K"])
-    _conv1d_snake_kernel[grid](
-        x, weight, bias, residual, alpha, y, act, spans, B, frames, blocks, rate, lag, short, dilation, R,
-        positions(residual), positions(y), positions(act), CI=Ci, CO=Co, TAPS=count, RESIDUAL=residual is not None,
-        HAS_Y=y is not None, HAS_ACT=act is not None, TF32=tf32, LONG=long(x, residual, y, act), **launch,
-    )  # fmt: skip
-
-
-@fake(conv1d_snake)
-def _(
-    x: Tensor, weight: Tensor, bias: Tensor, spans: Tensor, frames: int, rate: int, lag: int, short: int,
-    dilation: int = 1, residual: Tensor | None = None, alpha: Tensor | None = None, y: Tensor | None = None,
-    act: Tensor | None = None, tf32: bool = False,
-) -> None:  # fmt: skip
-    return None
+    least = positions + (taps - 1) * dilation
+    check_ring("conv1d_snake", "x", x, least, "those of a step and the taps around them")
+    check_ring("conv1d_snake", "residual", residual, positions)
+    check_outputs("conv1d_snake", positions, alpha, y, activated)
+    yield
+    launch = launch_config("conv1d_snake", "first" if samples_per_frame == 1 else "taps", x.dtype, tf32=tf32)
+    _conv1d_snake_kernel[(triton.cdiv(B * positions, launch["BLOCK_M"]), triton.cdiv(Co, launch["BLOCK_N"]))](
+        x_ptr=x,
+        w_ptr=weight,
+        bias_ptr=bias,
+        residual_ptr=residual,
+        alpha_ptr=alpha,
+        y_ptr=y,
+        activated_ptr=activated,
+        step_meta_ptr=step_meta,
+        B=B,
+        frames=frames,
+        n_blocks=taps * triton.cdiv(Ci, launch["BLOCK_K"]),
+        samples_per_frame=samples_per_frame,
+        delay=delay,
+        tail_trim=tail_trim,
+        dilation=dilation,
+        x_ring_len=R,
+        residual_ring_len=ring_len(residual),
+        y_ring_len=ring_len(y),
+        activated_ring_len=ring_len(activated),
+        CI=Ci,
+        CO=Co,
+        TAPS=taps,
+        TF32=tf32,
+        INT64=needs_int64(x, residual, y, activated),
+        **launch,
+    )
 
 
 def cost(
-    B: int, frames: int, rate: int, Ci: int, Co: int, taps: int, itemsize: int, residual: bool = False,
-    y: bool = False, act: bool = True,
-) -> Cost:  # fmt: skip
-    """Of rows whose every position of the step lies in the clip; the tails around them are in the caches."""
+    B: int,
+    frames: int,
+    samples_per_frame: int,
+    Ci: int,
+    Co: int,
+    taps: int,
+    itemsize: int,
+    residual: bool = False,
+    y: bool = False,
+    activated: bool = True,
+) -> Cost:
+    """The cost where every position of the step lies in the clip, and the taps around them in the caches."""
     macs = taps * Ci * Co
-    return layer_cost(B * frames * rate, macs, macs, Ci + Co * act, Co * (residual + y), itemsize)
+    return layer_cost(B * frames * samples_per_frame, macs, macs, Ci + Co * activated, Co * (residual + y), itemsize)

@@ -1,102 +1,149 @@
-"""The end of a vocoder, a step at a time: samples = tanh(conv(x)), one channel.
+"""The last convolution of a vocoder step, to one channel: samples = tanh(conv1d(x)).
 
-Shapes     x [B, R, Ci], a ring that holds what the step reads; weight [1, taps * Ci], channels last, taps odd; bias
-           [1]; spans [B, 4]: frames before the step, of the step, of the clip (OPEN: not known), of codes that came. x
-           has rate positions a frame, lags by `lag`, and rate * length - short of a clip. -> samples [B, frames *
-           rate]: column j of a row is its position rate * done - lag - taps // 2 + j; outside of the clip, and behind
-           the row's own frames, it is 0. y [B, R', 1], optional, a ring: the same before the tanh.
-Dtypes     one of fp32, fp16, bf16, but spans int32, samples and y fp32; fp32 accumulation. tf32=True multiplies fp32 as
-           tf32.
-Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; spans out of range where
-           looking costs nothing (CPU tensors, TRITON_DEBUG=1).
-Reference  zonos2_triton.reference.vocoder_layers.conv1d_tanh
+Shapes     x [B, R, Ci], a ring that holds the positions of a step; weight [1, taps * Ci], channels last, taps odd; bias
+           [1]; step_meta [B, 4], and samples_per_frame, delay, tail_trim of x, as `_ring_conv` shows them. -> samples
+           [B, frames * samples_per_frame]: column j of a slot is its position samples_per_frame * done - delay - taps
+           // 2 + j. It is 0 outside of the clip and after the slot's own frames. y [B, R', 1], optional, a ring that
+           is changed in place: the result before tanh.
+Dtypes     one of fp32, fp16, bf16, but step_meta int32, samples and y fp32; fp32 accumulation. tf32=True multiplies
+           fp32 as tf32.
+Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; step_meta out of range
+           only on CPU tensors or under TRITON_DEBUG=1.
+Reference  zonos2_triton.reference.conv1d_tanh.conv1d_tanh
 Source     Kumar et al. 2023, arXiv:2306.06546.
 
-A product with one column of weights and fifteen of zeros: the matrix units are faster at that than the others at one.
+The weights are one column of the right operand; its other 15 columns are zero. Matrix units compute 16 columns faster
+than the other units compute one.
 """
+
+from collections.abc import Iterator
+from typing import Annotated
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from zonos2_triton.kernels._args import Arg, check
 from zonos2_triton.kernels._launch_config import launch_config
 from zonos2_triton.kernels._math import tanh
-from zonos2_triton.kernels._operator import Cost, cpu_fallback, fake, runs_kernel
+from zonos2_triton.kernels._operator import Cost, operator
 from zonos2_triton.kernels._ring_conv import (
+    NOT_SPECIALIZED,
     check_ring,
     check_step,
-    lanes,
+    check_taps,
+    implicit_gemm,
     layer_cost,
-    long,
-    offset,
-    place,
-    positions,
-    taps,
+    needs_int64,
+    ring_index,
+    ring_len,
+    ring_offset,
+    step_positions,
 )
 
 
-@triton.jit(do_not_specialize=["B", "frames", "blocks", "lag", "short", "ring_x", "ring_y"])
+@triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def _conv1d_tanh_kernel(
-    x_ptr, w_ptr, bias_ptr, samples_ptr, y_ptr, spans_ptr, B, frames, blocks, rate, lag, short, ring_x, ring_y,
-    CI: tl.constexpr, TAPS: tl.constexpr, HAS_Y: tl.constexpr, TF32: tl.constexpr, LONG: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """Grid (tiles of lanes,): a program owns a tile of samples."""
-    row, column, t, size, live = lanes(spans_ptr, B, frames, rate, lag + TAPS // 2, short, BLOCK_M)
-    live = live & (t >= 0) & (t < size)
-    n = tl.arange(0, BLOCK_N)
-    acc = taps(
-        x_ptr, w_ptr, row, t - TAPS // 2, size, live, n, n < 1, ring_x, 1, blocks, CI, TAPS, TF32, LONG, BLOCK_M,
-        BLOCK_N, BLOCK_K,
-    )  # fmt: skip
-    out = tl.sum(tl.where((n == 0)[None, :], acc, 0.0), axis=1) + tl.load(bias_ptr).to(tl.float32)
-    if HAS_Y:
-        tl.store(y_ptr + offset(row, place(t, ring_y), ring_y, 1, LONG), out, mask=live)
-    tl.store(samples_ptr + row * (frames * rate) + column, tl.where(live, tanh(out), 0.0), mask=row < B)
-
-
-@torch.library.custom_op("zonos2_triton::conv1d_tanh", mutates_args=("y",))
-def conv1d_tanh(
-    x: Tensor, weight: Tensor, bias: Tensor, spans: Tensor, frames: int, rate: int, lag: int, short: int,
-    y: Tensor | None = None, tf32: bool = False,
-) -> Tensor:  # fmt: skip
-    sizes = check(
-        "conv1d_tanh",
-        x=Arg(x, "B R Ci"),
-        weight=Arg(weight, "1 K"),
-        bias=Arg(bias, "1"),
-        spans=Arg(spans, "B 4", torch.int32),
-        y=Arg(y, "B Ry 1", torch.float32),
+    x_ptr,  # [B, x_ring_len, CI]
+    w_ptr,  # [1, TAPS * CI]
+    bias_ptr,  # [1]
+    samples_ptr,  # [B, frames * samples_per_frame] fp32
+    y_ptr,  # [B, y_ring_len, 1] fp32, or None
+    step_meta_ptr,  # [B, 4] int32
+    B,
+    frames,
+    n_blocks,  # of the sum over taps and channels
+    samples_per_frame,
+    delay,
+    tail_trim,
+    x_ring_len,
+    y_ring_len,
+    CI: tl.constexpr,
+    TAPS: tl.constexpr,
+    TF32: tl.constexpr,
+    INT64: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Grid (tiles of positions,): a program computes a tile of samples."""
+    slot, column, t, clip_len, live = step_positions(
+        step_meta_ptr, B, frames, samples_per_frame, delay + TAPS // 2, tail_trim, BLOCK_M
     )
-    B, R, Ci, K = (sizes[axis] for axis in ("B", "R", "Ci", "K"))
-    if K % Ci or K // Ci % 2 == 0:
-        raise ValueError(f"conv1d_tanh: weight must hold an odd number of taps of Ci={Ci} channels, got {K} columns")
-    check_step("conv1d_tanh", x, spans, frames, rate, lag, short, tf32)
-    each, count = frames * rate, K // Ci
-    check_ring("conv1d_tanh", "x", x, each + count - 1, "those of a step and the taps around them")
-    check_ring("conv1d_tanh", "y", y, each, "those of a step")
-    if not runs_kernel(x):
-        return cpu_fallback("conv1d_tanh", x, weight, bias, spans, frames, rate, lag, short, y, tf32)
-    samples = x.new_empty((B, each), dtype=torch.float32)
+    live = live & (t >= 0) & (t < clip_len)
+    n = tl.arange(0, BLOCK_N)
+    first = t - TAPS // 2
+    acc = implicit_gemm(
+        x_ptr,
+        w_ptr,
+        slot,
+        first,
+        clip_len,
+        live,
+        n,
+        n < 1,
+        x_ring_len,
+        1,
+        n_blocks,
+        CI,
+        TAPS,
+        TF32,
+        INT64,
+        BLOCK_M,
+        BLOCK_N,
+        BLOCK_K,
+    )
+    out = tl.sum(tl.where((n == 0)[None, :], acc, 0.0), axis=1) + tl.load(bias_ptr).to(tl.float32)
+    if y_ptr is not None:
+        tl.store(y_ptr + ring_offset(slot, ring_index(t, y_ring_len), y_ring_len, 1, INT64), out, mask=live)
+    samples = tl.where(live, tanh(out), 0.0)
+    tl.store(samples_ptr + slot * (frames * samples_per_frame) + column, samples, mask=slot < B)
+
+
+@operator(mutates_args=("y",))
+def conv1d_tanh(
+    x: Annotated[Tensor, "B R Ci"],
+    weight: Annotated[Tensor, "1 K"],
+    bias: Annotated[Tensor, "1"],
+    step_meta: Annotated[Tensor, "B 4", torch.int32],
+    frames: int,
+    samples_per_frame: int,
+    delay: int,
+    tail_trim: int,
+    y: Annotated[Tensor | None, "B Ry 1", torch.float32] = None,
+    tf32: bool = False,
+) -> Iterator[Tensor]:
+    (B, R, Ci), positions = x.shape, frames * samples_per_frame
+    taps = check_taps("conv1d_tanh", weight, x)
+    check_step("conv1d_tanh", x, step_meta, frames, samples_per_frame, delay, tail_trim, tf32)
+    check_ring("conv1d_tanh", "x", x, positions + taps - 1, "those of a step and the taps around them")
+    check_ring("conv1d_tanh", "y", y, positions)
+    samples = x.new_empty((B, positions), dtype=torch.float32)
+    yield samples
     launch = launch_config("conv1d_tanh", "taps", x.dtype, tf32=tf32)
-    blocks = count * triton.cdiv(Ci, launch["BLOCK_K"])
-    _conv1d_tanh_kernel[(triton.cdiv(B * each, launch["BLOCK_M"]),)](
-        x, weight, bias, samples, y, spans, B, frames, blocks, rate, lag, short, R, positions(y), CI=Ci, TAPS=count,
-        HAS_Y=y is not None, TF32=tf32, LONG=long(x), **launch,
-    )  # fmt: skip
-    return samples
+    _conv1d_tanh_kernel[(triton.cdiv(B * positions, launch["BLOCK_M"]),)](
+        x_ptr=x,
+        w_ptr=weight,
+        bias_ptr=bias,
+        samples_ptr=samples,
+        y_ptr=y,
+        step_meta_ptr=step_meta,
+        B=B,
+        frames=frames,
+        n_blocks=taps * triton.cdiv(Ci, launch["BLOCK_K"]),
+        samples_per_frame=samples_per_frame,
+        delay=delay,
+        tail_trim=tail_trim,
+        x_ring_len=R,
+        y_ring_len=ring_len(y),
+        CI=Ci,
+        TAPS=taps,
+        TF32=tf32,
+        INT64=needs_int64(x),
+        **launch,
+    )
 
 
-@fake(conv1d_tanh)
-def _(
-    x: Tensor, weight: Tensor, bias: Tensor, spans: Tensor, frames: int, rate: int, lag: int, short: int,
-    y: Tensor | None = None, tf32: bool = False,
-) -> Tensor:  # fmt: skip
-    return x.new_empty((len(x), frames * rate), dtype=torch.float32)
-
-
-def cost(B: int, frames: int, rate: int, Ci: int, taps: int, itemsize: int) -> Cost:
-    """Of rows whose every position of the step lies in the clip."""
-    return layer_cost(B * frames * rate, taps * Ci, taps * Ci, Ci, 1, itemsize)
+def cost(B: int, frames: int, samples_per_frame: int, Ci: int, taps: int, itemsize: int) -> Cost:
+    """The cost where every position of the step lies in the clip."""
+    return layer_cost(B * frames * samples_per_frame, taps * Ci, taps * Ci, Ci, 1, itemsize)

@@ -1,128 +1,162 @@
-"""The vocoder's way in, a step at a time: z = the sum over codebooks of projection c of code vector c, and its bias.
+"""Residual vector quantisation, decoded: z = sum over codebooks c of projection_c(code vector c) + bias_c.
 
 Shapes     codes [B, N, W], a ring of frames whose first C columns are codes; tables [C, V, K]; weight [D, P]: K columns
-           for each codebook, then one for each bias, then zeros up to P, a power of two; spans [B, 4]: frames before
-           the step, of the step, of the clip (OPEN: not known), of codes that came, as ~n where no more will come; z
-           [B, R, D], a ring that holds what the step writes, changed in place. delayed: code c of a frame lies c
-           frames later in the ring.
-Dtypes     tables, weight, z one of fp32, fp16, bf16; codes, spans int32; fp32 accumulation; z rounded once.
-Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; spans or a negative code
-           where looking costs nothing (CPU tensors, TRITON_DEBUG=1).
-Reference  zonos2_triton.reference.vocoder_layers.rvq_decode
+           for each codebook, then one for each bias, then zeros up to P, a power of two; step_meta [B, 4], as
+           `_ring_conv` shows it; z [B, R, D], a ring that holds the frames of a step, changed in place.
+           delayed: code c of a frame lies c frames later in the ring.
+Dtypes     tables, weight, z one of fp32, fp16, bf16; codes, step_meta int32; fp32 accumulation; z is rounded once.
+           tf32=True multiplies fp32 as tf32.
+Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; step_meta out of range or
+           a negative code only on CPU tensors or under TRITON_DEBUG=1.
+Reference  zonos2_triton.reference.rvq_decode.rvq_decode
 Source     descript-audio-codec, dac/nn/quantize.py, from_codes; codes above the last as the official engine decodes
            them.
 
-Codes from V on, which end or pad a clip, read the last row. A code that will not come is such a one; one that has not
-come yet adds nothing, not even its bias, so that what lies ahead sounds by the codebooks that are there.
-One product over the vectors of all codebooks side by side: a codebook alone has too few columns for the matrix units.
+One GEMM over the code vectors of all codebooks side by side: one codebook has too few columns for the matrix units. A
+frame's row of the left operand, here of C = 2 codebooks with K = 4, so P = 16:
+
+    column     0 .. 3       4 .. 7       8       9       10 .. 15
+    value      vector of    vector of    used    used    0
+               code 0       code 1       of 0    of 1
+
+Column 8 + c is 1 where code c is used, so that it adds its bias.
+
+Codes from V on end or pad a clip. They read the last vector of their codebook, and so do codes that will never come. A
+code that has not come yet adds nothing, not even its bias: frames ahead of it are a preview.
 """
+
+from collections.abc import Iterator
+from typing import Annotated
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from zonos2_triton.kernels._args import Arg, check, check_range, may_sync
+from zonos2_triton.kernels._args import check_range, may_sync
 from zonos2_triton.kernels._launch_config import launch_config
 from zonos2_triton.kernels._math import dot_fp32, round_to
-from zonos2_triton.kernels._operator import Cost, cpu_fallback, fake, runs_kernel
+from zonos2_triton.kernels._operator import Cost, operator
 from zonos2_triton.kernels._ring_conv import (
-    OPEN,
+    LENGTH_UNKNOWN,
     check_ring,
     check_step,
-    lanes,
     layer_cost,
-    long,
-    offset,
-    place,
-    weights,
+    needs_int64,
+    ring_index,
+    ring_offset,
+    step_positions,
+    weight_tile,
 )
 
+NO_CODE = tl.constexpr(2**31 - 1)  # above every table: the last vector
 
-@triton.jit(do_not_specialize=["B", "frames", "N", "W", "V", "ring"])
+
+@triton.jit(do_not_specialize=["B", "frames", "N", "W", "V", "z_ring_len"])
 def _rvq_decode_kernel(
-    codes_ptr, tables_ptr, w_ptr, spans_ptr, z_ptr, B, frames, N, W, V, D, ring, C: tl.constexpr, K: tl.constexpr,
-    P: tl.constexpr, DELAYED: tl.constexpr, OPEN: tl.constexpr, TF32: tl.constexpr, LONG: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    """Grid (tiles of frames, tiles of D): a program owns a tile of z."""
-    row, _, frame, length, live = lanes(spans_ptr, B, frames, 1, 0, 0, BLOCK_M)
-    live = live & (frame < length)
-    known = tl.load(spans_ptr + row * 4 + 3, mask=live, other=0)[:, None]
+    codes_ptr,  # [B, N, W] int32
+    tables_ptr,  # [C, V, K]
+    w_ptr,  # [D, P]
+    step_meta_ptr,  # [B, 4] int32
+    z_ptr,  # [B, z_ring_len, D]
+    B,
+    frames,
+    N,
+    W,
+    V,
+    D,
+    z_ring_len,
+    C: tl.constexpr,
+    K: tl.constexpr,
+    P: tl.constexpr,
+    DELAYED: tl.constexpr,
+    TF32: tl.constexpr,
+    INT64: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Grid (tiles of frames, tiles of D): a program computes a tile of z."""
+    slot, _, frame, clip_len, live = step_positions(step_meta_ptr, B, frames, 1, 0, 0, BLOCK_M)
+    live = live & (frame < clip_len)
+    known = tl.load(step_meta_ptr + slot * 4 + 3, mask=live, other=0)[:, None]
     closed = known < 0
     known = tl.where(closed, ~known, known)
     p = tl.arange(0, P)
     c = tl.where(p < C * K, p // K, p - C * K)[None, :]  # codebook of a column
-    came = frame.to(tl.int32)[:, None] + c * DELAYED
+    arrival = frame.to(tl.int32)[:, None] + c * DELAYED  # the frame of the ring that holds the code
     mask = live[:, None] & (p < C * K + C)[None, :]
-    at = (row[:, None] * N + came % N) * W + c
-    code = tl.load(codes_ptr + at, mask=mask & (came < known), other=OPEN)
-    code = tl.minimum(tl.maximum(code, 0), V - 1)  # one that has not come is the last
-    used = mask & ((came < known) | closed)
-    vector = tables_ptr + (c * V + code) * K + (p % K)[None, :]
-    x = tl.load(vector, mask=used & (p < C * K)[None, :], other=0.0)
+    code_offs = (slot[:, None] * N + arrival % N) * W + c
+    code = tl.load(codes_ptr + code_offs, mask=mask & (arrival < known), other=NO_CODE)
+    code = tl.minimum(tl.maximum(code, 0), V - 1)
+    used = mask & ((arrival < known) | closed)
+    vector_ptrs = tables_ptr + (c * V + code) * K + (p % K)[None, :]
+    x = tl.load(vector_ptrs, mask=used & (p < C * K)[None, :], other=0.0)
     x = tl.where((p < C * K)[None, :], x, used.to(tl.float32).to(x.dtype))
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    w = weights(w_ptr, n, p, n < D, p < P, P, True)
+    mask_n = n < D
+    w = weight_tile(w_ptr, n, p, mask_n, p < P, P, True)
     acc = dot_fp32(x, w, tl.zeros((BLOCK_M, BLOCK_N), tl.float32), TF32)
-    rows = offset(row, place(frame, ring), ring, D, LONG)
-    tl.store(
-        z_ptr + rows[:, None] + n[None, :], round_to(acc, z_ptr.dtype.element_ty), mask=live[:, None] & (n < D)[None, :]
-    )
+    z_offs = ring_offset(slot, ring_index(frame, z_ring_len), z_ring_len, D, INT64)
+    z = round_to(acc, z_ptr.dtype.element_ty)
+    tl.store(z_ptr + z_offs[:, None] + n[None, :], z, mask=live[:, None] & mask_n[None, :])
 
 
-def _needed(spans: Tensor, delay: int) -> int:
-    """How many frames of codes a step reads of a row at most, from its first one on."""
-    done, count, length, known = spans.long().unbind(1)
+def _code_frames(step_meta: Tensor, delay: int) -> int:
+    """The frames of codes that a step reads of a slot at most, from its first frame on."""
+    done, count, length, known = step_meta.long().unbind(1)
     last = torch.minimum(done + count, length)
     came = torch.minimum(torch.maximum(known, ~known), last + delay) - done
     return int(torch.where((count > 0) & (done < last), came, 0).max())
 
 
-@torch.library.custom_op("zonos2_triton::rvq_decode", mutates_args=("z",))
+@operator(mutates_args=("z",))
 def rvq_decode(
-    codes: Tensor, tables: Tensor, weight: Tensor, spans: Tensor, frames: int, delayed: bool, z: Tensor,
+    codes: Annotated[Tensor, "B N W", torch.int32],
+    tables: Annotated[Tensor, "C V K"],
+    weight: Annotated[Tensor, "D P"],
+    step_meta: Annotated[Tensor, "B 4", torch.int32],
+    frames: int,
+    delayed: bool,
+    z: Annotated[Tensor, "B R D"],
     tf32: bool = False,
-) -> None:  # fmt: skip
-    sizes = check(
-        "rvq_decode",
-        codes=Arg(codes, "B N W", torch.int32),
-        tables=Arg(tables, "C V K"),
-        weight=Arg(weight, "D P"),
-        spans=Arg(spans, "B 4", torch.int32),
-        z=Arg(z, "B R D"),
-    )
-    B, N, W, C, V, K, D, P = (sizes[axis] for axis in ("B", "N", "W", "C", "V", "K", "D", "P"))
+) -> Iterator[None]:
+    (B, N, W), (C, V, K), (D, P) = codes.shape, tables.shape, weight.shape
     if W < C:
         raise ValueError(f"rvq_decode: codes must have at least C={C} columns, got {W}")
-    if max(16, triton.next_power_of_2(C * (K + 1))) != P:
-        raise ValueError(
-            f"rvq_decode: weight must have P={max(16, triton.next_power_of_2(C * (K + 1)))} columns, got {P}"
-        )
-    check_step("rvq_decode", z, spans, frames, 1, 0, 0, tf32)
-    check_ring("rvq_decode", "z", z, frames, "those of a step")
-    if may_sync(spans):
-        check_ring("rvq_decode", "codes", codes, _needed(spans, delayed * (C - 1)), "those that came of a step")
-    check_range("rvq_decode", "codes", codes[..., :C], 0, OPEN, "codes")
-    if not runs_kernel(z):
-        return cpu_fallback("rvq_decode", codes, tables, weight, spans, frames, delayed, z, tf32)
+    if (columns := max(16, triton.next_power_of_2(C * (K + 1)))) != P:
+        raise ValueError(f"rvq_decode: weight must have P={columns} columns, got {P}")
+    check_step("rvq_decode", z, step_meta, frames, 1, 0, 0, tf32)
+    check_ring("rvq_decode", "z", z, frames)
+    if may_sync(step_meta):
+        least = _code_frames(step_meta, delayed * (C - 1))
+        check_ring("rvq_decode", "codes", codes, least, "those that came of a step")
+    check_range("rvq_decode", "codes", codes[..., :C], 0, LENGTH_UNKNOWN, "codes")
+    yield
     launch = launch_config("rvq_decode", "frames", z.dtype, tf32=tf32)
-    grid = triton.cdiv(B * frames, launch["BLOCK_M"]), triton.cdiv(D, launch["BLOCK_N"])
-    _rvq_decode_kernel[grid](
-        codes, tables, weight, spans, z, B, frames, N, W, V, D, z.shape[1], C=C, K=K, P=P, DELAYED=delayed, OPEN=OPEN,
-        TF32=tf32, LONG=long(z), **launch,
-    )  # fmt: skip
-
-
-@fake(rvq_decode)
-def _(
-    codes: Tensor, tables: Tensor, weight: Tensor, spans: Tensor, frames: int, delayed: bool, z: Tensor,
-    tf32: bool = False,
-) -> None:  # fmt: skip
-    return None
+    _rvq_decode_kernel[(triton.cdiv(B * frames, launch["BLOCK_M"]), triton.cdiv(D, launch["BLOCK_N"]))](
+        codes_ptr=codes,
+        tables_ptr=tables,
+        w_ptr=weight,
+        step_meta_ptr=step_meta,
+        z_ptr=z,
+        B=B,
+        frames=frames,
+        N=N,
+        W=W,
+        V=V,
+        D=D,
+        z_ring_len=z.shape[1],
+        C=C,
+        K=K,
+        P=P,
+        DELAYED=delayed,
+        TF32=tf32,
+        INT64=needs_int64(z),
+        **launch,
+    )
 
 
 def cost(B: int, frames: int, C: int, K: int, D: int, itemsize: int) -> Cost:
-    """The weights without their padding; a vector for each code."""
+    """The cost of the weights without their padding, and of a vector for each code."""
     width = C * (K + 1)
     return layer_cost(B * frames, width * D, width * D, C * K + D, C, itemsize)

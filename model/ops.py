@@ -5,10 +5,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from zonos2_triton.reference.ops import REFERENCE, Ops
+from zonos2_triton.reference.ops import REFERENCE, Ops, VocoderOps
 
 if TYPE_CHECKING:
-    from zonos2_triton.model.vocoder_decoder import VocoderOps
     from zonos2_triton.reference.config import Zonos2Config
 
 MAX_BATCH_SIZE = 256  # sequences that decode together
@@ -59,10 +58,9 @@ def ops_of(backend: str, config: "Zonos2Config", device: torch.device, dtype: to
     )
 
 
-def vocoder_ops(dtype: torch.dtype) -> "VocoderOps":
+def vocoder_ops(dtype: torch.dtype) -> VocoderOps:
     """The kernels of the vocoder. In fp32 no residual unit is one launch: its sums do not fit the registers."""
     from zonos2_triton.kernels import conv1d_snake, conv1d_tanh, conv_transpose1d_snake, residual_unit, rvq_decode
-    from zonos2_triton.model.vocoder_decoder import VocoderOps
 
     return VocoderOps(
         rvq_decode=rvq_decode.rvq_decode,
@@ -70,5 +68,5 @@ def vocoder_ops(dtype: torch.dtype) -> "VocoderOps":
         conv_transpose1d_snake=conv_transpose1d_snake.conv_transpose1d_snake,
         residual_unit=residual_unit.residual_unit,
         conv1d_tanh=conv1d_tanh.conv1d_tanh,
-        widest_unit=0 if dtype == torch.float32 else residual_unit.WIDEST,
+        widest_unit=0 if dtype == torch.float32 else residual_unit.MAX_CHANNELS,
     )

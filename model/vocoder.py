@@ -12,7 +12,7 @@ from zonos2_triton._settings import local_path
 from zonos2_triton.model.backend import current, resolve_backend, resolve_device, resolve_dtype
 from zonos2_triton.model.ops import vocoder_ops
 from zonos2_triton.model.runtime.batch_state import upload
-from zonos2_triton.model.vocoder_decoder import VocoderDecoder, VocoderOps, checked_codes
+from zonos2_triton.model.vocoder_decoder import VocoderDecoder, checked_codes
 from zonos2_triton.model.vocoder_schedule import clip_steps, same_clips
 from zonos2_triton.model.vocoder_streams import ExactStream, OverlapStream, Streams, WindowStream, check_frames
 from zonos2_triton.model.vocoder_windows import Windows
@@ -25,8 +25,8 @@ from zonos2_triton.model.weights.codec_checkpoint import (
     transformers_config,
 )
 from zonos2_triton.reference import vocoder as reference
-from zonos2_triton.reference import vocoder_layers
 from zonos2_triton.reference.numeric import isolated
+from zonos2_triton.reference.ops import VOCODER_REFERENCE
 from zonos2_triton.reference.vocoder import VocoderConfig
 
 CODEC_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "*.safetensors", "*.pth")  # in a folder
@@ -67,8 +67,7 @@ class Vocoder:
         """The layers as steps take them, by this vocoder's backend."""
         if self.backend == "triton":
             return VocoderDecoder(self.config, self.state, vocoder_ops(self.dtype), self.tf32)
-        plain = VocoderOps(*(getattr(vocoder_layers, name) for name in vocoder_layers.OPERATIONS))
-        return VocoderDecoder(self.config, self.state, plain)
+        return VocoderDecoder(self.config, self.state, VOCODER_REFERENCE)
 
     @cached_property
     def windows(self) -> Windows:
@@ -206,8 +205,8 @@ class Vocoder:
         else:
             sent = upload(torch.tensor(lengths, dtype=torch.int32, device="cpu"), self.device)
             plan = clip_steps(sent, longest, frames, decoder.lookahead)
-        for i, spans in enumerate(plan):
-            step = decoder.step(made, codes, spans, frames)
+        for i, step_meta in enumerate(plan):
+            step = decoder.step(made, codes, step_meta, frames)
             for b, n in enumerate(lengths):
                 where, columns = decoder.finished(i * frames, frames, n)
                 samples[b][where] = step[b, columns]
@@ -234,8 +233,8 @@ class Vocoder:
         decoder, (B, _, T) = self.decoder, codes.shape
         frames = T + decoder.lookahead
         made = decoder.rings(B, frames, keep=True)  # rings in which every position has a place of its own
-        (spans,) = same_clips(B, T, frames, decoder.lookahead, self.device)
-        audio = decoder.step(made, _by_frame(codes), spans, frames)
+        (step_meta,) = same_clips(B, T, frames, decoder.lookahead, self.device)
+        audio = decoder.step(made, _by_frame(codes), step_meta, frames)
         stages, length = {"z": made.z[:, :T].mT, "conv_in": made.first.y[:, :T].mT}, T  # type: ignore[index]
         for i, (block, rate) in enumerate(zip(made.blocks, self.config.decoder_rates, strict=True)):
             length = rate * length - rate % 2

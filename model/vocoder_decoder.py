@@ -14,26 +14,23 @@ from torch import Tensor
 
 from zonos2_triton.model.nvtx import annotate, ranged
 from zonos2_triton.model.vocoder_schedule import same_clips
+from zonos2_triton.reference.ops import VocoderOps
 from zonos2_triton.reference.vocoder import DILATIONS, KERNEL, VocoderConfig
-from zonos2_triton.reference.vocoder_layers import OPEN, Place, packed, packed_codebooks, packed_transposed, padded
-
-
-class VocoderOps(NamedTuple):
-    """The operations of a step."""
-
-    rvq_decode: Callable[..., None]
-    conv1d_snake: Callable[..., None]
-    conv_transpose1d_snake: Callable[..., None]
-    residual_unit: Callable[..., None]
-    conv1d_tanh: Callable[..., Tensor]
-    widest_unit: int = 0  # channels up to which a residual unit is one operation; a wider one is two convolutions
+from zonos2_triton.reference.vocoder_layers import (
+    LENGTH_UNKNOWN,
+    LayerTiming,
+    packed,
+    packed_codebooks,
+    packed_transposed,
+    padded,
+)
 
 
 class Ring(NamedTuple):
     """What a layer left: y in fp32, which a later layer adds, and snake(y), which the next one reads."""
 
     y: Tensor | None
-    act: Tensor
+    activated: Tensor
 
 
 @dataclass(frozen=True)
@@ -96,18 +93,18 @@ class VocoderDecoder:
             up = conv(f"{i}.block.1", packed_transposed)
             self.blocks.append(_Block(config.decoder_rates[i - 1], *up, alpha(f"{i}.block.2.block.0"), units))
         self.first_alpha = alpha("1.block.0")
-        self.lag = self._lag()  # samples that are not final yet when a frame has come
+        self.delay = self._delay()  # samples that are not final yet when a frame has come
 
     @property
     def lookahead(self) -> int:
         """Frames behind one that its samples depend on."""
-        return -(-self.lag // self.config.hop)
+        return -(-self.delay // self.config.hop)
 
     def finished(self, done: int, count: int, length: int) -> tuple[slice, slice]:
         """Of a row's step: which samples of its clip it made, and in which columns they lie."""
-        begin = done * self.config.hop - self.lag
+        begin = done * self.config.hop - self.delay
         end = begin + count * self.config.hop
-        first, last = max(begin, 0), max(end if length == OPEN else min(end, self.config.samples(length)), 0)
+        first, last = max(begin, 0), max(end if length == LENGTH_UNKNOWN else min(end, self.config.samples(length)), 0)
         last = max(first, last)
         return slice(first, last), slice(first - begin, last - begin)
 
@@ -150,29 +147,31 @@ class VocoderDecoder:
         """What codes [B, T, C] int32 sum to, of the first C codebooks: [B, T, latent_dim]; T is at least 1."""
         B, T, C = codes.shape
         z = self.like.new_empty(B, T, self.config.latent_dim)
-        (spans,) = same_clips(B, T, T, 0, z.device)
-        ranged(self.ops).rvq_decode(codes, *self.codebooks(C), spans, T, False, z, tf32=self.tf32)
+        (step_meta,) = same_clips(B, T, T, 0, z.device)
+        ranged(self.ops).rvq_decode(codes, *self.codebooks(C), step_meta, T, False, z, tf32=self.tf32)
         return z
 
-    def step(self, rings: Rings, codes: Tensor, spans: Tensor, frames: int, delayed: bool = False) -> Tensor:
-        """Samples [rows, frames * hop] of the frames that spans name, at most `frames` a row: column j of a row is its
-        sample hop * done - lag + j, zero where that lies outside of the clip. codes and spans as `rvq_decode` of
-        reference.vocoder_layers has them; codes may be of the first codebooks alone, or latents [B, N, latent_dim], a
-        ring of frames of what codes sum to."""
-        with annotate("codec/step", frames):
-            return self._through_layers(rings, codes, spans, frames, delayed)
+    def step(self, rings: Rings, codes: Tensor, step_meta: Tensor, frames: int, delayed: bool = False) -> Tensor:
+        """Samples [slots, frames * hop] of the frames that step_meta names, at most `frames` a slot.
 
-    def _through_layers(self, rings: Rings, codes: Tensor, spans: Tensor, frames: int, delayed: bool) -> Tensor:
+        Column j of a slot is its sample hop * done - delay + j, zero where that lies outside of the clip. codes and
+        step_meta are those of `rvq_decode`. codes may have the first codebooks alone, or be latents
+        [B, N, latent_dim]: a ring of frames of what codes sum to.
+        """
+        with annotate("codec/step", frames):
+            return self._through_layers(rings, codes, step_meta, frames, delayed)
+
+    def _through_layers(self, rings: Rings, codes: Tensor, step_meta: Tensor, frames: int, delayed: bool) -> Tensor:
         ops, tf32 = ranged(self.ops), {"tf32": self.tf32}
         if codes.is_floating_point():
-            _take_in(codes, spans, frames, rings.z)
+            _take_in(codes, step_meta, frames, rings.z)
         else:
             tables, projection = self.codebooks(min(codes.shape[2], len(self.tables)))
-            ops.rvq_decode(codes, tables, projection, spans, frames, delayed, rings.z, **tf32)
-        place = Place()
-        at: tuple[Any, ...] = (spans, frames)
-        y, act = rings.first
-        ops.conv1d_snake(rings.z, *self.first, *at, *place, alpha=self.first_alpha, y=y, act=act, **tf32)
+            ops.rvq_decode(codes, tables, projection, step_meta, frames, delayed, rings.z, **tf32)
+        place = LayerTiming()
+        at: tuple[Any, ...] = (step_meta, frames)
+        y, activated = rings.first
+        ops.conv1d_snake(rings.z, *self.first, *at, *place, alpha=self.first_alpha, y=y, activated=activated, **tf32)
         place = place.convolved()
         for i, (block, (begin, *others), between) in enumerate(
             zip(self.blocks, rings.blocks, rings.between, strict=True)
@@ -180,39 +179,47 @@ class VocoderDecoder:
             with annotate("codec/block", i):
                 up = block.weight, block.bias
                 ops.conv_transpose1d_snake(
-                    act, *up, *at, *place, block.stride, alpha=block.alpha, y=begin.y, act=begin.act, **tf32
+                    activated,
+                    *up,
+                    *at,
+                    *place,
+                    block.stride,
+                    alpha=block.alpha,
+                    y=begin.y,
+                    activated=begin.activated,
+                    **tf32,
                 )
-                place, residual, act = place.upsampled(block.stride), begin.y, begin.act
+                place, residual, activated = place.upsampled(block.stride), begin.y, begin.activated
                 for unit, (y, after) in zip(block.units, others, strict=True):
-                    outputs = {"alpha": unit.alpha, "y": y, "act": after, **tf32}
+                    outputs = {"alpha": unit.alpha, "y": y, "activated": after, **tf32}
                     inner = unit.inner_weight, unit.inner_bias
                     if between is None:
                         ops.residual_unit(
-                            act, residual, unit.weight, unit.bias, unit.inner_alpha, *inner, *at, *place,
+                            activated, residual, unit.weight, unit.bias, unit.inner_alpha, *inner, *at, *place,
                             unit.dilation, **outputs,
                         )  # fmt: skip
                     else:
                         ops.conv1d_snake(
-                            act, unit.weight, unit.bias, *at, *place, unit.dilation, alpha=unit.inner_alpha,
-                            act=between, **tf32,
+                            activated, unit.weight, unit.bias, *at, *place, unit.dilation, alpha=unit.inner_alpha,
+                            activated=between, **tf32,
                         )  # fmt: skip
                         ops.conv1d_snake(between, *inner, *at, *place.convolved(unit.dilation), 1, residual, **outputs)
-                    place, residual, act = place.convolved(unit.dilation), y, after
-        return ops.conv1d_tanh(act, *self.last, *at, *place, rings.pre_tanh, **tf32)
+                    place, residual, activated = place.convolved(unit.dilation), y, after
+        return ops.conv1d_tanh(activated, *self.last, *at, *place, rings.pre_tanh, **tf32)
 
-    def _lag(self) -> int:
-        place = Place().convolved()
+    def _delay(self) -> int:
+        place = LayerTiming().convolved()
         for block in self.blocks:
             place = place.upsampled(block.stride)
             for unit in block.units:
                 place = place.convolved(unit.dilation)
-        return place.convolved().lag
+        return place.convolved().delay
 
 
-def _take_in(latents: Tensor, spans: Tensor, frames: int, z: Tensor) -> None:
+def _take_in(latents: Tensor, step_meta: Tensor, frames: int, z: Tensor) -> None:
     """A step's frames of the ring latents [B, N, D] into ring z. Those that a row does not have lie outside of its clip
     or come again, where no layer reads them before."""
-    at = spans[:, :1] + torch.arange(frames, device=z.device)
+    at = step_meta[:, :1] + torch.arange(frames, device=z.device)
     row = torch.arange(len(z), device=z.device)[:, None]
     z[row, at % z.shape[1]] = latents[row, at % latents.shape[1]]
 

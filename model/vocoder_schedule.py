@@ -4,18 +4,18 @@ A clip comes as delayed frames: codebook c of a frame comes c frames late, so fr
 come. A step takes some complete frames of each row through the decoder. Samples depend on `behind` frames after their
 own, so at its end a clip is flushed: `behind` frames that do not exist go through as well.
 
-The operations read a step as one row of int32 numbers for each clip, `spans`:
+The operations read a step as one row of int32 numbers for each clip, `step_meta`:
 
     done    frames that went through the decoder before this step
     count   frames that go through in this step; 0: the row sits out
-    length  frames of the clip, OPEN while nobody knows
+    length  frames of the clip, LENGTH_UNKNOWN while nobody knows
     known   frames that have come, written as ~n once no more will
 
 An example: C = 3 codebooks, behind = 2, chunk = 4, first_chunk = 1, and a clip whose audio ends at frame 6.
 
-    frames come   known so far     complete   goal         spans of the step
+    frames come   known so far     complete   goal         step_meta (? is LENGTH_UNKNOWN)
     2             no end           0          0            none
-    5             no end           3          3 = 2 + 1    (0, 3, OPEN, 5)    the first: lookahead + first_chunk
+    5             no end           3          3 = 2 + 1    (0, 3, ?, 5)       the first: lookahead + first_chunk
     8             no end           6          3            none               3 new frames, not yet a chunk of 4
     9             ends at frame 6  6 = end    8 = 6 + 2    (3, 5, 6, 9)       all is there: flushed
     9, closed     ends at frame 6  6          8            (8, 0, 6, ~9)      nothing is left to do
@@ -30,7 +30,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from zonos2_triton.reference.vocoder_layers import OPEN
+from zonos2_triton.reference.vocoder_layers import LENGTH_UNKNOWN
 
 Number = TypeVar("Number", int, Tensor)
 NO_END = -1  # of eos_frame: the frame that ends the audio has not come
@@ -56,7 +56,7 @@ class Schedule:
 
     def length(self, came: Number, eos_frame: Number, closed: bool | Tensor) -> Number:
         """Frames of the clip. closed: no more frames will come."""
-        return _where(eos_frame > NO_END, eos_frame, _where(closed, came, OPEN))
+        return _where(eos_frame > NO_END, eos_frame, _where(closed, came, LENGTH_UNKNOWN))
 
     def complete(self, came: Number, length: Number) -> Number:
         """Frames of the clip whose last codebook has come."""
@@ -85,12 +85,12 @@ class Schedule:
 def step(
     done: Number, goal: Number, frames: int, length: Number, came: Number, closed: bool | Tensor
 ) -> tuple[Number, Number, Number, Number]:
-    """The row of `spans` that leads towards the goal by at most so many frames."""
+    """The row of `step_meta` that leads towards the goal by at most so many frames."""
     return done, _clamp(goal - done, 0, frames), length, _where(closed, ~came, came)
 
 
 def clip_steps(lengths: Tensor, longest: int, frames: int, behind: int, codebooks: int = 1) -> Tensor:
-    """spans [steps, rows, 4] int32 of the steps of `frames` that take whole clips to their end.
+    """step_meta [steps, rows, 4] int32 of the steps of `frames` that take whole clips to their end.
 
     lengths [rows] int32, on the device; longest: the largest, which the host must know. codebooks: of frames that are
     delayed; 1: aligned frames.

@@ -52,7 +52,7 @@ class _Clip:
 
     @property
     def length(self) -> int:
-        """Frames of the clip, OPEN while that is not known."""
+        """Frames of the clip, LENGTH_UNKNOWN while that is not known."""
         return self.schedule.length(self.total, NO_END if self.eos_frame is None else self.eos_frame, self.closed)
 
     @property
@@ -290,9 +290,9 @@ class Streams:
                 self._write(b, row, min(end + self.config.n_codebooks - 1, row.total))
             plan.append(step(row.done, goal, self.frames, row.length, row.passed, row.closed))
         with current(self.device):
-            spans = torch.tensor(plan, dtype=torch.int32, device=self.device)
+            step_meta = torch.tensor(plan, dtype=torch.int32, device=self.device)
             codes, most = self._codes.to(self.device), max(count for _, count, _, _ in plan)
-            samples = self.decoder.step(self._rings, codes, spans, most, True).float()
+            samples = self.decoder.step(self._rings, codes, step_meta, most, True).float()
         found = []
         for b, (done, count, length, _) in enumerate(plan):
             where, columns = self.decoder.finished(done, count, length)

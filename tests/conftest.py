@@ -24,9 +24,9 @@ from zonos2_triton._settings import PREFIX
 from zonos2_triton.bench.proof.interpreter import checked
 from zonos2_triton.bench.proof.poison import poisoned
 from zonos2_triton.model import Backbone, Vocoder, VocoderConfig, Zonos2, Zonos2Config
-from zonos2_triton.model.vocoder_decoder import Rings, VocoderDecoder, VocoderOps
+from zonos2_triton.model.vocoder_decoder import Rings, VocoderDecoder
 from zonos2_triton.model.weights.tiny import write_tiny
-from zonos2_triton.reference import vocoder_layers
+from zonos2_triton.reference.ops import VOCODER_REFERENCE
 
 os.environ.pop("COLUMNS", None)  # text is compared as it is where there is no terminal
 # The models here are so small that a second thread gains nothing, and on a busy machine it makes them wait.
@@ -149,8 +149,8 @@ def in_steps() -> Callable[..., Vocoder]:
 
     def stepping(vocoder: Vocoder, widest_unit: int = 4) -> Vocoder:
         """widest_unit: of the operations; a residual unit is taken either way."""
-        made, plain = copy.copy(vocoder), (getattr(vocoder_layers, name) for name in vocoder_layers.OPERATIONS)
-        made.__dict__["decoder"] = _Poisoned(vocoder.config, vocoder.state, VocoderOps(*plain, widest_unit=widest_unit))
+        made, plain = copy.copy(vocoder), VOCODER_REFERENCE._replace(widest_unit=widest_unit)
+        made.__dict__["decoder"] = _Poisoned(vocoder.config, vocoder.state, plain)
         made.backend = "triton"
         return made
 

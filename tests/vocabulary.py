@@ -62,10 +62,11 @@ DEFINED = {"kernels/*.py": "block triton.next_power_of_2, cdiv triton.cdiv, taps
 # As above, parameters of functions, and of operators in kernels/schemas.json.
 PARAMETERS = {
     "kernels/* reference/*": """
-        order sorted_slot_ids, spans step_meta, rate samples_per_frame, lag delay,
+        order sorted_slot_ids, spans step_meta, lag delay,
         short tail_trim, act activated, temp qk_temperature, longest max_seqlen_q, starts cache_seqlens,
         faults nonfinite, limits max_frames, offsets expert_offsets
     """,
+    "kernels/*": "rate samples_per_frame",
     "kernels/moe* reference/moe*": "biases balancing_biases, state router_state, scale state_scale",
 }
 # Operators, their files in kernels/ and reference/, and their tests.

@@ -31,7 +31,7 @@ from zonos2_triton.bench.specs.spec import Kernel, Workload
 from zonos2_triton.bench.suite.recorder import NotRun, lacking
 from zonos2_triton.bench.timing import timer
 from zonos2_triton.reference.numeric import exact_numerics
-from zonos2_triton.reference.vocoder_layers import OPERATIONS
+from zonos2_triton.reference.ops import VOCODER_OPERATORS
 
 HALF = (torch.float16, torch.bfloat16)
 HALF_AND_FP32 = (*HALF, torch.float32)
@@ -159,7 +159,7 @@ ALL = (
     Provider("reference", {name: _eager(k) for name, k in KERNELS.items()}, bound=EXACT, captured=False),
     Provider(
         "compiled",
-        {name: _compiled(name) for name in KERNELS if name not in OPERATIONS},
+        {name: _compiled(name) for name in KERNELS if name not in VOCODER_OPERATORS},
         bound=COMPILED,
         fits=_compiled_fits,
         seconds=20.0,

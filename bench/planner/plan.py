@@ -115,7 +115,7 @@ def frames_to_sound() -> int:
     The last codebook comes n_codebooks - 1 frames late, the vocoder's first sample waits for its delay, and the
     scheduler synchronises after the first frame and then every SYNC_INTERVAL.
     """
-    frames = decoder().lag // CODEC.hop + 1 + MODEL.n_codebooks - 1
+    frames = decoder().delay // CODEC.hop + 1 + MODEL.n_codebooks - 1
     return 1 + SYNC_INTERVAL * math.ceil((frames - 1) / SYNC_INTERVAL)
 
 

@@ -190,13 +190,13 @@ def steps(case: Case, op: Op = None) -> None:
     """A step that is cut into several leaves the same bits as in one."""
     if not _of_clips(case) or case.inputs["frames"] == 1:
         return
-    frames, (done, count, *rest) = case.inputs["frames"], case.inputs["spans"].unbind(1)
+    frames, (done, count, *rest) = case.inputs["frames"], case.inputs["step_meta"].unbind(1)
     rings: Inputs = {}
     results = []
     for begin, end in pairwise(sorted({0, 1, min(3, frames), frames})):
         past = count.clamp(max=begin)
-        spans = torch.stack([done + past, (count - past).clamp(max=end - begin), *rest], 1)
-        rings = run(case, op, spans=spans, frames=end - begin, **rings)
+        step_meta = torch.stack([done + past, (count - past).clamp(max=end - begin), *rest], 1)
+        rings = run(case, op, step_meta=step_meta, frames=end - begin, **rings)
         results += [rings.pop(name) for name in [*rings] if name not in case.kernel.mutates]
     made = {"samples": torch.cat(results, 1)} if results else {}
     _require_same(case, "a step in several", run(case, op), {**made, **rings})
@@ -211,7 +211,7 @@ def idempotent(case: Case, op: Op = None) -> None:
     _require_same(case, "the same step again", first, run(case, op, **rings))
     made = [ring_access.written(case.inputs, row) for row in range(_units(case))]
     for name, ring in rings.items():
-        places = torch.stack([ring_access.places_of(ring, positions) for positions in made])
+        places = torch.stack([ring_access.index_mask(ring, positions) for positions in made])
         rings[name] = ring.masked_fill(places[..., None], float("nan"))
     _require_same(case, "NaN where it writes", first, run(case, op, **rings))
 
@@ -246,10 +246,10 @@ ROWS: Mapping[str, tuple[str, ...]] = {
     "advance_frame": (
         "codes", "nonfinite", "positions", "steps", "max_frames", "eoa_ids", "eos_frames", "ids", "last_seen", "frames",
     ),
-    "rvq_decode": ("codes", "spans", "z"),
+    "rvq_decode": ("codes", "step_meta", "z"),
     **dict.fromkeys(
         ("conv1d_snake", "conv_transpose1d_snake", "residual_unit", "conv1d_tanh"),
-        ("x", "spans", "residual", "y", "act"),
+        ("x", "step_meta", "residual", "y", "activated"),
     ),
 }  # fmt: skip
 
@@ -305,7 +305,7 @@ def _units(case: Case) -> int:
 
 def _of_clips(case: Case) -> bool:
     """Whether its kernel goes through clips a step at a time, each row through its own."""
-    return "spans" in case.inputs
+    return "step_meta" in case.inputs
 
 
 def _unread(case: Case) -> list[int]:
@@ -319,7 +319,7 @@ def _unread(case: Case) -> list[int]:
 def _idle(case: Case) -> list[int]:
     """Rows that sit the step out."""
     if _of_clips(case):
-        return (case.inputs["spans"][:, 1] == 0).nonzero().flatten().tolist()
+        return (case.inputs["step_meta"][:, 1] == 0).nonzero().flatten().tolist()
     if case.inputs.get("expert_offsets") is not None:
         nobodys = case.inputs["sorted_slot_ids"][case.inputs["expert_offsets"][-1] :]
         return sorted({*(nobodys // case.inputs["expert_weights"].shape[1]).tolist()})

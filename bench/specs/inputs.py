@@ -13,13 +13,13 @@ from zonos2_triton.reference.moe_router import by_expert
 from zonos2_triton.reference.numeric import exp_nonpositive
 from zonos2_triton.reference.rotary import rotary_table
 from zonos2_triton.reference.sampling import NEVER_SEEN, Sampling
-from zonos2_triton.reference.vocoder_layers import OPEN, packed_codebooks
+from zonos2_triton.reference.vocoder_layers import LENGTH_UNKNOWN, packed_codebooks
 
 Sizes = dict[str, Any]
 EPS = 1e-5
 Settings = dict[str, float]  # keyword arguments of `Sampling`
 Numbers = tuple[int, ...]
-Span = tuple[int, ...]  # of `spans`: frames before the step, of the step, of the clip, of codes that came
+Span = tuple[int, ...]  # of `step_meta`: frames before the step, of the step, of the clip, of codes that came
 
 
 class Inputs:
@@ -271,10 +271,10 @@ def advance_frame(new: Inputs, B: int, C: int, V: int, N: int, rows: tuple[Sizes
     return {**changed, "text_id": 2 * V}
 
 
-def _spans(new: Inputs, B: int, frames: int, rows: tuple[Span, ...]) -> Tensor:
+def _step_meta(new: Inputs, B: int, frames: int, rows: tuple[Span, ...]) -> Tensor:
     """The rows in turn; without any, every row is in the middle of a clip."""
-    spans = rows or ((20, frames, OPEN, 20 + frames + 64),)
-    return torch.tensor([spans[b % len(spans)] for b in range(B)], dtype=torch.int32, device=new.device)
+    step_meta = rows or ((20, frames, LENGTH_UNKNOWN, 20 + frames + 64),)
+    return torch.tensor([step_meta[b % len(step_meta)] for b in range(B)], dtype=torch.int32, device=new.device)
 
 
 def rvq_decode(
@@ -288,7 +288,7 @@ def rvq_decode(
         "codes": new.randint(0, V + 2, B, N or frames + C, W or C),
         "tables": new.randn(C, V, K),
         "weight": packed_codebooks([weight[..., None] for weight in weights], biases),
-        **{"spans": _spans(new, B, frames, rows), "frames": frames, "delayed": delayed},
+        **{"step_meta": _step_meta(new, B, frames, rows), "frames": frames, "delayed": delayed},
         "z": new.randn(B, frames + spare, D),
     }
 
@@ -297,7 +297,7 @@ def _layer(
     new: Inputs,
     B: int,
     frames: int,
-    rate: int,
+    samples_per_frame: int,
     Ci: int,
     Co: int,
     taps: int,
@@ -305,7 +305,7 @@ def _layer(
     stride: int = 1,
     residual: bool = False,
     y: bool = False,
-    act: bool = True,
+    activated: bool = True,
     spare: int = 0,
     tf32: bool = False,
     rows: tuple[Span, ...] = (),
@@ -315,18 +315,18 @@ def _layer(
 
     Rings are longer than they have to be by `spare`, and of different lengths; what lies in them is to stay there.
     """
-    each = stride * frames * rate
+    each = stride * frames * samples_per_frame
     return {
-        "x": new.randn(B, frames * rate + reach + spare, Ci),
+        "x": new.randn(B, frames * samples_per_frame + reach + spare, Ci),
         "weight": new.weight(stride * Co, taps * Ci),
         "bias": 0.1 * new.randn(Co),
-        "spans": _spans(new, B, frames, rows),
-        **{"frames": frames, "rate": rate, "lag": 0, "short": 0, **step},
+        "step_meta": _step_meta(new, B, frames, rows),
+        **{"frames": frames, "samples_per_frame": samples_per_frame, "delay": 0, "tail_trim": 0, **step},
         "tf32": tf32 and new.dtype == torch.float32,
         "residual": new.randn(B, each + 3 * spare, Co, dtype=torch.float32) if residual else None,
-        "alpha": 1 + 0.3 * new.randn(Co) if act else None,
+        "alpha": 1 + 0.3 * new.randn(Co) if activated else None,
         "y": new.randn(B, each + spare, Co, dtype=torch.float32) if y else None,
-        "act": new.randn(B, each + 2 * spare, Co) if act else None,
+        "activated": new.randn(B, each + 2 * spare, Co) if activated else None,
     }
 
 
@@ -348,5 +348,5 @@ def residual_unit(new: Inputs, C: int, taps: int = 7, y: bool = True, **sizes: A
 
 
 def conv1d_tanh(new: Inputs, taps: int = 7, **sizes: Any) -> Sizes:
-    made = _layer(new, Co=1, taps=taps, reach=taps - 1, act=False, **sizes)
-    return {name: x for name, x in made.items() if name not in ("residual", "alpha", "act")}
+    made = _layer(new, Co=1, taps=taps, reach=taps - 1, activated=False, **sizes)
+    return {name: x for name, x in made.items() if name not in ("residual", "alpha", "activated")}

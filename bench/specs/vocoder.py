@@ -6,7 +6,7 @@ from typing import Any
 from zonos2_triton.bench.compiler.gate import Expected
 from zonos2_triton.bench.specs.inputs import Sizes
 from zonos2_triton.bench.specs.spec import spec
-from zonos2_triton.reference.vocoder_layers import OPEN
+from zonos2_triton.reference.vocoder_layers import LENGTH_UNKNOWN
 
 # Of the vocoder: steps of one clip, and of many.
 _CHUNKS: dict[str, Sizes] = {
@@ -21,16 +21,26 @@ def _layers(name: str, at: Mapping[str, Sizes], **sizes: Any) -> dict[str, Sizes
     return {f"{name}-{key}": {**sizes, **more} for key, more in at.items()}
 
 
-# Rows at every place of a clip: begun, in its middle, ended in the step and before it, short of a step, sitting out,
-# and where positions have no room in 32 bits. What has come counts for no layer but the first.
+_UNKNOWN = LENGTH_UNKNOWN
+# Slots anywhere in a clip, as `step_meta`. The frames of codes that have come matter to `rvq_decode` alone.
 _CLIPS = (
-    (0, 4, OPEN, 40), (11, 4, OPEN, 13), (6, 4, 8, ~7), (9, 4, 9, 9), (2, 1, OPEN, 40), (3, 0, OPEN, 40),
-    (2**29, 4, 2**29 + 2, 2**29 + 2),
-)  # fmt: skip
-_AT_EVERY_PLACE: Sizes = {"B": 7, "frames": 4, "rate": 20, "lag": 9, "short": 2, "rows": _CLIPS}
+    (0, 4, _UNKNOWN, 40),  # at its begin
+    (11, 4, _UNKNOWN, 13),  # in its middle
+    (6, 4, 8, ~7),  # it ends in the step
+    (9, 4, 9, 9),  # it has ended before
+    (2, 1, _UNKNOWN, 40),  # fewer frames than the step
+    (3, 0, _UNKNOWN, 40),  # sits out
+    (2**29, 4, 2**29 + 2, 2**29 + 2),  # positions beyond 32 bits
+)
+_ANY_SLOTS: Sizes = {"B": 7, "frames": 4, "samples_per_frame": 20, "delay": 9, "tail_trim": 2, "rows": _CLIPS}
 _FRAMES = (
-    (0, 5, OPEN, 3), (11, 5, OPEN, 40), (6, 5, 8, ~9), (2, 1, OPEN, 40), (3, 0, OPEN, 40), (7, 5, 12, 10),
-)  # fmt: skip
+    (0, 5, _UNKNOWN, 3),
+    (11, 5, _UNKNOWN, 40),
+    (6, 5, 8, ~9),
+    (2, 1, _UNKNOWN, 40),
+    (3, 0, _UNKNOWN, 40),
+    (7, 5, 12, 10),
+)
 VOCODER = (
     spec(
         "rvq_decode",
@@ -54,26 +64,26 @@ VOCODER = (
         {"_conv1d_snake_kernel": Expected(max_instructions=6000, matrix=True, stream16=True, max_narrow=80)},
         real={"B": 1},
         at={
-            **_layers("first", _CHUNKS, rate=1, Ci=1024, Co=1536, taps=7),
-            **_layers("unit-768", _CHUNKS, rate=8, Ci=768, Co=768, taps=7, dilation=9),
-            **_layers("point-768", _CHUNKS, rate=8, Ci=768, Co=768, taps=1, residual=True, y=True),
-            **_layers("unit-384", _CHUNKS, rate=64, Ci=384, Co=384, taps=7, dilation=9),
-            **_layers("point-384", _CHUNKS, rate=64, Ci=384, Co=384, taps=1, residual=True, y=True),
+            **_layers("first", _CHUNKS, samples_per_frame=1, Ci=1024, Co=1536, taps=7),
+            **_layers("unit-768", _CHUNKS, samples_per_frame=8, Ci=768, Co=768, taps=7, dilation=9),
+            **_layers("point-768", _CHUNKS, samples_per_frame=8, Ci=768, Co=768, taps=1, residual=True, y=True),
+            **_layers("unit-384", _CHUNKS, samples_per_frame=64, Ci=384, Co=384, taps=7, dilation=9),
+            **_layers("point-384", _CHUNKS, samples_per_frame=64, Ci=384, Co=384, taps=1, residual=True, y=True),
         },
-        small={"B": 2, "frames": 3, "rate": 4, "Ci": 20, "Co": 24, "taps": 7, "spare": 3},
+        small={"B": 2, "frames": 3, "samples_per_frame": 4, "Ci": 20, "Co": 24, "taps": 7, "spare": 3},
         edges={
             "tiny": {},
-            "one-row": {"B": 1, "frames": 1, "rate": 1, "taps": 1},
-            "dilated": {"dilation": 9, "lag": 5, "y": True},
-            "residual": {"taps": 1, "lag": 7, "residual": True, "y": True},
-            "no-act": {"taps": 3, "y": True, "act": False},
-            "rows": {**_AT_EVERY_PLACE, "dilation": 3, "residual": True, "y": True},
-            "many-tiles": {"B": 1, "frames": 16, "rate": 33, "Ci": 6, "Co": 70, "taps": 3},
+            "one-row": {"B": 1, "frames": 1, "samples_per_frame": 1, "taps": 1},
+            "dilated": {"dilation": 9, "delay": 5, "y": True},
+            "residual": {"taps": 1, "delay": 7, "residual": True, "y": True},
+            "no-act": {"taps": 3, "y": True, "activated": False},
+            "rows": {**_ANY_SLOTS, "dilation": 3, "residual": True, "y": True},
+            "many-tiles": {"B": 1, "frames": 16, "samples_per_frame": 33, "Ci": 6, "Co": 70, "taps": 3},
             "even-K": {"Ci": 64, "taps": 3},
             "long-K": {"Ci": 72, "taps": 3},
             "tf32": {"tf32": True, "taps": 3},
         },
-        mutates=("y", "act"),
+        mutates=("y", "activated"),
     ),
     spec(
         "conv_transpose1d_snake",
@@ -81,27 +91,27 @@ VOCODER = (
         {"_conv_transpose1d_snake_kernel": Expected(max_instructions=6000, matrix=True, stream16=True, max_narrow=80)},
         real={"B": 1},
         at={
-            **_layers("1536-768", _CHUNKS, rate=1, Ci=1536, Co=768, stride=8),
-            **_layers("768-384", _CHUNKS, rate=8, Ci=768, Co=384, stride=8),
-            **_layers("384-192", _CHUNKS, rate=64, Ci=384, Co=192, stride=4),
-            **_layers("192-96", _CHUNKS, rate=256, Ci=192, Co=96, stride=2),
+            **_layers("1536-768", _CHUNKS, samples_per_frame=1, Ci=1536, Co=768, stride=8),
+            **_layers("768-384", _CHUNKS, samples_per_frame=8, Ci=768, Co=384, stride=8),
+            **_layers("384-192", _CHUNKS, samples_per_frame=64, Ci=384, Co=192, stride=4),
+            **_layers("192-96", _CHUNKS, samples_per_frame=256, Ci=192, Co=96, stride=2),
         },
-        small={"B": 2, "frames": 3, "rate": 4, "Ci": 20, "Co": 12, "stride": 2, "spare": 3},
+        small={"B": 2, "frames": 3, "samples_per_frame": 4, "Ci": 20, "Co": 12, "stride": 2, "spare": 3},
         edges={
             "tiny": {},
-            "one-row": {"B": 1, "frames": 1, "rate": 1},
-            "odd-stride": {"stride": 3, "lag": 4, "short": 1},
-            "wide-stride": {"stride": 8, "lag": 3, "Co": 10},
-            "no-act": {"act": False},
+            "one-row": {"B": 1, "frames": 1, "samples_per_frame": 1},
+            "odd-stride": {"stride": 3, "delay": 4, "tail_trim": 1},
+            "wide-stride": {"stride": 8, "delay": 3, "Co": 10},
+            "no-act": {"activated": False},
             "act-alone": {"y": False},
-            "rows": _AT_EVERY_PLACE,
-            "odd-rows": {"B": 7, "frames": 4, "lag": 9, "short": 1, "stride": 5, "rows": _CLIPS},
-            "many-tiles": {"B": 1, "frames": 16, "rate": 33, "Ci": 6, "Co": 40},
+            "rows": _ANY_SLOTS,
+            "odd-rows": {"B": 7, "frames": 4, "delay": 9, "tail_trim": 1, "stride": 5, "rows": _CLIPS},
+            "many-tiles": {"B": 1, "frames": 16, "samples_per_frame": 33, "Ci": 6, "Co": 40},
             "even-K": {"Ci": 64},
             "long-K": {"Ci": 72},
             "tf32": {"tf32": True},
         },
-        mutates=("y", "act"),
+        mutates=("y", "activated"),
     ),
     spec(
         "residual_unit",
@@ -109,36 +119,36 @@ VOCODER = (
         {"_residual_unit_kernel": Expected(max_instructions=9000, matrix=True, stream16=True, max_narrow=120)},
         real={"B": 1},
         at={
-            **_layers("192", _CHUNKS, rate=256, C=192, taps=7, dilation=9),
-            **_layers("96", _CHUNKS, rate=512, C=96, taps=7, dilation=9),
+            **_layers("192", _CHUNKS, samples_per_frame=256, C=192, taps=7, dilation=9),
+            **_layers("96", _CHUNKS, samples_per_frame=512, C=96, taps=7, dilation=9),
         },
-        small={"B": 2, "frames": 3, "rate": 4, "C": 20, "taps": 7, "spare": 3},
+        small={"B": 2, "frames": 3, "samples_per_frame": 4, "C": 20, "taps": 7, "spare": 3},
         edges={
             "tiny": {},
-            "one-row": {"B": 1, "frames": 1, "rate": 1, "C": 6},
-            "dilated": {"dilation": 9, "lag": 5},
-            "three-parts": {"C": 132, "taps": 3, "dilation": 3},
-            "no-act": {"taps": 3, "act": False},
+            "one-row": {"B": 1, "frames": 1, "samples_per_frame": 1, "C": 6},
+            "dilated": {"dilation": 9, "delay": 5},
+            "three-tiles": {"C": 132, "taps": 3, "dilation": 3},
+            "no-act": {"taps": 3, "activated": False},
             "act-alone": {"taps": 3, "y": False},
-            "rows": {**_AT_EVERY_PLACE, "dilation": 3},
-            "many-tiles": {"B": 1, "frames": 16, "rate": 33, "C": 10, "taps": 3},
+            "rows": {**_ANY_SLOTS, "dilation": 3},
+            "many-tiles": {"B": 1, "frames": 16, "samples_per_frame": 33, "C": 10, "taps": 3},
             "tf32": {"tf32": True, "taps": 3},
         },
-        mutates=("y", "act"),
+        mutates=("y", "activated"),
     ),
     spec(
         "conv1d_tanh",
         "last convolution, tanh",
         {"_conv1d_tanh_kernel": Expected(max_instructions=2500, matrix=True, stream16=True, max_narrow=40)},
-        real={"B": 1, "rate": 512, "Ci": 96, "taps": 7},
+        real={"B": 1, "samples_per_frame": 512, "Ci": 96, "taps": 7},
         at=_CHUNKS,
-        small={"B": 2, "frames": 3, "rate": 4, "Ci": 20, "taps": 7, "spare": 3},
+        small={"B": 2, "frames": 3, "samples_per_frame": 4, "Ci": 20, "taps": 7, "spare": 3},
         edges={
             "tiny": {},
-            "one-row": {"B": 1, "frames": 1, "rate": 1},
-            "kept": {"lag": 6, "y": True},
-            "rows": {**_AT_EVERY_PLACE, "y": True},
-            "many-tiles": {"B": 1, "frames": 16, "rate": 33, "Ci": 6, "taps": 3},
+            "one-row": {"B": 1, "frames": 1, "samples_per_frame": 1},
+            "kept": {"delay": 6, "y": True},
+            "rows": {**_ANY_SLOTS, "y": True},
+            "many-tiles": {"B": 1, "frames": 16, "samples_per_frame": 33, "Ci": 6, "taps": 3},
             "even-K": {"Ci": 64, "taps": 3},
             "long-K": {"Ci": 72, "taps": 3},
             "tf32": {"tf32": True, "taps": 3},

@@ -206,15 +206,15 @@ def vocoder_graph(
     """
     decoder = VocoderDecoder(config, random_codec(config, device, dtype), vocoder_ops(dtype))
     codes = as_delayed(random_codes(config, rows, frames, device))
-    plan = clip_spans(decoder, [frames] * rows, chunk, device, delayed=True)
-    spans, (eager, captured) = plan[0].clone(), (blank_rings(decoder, rows, chunk) for _ in range(2))
+    plan = clip_step_meta(decoder, [frames] * rows, chunk, device, delayed=True)
+    step_meta, (eager, captured) = plan[0].clone(), (blank_rings(decoder, rows, chunk) for _ in range(2))
     with torch.inference_mode():
-        decoder.step(captured, codes, spans, chunk, True)  # compiles; a step may be done twice
+        decoder.step(captured, codes, step_meta, chunk, True)  # compiles; a step may be done twice
         results: list[Tensor] = []
-        replay = capture(lambda: results.append(decoder.step(captured, codes, spans, chunk, True)))
+        replay = capture(lambda: results.append(decoder.step(captured, codes, step_meta, chunk, True)))
         got = []
         for planned in plan:
-            spans.copy_(planned)
+            step_meta.copy_(planned)
             replay()
             got.append(results[-1].clone())
         want = [decoder.step(eager, codes, planned, chunk, True) for planned in plan]
@@ -227,15 +227,15 @@ def clips(
     """Each row's clip of so many frames of codes [B, T, C], in steps of `chunk`."""
     rings = blank_rings(decoder, len(lengths), chunk)
     with torch.inference_mode():
-        plan = clip_spans(decoder, lengths, chunk, str(codes.device), delayed)
-        samples = torch.cat([decoder.step(rings, codes, spans, chunk, delayed) for spans in plan], 1)
-    return [row[decoder.lag :][: decoder.config.samples(n)] for row, n in zip(samples, lengths, strict=True)]
+        plan = clip_step_meta(decoder, lengths, chunk, str(codes.device), delayed)
+        samples = torch.cat([decoder.step(rings, codes, step_meta, chunk, delayed) for step_meta in plan], 1)
+    return [row[decoder.delay :][: decoder.config.samples(n)] for row, n in zip(samples, lengths, strict=True)]
 
 
-def clip_spans(
+def clip_step_meta(
     decoder: VocoderDecoder, lengths: Sequence[int], chunk: int, device: str, delayed: bool = False
 ) -> list[Tensor]:  # fmt: skip
-    """spans [B, 4] of the steps that take clips of so many frames to their end."""
+    """step_meta [B, 4] of the steps that take clips of so many frames to their end."""
     frames = torch.tensor(lengths, dtype=torch.int32, device=device)
     codebooks = decoder.config.n_codebooks if delayed else 1
     return [*clip_steps(frames, max(lengths), chunk, decoder.lookahead, codebooks)]

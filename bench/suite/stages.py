@@ -26,7 +26,7 @@ from zonos2_triton.bench.timing.end_to_end import EndToEnd
 from zonos2_triton.bench.timing.frame import FrameTimer
 from zonos2_triton.bench.timing.integrations import time_dac_model
 from zonos2_triton.bench.timing.vocoder import VocoderTimer
-from zonos2_triton.reference.vocoder_layers import OPERATIONS
+from zonos2_triton.reference.ops import VOCODER_OPERATORS
 
 # In this order; seconds that earlier stages leave for each.
 STAGES = {
@@ -40,7 +40,7 @@ TESTS_LIMIT = 150.0  # seconds
 COMPILING = 40.0  # seconds that torch.compile may take
 # Most valuable first; then other decoding, then the rest.
 FIRST = ("decode-B1", "dense-B1", "decode-B16", "decode-B64", "dense-B64", "prefill-2048", "dense-prefill-2048")
-VOCODER = ("vocoder", *OPERATIONS)  # the kernels of a clip, and the whole of them
+VOCODER = ("vocoder", *VOCODER_OPERATORS)  # the kernels of a clip, and the whole of them
 
 
 @dataclass(frozen=True)

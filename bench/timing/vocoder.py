@@ -12,11 +12,11 @@ from torch import Tensor
 
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.specs.roofline import UNKNOWN, Roofline
-from zonos2_triton.bench.suite.device_checks import as_delayed, clip_spans, random_codec, random_codes
+from zonos2_triton.bench.suite.device_checks import as_delayed, clip_step_meta, random_codec, random_codes
 from zonos2_triton.bench.suite.recorder import Withheld, lacking
 from zonos2_triton.bench.timing import timer
 from zonos2_triton.kernels._operator import Cost
-from zonos2_triton.kernels.residual_unit import WIDEST
+from zonos2_triton.kernels.residual_unit import MAX_CHANNELS
 from zonos2_triton.model.vocoder import Vocoder
 from zonos2_triton.reference import vocoder as reference
 from zonos2_triton.reference.numeric import exact_numerics
@@ -69,18 +69,18 @@ class VocoderTimer:
         aligned = random_codes(self.config, rows, length, self.device)
         codes = aligned if work.whole else as_delayed(aligned)
         rings = decoder.rings(rows, frames)
-        spans = clip_spans(decoder, [length] * rows, frames, self.device, delayed=not work.whole)
+        step_meta = clip_step_meta(decoder, [length] * rows, frames, self.device, delayed=not work.whole)
 
         def step(at: Tensor) -> Tensor:
             return decoder.step(rings, codes, at, frames, not work.whole)
 
         def clips() -> Tensor:
-            made = torch.cat([step(at) for at in spans], 1)
-            return made[:, decoder.lag :][:, : self.config.samples(length)]
+            made = torch.cat([step(at) for at in step_meta], 1)
+            return made[:, decoder.delay :][:, : self.config.samples(length)]
 
         ids = aligned.mT.long().contiguous()  # [B, C, T]
         agreement = self._agreement(clips(), ids)
-        busy = spans[1] if len(spans) > 1 else spans[0]  # all of its positions lie in the clip
+        busy = step_meta[1] if len(step_meta) > 1 else step_meta[0]  # all of its positions lie in the clip
         call: timer.Call = clips if work.whole else lambda: step(busy)
         found = timer.measure([call], device, seconds, "flushed", **more)
         microseconds = found["median_us"]
@@ -149,17 +149,19 @@ def step_costs(config: VocoderConfig, rows: int, frames: int, itemsize: int) -> 
     def cost(kernel: str, **sizes: Any) -> Cost:
         return KERNELS[kernel].cost(B=rows, frames=frames, itemsize=itemsize, **sizes)
 
-    D, width, rate = config.latent_dim, config.decoder_dim, 1
+    D, width, per_frame = config.latent_dim, config.decoder_dim, 1
     costs = [cost("rvq_decode", C=config.n_codebooks, K=config.codebook_dim, D=D)]
-    costs += [cost("conv1d_snake", rate=1, Ci=D, Co=width, taps=KERNEL)]
+    costs += [cost("conv1d_snake", samples_per_frame=1, Ci=D, Co=width, taps=KERNEL)]
     for stride in config.decoder_rates:
-        costs += [cost("conv_transpose1d_snake", rate=rate, Ci=width, Co=width // 2, stride=stride)]
-        width, rate = width // 2, rate * stride
+        up = {"Ci": width, "Co": width // 2, "stride": stride}
+        costs += [cost("conv_transpose1d_snake", samples_per_frame=per_frame, **up)]
+        width, per_frame = width // 2, per_frame * stride
+        square = {"samples_per_frame": per_frame, "Ci": width, "Co": width}
         for unit in range(1, len(DILATIONS) + 1):
             y = unit < len(DILATIONS)  # what a later unit adds
-            if width <= WIDEST and itemsize < 4:
-                costs += [cost("residual_unit", rate=rate, C=width, taps=KERNEL, y=y)]
+            if width <= MAX_CHANNELS and itemsize < 4:
+                costs += [cost("residual_unit", samples_per_frame=per_frame, C=width, taps=KERNEL, y=y)]
             else:
-                costs += [cost("conv1d_snake", rate=rate, Ci=width, Co=width, taps=KERNEL)]
-                costs += [cost("conv1d_snake", rate=rate, Ci=width, Co=width, taps=1, residual=True, y=y)]
-    return [*costs, cost("conv1d_tanh", rate=rate, Ci=width, taps=KERNEL)]
+                costs += [cost("conv1d_snake", taps=KERNEL, **square)]
+                costs += [cost("conv1d_snake", taps=1, residual=True, y=y, **square)]
+    return [*costs, cost("conv1d_tanh", samples_per_frame=per_frame, Ci=width, taps=KERNEL)]

@@ -94,10 +94,10 @@ def test_a_vocoder_step_launches_its_kernels_and_is_planned_on_the_device(launch
     config, ops = VocoderConfig(), vocoder_ops(torch.bfloat16)._asdict()
     ops = VocoderOps(**{name: launching(op) for name, op in ops.items()})
     decoder = VocoderDecoder(config, weights(layout(config)), ops)
-    codes, spans = (torch.zeros(4, *shape, dtype=torch.int32, device=CUDA) for shape in ((32, 9), (4,)))
+    codes, step_meta = (torch.zeros(4, *shape, dtype=torch.int32, device=CUDA) for shape in ((32, 9), (4,)))
     rings = decoder.rings(4, 16)
     with Seen() as step:
-        samples = decoder.step(rings, codes, spans, 16)
+        samples = decoder.step(rings, codes, step_meta, 16)
     assert launches == STEP
     assert step.counts.keys() <= QUIET
     assert (samples.shape, samples.dtype) == ((4, 16 * 512), torch.float32)

@@ -181,7 +181,7 @@ def test_first_audio_by_hand():
 
 def test_frames_until_there_is_sound():
     """Samples of a stream after n frames, as in tests/model/test_vocoder_runner.py; the host synchronises every 8."""
-    heard = [(n - 8) * CODEC.hop - decoder().lag for n in (17, 25)]
+    heard = [(n - 8) * CODEC.hop - decoder().delay for n in (17, 25)]
     assert heard[0] <= 0 < heard[1]
     assert frames_to_sound() == 25
 

@@ -15,11 +15,11 @@ from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.proof.verify import Case, Mismatch
 from zonos2_triton.bench.suite.recorder import NotRun
 from zonos2_triton.bench.timing.timer import Device
-from zonos2_triton.reference.vocoder_layers import OPERATIONS
+from zonos2_triton.reference.ops import VOCODER_OPERATORS
 
 BY_NAME = {one.name: one for one in ALL}
 ATTENTIONS = ("decode_attention", "prefill_attention")
-PLAIN_KERNELS = [name for name in KERNELS if name not in OPERATIONS]
+PLAIN_KERNELS = [name for name in KERNELS if name not in VOCODER_OPERATORS]
 NORM = KERNELS["add_rms_norm"]
 TINY = next(workload for workload in NORM.workloads if workload.name == "tiny")
 SMALL = [
@@ -94,7 +94,7 @@ def test_who_stands_beside_whom():
     assert names["add_rms_norm"] == names["rotary"] == ["reference", "compiled", "flashinfer", "liger"]
     assert names["moe_experts"] == ["reference", "compiled", "liger"]
     assert names["sample_codes"] == ["reference", "compiled"]
-    assert {tuple(names[name]) for name in OPERATIONS} == {("reference",)}
+    assert {tuple(names[name]) for name in VOCODER_OPERATORS} == {("reference",)}
 
 
 WHY_MISSING = [

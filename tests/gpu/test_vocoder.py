@@ -69,13 +69,13 @@ def test_a_step_neither_waits_nor_allocates(vocoder):
     decoder = vocoder.decoder
     rings = device_checks.blank_rings(decoder, 2, 16)
     codes = torch.zeros(2, 64, 9, dtype=torch.int32, device="cuda")
-    plan = device_checks.clip_spans(decoder, [40, 12], 16, "cuda", delayed=True)
+    plan = device_checks.clip_step_meta(decoder, [40, 12], 16, "cuda", delayed=True)
     made = [decoder.step(rings, codes, plan[0], 16, True)]  # compiles
     torch.cuda.synchronize()
     before = torch.cuda.memory_stats()["allocation.all.allocated"]
     torch.cuda.set_sync_debug_mode("error")
     try:
-        made += [decoder.step(rings, codes, spans, 16, True) for spans in plan]
+        made += [decoder.step(rings, codes, step_meta, 16, True) for step_meta in plan]
         after = torch.cuda.memory_stats()["allocation.all.allocated"]
     finally:
         torch.cuda.set_sync_debug_mode("default")

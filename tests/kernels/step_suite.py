@@ -5,31 +5,31 @@ import torch
 
 from tests.kernels.operator_suite import OperatorTests, Wrong, assert_same_bits, at, interpreted, run, wrong
 
-STEP = {"B": 2, "frames": 8, "rate": 8}  # of samples for accuracy
-SPANS = (
-    r"frames before the step \(spans\[:, 0\]\) must be in 0\.\.\d+, frames of a clip; got",
-    r"frames of the step \(spans\[:, 1\]\) must be in 0\.\.\d, at most `frames`; got",
-    r"frames of the clip \(spans\[:, 2\]\) must be in 0\.\.2147483647, or OPEN; got",
+STEP = {"B": 2, "frames": 8, "samples_per_frame": 8}  # of samples for accuracy
+STEP_META = (
+    r"frames before the step \(step_meta\[:, 0\]\) must be in 0\.\.\d+, frames of a clip; got",
+    r"frames of the step \(step_meta\[:, 1\]\) must be in 0\.\.\d, at most `frames`; got",
+    r"frames of the clip \(step_meta\[:, 2\]\) must be in 0\.\.2147483647, or LENGTH_UNKNOWN; got",
 )
 WRONG_STEPS = (
-    wrong(r"spans must have shape \[B=\d, 4\], got \[1, 4\]", spans=lambda s: s[:1]),
-    wrong(r"spans must have shape \[B=\d, 4\], got \[\d, 3\]", spans=lambda s: s[:, :3].clone()),
-    *(wrong(rf"{what} -1", spans=at((1, column), -1)) for column, what in enumerate(SPANS)),
-    wrong(rf"{SPANS[1]} 6", spans=at((1, 1), 6)),
-    wrong(rf"{SPANS[0]} 2147483647", spans=at((1, 0), 2**31 - 1)),
+    wrong(r"step_meta must have shape \[B=\d, 4\], got \[1, 4\]", step_meta=lambda s: s[:1]),
+    wrong(r"step_meta must have shape \[B=\d, 4\], got \[\d, 3\]", step_meta=lambda s: s[:, :3].clone()),
+    *(wrong(rf"{what} -1", step_meta=at((1, column), -1)) for column, what in enumerate(STEP_META)),
+    wrong(rf"{STEP_META[1]} 6", step_meta=at((1, 1), 6)),
+    wrong(rf"{STEP_META[0]} 2147483647", step_meta=at((1, 0), 2**31 - 1)),
     wrong("frames must be at least 1, got 0", frames=0),
-    wrong(r"a step makes at most 2147418112 positions, got \d rows of .*; take fewer frames", frames=2**31 - 2**16),
+    wrong(r"a step makes at most 2147418112 positions, got \d slots of .*; take fewer frames", frames=2**31 - 2**16),
     wrong("tf32 is a way to multiply torch.float32, got torch.bf.*", "tiny", dtype=torch.bfloat16, tf32=True),
 )
 WRONG_LAYERS = (
     *WRONG_STEPS,
-    wrong("rate must be at least 1, got 0", rate=0),
-    *(wrong(f"{number} must be at least 0, got -1", **{number: -1}) for number in ("lag", "short")),
+    wrong("samples_per_frame must be at least 1, got 0", samples_per_frame=0),
+    *(wrong(f"{number} must be at least 0, got -1", **{number: -1}) for number in ("delay", "tail_trim")),
 )
 WRONG_OUTPUTS = (
-    wrong("act and alpha must be given together, got act without alpha", alpha=None),
-    wrong("act and alpha must be given together, got alpha without act", act=None),
-    wrong("y or act must be given, got neither", y=None, act=None, alpha=None),
+    wrong("activated and alpha must be given together, got activated without alpha", alpha=None),
+    wrong("activated and alpha must be given together, got alpha without activated", activated=None),
+    wrong("y or activated must be given, got neither", y=None, activated=None, alpha=None),
 )
 WRONG_TAPS = tuple(
     wrong(
@@ -52,5 +52,5 @@ class StepTests(OperatorTests):
         """As if a ring had 2^31 elements."""
         case = self.case("delayed" if self.name == "rvq_decode" else "rows")
         want = run(case)
-        monkeypatch.setattr("zonos2_triton.kernels._ring_conv.LONG_FROM", 0)
+        monkeypatch.setattr("zonos2_triton.kernels._ring_conv.INT64_FROM", 0)
         assert_same_bits(want, run(case))

@@ -6,7 +6,7 @@ class TestConv1dTanh(StepTests):
     name = "conv1d_tanh"
     fullest = "rows"
     # in half precision plain PyTorch alone rounds
-    accuracy = [{**STEP, "rate": 32, "Ci": 96, "y": True}]
+    accuracy = [{**STEP, "samples_per_frame": 32, "Ci": 96, "y": True}]
     # 7 x 96 weights; of 16 x 512 positions 96 channels in, a sample in fp32 out
     costs = {"chunk-16": ((7 * 96 + 8192 * 96) * 2 + 8192 * 4, 2 * 8192 * 7 * 96)}
     wrong = [

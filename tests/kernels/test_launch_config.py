@@ -17,7 +17,7 @@ from zonos2_triton.bench.proof.verify import Case
 from zonos2_triton.kernels import _launch_config
 from zonos2_triton.kernels._launch_config import architecture, gemm_config, launch_config, overrides
 from zonos2_triton.kernels._launch_table import ARCHITECTURES, LAUNCH_CONFIGS
-from zonos2_triton.reference import vocoder_layers
+from zonos2_triton.reference.ops import VOCODER_OPERATORS
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_what_decides_the_order_of_sums_is_the_same_at_every_width(op, variant):
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "float16", "float32", "tf32"])
-@pytest.mark.parametrize(("op", "variant"), [pair for pair in LAUNCH_CONFIGS if pair[0] in vocoder_layers.OPERATIONS])
+@pytest.mark.parametrize(("op", "variant"), [pair for pair in LAUNCH_CONFIGS if pair[0] in VOCODER_OPERATORS])
 def test_a_step_of_clips_has_one_tile_for_every_length(on_card, op, variant, kind):
     """A row may come in steps of any length, beside any others."""
     dtype = torch.float32 if kind == "tf32" else getattr(torch, kind)

@@ -11,10 +11,10 @@ class TestResidualUnit(StepTests):
         *WRONG_LAYERS,
         *WRONG_OUTPUTS,
         *WRONG_TAPS,
-        wrong(r"act must have shape \[B=2, Ra, C=20\], got", act=lambda a: a[..., 1:].clone()),
+        wrong(r"activated must have shape \[B=2, Ra, C=20\], got", activated=lambda a: a[..., 1:].clone()),
         wrong(r"inner_weight must have shape \[C=20, C=20\], got \[20, 19\]", inner_weight=lambda w: w[:, 1:].clone()),
         wrong("C must be at most 192, got 193; use two of conv1d_snake", sizes={"C": 193, "taps": 1}),
         wrong("dilation must be at least 1, got 0", dilation=0),
         short_ring("x", 18, "those of a step and the taps around them"),
-        *(short_ring(ring, 12, "those of a step") for ring in ("residual", "y", "act")),
+        *(short_ring(ring, 12, "those of a step") for ring in ("residual", "y", "activated")),
     ]

@@ -69,7 +69,7 @@ class Schedule:
         elif complete - self.done >= self.chunk if self.sent else complete >= self.lookahead + self.first_chunk:
             self.done, hop = complete, self.config.hop
             known = complete if self.eos_frame is None else self.eos_frame
-            self.final = min(max(complete * hop - self.decoder.lag, self.final), self.config.samples(known))
+            self.final = min(max(complete * hop - self.decoder.delay, self.final), self.config.samples(known))
             sent = min((complete - self.lookahead) * hop, self.config.samples(complete))
             self.sent = self.final if self.lookahead == self.decoder.lookahead else max(self.final, sent)
         return self.sent, self.final
@@ -79,14 +79,14 @@ waits = st.integers(1, 20), st.integers(1, 5)  # chunk, first_chunk
 rates = st.sampled_from([(3, 2), (1, 3), (5,)])
 
 
-def spans_of(vocoder):
+def step_meta_of(vocoder):
     """(the metadata of each later step of the vocoder's decoder, the context that records them)."""
     seen, step = [], vocoder.decoder.step
 
-    def seeing(made, codes, spans, frames, delayed):
-        assert frames == spans[:, 1].max(), "more than any row needs"
-        seen.append(spans.tolist())
-        return step(made, codes, spans, frames, delayed)
+    def seeing(made, codes, step_meta, frames, delayed):
+        assert frames == step_meta[:, 1].max(), "more than any row needs"
+        seen.append(step_meta.tolist())
+        return step(made, codes, step_meta, frames, delayed)
 
     return seen, patch.object(vocoder.decoder, "step", seeing)
 
@@ -105,7 +105,7 @@ class TestOneClip:
         stream, schedule = vocoder.stream(**options), Schedule(vocoder, **options)
         eos_frame = next((eos for *_, eos, _ in messages if eos is not None), None)
         true, early = in_windows(vocoder, frames, eos_frame), []
-        seen, watched = spans_of(vocoder)
+        seen, watched = step_meta_of(vocoder)
         for begin, end, eos, last in messages:
             with watched:
                 got, start = stream.push(frames[begin:end], eos, last), len(emitted)
@@ -130,7 +130,7 @@ class TestOneClip:
     def test_what_is_emitted_early_is_one_step_more(self, five):
         """No samples when none are due, and none at the end."""
         stream, steps = five.stream(lookahead=3, chunk=4), []
-        seen, watched = spans_of(five)
+        seen, watched = step_meta_of(five)
         with watched:
             for count, eos_frame in ((5, None), (1, None), (2, None), (3, None), (4, None), (4, 14), (1, None)):
                 stream.push(frames_of(count), eos_frame)
@@ -198,13 +198,13 @@ class TestRows:
     def test_one_step_for_all(self, five):
         """One step for any number of busy slots, none without; an idle slot takes no part."""
         streams = five.streams(3)
-        seen, watched = spans_of(five)
+        seen, watched = step_meta_of(five)
         with watched:
             streams.push([frames_of(20), frames_of(18), None])
             streams.push([frames_of(3), frames_of(3), frames_of(13)])
             streams.push([frames_of(13), None, frames_of(2)], eos_frames=[None, 16, None])
             streams.push([None, None, None])
-        assert [[span[:2] for span in spans] for spans in seen] == [
+        assert [[span[:2] for span in step_meta] for step_meta in seen] == [
             [[0, 16], [0, 16], [0, 0]],
             [[16, 2], [16, 0], [0, 0]],
             [[18, 16], [16, 12], [0, 13]],

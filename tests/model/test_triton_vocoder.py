@@ -16,7 +16,7 @@ from zonos2_triton.bench.proof.poison import poisoned
 from zonos2_triton.model import Vocoder, VocoderConfig
 from zonos2_triton.model import vocoder as vocoder_module
 from zonos2_triton.reference.vocoder import layout
-from zonos2_triton.reference.vocoder_layers import OPEN
+from zonos2_triton.reference.vocoder_layers import LENGTH_UNKNOWN
 
 pytestmark = pytest.mark.interpreter
 
@@ -139,7 +139,7 @@ class TestStreams:
         """Early samples are decoded again; the reported error is the difference."""
         frames, stream = frames_of(24), small.stream(lookahead=6, chunk=5)
         emitted, true = [stream.push(frames[:20])], clip(small, frames)
-        early = range(18 * 5 - small.decoder.lag, (18 - 6) * 5)
+        early = range(18 * 5 - small.decoder.delay, (18 - 6) * 5)
         assert len(emitted[0]) == early.stop
         emitted.append(stream.push(frames[20:], last=True))
         assert same_bits(torch.cat(emitted)[early.stop :], true[early.stop :])
@@ -156,8 +156,8 @@ class TestStreams:
             for ring in made.tensors():
                 ring.zero_()
             codes[0, (base + torch.arange(rows + 2)) % (rows + 2)] = frames_of(rows + 2).int()
-            spans = torch.tensor([[base, rows, OPEN, base + rows + 2]], dtype=torch.int32)
-            heard.append(decoder.step(made, codes, spans, rows, True))
+            step_meta = torch.tensor([[base, rows, LENGTH_UNKNOWN, base + rows + 2]], dtype=torch.int32)
+            heard.append(decoder.step(made, codes, step_meta, rows, True))
         assert heard[0].std() > 0.1
         assert same_bits(*heard)
 
@@ -204,7 +204,7 @@ class TestRealSizes:
         kernels = [name.removeprefix("zonos2_triton::") for name in seen.names if name.startswith("zonos2_triton::")]
         assert kernels == ["rvq_decode", "conv1d_snake", *blocks, "conv1d_tanh"]
         assert len(kernels) == (31 if dtype == torch.float32 else 25)
-        assert [len(samples) for samples in ready] == [16 * 512 - vocoder.decoder.lag] * rows
+        assert [len(samples) for samples in ready] == [16 * 512 - vocoder.decoder.delay] * rows
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
     @pytest.mark.parametrize("rows", [1, 2, 7, 64])

@@ -181,18 +181,18 @@ class TestInSteps:
         monkeypatch.setattr(vocoder.decoder, "step", lambda *args: seen.append(args[2].tolist()) or step(*args))
         for audio, wanted in zip(vocoder.decode(clips), codecs[name].decode(clips), strict=True):
             torch.testing.assert_close(audio, wanted, atol=WINDOWED_ATOL, rtol=0)
-        assert all(any(count for _, count, *_ in spans) for spans in seen), "no step is for nothing"
-        assert max(count for spans in seen if len(spans) == 3 for _, count, *_ in spans) == 5
+        assert all(any(count for _, count, *_ in step_meta) for step_meta in seen), "no step is for nothing"
+        assert max(count for step_meta in seen if len(step_meta) == 3 for _, count, *_ in step_meta) == 5
         for row, length in enumerate((12, 0, 1)):  # of the first batch: every frame once
-            spans = [spans[row] for spans in seen if len(spans) == 3]
-            made = [frame for done, count, *_ in spans for frame in range(done, done + count)]
+            step_meta = [step_meta[row] for step_meta in seen if len(step_meta) == 3]
+            made = [frame for done, count, *_ in step_meta for frame in range(done, done + count)]
             assert made == [*range(length + vocoder.decoder.lookahead if length else 0)]
 
     @all_codecs
     def test_what_a_frame_waits_for(self, codecs, name):
         """As in the reference: a sample is final when the last frame that it depends on has come."""
         config, decoder = codecs[name].config, codecs[name].decoder
-        ready = 50 * config.hop - decoder.lag  # samples that are final after 50 frames
+        ready = 50 * config.hop - decoder.delay  # samples that are final after 50 frames
         assert [config.frames_behind(at, at + 1)[1] for at in (ready - 1, ready)] == [50, 51]
         assert decoder.lookahead == max(config.frames_behind(50 * config.hop, 51 * config.hop)[1] - 51, 0)
 

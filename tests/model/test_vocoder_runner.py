@@ -102,7 +102,7 @@ def test_samples_come_while_the_clip_is_made(make, vocoder):
     for i, frame in enumerate(backbone.stream(prompt, Sampling(seed=0, max_frames=40)), 1):
         if frame.samples is not None:
             spoken += len(frame.samples)
-            assert frame.last or spoken == max((i - 8) * hop - vocoder.decoder.lag, 0)
+            assert frame.last or spoken == max((i - 8) * hop - vocoder.decoder.delay, 0)
     assert spoken == vocoder.config.samples(40)
 
 
@@ -143,7 +143,7 @@ def test_a_faulty_row_is_silent(make, vocoder):
     frames = []
     with pytest.raises(FloatingPointError, match="frame 42"):
         frames.extend(sick)
-    assert len(heard(frames)) == 33 * vocoder.config.hop - vocoder.decoder.lag  # of the first step: 41 frames
+    assert len(heard(frames)) == 33 * vocoder.config.hop - vocoder.decoder.delay  # of the first step: 41 frames
     frames = [*healthy]
     assert torch.equal(heard(frames), in_windows(vocoder, torch.stack([frame.codes for frame in frames])))
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zonos2_triton.model.vocoder_schedule import NO_END, Schedule, clip_steps, same_clips, step
-from zonos2_triton.reference.vocoder_layers import OPEN
+from zonos2_triton.reference.vocoder_layers import LENGTH_UNKNOWN
 
 EXAMPLE = Schedule(codebooks=3, behind=2, lookahead=2, chunk=4)
 
@@ -20,11 +20,11 @@ def planned(schedule, done, came, eos_frame, closed, begun, frames=100):
 
 
 @pytest.mark.parametrize(
-    ("state", "spans"),
+    ("state", "step_meta"),
     [
-        ((0, 2, NO_END, False, False), (0, 0, OPEN, 2)),
-        ((0, 5, NO_END, False, False), (0, 3, OPEN, 5)),
-        ((3, 8, NO_END, False, True), (3, 0, OPEN, 8)),
+        ((0, 2, NO_END, False, False), (0, 0, LENGTH_UNKNOWN, 2)),
+        ((0, 5, NO_END, False, False), (0, 3, LENGTH_UNKNOWN, 5)),
+        ((3, 8, NO_END, False, True), (3, 0, LENGTH_UNKNOWN, 8)),
         ((3, 9, 6, False, True), (3, 5, 6, 9)),
         ((8, 9, 6, True, True), (8, 0, 6, ~9)),
         ((3, 8, NO_END, True, True), (3, 7, 8, ~8)),  # closed without an end: what has come is the clip
@@ -32,8 +32,8 @@ def planned(schedule, done, came, eos_frame, closed, begun, frames=100):
         ((0, 9, 0, False, False), (0, 0, 0, 9)),
     ],
 )
-def test_the_example(state, spans):
-    assert planned(EXAMPLE, *state) == spans
+def test_the_example(state, step_meta):
+    assert planned(EXAMPLE, *state) == step_meta
 
 
 STATES = st.tuples(
@@ -48,9 +48,9 @@ SCHEDULES = st.builds(
 def test_the_device_plans_every_row_as_the_host_plans_one(schedule, states, frames):
     done, came, eos_frame, closed, begun = zip(*states, strict=True)
     numbers = (torch.tensor(values, dtype=torch.int32) for values in (done, came, eos_frame))
-    spans = planned(schedule, *numbers, torch.tensor(closed), torch.tensor(begun), frames)
-    assert all(part.dtype == torch.int32 for part in spans)
-    assert torch.stack(spans, 1).tolist() == [[*planned(schedule, *state, frames)] for state in states]
+    step_meta = planned(schedule, *numbers, torch.tensor(closed), torch.tensor(begun), frames)
+    assert all(part.dtype == torch.int32 for part in step_meta)
+    assert torch.stack(step_meta, 1).tolist() == [[*planned(schedule, *state, frames)] for state in states]
 
 
 @given(SCHEDULES, st.integers(0, 30), st.booleans(), st.integers(1, 20), st.integers(1, 7))
@@ -62,11 +62,11 @@ def test_a_clip_goes_through_once_from_its_first_frame_to_the_last_behind_it(sch
         came, closed = min(came + message, delayed), came + message >= delayed
         eos_frame = n if ends and came >= n else NO_END
         begun = done > 0
-        while (spans := planned(schedule, done, came, eos_frame, closed, begun, frames))[1]:
-            assert spans[0] == done
-            assert spans[1] <= frames
-            done += spans[1]
-            assert done <= came - schedule.codebooks + 1 or spans[2] == (n if ends else delayed)
+        while (step_meta := planned(schedule, done, came, eos_frame, closed, begun, frames))[1]:
+            assert step_meta[0] == done
+            assert step_meta[1] <= frames
+            done += step_meta[1]
+            assert done <= came - schedule.codebooks + 1 or step_meta[2] == (n if ends else delayed)
     length = n if ends else delayed
     assert done == (length + schedule.behind if length else 0)
 
@@ -88,7 +88,7 @@ def test_whole_clips(lengths, frames, behind, codebooks):
 
 def test_a_preview_is_of_rows_that_moved_and_are_not_flushed():
     schedule = Schedule(codebooks=3, behind=10, lookahead=4)
-    assert schedule.preview(True, 20, OPEN) == 6
+    assert schedule.preview(True, 20, LENGTH_UNKNOWN) == 6
     assert schedule.preview(True, 20, 20) == 6
     assert schedule.preview(True, 30, 20) == 0
-    assert schedule.preview(False, 20, OPEN) == 0
+    assert schedule.preview(False, 20, LENGTH_UNKNOWN) == 0
