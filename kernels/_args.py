@@ -86,7 +86,7 @@ def _known(axis: str, sizes: dict[str, int]) -> int | None:
         return sizes[axis[:-2]] // 2
     if axis.endswith("+1"):
         return sizes[axis[:-2]] + 1
-    return math.prod(sizes[factor] for factor in axis.split("*")) if "*" in axis else sizes.get(axis)
+    return math.prod(sizes.get(factor, 1) for factor in axis.split("*")) if "*" in axis else sizes.get(axis)
 
 
 def _check_dtype(op: str, name: str, tensor: Tensor, dtype: torch.dtype | None, first: Tensor, like: str) -> None:

@@ -1,8 +1,8 @@
 """The matrix product that every linear map here is: rows of weights times rows of activations.
 
 The weights are the left operand in decoding and in prefill alike. A row of activations is then a column of the tile,
-and a column's sum runs over K in one order, whatever the tile is wide: that is what makes results independent of the
-batch. Tiles of fewer than 64 weights keep sm_90 on the same instruction at every width.
+and a column's sum runs over K in one order, however wide the tile is: this makes results independent of the batch.
+Tiles of fewer than 64 weights keep sm_90 on the same instruction at every width.
 """
 
 import triton
@@ -13,13 +13,22 @@ from zonos2_triton.kernels._math import dot_fp32, round_to
 
 @triton.jit
 def gemm_tile(
-    w_rows, u_rows, mask_n, x_rows, mask_m, norm_ptr, K, GATED: tl.constexpr, NORM: tl.constexpr, EVEN_K: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """w x and, if PAIR, u x [BLOCK_N, BLOCK_M], and each x's sum of squares [BLOCK_M].
+    w_rows,  # [BLOCK_N] pointers to rows of K weights
+    up_rows,  # [BLOCK_N] pointers to rows of a second matrix, or None
+    mask_n,  # [BLOCK_N]
+    x_rows,  # [BLOCK_M] pointers to rows of K activations
+    mask_m,  # [BLOCK_M]
+    norm_ptr,  # [K] weights of an RMS norm of x, or None
+    K,
+    eps,
+    EVEN_K: tl.constexpr,  # K is a multiple of BLOCK_K
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """w h and up h, [BLOCK_N, BLOCK_M] fp32, where h = rms_norm(x), or x without a norm.
 
-    w_rows, u_rows, x_rows point at rows of K elements. With NORM, x is multiplied by the norm's weight and rounded; the
-    sum of squares is for the caller to scale the result with, so that one pass over x is enough.
+    The norm takes one pass over x: norm_w * x is rounded and multiplied, and the product is scaled by 1 / rms(x).
     """
     offs_k = tl.arange(0, BLOCK_K)
     acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
@@ -34,7 +43,7 @@ def gemm_tile(
             mask_x = mask_x & (k < K)[:, None]
         w = tl.load(w_rows[:, None] + k[None, :], mask=mask_w, other=0.0)  # [BLOCK_N, BLOCK_K]
         x = tl.load(x_rows[None, :] + k[:, None], mask=mask_x, other=0.0)  # [BLOCK_K, BLOCK_M]
-        if NORM:
+        if norm_ptr is not None:
             wide = x.to(tl.float32)
             sum_sq += wide * wide  # element by element: summed over K once, after the loop
             if EVEN_K:
@@ -43,7 +52,11 @@ def gemm_tile(
                 norm_w = tl.load(norm_ptr + k, mask=k < K, other=0.0).to(tl.float32)
             x = round_to(wide * norm_w[:, None], w.dtype)
         acc = dot_fp32(w, x, acc)
-        if GATED:
-            u = tl.load(u_rows[:, None] + k[None, :], mask=mask_w, other=0.0)
-            acc_up = dot_fp32(u, x, acc_up)
-    return acc, acc_up, tl.sum(sum_sq, axis=0)
+        if up_rows is not None:
+            up = tl.load(up_rows[:, None] + k[None, :], mask=mask_w, other=0.0)
+            acc_up = dot_fp32(up, x, acc_up)
+    if norm_ptr is not None:
+        scale = tl.rsqrt(tl.sum(sum_sq, axis=0) / K + eps)[None, :]
+        acc = acc * scale
+        acc_up = acc_up * scale
+    return acc, acc_up

@@ -8,8 +8,8 @@ Raises     ValueError, TypeError naming operation, argument, what came and what 
 Reference  zonos2_triton.reference.codebook_head.codebook_head
 Source     Zyphra/ZONOS2, models/zonos2.py; the soft-cap as in Gemma 2, arXiv:2408.00118.
 
-prefill=True norms by a launch of its own and multiplies in tiles that suit many rows. A row's result depends on itself
-and on `prefill` alone.
+prefill=True norms by a launch of its own and takes tiles that suit many tokens. A token's result depends on itself and
+on `prefill` alone.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ from zonos2_triton.kernels._gemm import gemm_tile
 from zonos2_triton.kernels._launch_config import gemm_config
 from zonos2_triton.kernels._math import tanh
 from zonos2_triton.kernels._operator import Cost, operator
-from zonos2_triton.kernels.add_rms_norm import normed
+from zonos2_triton.kernels.add_rms_norm import rms_norm
 
 
 @triton.jit(do_not_specialize=["M"])  # one binary for every batch
@@ -51,12 +51,7 @@ def _codebook_head_kernel(
     mask_m, mask_n = offs_m < M, offs_n < N
     w_rows = w_ptr + offs_n.to(tl.int64) * D
     x_rows = x_ptr + offs_m.to(tl.int64) * D
-    NORM: tl.constexpr = norm_ptr is not None
-    acc, _, sum_sq = gemm_tile(
-        w_rows, w_rows, mask_n, x_rows, mask_m, norm_ptr, D, False, NORM, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K
-    )
-    if NORM:
-        acc = acc * tl.rsqrt(sum_sq / D + eps)[None, :]
+    acc, _ = gemm_tile(w_rows, None, mask_n, x_rows, mask_m, norm_ptr, D, eps, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K)
     if CAP:
         acc = softcap * tanh(acc / softcap)
     at = offs_m.to(tl.int64)[None, :] * N + offs_n[:, None]
@@ -82,7 +77,7 @@ def codebook_head(
     logits = x.new_empty((M, n_codebooks, N // n_codebooks), dtype=torch.float32)
     yield logits
     if prefill and norm_weight is not None:
-        x, norm_weight = normed(x, norm_weight, eps), None
+        x, norm_weight = rms_norm(x, norm_weight, eps), None
     launch = gemm_config("codebook_head", prefill, x.dtype, M, D)
     _codebook_head_kernel[(triton.cdiv(M, launch["BLOCK_M"]), triton.cdiv(N, launch["BLOCK_N"]))](
         x,

@@ -1,308 +1,276 @@
-"""SwiGLU by the chosen experts: y = x + sum over k of weight[m, k] * down_e(silu(gate_e h) * up_e h), h = rms_norm(x).
+"""SwiGLU by each token's experts: y = x + sum over k of weight[m, k] * down_e(silu(gate_e h) * up_e h),
+h = rms_norm(x).
 
-Shapes     x, y [M, D]; norm_weight [D], or None: x is normed already; gate, up [E, I, D], their rows apart by one
-           stride of any size (the official w13 is read where it lies: gate = w13[:, 0::2], up = w13[:, 1::2]); down
+Shapes     x, y [M, D]: M tokens; norm_weight [D], or None: x is normed already; gate, up [E, I, D], whose rows lie one
+           stride apart, any (the official w13 is read in place: gate = w13[:, 0::2], up = w13[:, 1::2]); down
            [E, D, I]; sorted_slot_ids [M * K], expert_offsets [E + 1] and expert_weights [M, K] as `moe_router` makes
-           them: slots behind expert_offsets[E] are of rows that go to no expert, y = x. Without those three every row
-           goes through the one expert, unweighted: the dense layer. residual=False: y is the sum alone, without x.
-Dtypes     x and weights one of fp32, fp16, bf16; sorted_slot_ids, expert_offsets, counters int32;
-           expert_weights fp32; fp32 accumulation; the product of gate and up rounded once, then the sum once. Decoding
-           multiplies norm_weight * x, rounded, and scales by 1 / rms(x): in fp16, |norm_weight * x| must stay below
-           65,504.
-Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; more than 256 rows but in
-           prefill; sorted_slot_ids that is none where looking costs nothing (CPU tensors, TRITON_DEBUG=1).
+           them, or None, all three. residual=False: y is the sum alone, without x.
+Dtypes     x and weights one of fp32, fp16, bf16; sorted_slot_ids, expert_offsets, counters int32; expert_weights fp32;
+           fp32 accumulation; the product of gate and up rounded once, then the sum once. Decoding multiplies
+           norm_weight * x, rounded, and scales by 1 / rms(x): in fp16, |norm_weight * x| must stay below 65,504.
+Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; more than 256 tokens but in
+           prefill; slots that are out of order, where a check costs nothing (CPU tensors, TRITON_DEBUG=1).
 Reference  zonos2_triton.reference.moe_experts.moe_experts
-Source     Shazeer 2020, arXiv:2002.05202; rows grouped by expert as in MegaBlocks, arXiv:2211.15841.
+Source     Shazeer 2020, arXiv:2002.05202; tokens grouped by expert as in MegaBlocks, arXiv:2211.15841.
 
-Two launches. Each expert that was chosen is streamed once by decoding, but for experts with more rows than a tile has.
-The terms of a row with several experts are added in the order of choice by whoever finishes last. prefill=True norms
-by a launch of its own and multiplies in tiles that suit many rows. A row's result depends on itself and on `prefill`
-alone.
+Slot m * K + j is choice j of token m. Two launches work on tiles of up to BLOCK_M slots of one expert:
 
-counters   [tiles of D] or more, zero before and after; None: made by the call, which is a launch more for K > 1.
+    kernel                 program (tile of slots, tile of I or D)    result
+    _moe_experts_up        silu(gate h) * up h                        h [M * K, I] by slot
+    _moe_experts_down      weight * down h                            K = 1: y; K > 1: partial [M * K, D] by slot
+    ... the last of each tile of D, for K > 1                         y: the sum of each token's partials, by choice
+
+The tiles of expert 0 come first, then those of expert 1, and so on. Last come the tiles of idle slots, which lie at or
+after expert_offsets[E]: they go to no expert and add nothing. For example, with K = 1, E = 2 and BLOCK_M = 2:
+
+    sorted_slot_ids = [3, 0, 1, 4, 2], expert_offsets = [0, 3, 4]
+
+    tile        0         1       2       3         4 and more
+    expert      0         0       1       2 = E     none: the program returns
+    slots       3, 0      1       4       2
+
+Each chosen expert is read once in decoding, unless it has more slots than BLOCK_M. Without sorted_slot_ids every token
+goes through the one expert, unweighted: the dense layer. prefill=True norms by a launch of its own and takes tiles that
+suit many tokens. A token's result depends on itself and on `prefill` alone.
+
+counters   [tiles of D] or more, zero before and after; None: for K > 1, the call makes them by one more launch.
 """
+
+from collections.abc import Iterator
+from typing import Annotated
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from zonos2_triton.kernels._args import Arg, check, check_batch, check_range, check_rows, may_sync
+from zonos2_triton.kernels._args import STRIDED, check_batch, check_range, check_rows, may_sync
 from zonos2_triton.kernels._gemm import gemm_tile
 from zonos2_triton.kernels._launch_config import gemm_config
 from zonos2_triton.kernels._math import last_to_arrive, round_to, silu
-from zonos2_triton.kernels._operator import Cost, cpu_fallback, fake, runs_kernel, zeroed_counters
-from zonos2_triton.kernels.add_rms_norm import normed
+from zonos2_triton.kernels._operator import Cost, operator, zeroed_counters
+from zonos2_triton.kernels.add_rms_norm import rms_norm
 
 
 @triton.jit
-def _slots(
-    order_ptr,
-    offsets_ptr,
+def _slot_tile(
+    sorted_slot_ids_ptr,
+    expert_offsets_ptr,
     M,
-    ROUTED: tl.constexpr,
     E: tl.constexpr,
-    EP: tl.constexpr,
-    K: tl.constexpr,
+    E_POW2: tl.constexpr,
+    TOP_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
-    """Of this program's tile of rows: its expert, its slots, which of them exist, and how many tiles there are.
+    """This program's tile: its expert, its slots, which of them exist; and the number of tiles.
 
-    Each expert has as many tiles as its slots fill, one expert's after the other's; the slots that go to no expert come
-    last, as those of an expert E. Programs beyond the last tile get none.
+    The expert is E for idle slots, and above E for a program beyond the last tile.
     """
     tile = tl.program_id(0)
     offs_m = tl.arange(0, BLOCK_M)
-    if ROUTED:
-        offs_e = tl.arange(0, EP)
-        begins = tl.load(offsets_ptr + offs_e, mask=offs_e <= E, other=M * K)
-        ends = tl.load(offsets_ptr + 1 + offs_e, mask=offs_e < E, other=M * K)
+    if sorted_slot_ids_ptr is not None:
+        offs_e = tl.arange(0, E_POW2)
+        begins = tl.load(expert_offsets_ptr + offs_e, mask=offs_e <= E, other=M * TOP_K)
+        ends = tl.load(expert_offsets_ptr + 1 + offs_e, mask=offs_e < E, other=M * TOP_K)
         counts = (ends - begins + BLOCK_M - 1) // BLOCK_M
         before = tl.cumsum(counts, axis=0)  # tiles of the experts up to each
         expert = tl.sum((before <= tile).to(tl.int32), axis=0)
         mine = offs_e == expert
         first = tl.sum(tl.where(mine, begins + (tile - before + counts) * BLOCK_M, 0), axis=0) + offs_m
         mask = first < tl.sum(tl.where(mine, ends, 0), axis=0)
-        slots = tl.load(order_ptr + first, mask=mask, other=0).to(tl.int64)
+        slots = tl.load(sorted_slot_ids_ptr + first, mask=mask, other=0).to(tl.int64)
         return expert.to(tl.int64), slots, mask, tl.sum(counts, axis=0)
-    else:  # one expert, whose slots are the rows
+    else:  # one expert, whose slots are the tokens
         slots = (tile * BLOCK_M + offs_m).to(tl.int64)
         return tl.zeros((), tl.int64), slots, slots < M, tl.num_programs(0)
 
 
 @triton.jit(do_not_specialize=["M"])  # one binary for every batch
 def _moe_experts_up_kernel(
-    x_ptr,
-    norm_ptr,
-    gate_ptr,
-    up_ptr,
-    order_ptr,
-    offsets_ptr,
-    h_ptr,
+    x_ptr,  # [M, D]
+    norm_ptr,  # [D], or None: x is normed already
+    gate_ptr,  # [E, I, D], of strides (stride_expert, stride_row, 1)
+    up_ptr,  # as gate
+    sorted_slot_ids_ptr,  # [M * TOP_K] int32, or None: dense
+    expert_offsets_ptr,  # [E + 1] int32, or None
+    h_ptr,  # [M * TOP_K, I]
     M,
     D,
     I,
     stride_expert,
     stride_row,
     eps,
-    ROUTED: tl.constexpr,
     E: tl.constexpr,
-    EP: tl.constexpr,
-    K: tl.constexpr,
-    NORM: tl.constexpr,
+    E_POW2: tl.constexpr,  # E + 1 as an axis of a tile
+    TOP_K: tl.constexpr,
     EVEN_K: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Grid (tiles of slots, tiles of I): a program owns a tile of h = silu(gate x) * up x, [M * K, I] by slot."""
+    """Grid (tiles of slots, tiles of I): a program owns a tile of h = silu(gate x) * up x."""
     offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_n = offs_n < I
-    expert, slots, mask_m, _ = _slots(order_ptr, offsets_ptr, M, ROUTED, E, EP, K, BLOCK_M)
-    if ROUTED:  # noqa: SIM102  which the compiler settles
-        if expert >= E:
-            return
+    expert, slots, mask_m, _ = _slot_tile(sorted_slot_ids_ptr, expert_offsets_ptr, M, E, E_POW2, TOP_K, BLOCK_M)
+    if sorted_slot_ids_ptr is not None and expert >= E:
+        return
     w_at = expert * stride_expert + offs_n.to(tl.int64) * stride_row
-    gate, up, sum_sq = gemm_tile(
-        gate_ptr + w_at,
-        up_ptr + w_at,
-        mask_n,
-        x_ptr + slots // K * D,
-        mask_m,
-        norm_ptr,
-        D,
-        True,
-        NORM,
-        EVEN_K,
-        BLOCK_N,
-        BLOCK_M,
-        BLOCK_K,
+    x_rows = x_ptr + slots // TOP_K * D
+    gate, up = gemm_tile(
+        gate_ptr + w_at, up_ptr + w_at, mask_n, x_rows, mask_m, norm_ptr, D, eps, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K
     )
-    if NORM:
-        scale = tl.rsqrt(sum_sq / D + eps)[None, :]
-        gate = gate * scale
-        up = up * scale
     h = round_to(silu(gate) * up, h_ptr.dtype.element_ty)
     tl.store(h_ptr + slots[None, :] * I + offs_n[:, None], h, mask=mask_n[:, None] & mask_m[None, :])
 
 
 @triton.jit(do_not_specialize=["M"])
 def _moe_experts_down_kernel(
-    x_ptr,
-    h_ptr,
-    down_ptr,
-    order_ptr,
-    offsets_ptr,
-    weights_ptr,
-    terms_ptr,
-    y_ptr,
-    counters_ptr,
+    residual_ptr,  # [M, D], or None
+    h_ptr,  # [M * TOP_K, I]
+    down_ptr,  # [E, D, I]
+    sorted_slot_ids_ptr,  # [M * TOP_K] int32, or None: dense
+    expert_offsets_ptr,  # [E + 1] int32, or None
+    expert_weights_ptr,  # [M, TOP_K] fp32, or None
+    partial_ptr,  # [M * TOP_K, D] fp32, or None for TOP_K = 1
+    y_ptr,  # [M, D]
+    counters_ptr,  # [tiles of D] int32, or None for TOP_K = 1
     M,
     D,
     I,
-    ROUTED: tl.constexpr,
     E: tl.constexpr,
-    EP: tl.constexpr,
-    K: tl.constexpr,
-    RESIDUAL: tl.constexpr,
+    E_POW2: tl.constexpr,
+    TOP_K: tl.constexpr,
     EVEN_K: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Grid (tiles of slots, tiles of D): a program owns a tile of the weighted terms, [M * K, D] by slot.
+    """Grid (tiles of slots, tiles of D): a program owns a tile of y, or of the weighted partials.
 
-    With one expert a row the term is added to x right away; with several, the last program of a tile of D adds all.
-    RESIDUAL: x is added at all.
+    For TOP_K = 1 it adds the residual itself; otherwise the last program of a tile of D sums the partials.
     """
     offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_n = offs_n < D
-    expert, slots, mask_m, tiles_m = _slots(order_ptr, offsets_ptr, M, ROUTED, E, EP, K, BLOCK_M)
-    if ROUTED:  # noqa: SIM102
-        if tl.program_id(0) >= tiles_m:
-            return
+    expert, slots, mask_m, tiles_m = _slot_tile(sorted_slot_ids_ptr, expert_offsets_ptr, M, E, E_POW2, TOP_K, BLOCK_M)
+    if sorted_slot_ids_ptr is not None and tl.program_id(0) >= tiles_m:
+        return
     w_rows = down_ptr + (tl.minimum(expert, E - 1) * D + offs_n) * I
     length = I
-    if ROUTED:
+    if sorted_slot_ids_ptr is not None:
         length = tl.where(expert < E, I, 0)  # without an expert, the sum is over nothing
-    term, _, _ = gemm_tile(
-        w_rows,
-        w_rows,
-        mask_n,
-        h_ptr + slots * I,
-        mask_m,
-        h_ptr,
-        length,
-        False,
-        False,
-        EVEN_K,
-        BLOCK_N,
-        BLOCK_M,
-        BLOCK_K,
-    )
-    if ROUTED:
-        known = mask_m & (expert + 0 * slots < E)  # of a block's shape; the weight of nobody may be NaN
-        term = term * tl.load(weights_ptr + slots, mask=known, other=0.0)[None, :]
-    dtype: tl.constexpr = y_ptr.dtype.element_ty
+    h_rows = h_ptr + slots * I
+    acc, _ = gemm_tile(w_rows, None, mask_n, h_rows, mask_m, None, length, 0.0, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K)
+    if sorted_slot_ids_ptr is not None:
+        has_weight = mask_m & (expert + 0 * slots < E)  # of a block's shape; the weight of an idle slot may be NaN
+        acc = acc * tl.load(expert_weights_ptr + slots, mask=has_weight, other=0.0)[None, :]
     at = slots[None, :] * D + offs_n[:, None]
     mask = mask_n[:, None] & mask_m[None, :]
-    if K == 1:
-        if RESIDUAL:
-            x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
-        tl.store(y_ptr + at, round_to(x + term if RESIDUAL else term, dtype), mask=mask)
+    if TOP_K == 1:
+        if residual_ptr is not None:
+            acc = tl.load(residual_ptr + at, mask=mask, other=0.0).to(tl.float32) + acc
+        tl.store(y_ptr + at, round_to(acc, y_ptr.dtype.element_ty), mask=mask)
     else:
-        tl.store(terms_ptr + at, term, mask=mask)
+        tl.store(partial_ptr + at, acc, mask=mask)
         if last_to_arrive(counters_ptr + tl.program_id(1), tiles_m):
-            for start in range(0, M, BLOCK_M):
-                rows = start + tl.arange(0, BLOCK_M)
-                at = rows.to(tl.int64)[None, :] * D + offs_n[:, None]
-                mask = mask_n[:, None] & (rows < M)[None, :]
-                y = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-                for j in tl.static_range(K):
-                    term_at = (rows.to(tl.int64)[None, :] * K + j) * D + offs_n[:, None]
-                    y += tl.load(terms_ptr + term_at, mask=mask, other=0.0)
-                if RESIDUAL:
-                    y += tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
-                tl.store(y_ptr + at, round_to(y, dtype), mask=mask)
+            _sum_partials(partial_ptr, residual_ptr, y_ptr, offs_n, mask_n, M, D, TOP_K, BLOCK_N, BLOCK_M)
 
 
-@torch.library.custom_op("zonos2_triton::moe_experts", mutates_args=("counters",))
+@triton.jit
+def _sum_partials(
+    partial_ptr,
+    residual_ptr,
+    y_ptr,
+    offs_n,
+    mask_n,
+    M,
+    D,
+    TOP_K: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """y of all tokens, in the columns offs_n: the partials in the order of choice, then the residual."""
+    for start in range(0, M, BLOCK_M):
+        offs_m = start + tl.arange(0, BLOCK_M)
+        at = offs_m.to(tl.int64)[None, :] * D + offs_n[:, None]
+        mask = mask_n[:, None] & (offs_m < M)[None, :]
+        y = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+        for j in tl.static_range(TOP_K):
+            partial_at = (offs_m.to(tl.int64)[None, :] * TOP_K + j) * D + offs_n[:, None]
+            y += tl.load(partial_ptr + partial_at, mask=mask, other=0.0)
+        if residual_ptr is not None:
+            y += tl.load(residual_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        tl.store(y_ptr + at, round_to(y, y_ptr.dtype.element_ty), mask=mask)
+
+
+@operator(mutates_args=("counters",))
 def moe_experts(
-    x: Tensor,
-    norm_weight: Tensor | None,
-    gate: Tensor,
-    up: Tensor,
-    down: Tensor,
+    x: Annotated[Tensor, "M D"],
+    norm_weight: Annotated[Tensor | None, "D"],
+    gate: Annotated[Tensor, "E I D", STRIDED],
+    up: Annotated[Tensor, "E I D", STRIDED],
+    down: Annotated[Tensor, "E D I"],
     eps: float,
-    sorted_slot_ids: Tensor | None = None,
-    expert_offsets: Tensor | None = None,
-    expert_weights: Tensor | None = None,
+    sorted_slot_ids: Annotated[Tensor | None, "M*K", torch.int32] = None,
+    expert_offsets: Annotated[Tensor | None, "E+1", torch.int32] = None,
+    expert_weights: Annotated[Tensor | None, "M K", torch.float32] = None,
     prefill: bool = False,
     residual: bool = True,
     counters: Tensor | None = None,
-) -> Tensor:
-    M, D, I, E, K = _checked_sizes(x, norm_weight, gate, up, down, sorted_slot_ids, expert_offsets, expert_weights)
+) -> Iterator[Tensor]:
+    (M, D), (E, I, _) = x.shape, gate.shape
+    TOP_K = 1 if expert_weights is None else expert_weights.shape[1]
+    _check(x, gate, up, sorted_slot_ids, expert_offsets, expert_weights)
     if not prefill:
         check_batch("moe_experts", M)
-    if not runs_kernel(x):
-        return cpu_fallback(
-            "moe_experts",
-            x,
-            norm_weight,
-            gate,
-            up,
-            down,
-            eps,
-            sorted_slot_ids,
-            expert_offsets,
-            expert_weights,
-            prefill,
-            residual,
-        )
-    routed, slots = sorted_slot_ids is not None, M * K
-    one = {"E": E, "EP": triton.next_power_of_2(E + 1), "K": K, "ROUTED": routed}
-    lists = (sorted_slot_ids, expert_offsets) if routed else (x, x)
-    # Rows of a tile: those of an expert that gets twice its share.
-    busy = min(slots, 2 * triton.cdiv(slots, E)) if routed else slots
-    launch = gemm_config("moe_experts_up", prefill, x.dtype, busy, D)
-    launch_down = gemm_config("moe_experts_down", prefill, x.dtype, busy, I)
+    y = torch.empty_like(x)
+    yield y
+    routed, slots = sorted_slot_ids is not None, M * TOP_K
+    # A tile holds the slots of an expert that gets twice its share.
+    rows_per_expert = min(slots, 2 * triton.cdiv(slots, E)) if routed else slots
+    launch = gemm_config("moe_experts_up", prefill, x.dtype, rows_per_expert, D)
+    launch_down = gemm_config("moe_experts_down", prefill, x.dtype, rows_per_expert, I)
     tiles_n = triton.cdiv(D, launch_down["BLOCK_N"])
-    h, y = x.new_empty(slots, I), torch.empty_like(x)
-    terms = x.new_empty((slots, D), dtype=torch.float32) if K > 1 else y
-    count = zeroed_counters(x, tiles_n, counters, "moe_experts") if K > 1 else y
-    rows, norm = (normed(x, norm_weight, eps), None) if prefill and norm_weight is not None else (x, norm_weight)
+    h, partial = x.new_empty(slots, I), None
+    if TOP_K > 1:
+        partial = x.new_empty((slots, D), dtype=torch.float32)
+        counters = zeroed_counters(x, tiles_n, counters, "moe_experts")
+    rows = x
+    if prefill and norm_weight is not None:
+        rows, norm_weight = rms_norm(x, norm_weight, eps), None
+    constexprs = {"E": E, "E_POW2": triton.next_power_of_2(E + 1), "TOP_K": TOP_K}
     _moe_experts_up_kernel[(_tiles_m(slots, E, launch["BLOCK_M"]), triton.cdiv(I, launch["BLOCK_N"]))](
-        rows,
-        rows if norm is None else norm,
-        gate,
-        up,
-        *lists,
-        h,
-        M,
-        D,
-        I,
-        gate.stride(0),
-        gate.stride(1),
-        eps,
-        **one,
-        NORM=norm is not None,
+        x_ptr=rows,
+        norm_ptr=norm_weight,
+        gate_ptr=gate,
+        up_ptr=up,
+        sorted_slot_ids_ptr=sorted_slot_ids,
+        expert_offsets_ptr=expert_offsets,
+        h_ptr=h,
+        M=M,
+        D=D,
+        I=I,
+        stride_expert=gate.stride(0),
+        stride_row=gate.stride(1),
+        eps=eps,
+        **constexprs,
         **launch,
     )
     _moe_experts_down_kernel[(_tiles_m(slots, E + routed, launch_down["BLOCK_M"]), tiles_n)](
-        x,
-        h,
-        down,
-        *lists,
-        expert_weights if routed else x,
-        terms,
-        y,
-        count,
-        M,
-        D,
-        I,
-        **one,
-        RESIDUAL=residual,
+        residual_ptr=x if residual else None,
+        h_ptr=h,
+        down_ptr=down,
+        sorted_slot_ids_ptr=sorted_slot_ids,
+        expert_offsets_ptr=expert_offsets,
+        expert_weights_ptr=expert_weights,
+        partial_ptr=partial,
+        y_ptr=y,
+        counters_ptr=counters if TOP_K > 1 else None,
+        M=M,
+        D=D,
+        I=I,
+        **constexprs,
         **launch_down,
     )
-    return y
-
-
-@fake(moe_experts)
-def _(
-    x: Tensor,
-    norm_weight: Tensor | None,
-    gate: Tensor,
-    up: Tensor,
-    down: Tensor,
-    eps: float,
-    sorted_slot_ids: Tensor | None = None,
-    expert_offsets: Tensor | None = None,
-    expert_weights: Tensor | None = None,
-    prefill: bool = False,
-    residual: bool = True,
-    counters: Tensor | None = None,
-) -> Tensor:
-    return torch.empty_like(x)
 
 
 def _tiles_m(slots: int, groups: int, block_m: int) -> int:
@@ -310,45 +278,21 @@ def _tiles_m(slots: int, groups: int, block_m: int) -> int:
     return (slots + min(groups, slots) * (block_m - 1)) // block_m
 
 
-def _checked_sizes(
+def _check(
     x: Tensor,
-    norm_weight: Tensor | None,
     gate: Tensor,
     up: Tensor,
-    down: Tensor,
     sorted_slot_ids: Tensor | None,
     expert_offsets: Tensor | None,
     expert_weights: Tensor | None,
-) -> tuple[int, int, int, int, int]:
-    sizes = check(
-        "moe_experts",
-        x=Arg(x, "M D"),
-        norm_weight=Arg(norm_weight, "D"),
-        gate=Arg(gate, "E I D", strided=True),
-        up=Arg(up, "E I D", strided=True),
-        down=Arg(down, "E D I"),
-        expert_weights=Arg(expert_weights, "M K", torch.float32),
-    )
-    M, D, I, E, K = (sizes.get(axis, 1) for axis in ("M", "D", "I", "E", "K"))
-    check(
-        "moe_experts",
-        x=Arg(x, "M D"),
-        sorted_slot_ids=Arg(sorted_slot_ids, f"{M * K}", torch.int32),
-        expert_offsets=Arg(expert_offsets, f"{E + 1}", torch.int32),
-    )
+) -> None:
+    E, I, D = gate.shape
     check_rows("moe_experts", x.dtype, D=D, I=I)
     check_rows("moe_experts", x.dtype, **{f"stride {axis} of gate": gate.stride(axis) for axis in (0, 1)})
     if gate.stride() != up.stride():
         raise ValueError(f"moe_experts: up must have the strides of gate, {gate.stride()}, got {up.stride()}")
-    given = [
-        name
-        for name, value in (
-            ("sorted_slot_ids", sorted_slot_ids),
-            ("expert_offsets", expert_offsets),
-            ("expert_weights", expert_weights),
-        )
-        if value is not None
-    ]
+    routing = {"sorted_slot_ids": sorted_slot_ids, "expert_offsets": expert_offsets, "expert_weights": expert_weights}
+    given = [name for name, value in routing.items() if value is not None]
     if len(given) not in (0, 3):
         raise ValueError(
             f"moe_experts: sorted_slot_ids, expert_offsets and expert_weights must be given together, got {given} alone"
@@ -356,10 +300,10 @@ def _checked_sizes(
     if not given and E != 1:
         raise ValueError(f"moe_experts: without sorted_slot_ids, gate must hold one expert, got E={E}")
     if sorted_slot_ids is not None and expert_offsets is not None and may_sync(sorted_slot_ids):
-        check_range("moe_experts", "sorted_slot_ids", sorted_slot_ids, 0, M * K - 1, "the slots")
-        check_range("moe_experts", "expert_offsets", expert_offsets, 0, M * K, "places in sorted_slot_ids")
-        check_range("moe_experts", "steps of expert_offsets", expert_offsets.diff(), 0, M * K, "slots of an expert")
-    return M, D, I, E, K
+        slots = len(sorted_slot_ids)
+        check_range("moe_experts", "sorted_slot_ids", sorted_slot_ids, 0, slots - 1, "the slots")
+        check_range("moe_experts", "expert_offsets", expert_offsets, 0, slots, "places in sorted_slot_ids")
+        check_range("moe_experts", "steps of expert_offsets", expert_offsets.diff(), 0, slots, "slots of an expert")
 
 
 def cost(

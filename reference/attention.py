@@ -8,7 +8,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from zonos2_triton.reference.norm import rms_norm
+from zonos2_triton.reference.add_rms_norm import rms_norm
 from zonos2_triton.reference.numeric import wide
 from zonos2_triton.reference.rotary import rotary
 

@@ -1,17 +1,22 @@
-"""The output head."""
+"""The output head: the logits of every codebook."""
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from zonos2_triton.reference.norm import rms_norm
+from zonos2_triton.reference.add_rms_norm import rms_norm
 from zonos2_triton.reference.numeric import wide
 
 
 def codebook_head(
-    x: Tensor, norm_weight: Tensor | None, weight: Tensor, n_codebooks: int, eps: float, softcap: float,
+    x: Tensor,
+    norm_weight: Tensor | None,
+    weight: Tensor,
+    n_codebooks: int,
+    eps: float,
+    softcap: float,
     prefill: bool = False,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """x [M, D], weight [C * V, D] -> wide logits [M, C, V] = softcap * tanh(weight h / softcap); softcap 0: no cap.
 
     h = rms_norm(x), or x itself where norm_weight is None: it is normed already. The product is rounded to x's dtype

@@ -5,7 +5,7 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor
 
-from zonos2_triton.reference.norm import rms_norm
+from zonos2_triton.reference.add_rms_norm import rms_norm
 from zonos2_triton.reference.numeric import wide
 
 

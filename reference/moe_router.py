@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zonos2_triton.reference.norm import rms_norm
+from zonos2_triton.reference.add_rms_norm import rms_norm
 from zonos2_triton.reference.numeric import wide
 
 

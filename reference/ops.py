@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from zonos2_triton.reference.add_rms_norm import add_rms_norm
 from zonos2_triton.reference.advance_frame import advance_frame
 from zonos2_triton.reference.codebook_head import codebook_head
 from zonos2_triton.reference.conv1d_snake import conv1d_snake
@@ -15,9 +16,9 @@ from zonos2_triton.reference.decode_attention import decode_attention
 from zonos2_triton.reference.frame_embedding import frame_embedding
 from zonos2_triton.reference.moe_experts import moe_experts
 from zonos2_triton.reference.moe_router import moe_router
-from zonos2_triton.reference.norm import add_rms_norm
+from zonos2_triton.reference.output_projection import output_projection
 from zonos2_triton.reference.prefill_attention import prefill_attention
-from zonos2_triton.reference.projection import output_projection, qkv_projection
+from zonos2_triton.reference.qkv_projection import qkv_projection
 from zonos2_triton.reference.residual_unit import residual_unit
 from zonos2_triton.reference.rvq_decode import rvq_decode
 from zonos2_triton.reference.sample_codes import sample_codes

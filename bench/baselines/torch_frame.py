@@ -19,8 +19,8 @@ from zonos2_triton.bench.timing import timer
 from zonos2_triton.bench.timing.frame import FOREVER
 from zonos2_triton.model.runtime.batch_state import BatchState
 from zonos2_triton.reference import network as reference
+from zonos2_triton.reference.add_rms_norm import rms_norm
 from zonos2_triton.reference.frame_embedding import frame_embedding
-from zonos2_triton.reference.norm import rms_norm
 from zonos2_triton.reference.numeric import exact_numerics, wide
 from zonos2_triton.reference.ops import REFERENCE
 from zonos2_triton.reference.sampling import Sampling

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zonos2_triton.reference import sampling
+from zonos2_triton.reference.add_rms_norm import rms_norm
 from zonos2_triton.reference.advance_frame import SLOT_FREE, SLOT_NONFINITE
 from zonos2_triton.reference.attention import QK_EPS
 from zonos2_triton.reference.moe_router import by_expert
-from zonos2_triton.reference.norm import rms_norm
 from zonos2_triton.reference.numeric import wide
 from zonos2_triton.reference.ops import REFERENCE
 from zonos2_triton.reference.philox import philox

@@ -8,14 +8,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from zonos2_triton.reference.add_rms_norm import add_rms_norm, rms_norm
 from zonos2_triton.reference.codebook_head import codebook_head
 from zonos2_triton.reference.decode_attention import decode_attention
 from zonos2_triton.reference.frame_embedding import frame_embedding, speaker_row
 from zonos2_triton.reference.moe_experts import moe_experts, swiglu
 from zonos2_triton.reference.moe_router import by_expert, moe_router
-from zonos2_triton.reference.norm import add_rms_norm, rms_norm
+from zonos2_triton.reference.output_projection import output_projection
 from zonos2_triton.reference.prefill_attention import prefill_attention
-from zonos2_triton.reference.projection import output_projection, qkv_projection
+from zonos2_triton.reference.qkv_projection import qkv_projection
 from zonos2_triton.reference.rotary import rotary, rotary_table
 
 EPS = 0.5

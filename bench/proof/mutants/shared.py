@@ -49,12 +49,19 @@ MULTIPLIED = mutants(
     tail_of_K_not_masked="if {{not EVEN_K => K < 0}}: mask_w",
     tail_of_K_one_too_long="(k {{< => <=}} K)[None, :] mask_x = mask_x & (k {{< => <=}} K)[:, None]",
     tail_of_K_one_too_short="mask_x & (k < K{{ =>  - 1}})[:, None]",
-    last_block_of_K_only="acc = dot_fp32(w, x, {{acc => tl.zeros_like(acc)}}) if",
+    last_block_of_K_only="acc = dot_fp32(w, x, {{acc => tl.zeros_like(acc)}}) if up_rows is not None",
 )
 NORMED = mutants(
     "_gemm",
     norm_weight_forgotten="round_to(wide{{ * norm_w[:, None] => }}, w.dtype)",
     squares_of_the_last_block_only="sum_sq {{+= => =}} wide * wide",
+    norm_without_epsilon="tl.sum(sum_sq, axis=0) / K{{ + eps => }})",
+    norm_of_the_sum="tl.sum(sum_sq, axis=0) {{/ K  => }}+ eps)",
+    scale_forgotten="{{acc = acc * scale => pass}} acc_up =",
+)
+GATED = mutants("_gemm", up_not_scaled="acc = acc * scale {{acc_up = acc_up * scale => pass}} return")
+CAPPED = mutants(
+    "_gemm", cap_before_the_norm="acc = {{acc => (15.0 - 30.0 / (tl.exp(acc / 7.5) + 1.0))}} * scale acc_up"
 )
 
 # Of all tiles of rows; each is its own program.
@@ -63,11 +70,6 @@ ROW_TILES = {
     "one_row_too_many": "mask_m, mask_n = offs_m {{< => <=}} M,",
     "one_row_too_few": "mask_m, mask_n = offs_m < M{{ =>  - 1}},",
 }
-SCALED = {
-    "norm_without_epsilon": "tl.rsqrt(sum_sq / D{{ + eps => }})",
-    "norm_of_the_sum": "tl.rsqrt(sum_sq {{/ D  => }}+ eps)",
-}
-
 GELU = mutants(
     "_math", gelu_by_tanh="{{tl.erf(x * 0.7071067811865476) => tanh(0.7978845608028654 * (x + 0.044715 * x * x * x))}}"
 )
