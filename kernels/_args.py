@@ -1,7 +1,8 @@
 """Argument checks, before any launch: shapes, dtypes, devices, strides, alignment.
 
 An operator's signature says what its tensors must be: `Annotated[Tensor, "M D"]` is a float tensor of the common dtype,
-`Annotated[Tensor | None, "B W", torch.int32]` an optional one of int32, STRIDED one whose last axis alone is dense.
+`Annotated[Tensor | None, "B W", torch.int32]` an optional one of int32. Several dtypes are alternatives. STRIDED marks
+a tensor whose last axis alone is dense.
 """
 
 import inspect
@@ -29,11 +30,11 @@ class Arg(NamedTuple):
 
     tensor: Tensor | None
     axes: str
-    dtype: torch.dtype | None = None  # None: a float like the first argument's
+    dtype: torch.dtype | tuple[torch.dtype, ...] | None = None  # None: a float like the first argument's
     strided: bool = False  # only the last axis must be dense
 
 
-def arg_specs(signature: inspect.Signature) -> dict[str, tuple[str, torch.dtype | None, bool]]:
+def arg_specs(signature: inspect.Signature) -> dict[str, tuple[str, tuple[torch.dtype, ...] | None, bool]]:
     """Axes, dtype and strided of each annotated parameter, in the order that binds sizes.
 
     Required tensors come first, then optional ones, then those with derived axes.
@@ -42,7 +43,7 @@ def arg_specs(signature: inspect.Signature) -> dict[str, tuple[str, torch.dtype 
     for name, parameter in signature.parameters.items():
         if get_origin(parameter.annotation) is Annotated:
             kind, axes, *more = get_args(parameter.annotation)
-            dtype = next((entry for entry in more if isinstance(entry, torch.dtype)), None)
+            dtype = tuple(entry for entry in more if isinstance(entry, torch.dtype)) or None
             found[name] = (axes, dtype, STRIDED in more), (any(c in axes for c in "/+*"), kind is not Tensor)
     return {name: spec for name, (spec, _) in sorted(found.items(), key=lambda item: item[1][1])}
 
@@ -89,10 +90,13 @@ def _known(axis: str, sizes: dict[str, int]) -> int | None:
     return math.prod(sizes.get(factor, 1) for factor in axis.split("*")) if "*" in axis else sizes.get(axis)
 
 
-def _check_dtype(op: str, name: str, tensor: Tensor, dtype: torch.dtype | None, first: Tensor, like: str) -> None:
+def _check_dtype(
+    op: str, name: str, tensor: Tensor, dtype: torch.dtype | tuple[torch.dtype, ...] | None, first: Tensor, like: str
+) -> None:
     if dtype is not None:
-        if tensor.dtype != dtype:
-            raise TypeError(f"{op}: {name} must be {dtype}, got {tensor.dtype}")
+        dtypes = dtype if isinstance(dtype, tuple) else (dtype,)
+        if tensor.dtype not in dtypes:
+            raise TypeError(f"{op}: {name} must be {' or '.join(map(str, dtypes))}, got {tensor.dtype}")
     elif tensor.dtype not in FLOATS:
         raise TypeError(f"{op}: {name} must be torch.float32, torch.float16 or torch.bfloat16, got {tensor.dtype}")
     elif tensor.dtype != first.dtype:

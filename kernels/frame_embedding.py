@@ -1,129 +1,106 @@
 """Frame embedding: x[m] = sum over c of table[c * V + ids[m, c]], or a speaker's row; h[m] = x[m] / rms(x[m]).
 
 Shapes     ids [M, C + 1], the last column text; table [C * V + text ids, D], V = codebook_vocab; speakers [S, D];
-           speaker_index [M]: the row of speakers that replaces the sum, negative: none; h [M, D]. norm=False: h = x,
-           and eps is not used.
+           speaker_index [M]; h [M, D]. norm=False: h = x, and eps is not used.
 Dtypes     ids int32 or int64; speaker_index int32; the others one of fp32, fp16, bf16; fp32 inside, h rounded once.
 Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; an id out of range where
            looking costs nothing (CPU tensors, TRITON_DEBUG=1).
 Reference  zonos2_triton.reference.frame_embedding.frame_embedding
 Source     Zyphra/ZONOS2, models/zonos2.py, MultiEmbedding.
+
+ids            ids[m, c] is a row of codebook c's part of the table. With C = 2 and V = 10, ids[m] = [3, 4, 5] sums rows
+               3, 10 + 4 and 20 + 5.
+speaker_index  speaker_index[m] is the row of speakers that replaces token m's sum; negative: none does. Pass speakers
+               and speaker_index together, or neither.
 """
+
+from collections.abc import Iterator
+from typing import Annotated
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from zonos2_triton.kernels._args import Arg, check, check_range, check_rows
+from zonos2_triton.kernels._args import check_range, check_rows
 from zonos2_triton.kernels._launch_config import launch_config
 from zonos2_triton.kernels._math import round_to
-from zonos2_triton.kernels._operator import Cost, cpu_fallback, fake, runs_kernel
+from zonos2_triton.kernels._operator import Cost, operator
 
 
 @triton.jit
 def _frame_embedding_kernel(
-    ids_ptr,
-    table_ptr,
-    speakers_ptr,
-    speaker_index_ptr,
-    h_ptr,
+    ids_ptr,  # [M, COLUMNS] int32 or int64
+    table_ptr,  # [C * V + text ids, D]
+    speakers_ptr,  # [S, D], or None
+    speaker_index_ptr,  # [M] int32, or None
+    h_ptr,  # [M, D]
     D,
     codebook_vocab,
     eps,
     COLUMNS: tl.constexpr,
-    VOICED: tl.constexpr,
     NORM: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Grid (M,): a program owns a row."""
-    row = tl.program_id(0).to(tl.int64)
+    """Grid (M,): a program owns a token."""
+    m = tl.program_id(0).to(tl.int64)
     offs = tl.arange(0, BLOCK_D)
     mask = offs < D
     x = tl.zeros((BLOCK_D,), tl.float32)
     for c in tl.static_range(COLUMNS):
-        entry = tl.load(ids_ptr + row * COLUMNS + c).to(tl.int64) + c * codebook_vocab
+        entry = tl.load(ids_ptr + m * COLUMNS + c).to(tl.int64) + c * codebook_vocab
         x += tl.load(table_ptr + entry * D + offs, mask=mask, other=0.0).to(tl.float32)
-    if VOICED:
-        speaker = tl.load(speaker_index_ptr + row).to(tl.int64)
+    if speakers_ptr is not None:
+        speaker = tl.load(speaker_index_ptr + m).to(tl.int64)
         voice = tl.load(speakers_ptr + tl.maximum(speaker, 0) * D + offs, mask=mask, other=0.0)
         x = tl.where(speaker >= 0, voice.to(tl.float32), x)
     if NORM:
         x = x * tl.rsqrt(tl.sum(x * x, axis=0) / D + eps)
-    tl.store(h_ptr + row * D + offs, round_to(x, h_ptr.dtype.element_ty), mask=mask)
+    tl.store(h_ptr + m * D + offs, round_to(x, h_ptr.dtype.element_ty), mask=mask)
 
 
-@torch.library.custom_op("zonos2_triton::frame_embedding", mutates_args=())
+@operator()
 def frame_embedding(
-    ids: Tensor,
-    table: Tensor,
+    ids: Annotated[Tensor, "M columns", torch.int32, torch.int64],
+    table: Annotated[Tensor, "rows D"],
     codebook_vocab: int,
     eps: float,
-    speakers: Tensor | None = None,
-    speaker_index: Tensor | None = None,
+    speakers: Annotated[Tensor | None, "S D"] = None,
+    speaker_index: Annotated[Tensor | None, "M", torch.int32] = None,
     norm: bool = True,
-) -> Tensor:
-    sizes = check(
-        "frame_embedding",
-        table=Arg(table, "rows D"),
-        ids=Arg(ids, "M columns", torch.int64 if ids.dtype == torch.int64 else torch.int32),
-        speakers=Arg(speakers, "S D"),
-        speaker_index=Arg(speaker_index, "M", torch.int32),
-    )
-    M, D, columns = sizes["M"], sizes["D"], sizes["columns"]
-    check_rows("frame_embedding", table.dtype, D=D)
+) -> Iterator[Tensor]:
+    op, (M, columns), (rows, D) = "frame_embedding", ids.shape, table.shape
+    check_rows(op, table.dtype, D=D)
     if (speakers is None) != (speaker_index is None):
-        raise ValueError("frame_embedding: speakers and speaker_index must be given together")
-    if not 0 < codebook_vocab * (columns - 1) < sizes["rows"]:
+        raise ValueError(f"{op}: speakers and speaker_index must be given together")
+    text = codebook_vocab * (columns - 1)  # the first row of the text
+    if not 0 < text < rows:
         raise ValueError(
-            f"frame_embedding: table must hold more than {columns - 1} codebooks of codebook_vocab={codebook_vocab} "
-            f"rows, got {sizes['rows']}"
+            f"{op}: table must hold more than {columns - 1} codebooks of codebook_vocab={codebook_vocab} rows, "
+            f"got {rows}"
         )
-    check_range("frame_embedding", "ids of codes", ids[:, :-1], 0, codebook_vocab - 1, "the codebook's rows")
-    check_range(
-        "frame_embedding",
-        "ids of text",
-        ids[:, -1],
-        0,
-        sizes["rows"] - codebook_vocab * (columns - 1) - 1,
-        "the text's rows",
-    )
-    if speaker_index is not None:
-        check_range("frame_embedding", "speaker_index", speaker_index, -(2**31), sizes["S"] - 1, "rows of speakers")
-    if not runs_kernel(table):
-        return cpu_fallback("frame_embedding", ids, table, codebook_vocab, eps, speakers, speaker_index, norm)
+    check_range(op, "ids of codes", ids[:, :-1], 0, codebook_vocab - 1, "the codebook's rows")
+    check_range(op, "ids of text", ids[:, -1], 0, rows - text - 1, "the text's rows")
+    if speakers is not None and speaker_index is not None:
+        check_range(op, "speaker_index", speaker_index, -(2**31), len(speakers) - 1, "rows of speakers")
     h = table.new_empty(M, D)
+    yield h
     _frame_embedding_kernel[(M,)](
         ids,
         table,
-        table if speakers is None else speakers,
-        ids if speaker_index is None else speaker_index,
+        speakers,
+        speaker_index,
         h,
-        D,
-        codebook_vocab,
-        eps,
+        D=D,
+        codebook_vocab=codebook_vocab,
+        eps=eps,
         COLUMNS=columns,
-        VOICED=speakers is not None,
         NORM=norm,
         BLOCK_D=triton.next_power_of_2(D),
-        **launch_config("frame_embedding", "row", table.dtype),
+        **launch_config(op, "row", table.dtype),
     )
-    return h
-
-
-@fake(frame_embedding)
-def _(
-    ids: Tensor,
-    table: Tensor,
-    codebook_vocab: int,
-    eps: float,
-    speakers: Tensor | None = None,
-    speaker_index: Tensor | None = None,
-    norm: bool = True,
-) -> Tensor:
-    return table.new_empty(ids.shape[0], table.shape[1])
 
 
 def cost(M: int, D: int, columns: int, itemsize: int, norm: bool = True) -> Cost:
-    """The rows of the tables are counted once each: frames differ."""
+    """Each token reads its rows of the table once."""
     return Cost(bytes=(columns + 1) * M * D * itemsize + 4 * M * columns, flops=(columns + 3 * norm) * M * D)

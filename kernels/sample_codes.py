@@ -1,50 +1,54 @@
 """The draw of a frame: codes[b, c] = a code of the distribution that request b's settings make of logits[b, c].
 
-In the official order: repetition penalty, temperature, top-k with ties, softmax, top-p, min-p; a row left empty is
-one-hot at its largest logit; the distribution is inverted at a counter-based random number.
+In the official order: repetition penalty, temperature, top-k with ties, softmax, top-p, min-p. A row left empty is
+one-hot at its largest logit. The distribution is inverted at a counter-based random number.
 
 Shapes     logits, last_seen [B, C, V]; settings [B, 8]; seeds, steps [B]; codes, nonfinite [B, C]. V <= 8192.
-Dtypes     logits, settings fp32: temperature, top_k, top_p, min_p, window, penalty, penalised codebooks, unused; seeds
-           int64 (the bits of a seed); steps (frames so far), last_seen (the frame in which a code came last, or
-           -2^30), codes, nonfinite int32.
+Dtypes     logits, settings fp32; seeds int64; steps, last_seen, codes, nonfinite int32.
 Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; settings out of range, by
            request, where looking costs nothing (CPU tensors, TRITON_DEBUG=1).
 Reference  zonos2_triton.reference.sample_codes.sample_codes
 Source     Zyphra/ZONOS2, tts/sampler.py, engine/sample.py. Random numbers: Salmon et al., SC 2011 (Philox 4x32-10).
 
-One launch. The key of a random number is (seed, frame, codebook), so a code is a function of its own row, of its
-request's settings and of that key. Nothing is rounded but by one IEEE operation at a time, and sums are sums of
-integers: the codes are the reference's, bit for bit, on any machine and in any order of summation.
+settings   of each request: temperature, top_k, top_p, min_p, window, penalty, penalised codebooks, unused.
+seeds      the bits of each request's seed; steps: frames so far.
+last_seen  the frame in which a code came last, or -2^30. A code is penalised if that is within `window` frames.
+nonfinite  1 where a row holds NaN or +inf, or nothing above -inf. Its code is then V - 1 (padding).
 
-A row with NaN or +inf in it, or with nothing above -inf, has the fault 1 and the code V - 1 (padding).
+One launch. The key of a random number is (seed, frame, codebook): a code is a function of its own row, of its request's
+settings and of that key. Every number is rounded by one IEEE operation at a time, and sums are sums of integers. So the
+codes are the reference's, bit for bit, on any machine and in any order of summation.
 """
+
+from collections.abc import Iterator
+from typing import Annotated
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from zonos2_triton.kernels._args import Arg, check, may_sync
+from zonos2_triton.kernels._args import may_sync
 from zonos2_triton.kernels._launch_config import launch_config
 from zonos2_triton.kernels._math import exp_nonpositive
-from zonos2_triton.kernels._operator import Cost, cpu_fallback, fake, runs_kernel
+from zonos2_triton.kernels._operator import Cost, operator
 
 LARGEST = 3.4028234663852886e38  # of the finite fp32 numbers
 MASS = 2.0**40  # of the largest weight, in the integers that weights are compared and normalised by
 WEIGHT = 2.0**30  # of a probability of one, in the integers that are drawn from
-SETTINGS = 8  # numbers of a row
-MOST_CODES = 8192  # a row is one tile
+SETTINGS = 8  # numbers of a request
+MOST_CODES = 8192  # a row of logits is one tile
 
 
-@triton.jit(do_not_specialize_on_alignment=["seeds_ptr", "steps_ptr", "last_seen_ptr"])  # begin at any row
+@triton.jit(do_not_specialize_on_alignment=["seeds_ptr", "steps_ptr", "last_seen_ptr"])  # batches begin at any slot
 def _sample_codes_kernel(
-    logits_ptr,
-    settings_ptr,
-    seeds_ptr,
-    steps_ptr,
-    last_seen_ptr,
-    codes_ptr,
-    nonfinite_ptr,
+    logits_ptr,  # [B, C, V] fp32
+    settings_ptr,  # [B, SETTINGS] fp32
+    seeds_ptr,  # [B] int64
+    steps_ptr,  # [B] int32
+    last_seen_ptr,  # [B, C, V] int32
+    codes_ptr,  # [B, C] int32
+    nonfinite_ptr,  # [B, C] int32
     V,
     SETTINGS: tl.constexpr,
     LARGEST: tl.constexpr,
@@ -97,7 +101,7 @@ def _sample_codes_kernel(
 
 @triton.jit
 def _kth_largest(x, k):
-    """Of fp32 x, with multiplicity: the largest number that at least k are not below. Bit by bit, until just k are."""
+    """The k-th largest of fp32 x, with multiplicity. Finds it bit by bit, and stops once exactly k are not below."""
     bits = x.to(tl.int32, bitcast=True)
     keys = (bits ^ ((bits >> 31) | -2147483648)).to(tl.uint32, bitcast=True)  # in the order of the numbers
     least = tl.zeros((), tl.uint32)
@@ -114,7 +118,7 @@ def _kth_largest(x, k):
 
 @triton.jit
 def _nucleus(weights, top_p, MASS: tl.constexpr):
-    """Those before which, in descending order, lies no more than top_p of all; the first come first where they tie."""
+    """Weights with no more than top_p of all before them in descending order, ties by code; the others are 0."""
     mass = (weights * MASS).to(tl.int64)
     limit = (tl.sum(mass, axis=0).to(tl.float64) * top_p.to(tl.float64)).to(tl.int64)
     keys = weights.to(tl.int32, bitcast=True)  # in the order of the numbers, which are not negative
@@ -128,31 +132,22 @@ def _nucleus(weights, top_p, MASS: tl.constexpr):
     return tl.where((keys > border) | (tied & (before <= limit)), weights, 0.0)
 
 
-@torch.library.custom_op("zonos2_triton::sample_codes", mutates_args=())
+@operator()
 def sample_codes(
-    logits: Tensor,
-    settings: Tensor,
-    seeds: Tensor,
-    steps: Tensor,
-    last_seen: Tensor,
-) -> tuple[Tensor, Tensor]:
-    sizes = check(
-        "sample_codes",
-        logits=Arg(logits, "B C V", torch.float32),
-        settings=Arg(settings, f"B {SETTINGS}", torch.float32),
-        seeds=Arg(seeds, "B", torch.int64),
-        steps=Arg(steps, "B", torch.int32),
-        last_seen=Arg(last_seen, "B C V", torch.int32),
-    )
-    B, C, V = sizes["B"], sizes["C"], sizes["V"]
+    logits: Annotated[Tensor, "B C V", torch.float32],
+    settings: Annotated[Tensor, f"B {SETTINGS}", torch.float32],
+    seeds: Annotated[Tensor, "B", torch.int64],
+    steps: Annotated[Tensor, "B", torch.int32],
+    last_seen: Annotated[Tensor, "B C V", torch.int32],
+) -> Iterator[tuple[Tensor, Tensor]]:
+    B, C, V = logits.shape
     if not 3 <= V <= MOST_CODES:
         raise ValueError(
             f"sample_codes: logits must have 3..{MOST_CODES} codes a row, two of them end and padding, got {V}"
         )
     _check_settings(settings)
-    if not runs_kernel(logits):
-        return cpu_fallback("sample_codes", logits, settings, seeds, steps, last_seen)
     codes, nonfinite = (logits.new_empty((B, C), dtype=torch.int32) for _ in range(2))
+    yield codes, nonfinite
     _sample_codes_kernel[(C, B)](
         logits,
         settings,
@@ -161,7 +156,7 @@ def sample_codes(
         last_seen,
         codes,
         nonfinite,
-        V,
+        V=V,
         SETTINGS=SETTINGS,
         LARGEST=LARGEST,
         MASS=MASS,
@@ -169,10 +164,9 @@ def sample_codes(
         BLOCK_V=triton.next_power_of_2(V),
         **launch_config("sample_codes", "row", torch.float32),
     )
-    return codes, nonfinite
 
 
-# Of the columns of settings that are used: the name, the least and the largest number.
+# Name, least and largest number of each column of settings that is used.
 _RANGES = (
     ("temperature", 1e-7, LARGEST),
     ("top_k", 1, 2**24),
@@ -193,19 +187,9 @@ def _check_settings(settings: Tensor) -> None:
                 raise ValueError(f"sample_codes: settings[{b}], {name}, must be in {low}..{high}, got {value}")
 
 
-@fake(sample_codes)
-def _(
-    logits: Tensor,
-    settings: Tensor,
-    seeds: Tensor,
-    steps: Tensor,
-    last_seen: Tensor,
-) -> tuple[Tensor, Tensor]:
-    codes = logits.new_empty(logits.shape[:2], dtype=torch.int32)
-    return codes, torch.empty_like(codes)
-
-
 def cost(B: int, C: int, V: int, itemsize: int) -> Cost:
-    """itemsize has no part in it. Per logit: penalty, temperature and share (a division each), 20 for the exponential,
-    the comparisons of the search for the k-th largest, and the sums."""
+    """Per logit: three divisions, 20 for the exponential, the comparisons of the search for the k-th largest, and sums.
+
+    itemsize has no effect.
+    """
     return Cost(bytes=8 * B * C * V + B * (4 * SETTINGS + 12) + 8 * B * C, flops=B * C * V * (3 + 20 + 32 + 5))
