@@ -190,8 +190,8 @@ def store_epilogue(
         tl.store(y_ptr + y_offs + channel[None, :], out, mask=mask)
     if activated_ptr is not None:
         alpha = tl.load(alpha_ptr + channel, mask=mask_n, other=1.0).to(tl.float32)
-        activated = round_to(snake(out, alpha), activated_ptr.dtype.element_ty)
-        tl.store(activated_ptr + activated_offs + channel[None, :], activated, mask=mask)
+        activated_ptrs = activated_ptr + activated_offs + channel[None, :]
+        tl.store(activated_ptrs, round_to(snake(out, alpha), activated_ptr.dtype.element_ty), mask=mask)
 
 
 def check_step(

@@ -54,9 +54,9 @@ def packed_transposed(weight: Tensor) -> Tensor:
     return torch.cat([early, late], 2).flatten(0, 1).contiguous()
 
 
-def packed_codebooks(weights: list[Tensor], bias_list: list[Tensor]) -> Tensor:
+def packed_codebooks(weights: list[Tensor], biases: list[Tensor]) -> Tensor:
     """C projections [D, K, 1] and biases [D] -> [D, P]: K columns each, then a column for each bias, then zeros."""
-    return padded(torch.cat([*(w[..., 0] for w in weights), torch.stack(bias_list, 1)], 1))
+    return padded(torch.cat([*(w[..., 0] for w in weights), torch.stack(biases, 1)], 1))
 
 
 def padded(columns: Tensor) -> Tensor:

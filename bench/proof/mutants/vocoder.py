@@ -101,7 +101,7 @@ _EMITTED = mutants(
     act_in_the_ring_of_y="y_offs, activated_offs, ... activated_ptr + {{activated_offs => y_offs}}",
     y_not_masked="mask, channel, mask_n): ... y_ptr + y_offs + channel[None, :], out, mask={{mask => mask_n[None, :]}})",
     y_rounded="y_ptr + y_offs + channel[None, :], {{out => round_to(out, tl.float16)}}, mask=mask)",
-    act_not_masked="mask, channel, mask_n): ... activated_ptr + activated_offs + channel[None, :], activated, mask={{mask => mask_n[None, :]}})",
+    act_not_masked="mask, channel, mask_n): ... activated_ptr.dtype.element_ty), mask={{mask => mask_n[None, :]}})",
     act_not_activated="round_to({{snake(out, alpha) => out}}, activated_ptr",
     alpha_of_the_first_channel="alpha_ptr + {{ => 0 * }}channel",
 )
