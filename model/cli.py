@@ -30,6 +30,7 @@ TOOLS = {
     "plan": "what a GPU can serve: memory, time of a frame, batch size, time to first audio",
     "profile": "where the time of a generation goes, by range, beside the least it could take",
     "report": "a page of results: rooflines, tables, comparisons",
+    "tune": "try launch configurations of a kernel, and write those that are better",
     "verify": "every kernel against the reference, here and now",
 }
 # Defaults that a number does not describe.

@@ -84,7 +84,7 @@ class Task(NamedTuple):
     target: str
     dtypes: tuple[str, ...]
     workloads: tuple[Any, ...]
-    config: tuple[dict[str, Any], ...] = ()  # entries of a launch configuration file
+    config: tuple[dict[str, Any], ...] | None = None  # entries of a launch configuration file
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def run(
 def compile_all(tasks: Sequence[Task], jobs: int | None = None) -> list[list[Row]]:
     """The rows of each task, compiled in as many processes as there are cores."""
     found: list[list[Row]] = []
-    with _pool(max(1, min(jobs or os.cpu_count() or 1, len(tasks)))) as pool:
+    with worker_pool(max(1, min(jobs or os.cpu_count() or 1, len(tasks)))) as pool:
         futures = [pool.submit(_compiled, task) for task in tasks]
         try:
             for task, future in zip(tasks, futures, strict=True):
@@ -170,13 +170,13 @@ def compile_all(tasks: Sequence[Task], jobs: int | None = None) -> list[list[Row
     return found
 
 
-def _pool(workers: int) -> ProcessPoolExecutor:
-    # Interrupts go to this process alone. Spawned, for torch has threads.
+def worker_pool(workers: int) -> ProcessPoolExecutor:
+    """Processes that compile. Interrupts go to this process alone. They are spawned, as torch has threads."""
     return ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN))
 
 
 def _alone(task: Task) -> list[Row]:
-    with _pool(1) as pool:
+    with worker_pool(1) as pool:
         try:
             return pool.submit(_compiled, task).result()
         except BrokenProcessPool:  # LLVM ends its process on what it cannot select

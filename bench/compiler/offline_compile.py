@@ -140,15 +140,18 @@ def compile_only(target: str) -> Iterator[list[Launch]]:
 
 
 @contextmanager
-def launch_configs(entries: Iterable[dict[str, Any]]) -> Iterator[None]:
-    """Inside, these entries of a launch configuration file count, in place of any file. ValueError: one is wrong."""
+def launch_configs(entries: Iterable[dict[str, Any]] | None) -> Iterator[None]:
+    """Inside, these entries count, in place of a launch configuration file; None: the file does.
+
+    ValueError: an entry is wrong.
+    """
     from zonos2_triton.kernels import _launch_config
 
     found: dict[tuple[str, str], list[Any]] = {}
-    for i, entry in enumerate(entries):
+    for i, entry in enumerate(entries or ()):
         key, override = _launch_config._override(f"[{i}]", entry)
         found.setdefault(key, []).append(override)
-    with patch.object(_launch_config, "overrides", lambda: found) if found else nullcontext():
+    with nullcontext() if entries is None else patch.object(_launch_config, "overrides", lambda: found):
         yield
 
 

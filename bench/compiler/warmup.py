@@ -35,7 +35,7 @@ def warmup(
         for workload in KERNELS[name].workloads
         if not (workload.real and dtype == "float32")
     ]
-    with _elsewhere(), ProcessPoolExecutor(jobs or os.cpu_count() or 1, get_context("spawn"), _obedient) as pool:
+    with without_gpu(), ProcessPoolExecutor(jobs or os.cpu_count() or 1, get_context("spawn"), _obedient) as pool:
         futures = [pool.submit(compile_one, *task) for task in tasks]
         budget = Budget(seconds)
         try:
@@ -60,8 +60,8 @@ def compile_one(kernel: str, workload: str, dtype: str, arch: str) -> tuple[int,
 
 
 @contextmanager
-def _elsewhere() -> Iterator[None]:
-    """Inside, processes that are begun find no GPU, so that what they make has no storage; and they compile."""
+def without_gpu() -> Iterator[None]:
+    """Processes that start inside find no GPU, so that their tensors have no storage, and compile kernels."""
     with patch.dict(os.environ, CUDA_VISIBLE_DEVICES=""):
         os.environ.pop("TRITON_INTERPRET", None)
         yield

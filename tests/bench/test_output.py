@@ -55,7 +55,7 @@ def test_compile_in_its_own_processes(tmp_path):
 
 
 def test_every_tool_is_asked():
-    assert {command.split()[0] for command in COMMANDS} | {"compile"} == TOOLS.keys()
+    assert {command.split()[0] for command in COMMANDS} | {"compile", "tune"} == TOOLS.keys()
 
 
 def test_the_report_names_its_page(capfd, tmp_path):
