@@ -130,7 +130,7 @@ class Backbone:
         backbone.metadata = checkpoint.metadata
         return backbone
 
-    from_pretrained = load  # as others call it
+    from_pretrained = load  # the name in transformers
 
     def trace(self, ids: Tensor, speaker: Tensor | None = None) -> dict[str, Tensor]:
         """One full forward of ids [T, 10], every stage kept.

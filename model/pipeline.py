@@ -146,7 +146,7 @@ class Zonos2:
             SpeakerEncoder.load(voices, device=device) if voices else None,
         )
 
-    from_pretrained = load  # as others call it
+    from_pretrained = load  # the name in transformers
 
     @property
     def notice(self) -> str:

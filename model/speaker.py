@@ -66,7 +66,7 @@ class SpeakerEncoder:
         encoder.metadata = checkpoint.metadata
         return encoder
 
-    from_pretrained = load  # as others call it
+    from_pretrained = load  # the name in transformers
 
     @isolated()
     def embed(self, waveform: Tensor, sample_rate: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The vocoder on its files: whole clips, and streams that equal them bit for bit."""
+"""The vocoder on its checkpoints: whole clips, and streams that equal them bit for bit."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -14,7 +14,7 @@ from zonos2_triton.model.ops import vocoder_ops
 from zonos2_triton.model.runtime.batch_state import upload
 from zonos2_triton.model.vocoder_decoder import VocoderDecoder, checked_codes
 from zonos2_triton.model.vocoder_schedule import clip_steps, same_clips
-from zonos2_triton.model.vocoder_streams import ExactStream, OverlapStream, Streams, WindowStream, check_frames
+from zonos2_triton.model.vocoder_streams import ExactStream, OverlapStream, Streams, WindowStream, check_counts
 from zonos2_triton.model.vocoder_windows import Windows
 from zonos2_triton.model.weights.checkpoint import Checkpoint, check_layout, check_values, one_file
 from zonos2_triton.model.weights.codec_checkpoint import (
@@ -30,26 +30,26 @@ from zonos2_triton.reference.ops import VOCODER_REFERENCE
 from zonos2_triton.reference.vocoder import VocoderConfig
 
 CODEC_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "*.safetensors", "*.pth")  # in a folder
-ROWS_TOGETHER = 64  # clips that the kernels decode together
-ACTIVATIONS = 768 << 20  # bytes that the activations of a step may fill
+MAX_CLIPS = 64  # decoded together
+MAX_ACTIVATION_BYTES = 768 << 20  # of a step
 
 
 class Vocoder:
     """Codes to samples.
 
-    The kernels take a clip through in steps: each position of each layer is computed once, from the same numbers in the
-    same order wherever a step begins, so that a stream, a batch and a whole clip are equal bit for bit. The reference
-    leaves its sums to libraries, whose order depends on the length; it decodes in windows of 32 frames that lie at
-    fixed multiples of it, each with the frames around it that its samples depend on (10 per side at the 44.1 kHz
-    rates). Either way memory is bounded by a step, not by the clip.
+    The kernels decode a clip in steps. Each position of a layer is computed once, in the same order for any steps, so
+    streams, batches and whole clips are equal bit for bit. The reference leaves sums to libraries, whose order depends
+    on the length. So it decodes windows of 32 frames at fixed places, with 10 frames of context per side at the
+    44.1 kHz rates. Either way memory is bounded by a step, not by the clip.
     """
 
     def __init__(
         self, config: VocoderConfig, state: dict[str, Tensor], backend: str = "auto", tf32: bool = False
     ) -> None:
-        """state: the tensors of the reference's `layout(config)`, of one dtype, on one device. A later write to
-        them may be missed, for layers pack them: make another Vocoder. tf32: kernels may multiply fp32 so; by default
-        it is IEEE fp32. ValueError: a backend that cannot run there."""
+        """state: the tensors of the reference's `layout(config)`, of one dtype, on one device. Layers pack them, so a
+        later write may be missed: make another Vocoder. tf32: fp32 products of the kernels may use TF32. ValueError: a
+        backend that cannot run there.
+        """
         self.config, self.state = config, state
         first = next(iter(state.values()))
         self.device, self.dtype = first.device, first.dtype
@@ -64,14 +64,14 @@ class Vocoder:
     @cached_property
     @isolated()
     def decoder(self) -> VocoderDecoder:
-        """The layers as steps take them, by this vocoder's backend."""
+        """The layers by steps, on this vocoder's backend."""
         if self.backend == "triton":
             return VocoderDecoder(self.config, self.state, vocoder_ops(self.dtype), self.tf32)
         return VocoderDecoder(self.config, self.state, VOCODER_REFERENCE)
 
     @cached_property
     def windows(self) -> Windows:
-        """How the reference decodes its clips."""
+        """The windows of the reference."""
         return Windows(self.config, self.state, self.device)
 
     @classmethod
@@ -85,9 +85,9 @@ class Vocoder:
         backend: str = "auto",
         tf32: bool = False,
     ) -> "Vocoder":
-        """Tensors by official name, weight norm as g and v or folded; those of the encode side are left aside.
+        """Tensors by official name, weight norm as g and v or folded. Those of the encode side are ignored.
 
-        ValueError: tensors that are missing, surplus, misshapen or not finite, counted and the first of them named.
+        ValueError: tensors are missing, surplus, misshapen or not finite; counted, the first of them named.
         """
         device, dtype = resolve_device(device), resolve_dtype(dtype)
         tensors = {name: t for name, t in state.items() if not is_encode_side(name)}
@@ -107,8 +107,9 @@ class Vocoder:
         backend: str = "auto",
         tf32: bool = False,
     ) -> "Vocoder":
-        """The official DAC file (.pth), or a folder in the transformers layout (config.json, model.safetensors), or its
-        file of weights."""
+        """path: the official DAC file (.pth), a folder in the transformers layout (config.json, model.safetensors), or
+        its file of weights.
+        """
         path = local_path(path)
         remedy = "instead of the folder, beside a model by vocoder= or --vocoder"
         checkpoint = Checkpoint(one_file(path, "vocoder weights", CODEC_WEIGHTS, remedy) if path.is_dir() else path)
@@ -125,7 +126,7 @@ class Vocoder:
         vocoder.metadata = checkpoint.metadata
         return vocoder
 
-    from_pretrained = load  # as others call it
+    from_pretrained = load  # the name in transformers
 
     @overload
     def decode(self, codes: Tensor) -> Tensor: ...
@@ -133,11 +134,11 @@ class Vocoder:
     def decode(self, codes: Sequence[Tensor]) -> list[Tensor]: ...
     @isolated()
     def decode(self, codes: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
-        """Aligned codes [B, 9, T] -> fp32 [B, samples]; several clips, each [9, its T] -> as many fp32 [its samples].
+        """Aligned codes [B, 9, T] -> fp32 [B, samples]. Several clips [9, T_i] -> as many fp32 [samples_i].
 
-        Ids above 1023 decode as 1023. No frames make no samples. Each clip is the same alone and together.
+        Ids above 1023 decode as 1023. No frames make no samples. A clip's samples do not depend on the others.
 
-        ValueError, TypeError: no [B, 9, T] of integers in 0..1025.
+        ValueError, TypeError: not [B, 9, T] of integers in 0..1025.
         """
         if isinstance(codes, Tensor):
             return torch.stack(self._decode([*self._checked_clips(codes)]))
@@ -152,22 +153,25 @@ class Vocoder:
         if self.backend == "reference":
             return [self.windows.clip(clip) for clip in clips]
         samples = []
-        for i in range(0, len(clips), ROWS_TOGETHER):
+        for i in range(0, len(clips), MAX_CLIPS):
             with current(self.device):
-                samples += self._in_steps(clips[i : i + ROWS_TOGETHER])
+                samples += self._in_steps(clips[i : i + MAX_CLIPS])
         return samples
 
     @isolated()
     def latents(self, codes: Tensor) -> Tensor:
-        """Codes [B, C, T] of the first C codebooks -> what they sum to, [B, latent_dim, T] of the vocoder's dtype. They
-        are on its device and within 0..1023, at which nobody looks again."""
+        """Codes [B, C, T] of the first C codebooks -> latents [B, latent_dim, T] of the vocoder's dtype.
+
+        The codes must be on its device and within 0..1023, which is not checked.
+        """
         with current(self.device):
             return self.decoder.latents(_by_frame(codes)).mT
 
     @isolated()
     def decode_latents(self, z: Tensor) -> Tensor:
-        """Latents [B, latent_dim, T] of the vocoder's dtype -> fp32 [B, samples], fp64 of fp64. No frames make no
-        samples. By the kernels each clip is the same alone and together, and the same as decode() of its codes.
+        """Latents [B, latent_dim, T] of the vocoder's dtype -> fp32 [B, samples], fp64 of fp64.
+
+        No frames make no samples. On the kernels a clip has the same bits in any batch, and those of decode().
 
         ValueError: another shape or device; TypeError: another dtype.
         """
@@ -180,47 +184,49 @@ class Vocoder:
             raise TypeError(f"z must be {self.dtype} like the weights, got {z.dtype}")
         samples = []
         with current(self.device):
-            for rows in z.mT.split(ROWS_TOGETHER):
-                samples += self._stepped(rows, [z.shape[2]] * len(rows))
+            for latents in z.mT.split(MAX_CLIPS):
+                samples += self._stepped(latents, [z.shape[2]] * len(latents))
         return torch.stack(samples)
 
     def _in_steps(self, clips: list[Tensor]) -> list[Tensor]:
         lengths = [clip.shape[1] for clip in clips]
         codes = torch.zeros(len(clips), max(lengths), len(clips[0]), dtype=torch.int32, device=self.device)
-        for row, clip in zip(codes, clips, strict=True):
-            row[: clip.shape[1]] = clip.T
+        for slot, clip in zip(codes, clips, strict=True):
+            slot[: clip.shape[1]] = clip.T
         return self._stepped(codes, lengths)
 
     def _stepped(self, codes: Tensor, lengths: list[int]) -> list[Tensor]:
-        """codes [rows, longest, C], or latents [rows, longest, D]."""
-        decoder, (rows, longest, _) = self.decoder, codes.shape
+        """codes [B, longest, C], or latents [B, longest, D]."""
+        decoder, (B, longest, _) = self.decoder, codes.shape
         dtype = torch.float64 if codes.dtype == torch.float64 else torch.float32
         samples = [torch.empty(self.config.samples(n), dtype=dtype, device=self.device) for n in lengths]
         if longest == 0:
             return samples
-        frames = min(self._frames_together(rows), longest + decoder.lookahead)
-        made = decoder.rings(rows, frames)
+        frames = min(self._frames_per_step(B), longest + decoder.right_context)
+        rings = decoder.rings(B, frames)
         if len(set(lengths)) == 1:
-            plan = same_clips(rows, longest, frames, decoder.lookahead, self.device)
+            plan = same_clips(B, longest, frames, decoder.right_context, self.device)
         else:
-            sent = upload(torch.tensor(lengths, dtype=torch.int32, device="cpu"), self.device)
-            plan = clip_steps(sent, longest, frames, decoder.lookahead)
+            on_device = upload(torch.tensor(lengths, dtype=torch.int32, device="cpu"), self.device)
+            plan = clip_steps(on_device, longest, frames, decoder.right_context)
         for i, step_meta in enumerate(plan):
-            step = decoder.step(made, codes, step_meta, frames)
+            step = decoder.step(rings, codes, step_meta, frames)
             for b, n in enumerate(lengths):
                 where, columns = decoder.finished(i * frames, frames, n)
                 samples[b][where] = step[b, columns]
         return samples
 
-    def _frames_together(self, rows: int) -> int:
-        """Of each of so many clips, that a step takes."""
-        one, two = (self.decoder.ring_bytes(rows, frames) for frames in (1, 2))
-        return max((ACTIVATIONS - one) // (two - one) + 1, 1)
+    def _frames_per_step(self, clips: int) -> int:
+        """Frames of each clip in a step, by the memory of its activations."""
+        one, two = (self.decoder.ring_bytes(clips, frames) for frames in (1, 2))
+        return max((MAX_ACTIVATION_BYTES - one) // (two - one) + 1, 1)
 
     @isolated()
     def trace(self, codes: Tensor) -> dict[str, Tensor]:
-        """Every stage of one pass over whole clips [B, C, T], C up to 9: z, conv_in, block_i [B, channels, length],
-        pre_tanh [B, 1, samples], audio [B, samples]."""
+        """Every stage of one pass over whole clips [B, C, T], C up to 9.
+
+        z, conv_in, block_i [B, channels, length]; pre_tanh [B, 1, samples]; audio [B, samples].
+        """
         codes = self._checked_clips(codes)
         if self.config.samples(codes.shape[2]) == 0:
             raise ValueError(f"codes must hold at least one frame to be traced, and a sample, got {codes.shape[2]}")
@@ -231,15 +237,15 @@ class Vocoder:
 
     def _traced(self, codes: Tensor) -> dict[str, Tensor]:
         decoder, (B, _, T) = self.decoder, codes.shape
-        frames = T + decoder.lookahead
-        made = decoder.rings(B, frames, keep=True)  # rings in which every position has a place of its own
-        (step_meta,) = same_clips(B, T, frames, decoder.lookahead, self.device)
-        audio = decoder.step(made, _by_frame(codes), step_meta, frames)
-        stages, length = {"z": made.z[:, :T].mT, "conv_in": made.first.y[:, :T].mT}, T  # type: ignore[index]
-        for i, (block, rate) in enumerate(zip(made.blocks, self.config.decoder_rates, strict=True)):
+        frames = T + decoder.right_context
+        rings = decoder.rings(B, frames, keep_stages=True)  # so long that no position is overwritten
+        (step_meta,) = same_clips(B, T, frames, decoder.right_context, self.device)
+        audio = decoder.step(rings, _by_frame(codes), step_meta, frames)
+        stages, length = {"z": rings.z[:, :T].mT, "conv_in": rings.first.y[:, :T].mT}, T  # type: ignore[index]
+        for i, (block, rate) in enumerate(zip(rings.blocks, self.config.decoder_rates, strict=True)):
             length = rate * length - rate % 2
             stages[f"block_{i}"] = block[-1].y[:, :length].mT  # type: ignore[index]
-        stages["pre_tanh"] = made.pre_tanh[:, :length].mT  # type: ignore[index]
+        stages["pre_tanh"] = rings.pre_tanh[:, :length].mT  # type: ignore[index]
         return {**stages, "audio": audio[:, decoder.finished(0, frames, T)[1]]}
 
     @isolated()
@@ -249,18 +255,18 @@ class Vocoder:
     ) -> ExactStream | WindowStream | OverlapStream:  # fmt: skip
         """A stream for the delayed frames of one clip, as they are generated.
 
-        exact    what it emits, joined, is decode() of the aligned frames, bit for bit. It waits for `chunk` new frames,
-                 before its first samples for `first_chunk`; the reference decodes in windows instead.
-                 lookahead: frames that a frame's samples wait for. By default all that they depend on (10 at the
-                 44.1 kHz rates). With fewer, they are emitted as if nothing followed but the codes that have come, an
-                 approximation: `signal_to_error` of the stream says in dB how far it was off. Where it is named, the
-                 reference takes steps too: with all of them its samples are decode()'s but for rounding.
-        overlap  the official cross-fade: `overlap` frames are decoded again and faded at each border, `chunk` new ones
-                 are waited for. An approximation.
+        exact    Joined, its samples are decode() of the aligned frames, bit for bit. It decodes every `chunk` frames,
+                 the first time after `first_chunk`. The reference decodes in windows instead.
+                 lookahead: frames that a frame's samples wait for, by default all that they depend on (10 at the
+                 44.1 kHz rates). With fewer, samples are emitted as if no more codes followed. That is an
+                 approximation, whose error in dB is the stream's `signal_to_error`. If lookahead is given, the
+                 reference decodes in steps too: equal to decode() up to rounding.
+        overlap  The official cross-fade, an approximation. It decodes every `chunk` frames, and fades `overlap` frames
+                 that are decoded again.
         """
         if mode == "exact":
             if self.backend == "reference" and lookahead is None:
-                check_frames(chunk=(chunk, 1), first_chunk=(first_chunk, 1))
+                check_counts(chunk=(chunk, 1), first_chunk=(first_chunk, 1))
                 return WindowStream(self.windows)
             return ExactStream(self.streams(1, chunk, lookahead, first_chunk))
         if mode == "overlap":
@@ -268,9 +274,9 @@ class Vocoder:
         raise ValueError(f"mode must be 'exact' or 'overlap', got {mode!r}")
 
     @isolated()
-    def streams(self, rows: int, chunk: int = 16, lookahead: int | None = None, first_chunk: int = 1) -> Streams:
-        """Exact streams of `rows` clips that advance together; options as of `stream`."""
-        return Streams(self.decoder, self.device, rows, lookahead, chunk, first_chunk)
+    def streams(self, batch_size: int, chunk: int = 16, lookahead: int | None = None, first_chunk: int = 1) -> Streams:
+        """Exact streams of `batch_size` clips that advance together; options as of `stream`."""
+        return Streams(self.decoder, self.device, batch_size, lookahead, chunk, first_chunk)
 
     def _checked_clips(self, codes: Tensor) -> Tensor:
         C = self.config.n_codebooks
@@ -286,10 +292,10 @@ class Vocoder:
 
 
 def _by_frame(codes: Tensor) -> Tensor:
-    """[B, C, T] -> int32 [B, T, C]. Written anew: of one codebook, contiguous() would leave the strides as they are."""
+    """[B, C, T] -> int32 [B, T, C]. A copy: for one codebook, contiguous() would keep the strides."""
     return torch.empty(codes.mT.shape, dtype=torch.int32, device=codes.device).copy_(codes.mT)
 
 
 def _shape(value: object) -> list[int] | str:
-    """For errors."""
+    """For error messages."""
     return list(value.shape) if isinstance(value, Tensor) else type(value).__name__

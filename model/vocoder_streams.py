@@ -1,4 +1,4 @@
-"""Delayed frames in, samples out, while clips are still being generated."""
+"""Streams of the vocoder: delayed frames in, samples out, while a clip is being generated."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from zonos2_triton.model.backend import current
 from zonos2_triton.model.vocoder_decoder import VocoderDecoder, checked_codes
-from zonos2_triton.model.vocoder_schedule import NO_END, Schedule, step
+from zonos2_triton.model.vocoder_schedule import NO_END, Schedule, plan_step
 from zonos2_triton.model.vocoder_windows import Windows
 from zonos2_triton.reference.delay import shear_up
 from zonos2_triton.reference.numeric import isolated
@@ -17,18 +17,18 @@ from zonos2_triton.reference.vocoder import VocoderConfig
 
 
 class _Clip:
-    """What has been said about a clip: the frames so far, how many are complete, and where it ends."""
+    """The messages of a clip so far: its frames and its end."""
 
     def __init__(self, config: VocoderConfig, schedule: Schedule, name: str = "") -> None:
-        """name: of the clip among others, for errors."""
+        """name: prefix of error messages."""
         self.config, self.schedule, self.name = config, schedule, name
         self.frames = torch.zeros(0, config.n_codebooks, dtype=torch.int64, device="cpu")
-        self.passed = 0  # frames before those, which nobody needs again
+        self.dropped = 0  # earlier frames, not kept
         self.eos_frame: int | None = None
         self.closed = False
 
     def checked(self, frames: Tensor, eos_frame: int | None, last: bool, decoded: int) -> Tensor:
-        """frames as int64; decoded: how many are behind us. ValueError, TypeError: see `ExactStream.push`."""
+        """frames as int64. decoded: frames decoded so far. ValueError, TypeError: see `ExactStream.push`."""
         C = self.config.n_codebooks
         if self.closed:
             raise ValueError(f"{self.name}this stream was closed by last=True; open another")
@@ -36,43 +36,43 @@ class _Clip:
             got = list(frames.shape) if isinstance(frames, Tensor) else type(frames).__name__
             raise ValueError(f"{self.name}frames must be a tensor [n, {C}], got {got}")
         frames = checked_codes(self.config, f"{self.name}frames", frames)
-        self._check_end(eos_frame, self.total + len(frames), last, decoded)
+        self._check_end(eos_frame, self.received + len(frames), last, decoded)
         return frames
 
-    def take(self, frames: Tensor, eos_frame: int | None, last: bool) -> None:
-        """Of frames that `checked` let pass."""
+    def append(self, frames: Tensor, eos_frame: int | None, last: bool) -> None:
+        """Add a message whose frames were `checked`."""
         self.frames = torch.cat([self.frames, frames.cpu()])
         self.eos_frame = self.eos_frame if eos_frame is None else int(eos_frame)
         self.closed = bool(last)
 
     @property
-    def total(self) -> int:
-        """Frames that have come."""
-        return self.passed + len(self.frames)
+    def received(self) -> int:
+        """Number of frames so far."""
+        return self.dropped + len(self.frames)
 
     @property
     def length(self) -> int:
-        """Frames of the clip, LENGTH_UNKNOWN while that is not known."""
-        return self.schedule.length(self.total, NO_END if self.eos_frame is None else self.eos_frame, self.closed)
+        """Frames of the clip, or LENGTH_UNKNOWN."""
+        return self.schedule.length(self.received, NO_END if self.eos_frame is None else self.eos_frame, self.closed)
 
     @property
     def complete(self) -> int:
         """Frames whose last codebook has come."""
-        return self.schedule.complete(self.total, self.length)
+        return self.schedule.complete(self.received, self.length)
 
     @property
-    def over(self) -> bool:
-        """Whether all frames of the audio are there."""
-        return bool(self.schedule.over(self.complete, self.length, self.closed))
+    def finished(self) -> bool:
+        """Whether all frames of the audio are complete."""
+        return bool(self.schedule.finished(self.complete, self.length, self.closed))
 
     def aligned(self, first: int, end: int) -> Tensor:
-        """Aligned frames first .. end - 1, [n, 9]; codes that never came are padding."""
+        """Aligned frames first .. end - 1, [n, 9]. Codes that never came are padding."""
         C, pad = self.config.n_codebooks, self.config.codebook_size + 1
         delayed = self.frames[first : end + C - 1]
         missing = delayed.new_full((end - first + C - 1 - len(delayed), C), pad)
         return shear_up(torch.cat([delayed, missing]), pad)[: end - first]
 
-    def _check_end(self, eos_frame: int | None, total: int, last: bool, decoded: int) -> None:
+    def _check_end(self, eos_frame: int | None, received: int, last: bool, decoded: int) -> None:
         if eos_frame is not None:
             if self.eos_frame not in (None, eos_frame):
                 raise ValueError(f"{self.name}eos_frame was {self.eos_frame} in an earlier message, got {eos_frame!r}")
@@ -82,25 +82,25 @@ class _Clip:
                     f"{self.name}eos_frame must be at least {decoded}, which are decoded, got {eos_frame!r}"
                 )
         end = self.eos_frame if eos_frame is None else eos_frame
-        if last and end is not None and end > total:
-            raise ValueError(f"{self.name}eos_frame must be at most the {total} frames that were pushed, got {end}")
+        if last and end is not None and end > received:
+            raise ValueError(f"{self.name}eos_frame must be at most the {received} frames that were pushed, got {end}")
 
 
 class _Stream:
-    """A stream of one clip that decodes it by itself."""
+    """A stream of one clip that decodes whole frames."""
 
     def __init__(self, config: VocoderConfig) -> None:
-        self.clip = _Clip(config, Schedule(config.n_codebooks, behind=0))
+        self.clip = _Clip(config, Schedule(config.n_codebooks, right_context=0))
 
     @isolated()
     def push(self, frames: Tensor, eos_frame: int | None = None, last: bool = False) -> Tensor:
         """As `ExactStream.push`."""
         frames = self.clip.checked(frames, eos_frame, last, self._decoded())
-        self.clip.take(frames, eos_frame, last)
+        self.clip.append(frames, eos_frame, last)
         return self._advance()
 
     def _advance(self) -> Tensor:
-        """The samples that are final by now."""
+        """Samples that have become final."""
         raise NotImplementedError
 
     def _decoded(self) -> int:
@@ -109,19 +109,19 @@ class _Stream:
 
 
 class WindowStream(_Stream):
-    """Emits each window of the reference as soon as the frames that it is computed from are complete."""
+    """Emits a window of the reference as soon as the frames that it needs are complete."""
 
     def __init__(self, windows: Windows) -> None:
         super().__init__(windows.config)
         self.windows, self.emitted = windows, 0
 
     def _advance(self) -> Tensor:
-        over = self.clip.over
-        total = self.clip.length if over else self.clip.complete
+        finished = self.clip.finished
+        total = self.clip.length if finished else self.clip.complete
         ready = [torch.zeros(0, dtype=torch.float32, device=self.windows.device)]
         while True:
             window = self.windows.at(self.emitted)
-            if window.start >= total or (not over and window.end > total):
+            if window.start >= total or (not finished and window.end > total):
                 return torch.cat(ready)
             frames = self.clip.aligned(window.first, min(window.end, total))
             ready.append(self.windows.decode(window, frames, total))
@@ -132,14 +132,14 @@ class WindowStream(_Stream):
 
 
 class OverlapStream(_Stream):
-    """The official engine's cross-fade: a chunk decodes the last frames of the one before again and fades them over."""
+    """The cross-fade of the official engine: a chunk decodes the last frames of the previous one again, and fades."""
 
     def __init__(
         self, config: VocoderConfig, device: torch.device, decode: Callable[[Tensor], Tensor], overlap: int, chunk: int
     ) -> None:
         """decode: aligned codes [9, T] -> their samples."""
         super().__init__(config)
-        self.overlap, self.chunk = check_frames(overlap=(overlap, 0), chunk=(chunk, 1))
+        self.overlap, self.chunk = check_counts(overlap=(overlap, 0), chunk=(chunk, 1))
         self.hop, self.decode = config.hop, decode
         self.decoded = 0
         self.tail = torch.zeros(0, dtype=torch.float32, device=device)  # withheld, to be faded into the next chunk
@@ -152,7 +152,7 @@ class OverlapStream(_Stream):
         if not closed and complete - self.decoded < self.chunk:
             return nothing
         if closed and complete <= self.decoded and len(self.tail) == 0:
-            return nothing  # the official engine is silent about a clip none of whose frames was ever complete
+            return nothing  # the official engine emits nothing for a clip without a complete frame
         total = self.clip.length if closed else complete
         if total <= self.decoded:
             ready, self.tail = self.tail, nothing
@@ -168,162 +168,185 @@ class OverlapStream(_Stream):
         return ready
 
 
-class _Row(_Clip):
-    """A clip on its way through the decoder."""
+class _Slot(_Clip):
+    """The clip of a slot of `Streams`, with its progress."""
 
     def __init__(self, config: VocoderConfig, schedule: Schedule, name: str = "") -> None:
         super().__init__(config, schedule, name)
-        self.done = 0  # frames that went through the decoder, those behind the end included
-        self.goal = 0  # what `done` is to become
-        self.sent = 0  # samples that the caller has
-        self.shown: list[tuple[int, Tensor]] = []  # those of them that were not final, each from a sample on
-        self.signal = self.error = 0.0  # energies of what was shown
+        self.done = 0  # frames decoded, those behind the end included
+        self.target = 0  # next value of `done`
+        self.emitted = 0  # samples
+        self.previews: list[tuple[int, Tensor]] = []  # emitted before they were final: (first sample, samples)
+        self.signal = self.error = 0.0  # energies of the previews
 
-    def take(self, frames: Tensor, eos_frame: int | None, last: bool) -> None:
-        super().take(frames, eos_frame, last)
-        self.goal = self.schedule.goal(self.done, self.complete, self.length, self.closed, begun=self.sent > 0)
+    def append(self, frames: Tensor, eos_frame: int | None, last: bool) -> None:
+        super().append(frames, eos_frame, last)
+        begun = self.emitted > 0
+        self.target = self.schedule.target(self.done, self.complete, self.length, self.closed, begun)
+
+    def emit_final(self, begin: int, samples: Tensor) -> Tensor:
+        """Emit the final samples of a step, from `begin` on, that were not emitted before; compare the previews."""
+        kept = []
+        for first, preview in self.previews:
+            final = samples[first - begin : first - begin + len(preview)]  # samples before `begin` are compared already
+            known, later = preview[: len(final)], preview[len(final) :]
+            self.signal += float(final.double().square().sum())
+            self.error += float((known.double() - final.double()).square().sum())
+            if len(later):
+                kept.append((first + len(final), later))
+        self.previews = kept
+        new = samples[max(self.emitted - begin, 0) :]
+        self.emitted += len(new)
+        return new
+
+    def emit_preview(self, begin: int, samples: Tensor) -> Tensor:
+        """Emit samples of a preview, from `begin` on, as far as lookahead allows."""
+        hop, least = self.config.hop, self.config.samples(self.done)  # samples of a clip that ended here
+        end = min((self.done - self.schedule.lookahead) * hop, least, begin + len(samples))
+        new = samples[self.emitted - begin : max(end, self.emitted) - begin]
+        if len(new):
+            self.previews.append((self.emitted, new))
+            self.emitted += len(new)
+        return new
 
 
 class Streams:
-    """Exact streams of several clips that advance together: one chain of launches a step, whoever has something to do.
+    """Exact streams of several clips, which one chain of launches a step advances together.
 
-    What a row emits depends on itself alone, bit for bit.
+    The samples of a slot do not depend on the others, bit for bit.
     """
 
     def __init__(
         self,
         decoder: VocoderDecoder,
         device: torch.device,
-        rows: int,
+        batch_size: int,
         lookahead: int | None,
         chunk: int,
         first_chunk: int,
     ) -> None:
-        rows, chunk, first_chunk = check_frames(rows=(rows, 1), chunk=(chunk, 1), first_chunk=(first_chunk, 1))
+        batch_size, chunk, first_chunk = check_counts(
+            batch_size=(batch_size, 1), chunk=(chunk, 1), first_chunk=(first_chunk, 1)
+        )
         if lookahead is not None:
-            (lookahead,) = check_frames(lookahead=(lookahead, 0))
+            (lookahead,) = check_counts(lookahead=(lookahead, 0))
         self.decoder, self.config, self.device = decoder, decoder.config, device
-        behind, C = decoder.lookahead, decoder.config.n_codebooks
-        lookahead = behind if lookahead is None else min(lookahead, behind)
-        self.schedule = Schedule(C, behind, lookahead, chunk, first_chunk)
-        self.rows = [self._row(i, rows) for i in range(rows)]
-        self.frames = max(chunk, lookahead + first_chunk, behind)  # of a step, at most
-        self._rings = decoder.rings(rows, self.frames)
-        self._codes = torch.zeros(rows, self.frames + C - 1, C, dtype=torch.int32, device="cpu")
+        right_context, C = decoder.right_context, decoder.config.n_codebooks
+        lookahead = right_context if lookahead is None else min(lookahead, right_context)
+        self.schedule = Schedule(C, right_context, lookahead, chunk, first_chunk)
+        self.slots = [self._slot(i, batch_size) for i in range(batch_size)]
+        self.frames = max(chunk, lookahead + first_chunk, right_context)  # of a step, at most
+        self._rings = decoder.rings(batch_size, self.frames)
+        self._codes = torch.zeros(batch_size, self.frames + C - 1, C, dtype=torch.int32, device="cpu")
 
     @isolated()
     def push(
-        self, frames: Sequence[Tensor | None], eos_frames: Sequence[int | None] | None = None,
+        self,
+        frames: Sequence[Tensor | None],
+        eos_frames: Sequence[int | None] | None = None,
         last: Sequence[bool] | None = None,
-    ) -> list[Tensor]:  # fmt: skip
-        """A message for each row, as `ExactStream.push` takes them; None: nothing new. -> the samples of each.
+    ) -> list[Tensor]:
+        """A message for each slot, as `ExactStream.push` takes it, or None for nothing new -> the samples of each slot.
 
-        ValueError, TypeError: another number of messages than rows, or a wrong one, named; all rows are then as before.
+        ValueError, TypeError: another number of messages than slots, or a wrong one. All slots are then unchanged.
         """
-        count = len(self.rows)
+        count = len(self.slots)
         eos_frames = [None] * count if eos_frames is None else eos_frames
         last = [False] * count if last is None else last
         for name, given in (("frames", frames), ("eos_frames", eos_frames), ("last", last)):
             if len(given) != count:
-                raise ValueError(f"{name} must hold one entry for each of the {count} rows, got {len(given)}")
+                raise ValueError(f"{name} must hold one entry for each of the {count} slots, got {len(given)}")
         messages = [
             None if new is None and eos is None and not end else (self._empty() if new is None else new, eos, end)
             for new, eos, end in zip(frames, eos_frames, last, strict=True)
         ]
         checked = [
-            message and (row.checked(*message, decoded=min(row.done, row.length)), *message[1:])
-            for row, message in zip(self.rows, messages, strict=True)
+            message and (slot.checked(*message, decoded=min(slot.done, slot.length)), *message[1:])
+            for slot, message in zip(self.slots, messages, strict=True)
         ]
-        for row, message in zip(self.rows, checked, strict=True):
+        for slot, message in zip(self.slots, checked, strict=True):
             if message:
-                row.take(*message)
+                slot.append(*message)
         return self._advance()
 
-    def restart(self, row: int) -> None:
-        """Row `row` begins another clip; what has not been emitted of the one before is lost."""
-        index = as_int(row)
-        if index is None or not 0 <= index < len(self.rows):
-            raise ValueError(f"row must be in 0..{len(self.rows) - 1}, got {row!r}")
-        self.rows[index] = self._row(index, len(self.rows))
+    def restart(self, slot: int) -> None:
+        """Begin another clip in a slot. Samples of the last clip that were not emitted are lost."""
+        index = as_int(slot)
+        if index is None or not 0 <= index < len(self.slots):
+            raise ValueError(f"slot must be in 0..{len(self.slots) - 1}, got {slot!r}")
+        self.slots[index] = self._slot(index, len(self.slots))
 
-    def signal_to_error(self, row: int = 0) -> float:
-        """dB, of the samples that were emitted before they were final and are known by now; inf: none was off."""
-        energies = self.rows[row].signal, self.rows[row].error
-        return math.inf if energies[1] == 0 else 10 * math.log10(energies[0] / energies[1])
+    def signal_to_error(self, slot: int = 0) -> float:
+        """Signal-to-error ratio in dB of samples that were emitted early and are final by now; inf: no error."""
+        signal, error = self.slots[slot].signal, self.slots[slot].error
+        return math.inf if error == 0 else 10 * math.log10(signal / error)
 
-    def _row(self, index: int, rows: int) -> _Row:
-        return _Row(self.config, self.schedule, f"row {index}: " if rows > 1 else "")
+    def _slot(self, index: int, batch_size: int) -> _Slot:
+        return _Slot(self.config, self.schedule, f"slot {index}: " if batch_size > 1 else "")
 
     def _empty(self) -> Tensor:
         return torch.zeros(0, self.config.n_codebooks, dtype=torch.int64, device="cpu")
 
     def _advance(self) -> list[Tensor]:
-        ready: list[list[Tensor]] = [[] for _ in self.rows]
-        moved = [row.goal > row.done for row in self.rows]
-        while any(row.goal > row.done for row in self.rows):
-            goals = [row.goal for row in self.rows]
-            for row, out, (count, at, samples) in zip(self.rows, ready, self._step(goals), strict=True):
-                if hidden := _compared(row, at, samples):
-                    samples = samples[hidden:]
-                out.append(samples)
-                row.sent += len(samples)
-                row.done += count
-        ahead = [self.schedule.preview(m, row.goal, row.length) for m, row in zip(moved, self.rows, strict=True)]
-        if any(ahead):
-            goals = [row.done + more for row, more in zip(self.rows, ahead, strict=True)]
-            for row, out, (count, at, samples) in zip(self.rows, ready, self._step(goals), strict=True):
-                least = self.config.samples(row.done)  # that the clip has, should it end here
-                end = min((row.done - self.schedule.lookahead) * self.config.hop, least, at + len(samples))
-                if count and end > row.sent:
-                    row.shown.append((row.sent, samples[row.sent - at : end - at]))
-                    out.append(row.shown[-1][1])
-                    row.sent = end
         nothing = torch.zeros(0, dtype=torch.float32, device=self.device)
-        return [torch.cat([nothing, *parts]) for parts in ready]
+        ready = [[nothing] for _ in self.slots]
+        moved = [slot.target > slot.done for slot in self.slots]
+        while any(slot.target > slot.done for slot in self.slots):
+            made = self._step([slot.target for slot in self.slots])
+            for slot, parts, (count, begin, samples) in zip(self.slots, ready, made, strict=True):
+                parts.append(slot.emit_final(begin, samples))
+                slot.done += count
+        previews = [self.schedule.preview(m, s.target, s.length) for m, s in zip(moved, self.slots, strict=True)]
+        if any(previews):
+            made = self._step([slot.done + more for slot, more in zip(self.slots, previews, strict=True)])
+            for slot, parts, (count, begin, samples) in zip(self.slots, ready, made, strict=True):
+                if count:
+                    parts.append(slot.emit_preview(begin, samples))
+        return [torch.cat(parts) for parts in ready]
 
-    def _step(self, goals: list[int]) -> list[tuple[int, int, Tensor]]:
-        """Each row through the decoder towards its goal: how many frames, where its samples begin, and the samples."""
+    def _step(self, targets: list[int]) -> list[tuple[int, int, Tensor]]:
+        """Decode a step of each slot towards its target -> (frames, first sample, samples) of each."""
         plan = []
-        for b, (row, goal) in enumerate(zip(self.rows, goals, strict=True)):
-            end = min(goal, row.done + self.frames)
-            if end > row.done:
-                self._write(b, row, min(end + self.config.n_codebooks - 1, row.total))
-            plan.append(step(row.done, goal, self.frames, row.length, row.passed, row.closed))
+        for i, (slot, target) in enumerate(zip(self.slots, targets, strict=True)):
+            end = min(target, slot.done + self.frames)
+            if end > slot.done:
+                self._write(i, slot, min(end + self.config.n_codebooks - 1, slot.received))
+            plan.append(plan_step(slot.done, target, self.frames, slot.length, slot.dropped, slot.closed))
         with current(self.device):
             step_meta = torch.tensor(plan, dtype=torch.int32, device=self.device)
             codes, most = self._codes.to(self.device), max(count for _, count, _, _ in plan)
             samples = self.decoder.step(self._rings, codes, step_meta, most, True).float()
-        found = []
-        for b, (done, count, length, _) in enumerate(plan):
+        made = []
+        for i, (done, count, length, _) in enumerate(plan):
             where, columns = self.decoder.finished(done, count, length)
-            found.append((count, where.start, samples[b, columns]))
-        return found
+            made.append((count, where.start, samples[i, columns]))
+        return made
 
-    def _write(self, b: int, row: _Row, end: int) -> None:
-        """Frames up to `end` into the ring of codes; what has passed into it is not kept besides."""
-        count = end - row.passed
-        at = row.passed + torch.arange(count, device="cpu")
-        self._codes[b, at % self._codes.shape[1]] = row.frames[:count].int()
-        row.frames, row.passed = row.frames[count:], row.passed + count
+    def _write(self, i: int, slot: _Slot, end: int) -> None:
+        """Move frames up to `end` of a slot into the ring of codes."""
+        count = end - slot.dropped
+        positions = slot.dropped + torch.arange(count, device="cpu")
+        self._codes[i, positions % self._codes.shape[1]] = slot.frames[:count].int()
+        slot.frames, slot.dropped = slot.frames[count:], slot.dropped + count
 
 
 class ExactStream:
-    """One clip: what it emits, joined, is `decode` of the aligned frames: by the kernels bit for bit, in any pieces."""
+    """A stream of one clip. Its samples, joined, are `decode` of the aligned frames: on the kernels bit for bit."""
 
     def __init__(self, streams: Streams) -> None:
-        """streams: of one row."""
+        """streams: of one slot."""
         self._streams = streams
 
     def push(self, frames: Tensor, eos_frame: int | None = None, last: bool = False) -> Tensor:
-        """frames [n, 9], delayed, n may be 0 -> the samples that became final, fp32 [m], m may be 0.
+        """Delayed frames [n, 9], n >= 0 -> the samples that became final, fp32 [m], m >= 0.
 
         eos_frame  where the audio ends, from the message on that knows it
         last       the clip ends here: the rest is emitted and the stream closed
 
-        ValueError: a code out of range, a frame after the end, an eos_frame that moves or lies outside of the clip; the
-        stream is then as it was before.
+        ValueError: a code out of range, a frame after the end, or an eos_frame that changes or lies outside the clip.
+        The stream is then unchanged.
         """
-        if frames is None:  # of one stream it is no message
+        if frames is None:  # None is a message of `Streams` only
             raise ValueError(f"frames must be a tensor [n, {self._streams.config.n_codebooks}], got NoneType")
         return self._streams.push([frames], [eos_frame], [last])[0]
 
@@ -333,8 +356,8 @@ class ExactStream:
         return self._streams.signal_to_error()
 
 
-def check_frames(**values: tuple[object, int]) -> list[int]:
-    """Numbers of frames or rows, each given with the least that it may be. ValueError: one that is none."""
+def check_counts(**values: tuple[object, int]) -> list[int]:
+    """Arguments, each given with its least value, as int. ValueError: not an integer, or too small."""
     numbers = []
     for name, (value, least) in values.items():
         number = as_int(value)
@@ -342,18 +365,3 @@ def check_frames(**values: tuple[object, int]) -> list[int]:
             raise ValueError(f"{name} must be an integer from {least}, got {value!r}")
         numbers.append(number)
     return numbers
-
-
-def _compared(row: _Row, at: int, samples: Tensor) -> int:
-    """How many final samples from `at` on were shown before; by how much those were off is added up."""
-    hidden = max(row.sent - at, 0)
-    kept = []
-    for begin, shown in row.shown:
-        final = samples[begin - at : begin - at + len(shown)]  # what lies before `at` was compared when it was made
-        known, later = shown[: len(final)], shown[len(final) :]
-        row.signal += float(final.double().square().sum())
-        row.error += float((known.double() - final.double()).square().sum())
-        if len(later):
-            kept.append((begin + len(final), later))
-    row.shown = kept
-    return hidden

@@ -1,7 +1,7 @@
-"""How the reference decodes a clip: in windows that lie at fixed frames, each with the frames around it that it needs.
+"""Windows in which the reference decodes a clip: at fixed frames, each with the context that it needs.
 
-Libraries add up in an order that depends on the length of what they are given. Every window is given the same frames
-whether the clip is decoded whole or streamed, so both have the same bits.
+Libraries add up in an order that depends on the length of their input. A window has the same frames in a whole clip and
+in a stream, so both have the same bits.
 """
 
 from collections.abc import Mapping
@@ -14,11 +14,11 @@ from zonos2_triton.reference import vocoder as reference
 from zonos2_triton.reference.numeric import isolated
 from zonos2_triton.reference.vocoder import VocoderConfig
 
-WINDOW = 32  # frames that are decoded together
+WINDOW = 32  # frames of a window
 
 
 class Window(NamedTuple):
-    """Frames start .. stop - 1, which are computed from frames first .. end - 1 as far as the clip has them."""
+    """Frames start .. stop - 1, decoded from frames first .. end - 1 as far as the clip has them."""
 
     start: int
     stop: int
@@ -33,17 +33,17 @@ class Windows:
         self.config, self.state, self.device = config, state, device
 
     def at(self, index: int) -> Window:
-        """Where window `index` lies, and what it needs."""
+        """Window `index` with its context."""
         start, stop = index * WINDOW, (index + 1) * WINDOW
-        first, end = self.config.frames_behind(start * self.config.hop, stop * self.config.hop)
+        first, end = self.config.receptive_field(start * self.config.hop, stop * self.config.hop)
         return Window(start, stop, max(first, 0), end)
 
     @isolated()
     def decode(self, window: Window, frames: Tensor, total: int) -> Tensor:
-        """Samples of a window of a clip of `total` frames; frames [n, 9] are first .. min(end, total) - 1 of it."""
+        """Samples of a window of a clip of `total` frames. frames [n, 9]: first .. min(end, total) - 1 of the clip."""
         hop = self.config.hop
         stop = window.stop * hop if window.stop < total else self.config.samples(total)
-        if stop == 0:  # frames of a codec of rate 1, so few that nothing is left of them
+        if stop == 0:  # with a rate of 1, a few frames may have no samples
             return torch.zeros(0, dtype=torch.float32, device=self.device)
         audio = reference.decode(self.config, self.state, frames.T[None].to(self.device))["audio"][0]
         return audio[(window.start - window.first) * hop : stop - window.first * hop].float()

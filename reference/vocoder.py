@@ -48,7 +48,7 @@ class VocoderConfig:
             length = rate * length - rate % 2
         return max(length, 0)
 
-    def frames_behind(self, start: int, stop: int) -> tuple[int, int]:
+    def receptive_field(self, start: int, stop: int) -> tuple[int, int]:
         """(first, last + 1) of the frames that samples start .. stop - 1 depend on. They may lie outside the clip."""
         low, high = start - KERNEL // 2, stop - 1 + KERNEL // 2
         for rate in reversed(self.decoder_rates):

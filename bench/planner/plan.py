@@ -31,7 +31,7 @@ from zonos2_triton.model.prompt import build_prompt
 from zonos2_triton.model.runtime.batch_state import cache_pages, pages_of
 from zonos2_triton.model.runtime.scheduler import SYNC_INTERVAL, BatchingOptions
 from zonos2_triton.model.tables import fitted, text_table
-from zonos2_triton.model.vocoder import ACTIVATIONS
+from zonos2_triton.model.vocoder import MAX_ACTIVATION_BYTES
 
 LONGEST = MODEL.max_seqlen
 FRAME_US = 1e6 * CODEC.hop / CODEC.sample_rate  # of sound
@@ -142,7 +142,9 @@ def plan(
     frame, sound, real_time = forecast.frame(max_batch_size), forecast.vocoder(max_batch_size), forecast.in_real_time()
     most = fit.max_batch_size if fit else 0
     at_once = {"fit": most, "real_time": real_time, "both": min(most, real_time), "most": MAX_BATCH_SIZE}
-    notes = [f"Vocoder.decode of whole clips takes up to {_gb(ACTIVATIONS)} more while it runs; speaking does not"]
+    notes = [
+        f"Vocoder.decode of whole clips takes up to {_gb(MAX_ACTIVATION_BYTES)} more while it runs; speaking does not"
+    ]
     if (held := pages // pages_of(rows)) < max_batch_size:
         held_now = f"{held} requests of this context at once, the others wait" if held else "no request of this context"
         notes.append(f"the cache holds {held_now}: raise kv_cache_tokens")

@@ -186,7 +186,7 @@ def vocoder_steps(
     decoder = VocoderDecoder(config, random_codec(config, device, dtype), vocoder_ops(dtype))
     lengths = [max(frames - 3 * row, 0) for row in range(rows)]
     codes = random_codes(config, rows, frames, device)
-    alone = [clips(decoder, codes[row : row + 1], [n], n + decoder.lookahead)[0] for row, n in enumerate(lengths)]
+    alone = [clips(decoder, codes[row : row + 1], [n], n + decoder.right_context)[0] for row, n in enumerate(lengths)]
     late = as_delayed(codes)
     for chunk in chunks:
         got = clips(decoder, late[:1], lengths[:1], chunk, delayed=True)
@@ -238,7 +238,7 @@ def clip_step_meta(
     """step_meta [B, 4] of the steps that take clips of so many frames to their end."""
     frames = torch.tensor(lengths, dtype=torch.int32, device=device)
     codebooks = decoder.config.n_codebooks if delayed else 1
-    return [*clip_steps(frames, max(lengths), chunk, decoder.lookahead, codebooks)]
+    return [*clip_steps(frames, max(lengths), chunk, decoder.right_context, codebooks)]
 
 
 def blank_rings(decoder: VocoderDecoder, rows: int, frames: int) -> Rings:

@@ -48,7 +48,7 @@ def _codec(vocoder: Vocoder, batch_size: int, frames: int, calls: Counter[str]) 
         together, width = 1, frames
     else:
         together = batch_size if calls["codec/advance"] else 1
-        width = math.ceil((frames + vocoder.decoder.lookahead) * batch_size / together / steps)
+        width = math.ceil((frames + vocoder.decoder.right_context) * batch_size / together / steps)
     costs = step_costs(vocoder.config, together, width, vocoder.dtype.itemsize)
     return {(stage,): _sum(costs, steps) for stage in seen}
 

@@ -64,8 +64,8 @@ class VocoderTimer:
         """
         decoder = self.vocoder.decoder
         rows, length = work.rows, work.frames if work.whole else 3 * work.frames
-        together = work.frames + decoder.lookahead
-        frames = min(self.vocoder._frames_together(rows), together) if work.whole else work.frames
+        together = work.frames + decoder.right_context
+        frames = min(self.vocoder._frames_per_step(rows), together) if work.whole else work.frames
         aligned = random_codes(self.config, rows, length, self.device)
         codes = aligned if work.whole else as_delayed(aligned)
         rings = decoder.rings(rows, frames)

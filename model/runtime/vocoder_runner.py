@@ -12,7 +12,7 @@ from torch import Tensor
 
 from zonos2_triton.model.runtime.batch_state import BatchState
 from zonos2_triton.model.vocoder_decoder import VocoderDecoder
-from zonos2_triton.model.vocoder_schedule import Schedule, step
+from zonos2_triton.model.vocoder_schedule import Schedule, plan_step
 from zonos2_triton.reference.advance_frame import SLOT_NONFINITE
 
 MAX_RING_BYTES = 1 << 30  # activations of all slots; a larger batch takes more steps
@@ -34,11 +34,11 @@ class VocoderRunner:
         self.decoder, self.state = decoder, state
         slots, codebooks = state.frames.shape[0], state.frames.shape[2] - 1
         # The last frames of a clip, those whose codes were still to come, and what their samples wait for.
-        most = max_new_frames + codebooks - 1 + decoder.lookahead
+        most = max_new_frames + codebooks - 1 + decoder.right_context
         fits = (n for n in range(1, most + 1) if decoder.ring_bytes(slots, -(-most // n)) <= MAX_RING_BYTES)
         self.steps = next(fits, most)
         self.frames = -(-most // self.steps)
-        self.schedule = Schedule(codebooks, decoder.lookahead)
+        self.schedule = Schedule(codebooks, decoder.right_context)
         self._rings = decoder.rings(slots, self.frames)
         shape, device = (self.steps, slots), state.frames.device
         self.done = torch.zeros(slots, dtype=torch.int32, device=device)
@@ -81,9 +81,9 @@ class VocoderRunner:
     def _next(self, batch_size: int) -> tuple[Tensor, ...]:
         """The columns of the next step's `step_meta`."""
         s, done = self.state, self.done[:batch_size]
-        positions, came = s.positions[:batch_size], s.steps[:batch_size]
+        positions, received = s.positions[:batch_size], s.steps[:batch_size]
         closed = positions < 0
-        length = self.schedule.length(came, s.eos_frames[:batch_size], closed)
-        goal = self.schedule.goal(done, self.schedule.complete(came, length), length, closed)
-        goal = torch.where(positions == SLOT_NONFINITE, done, goal)
-        return step(done, goal, self.frames, length, came, closed)
+        length = self.schedule.length(received, s.eos_frames[:batch_size], closed)
+        target = self.schedule.target(done, self.schedule.complete(received, length), length, closed)
+        target = torch.where(positions == SLOT_NONFINITE, done, target)
+        return plan_step(done, target, self.frames, length, received, closed)

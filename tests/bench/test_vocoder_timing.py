@@ -21,7 +21,7 @@ def test_a_vocoder_is_timed_beside_pytorch(in_steps, monkeypatch):
     """On a small codec, by the kernels' reference: clips in several steps, and a step of streams; compiled or not."""
     timer = VocoderTimer(CODEC, "cpu", torch.float32)
     timer.vocoder = in_steps(Vocoder(CODEC, timer.state, "reference"))
-    monkeypatch.setattr(timer.vocoder, "_frames_together", lambda rows: 12)
+    monkeypatch.setattr(timer.vocoder, "_frames_per_step", lambda rows: 12)
     monkeypatch.setattr(timer, "_compiled", lambda: timer._torch)
     streams = partial(timer.time, Work(1, 4, False), CPU, seconds=0.0, graph=False, least=1)
     found = timer.time(Work(2, 5, True), CPU, seconds=0.0, graph=False, least=1)

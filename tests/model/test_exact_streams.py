@@ -37,7 +37,7 @@ def five(codecs):
 def as_if_nothing_followed(vocoder, frames, complete, eos_frame=None):
     """All samples of a clip that ended with these frames, with silence for the missing codes."""
     config, state = vocoder.config, vocoder.state
-    length = complete + 2 * vocoder.decoder.lookahead
+    length = complete + 2 * vocoder.decoder.right_context
     length = length if eos_frame is None else min(length, eos_frame)
     z = torch.zeros(1, config.latent_dim, length, dtype=torch.float64)
     for c in range(config.n_codebooks):
@@ -54,7 +54,7 @@ class Schedule:
 
     def __init__(self, vocoder, lookahead=None, chunk=16, first_chunk=1):
         self.config, self.decoder = vocoder.config, vocoder.decoder
-        self.lookahead = min(self.decoder.lookahead if lookahead is None else lookahead, self.decoder.lookahead)
+        self.lookahead = min(self.decoder.right_context if lookahead is None else lookahead, self.decoder.right_context)
         self.chunk, self.first_chunk = chunk, first_chunk
         self.eos_frame, self.done, self.sent, self.final, self.over = None, 0, 0, 0, False
 
@@ -71,7 +71,7 @@ class Schedule:
             known = complete if self.eos_frame is None else self.eos_frame
             self.final = min(max(complete * hop - self.decoder.delay, self.final), self.config.samples(known))
             sent = min((complete - self.lookahead) * hop, self.config.samples(complete))
-            self.sent = self.final if self.lookahead == self.decoder.lookahead else max(self.final, sent)
+            self.sent = self.final if self.lookahead == self.decoder.right_context else max(self.final, sent)
         return self.sent, self.final
 
 
@@ -84,7 +84,7 @@ def step_meta_of(vocoder):
     seen, step = [], vocoder.decoder.step
 
     def seeing(made, codes, step_meta, frames, delayed):
-        assert frames == step_meta[:, 1].max(), "more than any row needs"
+        assert frames == step_meta[:, 1].max(), "more than any slot needs"
         seen.append(step_meta.tolist())
         return step(made, codes, step_meta, frames, delayed)
 
@@ -120,12 +120,12 @@ class TestOneClip:
             known = [i for at in early for i in at if i < final]
             assert stream.signal_to_error == pytest.approx(decibels(emitted[known], true[known]), rel=1e-9)
         assert len(emitted) == len(true)
-        if schedule.lookahead == vocoder.decoder.lookahead:
+        if schedule.lookahead == vocoder.decoder.right_context:
             assert not early
             assert stream.signal_to_error == math.inf
             counts, length = [count for ((_, count, *_),) in seen], len(frames) if eos_frame is None else eos_frame
             assert [done for ((done, *_),) in seen] == [0, *accumulate(counts)][:-1]
-            assert sum(counts) == (length + vocoder.decoder.lookahead if length else 0)
+            assert sum(counts) == (length + vocoder.decoder.right_context if length else 0)
 
     def test_what_is_emitted_early_is_one_step_more(self, five):
         """No samples when none are due, and none at the end."""
@@ -134,7 +134,7 @@ class TestOneClip:
         with watched:
             for count, eos_frame in ((5, None), (1, None), (2, None), (3, None), (4, None), (4, 14), (1, None)):
                 stream.push(frames_of(count), eos_frame)
-                steps.append([span[:2] for (span,) in seen])
+                steps.append([slot[:2] for (slot,) in seen])
                 seen.clear()
         ahead = 12 - 3
         early = [[0, 4], [4, ahead]], [[4, 5], [9, ahead]], [[9, 4], [13, ahead]]
@@ -153,47 +153,51 @@ def rounds(draw):
     An entry of a round is None, or (restart, begin, end, eos_frame, last) for the current clip of the slot.
     """
     rows = []
-    for row in range(3):
+    for slot in range(3):
         entries = []
         for number in range(draw(st.integers(1, 2))):
             frames, messages = draw(talks(most=40))
             finished = messages if draw(st.booleans()) else messages[:-1]  # the next clip may begin in the midst of it
-            entries += [(row, number, frames, i == 0, *message) for i, message in enumerate(finished)]
+            entries += [(slot, number, frames, i == 0, *message) for i, message in enumerate(finished)]
         for _ in range(draw(st.integers(0, 4))):
             entries.insert(draw(st.integers(0, len(entries))), None)
         rows.append(entries)
-    return [[*turn] for turn in zip_longest(*rows)]
+    return [[*entries] for entries in zip_longest(*rows)]
 
 
 TWO = frames_of(2)
 WRONG_ROUNDS = {
-    "no-rows": ({"frames": []}, ValueError, "frames must hold one entry for each of the 3 rows, got 0"),
-    "fewer-ends": ({"eos_frames": [31]}, ValueError, "eos_frames must hold one entry for each of the 3 rows, got 1"),
-    "width": ({"frames": [TWO, TWO[:, :2], None]}, ValueError, r"row 1: frames must be .* \[n, 3\], got \[2, 2\]"),
-    "closed": ({"frames": [TWO, TWO, TWO[:0]]}, ValueError, "row 2: this stream was closed by last=True; open another"),
-    "end-decoded": ({"eos_frames": [30, 17, None]}, ValueError, "row 1: eos_frame must be at least 18, which are"),
-    "end-not-pushed": ({"last": [True, True, False]}, ValueError, "row 0: eos_frame must be at most the 29 .* got 30"),
+    "no-slots": ({"frames": []}, ValueError, "frames must hold one entry for each of the 3 slots, got 0"),
+    "fewer-ends": ({"eos_frames": [31]}, ValueError, "eos_frames must hold one entry for each of the 3 slots, got 1"),
+    "width": ({"frames": [TWO, TWO[:, :2], None]}, ValueError, r"slot 1: frames must be .* \[n, 3\], got \[2, 2\]"),
+    "closed": (
+        {"frames": [TWO, TWO, TWO[:0]]},
+        ValueError,
+        "slot 2: this stream was closed by last=True; open another",
+    ),
+    "end-decoded": ({"eos_frames": [30, 17, None]}, ValueError, "slot 1: eos_frame must be at least 18, which are"),
+    "end-not-pushed": ({"last": [True, True, False]}, ValueError, "slot 0: eos_frame must be at most the 29 .* got 30"),
 }
 
 
-class TestRows:
+class TestSlots:
     @given(rounds(), *waits, st.none() | st.integers(0, 30))
-    def test_each_row_is_a_stream_of_its_own(self, codecs, turns, chunk, first_chunk, lookahead):
+    def test_each_slot_is_a_stream_of_its_own(self, codecs, rounds, chunk, first_chunk, lookahead):
         """Slots that begin late, idle, end early and begin again."""
         vocoder, options = codecs[3, 2], {"chunk": chunk, "first_chunk": first_chunk, "lookahead": lookahead}
         streams, alone = vocoder.streams(3, **options), [vocoder.streams(1, **options) for _ in range(3)]
-        for turn in turns:
+        for entries in rounds:
             messages = [(None, None, False)] * 3
-            for entry in filter(None, turn):
-                row, number, frames, first, begin, end, eos_frame, last = entry
+            for entry in filter(None, entries):
+                slot, number, frames, first, begin, end, eos_frame, last = entry
                 if first and number:
-                    streams.restart(row)
-                    alone[row] = vocoder.streams(1, **options)
-                messages[row] = frames[begin:end], eos_frame, last
+                    streams.restart(slot)
+                    alone[slot] = vocoder.streams(1, **options)
+                messages[slot] = frames[begin:end], eos_frame, last
             got = streams.push(*zip(*messages, strict=True))
-            for row, message in enumerate(messages):
-                assert torch.equal(got[row], alone[row].push(*([part] for part in message))[0])
-                assert streams.signal_to_error(row) == alone[row].signal_to_error()
+            for slot, message in enumerate(messages):
+                assert torch.equal(got[slot], alone[slot].push(*([part] for part in message))[0])
+                assert streams.signal_to_error(slot) == alone[slot].signal_to_error()
 
     def test_one_step_for_all(self, five):
         """One step for any number of busy slots, none without; an idle slot takes no part."""
@@ -204,14 +208,14 @@ class TestRows:
             streams.push([frames_of(3), frames_of(3), frames_of(13)])
             streams.push([frames_of(13), None, frames_of(2)], eos_frames=[None, 16, None])
             streams.push([None, None, None])
-        assert [[span[:2] for span in step_meta] for step_meta in seen] == [
+        assert [[slot[:2] for slot in step_meta] for step_meta in seen] == [
             [[0, 16], [0, 16], [0, 0]],
             [[16, 2], [16, 0], [0, 0]],
             [[18, 16], [16, 12], [0, 13]],
         ]
 
     @pytest.mark.parametrize("case", WRONG_ROUNDS)
-    def test_a_refused_push_changes_no_row(self, five, case):
+    def test_a_refused_push_changes_no_slot(self, five, case):
         """The first slot ends at frame 30, of which 20 have come; the second is open; the third is closed."""
         frames, emitted = frames_of(60), []
         messages, error, text = WRONG_ROUNDS[case]
@@ -227,16 +231,16 @@ class TestRows:
         assert all(map(torch.equal, *emitted))
         assert [*map(len, emitted[0])] == [five.config.samples(n) for n in (30, 60, 20)]
 
-    def test_a_row_that_is_not_there(self, five):
-        for row in (-1, 3, True, 1.0):
-            with pytest.raises(ValueError, match=rf"row must be in 0..2, got {row}"):
-                five.streams(3).restart(row)
+    def test_a_slot_that_is_not_there(self, five):
+        for slot in (-1, 3, True, 1.0):
+            with pytest.raises(ValueError, match=rf"slot must be in 0..2, got {slot}"):
+                five.streams(3).restart(slot)
 
-    @pytest.mark.parametrize(("name", "least"), [("rows", 1), ("chunk", 1), ("first_chunk", 1), ("lookahead", 0)])
+    @pytest.mark.parametrize(("name", "least"), [("batch_size", 1), ("chunk", 1), ("first_chunk", 1), ("lookahead", 0)])
     def test_settings(self, five, name, least):
         for wrong in (least - 1, True, 2.0, "2"):
             with pytest.raises(ValueError, match=f"{name} must be an integer from {least}, got {wrong!r}"):
-                five.streams(**{"rows": 1, name: wrong})
+                five.streams(**{"batch_size": 1, name: wrong})
 
     def test_a_long_clip_is_not_kept(self, five):
         """The cost of a message does not grow with the clip. A caller may reuse its buffer, though the frames are

@@ -150,7 +150,7 @@ class TestStreams:
     def test_far_into_a_clip(self, small):
         """Positions beyond 2**31: the samples of a slot depend on its rings only."""
         decoder, heard = small.decoder, []
-        rows = small.decoder.lookahead + 4
+        rows = small.decoder.right_context + 4
         for base in (1000, 2**30):
             made, codes = decoder.rings(1, rows), torch.zeros(1, rows + 2, 3, dtype=torch.int32)
             for ring in made.tensors():
@@ -210,10 +210,10 @@ class TestRealSizes:
     @pytest.mark.parametrize("rows", [1, 2, 7, 64])
     def test_activations_are_bounded(self, real, dtype, rows):
         """A step takes as many frames as fit, and allocates the planned bytes."""
-        decoder, together = real[dtype].decoder, real[dtype]._frames_together(rows)
+        decoder, together = real[dtype].decoder, real[dtype]._frames_per_step(rows)
         assert together > 1
         room = decoder.ring_bytes(rows, together)
-        assert room <= vocoder_module.ACTIVATIONS < decoder.ring_bytes(rows, together + 1)
+        assert room <= vocoder_module.MAX_ACTIVATION_BYTES < decoder.ring_bytes(rows, together + 1)
         with Operations() as seen:
             decoder.rings(rows, together)
         assert allocated(seen) == room
@@ -233,6 +233,6 @@ class TestLatents:
         vocoder.decoder.ops = vocoder.decoder.ops._replace(widest_unit=3)
         together, z = vocoder.decode(codes), vocoder.latents(codes)
         assert same_bits(vocoder.decode_latents(z[1:2])[0], together[1])
-        monkeypatch.setattr(vocoder_module, "ROWS_TOGETHER", 2)
-        monkeypatch.setattr(vocoder_module, "ACTIVATIONS", vocoder.decoder.ring_bytes(2, 4))
+        monkeypatch.setattr(vocoder_module, "MAX_CLIPS", 2)
+        monkeypatch.setattr(vocoder_module, "MAX_ACTIVATION_BYTES", vocoder.decoder.ring_bytes(2, 4))
         assert same_bits(vocoder.decode_latents(z), together)

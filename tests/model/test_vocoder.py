@@ -71,7 +71,7 @@ class TestRealLayout:
 
     def test_windows_of_the_real_codec(self):
         """Ten frames per side, which set streaming latency and the cost of windows."""
-        assert VocoderConfig().frames_behind(32 * 512, 64 * 512) == (22, 74)
+        assert VocoderConfig().receptive_field(32 * 512, 64 * 512) == (22, 74)
 
 
 class TestReach:
@@ -87,7 +87,7 @@ class TestReach:
         before, after = (vocoder.trace(c)["audio"][0] for c in (codes, changed_codes))
         changed = (before != after).nonzero()[:, 0].tolist()
         config = vocoder.config
-        reach = [config.frames_behind(sample, sample + 1) for sample in range(config.samples(frames))]
+        reach = [config.receptive_field(sample, sample + 1) for sample in range(config.samples(frames))]
         claimed = [sample for sample, (first, end) in enumerate(reach) if first <= frame < end]
         assert 0 < claimed[0] < claimed[-1] < len(before) - 1, "the clip is too short to show the reach"
         assert (changed[0], changed[-1]) == (claimed[0], claimed[-1])
@@ -175,8 +175,8 @@ class TestInSteps:
         """In steps of five frames, three clips at a time, with residual units as one or two operations."""
         clips = [random_codes(9, n, seed=n) for n in (12, 0, 1, 33, 7)]
         vocoder, seen = in_steps(codecs[name], widest_unit), []
-        monkeypatch.setattr(vocoder_module, "ACTIVATIONS", vocoder.decoder.ring_bytes(3, 5))
-        monkeypatch.setattr(vocoder_module, "ROWS_TOGETHER", 3)
+        monkeypatch.setattr(vocoder_module, "MAX_ACTIVATION_BYTES", vocoder.decoder.ring_bytes(3, 5))
+        monkeypatch.setattr(vocoder_module, "MAX_CLIPS", 3)
         step = vocoder.decoder.step
         monkeypatch.setattr(vocoder.decoder, "step", lambda *args: seen.append(args[2].tolist()) or step(*args))
         for audio, wanted in zip(vocoder.decode(clips), codecs[name].decode(clips), strict=True):
@@ -186,15 +186,15 @@ class TestInSteps:
         for row, length in enumerate((12, 0, 1)):  # of the first batch: every frame once
             step_meta = [step_meta[row] for step_meta in seen if len(step_meta) == 3]
             made = [frame for done, count, *_ in step_meta for frame in range(done, done + count)]
-            assert made == [*range(length + vocoder.decoder.lookahead if length else 0)]
+            assert made == [*range(length + vocoder.decoder.right_context if length else 0)]
 
     @all_codecs
     def test_what_a_frame_waits_for(self, codecs, name):
         """As in the reference: a sample is final when the last frame that it depends on has come."""
         config, decoder = codecs[name].config, codecs[name].decoder
         ready = 50 * config.hop - decoder.delay  # samples that are final after 50 frames
-        assert [config.frames_behind(at, at + 1)[1] for at in (ready - 1, ready)] == [50, 51]
-        assert decoder.lookahead == max(config.frames_behind(50 * config.hop, 51 * config.hop)[1] - 51, 0)
+        assert [config.receptive_field(at, at + 1)[1] for at in (ready - 1, ready)] == [50, 51]
+        assert decoder.right_context == max(config.receptive_field(50 * config.hop, 51 * config.hop)[1] - 51, 0)
 
 
 class TestLatents:
