@@ -53,7 +53,6 @@ NOT_RUN = {
     "import zonos2\n": "the official engine; tests/integrations/zonos2_engine calls accelerate(zonos2)",
     "from zonos2.message": "the official engine, before",
     "make ": "it sets up an environment of its own; test_make_has_these_targets",
-    "pip install": "it installs; test_extras_exist",
     "python -m zonos2 ": "the official engine",
     "python -m zonos2_triton.model.integrations.zonos2_engine.serve": "the official engine; tests/integrations",
     "sgl-omni": "sglang-omni",
@@ -75,6 +74,10 @@ def reason(text):
 def blocks(text):
     """Language and text of each code block."""
     return re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def without_blocks(text):
+    return re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
 
 
 def sections(text):
@@ -206,12 +209,13 @@ def test_every_command_and_option_that_is_named_exists(capsys):
 @pytest.mark.parametrize("page", PAGES)
 def test_every_file_and_object_that_is_named_exists(page):
     """By a path from the repository's folder, or by a dotted name."""
+    text = without_blocks(PAGES[page])
     rooms = r"(?:\.ci|\.github|\.src|bench|kernels|model|reference|tests)"
-    named = set(re.findall(rf"`({rooms}/[\w./-]*)`", PAGES[page]))
-    named |= set(re.findall(r"[ :]((?:bench|tests)/[\w./-]+\.(?:json|py))", PAGES[page]))
+    named = set(re.findall(rf"`({rooms}/[\w./-]*)`", text))
+    named |= set(re.findall(r"[ :]((?:bench|tests)/[\w./-]+\.(?:json|py))", text))
     made = {"bench/results/"}  # by `make gpu`
     assert [path for path in sorted(named - made) if not (ROOT / path).exists()] == []
-    for name in set(re.findall(r"(?<!ops\.)\bzonos2_triton(?:\.\w+)+", PAGES[page])):
+    for name in set(re.findall(r"(?<!ops\.)\bzonos2_triton(?:\.\w+)+", text)):
         pkgutil.resolve_name(name)
 
 
@@ -222,7 +226,7 @@ def anchors(page):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_link_leads_somewhere(page):
-    for link in re.findall(r"\]\(([^)]+)\)", PAGES[page]):
+    for link in re.findall(r"\]\(([^)]+)\)", without_blocks(PAGES[page])):
         if not link.startswith("https://"):
             path, _, anchor = link.partition("#")
             target = (ROOT / page).parent / path if path else ROOT / page

@@ -11,6 +11,9 @@ import torch
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.compiler.cubin_stats import TARGETS
 from zonos2_triton.bench.compiler.gate import SNAPSHOTS
+from zonos2_triton.bench.planner.footprint import memory
+from zonos2_triton.bench.planner.plan import usual_prompt
+from zonos2_triton.bench.proof.bounds import RATIO, SAMPLE_RATIO
 from zonos2_triton.bench.specs.backbone import FRAME
 from zonos2_triton.bench.specs.vocoder import VOCODER
 from zonos2_triton.bench.suite.gpu import BUDGET
@@ -46,7 +49,24 @@ def decode_side():
     return sum(map(math.prod, layout(VocoderConfig()).values())) * 4 / 1e6
 
 
+def gb(precision, requests):
+    """Memory of the 8B model, as the planner adds it up."""
+    options = BatchingOptions(requests)
+    return sum(each.bytes for each in memory(precision, "float32", options, usual_prompt())) / 1e9
+
+
+FIRST = 8 + 10 + 1  # frames: the delay of the last codebook, the lookahead, and one
 STATED = {
+    "accuracy": (
+        "README.md",
+        f"at most {SAMPLE_RATIO:g} times that of plain PyTorch in the same dtype, and {RATIO:g} times for attention",
+    ),
+    "memory": (
+        "README.md",
+        f"bf16: {gb('bf16', 1):.1f} GB for one request, {gb('bf16', 16):.1f} GB for 16 (24 GB GPU); "
+        f"fp32: {gb('fp32', 1):.0f} GB",
+    ),
+    "latency": ("README.md", f"after {FIRST} frames, {FIRST * VocoderConfig().hop / 44.1:.0f} ms of sound"),
     "targets": ("README.md", "NVIDIA " + ", ".join(TARGETS).replace(", sm_", ", ").replace(", gfx942", " ")),
     "architectures": ("README.md", f"the compile gate of {WORDS[len(TARGETS)]} architectures"),
     "gate": ("bench/README.md", f"at the 8B model's shapes for {WORDS[len(TARGETS)]} architectures"),
