@@ -79,7 +79,7 @@ def _plain(found: Sequence[Token]) -> list[Token]:
                 dropped.add(i - 1)
             ends = i + 1 == len(found) or found[i + 1].indent is not None or found[i + 1].text == ":"
             tied = {"for", ":="} | ({","} if before not in ("=", "return") else set())  # what needs the parentheses
-            whole = token.text == ")" and before in _WRAPS and not opened and ends and words and not tied & {*words}
+            whole = before in _WRAPS and not opened and ends and words and not tied & {*words}
             if token.text == ")" and (whole or before == "import"):
                 dropped |= {start, i}
         if opened:

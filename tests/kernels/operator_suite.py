@@ -51,9 +51,14 @@ class Wrong(NamedTuple):
 
 
 def wrong(
-    message: str, workload: str | None = None, *, dtype: torch.dtype = torch.float32, sizes: Sizes | None = None,
-    launch_only: bool = False, **changes: Any,
-) -> Wrong:  # fmt: skip
+    message: str,
+    workload: str | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    sizes: Sizes | None = None,
+    launch_only: bool = False,
+    **changes: Any,
+) -> Wrong:
     return Wrong(message, changes, workload, dtype, sizes or {}, launch_only)
 
 
@@ -199,8 +204,11 @@ class OperatorTests:
     def test_cpu_fallback(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """On a CPU without the interpreter, an operator is its reference, in memory that is nobody else's."""
         monkeypatch.setattr(_operator, "interpreted", lambda: False)
-        for workload, dtype in [*((entry.name, "float32") for entry in small(KERNELS[self.name])),
-                                ("tiny", "bfloat16"), ("tiny", "float16")]:  # fmt: skip
+        for workload, dtype in [
+            *((entry.name, "float32") for entry in small(KERNELS[self.name])),
+            ("tiny", "bfloat16"),
+            ("tiny", "float16"),
+        ]:
             case = self.case(workload, dtype)
             outputs = case.run()
             assert_same_bits(outputs, case.torch_outputs)
