@@ -1,10 +1,10 @@
-"""What this model does around an attention, for libraries that compute the attention alone, and in their layouts.
+"""This model's steps around an attention, for libraries that compute the attention alone, and in their layouts.
 
 Head norms, temperature, rotary embedding and cache write come before it, the head gate after it. An engine has fused
-kernels for those; so on a GPU torch.compile makes them, one launch or two on each side, and no library is charged for
-PyTorch's ten. On a CPU, where nothing is timed, they run as they are.
+kernels for those. So on a GPU torch.compile fuses them into one or two launches per side. On a CPU they run eagerly,
+and nothing is timed.
 
-Which slot of the cache a row goes to is worked out beforehand, as engines do once a step for all layers: not timed.
+The cache slot of each token is computed beforehand and not timed: engines do so once a step, for all layers.
 """
 
 from collections.abc import Callable

@@ -1,9 +1,8 @@
-"""What FlashInfer computes of this model: both attentions over pages, the norm, the rotary embedding.
+"""FlashInfer's kernels for this model: both attentions over pages, the norm, the rotary embedding.
 
-Its wrappers plan a step on the host, from lengths and pages: done beforehand, not timed. The attentions read this
-project's pages where they lie, nothing is copied. Its fused norm and the rotary embedding work in place, on what is a
-copy here, made beforehand: the first call gives the kernel's results, and later ones do the same work on what the call
-before it left.
+Its wrappers plan a step on the host from lengths and pages; that is done beforehand and not timed. The attentions read
+this project's pages without a copy. Its fused norm and the rotary embedding work in place, on a copy that is made
+beforehand. The first call gives the kernel's results; later ones do the same work on the results before.
 """
 
 from functools import cache

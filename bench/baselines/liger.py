@@ -1,4 +1,4 @@
-"""What Liger's Triton kernels compute of this model: the norm, the rotary embedding, a dense feed-forward.
+"""Liger's Triton kernels for this model: the norm, the rotary embedding, a dense feed-forward.
 
 They are made for training; here their forward passes run. Norms multiply by the weight in fp32, as this model does,
 which is Liger's casting mode "gemma".

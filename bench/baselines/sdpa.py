@@ -1,8 +1,8 @@
 """Both attentions by torch.nn.functional.scaled_dot_product_attention: the fused attention that PyTorch brings along.
 
-It reads no pages. An engine around it has a contiguous cache of fixed size, laid out as it reads: [B, HKV, S, DH]. The
-copy into that layout is not timed, nor is the mask, which an engine makes once a step for all layers; writing the new
-rows is, into that cache and, for the kernel's function, into the pages. S is what a sequence's pages hold.
+It reads no pages. An engine around it has a contiguous cache of fixed size, laid out as it reads: [B, HKV, S, DH]. S is
+the number of positions in a sequence's pages. Not timed: the copy into that layout, and the mask, which an engine makes
+once a step for all layers. Timed: the writes of new tokens into that cache and, as the kernel does, into the pages.
 """
 
 from itertools import pairwise

@@ -39,7 +39,7 @@ Layered = Callable[..., tuple[Tensor, Tensor | None]]
 
 @dataclass(frozen=True)
 class Pieces:
-    """What a frame is made of, each compiled or as it is."""
+    """The functions of a frame, each compiled or eager."""
 
     enter: Callable[[Tensor], Tensor]
     layer: Layered
@@ -96,7 +96,7 @@ class TorchFrame:
         return found | {"method": f"attention {self.attention.__name__}"}
 
     def pieces(self, state: "State") -> Pieces:
-        """Of a frame over `state`, every row of which is live."""
+        """The functions of a frame over `state`, in which every slot is live."""
         config, model, s = self.config, self.model, state.batch_state
         rows = torch.arange(len(s.positions), device=self.device)
 
@@ -293,7 +293,7 @@ def _off(got: Tensor, want: Tensor) -> Tensor:
 
 @contextmanager
 def _compiling() -> Iterator[None]:
-    """What a compiler makes is forgotten afterwards. NotRun: there is no compiler here."""
+    """Forgets compiled code at the end. NotRun: there is no compiler here."""
     try:
         yield
     except RuntimeError as error:

@@ -85,7 +85,7 @@ def decode_attention(
     block_table: Tensor,
     positions: Tensor,
 ) -> Tensor:
-    """Of all sequences at once, none of them idle, over every position that the block table has room for."""
+    """All sequences at once, none of them idle, over every position that the block table has room for."""
     at, page_size = positions.long(), k_cache.shape[1]
     q, k, v, gate = entering(qkvg, qk_temperature, cos_sin_cache, at, k_cache)
     place = block_table[torch.arange(len(at), device=at.device), at // page_size].long(), at % page_size
@@ -106,7 +106,7 @@ def prefill_attention(
     cu_seqlens: Tensor,
     max_seqlen_q: int,
 ) -> Tensor:
-    """Of one prompt, from its begin."""
+    """One prompt, from its first token."""
     at, page_size = torch.arange(max_seqlen_q, device=qkvg.device), k_cache.shape[1]
     q, k, v, gate = entering(qkvg, qk_temperature, cos_sin_cache, at, k_cache)
     place = block_table[0, at // page_size].long(), at % page_size

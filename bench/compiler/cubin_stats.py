@@ -1,7 +1,7 @@
-"""What the compiler made of a kernel: counts read from its binary, and the limits of the architectures.
+"""Counts read from a kernel's binary, and the limits of the architectures.
 
-Spills have no entry of their own in an NVIDIA binary. They show as a stack frame and as local loads and stores, which
-local arrays cause too; neither belongs into a kernel of this project.
+An NVIDIA binary has no entry for spills. They show as a stack frame and as local loads and stores. Local arrays cause
+these too; neither belongs into a kernel of this project.
 """
 
 import json
@@ -74,16 +74,16 @@ class Stats:
 
 
 def statistics(kernel: Any, target: Target) -> Stats:
-    """Of a kernel that Triton compiled for `target`."""
+    """The counts of a kernel that Triton compiled for `target`."""
     counted = _nvidia(kernel, target) if target.backend == "cuda" else _amd(kernel, target)
     return replace(counted, sums=sums(kernel.asm.get("ttgir", "")))
 
 
 def sums(ttgir: str) -> tuple[str, ...]:
-    """What decides the order in which a kernel adds floats: two kernels that agree here round the same sums alike.
+    """Everything that decides the order in which a kernel adds floats. Two kernels that agree here round sums alike.
 
-    Of a reduction, how its axis lies over registers, lanes and warps; of a matrix product, the instruction and how much
-    of the summed axis a step takes. How wide a tile is across that axis decides nothing, and is left out.
+    For a reduction: the layout of its axis over registers, lanes and warps. For a matrix product: the instruction, and
+    the length of the summed axis that a step takes. The width of a tile across that axis has no effect.
     """
     layouts = dict(re.findall(r"^(#\w+) = #ttg\.(.*)$", ttgir, re.MULTILINE))
     found = []

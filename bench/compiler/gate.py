@@ -44,7 +44,7 @@ SNAPSHOTS = Path(__file__).parent / "snapshots"
 
 @dataclass(frozen=True)
 class Expected:
-    """What one jit function must become, on every target."""
+    """The requirements on the compiled code of one jit function, on every target."""
 
     max_instructions: int
     matrix: bool = False  # matrix instructions, of any family
@@ -97,7 +97,7 @@ class Change:
 
 
 def judge(stats: Stats, target: str, expected: Expected) -> list[str]:
-    """What is wrong with a binary, in words."""
+    """The violations of a binary, in words."""
     limits, wrong = TARGETS[target], []
     if stats.traps and stats.instructions < 64:
         wrong.append(f"a trap in place of the kernel: {stats.instructions} instructions, {stats.traps} of them traps")
@@ -206,7 +206,7 @@ def _same_sums(rows: list[Row], expects: Expectations) -> list[Row]:
 
 
 def variant_of(config: str) -> str:
-    """Of a workload: its name up to the first number; "dense-prefill" of "dense-prefill-2048-bfloat16"."""
+    """The variant of a workload: its name up to the first number; "dense-prefill" of "dense-prefill-2048-bfloat16"."""
     return re.sub(r"-B?\d.*|-(bfloat16|float16|float32).*", "", config)
 
 
@@ -248,7 +248,7 @@ def _expected(function: str, expects: Expectations) -> Expected | None:
 
 
 def _measured(rows: Iterable[Row]) -> dict[str, dict[str, int]]:
-    """What a snapshot holds: the rows that compiled, by key."""
+    """The content of a snapshot: the rows that compiled, by key."""
     found = {}
     for row in rows:
         if stats := row.stats:
@@ -298,7 +298,7 @@ def _subject(key: str) -> tuple[str, str, str]:
 
 
 def _launches(rows: Mapping[str, Mapping[str, int]]) -> Counter[str]:
-    """Of all functions of a workload."""
+    """The launches of all functions of a workload."""
     total = Counter[str]()
     for key, values in rows.items():
         kernel, _, config, target = key.split("/")

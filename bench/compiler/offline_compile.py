@@ -19,7 +19,7 @@ from zonos2_triton.bench.compiler.cubin_stats import TARGETS, Target
 
 @dataclass
 class Launch:
-    """What a launch would run: one compiled kernel, however often it was launched."""
+    """One compiled kernel, however often it was launched."""
 
     function: str
     kernel: Any  # triton.compiler.CompiledKernel, or None where the compiler failed
@@ -47,7 +47,7 @@ class _Driver:
 
 
 class _Pointer:
-    """What the compiler learns of a tensor: where it starts in its storage, which is aligned, and how large that is."""
+    """A tensor as the compiler sees it: its offset in an aligned storage, and the size of that."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.dtype = tensor.dtype

@@ -1,13 +1,12 @@
 """The public schemas of torch.ops.zonos2_triton, their listing, and the version that a change of them needs.
 
 kernels/schemas.json holds {"version", "ops": {name: schema}}; the version is that of the schemas, not of the package.
-Semantic versioning, from the side of whoever calls an operation:
+Semantic versioning, from the caller's side:
 
-major   an operation is gone, or PyTorch says that its schema is not backward compatible: an argument or a result is
-        gone, has another name, place or type, or is changed in place where it was not; an argument without a default is
-        new; a default is another one or gone
-minor   a new operation; new arguments at the end that have defaults; a type that becomes optional, and a default where
-        there was none
+major   an operator is gone, or PyTorch says that its schema is not backward compatible;
+        an argument or a result is gone, has another name, place or type, or is newly changed in place;
+        an argument without a default is new; a default is another one or gone
+minor   a new operator; new arguments at the end that have defaults; a type that becomes optional; a new default
 """
 
 import argparse
@@ -42,7 +41,7 @@ def registered() -> dict[str, str]:
 
 
 def changes(old: Schemas, new: Schemas) -> list[Change]:
-    """What became of `old`, operation by operation."""
+    """The differences from `old`, operator by operator."""
     found = [Change("major", f"{name} is gone") for name in old if name not in new]
     for name, schema in new.items():
         if name not in old:

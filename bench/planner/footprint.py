@@ -48,7 +48,7 @@ VOCODER_DTYPES = ("float32", "tf32", "float16", "bfloat16")
 
 
 class Sizes(NamedTuple):
-    """Of all that `Zonos2.load` reads; the released ones by default."""
+    """The configurations of everything that `Zonos2.load` reads; the released ones by default."""
 
     model: Zonos2Config = MODEL
     codec: VocoderConfig = CODEC
@@ -67,7 +67,7 @@ class Component(NamedTuple):
 
 
 def memory(precision: str, vocoder_dtype: str, options: BatchingOptions, prompt: int) -> list[Component]:
-    """Of `Zonos2.load` with these options on a GPU. prompt: tokens that each request begins with."""
+    """The memory that `Zonos2.load` needs with these options on a GPU. prompt: tokens of each prompt."""
     dtype, _ = PRECISIONS[precision]
     found = planned(dtype, vocoder_dtype, options)
     found["weights: experts"] *= expert_share(precision)
@@ -167,7 +167,7 @@ def decoder() -> VocoderDecoder:
 
 @cache
 def parameters() -> dict[str, int]:
-    """Of the backbone, by group."""
+    """The number of the backbone's parameters, by group."""
     counts = dict.fromkeys(GROUPS.values(), 0)
     for name, shape in network.layout(MODEL).items():
         counts[group_of(name)] += math.prod(shape)
@@ -175,7 +175,7 @@ def parameters() -> dict[str, int]:
 
 
 def group_of(name: str) -> str:
-    """Of a weight."""
+    """The group of a weight, by its name."""
     return next(group for mark, group in GROUPS.items() if mark in name)
 
 
@@ -201,7 +201,7 @@ def unloaded(
 
 
 def _prefill(rows: int, itemsize: int) -> float:
-    """What lives at once in a layer: the stream before and after, its norm, projections, attention, the experts' h."""
+    """Bytes that live at once in a layer: the stream before and after, norm, projections, attention, the experts' h."""
     c = MODEL
     attention = 2 * (c.heads + c.kv_heads) * c.head_dim + c.heads
     return rows * (3 * c.dim + attention + c.max_experts_per_token * c.ffn_dim) * itemsize

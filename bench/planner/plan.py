@@ -48,12 +48,12 @@ class Forecast:
         self._vocoder_itemsize = DTYPES[vocoder_dtype.replace("tf32", "float32")].itemsize
 
     def cost(self, batch_size: int, context: int | None = None) -> Cost:
-        """Of a frame of the batch, sampling included."""
+        """Cost of a frame of the batch, sampling included."""
         # The last frame of a full context has one token less behind it.
         return self._moved(_frame(batch_size, min(context or self.context, LONGEST - 1), self._itemsize))
 
     def frame(self, batch_size: int, context: int | None = None) -> float:
-        """Of the backbone."""
+        """Time of the backbone."""
         return self._floor(self.cost(batch_size, context))
 
     def vocoder(self, batch_size: int) -> float:
@@ -78,7 +78,7 @@ class Forecast:
         return next((n - 1 for n in counts if self.frame(n) + self.vocoder(n) > FRAME_US), MAX_BATCH_SIZE)
 
     def _prefill(self, batch_size: int, prompt: int) -> float:
-        """Of all prompts together, in pieces of at most MAX_PREFILL_TOKENS rows, each of which reads the weights."""
+        """Time of all prompts together, in chunks of at most MAX_PREFILL_TOKENS, each of which reads the weights."""
         rows, alone = batch_size * prompt, prompt_cost(MODEL, prompt, self._itemsize)["prefill_attention"]
         time = 0.0
         for first in range(0, rows, MAX_PREFILL_TOKENS):
@@ -104,7 +104,7 @@ def _frame(batch_size: int, behind: int, itemsize: int) -> Mapping[str, Cost]:
 
 @cache
 def _step(batch_size: int, itemsize: int) -> Cost:
-    """Of the vocoder, of the frames of a scheduler step."""
+    """Cost of the vocoder for the frames of a scheduler step."""
     costs = step_costs(CODEC, batch_size, SYNC_INTERVAL, itemsize)
     return Cost(sum(cost.bytes for cost in costs), sum(cost.flops for cost in costs))
 
@@ -123,10 +123,10 @@ def plan(
     gpu: Gpu, max_batch_size: int = DEFAULT_BATCH_SIZE, precision: str = "bf16", context: int = CONTEXT,
     prompt: int | None = None, vocoder_dtype: str = "float32", kv_cache_tokens: int | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Of `Zonos2.load` with these options on one GPU, for json.dumps.
+    """The plan of `Zonos2.load` with these options on one GPU, for json.dumps.
 
-    context: tokens in the cache for each request, its prompt among them; kv_cache_tokens: of the whole cache, as
-    `BatchingOptions` has them. ValueError: an argument is out of range.
+    context: tokens in the cache for each request, its prompt included. kv_cache_tokens: of the whole cache, as in
+    `BatchingOptions`. ValueError: an argument is out of range.
     """
     options = BatchingOptions(max_batch_size, kv_cache_tokens)
     check_range("context", context, LONGEST)

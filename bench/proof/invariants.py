@@ -1,7 +1,7 @@
-"""What holds of every operation bit for bit, however exact its results are, and inputs that show what others hide.
+"""Properties that hold bit for bit for every operator, and inputs that reveal faults.
 
 Each invariant takes a `Case` and the operation to try, by default the kernel's own, and raises AssertionError. They are
-meant for small workloads and the interpreter: what is launched runs inside `checked` and `poisoned`.
+for small workloads and the interpreter: launches run inside `checked` and `poisoned`.
 """
 
 import warnings
@@ -92,7 +92,7 @@ def batch_invariant(case: Case, op: Op = None) -> None:
 
 
 def nan_isolated(case: Case, op: Op = None) -> None:
-    """What is not finite in one row, or sequence, changes no bit of another; nor is it hidden in its own."""
+    """A NaN or Inf in one row or sequence changes no bit of another, and shows in its own."""
     if not any(x.is_floating_point() for x in case.inputs.values() if isinstance(x, Tensor)):
         return
     units, idle, unread = _units(case), _idle(case), _unread(case)
@@ -132,7 +132,7 @@ def causal(case: Case, op: Op = None) -> None:
 
 
 def stale_cache(case: Case, op: Op = None) -> None:
-    """What lies in the cache beyond a sequence's end, and in pages of nobody, changes no bit."""
+    """The content of the cache beyond a sequence's end, and of unused pages, changes no bit."""
     if "k_cache" not in case.kernel.mutates:
         return
     clean = run(case, op)
@@ -172,7 +172,7 @@ def chunked_prefill(case: Case, op: Op = None) -> None:
 
 
 def reads_only_window(case: Case, op: Op = None) -> None:
-    """What lies in rings where there is no position that the step needs changes no bit."""
+    """The content of rings outside the positions that the step needs changes no bit."""
     if not _of_clips(case):
         return
     places = [ring_access.read(case.inputs, row) for row in range(_units(case))]
@@ -328,7 +328,7 @@ def _idle(case: Case) -> list[int]:
 
 
 def _rows(inputs: Inputs, unit: int) -> slice:
-    """Of the results, those of a row or sequence of a call."""
+    """The results of one row or sequence of a call."""
     if "cu_seqlens" in inputs:
         return slice(*inputs["cu_seqlens"][unit : unit + 2].tolist())
     return slice(unit, unit + 1)
@@ -353,7 +353,7 @@ def _alone(case: Case, unit: int) -> Inputs:
 
 
 def _share(inputs: Inputs, outputs: Tensors, unit: int) -> Tensors:
-    """What of the outputs is this row's or sequence's, where `inputs` were those of the call."""
+    """The share of one row or sequence in an output of a call with `inputs`."""
     rows = _rows(inputs, unit)
     return {
         name: x[inputs["block_table"][unit].long()] if name in MUTABLE else x[rows]

@@ -1,10 +1,10 @@
-"""What early sound costs: how far a stream that does not wait for all its samples depend on is from the clip, in dB.
+"""Latency and quality: the error of a stream with less lookahead, against the whole clip, in dB.
 
     python -m zonos2_triton.bench.proof.lookahead
 
-The codec has the sizes of the 44.1 kHz one and random weights, the codes are random too: figures of the method, not of
-a voice. It runs the reference on a CPU, some minutes long. The reference adds up a step of a stream in another order
-than a clip: with the whole lookahead, where the kernels give the bits of the clip, it is off by the rounding of fp32.
+The codec has the sizes of the 44.1 kHz one. Weights and codes are random: the figures describe the method, not a voice.
+It runs the reference on a CPU for some minutes. The reference sums a step of a stream in another order than a clip.
+So with the whole lookahead it differs by the rounding of fp32, where the kernels give the bits of the clip.
 """
 
 import math

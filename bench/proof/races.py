@@ -1,9 +1,9 @@
 """Races between the programs and threads of one launch, found while they run one after another.
 
-What orders two programs of one launch. An atomic with release semantics publishes what its program did before its last
-`tl.debug_barrier()` (what came later may be the work of threads that have not got there), and all that the program
-itself had learned. An atomic with acquire semantics on the same address learns what was published there: at once if
-it is a scalar, whose result Triton hands to all threads through a barrier; after the next barrier if it is a block.
+Atomics order two programs of one launch. One with release semantics publishes everything that its program did before
+its last `tl.debug_barrier()`, and had learned itself. Later work may belong to threads that have not got there yet.
+One with acquire semantics on the same address learns what was published there. A scalar learns it at once, because
+Triton hands its result to all threads through a barrier; a block learns it after the next barrier.
 `sem="relaxed"` and `scope="cta"` order nothing. Scalar atomics of a program count as made by one thread.
 """
 
@@ -19,7 +19,7 @@ Addresses = NDArray[np.uint64]
 
 
 class DataRace(RuntimeError):
-    """What a kernel computes depends on which of its programs or threads comes first."""
+    """A kernel's result depends on which of its programs or threads comes first."""
 
 
 # Accesses by what they conflict with. A scalar atomic is made by one thread, a block of them by all threads of a

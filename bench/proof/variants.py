@@ -18,7 +18,7 @@ _HEADS: Changes = {
 
 
 def _not_finite(inputs: Inputs) -> Inputs:
-    """Of `sample_codes`: one such logit among others in every row but the last, which is nothing but -inf."""
+    """Logits of `sample_codes`: one such logit among others in every row but the last, which is nothing but -inf."""
     logits = inputs["logits"].clone()
     rows = logits.view(-1, logits.shape[-1])
     for row, value in enumerate((float("nan"), float("inf"), float("-inf"))):
@@ -28,7 +28,7 @@ def _not_finite(inputs: Inputs) -> Inputs:
 
 
 def _beyond_fp32(inputs: Inputs) -> Inputs:
-    """Of `sample_codes`: logits that the least temperature takes to infinity, several in a row."""
+    """Logits of `sample_codes` that the least temperature takes to infinity, several in a row."""
     settings = inputs["settings"].clone()
     settings[:, 0] = 1e-6
     return {"logits": inputs["logits"] * 1e34, "settings": settings}

@@ -44,7 +44,7 @@ class Error:
 
     @property
     def bound(self) -> float:
-        """What `ratio` may be: more than RATIO where the floor allows more; 0 where plain PyTorch is exact."""
+        """The largest `ratio` that passes: above RATIO where the floor allows it; 0 where plain PyTorch is exact."""
         return _over(self.limit, self.torch_rms)
 
 
@@ -64,7 +64,7 @@ class Report:
 
     @property
     def ratio(self) -> float:
-        """Of the worst output."""
+        """The ratio of the worst output."""
         return self.worst.ratio
 
 

@@ -1,4 +1,4 @@
-"""What changed from one result file to another, or from one snapshot of the compile gate to another.
+"""The changes from one result file to another, or from one snapshot of the compile gate to another.
 
 A measured item is slower, or faster, where its samples say so and its median moved by more than a threshold:
 
@@ -66,7 +66,7 @@ class Comparison:
 
     @property
     def remarks(self) -> list[str]:
-        """What is no row."""
+        """The notes that are no row."""
         said = {"warning": self.warnings, "FAILING": self.failing, "recovered": self.recovered,
                 "vanished": self.vanished}  # fmt: skip
         return [f"{what}: {each}" for what, listed in said.items() for each in listed]
@@ -172,7 +172,7 @@ def _left_out(content: Result, name: str) -> str:
 
 
 def _rows(old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]], threshold: float) -> list[Row]:
-    """Of what passed in both and has samples."""
+    """The rows of items that passed in both and have samples."""
     try:
         from scipy.stats import mannwhitneyu
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""What the report says of one run, section by section. How it looks is the template's."""
+"""The content of the report on one run, section by section. The template decides its looks."""
 
 import io
 import re
@@ -66,7 +66,7 @@ class Section:
 
 
 def sections(result: Result) -> list[Section]:
-    """Of one run."""
+    """The sections of one run."""
     figures = [measured(result, stage) for stage in MEASURED]
     return [conditions(result), correctness(result), goals(result), *figures, rooflines(result)]
 
@@ -131,7 +131,7 @@ def _cells(found: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _cell(value: Any) -> str:
-    """Of another implementation: its time and ours into it. Of errors: the largest."""
+    """For another implementation, its time and the ratio to ours; for errors, the largest."""
     if isinstance(value, dict) and "median_us" in value:
         times = "" if value.get("speed_up") is None else f" (×{value['speed_up']:.2f})"
         return f"{number(value['median_us'])}{times}"
@@ -176,7 +176,7 @@ def rooflines(result: Result) -> Section:
 
 
 def comparison(found: Comparison) -> Section:
-    """Of an earlier run with this one."""
+    """The comparison of an earlier run with this one."""
     moved, same = (
         [dict(zip(HEADS, cells(row), strict=True)) for row in found.rows if (row["verdict"] == "same") == is_same]
         for is_same in (False, True)
@@ -186,7 +186,7 @@ def comparison(found: Comparison) -> Section:
 
 
 def _problems(result: Result, stage: str) -> Iterator[str]:
-    """What has no figure, and why."""
+    """The items without a figure, and the reasons."""
     for name, each in items(result, stage).items():
         if each["status"] != "passed":
             yield f"{name}: {each['status']}: {each.get('error') or each.get('reason')}"
