@@ -1,7 +1,7 @@
-"""Somebody else's model before and after `accelerate`, called as its users call it: launched by the host, no graph.
+"""Times another project's model before and after `accelerate`, called as its users call it: eager, without a graph.
 
 Weights and codes are random; the time does not depend on their values. `accelerate` compares the patched operations
-with the original ones before the second time is taken.
+with the originals before the second measurement.
 """
 
 from typing import Any
@@ -25,22 +25,19 @@ def dac_model(config: VocoderConfig, device: str, dtype: torch.dtype) -> Any:
     except ImportError as error:
         raise NotRun(f"transformers cannot be imported: {error}") from error
     rates = list(config.decoder_rates)
-    settings = DacConfig(
-        encoder_hidden_size=config.latent_dim >> len(rates), downsampling_ratios=rates[::-1],
-        decoder_hidden_size=config.decoder_dim, n_codebooks=config.n_codebooks, codebook_size=config.codebook_size,
-        codebook_dim=config.codebook_dim, sampling_rate=config.sample_rate,
-    )  # fmt: skip
+    sizes = {name: getattr(config, name) for name in ("n_codebooks", "codebook_size", "codebook_dim")}
+    sizes |= {"encoder_hidden_size": config.latent_dim >> len(rates), "decoder_hidden_size": config.decoder_dim}
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(SEED)
-        model: Any = DacModel(settings)
+        model: Any = DacModel(DacConfig(downsampling_ratios=rates[::-1], sampling_rate=config.sample_rate, **sizes))
     return model.to(dtype).eval().requires_grad_(False)
 
 
 @torch.inference_mode()
 def time_dac_model(
     config: VocoderConfig, work: Work, device: timer.Device, dtype: torch.dtype, seconds: float = 0.5, **more: Any
-) -> dict[str, Any]:  # fmt: skip
-    """Microseconds of `DacModel.decode(audio_codes=...)` before and after. more: arguments of `timing.measure`.
+) -> dict[str, Any]:
+    """Microseconds of `DacModel.decode(audio_codes=...)` before and after. more: arguments of `timer.measure`.
 
     ValueError: the kernels differ from the original operations by more than their bound. NotRun: no transformers.
     """
@@ -54,8 +51,8 @@ def time_dac_model(
     before = timed()
     with accelerate(model, backend="triton") as report:
         after = timed()
-    return {
-        "integration": f"{report.integration} {report.package_version}", "rows": work.rows, "frames": work.frames,
-        "before": before, "after": after, "speed_up": timer.ratio(before["median_us"], after["median_us"]),
-        "errors": {patch.op: patch.error for patch in report.patched},
-    }  # fmt: skip
+    sizes = {"rows": work.rows, "frames": work.frames}
+    speed_up = timer.ratio(before["median_us"], after["median_us"])
+    errors = {patch.op: patch.error for patch in report.patched}
+    name = f"{report.integration} {report.package_version}"
+    return {"integration": name} | sizes | {"before": before, "after": after, "speed_up": speed_up, "errors": errors}

@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -296,10 +297,8 @@ def _chosen_ops(name: str, targets: Sequence[_Target], only: Collection[str] | N
 def _existing_report(name: str, existing: Any, arguments: tuple[Any, ...]) -> Report:
     made_by = getattr(existing, "version", None)
     if made_by != __version__ or not isinstance(existing, Report):
-        raise ValueError(
-            f"{name} was accelerated by zonos2-triton {made_by}, this is {__version__}: call restore() of its "
-            "report first"
-        )
+        versions = f"zonos2-triton {made_by}, this is {__version__}"
+        raise ValueError(f"{name} was accelerated by {versions}: call restore() of its report first")
     if existing.arguments != arguments:
         raise ValueError(f"{name} is accelerated already, with other arguments: call report.restore() first")
     return existing
@@ -324,10 +323,4 @@ def _package_version(integration: Integration, strict: bool) -> str | None:
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    numbers = []
-    for part in text.split("."):
-        digits = part[: len(part) - len(part.lstrip("0123456789"))]
-        if not digits:
-            break
-        numbers.append(int(digits))
-    return tuple(numbers)
+    return tuple(map(int, re.findall(r"(?:^|\.)(\d+)", text)))

@@ -58,8 +58,7 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         names = ("integration", "package_version", "version", "backend", "max_error")
-        lists = {"patched": self.patched, "skipped": self.skipped}
-        rows = {name: [asdict(row) for row in found] for name, found in lists.items()}
+        rows = {"patched": [asdict(row) for row in self.patched], "skipped": [asdict(row) for row in self.skipped]}
         return {name: getattr(self, name) for name in names} | rows
 
     def json(self) -> str:

@@ -1,4 +1,4 @@
-"""What other people's programs get on a GPU: the same numbers, and graphs that replay to the bits of the launches.
+"""Patched models on a GPU: the same results, and graphs that replay to the bits of the launches.
 
 On a CPU the same tests run in Triton's interpreter, where a replay is the call itself.
 """
@@ -31,7 +31,7 @@ def package():
 
 
 def test_a_captured_step_of_the_engine_replays_to_the_bits_of_the_launches(device, package, golden):
-    """Two requests in a graph of four, over three frames: eager with the batch's own metadata, and replayed."""
+    """Two requests in a graph of four, for three frames: eager with the batch's own metadata, and replayed."""
     params = golden.json("params_b") | SIZES
     model = build(package, params, random_weights(params), device=device.name)
     report = accelerate(model, backend="triton")
@@ -65,7 +65,7 @@ def test_a_captured_step_of_the_engine_replays_to_the_bits_of_the_launches(devic
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_port_gives_the_same_logits(device, dtype):
+def test_a_torch_module_gives_the_same_logits(device, dtype):
     model, tokens = made(dtype).to(device.name), ids().to(device.name)
     with torch.no_grad():
         before = logits_of(model, tokens=tokens)
@@ -75,7 +75,7 @@ def test_a_port_gives_the_same_logits(device, dtype):
     assert report.max_error is not None
     if dtype == torch.float32:
         assert torch.equal(after.argmax(-1), before.argmax(-1))
-    # RMS. Seen on a CPU: 4e-7, and 0.03 in bf16, where both are 0.05 from fp64 and some choices of experts differ.
+    # RMS; on a CPU 4e-7, and 0.03 in bf16, where both are 0.05 from fp64 and some tokens take other experts.
     error = (after - before).float().square().mean().sqrt() / before.float().square().mean().sqrt()
     assert error <= {torch.float32: 1e-5, torch.bfloat16: 0.1}[dtype]
 
@@ -103,7 +103,7 @@ def test_a_codec_gives_the_same_sound(codec, dtype):
             alone = model.decode(audio_codes=codes[:1]).audio_values
     assert torch.equal(after[:1], alone)
     error = (after - before).abs().max() / before.abs().max()
-    assert error <= {torch.float32: 1e-5, torch.float16: 1e-2}[dtype]  # on a CPU 2e-7 and 1.3e-3 were seen
+    assert error <= {torch.float32: 1e-5, torch.float16: 1e-2}[dtype]  # on a CPU 2e-7 and 1.3e-3
     assert report.max_error is not None
 
 

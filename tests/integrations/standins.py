@@ -1,5 +1,4 @@
-"""Other people's packages, imported on a CPU without a trace, with modules in the place of those that a test does not
-need; and what an object holds, before and after."""
+"""Imports of other projects' packages on a CPU, with stand-ins for unneeded modules; and snapshots of attributes."""
 
 import sys
 import warnings
@@ -17,7 +16,7 @@ from zonos2_triton.model import accelerate
 
 @contextmanager
 def importable(folder, *standins):
-    """Inside, the packages of a folder can be imported, and the stand-ins; afterwards they are as unknown as before."""
+    """Make the packages of a folder and the stand-ins importable; afterwards sys.modules is as before."""
     path, before = [*sys.path], dict(sys.modules)
     sys.path.insert(0, str(folder))
     sys.modules.update({module.__name__: module for module in standins})
@@ -40,7 +39,7 @@ def module(name, **members):
 
 
 def audiotools():
-    """For `dac`, whose models derive from a class of audiotools and whose functions are bound to a command line."""
+    """Stand-ins for the imports of `dac`: a base class of audiotools and argbind's decorator."""
 
     class BaseModel(nn.Module):
         INTERN, EXTERN = [], []
@@ -57,24 +56,24 @@ def audiotools():
 
 @contextmanager
 def dac_package():
-    """Inside, `dac` of descript-audio-codec can be imported, and nobody hears what is old about it."""
+    """Make `dac` of descript-audio-codec importable, without its deprecation warnings."""
     with importable(unpacked("descript-audio-codec", "1.0.0"), *audiotools()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield import_module("dac")
 
 
 def held(model):
-    """Every attribute of every part, by identity; but for the weight that weight norm makes anew at each call."""
+    """Every attribute of every module, by identity, except the weight that weight norm computes at each call."""
     found = {}
-    for path, part in model.named_modules():
-        for name, value in {**vars(part), **part._parameters}.items():
-            if name != "weight" or name in part._parameters:
+    for path, module in model.named_modules():
+        for name, value in {**vars(module), **module._parameters}.items():
+            if name != "weight" or name in module._parameters:
                 found[path, name] = id(value)
     return found
 
 
 def off_by_one_percent(operation):
-    """The operation with results that are 1 % too large."""
+    """The operation, with results that are 1 % too large."""
 
     def larger(x):
         return x * 1.01 if x.is_floating_point() else x
@@ -87,7 +86,7 @@ def off_by_one_percent(operation):
 
 
 def refused(model, message, kind=ValueError, **options):
-    """The error comes, and nothing is touched."""
+    """Check that the error is raised and that the model is unchanged."""
     before = held(model)
     with pytest.raises(kind, match=message):
         accelerate(model, **{"backend": "reference"} | options)

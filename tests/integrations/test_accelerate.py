@@ -1,4 +1,4 @@
-"""`accelerate` on a integration that is made for it: what all integrations have in common."""
+"""`accelerate` with a toy integration: the behaviour that all integrations share."""
 
 import copy
 import json
@@ -18,7 +18,7 @@ from zonos2_triton.model.integrations.patching import Replacement, WeightGuard, 
 
 
 class Doubler(nn.Module):
-    """Somebody's model: two operations on one weight."""
+    """A model with two operations on one weight."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,10 +37,10 @@ class Doubler(nn.Module):
 
 
 class DoublerIntegration:
-    """What a file of `model/integrations` has."""
+    """An integration for it."""
 
     name, package, versions, ops = "Doubler", "torch", ("2", "3"), ("double", "shift")
-    factor = 1.0  # by which the replacement is wrong
+    factor = 1.0  # error of the replacement
     mismatches: dict[str, str] = {}  # noqa: RUF012
     unsupported: dict[str, str] = {}  # noqa: RUF012
 
@@ -54,9 +54,9 @@ class DoublerIntegration:
     def candidates(self, obj, backend, ops):
         made = {"double": lambda x: (x + x) * self.factor, "shift": lambda x: x + 1}
         for op in ops:
-            ours, original, x = made[op], getattr(obj, op), torch.arange(1.0, 5.0)
-            sites = [(obj, op, Replacement(ours, original))]
-            check = lambda ours=ours, original=original, x=x: (ours(x), original(x))  # noqa: E731
+            forward, original, x = made[op], getattr(obj, op), torch.arange(1.0, 5.0)
+            sites = [(obj, op, Replacement(forward, original))]
+            check = lambda forward=forward, original=original, x=x: (forward(x), original(x))  # noqa: E731
             yield Candidate(op, op, sites, check, 1e-6, self.mismatches.get(op), self.unsupported.get(op))
 
 
@@ -72,7 +72,7 @@ def model():
     return Doubler()
 
 
-def test_it_swaps_and_puts_back_the_very_same_attributes(integration, model):
+def test_patch_and_restore_of_the_same_attributes(integration, model):
     before, x = held(model), torch.ones(4)
     report = accelerate(model, backend="reference")
     assert {patch.op: patch.error for patch in report.patched} == {"double": 0.0, "shift": 0.0}
@@ -143,9 +143,9 @@ def failing(x):
         ),
         (lambda _, model: setattr(model, "shift", failing), "shift", "it fails on sample inputs: no memory for that"),
     ],
-    ids=["wrong", "fault", "failing"],
+    ids=["wrong", "mismatch", "failing"],
 )
-def test_what_cannot_be_swapped_is_an_error_only_if_strict(integration, model, spoil, op, reason):
+def test_a_mismatch_is_an_error_only_if_strict(integration, model, spoil, op, reason):
     spoil(integration, model)
     refused(model, f"Doubler: {op} cannot be patched: {reason}")
     report = accelerate(model, strict=False, backend="reference")
@@ -164,7 +164,7 @@ def test_without_verification_nothing_is_compared(integration, model):
 
 
 class Stubborn(Doubler):
-    """Fails when its second operation is set."""
+    """Setting its second operation fails."""
 
     def __setattr__(self, name, value):
         if name == "shift":
@@ -184,7 +184,7 @@ def test_a_version_that_is_not_known(integration, model, monkeypatch, caplog):
 
 
 def test_auto_replaces_nothing_on_a_cpu(integration, model, monkeypatch):
-    """Plain PyTorch of ours would be slower; whoever names a backend, or what auto means, gets it."""
+    """The reference would be slower; it runs if a backend, or the meaning of auto, is named."""
     before = held(model)
     for _ in range(2):
         report = accelerate(model)
@@ -268,7 +268,7 @@ def test_auto_replaces_nothing_either_on_a_gpu_in_a_type_that_kernels_do_not_hav
 
 
 def test_weights_on_mixed_devices_or_none():
-    """A CPU has but one; meta stands for the others, and is named as itself where it comes first."""
+    """A subclass stands for a tensor on another device, which a CPU does not have."""
 
     there = torch.ones(2).as_subclass(Elsewhere)
     with pytest.raises(ValueError, match=r"X: weights are on mixed devices, a on cpu and b on cuda:1"):
@@ -290,8 +290,8 @@ def test_weights_on_mixed_devices_or_none():
     ],
     ids=["replaced", "appended", "hook before", "hook after", "forward", "class", "removed"],
 )
-def test_a_changed_part_is_noticed(change):
-    """Where weights are read at each call, too: they would be read of parts that nobody calls any more."""
+def test_a_changed_module_is_noticed(change):
+    """Also without a guard of weights: a patch would read those of a module that is no longer called."""
     whole = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     guard = WeightGuard(whole, "whole", weights=False)
     whole[1].weight.data.mul_(2)
@@ -301,7 +301,7 @@ def test_a_changed_part_is_noticed(change):
         guard.check()
 
 
-def test_parts_that_do_not_count_may_change():
+def test_ignored_modules_may_change():
     whole = nn.ModuleDict({"used": nn.Linear(3, 3), "free": nn.Linear(3, 3)})
     guard = WeightGuard(whole, ignore="free")
     whole["free"].weight.data.mul_(2)
@@ -311,7 +311,7 @@ def test_parts_that_do_not_count_may_change():
 
 @pytest.mark.parametrize("capturing", [False, True])
 def test_of_weights_elsewhere_a_sample_is_read(capturing, monkeypatch):
-    """A GPU's, which a CPU does not have: of a change to few numbers that nothing counts, nothing may be noticed."""
+    """On a GPU a change of a few values, without a write count, may pass unnoticed."""
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     layer = nn.Linear(50, 50, bias=False)
     layer.weight = nn.Parameter(layer.weight.data.as_subclass(Elsewhere), requires_grad=False)

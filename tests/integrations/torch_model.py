@@ -1,4 +1,4 @@
-"""ZONOS2 in plain PyTorch with the official tensor names, as someone might write it to run it: a host for the tests."""
+"""ZONOS2 in plain PyTorch with the official tensor names, as another project might write it."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from zonos2_triton.reference.rotary import rotary, rotary_table
 
 @dataclass
 class Cache:
-    """Keys and values of one layer, [B, L, HKV, DH], of which `length` positions are filled."""
+    """Keys and values of one layer [B, L, HKV, DH], with `length` filled positions."""
 
     key: Tensor
     value: Tensor
@@ -19,7 +19,7 @@ class Cache:
 
 
 class Stacked(nn.Module):
-    """Some linear maps side by side, their weights [n, out, in]."""
+    """Parallel linear layers, with weights [n, out, in]."""
 
     def __init__(self, n, out, dim):
         super().__init__()
@@ -167,7 +167,7 @@ class TorchModel(nn.Module):
         return [Cache(*self.out_norm.weight.new_zeros(2, *shape)) for _ in self.layers]
 
     def forward(self, ids, caches):
-        """ids [B, T, C + 1] behind what the caches hold -> logits [B, T, C, V]."""
+        """ids [B, T, C + 1], which follow the cached tokens -> logits [B, T, C, V]."""
         x, state = self.multi_embedder(ids), None
         x = F.rms_norm(x, x.shape[-1:], eps=self.eps)
         for layer, cache in zip(self.layers, caches, strict=True):

@@ -1,4 +1,4 @@
-"""Other people's wheels, for the tests of what is built upon them: downloaded once, unpacked, and not installed."""
+"""Wheels of other projects, for tests of their integrations: downloaded once and unpacked, but not installed."""
 
 import os
 import subprocess
@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-CACHE = Path(sys.prefix) / "wheels"  # beside what is installed: it goes when the environment goes
+CACHE = Path(sys.prefix) / "wheels"  # removed with the environment
 PATIENCE_S = 120
 
 
 def unpacked(name, version):
-    """A folder that holds the packages of a wheel, not what it depends on. Skips the test where it cannot be had."""
+    """A folder with the packages of a wheel, without its dependencies. Skips the test if the download fails."""
     folder = CACHE / f"{name}-{version}"
     if not folder.is_dir():
         CACHE.mkdir(exist_ok=True)

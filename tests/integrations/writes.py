@@ -1,4 +1,4 @@
-"""The public ways to change the weight of somebody's module, each by some other numbers."""
+"""All public ways to change the weight of a module."""
 
 from tempfile import TemporaryDirectory
 

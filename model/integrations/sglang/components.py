@@ -26,14 +26,8 @@ LOG = logging.getLogger("zonos2_triton")
 MIN_TEMPERATURE = 1e-7
 GREEDY_MIN_P = 2.0  # leaves no code, so that the draw is the first of the largest logits
 SUPPORTED_RUNNER_CONFIG = {  # of a FusedMoE layer: the values that `moe_experts` computes
-    "activation": "silu",
-    "is_gated": True,
-    "apply_router_weight_on_input": False,
-    "no_combine": False,
-    "routed_scaling_factor": None,
-    "gemm1_alpha": None,
-    "gemm1_clamp_limit": None,
-    "swiglu_limit": None,
+    **{"activation": "silu", "is_gated": True, "apply_router_weight_on_input": False, "no_combine": False},
+    **dict.fromkeys(("routed_scaling_factor", "gemm1_alpha", "gemm1_clamp_limit", "swiglu_limit")),
 }
 
 

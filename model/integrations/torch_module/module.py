@@ -51,10 +51,7 @@ class TorchModule:
     name = NAME
     package: str | None = None
     versions: tuple[str, str] | None = None
-
-    @property
-    def ops(self) -> tuple[str, ...]:
-        return tuple(OPERATIONS)
+    ops = tuple(OPERATIONS)
 
     def recognises(self, obj: object) -> bool:
         return isinstance(obj, nn.Module) and {name for name, _ in weights_of(obj)} >= LANDMARKS

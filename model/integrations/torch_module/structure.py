@@ -26,6 +26,10 @@ PREFIXES = ("multi_embedder.", "layers.", "out_norm.", "multi_output.")  # of th
 OTHER_DTYPES = (".balancing_biases", ".temp")  # whose dtype may differ
 RESHAPED = (".wkv.weight", ".w_in.weight", ".temp")  # [2, n, D] may be held as [2 n, D], [1, H, 1] as [H]
 BOUNDS = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
+UNUSED: dict[str, Any] = dict.fromkeys(  # settings that no patch reads
+    ("speaker_enabled", "speaker_background_token_enabled", "accurate_mode_token_enabled"), False
+) | {"quality_features": (), "quality_bucket_counts": (), "speaking_rate_num_buckets": 0, "speaker_embedding_dim": 1}
+UNUSED |= {"norm_eps": 1e-5, "rope_theta": 1e4, "max_seqlen": 1, "loss_softcap": 0.0, "moe_router_topk": 1}
 COMPARED = 8  # sample tokens that replacement and original both get
 
 
@@ -73,27 +77,16 @@ def config_of(root: nn.Module) -> Zonos2Config:
             n_kv_heads=n_rows("layers.0.attention.wkv.weight") // 2 // head_dim,
             ffn_dim_multiplier=ffn_dim / dim,
             multiple_of=ffn_dim,
-            norm_eps=1e-5,
-            rope_theta=1e4,
-            max_seqlen=1,
             n_codebooks=columns - 1,
             codebook_size=table_rows - 2,
             eoa_id=table_rows - 2,
             audio_pad_id=table_rows - 1,
             text_vocab=n_rows(f"multi_embedder.embedders.{columns - 1}.weight") - 1,
-            loss_softcap=0.0,
-            speaker_enabled=False,
-            speaker_embedding_dim=1,
-            speaker_background_token_enabled=False,
-            accurate_mode_token_enabled=False,
-            speaking_rate_num_buckets=0,
-            quality_features=(),
-            quality_bucket_counts=(),
-            moe_router_topk=1,
             moe_n_experts=n_rows(f"{router}.router_mlp.4.weight") if mixtures else 1,
             moe_router_dim=n_rows(f"{router}.down_proj.weight") if mixtures else 16,
             moe_start_from_layer=mixtures[0] if mixtures else 0,
             moe_end_from_layer=layers - 1 - mixtures[-1] if mixtures else 0,
+            **UNUSED,
         )
     except ValueError as error:
         raise ValueError(f"{NAME}: its shapes are those of no ZONOS2: {error}") from error

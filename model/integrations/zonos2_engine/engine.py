@@ -48,10 +48,10 @@ class Engine:
         return [getattr(model, op)() for op in self.ops if op in ops]
 
 
-class BuiltEngine:
+class BuiltEngine(Engine):
     """The engine around a model. By then the CUDA graphs of the model are captured."""
 
-    name, package, versions, ops = "zonos2 engine", "zonos2", ("0.1", "0.2"), OPS
+    name = "zonos2 engine"
 
     def recognises(self, obj: object) -> bool:
         return hasattr(obj, "graph_runner") or hasattr(getattr(obj, "engine", None), "graph_runner")
@@ -61,9 +61,6 @@ class BuiltEngine:
             f"accelerate: {type(obj).__qualname__} has captured its CUDA graphs already, and would go on replaying "
             "them; call accelerate(zonos2), with the imported package, before it is built"
         )
-
-    def candidates(self, obj: Any, backend: str, ops: Collection[str]) -> list[Candidate]:
-        return []
 
 
 class EngineModel:

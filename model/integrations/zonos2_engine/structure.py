@@ -12,6 +12,12 @@ from zonos2_triton.reference import network
 from zonos2_triton.reference.config import BALANCING_SIGN, Zonos2Config
 
 NAME = "zonos2 engine model"
+SAME_NAMES = (  # in the engine's config and in Zonos2Config
+    *("head_dim", "n_codebooks", "codebook_size", "eoa_id", "audio_pad_id", "text_vocab", "loss_softcap"),
+    *("speaker_enabled", "speaker_embedding_dim", "speaker_lda_dim", "speaker_background_token_enabled"),
+    *("accurate_mode_token_enabled", "speaking_rate_num_buckets", "moe_balancing_strategy"),
+    *("moe_n_experts", "moe_router_dim", "moe_start_from_layer", "moe_end_from_layer"),
+)
 OTHER_DTYPES = (".attention.temp", ".router.balancing_biases")  # the official loader does not convert them
 
 
@@ -59,7 +65,6 @@ def rank_config(model: Any) -> Zonos2Config:
         return Zonos2Config(
             n_layers=size("num_layers"),
             dim=size("hidden_size"),
-            head_dim=size("head_dim"),
             n_heads=size("num_qo_heads", divided=True),
             n_kv_heads=size("num_kv_heads", divided=True),
             ffn_dim_multiplier=width / size("hidden_size"),
@@ -67,27 +72,11 @@ def rank_config(model: Any) -> Zonos2Config:
             norm_eps=size("rms_norm_eps"),
             rope_theta=size("rotary_config").base,
             max_seqlen=size("rotary_config").max_position,
-            n_codebooks=size("n_codebooks"),
-            codebook_size=size("codebook_size"),
-            eoa_id=size("eoa_id"),
-            audio_pad_id=size("audio_pad_id"),
-            text_vocab=size("text_vocab"),
-            loss_softcap=size("loss_softcap"),
-            speaker_enabled=size("speaker_enabled"),
-            speaker_embedding_dim=size("speaker_embedding_dim"),
-            speaker_lda_dim=size("speaker_lda_dim"),
-            speaker_background_token_enabled=size("speaker_background_token_enabled"),
-            accurate_mode_token_enabled=size("accurate_mode_token_enabled"),
-            speaking_rate_num_buckets=size("speaking_rate_num_buckets"),
             quality_features=features,
             quality_bucket_counts=tuple(len(buckets.get(feature, ())) for feature in features),
-            moe_n_experts=size("moe_n_experts"),
             moe_router_topk=size("num_experts_per_tok") or 1,
-            moe_router_dim=size("moe_router_dim"),
-            moe_start_from_layer=size("moe_start_from_layer"),
-            moe_end_from_layer=size("moe_end_from_layer"),
             special_topk_layers=tuple((layer, k) for layer, k in sorted(special.items()) if layer in moe),
-            moe_balancing_strategy=size("moe_balancing_strategy"),
+            **{name: size(name) for name in SAME_NAMES},
         )
     except ValueError as error:
         raise ValueError(f"{NAME}: config: {error}") from error

@@ -17,7 +17,7 @@ INTEGRATIONS = [pytest.param("DacModel", marks=pytest.mark.needs("transformers")
 
 @pytest.fixture(autouse=True)
 def launches():
-    """Quicker than as it comes. What nobody wrote is NaN. dac uses an old weight norm."""
+    """The interpreter without its checks; memory that nothing wrote is NaN. dac uses an old weight norm."""
     with checked(bounds=False, undefined=False, races=False), poisoned(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".torch.nn.utils.weight_norm. is deprecated", FutureWarning)
         yield
@@ -30,7 +30,7 @@ def codec_class(request):
 
 @pytest.fixture(scope="package")
 def dac():
-    """The package, whose modules and metadata are gone after the tests here."""
+    """The package; its modules and metadata are removed after the tests here."""
     with dac_package() as package:
         yield package
 

@@ -15,7 +15,7 @@ from zonos2_triton.model.integrations.dac.codec import BOUNDS
 from zonos2_triton.model.weights.codec_checkpoint import official_name
 
 pytestmark = pytest.mark.interpreter
-OLDER = (  # transformers of the 4.57 line, and what it needs that is not installed or is too new for it
+OLDER = (  # transformers 4.57, and the dependencies that are not installed or too new for it
     ("transformers", "4.57.6"), ("huggingface_hub", "0.36.0"), ("tokenizers", "0.22.1"), ("requests", "2.32.5"),
     ("urllib3", "2.5.0"), ("certifi", "2025.10.5"), ("charset_normalizer", "3.4.3"),
 )  # fmt: skip
@@ -76,7 +76,7 @@ def test_some_codebooks(build, codes_of, codec_class, ids, codebooks):
     ids=str,
 )
 def test_rates_and_lengths(build, codes_of, decode, codec_class, rates, clips, frames):
-    """The real rates; odd ones, which make a clip shorter; 1; a single block."""
+    """The real rates; odd rates, which shorten a clip; a rate of 1; a single block."""
     model, codes = build(codec_class, rates=rates), codes_of(clips, frames)
     want = decode(model, codes)
     accelerate(model, backend="reference")
@@ -105,7 +105,7 @@ def test_weight_norm_in_any_spelling(build, codes_of, decode, codec_class, how):
         for module in [*model.modules()]:
             if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
                 norm(module)
-    model.eval().requires_grad_(False)  # what makes the weights comes in training mode
+    model.eval().requires_grad_(False)  # new parametrizations are in training mode
     check_same(decode(model, codes), plain)
     report = accelerate(model, backend="reference")
     check_same(decode(model, codes), plain)
@@ -114,7 +114,7 @@ def test_weight_norm_in_any_spelling(build, codes_of, decode, codec_class, how):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_autocast(build, codes_of, decode, codec_class, dtype):
-    """The result is of the dtype that it would have had; what is computed follows the weights."""
+    """The result has the dtype of the original; the weights decide what is computed."""
     model, codes = build(codec_class, dtype=dtype), codes_of(1, 4)
     with torch.autocast("cpu", torch.bfloat16):
         want = model.quantizer.from_codes(codes)
@@ -129,12 +129,12 @@ def test_autocast(build, codes_of, decode, codec_class, dtype):
         check_same(decode(model, codes), sound, torch.bfloat16)
         assert same_bits(got[0], exact.bfloat16())
         assert same_bits(model.decoder(exact), by_weights.bfloat16())
-        accelerate(build(codec_class, dtype=dtype), backend="reference")  # verified as if it were off
+        accelerate(build(codec_class, dtype=dtype), backend="reference")  # verify ignores autocast
 
 
 @pytest.mark.parametrize(("backend", "dtype"), [("triton", torch.float32), *KERNELS[1:]], ids=str)
 def test_it_is_the_audio_of_our_vocoder(build, codes_of, decode, codec_class, backend, dtype):
-    """Bit for bit, whatever spells the weights."""
+    """Bit for bit, for each form of the weights."""
     model, codes = build(codec_class, dtype=dtype), codes_of(2, 3)
     config = VocoderConfig(8, 16, (3, 2), 3, 16, 4)
     state = {official_name(name, config): tensor for name, tensor in model.state_dict().items()}
@@ -198,7 +198,7 @@ def test_latents_that_do_not_fit(build, codec_class, z, error, message):
 
 
 def test_without_padding_the_original_decodes(build, codes_of, decode):
-    """As in `decompress` of the pieces of a long file: each piece is then as long as what depends on it alone."""
+    """As in `decompress` of the chunks of a long file: a chunk gives only the samples that depend on it alone."""
     model, codes = build("DAC"), codes_of(1, 60)
     padded = decode(model, codes)
     accelerate(model, backend="reference", only="decoder")
@@ -215,7 +215,7 @@ def test_without_padding_the_original_decodes(build, codes_of, decode):
 @pytest.mark.slow
 @pytest.mark.needs("transformers")
 def test_the_older_line_of_transformers():
-    """Tests from here in a process of its own, as a process has one transformers; with the wheels that it is from."""
+    """Runs tests of this folder in another process, with the wheels of the older transformers."""
     path = os.pathsep.join(str(unpacked(*wheel)) for wheel in OLDER)
     environment = {**os.environ, "PYTHONPATH": path, "TRITON_INTERPRET": "1", "HF_HUB_OFFLINE": "1"}
     code = "import sys, pytest, transformers; print(transformers.__version__); sys.exit(pytest.main(sys.argv[1:]))"

@@ -1,4 +1,4 @@
-"""What `accelerate` replaces in a codec, which ones it refuses, and what may happen to one afterwards."""
+"""Patches of a codec: the replaced attributes, refused codecs, and changes after the patch."""
 
 import json
 import math
@@ -39,7 +39,7 @@ def test_restore_is_identity(build, codes_of, decode, codec_class):
     assert held(model) == before
 
 
-EXCHANGED = (  # weights of one layer and another; in bf16, alphas of like size make no more difference than rounding
+EXCHANGED = (  # weights of two layers; in bf16, similar alphas differ by no more than rounding
     ("decoder", f"{BLOCK}.2.block.1.weight", f"{BLOCK}.3.block.1.weight"),
     ("decoder", f"{BLOCK}.4.block.3.weight", f"{BLOCK}.3.block.3.weight"),
     ("decoder", f"{BLOCK}.1.bias", f"{BLOCK}.2.block.1.bias"),
@@ -52,8 +52,8 @@ EXCHANGED = (  # weights of one layer and another; in bf16, alphas of like size 
 
 @pytest.mark.needs("transformers")
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)
-def test_a_wrong_weight_is_too_much(build, dtype, monkeypatch):
-    """Each bound is below what any of these does."""
+def test_a_wrong_weight_exceeds_the_bound(build, dtype, monkeypatch):
+    """Each bound is below the error of any exchange."""
     model, right = build("DacModel", dtype=dtype), Vocoder.from_state.__func__
     for op, one, other in EXCHANGED:
         if dtype == torch.bfloat16 and "alpha" in one:
@@ -68,7 +68,7 @@ def test_a_wrong_weight_is_too_much(build, dtype, monkeypatch):
 
 
 def conv_of(model, kind=nn.Conv1d):
-    """The first one of the decoder."""
+    """The first layer of this kind in the decoder."""
     return next(module for module in model.decoder.modules() if isinstance(module, kind))
 
 
@@ -81,7 +81,7 @@ def snake_of(model):
 
 
 class Exponential(nn.Module):
-    """A snake whose alpha is a logarithm, as other vocoders have it."""
+    """A snake with a logarithmic alpha, as in other vocoders."""
 
     def __init__(self, alpha):
         super().__init__()
@@ -98,7 +98,7 @@ class Loud(nn.Conv1d):
 
 
 def put(model, old, new):
-    """Another module in the place of one."""
+    """Replace a module by another."""
     for parent in model.modules():
         for name, child in parent.named_children():
             if child is old:
@@ -154,7 +154,7 @@ WRONG = {
 
 @pytest.mark.parametrize("fault", WRONG)
 def test_one_that_is_not_as_expected(build, codec_class, fault):
-    """With strict=False too: what it would compute is not known."""
+    """With strict=False too: its computation is unknown."""
     model = build(codec_class, folded=fault == "a parametrization")
     spoil, message = WRONG[fault]
     spoil(model)
@@ -177,7 +177,7 @@ def test_after_a_change_the_rest_runs_and_all_can_be_accelerated_again(build, co
 def test_every_way_to_change_a_weight(build, codes_of, latents_of, codec_class, write):
     model = build(codec_class, folded=True)
     for weight in model.parameters():
-        weight.data = weight.data.clone()  # memory of its own
+        weight.data = weight.data.clone()  # separate memory
     accelerate(model, backend="reference")
     WRITES[write](codebook_of(model, 1))
     with pytest.raises(RuntimeError, match=r"quantizer\.quantizers\.1\.codebook\S* was changed"):

@@ -1,4 +1,4 @@
-"""Codecs whose weights require gradients, as they come, and codecs within other people's modules."""
+"""Codecs whose weights require gradients, and codecs inside other modules."""
 
 import copy
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ from zonos2_triton.model.integrations.patching import Replacement
 
 
 class Speaker(nn.Module):
-    """Somebody's model that holds codecs."""
+    """A model that holds codecs."""
 
     def __init__(self, **codecs):
         super().__init__()
@@ -30,8 +30,8 @@ def test_weights_may_require_gradients(build, codes_of, codec_class, without):
     ends = [row.where.split(", ")[-1] for row in report.patched]
     assert ends == ["under torch.no_grad()"] * 2
     assert all(parameter.requires_grad for parameter in model.parameters())
-    for ours in (model.quantizer.from_codes, model.decoder.forward):
-        ours._original = None  # not needed
+    for replacement in (model.quantizer.from_codes, model.decoder.forward):
+        replacement._original = None  # not needed
     with without():
         assert model.decoder(model.quantizer.from_codes(codes)[0]).isfinite().all()
     with pytest.raises(TypeError, match="NoneType"):
@@ -74,7 +74,7 @@ def test_a_codec_within_a_module(build, codes_of, decode, codec_class):
 
 
 def test_a_codec_that_an_object_holds(build, codec_class):
-    """As a pipeline does, which is no module."""
+    """A pipeline, for example, is no module."""
     pipeline = SimpleNamespace(model=Speaker(codec=build(codec_class)), name="speaks", other=None)
     with accelerate(pipeline, backend="reference") as report:
         assert report.integration.startswith("model.codec: ")

@@ -17,8 +17,8 @@ CACHED = (components._operation, components._log_once, plugin._warn_of_another_v
 
 @pytest.fixture(autouse=True)
 def fresh(unset, monkeypatch):
-    """Nothing else is set, registered or said yet."""
-    monkeypatch.setenv(BACKEND, "reference")  # on a CPU, where one has to be named
+    """No other setting, no registered hook, and no line in the log yet."""
+    monkeypatch.setenv(BACKEND, "reference")  # on a CPU a backend must be named
     monkeypatch.setattr(plugin, "_registered", set())
     for cached in CACHED:
         cached.cache_clear()
@@ -78,7 +78,7 @@ def stack(engine):
 
 
 def fill(module, dtype, seed):
-    """Random weights about as large as trained ones."""
+    """Random weights of about the size of trained ones."""
     generator = torch.Generator().manual_seed(seed)
     for tensor in (*module.parameters(), *module.buffers()):
         scale = 1.0 if tensor.ndim == 1 else tensor.shape[-1] ** -0.5

@@ -17,12 +17,12 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from tests.integrations.zonos2_engine import plain_ops
+from tests.integrations.zonos2_engine import torch_ops
 from zonos2_triton.model.integrations.sglang.components import SUPPORTED_RUNNER_CONFIG
 from zonos2_triton.reference.attention import causal_attention
 from zonos2_triton.reference.rotary import rotary, rotary_table
 
-# Copied from the wheels; what else they import is answered from this file.
+# Files from the wheels; all else that they import comes from this file.
 REAL = {
     "sglang": ("srt/plugins/__init__.py", "srt/plugins/hook_registry.py"),
     "sglang_omni": (
@@ -66,14 +66,14 @@ def write_site(folder, **wheels):
 
 
 class Unused:
-    """Whatever has no part in this: named in annotations, a base class, or called for nothing."""
+    """A stand-in for unused names: annotations, base classes, or calls without effect."""
 
     def __new__(cls, *_, **__):
         return None
 
 
 class RadixAttention(nn.Module):
-    """Causal attention of the sequences of one prefill, whose lengths are the whole ForwardBatch here."""
+    """Causal attention of the sequences of one prefill; their lengths are all that ForwardBatch holds here."""
 
     def __init__(self, num_heads, head_dim, scaling, num_kv_heads, layer_id):
         super().__init__()
@@ -109,7 +109,7 @@ class Backend(str):
 
 
 class UnquantizedFusedMoEMethod:
-    """As much as tells how a mixture is kept: with the names of SGLang's."""
+    """The attributes that describe the storage of a mixture, with SGLang's names."""
 
     def __init__(self):
         self.with_bias = self.w13_swiglu_interleaved = False
@@ -121,7 +121,7 @@ class Fp8MoEMethod(UnquantizedFusedMoEMethod):
 
 
 class FusedMoE(nn.Module):
-    """The experts with gate and up below each other or, in SGLang's other order, row by row in turn."""
+    """Experts with gate and up concatenated or, in SGLang's other layout, with interleaved rows."""
 
     def __init__(self, *, num_experts, hidden_size, intermediate_size, **_):
         super().__init__()
@@ -140,7 +140,7 @@ class FusedMoE(nn.Module):
         w13 = self.w13_weight
         if self.quant_method.w13_swiglu_interleaved:
             w13 = torch.cat([w13[:, 0::2], w13[:, 1::2]], 1)
-        return plain_ops.fused_experts(x, w13, self.w2_weight, topk.topk_weights, topk.topk_ids)
+        return torch_ops.fused_experts(x, w13, self.w2_weight, topk.topk_weights, topk.topk_ids)
 
 
 class FusedMoEWithLoRA(FusedMoE):
@@ -152,7 +152,7 @@ def get_moe_impl_class(quant_config):
 
 
 class Zonos2ModelRunner:
-    """Its windows are those of the wheel's in the tests; here they have the parameters."""
+    """Only the parameters; tests read the functions from the wheel."""
 
     def rep_window(self, row_t, n, cb_size, params): ...
 
@@ -160,7 +160,7 @@ class Zonos2ModelRunner:
 
 
 def app():
-    """`serve STAGE ...`: each stage in a process of its own, started as the engine does; says what it ended with."""
+    """`serve STAGE ...`: start each stage in a process as the engine does, and print how it ended."""
     workers = importlib.import_module("sglang_omni.pipeline.stage_workers")
     names, arguments = sys.argv[2:], {"model_path": "none"}
     stages = [workers.StageLaunchConfig(stage_name=name, factory=name, factory_kwargs=arguments) for name in names]
@@ -173,7 +173,7 @@ def app():
 
 
 def create_vocoder_executor(model_path):
-    """A stage that ends its process with a list of what is hooked there."""
+    """A stage that ends its process with a list of the hooked functions."""
     hooked = importlib.import_module("sglang.srt.plugins.hook_registry").HookRegistry._patched
     raise RuntimeError(f"hooked: {' '.join(sorted(hooked))}")
 

@@ -1,4 +1,4 @@
-"""What the plugin makes of sglang-omni's codec."""
+"""The plugin on sglang-omni's codec."""
 
 import sys
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ HOP = 8
 
 @pytest.fixture
 def codec(engine, monkeypatch):
-    """The module of the engine's codec, which loads a small dac.DAC."""
+    """The module of the engine's codec, with a small dac.DAC."""
     with dac_package() as package:
         torch.manual_seed(0)
         sizes = {"encoder_dim": 4, "encoder_rates": [2, 4], "latent_dim": 16, "decoder_dim": 32}
@@ -30,7 +30,7 @@ def codec(engine, monkeypatch):
 
 
 def clip(rows, seed):
-    """Delayed codes [rows, 9], 8 of which are none of their own."""
+    """Delayed codes [rows, 9], of rows - 8 frames."""
     return torch.randint(1024, (rows, 9), generator=torch.Generator().manual_seed(seed))
 
 
@@ -53,7 +53,7 @@ def test_the_codec_decodes_as_it_did(codec, backend):
 
 
 def test_a_batch_of_clips_is_each_clip_alone(codec, monkeypatch):
-    """Which it was not: a shorter one ended in what its padding sounds like."""
+    """In the original, a shorter clip ended in the sound of its padding."""
     monkeypatch.setenv(BACKEND, "reference")
     clips, ends = [clip(22, 1), clip(12, 2), clip(8, 3), clip(18, 4)], [None, 9, None, 3]
     vocoder = codec.Zonos2DACVocoder("cpu")
@@ -90,7 +90,7 @@ def test_wrong_batches_are_the_engines_errors(codec, codes, ends, error):
         codec.Zonos2DACVocoder("cpu").decode_batch(codes, ends)
 
 
-def test_what_is_left_of_the_codec_is_in_the_log(codec, monkeypatch, caplog):
+def test_skipped_operations_of_the_codec_are_in_the_log(codec, monkeypatch, caplog):
     report = SimpleNamespace(skipped=[Skipped("decoder", "differs from the original")])
     monkeypatch.setattr(components, "accelerate", lambda codec, strict: report)
     plugin.hook_components(["vocoder"])

@@ -1,4 +1,4 @@
-"""What the plugin computes of sglang-omni's layers: as the engine's own, and what stays with the engine."""
+"""The plugin on sglang-omni's layers: the engine's results, and layers that stay with the engine."""
 
 import logging
 import re
@@ -15,12 +15,12 @@ from zonos2_triton._settings import BACKEND
 from zonos2_triton.model.integrations.accelerate import difference
 from zonos2_triton.model.integrations.sglang import components, plugin
 
-# Of two results in one dtype, over the largest: several times what was seen, a tenth of what a wrong weight does.
+# Relative to the largest: several times the measured difference, a tenth of a wrong weight's.
 BOUNDS = {torch.float32: 2e-6, torch.bfloat16: 1.5e-2, torch.float16: 2e-3}
 
 
 def forward(layers, x, lengths):
-    """The layers one after the other, as the model goes through them."""
+    """The layers in sequence, as in the model."""
     positions = torch.cat([torch.arange(length) for length in lengths])
     residual = states = None
     for layer in layers:
@@ -51,7 +51,7 @@ def test_layers_are_what_they_were(stack, backend, seeded, dtype, changes):
 
 
 @pytest.mark.parametrize("backend", ["reference", pytest.param("triton", marks=KERNELS)], indirect=True)
-@pytest.mark.parametrize("rows", [1, pytest.param(257, marks=pytest.mark.slow)])  # one more than decode together
+@pytest.mark.parametrize("rows", [1, pytest.param(257, marks=pytest.mark.slow)])  # one more than a decode step has
 def test_a_mixture_takes_any_number_of_rows_and_either_order_of_gate_and_up(stack, backend, seeded, rows):
     block, x, states = stack()[3].feed_forward, seeded(rows, 64), seeded(rows, 32)
     before = block(x, states)
@@ -63,7 +63,7 @@ def test_a_mixture_takes_any_number_of_rows_and_either_order_of_gate_and_up(stac
 
 @pytest.mark.parametrize("name", ["qkv_projection", "output_projection", "moe_router", "moe_experts"])
 def test_an_operation_that_is_wrong_by_a_hundredth_shows(stack, monkeypatch, seeded, name):
-    """In the differences above: they are of our operations, and the bounds tell."""
+    """The bounds above detect it, and the hooked operations make the results."""
     right = components._operation
 
     def operation(asked, *of):
@@ -77,7 +77,7 @@ def test_an_operation_that_is_wrong_by_a_hundredth_shows(stack, monkeypatch, see
 
 
 def test_weights_are_read_where_they_are(engine, stack, seeded):
-    """A server that gets new ones needs nothing else."""
+    """A server that loads new weights needs nothing else."""
     layers, x = stack(), seeded(4, 64)
     plugin.hook_components(["attention", "experts"])
     before = forward(layers, x, [4])
@@ -90,7 +90,7 @@ def test_weights_are_read_where_they_are(engine, stack, seeded):
 
 
 def put(path, value):
-    """What sets an attribute of a block."""
+    """A function that sets an attribute of a block."""
 
     def change(block):
         *owners, name = path.split(".")
@@ -154,7 +154,7 @@ def sampler_arguments(rows, device="cpu"):
 
 
 def without_cache(layer):
-    """A layer whose turn and attention do nothing."""
+    """A layer whose rotary embedding and attention do nothing."""
     layer.attention.rotary = lambda positions, q, k: (q, k)
     layer.attention.attn.forward = lambda q, k, v, forward_batch: torch.empty_like(q)
     return layer
@@ -166,7 +166,7 @@ def test_where_there_are_no_kernels_everything_stays_with_the_engine(engine, sta
     plugin.hook_components(["attention", "experts", "sampler"])
     called = [engine.model.Zonos2MoEBlock.forward, engine.model.Zonos2Attention.forward, engine.sampler.sample_tts]
     assert not [function for function in called if not hasattr(function, "__wrapped__")]
-    monkeypatch.setattr(components, "_operation", None)  # which an attempt would call
+    monkeypatch.setattr(components, "_operation", None)  # a call would fail
     monkeypatch.setattr(FusedMoE, "forward", lambda self, x, topk: x)
     x = torch.zeros(2, 64, device="meta")
     assert layer.attention(x, torch.arange(2, device="meta"), None).shape == (2, 64)
@@ -191,7 +191,7 @@ def test_on_a_cpu_everything_stays_with_the_engine_unless_a_backend_is_named(sta
 @pytest.mark.interpreter
 @pytest.mark.parametrize("rows", [1, 8, 300])
 def test_nothing_waits_for_a_device(engine, stack, monkeypatch, rows):
-    """As in a captured graph: fake tensors have no values, and a look at one is an error."""
+    """As in a captured graph: a read of a fake tensor's value is an error."""
     monkeypatch.setenv(BACKEND, "triton")
     plugin.hook_components(["attention", "experts", "sampler"])
     settings = engine.config.Zonos2Config(**stack.sizes)

@@ -1,4 +1,4 @@
-"""The plugin for sglang-omni: what it counts upon in the published wheels, what it hooks, and in which processes."""
+"""The plugin for sglang-omni: the wheels' functions that it relies on, its hooks, and their processes."""
 
 import ast
 import importlib
@@ -26,12 +26,12 @@ HOOK_POINTS = [
 
 
 def definition(folder, target):
-    """Of a dotted name below a folder of packages."""
-    parts, path = target.split("."), folder
+    """The definition of a dotted name below a folder of packages."""
+    names, path = target.split("."), folder
     while not path.with_suffix(".py").is_file():
-        path = path / parts.pop(0)
+        path = path / names.pop(0)
     node = ast.parse(path.with_suffix(".py").read_text(encoding="utf-8"))
-    for name in parts:
+    for name in names:
         found = [child for child in node.body if getattr(child, "name", None) == name]
         assert found, f"{target}: there is no {name}"
         node = found[0]
@@ -45,7 +45,7 @@ def parameters(node):
 
 @pytest.mark.parametrize("version", ["0.5.22", pytest.param("0.5.23", marks=pytest.mark.slow)])
 def test_sglang_has_the_interface_for_plugins(version):
-    """0.5.23 came after what sglang-omni pins."""
+    """0.5.23 is newer than the version that sglang-omni pins."""
     wheel = unpacked("sglang", version)
     for point in plugin.REGISTRATION:
         assert parameters(definition(wheel, point.target)) == ("cls", *point.parameters)
@@ -88,7 +88,7 @@ def test_a_mixture_is_known_by_names_that_sglang_has(sglang):
 
 
 def test_the_runner_takes_end_and_padding_out_of_what_is_penalised(omni):
-    """Which `sample_codes` counts upon."""
+    """`components.sample` relies on it."""
     runner = SimpleNamespace(model=SimpleNamespace(tail_params=SimpleNamespace(repetition_codebooks=2)))
     history = torch.tensor([[[1024, 7, 3], [5, 1025, 2], [-1, 4, 1]]])  # [1, frames, codebooks]
     runner.model.decode_state_pool = SimpleNamespace(rep_hist=history)
@@ -103,10 +103,10 @@ def test_the_runner_takes_end_and_padding_out_of_what_is_penalised(omni):
 
 
 @pytest.mark.parametrize("settings", [{SGLANG: ""}, {SGLANG: "0"}, {SGLANG: "all", DISABLE: "1"}], ids=str)
-def test_nothing_happens_unless_parts_are_named(monkeypatch, settings):
+def test_nothing_happens_unless_components_are_named(monkeypatch, settings):
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setitem(sys.modules, "sglang", None)  # to import it would be an error
+    monkeypatch.setitem(sys.modules, "sglang", None)  # an import would fail
     plugin.plugin()
     assert not plugin._registered
 
@@ -125,7 +125,7 @@ def test_hooks_are_seen_where_the_functions_were_imported_before(engine):
     assert engine.model.sample_tts.__wrapped__ is before
 
 
-def test_parts_are_hooked_once_and_those_that_are_not_named_are_left_alone(engine):
+def test_components_are_hooked_once_and_unnamed_ones_stay(engine):
     before = engine.model.Zonos2Attention.forward, engine.sampler.sample_tts, engine.codec.get_dac
     for _ in range(2):
         plugin.hook_components(["experts"])
@@ -170,7 +170,7 @@ def test_a_registry_that_does_otherwise_is_an_error(engine, monkeypatch, name, f
         plugin.hook_components(["experts"])
 
 
-def test_an_unknown_part_or_a_missing_engine_is_refused(monkeypatch):
+def test_an_unknown_component_or_a_missing_engine_is_refused(monkeypatch):
     monkeypatch.setenv(SGLANG, "attention,expert")
     with pytest.raises(ValueError, match=r"SGLANG is 'attention,expert'; accepted: .*experts, sampler"):
         plugin.plugin()
@@ -191,7 +191,7 @@ def test_another_version_is_said_once(engine, monkeypatch, caplog, found, said):
 
 
 def test_the_processes_of_stages_hook_what_they_compute_or_say_why_not(site, tmp_path, spawn):
-    """The wheel's StageGroup starts them. That of the engine does; the codec's has a function with an argument more."""
+    """The wheel's StageGroup starts them. The codec's stage has a function with one more argument, and refuses."""
     other = shutil.copytree(site, tmp_path / "site")
     codec = other / "sglang_omni/models/zonos2/components/audio_codec.py"
     text = codec.read_text(encoding="utf-8")
@@ -210,7 +210,7 @@ def test_the_processes_of_stages_hook_what_they_compute_or_say_why_not(site, tmp
 
 @pytest.fixture
 def command(monkeypatch):
-    """What is called, in order, of an engine that is a stand-in."""
+    """The calls of a stand-in engine, in order."""
     called = []
     for name in ("sglang", "sglang.srt", "sglang.srt.plugins", "sglang_omni", "sglang_omni.cli"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))

@@ -1,4 +1,4 @@
-"""What the plugin draws in the place of sglang-omni's sampler: from the same distribution, for every request."""
+"""The plugin's sampler draws from the distribution of sglang-omni's sampler, for every request."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from zonos2_triton._settings import BACKEND
 from zonos2_triton.model.integrations.sglang import components, plugin
 from zonos2_triton.reference.sampling import distributions
 
-V = 40  # of which the last two are end and padding
+V = 40  # the last two are end and padding
 REQUESTS = [  # temperature, top_k, top_p, min_p, repetition_penalty
     (1.15, 106, 0.0, 0.18, 1.2),
     (0.7, 5, 0.0, 0.0, 1.0),
@@ -33,7 +33,7 @@ def asked(requests, **changes):
 
 
 def window(logits, frames=6):
-    """What a runner has seen of each codebook, -1 where it does not count."""
+    """The codes of each codebook in a runner's window, -1 for those that do not count."""
     seen = torch.randint(-1, V - 2, (*logits.shape[:2], frames), generator=torch.Generator().manual_seed(1))
     seen[:, -1] = -1
     return seen
@@ -41,7 +41,7 @@ def window(logits, frames=6):
 
 @pytest.fixture
 def drawn_from(engine, monkeypatch):
-    """The arguments of sample_tts -> the probabilities [B, C, V] that ours and that theirs draws from."""
+    """The arguments of sample_tts -> probabilities [B, C, V] of the replacement and of the original."""
     original, found = engine.sampler.sample_tts, []
 
     def multinomial(probs, num_samples):
@@ -58,8 +58,8 @@ def drawn_from(engine, monkeypatch):
             patched.setattr(components, "_operation", lambda *_: sample)
             original(logits, **arguments)
             components.sample(original, logits, **arguments)
-        theirs, ours = found[-2:]
-        return ours, theirs.view(ours.shape)
+        old, new = found[-2:]
+        return new, old.view(new.shape)
 
     return run
 
@@ -67,27 +67,27 @@ def drawn_from(engine, monkeypatch):
 @pytest.mark.parametrize("changes", [{}, {"any_top_p": False}, {"any_min_p": False}, {"top_k_max": 0}], ids=str)
 def test_every_request_is_drawn_from_its_own_distribution(drawn_from, seeded, changes):
     logits = seeded(len(REQUESTS), 3, V) * 4
-    ours, theirs = drawn_from(logits, **asked(REQUESTS, rep_token_ids=window(logits), **changes))
-    assert torch.equal(ours > 0, theirs > 0)
-    assert (ours - theirs).abs().max() < 1e-6
+    new, old = drawn_from(logits, **asked(REQUESTS, rep_token_ids=window(logits), **changes))
+    assert torch.equal(new > 0, old > 0)
+    assert (new - old).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("requests", [REQUESTS[:1], REQUESTS[5:]], ids=["default", "greedy"])
 def test_without_a_window_nothing_is_penalised(drawn_from, seeded, requests):
     logits = seeded(len(requests), 2, V) * 4
     for seen in None, torch.zeros(len(requests), 2, 0, dtype=torch.long), torch.full((len(requests), 2, 5), -1):
-        ours, theirs = drawn_from(logits, **asked(requests, rep_token_ids=seen))
-        assert (ours - theirs).abs().max() < 1e-6
+        new, old = drawn_from(logits, **asked(requests, rep_token_ids=seen))
+        assert (new - old).abs().max() < 1e-6
 
 
 def test_logits_that_tie_are_theirs_too(drawn_from, engine):
-    """As those of a bf16 head often do; and a code that the runner has forbidden."""
+    """Logits of a bf16 head often tie. The runner forbids one code."""
     logits = torch.tensor([3.0, 1, 3, -float("inf"), 2, 2, 1, 3, 0, 0]).expand(4, 2, 10).clone()
     requests = [(1.0, 2, 0.0, 0.0, 1.0), (1.0, 4, 0.0, 0.5, 1.0), (0.0, 0, 0.0, 0.0, 1.0), (1.0, 0, 0.0, 0.0, 1.0)]
-    ours, theirs = drawn_from(logits, **asked(requests))
-    assert torch.equal(ours > 0, theirs > 0)
-    assert (ours - theirs).abs().max() < 1e-6
-    assert ours[2, :, 0].eq(1).all()
+    new, old = drawn_from(logits, **asked(requests))
+    assert torch.equal(new > 0, old > 0)
+    assert (new - old).abs().max() < 1e-6
+    assert new[2, :, 0].eq(1).all()
 
 
 @pytest.mark.interpreter
@@ -120,7 +120,7 @@ def test_greedy_requests_get_the_codes_that_they_got(engine, backend, seeded, dt
 
 @pytest.mark.interpreter
 def test_the_engine_may_compile_its_sampler(engine, monkeypatch, seeded):
-    """Its runner does so by default."""
+    """The engine's runner compiles it by default."""
     monkeypatch.setenv(BACKEND, "triton")
     logits, arguments = seeded(2, 2, V), asked(REQUESTS[:2])
     plugin.hook_components(["sampler"])

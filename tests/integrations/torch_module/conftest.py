@@ -1,4 +1,4 @@
-"""Tests of ports. ZONOS2_COMFYUI names a checkout of Saganaki22/Zonos2_TTS-ComfyUI, whose model is then one."""
+"""ZONOS2_COMFYUI names a checkout of Saganaki22/Zonos2_TTS-ComfyUI, whose model is then tested too."""
 
 import os
 from contextlib import nullcontext
@@ -13,7 +13,7 @@ collect_ignore = [] if os.environ.get("ZONOS2_COMFYUI") else ["test_comfyui.py"]
 
 @pytest.fixture(autouse=True)
 def launches():
-    """Quicker than as it comes: the kernels' own tests check each launch."""
+    """The interpreter without its checks, which the kernels' own tests have."""
     unchecked = {"bounds": False, "undefined": False, "races": False}
     with checked(**unchecked) if not torch.cuda.is_available() else nullcontext():
         yield
@@ -26,5 +26,5 @@ def backend(request):
 
 @pytest.fixture(params=["reference", pytest.param("triton", marks=[pytest.mark.interpreter, pytest.mark.slow])])
 def slower_backend(request):
-    """For what another test runs with kernels as well."""
+    """For operations that another test runs with kernels as well."""
     return request.param

@@ -1,4 +1,4 @@
-"""accelerate() on the model of ComfyUI's node, whose experts are modules of their own, where a checkout is at hand."""
+"""accelerate() on the ComfyUI node's model, whose experts are separate modules; needs a checkout."""
 
 import importlib.util
 import os

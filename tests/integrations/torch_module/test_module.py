@@ -1,4 +1,4 @@
-"""accelerate() on plain nn.Module ports: one that is written here, and its variants."""
+"""accelerate() on an nn.Module with the official tensor names, and on its variants."""
 
 import dataclasses
 import gc
@@ -36,7 +36,7 @@ from zonos2_triton.reference.ops import REFERENCE
 SLOW_KERNELS = (pytest.mark.interpreter, pytest.mark.slow)
 
 
-def test_the_port_of_these_tests_is_the_model():
+def test_the_model_of_these_tests_is_zonos2():
     model = reference.bind(CONFIG, weights())
     for row in ids():
         assert difference(logits_of(made(), tokens=row[None])[0], reference.trace(model, row)["logits"]) < 1e-5
@@ -64,7 +64,7 @@ def test_the_whole_is_the_same(backend):
 @pytest.mark.parametrize(
     ("backend", "dtype", "bound"),
     [
-        ("reference", torch.float64, 1e-6),  # its probabilities are of fp32
+        ("reference", torch.float64, 1e-6),  # its probabilities are fp32
         ("reference", torch.bfloat16, 2e-2),
         ("reference", torch.float16, 3e-3),
         pytest.param("triton", torch.bfloat16, 2e-2, marks=SLOW_KERNELS),
@@ -80,7 +80,7 @@ def test_every_operation_is_the_same_in_other_types(backend, dtype, bound):
 @pytest.mark.filterwarnings("ignore:Mismatch dtype:UserWarning")
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 0.0), (torch.bfloat16, 6e-2)])
 def test_under_autocast(dtype, bound):
-    """To another type than the weights' the original does it; in theirs, ours."""
+    """To another dtype than the weights', the original runs."""
     model = made(dtype)
     with torch.autocast("cpu", torch.bfloat16):
         expected = logits_of(model)
@@ -102,9 +102,9 @@ def test_temperatures_and_biases_may_have_a_type_of_their_own():
 def test_calls_by_the_names_of_the_original():
     model, x = made(), rows()
     calls = [(model.layers[0].attention_norm, {"x": x}), (model.layers[1].feed_forward.router, {"x": x, "state": None})]
-    expected = [part(**named) for part, named in calls]
+    expected = [layer(**named) for layer, named in calls]
     with accelerate(model, backend="reference"):
-        assert difference([part(**named) for part, named in calls], expected) < 1e-5
+        assert difference([layer(**named) for layer, named in calls], expected) < 1e-5
         with pytest.raises(TypeError, match="unexpected keyword argument 'residual'"):
             model.out_norm(x, residual=x)
 
@@ -113,7 +113,7 @@ def test_a_prefix():
     class Wrapped(nn.Module):
         def __init__(self):
             super().__init__()
-            self.model, self.other = made(), nn.Linear(2, 2, dtype=torch.float16)  # which matters to nobody
+            self.model, self.other = made(), nn.Linear(2, 2, dtype=torch.float16)  # not part of the model
 
     wrapped = Wrapped().eval()
     before, expected = held(wrapped), logits_of(wrapped.model)
@@ -131,7 +131,7 @@ def test_one_operation_alone(op, sites):
     expected = logits_of(model)
     report = accelerate(model, only=[op], backend="reference")
     assert [(patch.op, patch.sites) for patch in report.patched] == [(op, sites)]
-    assert sum(isinstance(vars(part).get("forward"), Replacement) for part in model.modules()) == sites
+    assert sum(isinstance(vars(each).get("forward"), Replacement) for each in model.modules()) == sites
     assert difference(logits_of(model), expected) < 5e-6
 
 
@@ -162,7 +162,7 @@ def test_a_wrong_operation_is_refused(op, name, monkeypatch):
     ],
     ids=["handle", "mask", "no forward"],
 )
-def test_attention_with_a_cache_that_is_not_known_is_left(members, reason):
+def test_attention_with_an_unknown_cache_is_skipped(members, reason):
     model = made()
     for layer in model.layers:
         layer.attention.__class__ = type("Other", (nn.Module,), members)
@@ -171,7 +171,7 @@ def test_attention_with_a_cache_that_is_not_known_is_left(members, reason):
     assert re.search(reason, skipped.reason)
 
 
-def test_pieces_of_a_prompt_and_a_full_cache_are_the_ports_own_affair(slower_backend):
+def test_prompt_chunks_and_a_full_cache_run_the_original(slower_backend):
     model = made()
     expected = logits_of(model, (3, 4, 1, 1))
     accelerate(model, only="attention", backend=slower_backend)
@@ -232,8 +232,8 @@ def test_models_without_dense_layers_or_mixtures(start, end, skipped):
 
 
 def test_more_rows_than_decode_together(slower_backend, monkeypatch):
-    for part in (structure, attention):
-        monkeypatch.setattr(part, "MAX_BATCH_SIZE", 4)
+    for file in (structure, attention):
+        monkeypatch.setattr(file, "MAX_BATCH_SIZE", 4)
     monkeypatch.setattr(moe, "MAX_PREFILL_TOKENS", 8)
     model = made()
     expected = logits_of(model, (4, 1), ids(5, 5))
@@ -264,7 +264,7 @@ READ = [
 @pytest.mark.parametrize("write", WRITES)
 @pytest.mark.parametrize("path", READ)
 def test_a_changed_weight_counts_or_is_an_error(path, write):
-    """An error where the port itself has one, and where torch.nn.utils put something before the weight."""
+    """An error, where the original has one too or torch.nn.utils replaced the weight."""
     model, other = made(), made()
     accelerate(model, backend="reference")
     for changed in (model, other):
@@ -288,8 +288,8 @@ def test_vectors_that_are_taken_in_another_form(name):
     assert difference(logits_of(model), logits_of(other)) < 5e-6
 
 
-def test_a_part_that_is_replaced_is_an_error():
-    """As an adapter does with a layer that it wraps."""
+def test_a_replaced_submodule_is_an_error():
+    """As with an adapter that wraps a layer."""
     model = made()
     accelerate(model, backend="reference")
     wo = model.layers[1].attention.wo

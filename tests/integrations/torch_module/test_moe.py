@@ -1,4 +1,4 @@
-"""Ways to write a router and experts: which are swapped, and which are refused."""
+"""Variants of a router and of experts: those that are patched, and those that are refused."""
 
 from collections import namedtuple
 
@@ -38,7 +38,7 @@ def with_probabilities(self, x, state=None):
 
 def for_batches(self, x, state=None):
     B, T, _ = x.shape
-    return tuple(part.view(B, T, -1) for part in Router.forward(self, x, state))
+    return tuple(result.view(B, T, -1) for result in Router.forward(self, x, state))
 
 
 @pytest.mark.parametrize("forward", [reordered, named, with_probabilities, for_batches])
@@ -72,7 +72,7 @@ def test_whether_biases_are_added_or_subtracted_is_found(sign, said):
         ("random", "moe_balancing_strategy must be one of legacy, old, .*, got 'random'"),
     ],
 )
-def test_what_a_port_says_of_its_biases_must_hold(strategy, message):
+def test_a_configured_sign_of_the_biases_must_hold(strategy, message):
     model = made()
     model.config = {"moe_balancing_strategy": strategy}
     refused(
@@ -81,7 +81,7 @@ def test_what_a_port_says_of_its_biases_must_hold(strategy, message):
 
 
 def test_biases_too_small_to_tell_how_they_enter():
-    """Those of zero have no sign."""
+    """Zero biases need no sign."""
     model = made()
     for router in each(model, ROUTER):
         router.balancing_biases.mul_(1e-9)
@@ -95,7 +95,7 @@ def test_biases_too_small_to_tell_how_they_enter():
 
 
 def returning(change):
-    """A router whose results are changed: (weights, ids, state) -> what is returned."""
+    """A router whose results pass through change(weights, ids, state)."""
     return lambda self, x, state=None: change(*Router.forward(self, x, state))
 
 
@@ -146,7 +146,7 @@ def test_experts_take_the_routers_order_only_of_the_routers_ids(monkeypatch):
     accelerate(model, backend="reference")
     weights, ids, _ = mixture.router(x)
     assert difference(mixture.experts(x, weights, CHOICES), expected[1]) < 1e-6
-    ids.copy_(CHOICES)  # as somebody may who drops experts
+    ids.copy_(CHOICES)  # as in a model that drops experts
     assert difference(mixture.experts(x, weights, ids), expected[1]) < 1e-6
     weights, ids, _ = mixture.router(x)
     monkeypatch.setattr(structure, "by_expert", None)  # not needed
@@ -166,7 +166,7 @@ def test_experts_that_are_refused():
 
 
 class OneExpert(nn.Module):
-    """Its weights may be patched at use."""
+    """An expert whose weights may be patched at use."""
 
     weight_function = ()
 
@@ -183,7 +183,7 @@ class OneExpert(nn.Module):
 
 
 class Apart(nn.Module):
-    """Experts that are modules of their own."""
+    """Experts as separate modules."""
 
     def __init__(self, experts):
         super().__init__()
@@ -212,7 +212,7 @@ def test_experts_may_be_modules_of_their_own(apart, slower_backend):
     assert difference(logits_of(apart), expected) < 1e-6
 
 
-def test_what_is_patched_at_use_is_the_ports_own_affair(apart):
+def test_weights_patched_at_use_run_the_original(apart):
     expert, x = apart.layers[1].feed_forward.experts.experts[0], rows(2)[0]
     accelerate(apart, only="experts", backend="reference")
     plain = expert(x)

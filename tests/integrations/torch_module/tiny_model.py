@@ -1,4 +1,4 @@
-"""A port with weights of few numbers, its variants, and what it says."""
+"""A small TorchModel, its variants, and its logits."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from zonos2_triton.reference.config import Zonos2Config
 
 OPS = ["embedding", "norm", "attention", "dense", "router", "experts", "head"]
 SITES = [1, 9, 3, 1, 2, 2, 1]
-# A dense layer, a mixture of two experts a row, one of one that is handed the router's state.
+# A dense layer, a mixture with two experts per token, and one with one expert and a router state.
 CONFIG = dataclasses.replace(
     Zonos2Config.from_params(PARAMS), n_layers=3, dim=32, head_dim=16, n_heads=4, n_kv_heads=2, multiple_of=16,
     rope_theta=5000.0, n_codebooks=3, codebook_size=30, eoa_id=30, audio_pad_id=31, speaker_enabled=False,
@@ -29,14 +29,14 @@ def made(dtype=torch.float32, config=CONFIG):
 
 
 def each(model, path):
-    """The parts of the mixtures' layers that have it."""
+    """The modules at a path in each mixture layer."""
     return [layer.get_submodule(path) for layer in model.layers if hasattr(layer.feed_forward, "router")]
 
 
 def variant(model, path, forward):
-    """Another way in which somebody may have written a part."""
-    for part in each(model, path):
-        part.__class__ = type("Variant", (type(part),), {"forward": forward})
+    """Replace the forward of the modules at a path."""
+    for module in each(model, path):
+        module.__class__ = type("Variant", (type(module),), {"forward": forward})
     return model
 
 
@@ -46,7 +46,7 @@ def ids(rows=2, length=9):
 
 
 def logits_of(model, pieces=(7, 1, 1), tokens=None, room=12):
-    """Logits [B, T, C, V] of a prompt and the rows behind it."""
+    """Logits [B, T, C, V] of a prompt and the tokens after it."""
     tokens = ids(length=sum(pieces)) if tokens is None else tokens
     caches = model.caches(len(tokens), room)
     return torch.cat([model(piece, caches) for piece in tokens.split(pieces, 1)], 1)

@@ -1,5 +1,4 @@
-"""The official zonos2 package on a CPU, wherever it is importable: its own classes, with plain PyTorch in place of what
-runs on a GPU alone.
+"""The official zonos2 package on a CPU, if it is importable: its own classes, with plain PyTorch for GPU-only parts.
 
 It is read from PYTHONPATH: the folder python/ of Zyphra/ZONOS2; checked with commit 8fee419.
 """
@@ -20,7 +19,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.integrations.zonos2_engine import plain_ops
+from tests.integrations.zonos2_engine import torch_ops
 from zonos2_triton.model import Zonos2Config
 from zonos2_triton.model.weights.tiny import backbone_weights
 
@@ -39,7 +38,7 @@ Official = Callable[[str], Any]  # path below zonos2 -> module
 
 @contextmanager
 def imported():
-    """Afterwards it is not imported any more."""
+    """The imported package; afterwards it is removed from sys.modules."""
     official = _module
     with pytest.MonkeyPatch.context() as patch:
         for name, module in _stand_ins().items():
@@ -47,9 +46,9 @@ def imported():
         patch.setattr(torch.cuda.nvtx, "range", lambda *_: nullcontext())
         patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
         try:
-            patch.setattr(official("kernel"), "indexing", plain_ops.indexing)
-            patch.setattr(official("kernel"), "store_cache", plain_ops.store_cache)
-            patch.setattr(official("layers.moe.fused_moe.layer"), "fused_experts", plain_ops.fused_experts)
+            patch.setattr(official("kernel"), "indexing", torch_ops.indexing)
+            patch.setattr(official("kernel"), "store_cache", torch_ops.store_cache)
+            patch.setattr(official("layers.moe.fused_moe.layer"), "fused_experts", torch_ops.fused_experts)
             patch.setattr(official("layers.attention"), "get_rope", _rope(official("layers.rotary")))
             yield official
         finally:
@@ -58,7 +57,7 @@ def imported():
 
 @contextmanager
 def standing_in():
-    """The same of `stand_in`, a package of the same names, attributes and shapes, without anything official."""
+    """The package `stand_in` instead: the same names, attributes and shapes, without official code."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(STAND_IN)
         try:
@@ -85,7 +84,7 @@ def _stand_ins():
     for name in ("gelu_and_mul", "silu_and_mul", "moe_align_block_size", "topk_softmax"):
         setattr(made["sgl_kernel"], name, None)  # named at import, called by fused_experts alone
     for name in ("rmsnorm", "fused_add_rmsnorm", "apply_rope_with_cos_sin_cache_inplace"):
-        setattr(made["flashinfer"], name, getattr(plain_ops, name))
+        setattr(made["flashinfer"], name, getattr(torch_ops, name))
     return made
 
 
@@ -99,8 +98,8 @@ def _rope(module):
             if head_dim in (64, 128, 256, 512):
                 return original(head_dim, rotary_dim, max_position, base, rope_scaling)
             made = object.__new__(module.RotaryEmbedding)
-            made.head_size, made._cos_sin_cache = head_dim, plain_ops.cos_sin_cache(head_dim, max_position, base)
-            made.apply_rope_with_cos_sin_cache_inplace = plain_ops.apply_rope_with_cos_sin_cache_inplace
+            made.head_size, made._cos_sin_cache = head_dim, torch_ops.cos_sin_cache(head_dim, max_position, base)
+            made.apply_rope_with_cos_sin_cache_inplace = torch_ops.apply_rope_with_cos_sin_cache_inplace
             return made
 
     return get_rope
@@ -111,7 +110,7 @@ def random_weights(params):
 
 
 def build(official, params, weights, dtype=torch.float32, rank=0, ranks=1, device="cpu"):
-    """Zonos2ForCausalLM of a checkpoint, as the engine builds it; of several ranks, one's part.
+    """Zonos2ForCausalLM of a checkpoint, as the engine builds it, or one rank's part.
 
     device: not a CPU is for the stand-in alone.
     """
@@ -127,7 +126,7 @@ def build(official, params, weights, dtype=torch.float32, rank=0, ranks=1, devic
     finally:
         torch.set_default_dtype(plain)
     state = dict(weights)
-    if ranks > 1:  # the official loader cuts the head too, which its class does not expect: that one stays whole
+    if ranks > 1:  # the official loader slices the head too, which its class expects whole
         head = {"multi_output.weight": weights["multi_output.weight"]}
         state = official("models.weight")._shard_state_dict(state) | head
     model.load_state_dict({name: tensor.to(device, dtype).clone() for name, tensor in state.items()})
@@ -137,7 +136,7 @@ def build(official, params, weights, dtype=torch.float32, rank=0, ranks=1, devic
 
 
 class PlainAttention:
-    """An attention backend of a few lines: whole sequences, by torch's own attention."""
+    """An attention backend of a few lines: whole sequences by torch's attention."""
 
     def __init__(self, config, kvcache, page_table):
         self.kvcache, self.page_table = kvcache, page_table
@@ -160,7 +159,7 @@ class PlainAttention:
 
 
 class Run:
-    """A model that generates, by the official batches, cache and context; nothing is sampled: frames are given."""
+    """Runs a model with the official batches, cache and context. Frames are given, not sampled."""
 
     def __init__(self, official, model, attention=PlainAttention, ranks=1):
         config, dtype, self.device = model.config, model.out_norm.weight.dtype, model.out_norm.weight.device
@@ -169,7 +168,7 @@ class Run:
         self.kvcache = official("kvcache.mha_pool").MHAKVCache(
             config.num_kv_heads, config.num_layers, config.head_dim, PAGES, dtype, layout, self.device
         )
-        self.kvcache._kv_buffer.fill_(float("nan"))  # what nobody wrote is read by nobody
+        self.kvcache._kv_buffer.fill_(float("nan"))  # a read of unwritten cache shows
         self.page_table = torch.zeros(8, 64, dtype=torch.int32, device=self.device)
         self.backend = attention(config, self.kvcache, self.page_table)
         self.free = torch.randperm(PAGES, generator=torch.Generator().manual_seed(1)).int()
@@ -185,7 +184,7 @@ class Run:
         return made
 
     def batch(self, reqs, phase, padding=None):
-        """As the scheduler prepares one; padding: requests that only fill it up."""
+        """A batch as the scheduler prepares it; padding: requests that only pad it."""
         batch = self.official("core").TTSBatch(reqs=reqs, phase=phase)
         batch.padded_reqs = reqs + (padding or [])
         lengths = [req.extend_len for req in reqs]
@@ -199,7 +198,7 @@ class Run:
         return batch
 
     def capture(self, most):
-        """The batch of a graph of that many requests: one, again and again, at a place that nobody else is given."""
+        """The batch of a graph of that many requests: one dummy request, repeated."""
         self.kvcache._kv_buffer[:, :, 0], self.free = 0, self.free[self.free != 0]
         self.backend.init_capture_graph(64, [1, most], 10)
         captured = self.official("core").TTSBatch(reqs=[self.add(torch.zeros(1, 10))] * most, phase="decode")
@@ -207,7 +206,7 @@ class Run:
         return captured
 
     def step(self, reqs, phase, speaker=None):
-        """Logits of every row, [T, C, V]; the requests are one row further. speaker: of the first request."""
+        """Logits of every token [T, C, V]; advances the requests by one token. speaker: of the first request."""
         batch = self.batch(reqs, phase)
         if speaker is not None:
             batch.speaker_emb_values, batch.speaker_token_positions = speaker[None], torch.tensor([0])
@@ -221,13 +220,13 @@ class Run:
             return self.model.forward()
 
     def append(self, reqs, frame):
-        """A row [C + 1] to each request."""
+        """Append a frame [C + 1] to each request."""
         for req, row in zip(reqs, frame, strict=True):
             req.append_host(row.int())
 
     @contextmanager
     def active(self):
-        """Inside, the package's context is this run's."""
+        """Make the package's context this run's."""
         core = self.official("core")
         before, core._GLOBAL_CTX = core._GLOBAL_CTX, self.context
         try:
@@ -246,27 +245,27 @@ class Run:
 
 
 class Ranks:
-    """Processes that share a model, as threads of which one runs at a time: until all have come to the same sum."""
+    """Tensor-parallel ranks as threads that run in turns and wait for each other at every all-reduce."""
 
     def __init__(self, official, count):
         self.core, self.count = official("core"), count
-        self.baton, self.parts = threading.Lock(), {}
+        self.baton, self.partial = threading.Lock(), {}
         self.meeting = threading.Barrier(count, timeout=300)
         official("distributed.impl").DistributedCommunicator.plugins = [self]
 
     def all_reduce(self, x):
         context = self.core._GLOBAL_CTX  # each process has its own
-        self.parts[int(threading.current_thread().name)] = x.clone()
+        self.partial[int(threading.current_thread().name)] = x.clone()
         self.baton.release()
         self.meeting.wait()
-        total = sum(self.parts[rank].double() for rank in range(self.count))
+        total = sum(self.partial[rank].double() for rank in range(self.count))
         self.meeting.wait()
         self.baton.acquire()
         self.core._GLOBAL_CTX = context
         return x.copy_(total)
 
     def run(self, work):
-        """work(rank) of every rank."""
+        """The results of work(rank)."""
 
         def process(rank):
             threading.current_thread().name = str(rank)

@@ -1,4 +1,4 @@
-"""An accelerated model of the official engine gives the logits that it gave, however the engine runs it."""
+"""An accelerated model of the official engine gives the same logits in every mode of the engine."""
 
 import inspect
 from dataclasses import replace
@@ -14,9 +14,9 @@ from zonos2_triton.model.integrations.zonos2_engine import engine, layers
 from zonos2_triton.model.integrations.zonos2_engine.attention import Backend, creator
 from zonos2_triton.reference.ops import REFERENCE
 
-# fp32 logits, up to 15, after layers whose sums were made in another order: 2e-5 was seen.
+# fp32 logits, up to 15, from sums in another order; the largest error was 2e-5.
 ATOL = 2e-4
-# Largest difference of a row over the largest logit, of the middle row; seen: 0.010 and 0.0013.
+# Median over the tokens of the largest difference over the largest logit; measured 0.010 and 0.0013.
 HALF = [(torch.bfloat16, 0.03), (torch.float16, 0.004)]
 
 
@@ -29,7 +29,7 @@ def fast(request, official, params, weights):
 
 
 def on(*backends):
-    """The accelerated models of a test, those of the kernels in make test-full alone."""
+    """The accelerated models of a test; kernels run only in make test-full."""
     marks = {"reference": (), "triton": (pytest.mark.interpreter, pytest.mark.slow)}
     return pytest.mark.parametrize("fast", [pytest.param(name, marks=marks[name]) for name in backends], indirect=True)
 
@@ -42,7 +42,7 @@ def assert_same(found, expected):
 
 
 def test_the_stand_ins_are_right(official, golden):
-    """The official classes on plain PyTorch, and the stand-in of them, give the golden logits."""
+    """The official classes on plain PyTorch, and their stand-in, give the golden logits."""
     io, model = golden.tensors("backbone_b_io"), build(official, golden.json("params_b"), golden.tensors("backbone_b"))
     run = Run(official, model)
     for name, speaker in (("nospk", None), ("spk", io["speaker_embedding"])):
@@ -83,7 +83,7 @@ def test_a_request_has_the_same_bits_alone_and_in_a_batch(official, fast, prompt
 
 @on("reference", "triton")
 def test_the_memory_of_a_graph_gives_the_same(official, fast, prompts, frames, expected):
-    """Three requests in a graph of four: what a captured step would read is all that it is given."""
+    """Three requests in a graph of four: the step gets only the tensors that a captured step reads."""
     run = Run(official, fast.model, fast.attention)
     captured, memory = run.capture(4), run.backend.captured
     reqs = [run.add(prompt) for prompt in prompts]
@@ -97,7 +97,7 @@ def test_the_memory_of_a_graph_gives_the_same(official, fast, prompts, frames, e
         for name in ("positions", "cache_seqlens", "block_table", "cu_seqlens"):
             assert getattr(replayed, name).data_ptr() == getattr(taken, name).data_ptr()
         assert replayed.cache_seqlens.tolist()[3] == engine_attention.IDLE
-        logits = run.forward(captured)  # the batch that was captured, with new contents
+        logits = run.forward(captured)  # the captured batch with new contents
         assert_same([logits[:3]], [old])
         assert logits.isfinite().all()
         for req in reqs:
@@ -137,7 +137,7 @@ def test_graphs_that_were_not_made(official, model):
 
 
 def test_the_attention_backend_alone(official, model, prompts, frames, expected):
-    """On a model that is as it was."""
+    """On an unpatched model."""
     run = Run(official, model, creator("reference"))
     assert_same(run.generate(prompts, frames), expected)
     assert run.batch(run.reqs, "decode").attn_metadata.get_last_indices(2).tolist() == [0, 1]
@@ -150,7 +150,7 @@ def test_the_attention_backend_alone(official, model, prompts, frames, expected)
 
 @on("reference", "triton")
 def test_another_attention_backend(official, fast, prompts, frames, expected):
-    """For all, then for prompts: a layer's attention is then the original, around it everything is ours."""
+    """For all steps, then for prefill: attention is then the original, and all around it is patched."""
 
     def hybrid(*given):
         return official("attention.base").HybridBackend(PlainAttention(*given), fast.attention(*given))
@@ -192,34 +192,36 @@ DENSE = {"moe_n_experts": 1, "moe_router_topk": 1, "special_topk_layers": {}, "m
 )
 def test_models_of_other_settings(official, params, prompts, frames, expected, changes, left):
     other = params | changes
-    ours, plain = (build(official, other, random_weights(other)) for _ in range(2))
-    report = accelerate(ours, backend="reference")
+    patched, plain = (build(official, other, random_weights(other)) for _ in range(2))
+    report = accelerate(patched, backend="reference")
     assert {x.op: x.reason for x in report.skipped} == dict.fromkeys(left, engine.NO_MIXTURE)
     old = Run(official, plain).generate(prompts, frames)
-    assert_same(Run(official, ours, creator("reference")).generate(prompts, frames), old)
+    assert_same(Run(official, patched, creator("reference")).generate(prompts, frames), old)
     assert (expected[0] - old[0]).abs().max() > 0.1, "the settings make no difference: the test shows nothing"
 
 
 @pytest.mark.parametrize(("dtype", "bound"), HALF)
 @pytest.mark.parametrize("exact", [True, False], ids=["", "biases that the kernel would round"])
 def test_half_precision(official, params, weights, prompts, frames, dtype, bound, exact):
-    """Where two experts are close another may be chosen, and a row goes apart: most do not. Dummy weights have biases
-    of fp32: the router stays as it is, and the experts sort its choices themselves."""
-    ours, plain = (build(official, params, weights, dtype) for _ in range(2))
+    """Two experts with close scores may swap, and a token then differs; most do not.
+
+    Dummy weights have fp32 biases: the router is skipped, and the experts sort its ids themselves.
+    """
+    patched, plain = (build(official, params, weights, dtype) for _ in range(2))
     assert plain.layers.op_list[0].attention.temp.dtype == torch.bfloat16
-    for model in (ours, plain) if not exact else ():
+    for model in (patched, plain) if not exact else ():
         model.layers.op_list[1].feed_forward.router.balancing_biases = torch.tensor([0.1, 0.2, 0.3, 0.4])
     reason = "layers.1.feed_forward.router.balancing_biases are torch.float32, which {} does not hold exactly"
-    report = accelerate(ours, backend="reference")
+    report = accelerate(patched, backend="reference")
     assert {x.op: x.reason for x in report.skipped} == ({} if exact else {"router": reason.format(dtype)})
-    new = Run(official, ours, creator("reference")).generate(prompts, frames)
+    new = Run(official, patched, creator("reference")).generate(prompts, frames)
     old = Run(official, plain).generate(prompts, frames)
     apart = torch.cat([(a - b).abs().amax((1, 2)) for a, b in zip(new, old, strict=True)])
     assert apart.median() / max(x.abs().max() for x in old) < bound
 
 
 def test_outside_of_inference_mode(official, params, weights, prompts, frames, expected):
-    """As the offline API builds its engine; it runs inside, whatever was made outside."""
+    """As the offline API builds its engine, which runs in inference mode wherever it was built."""
     with torch.inference_mode(False), torch.no_grad():
         model = build(official, params, weights)
         accelerate(model, backend="reference")
@@ -232,7 +234,7 @@ def test_outside_of_inference_mode(official, params, weights, prompts, frames, e
     "backend", [None, "reference", pytest.param("triton", marks=[pytest.mark.interpreter, pytest.mark.slow])]
 )
 def test_two_ranks(official, params, weights, prompts, frames, expected, backend):
-    """Heads, feed-forward width and rows of the tables are divided; backend None: the model as it is."""
+    """Heads, feed-forward width and tables are divided; backend None: the unpatched model."""
     ranks = Ranks(official, 2)
     models = [build(official, params, weights, rank=rank, ranks=2) for rank in range(2)]
     assert list(models[1].multi_embedder.embedders.op_list[0].weight.shape) == [16, 32]
@@ -247,5 +249,5 @@ def test_two_ranks(official, params, weights, prompts, frames, expected, backend
         first, second = ranks.run(work)
     finally:
         official("distributed.info")._TP_INFO = official("distributed.info").DistributedInfo(0, 1)
-    assert_same(first, [expected[0][:-1], expected[1][:-1]])  # without the third, whose prompt is one row
+    assert_same(first, [expected[0][:-1], expected[1][:-1]])  # without the third, whose prompt is one token
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

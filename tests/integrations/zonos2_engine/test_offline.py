@@ -1,4 +1,4 @@
-"""The official offline API on the tiny model: names, types, defaults, and the same sound as of the whole pipeline."""
+"""The official offline API on the tiny model: names, types, defaults, and the same audio as the pipeline."""
 
 import inspect
 import logging
@@ -48,7 +48,7 @@ def samples(result):
 
 
 def run(tts, text, sampling, **prompt):
-    """What the rest of the package makes of the default conditioning."""
+    """The pipeline's own results with the default conditioning."""
     return tts.speak(text, sampling=sampling, **({"quality": {"trailing_silence_s": 3}} | prompt)).samples
 
 
@@ -207,7 +207,7 @@ def test_calls_that_are_refused(mute, prompts, options, kind, message):
 
 @pytest.fixture
 def made(tiny_folder):
-    """A model with these further arguments."""
+    """(arguments) -> a TTSLLM with them."""
     return lambda **options: TTSLLM(str(tiny_folder), torch.float32, decode_audio=False, device="cpu", **options)
 
 

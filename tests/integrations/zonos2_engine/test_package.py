@@ -1,4 +1,4 @@
-"""`accelerate(zonos2)`: what the package will build in this process, by names where it looks them up."""
+"""`accelerate(zonos2)` patches the names from which the package will build models, samplers and codecs."""
 
 import inspect
 import sys
@@ -32,7 +32,7 @@ def held(official, package):
 
 @pytest.fixture
 def runner(official, monkeypatch, model):
-    """() -> what the engine makes of its model; nothing is captured without a GPU."""
+    """() -> the engine's GraphRunner of its model; without a GPU it captures nothing."""
 
     def made():
         graphs = official("engine.graph").GraphRunner
@@ -55,7 +55,7 @@ def test_what_is_replaced(official, package):
 
 
 def test_auto_replaces_nothing_without_a_gpu(official, package, model, monkeypatch):
-    """Neither of the package nor of its model, unless ZONOS2_TRITON_BACKEND says what auto means."""
+    """Neither in the package nor in its model, unless ZONOS2_TRITON_BACKEND sets the meaning of auto."""
     before = held(official, package)
     for obj in (package, model):
         report = accelerate(obj)
@@ -84,7 +84,7 @@ def test_the_attention_backend(official, package):
 
 @pytest.mark.parametrize("verify", [True, False])
 def test_a_model_is_accelerated_before_its_graphs_are_captured(official, package, model, runner, verify):
-    """As the package was."""
+    """With the package's arguments."""
     accelerate(package, only="model", backend="reference", verify=verify)
     made = runner()
     assert isinstance(made, official("engine.graph").GraphRunner)
@@ -92,7 +92,7 @@ def test_a_model_is_accelerated_before_its_graphs_are_captured(official, package
     assert report.arguments[1:] == (True, verify, "reference")
     assert not report.skipped
     assert report.max_error < 1e-5 if verify else report.max_error is None
-    captured = getattr(made, "captured", ({"compute_logits": None},))[0]  # the stand-in remembers what it was given
+    captured = getattr(made, "captured", ({"compute_logits": None},))[0]  # the stand-in keeps its arguments
     assert "compute_logits" in captured
 
 
@@ -124,7 +124,7 @@ def test_a_wrong_sampler_is_refused(official, package, monkeypatch):
 
 @pytest.mark.needs("transformers")
 def test_the_codec_is_accelerated_when_it_is_loaded(official, package, monkeypatch):
-    """As the package was; the detokenizer loads it within inference mode, in training mode and with gradients."""
+    """With the package's arguments; the detokenizer loads it in inference mode, in training mode and with gradients."""
     from transformers import DacConfig, DacModel
 
     sizes = {"encoder_hidden_size": 8, "decoder_hidden_size": 32, "hidden_size": 16, "codebook_dim": 4}

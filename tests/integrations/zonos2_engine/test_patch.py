@@ -1,4 +1,4 @@
-"""What `accelerate` replaces in a model of the official engine, and which models it refuses."""
+"""Patches of a model of the official engine, and refused models."""
 
 import copy
 import sys
@@ -17,7 +17,7 @@ from zonos2_triton.reference.ops import REFERENCE
 
 
 def held(model):
-    """Every attribute of every object of the tree, by identity."""
+    """Every attribute of every object in the model, by identity."""
     found, ahead = {}, [("", model)]
     while ahead:
         path, owner = ahead.pop()
@@ -34,7 +34,7 @@ def layer(model, i):
 
 
 def test_the_model_is_restored_and_nothing_else_is_changed(official, params, weights, model):
-    """Another model shares the rotary with it."""
+    """Another model shares its rotary embedding."""
     other, state = build(official, params, weights), torch.get_rng_state()
     rotary, before = layer(other, 0).attention.attn.rotary, (held(model), held(other))
     assert rotary is layer(model, 0).attention.attn.rotary
@@ -68,7 +68,7 @@ def test_another_table_of_angles_counts(model, neox):
 
 
 def test_a_norm_in_place(model):
-    """As flashinfer's function takes it."""
+    """As in flashinfer's function."""
     norm = layer(model, 1).feed_forward.router.rmsnorm_eda
     x = torch.randn(3, 16)
     expected, y = norm.rmsnorm(x, norm.weight, norm.eps), x.clone()
@@ -96,7 +96,7 @@ def test_a_norm_in_place(model):
     ],
 )
 def test_weights_that_change_afterwards(official, params, weights, model, path, name, write):
-    """They are read where they are."""
+    """Each call reads them."""
     other = build(official, params, weights)
     accelerate(model, backend="reference")
     for changed in (model, other):
@@ -106,7 +106,7 @@ def test_weights_that_change_afterwards(official, params, weights, model, path, 
 
 
 def at(model, path):
-    """Numbers are of layers, or of what a list holds."""
+    """The object at a path; numbers are layers or items of a list."""
     for step in path.split("."):
         if step.isdigit():
             model = layer(model, int(step)) if hasattr(model, "layers") else model.op_list[int(step)]
@@ -116,7 +116,7 @@ def at(model, path):
 
 
 def outcomes(model):
-    """What parts make of the same rows."""
+    """Outputs of some layers for the same tokens."""
     generator = torch.Generator().manual_seed(5)
     ids, x = torch.randint(30, (4, 10), generator=generator), torch.randn(4, 32, generator=generator)
     found = [model.multi_embedder.forward(ids.int()), model.out_norm.forward(x)[0]]
@@ -160,7 +160,7 @@ def test_a_wrong_operation_is_refused(model, monkeypatch, operation, op):
 
 
 def put(path, value):
-    """Sets the attribute at a path, with numbers for layers, to what is made of the old one."""
+    """Set the attribute at a path, with numbers for layers, to a function of its old value."""
 
     def spoil(model):
         *owners, name = path.split(".")
@@ -171,10 +171,10 @@ def put(path, value):
     return spoil
 
 
-def strange(part):
-    """A layer whose method takes more."""
-    part.__class__ = type("Strange", (type(part),), {"forward": lambda self, x, scale: x * scale})
-    return part
+def strange(module):
+    """A layer whose forward takes one more argument."""
+    module.__class__ = type("Strange", (type(module),), {"forward": lambda self, x, scale: x * scale})
+    return module
 
 
 def leaf(weight):
@@ -207,11 +207,11 @@ BAD = {
 
 
 def test_weights_may_require_gradients(official, params, weights, model):
-    """Which no engine asks for: what would need some is the original."""
+    """Calls that need gradients run the original, though no engine needs them."""
     put("out_norm.weight", leaf)(model)
     x = torch.ones(2, 32)
     accelerate(model, backend="reference")
-    model.out_norm.rmsnorm = model.out_norm.fused_add_rmsnorm = None  # the original's alone
+    model.out_norm.rmsnorm = model.out_norm.fused_add_rmsnorm = None  # only the original uses them
     for call in (torch.no_grad(), torch.inference_mode()):
         with call:
             assert model.out_norm.forward(x)[0].isfinite().all()

@@ -1,4 +1,4 @@
-"""The device sampler of the official engine: each request as if it were alone, by its own settings and seed."""
+"""The sampler of the official engine: each request is drawn by its own settings and seed alone."""
 
 import gc
 import math
@@ -18,7 +18,7 @@ DEFAULTS = {
     "temperature": 1.15, "topk": 106, "top_p": 0.0, "min_p": 0.18, "repetition_window": 50, "repetition_penalty": 1.2,
     "repetition_codebooks": 8, "seed": None,
 }  # fmt: skip
-# Of each request: its settings, and how many frames it has generated behind a prompt of three rows.
+# (settings, generated frames after a prompt of three rows) of each request
 REQUESTS = [
     ({"seed": 5}, 0),
     ({"seed": 5, "repetition_penalty": 3.0, "min_p": 0.0}, 7),
@@ -31,13 +31,13 @@ REQUESTS = [
 
 
 class Request:
-    """What a request of the engine has."""
+    """A request with the engine's attributes."""
 
     def __init__(self, slot, settings, generated):
         self.sampling_params = SimpleNamespace(**DEFAULTS | settings)
         self.table_idx, self.total_generated, self.device_len, self.uid = slot, generated, 3 + generated, slot
         rows = torch.randint(V, (self.device_len, C + 1), generator=torch.Generator().manual_seed(slot))
-        self.input_ids, self.rng = rows.int(), None  # ends of audio and padding are among them
+        self.input_ids, self.rng = rows.int(), None  # end of audio and padding among them
 
     @property
     def history(self):
@@ -59,7 +59,7 @@ def pool(reqs):
 
 @pytest.fixture
 def logits(reqs):
-    """What came before is likely."""
+    """Logits in which the codes of the history are likely."""
     made = 3 * torch.randn(len(REQUESTS), C, V, generator=torch.Generator().manual_seed(1))
     for row, req in zip(made, reqs, strict=True):
         row.scatter_add_(1, req.history.T.long(), torch.full((C, req.total_generated), 6.0))
@@ -75,7 +75,7 @@ def batch(reqs):
 
 
 def alone(req, logits):
-    """By the reference, from the request's own history."""
+    """The reference's codes, from the request's own history."""
     given = vars(req.sampling_params).copy()
     seed, top_k = given.pop("seed"), given.pop("topk")
     sampling = Sampling(top_k=top_k if top_k >= 1 else V - 2, **given)
@@ -88,20 +88,20 @@ SLOW = pytest.param("triton", False, marks=[pytest.mark.interpreter, pytest.mark
 
 @pytest.mark.parametrize(("backend", "pooled"), [("reference", True), ("reference", False), INTERPRETED, SLOW], ids=str)
 def test_each_as_if_it_were_alone(reqs, pool, logits, backend, pooled):
-    """Whatever the others are: some of them in another order get the same codes."""
-    ours = sampler(backend)
-    codes = ours.sample_to_tensor(logits, ours.prepare(batch(reqs), pool if pooled else None))
+    """Some of the requests, in another order, get the same codes."""
+    patched = sampler(backend)
+    codes = patched.sample_to_tensor(logits, patched.prepare(batch(reqs), pool if pooled else None))
     assert codes.dtype == torch.int32
     assert codes[:, C].tolist() == [TEXT] * len(reqs)
     for row, req, own in zip(codes, reqs, logits, strict=True):
         assert torch.equal(row[:C].long(), alone(req, own))
     order = [4, 0, 2]
-    some = ours.sample(logits[order], ours.prepare(batch([reqs[i] for i in order]), pool))
+    some = patched.sample(logits[order], patched.prepare(batch([reqs[i] for i in order]), pool))
     assert some == codes[order].tolist()
 
 
 def test_history_counts(reqs, logits):
-    """The penalties of these requests change something: a sampler that forgot them would be seen."""
+    """The penalties of these requests change codes, so that the tests above detect a sampler without them."""
     changed = []
     for req, own in zip(reqs, logits, strict=True):
         with_history = alone(req, own)
@@ -111,21 +111,21 @@ def test_history_counts(reqs, logits):
 
 
 def test_the_newest_frame_may_be_written_after_the_batch_is_prepared(reqs, pool, logits):
-    """The engine prepares a batch while the frame before is still being drawn."""
-    ours, newest = sampler(), pool[1, reqs[1].device_len - 1].clone()
+    """The engine prepares a batch before the previous frame is drawn."""
+    patched, newest = sampler(), pool[1, reqs[1].device_len - 1].clone()
     pool[1, reqs[1].device_len - 1] = 0
-    args = ours.prepare(batch(reqs[1:2]), pool)
+    args = patched.prepare(batch(reqs[1:2]), pool)
     pool[1, reqs[1].device_len - 1] = newest
-    assert torch.equal(ours.sample_to_tensor(logits[1:2], args)[0, :C].long(), alone(reqs[1], logits[1]))
+    assert torch.equal(patched.sample_to_tensor(logits[1:2], args)[0, :C].long(), alone(reqs[1], logits[1]))
 
 
 def test_seeds(logits):
-    ours, plain = sampler(), {"min_p": 0.0, "temperature": 9.0}
+    patched, plain = sampler(), {"min_p": 0.0, "temperature": 9.0}
     first, second = Request(0, plain, 0), Request(1, plain, 0)
 
     def drawn(req, step=0):
         req.total_generated = step
-        return ours.sample(logits[:1], ours.prepare(batch([req]), torch.zeros(2, 16, C + 1, dtype=torch.int32)))
+        return patched.sample(logits[:1], patched.prepare(batch([req]), torch.zeros(2, 16, C + 1, dtype=torch.int32)))
 
     assert drawn(first) == drawn(first)
     assert drawn(first) != drawn(first, step=1)
@@ -136,19 +136,19 @@ def test_seeds(logits):
 
 
 def test_requests_are_forgotten(reqs, pool):
-    ours = sampler()
-    ours.prepare(batch(reqs), pool)
-    assert len(ours._known) == len(reqs)
+    patched = sampler()
+    patched.prepare(batch(reqs), pool)
+    assert len(patched._known) == len(reqs)
     del reqs[2:]
     gc.collect()
-    assert len(ours._known) == 2
+    assert len(patched._known) == 2
     reqs[0].sampling_params = SimpleNamespace(**DEFAULTS | {"temperature": 2.0})
-    assert ours.prepare(batch(reqs), pool).settings[0, 0] == 2.0
+    assert patched.prepare(batch(reqs), pool).settings[0, 0] == 2.0
 
 
 @pytest.mark.parametrize("wrong", [{"temperature": math.nan}, {"min_p": math.inf}, {"top_p": "much"}, {"topk": None}])
 def test_settings_that_are_no_numbers(wrong, caplog):
-    """One request must not end the others."""
+    """One request must not fail the others."""
     reqs = [Request(4, wrong, 0), Request(1, {"temperature": 0.5}, 0)]
     settings = sampler().prepare(batch(reqs)).settings
     assert settings[0].tolist() == pytest.approx(Sampling().packed())
@@ -158,9 +158,9 @@ def test_settings_that_are_no_numbers(wrong, caplog):
 
 
 def test_logits_of_another_precision(reqs, pool, logits):
-    ours = sampler()
+    patched = sampler()
     half, full = logits.half(), logits.half().float()
-    found = [ours.sample(x, ours.prepare(batch(reqs), pool)) for x in (half, full)]
+    found = [patched.sample(x, patched.prepare(batch(reqs), pool)) for x in (half, full)]
     assert found[0] == found[1]
 
 
@@ -182,11 +182,11 @@ def test_ranks_agree_on_what_nobody_seeded(monkeypatch, backend, device):
 
 @pytest.mark.needs("zonos2")
 def test_the_official_distribution(reqs, pool, logits, monkeypatch):
-    """What the official sampler draws from, of each request alone, is what ours does."""
+    """For a single request, both samplers draw from the same distribution."""
     with imported() as official, torch.inference_mode():
         module = official("engine.sample")
         monkeypatch.setattr(module, "make_device_tensor", lambda data, dtype, device: torch.tensor(data, dtype=dtype))
-        theirs, ours = module.TTSSampler(torch.device("cpu"), C, V - 2, TEXT), sampler()
+        original, patched = module.TTSSampler(torch.device("cpu"), C, V - 2, TEXT), sampler()
         for req, own in zip(reqs, logits[:, None], strict=True):
             seen = []
 
@@ -196,7 +196,7 @@ def test_the_official_distribution(reqs, pool, logits, monkeypatch):
 
             with monkeypatch.context() as patch:
                 patch.setattr(torch, "multinomial", multinomial)
-                theirs.sample(own, theirs.prepare(batch([req]), pool))
-            args = ours.prepare(batch([req]), pool)
-            mine = distributions(own, args.settings, args.steps, ours._last_seen(own, args))
+                original.sample(own, original.prepare(batch([req]), pool))
+            args = patched.prepare(batch([req]), pool)
+            mine = distributions(own, args.settings, args.steps, patched._last_seen(own, args))
             torch.testing.assert_close(mine[0], seen[0], atol=1e-6, rtol=0)

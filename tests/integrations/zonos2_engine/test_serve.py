@@ -1,4 +1,4 @@
-"""The official launcher with every process accelerated. Here it launches a stand-in that says how it was started."""
+"""The official launcher with every process accelerated. It launches a stand-in that reports its arguments."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def test_every_process_is_accelerated(spawn):
 
 @pytest.fixture
 def served(monkeypatch):
-    """Arguments -> what each process would be started with, and the official arguments."""
+    """Arguments -> the entry function of each process, and the official arguments."""
     with standing_in() as package:
         launcher, started = package("server.launch"), []
 
@@ -83,7 +83,7 @@ def test_a_process_of_which_nothing_is_replaced():
 
 
 def test_the_device_is_set_first(monkeypatch):
-    """Importing the engine makes a context on the current device."""
+    """The import of the engine creates a context on the current device."""
     with standing_in() as package:
         order = []
         monkeypatch.setattr(serve.torch.cuda, "is_available", lambda: True)

@@ -1,4 +1,4 @@
-"""What a backend has, and one of two."""
+"""The interface of a backend, and a backend that combines two."""
 
 from abc import ABC, abstractmethod
 

@@ -1,4 +1,4 @@
-"""Sums over the ranks, by whatever was put in last."""
+"""All-reduce by the last installed function."""
 
 
 class DistributedCommunicator:

@@ -1,4 +1,4 @@
-"""Which rank this is, where a model is built."""
+"""The rank on which a model is built."""
 
 from collections import namedtuple
 

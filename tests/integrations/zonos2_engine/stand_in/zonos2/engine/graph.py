@@ -1,4 +1,4 @@
-"""Captures nothing; remembers what it would have captured."""
+"""Captures nothing, but keeps the attributes of the model at its construction."""
 
 
 class GraphRunner:

@@ -1,4 +1,4 @@
-"""A sampler for the settings in which nothing is drawn."""
+"""A sampler for settings that leave one code."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Of the cache's layouts the only one that the engine uses."""
+"""The one cache layout that the engine uses."""
 
 from enum import Enum
 

@@ -1,9 +1,9 @@
-"""Keys and values by layer and place."""
+"""Keys and values by layer and page."""
 
 import torch
 from zonos2.distributed import info
 
-from tests.integrations.zonos2_engine import plain_ops
+from tests.integrations.zonos2_engine import torch_ops
 
 
 class MHAKVCache:
@@ -18,4 +18,4 @@ class MHAKVCache:
         return self._kv_buffer[1, layer]
 
     def store_kv(self, k, v, out_loc, layer):
-        plain_ops.store_cache(self.k_cache(layer), self.v_cache(layer), out_loc, k, v)
+        torch_ops.store_cache(self.k_cache(layer), self.v_cache(layer), out_loc, k, v)

@@ -6,11 +6,11 @@ from zonos2 import core
 from zonos2.distributed import info
 from zonos2.distributed.impl import DistributedCommunicator
 
-from tests.integrations.zonos2_engine import plain_ops
+from tests.integrations.zonos2_engine import torch_ops
 
 
 class Op:
-    """Tensors and parts by name; a name that begins with an underscore is not stored."""
+    """Tensors and submodules by name; names with a leading underscore are not in the state_dict."""
 
     def state_dict(self, prefix="", found=None):
         found = {} if found is None else found
@@ -59,7 +59,7 @@ class RowParallel(Linear):
 
 class RMSNorm(Op):
     def __init__(self, size, eps):
-        self.weight, self.eps, self.rmsnorm = torch.empty(size), eps, plain_ops.rmsnorm
+        self.weight, self.eps, self.rmsnorm = torch.empty(size), eps, torch_ops.rmsnorm
 
     def forward(self, x):
         return self.rmsnorm(x, self.weight, self.eps)
@@ -68,7 +68,7 @@ class RMSNorm(Op):
 class RMSNormFused(Op):
     def __init__(self, size, eps, elementwise_affine=True):
         self.eps, self.elementwise_affine, self._size = eps, elementwise_affine, size
-        self.rmsnorm, self.fused_add_rmsnorm = plain_ops.rmsnorm, plain_ops.fused_add_rmsnorm
+        self.rmsnorm, self.fused_add_rmsnorm = torch_ops.rmsnorm, torch_ops.fused_add_rmsnorm
         if elementwise_affine:
             self.weight = torch.empty(size)
 
@@ -89,7 +89,7 @@ class Embedding(Op):
         self.weight = torch.empty(held, columns)
 
     def forward(self, ids):
-        y = plain_ops.indexing(self.weight, ids, vocab_range=self.vocab_range)
+        y = torch_ops.indexing(self.weight, ids, vocab_range=self.vocab_range)
         return self._comm.all_reduce(y) if self.tp_size > 1 else y
 
 
@@ -108,10 +108,10 @@ class RotaryEmbedding(Op):
         self.head_size = c.head_dim
         with torch.device("cpu"):
             rotary = c.rotary_config
-            self._cos_sin_cache = plain_ops.cos_sin_cache(c.head_dim, rotary.max_position, rotary.base)
+            self._cos_sin_cache = torch_ops.cos_sin_cache(c.head_dim, rotary.max_position, rotary.base)
 
     def forward(self, positions, query, key, is_neox=True):
-        plain_ops.apply_rope_with_cos_sin_cache_inplace(
+        torch_ops.apply_rope_with_cos_sin_cache_inplace(
             positions, query, key, self.head_size, self._cos_sin_cache, is_neox
         )
         return query, key
@@ -199,7 +199,7 @@ class FusedMoE(Op):
         self.tp_size, self._comm = info._TP_INFO.size, DistributedCommunicator()
 
     def forward(self, hidden_states, router_logits=None, *, topk_weights=None, topk_ids=None):
-        y = plain_ops.fused_experts(hidden_states, self.gate_up_proj, self.down_proj, topk_weights, topk_ids, True)
+        y = torch_ops.fused_experts(hidden_states, self.gate_up_proj, self.down_proj, topk_weights, topk_ids, True)
         return self._comm.all_reduce(y) if self.tp_size > 1 else y
 
 
@@ -251,7 +251,7 @@ class Zonos2ForCausalLM(Op):
         self.multi_output = Linear((c.codebook_size + 2) * c.n_codebooks, c.hidden_size)
 
     def load_state_dict(self, tensors):
-        """Names and order of the checkpoint's: rows of gates and of what they multiply take turns."""
+        """Names and order of the checkpoint, which interleaves the rows of gate and up."""
         for name, tensor in tensors.items():
             *path, last = name.split(".")
             owner, last = self, {"w13": "gate_up_proj", "w2": "down_proj"}.get(last, last)

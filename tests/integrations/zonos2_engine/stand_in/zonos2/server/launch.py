@@ -1,4 +1,4 @@
-"""Starts a process of each kind as the official launcher does, and prints what they say."""
+"""Starts a process of each kind as the official launcher does, and prints their reports."""
 
 import json
 import multiprocessing as mp
@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 
 class Args(SimpleNamespace):
-    """What is handed to a scheduler; arrives by its name."""
+    """The arguments of a scheduler process, which are pickled by name."""
 
 
 def _run_scheduler(args, ack_queue):

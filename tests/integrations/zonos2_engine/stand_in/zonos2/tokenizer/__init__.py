@@ -1,4 +1,4 @@
-"""A tokenizer process that says how it was started."""
+"""A tokenizer process that reports its arguments."""
 
 
 def tokenize_worker(*, ack_queue, tokenizer_id, addr):

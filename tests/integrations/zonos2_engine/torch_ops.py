@@ -1,4 +1,4 @@
-"""What the official engine takes from packages that need a GPU, in plain PyTorch."""
+"""Functions that the official engine imports from GPU packages, in plain PyTorch."""
 
 import torch
 import torch.nn.functional as F
