@@ -109,7 +109,7 @@ def test_the_table_shows_depth_and_leaves_out_what_is_unknown():
 
 def work_of(calls, backend="triton"):
     """Of the 8B model and the real codec, without their weights."""
-    decoder = SimpleNamespace(lookahead=10)
+    decoder = SimpleNamespace(right_context=10)
     vocoder = SimpleNamespace(backend=backend, config=VocoderConfig(), dtype=torch.float32, decoder=decoder)
     backbone = SimpleNamespace(config=whole_model(), dtype=torch.bfloat16)
     tts = SimpleNamespace(backbone=backbone, vocoder=vocoder)
