@@ -82,7 +82,7 @@ def counters_return(case: Case, op: Op = None) -> None:
 
 
 def batch_invariant(case: Case, op: Op = None) -> None:
-    """A row, or sequence, has the same bits alone as in the batch."""
+    """A token, slot or sequence has the same bits alone as in the batch."""
     units = _units(case)
     together = run(case, op)
     for unit in sorted({0, units // 2, units - 1, *_idle(case)[:1]}):
@@ -144,9 +144,11 @@ def stale_cache(case: Case, op: Op = None) -> None:
         stale[pages[at // size], at % size] = False
     caches = {name: case.inputs[name].masked_fill(stale[..., None, None], float("nan")) for name in MUTABLE}
     _require_same(
-        case, "a cache of NaN where nothing was written", {"result": clean["result"]},
+        case,
+        "a cache of NaN where nothing was written",
+        {"result": clean["result"]},
         {"result": run(case, op, **caches)["result"]},
-    )  # fmt: skip
+    )
 
 
 def chunked_prefill(case: Case, op: Op = None) -> None:
@@ -162,9 +164,12 @@ def chunked_prefill(case: Case, op: Op = None) -> None:
         cut, caches, parts = rows // 2 + 1, {name: case.inputs[name] for name in MUTABLE}, []
         for begin, end in ((0, cut), (cut, rows)) if cut < rows else ((0, 1), (1, rows)):
             piece = {
-                **alone, "qkvg": alone["qkvg"][begin:end].clone(), "cache_seqlens": _int32(start + begin),
-                "cu_seqlens": _int32(0, end - begin), "max_seqlen_q": end - begin,
-            }  # fmt: skip
+                **alone,
+                "qkvg": alone["qkvg"][begin:end].clone(),
+                "cache_seqlens": _int32(start + begin),
+                "cu_seqlens": _int32(0, end - begin),
+                "max_seqlen_q": end - begin,
+            }
             got = run(case, op, **piece, **caches)
             parts.append(got.pop("result"))
             caches = got
@@ -203,7 +208,7 @@ def steps(case: Case, op: Op = None) -> None:
 
 
 def idempotent(case: Case, op: Op = None) -> None:
-    """A step may be done twice: what lies where it writes changes no bit."""
+    """A step may be done twice: earlier values where it writes change no bit."""
     if not _of_clips(case):
         return
     first = run(case, op)
@@ -219,15 +224,29 @@ def idempotent(case: Case, op: Op = None) -> None:
 INVARIANTS: Mapping[str, Callable[[Case, Op], None]] = {
     check.__name__: check
     for check in (
-        counters_return, causal, nan_isolated, stale_cache, chunked_prefill, batch_invariant, reads_only_window, steps,
-        idempotent, any_order,
+        counters_return,
+        causal,
+        nan_isolated,
+        stale_cache,
+        chunked_prefill,
+        batch_invariant,
+        reads_only_window,
+        steps,
+        idempotent,
+        any_order,
     )
-}  # fmt: skip
+}
 
 ROUNDED_ONCE = (
-    "frame_embedding", "add_rms_norm", "rotary", "output_projection", "rvq_decode", "conv1d_snake",
-    "conv_transpose1d_snake", "conv1d_tanh",
-)  # fmt: skip
+    "frame_embedding",
+    "add_rms_norm",
+    "rotary",
+    "output_projection",
+    "rvq_decode",
+    "conv1d_snake",
+    "conv_transpose1d_snake",
+    "conv1d_tanh",
+)
 MUTABLE = ("k_cache", "v_cache")
 COUNTING = ("decode_attention", "moe_router", "moe_experts")
 # Arguments with a row for each row of the result. The first is what spoils a row.
@@ -244,18 +263,27 @@ ROWS: Mapping[str, tuple[str, ...]] = {
     "codebook_head": ("x",),
     "sample_codes": ("logits", "settings", "seeds", "steps", "last_seen"),
     "advance_frame": (
-        "codes", "nonfinite", "positions", "steps", "max_frames", "eoa_ids", "eos_frames", "ids", "last_seen", "frames",
+        "codes",
+        "nonfinite",
+        "positions",
+        "steps",
+        "max_frames",
+        "eoa_ids",
+        "eos_frames",
+        "ids",
+        "last_seen",
+        "frames",
     ),
     "rvq_decode": ("codes", "step_meta", "z"),
     **dict.fromkeys(
         ("conv1d_snake", "conv_transpose1d_snake", "residual_unit", "conv1d_tanh"),
         ("x", "step_meta", "residual", "y", "activated"),
     ),
-}  # fmt: skip
+}
 
 
 def variants(kernel: Kernel) -> Iterator[tuple[str, Kernel]]:
-    """The kernel with inputs that show what ordinary ones hide, and what they are."""
+    """(name, kernel) of each variant: inputs that show what ordinary ones hide."""
     for name, change in VARIANTS.get(kernel.name, {}).items():
 
         def make(*args: Any, change: Callable[[Inputs], Inputs] = change, **kwargs: Any) -> Inputs:
@@ -297,19 +325,19 @@ def _int32(*numbers: int) -> Tensor:
 
 
 def _units(case: Case) -> int:
-    """How many rows, or sequences, do not know of each other."""
+    """The number of tokens, slots or sequences, which do not depend on each other."""
     if case.kernel.name == "prefill_attention":
         return len(case.inputs["cache_seqlens"])
     return len(case.inputs[ROWS[case.kernel.name][0]])
 
 
 def _of_clips(case: Case) -> bool:
-    """Whether its kernel goes through clips a step at a time, each row through its own."""
+    """Whether the kernel goes through clips in steps, one clip per slot."""
     return "step_meta" in case.inputs
 
 
 def _unread(case: Case) -> list[int]:
-    """Rows of which nothing is read."""
+    """Units of which nothing is read."""
     if _of_clips(case):
         return [row for row in range(_units(case)) if not ring_access.written(case.inputs, row)]
     nothing_added = case.inputs.get("residual") is False  # of `moe_experts`: x is read for its experts alone
@@ -317,7 +345,7 @@ def _unread(case: Case) -> list[int]:
 
 
 def _idle(case: Case) -> list[int]:
-    """Rows that sit the step out."""
+    """Units that are idle in this call."""
     if _of_clips(case):
         return (case.inputs["step_meta"][:, 1] == 0).nonzero().flatten().tolist()
     if case.inputs.get("expert_offsets") is not None:
@@ -335,7 +363,7 @@ def _rows(inputs: Inputs, unit: int) -> slice:
 
 
 def _alone(case: Case, unit: int) -> Inputs:
-    """The arguments that differ when this row or sequence comes alone."""
+    """The arguments that differ when this unit comes alone."""
     rows = _rows(case.inputs, unit)
     names = [name for name in ROWS[case.kernel.name] if case.inputs.get(name) is not None]
     alone: Inputs = {name: case.inputs[name][rows].clone() for name in names}
@@ -363,7 +391,7 @@ def _share(inputs: Inputs, outputs: Tensors, unit: int) -> Tensors:
 
 
 def _spoilt(case: Case, unit: int, name: str) -> Inputs:
-    """The arguments that differ when this row or sequence of one of them is NaN."""
+    """The arguments that differ when this unit of one of them is NaN."""
     if case.kernel.name == "frame_embedding":  # by a row of a table that no other frame reads
         ids, table, speakers = case.inputs["ids"], case.inputs["table"].clone(), case.inputs["speakers"]
         own = next(c for c in range(ids.shape[1]) if (ids[:, c] == ids[unit, c]).sum() == 1)

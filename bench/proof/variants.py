@@ -1,4 +1,4 @@
-"""Inputs that show what ordinary ones hide: by operation and name, what becomes of the inputs of a workload."""
+"""Inputs that show what ordinary ones hide: changes to the inputs of a workload, by operator and name."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

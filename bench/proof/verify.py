@@ -1,4 +1,4 @@
-"""Is an operation as exact as plain PyTorch? Its results against the reference's, in fp64 and at the same precision.
+"""Accuracy of an operator: its error against the fp64 reference, compared with plain PyTorch's error.
 
 `verify(kernel, workload)` is the gate: tests run it on small workloads, a GPU on the real ones, benches before timing.
 
@@ -6,8 +6,8 @@ oracle  the reference on the same inputs in fp64
 torch   the reference as it is, at the inputs' precision
 ratio   RMS(result - oracle) / RMS(torch - oracle)
 
-What is compared are the results and the arguments that a call changes. `bounds` says how far off they may be. Where
-plain PyTorch is exact (copies), so must the result be; what the oracle left as it was has to keep its bits.
+Results and changed arguments are compared. `bounds` says how far off they may be. Where plain PyTorch is exact, as in
+copies, the result must be exact. Values that the oracle leaves alone must keep their bits.
 """
 
 from collections.abc import Callable, Mapping
@@ -69,7 +69,7 @@ class Report:
 
 
 class Case:
-    """One workload's inputs, and what the reference makes of them. Operations may be run on it one after the other."""
+    """The inputs of one workload, and the reference's results on them. Several operators may be run on it in turn."""
 
     def __init__(
         self, kernel: Kernel, workload: Workload, device: str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0
@@ -184,7 +184,7 @@ def verify(
     op: Callable[..., Any] | None = None,
     seed: int = 0,
 ) -> Report:
-    """Raises Mismatch unless `op`, by default the kernel's own, is as exact as plain PyTorch on this workload."""
+    """Run `op`, by default the kernel's own, on this workload. Mismatch: it is less exact than plain PyTorch."""
     case = Case(kernel, workload, device, dtype, seed)
     return case.compare(case.run(op))
 

@@ -1,8 +1,8 @@
 """The tests that every operator passes: `tests/kernels/test_<operator>.py` subclasses `OperatorTests`.
 
 A subclass states what only its operator knows: costs, accuracy, wrong arguments. The suite takes workloads from the
-catalogue. Kernels run in Triton's interpreter, under the checks of `bench.proof`: the programs of a launch run shuffled
-and in reverse, memory that was not written is NaN, and what lies beside an allocation must stay as it was.
+catalogue. Kernels run in Triton's interpreter, under the checks of `bench.proof`. The programs of a launch run shuffled
+and in reverse. Memory that was not written is NaN. A write beside an allocation fails.
 
 The fast set verifies every workload in fp32 and one in bf16, and runs the invariants on one; the rest is slow.
 """
@@ -162,7 +162,7 @@ class OperatorTests:
 
     @interpreted
     def test_invariants(self, workload: str, dtype: str) -> None:
-        """What holds bit for bit, as `bench.proof.invariants` says; ordinary memory under the results is one more."""
+        """The invariants of `bench.proof`; and results do not depend on the memory that they are written to."""
         case = self.case(workload, dtype)
         for invariant in INVARIANTS.values():
             invariant(case, None)
@@ -241,7 +241,7 @@ class OperatorTests:
 
     @interpreted
     def test_refuses_a_wrong_tensor(self, argument: str, refuses: Callable[..., None]) -> None:
-        """Of other axes, empty, of another dtype, with gaps, transposed, at an odd address, on another device."""
+        """Another shape, empty, another dtype, with gaps, transposed, at an odd address, on another device."""
         inputs = inputs_of(self.name, self.fullest)
         tensor = inputs[argument]
         shape, strides = (f"{argument} must {what} " for what in (r"have shape \[.*\],", "be contiguous,"))
@@ -356,7 +356,7 @@ class CountingTests(OperatorTests):
 
 
 def wrong_attention(columns: slice) -> tuple[Wrong, ...]:
-    """What both attentions refuse. columns: 128 of the 132 of qkvg."""
+    """Arguments that both attentions refuse. columns: 128 of the 132 of qkvg."""
     heads = r"qkvg must have \(HQ \+ 2 \* HKV\) \* DH"
     columns_of = f"{heads} columns without qk_temperature and cos_sin_cache, HQ a multiple of .* HKV=2 heads of DH=16"
     return (

@@ -1,4 +1,4 @@
-"""What `bench.proof.verify` says of a wrong result: the reference with a mistake stands for an operator."""
+"""`bench.proof.verify` reports wrong results. The reference with a mistake stands for an operator."""
 
 import pytest
 import torch
@@ -66,7 +66,7 @@ def test_verification_notices(wrong):
 
 
 def off_by(times, case):
-    """The results of an operator whose error is that of plain PyTorch, so many times."""
+    """Results with `times` the error of plain PyTorch."""
     return {
         name: (case.oracle[name] + times * (plain.double() - case.oracle[name])).to(plain.dtype)
         for name, plain in case.torch_outputs.items()
