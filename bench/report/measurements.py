@@ -12,7 +12,7 @@ HEADS = ("kernel", "provider", "workload", "dtype", "status", *FIGURES, "error_r
 
 
 def as_csv(result: Result) -> str:
-    """CSV with a header line. Rates use the least bytes and FLOPs of the kernel, whoever the provider is.
+    """CSV with a header line. Rates use the least bytes and FLOPs of the kernel, for any provider.
 
     error_ratio: RMS error against fp64, over that of PyTorch at the same precision. reason: why there is no figure.
     """

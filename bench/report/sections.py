@@ -45,7 +45,7 @@ class Table(NamedTuple):
 
     caption: str
     rows: Sequence[Mapping[str, str]]
-    folded: bool = False  # for whoever looks for it
+    folded: bool = False  # shown on demand
 
     @property
     def heads(self) -> dict[str, bool]:

@@ -1,4 +1,4 @@
-"""What a decoded frame, or a prompt, must move: the kernels' own costs, summed over the layers of a model."""
+"""Least bytes and FLOPs of a decoded frame or a prompt: the kernels' own costs, summed over the layers of a model."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -58,7 +58,7 @@ def prompt_cost(config: Zonos2Config, rows: int, itemsize: int = 2) -> Mapping[s
 
 
 def total(costs: Mapping[str, Cost]) -> Cost:
-    """Of all of them."""
+    """The sum of all of them."""
     return _sum([*costs.values()])
 
 

@@ -27,7 +27,7 @@ class Gpu:
 
     @property
     def roofline(self) -> Roofline:
-        """Of the data sheet."""
+        """The roofline of the data sheet."""
         return Roofline(self.gb_per_s, self.tflop_per_s)
 
 

@@ -41,11 +41,11 @@ class Inputs:
         return (torch.randn(shape, generator=self.generator) * scale).to(self.device, dtype)
 
     def weight(self, *shape: int) -> Tensor:
-        """Of a linear map: keeps the size of what it is applied to."""
+        """The weight of a linear map, which keeps the size of its input."""
         return self.randn(*shape, scale=shape[-1] ** -0.5)
 
     def gain(self, n: int) -> Tensor:
-        """Of a norm."""
+        """The weight of a norm."""
         return (1 + 0.2 * self.randn(n, dtype=torch.float32)).to(self.dtype)
 
     def randint(self, low: int, high: int, *shape: int) -> Tensor:
@@ -216,9 +216,14 @@ def sample_codes(
     new: Inputs, B: int, C: int, V: int, settings: tuple[Settings, ...] = ({},), step: int = 40,
     spread: float = 3.0, whole: bool = False, levels: tuple[tuple[float, ...], ...] = (), recent: int = 0,
 ) -> Sizes:  # fmt: skip
-    """Of fixed dtypes. settings: each request's, in turn; step: the least number of frames so far; spread: of the
-    logits; whole: they are rounded to whole numbers, so that many tie; levels: each request's, in turn, which its rows
-    take in turn, instead of random ones; recent: so many frames ago the likeliest code of each row came last."""
+    """The inputs have fixed dtypes.
+
+    settings  of the requests, in turn
+    step      the least number of frames so far
+    spread    standard deviation of the logits
+    whole     logits are rounded to integers, so that many tie
+    levels    logits of the requests, in turn, repeated over each row, instead of random ones
+    recent    frames since the likeliest code of each row came last"""
     logits = new.randn(B, C, V, scale=spread, dtype=torch.float32)
     if levels:
         numbers = [[kind[v % len(kind)] for v in range(V)] for kind in (levels * B)[:B]]
@@ -256,7 +261,7 @@ def last_bits(requests: int) -> Sizes:
 
 
 def advance_frame(new: Inputs, B: int, C: int, V: int, N: int, rows: tuple[Sizes, ...] = ({},)) -> Sizes:
-    """Of fixed dtypes. rows: each request's steps, max_frames, eoa_ids, eos_frames or positions, in turn;
+    """The inputs have fixed dtypes. rows: each request's steps, max_frames, eoa_ids, eos_frames or positions, in turn;
     ends: codebooks whose code is the end; fault: a codebook that has one. The end is code V - 2."""
     codes, nonfinite = new.randint(0, V - 2, B, C), torch.zeros(B, C, dtype=torch.int32, device=new.device)
     kinds = [rows[b % len(rows)] for b in range(B)]
@@ -311,9 +316,9 @@ def _layer(
     rows: tuple[Span, ...] = (),
     **step: Any,
 ) -> Sizes:
-    """What all convolutions take. reach: positions of x beyond those of a step; stride: as many are made of each.
+    """The arguments of all convolutions. reach: positions of x beyond those of a step; stride: outputs per position.
 
-    Rings are longer than they have to be by `spare`, and of different lengths; what lies in them is to stay there.
+    Rings differ in length, and are longer than necessary by `spare`. Their other contents must stay.
     """
     each = stride * frames * samples_per_frame
     return {

@@ -1,4 +1,4 @@
-"""What this project has to reach on an H200 in bf16, and what a run reached of it."""
+"""The project's targets on an H200 in bf16, and the figures that a run reached."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Goal:
     at_least: bool = False  # otherwise at most
 
     def row(self, result: Result | None) -> tuple[str, str, str, str]:
-        """What is to be reached, what was, and whether that counts."""
+        """The target, the measured figure, and the verdict."""
         goal = f"{'≥' if self.at_least else '≤'} {self.limit:g} {self.unit}"
         found = self.find(result) if result and not result["environment"]["smoke"] else None
         if result is None or found is None:
@@ -50,7 +50,7 @@ class Goal:
 
 
 def _least(stage: str, names: Sequence[str], *keys: str, per: float = 1.0) -> Callable[[Result], Measurement | None]:
-    """Of items, the least of what stands under nested keys, in units of so many; None: it is not known of each."""
+    """The least value of items under nested keys, in units of `per`; None: an item has none."""
 
     def find(result: Result) -> Measurement | None:
         known = []

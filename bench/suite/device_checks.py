@@ -1,4 +1,4 @@
-"""What only a run on the device can show: a row's bits do not depend on its batch, and a graph's are those of the host.
+"""Checks that need a device: bits do not depend on the batch, and a graph gives the bits of single launches.
 
 Every check raises Mismatch, naming what differs. All of them run in Triton's interpreter too, on small sizes.
 """
@@ -242,7 +242,7 @@ def clip_step_meta(
 
 
 def blank_rings(decoder: VocoderDecoder, rows: int, frames: int) -> Rings:
-    """Of NaN, which nothing may read."""
+    """Rings of NaN, which no step may read."""
     rings = decoder.rings(rows, frames)
     for ring in rings.tensors():
         ring.fill_(float("nan"))

@@ -1,4 +1,4 @@
-"""What a result was measured on, and the tests that need a device, in a process of their own."""
+"""The machine of a result, and the tests that need a device, in a process of their own."""
 
 import hashlib
 import importlib.util
@@ -32,7 +32,7 @@ SMOKE = {
 
 
 def environment(seed: int, smoke: bool = False) -> dict[str, Any]:
-    """Of the current GPU, or of a smoke run on a CPU. What the machine does not tell is None or left out."""
+    """The current GPU and versions, or those of a smoke run on a CPU. Unknown values are None or left out."""
     return {
         **(SMOKE if smoke else _gpu()),
         "torch": torch.__version__,
@@ -63,7 +63,7 @@ def _gpu() -> dict[str, Any]:
 
 
 def smi(uuid: str) -> dict[str, Any]:
-    """What nvidia-smi says of the GPU; nothing where there is none."""
+    """The figures of nvidia-smi; empty if there is none."""
     which = ["-i", f"GPU-{uuid}"] if uuid else []
     said = _said("nvidia-smi", f"--query-gpu={','.join(SMI.values())}", "--format=csv,noheader,nounits", *which)
     values = [value.strip() for value in said.partition("\n")[0].split(",")] if said else []
@@ -71,7 +71,7 @@ def smi(uuid: str) -> dict[str, Any]:
 
 
 def _said(*command: str) -> str | None:
-    """What a program prints; None: it is not there, fails or takes too long."""
+    """The output of a program; None: it is missing, fails or takes too long."""
     try:
         run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):

@@ -113,7 +113,7 @@ def table(recorder: Recorder) -> str:
 
 
 def listing(stages: Collection[str], as_json: bool, reason: str | None = None) -> str:
-    """What would run where a GPU is, by name; with a reason why nothing was run, how much of it."""
+    """The items that would run on a GPU, by name; with a reason why nothing ran, their number."""
     items = {stage: [item.name for item in plan(None, [stage], FULL)] for stage in stages}
     if as_json:
         why = {"reason": reason} if reason else {}

@@ -19,7 +19,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 
 @dataclass(frozen=True)
 class Preset:
-    """What is checked and timed, and at which sizes."""
+    """The checks and timings of a run, and their sizes."""
 
     real: bool
     codec: VocoderConfig
@@ -42,7 +42,7 @@ class Preset:
 
     @cached_property
     def config(self) -> Zonos2Config:
-        """Of whole frames."""
+        """The configuration of complete frames."""
         small = {"n_layers": 3, "moe_start_from_layer": 1, "special_topk_layers": {"1": 2}}
         return whole_model() if self.real else Zonos2Config.from_params(PARAMS | small)
 

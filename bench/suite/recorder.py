@@ -1,4 +1,4 @@
-"""What was run and what came of it, in one JSON file that grows item by item: a run cut short loses one item."""
+"""The items of a run and their results, in a JSON file that grows item by item. An interrupted run loses one item."""
 
 import json
 import re

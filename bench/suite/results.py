@@ -79,7 +79,7 @@ def committed(folder: Path = RESULTS) -> list[Result]:
 
 
 def newest(gpu: str | None = None, folder: Path = RESULTS) -> Result | None:
-    """Of the GPU of this name, as torch has it; None: of any. None: there is no such result."""
+    """The newest result of the GPU of this name, as torch has it (None: of any GPU). None: there is no such result."""
     return next((r for r in committed(folder) if gpu in (None, r["environment"]["gpu"])), None)
 
 
@@ -89,7 +89,7 @@ def moment(result: Result) -> datetime:
 
 
 def items(result: Result, stage: str) -> dict[str, dict[str, Any]]:
-    """What came of each item of a stage; nothing where the stage was not run."""
+    """The result of each item of a stage; empty if the stage was not run."""
     return result["stages"].get(stage, {}).get("items", {})
 
 
@@ -110,7 +110,7 @@ def all_passed(result: Result, stage: str) -> dict[str, dict[str, Any]]:
 
 
 def baselines(result: Result, name: str) -> dict[str, dict[str, Any]]:
-    """What other implementations took for a timing's kernel and workload, or {"not_timed": why}, by implementation."""
+    """Times of other implementations for a timing's kernel and workload, or {"not_timed": why}, by implementation."""
     found = {key: {"not_timed": why} for key, why in left_out(result, "baselines").items()}
     found |= all_passed(result, "baselines")
     return {key.removeprefix(f"{name}/"): each for key, each in found.items() if key.startswith(f"{name}/")}

@@ -26,7 +26,7 @@ SUMMARY = re.compile(r"(?:ERROR|RACECHECK) SUMMARY: (\d+) (?:errors?|hazards?)")
 
 
 def run(tool: str, seconds: float) -> dict[str, Any]:
-    """What one tool found. AssertionError: errors, the first of them. NotRun: it is not installed, or took too long."""
+    """Runs one tool. AssertionError: errors, the first of them. NotRun: it is not installed, or took too long."""
     program = shutil.which("compute-sanitizer")
     if program is None:
         raise NotRun("compute-sanitizer is not installed; it comes with the CUDA toolkit")

@@ -1,4 +1,4 @@
-"""What a run on a device consists of: its stages, in the order of their worth, and the items of each.
+"""The stages of a run on a device, in the order of their worth, and the items of each.
 
 An item is listed without a device, performed with one. Sizes are those of a `Preset`: the 8B model's, or small ones.
 """
@@ -45,7 +45,7 @@ VOCODER = ("vocoder", *VOCODER_OPERATORS)  # the kernels of a clip, and the whol
 
 @dataclass(frozen=True)
 class Run:
-    """What the items of one run share. What is costly is made when the first of them asks for it."""
+    """The state that the items of one run share. Costly parts are made on first use."""
 
     recorder: Recorder
     device: timer.Device

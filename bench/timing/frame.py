@@ -96,7 +96,7 @@ class FrameTimer:
 
 
 def floor(cost: Cost, microseconds: float, roofline: Roofline) -> dict[str, Any]:
-    """What has to move and be computed, and how near a time comes to the least that this takes."""
+    """The least bytes and FLOPs, and the share of the least time that a time reaches."""
     rates = timer.rates(cost.bytes, cost.flops, microseconds, roofline)
     return {name: rates[name] for name in ("bytes", "flops", "gb_per_s", "floor_us", "pct_floor")}
 

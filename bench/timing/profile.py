@@ -132,7 +132,7 @@ def profiled(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def measured_roofline(device: torch.device) -> Roofline:
-    """Of this machine, now."""
+    """The roofline of this machine, measured now."""
     from zonos2_triton.bench.timing import timer
 
     if device.type == "cpu":
@@ -143,7 +143,7 @@ def measured_roofline(device: torch.device) -> Roofline:
 
 
 def note(cuda_graphs: str, backend: str, on_device: bool) -> str:
-    """What the times are."""
+    """The meaning of the times."""
     if not on_device and backend == "triton":
         return "kernels run in Triton's interpreter: their times mean nothing"
     if not on_device:

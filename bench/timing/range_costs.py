@@ -1,4 +1,4 @@
-"""What the ranges of a generation must move and compute: the kernels' own costs, by range."""
+"""The least bytes and FLOPs of a generation's ranges: the kernels' own costs, by range."""
 
 import math
 from collections import Counter, defaultdict
@@ -18,7 +18,7 @@ DRAW = ("sample_codes", "advance_frame")
 
 
 def range_work(tts: Zonos2, batch_size: int, frames: int, prompt_rows: int, calls: Counter[str]) -> dict[Path, Work]:
-    """Of all calls of a range together, by its path from a stage on.
+    """The cost of all calls of a range together, by its path from a stage on.
 
     Equal prompts ran together; frames and prompt_rows are of each. calls: of the stages, as they were seen.
     """

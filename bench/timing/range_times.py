@@ -41,7 +41,7 @@ class Node:
 
 
 def label(name: str, payload: int | None) -> str:
-    """What a trace calls a range."""
+    """The name of a range in a trace."""
     return name if payload is None else f"{name} {payload}"
 
 
@@ -51,7 +51,7 @@ def bare(text: str) -> str | None:
 
 
 def of_trace(events: Iterable[Mapping[str, Any]], on_device: bool) -> Node:
-    """Of the traceEvents of torch.profiler's Chrome trace. The ranges must be of one thread."""
+    """The times of ranges, from the traceEvents of torch.profiler's Chrome trace. The ranges must be of one thread."""
     ranges = list[tuple[float, float, str | float]]()
     launches, busy = dict[Any, float](), dict[Any, float]()
     for event in events:

@@ -211,7 +211,7 @@ def ratio(part: float, whole: float) -> float:
 
 
 def copy_bandwidth(device: Device, size: int = 1 << 30, seconds: float = 0.5) -> dict[str, Any]:
-    """Of a large copy within the device, reads and writes counted."""
+    """Bandwidth of a large copy within the device; reads and writes count."""
     # Not zeros: memory and links may spend less on them.
     source = torch.randint(-128, 127, (size,), dtype=torch.int8, device=device.name)
     target = torch.empty_like(source)
@@ -220,7 +220,7 @@ def copy_bandwidth(device: Device, size: int = 1 << 30, seconds: float = 0.5) ->
 
 
 def matmul_rate(device: Device, n: int = 8192, seconds: float = 0.5) -> dict[str, Any]:
-    """Of a large product in bfloat16 by the library that torch calls."""
+    """FLOP rate of a large product in bfloat16, by the library that torch calls."""
     a, b = (torch.randn(n, n, device=device.name).bfloat16() for _ in range(2))
     out = torch.empty_like(a)
     timing = measure([partial(torch.matmul, a, b, out=out)], device, seconds, "flushed")
@@ -228,5 +228,5 @@ def matmul_rate(device: Device, n: int = 8192, seconds: float = 0.5) -> dict[str
 
 
 def first_line(error: Exception) -> str:
-    """What an error is, as a result file has it."""
+    """An error as a result file has it."""
     return f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]

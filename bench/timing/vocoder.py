@@ -28,7 +28,7 @@ AGREE_DB = {torch.bfloat16: 30.0, torch.float16: 47.0, torch.float32: 90.0}
 
 
 class Work(NamedTuple):
-    """What is timed: whole clips, or a step of streams that are under way."""
+    """The timed work: whole clips, or a step of streams that are under way."""
 
     rows: int
     frames: int  # of a clip, or of the step
@@ -144,7 +144,7 @@ class VocoderTimer:
 
 
 def step_costs(config: VocoderConfig, rows: int, frames: int, itemsize: int) -> list[Cost]:
-    """Of each launch of `VocoderDecoder.step`, in order."""
+    """The cost of each launch of `VocoderDecoder.step`, in order."""
 
     def cost(kernel: str, **sizes: Any) -> Cost:
         return KERNELS[kernel].cost(B=rows, frames=frames, itemsize=itemsize, **sizes)

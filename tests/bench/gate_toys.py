@@ -135,7 +135,7 @@ for name, sizes in {"rotary": ["B1"], "output_projection": ["B1", "B64"], "sampl
 
 
 def launches(target: str) -> list[tuple[str, tuple[int, ...], int, str | None, int]]:
-    """Of the clean toy."""
+    """The launches of the clean toy."""
     with compile_only(target) as found, fake_tensors():
         clean(torch.empty(65536, dtype=torch.bfloat16, device="cuda"))
     return [(x.function, x.grid, x.count, x.error, x.kernel.metadata.target.arch) for x in found]
@@ -153,7 +153,7 @@ def no_trace() -> bool:
 
 
 def warmed_up() -> list[tuple[int, str]]:
-    """What `compile_one` says of a workload, and of one whose inputs are lacking."""
+    """The answers of `compile_one` for a workload, and of one whose inputs are lacking."""
     found = [warmup.compile_one("rotary", "tiny", "float32", "sm_90")]
     object.__setattr__(catalogue.KERNELS["rotary"], "make_inputs", lambda *_, **__: {})
     return [*found, warmup.compile_one("rotary", "tiny", "float32", "sm_90")]

@@ -43,7 +43,7 @@ def test_verify_says_what_every_row_is_held_to(capsys):
 
 @pytest.mark.slow
 def test_verify_in_a_process_that_compiles_begins_again():
-    """What was imported as a compiler cannot interpret; the output is that of one run."""
+    """A process that imported Triton as a compiler cannot interpret; the output is that of one run."""
     clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     options = ["verify", "--kernel", "advance_frame", "--workload", "tiny", "--dtype", "float32", "--json"]
     command = [sys.executable, "-m", "zonos2_triton", *options]
@@ -85,7 +85,7 @@ def test_a_kernel_that_crashes_fails_and_the_others_are_checked(capsys, monkeypa
 
 
 def test_another_implementation_that_crashes_fails(capsys, monkeypatch):
-    """What this machine lacks is not run, and no failure."""
+    """A package that this machine lacks is skipped, which is no failure."""
     one = providers.Provider("broken", {"rotary": lambda inputs: crashing})
     other = providers.Provider("absent", {"rotary": crashing}, package="no_such_package", install="it")
     monkeypatch.setattr(providers, "ALL", (other,))

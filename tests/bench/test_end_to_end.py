@@ -1,4 +1,4 @@
-"""What a user would wait for and hold in memory, measured on a model small enough for the reference."""
+"""Waiting time and memory of a user, measured on a model small enough for the reference."""
 
 import time
 from types import SimpleNamespace

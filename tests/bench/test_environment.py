@@ -1,4 +1,4 @@
-"""What a result says of the machine, and what runs in processes of their own, as far as a CPU shows it."""
+"""The machine in a result, and runs in processes of their own, as far as a CPU shows them."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What a plan says of memory, against what `Zonos2.load` holds: the same parts, to a byte."""
+"""The memory of a plan equals that of `Zonos2.load`, component by component, to a byte."""
 
 import pytest
 import torch

@@ -47,7 +47,7 @@ DEFECTS = [
 
 
 def compiling(*command):
-    """What a command prints in a process that compiles."""
+    """The output of a command in a process that compiles."""
     path = f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}"
     environment = os.environ | {"TRITON_INTERPRET": "0", "PYTHONPATH": path}
     return subprocess.run([sys.executable, "-m", *command], env=environment, capture_output=True, text=True)
@@ -55,7 +55,7 @@ def compiling(*command):
 
 @pytest.fixture(scope="session")
 def found(tmp_path_factory):
-    """What `gate_toys` finds; of several workers of xdist, the first compiles, the others wait."""
+    """The findings of `gate_toys`; of several workers of xdist, the first compiles, the others wait."""
     folder = tmp_path_factory.getbasetemp()
     path = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "gate_toys"
     with path.with_suffix(".lock").open("w") as lock:

@@ -1,4 +1,4 @@
-"""The table of early sound, on a codec that is quick."""
+"""The table of latency and quality, on a codec that is quick."""
 
 import re
 from itertools import pairwise

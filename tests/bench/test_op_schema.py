@@ -12,7 +12,7 @@ F = OLD["f"]
 
 
 def test_the_registered_schemas_are_those_of_the_listing():
-    """Whoever changes one decides for a version, and commits the listing with it."""
+    """A change of a schema needs a version, and the listing in the same commit."""
     listed = read(LISTING)
     found = changes(listed["ops"], registered())
     assert not found, f"{as_text(found)}\nneeds version {needed(listed['version'], found)}; {COMMAND}"

@@ -1,4 +1,4 @@
-"""What tools write: with --json one document on standard output and nothing else; files whole, or as they were."""
+"""Output of the tools: with --json one document on standard output alone; files are complete, or as they were."""
 
 import json
 import os

@@ -108,7 +108,7 @@ def test_the_table_shows_depth_and_leaves_out_what_is_unknown():
 
 
 def work_of(calls, backend="triton"):
-    """Of the 8B model and the real codec, without their weights."""
+    """The costs of the 8B model and the real codec, without their weights."""
     decoder = SimpleNamespace(right_context=10)
     vocoder = SimpleNamespace(backend=backend, config=VocoderConfig(), dtype=torch.float32, decoder=decoder)
     backbone = SimpleNamespace(config=whole_model(), dtype=torch.bfloat16)
@@ -130,7 +130,7 @@ def test_a_frame_is_its_layers_its_head_and_its_draw():
 
 @pytest.mark.parametrize("calls", [1, STREAMS])
 def test_prompts_are_read_together_or_one_after_the_other(calls):
-    """Attention is within a prompt, whoever else is there."""
+    """Attention stays within a prompt, for any batch."""
     work, config = work_of({"model/prefill": calls, "model/start": 1}), whole_model()
     rows = ROWS * STREAMS // calls
     parts = prompt_cost(config, rows)

@@ -46,7 +46,7 @@ def made(whole):
 
 
 class Page(HTMLParser):
-    """What is on a page; AssertionError: an element that is not closed, or closed twice."""
+    """The elements of a page. AssertionError: one is not closed, or closed twice."""
 
     def __init__(self, text):
         super().__init__()

@@ -90,7 +90,7 @@ def test_of_choices_that_tie_the_lower_comes_first():
 
 
 def test_pages_that_others_left_are_not_read():
-    """Of one page each that no position reaches, full of NaN."""
+    """Each sequence has one page that no position reaches, full of NaN."""
     op = "decode_attention"
     inputs = made(op, "tiny")
     spare = torch.full_like(inputs["k_cache"][:1], float("nan"))

@@ -20,7 +20,7 @@ def test_no_time():
 
 @pytest.mark.slow
 def test_one_kernel_in_a_process_of_its_own(monkeypatch, tmp_path):
-    """Of this one, which interprets, nothing changes; what the child compiled lies in the cache."""
+    """This process, which interprets, does not change; the child's binaries are in the cache."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     before = dict(os.environ)
     found = warmup("sm_90", 300, ["rotary"], jobs=1)

@@ -1,4 +1,4 @@
-"""What follows from a frame's codes: the next row, the end, the history."""
+"""The consequences of a frame's codes: the next ids, the end, the history."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""What all operators share: registration, the fallback on a CPU, compilers, and rules that span the kernels."""
+"""Properties of all operators: registration, the fallback on a CPU, compilers, and rules that span the kernels."""
 
 import ast
 import os

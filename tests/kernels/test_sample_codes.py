@@ -65,7 +65,7 @@ def request(logits, samplings, seeds, steps, last_seen):
 
 
 def agreed(inputs):
-    """What kernel and reference both draw."""
+    """The codes that kernel and reference both draw."""
     codes, nonfinite = sample_codes(**inputs)
     want = reference(**inputs)
     assert torch.equal(codes, want[0])
@@ -119,7 +119,7 @@ class TestDraw:
         assert codes.flatten().tolist() == [40, 59]
 
     def test_a_code_does_not_depend_on_its_place(self):
-        """Of fewer codebooks; and as rows behind others, at no multiple of 16 bytes."""
+        """Codes of fewer codebooks, and of rows behind others, at no multiple of 16 bytes."""
         inputs = inputs_of("sample_codes", "settings", B=4)
         codes, _ = sample_codes(**inputs)
         fewer = {name: inputs[name][:, :2].contiguous() for name in ("logits", "last_seen")}
