@@ -160,7 +160,7 @@ def rms_normalize(x, DH: tl.constexpr, EPS: tl.constexpr):
 def last_to_arrive(counter_ptr, n):
     """Called by n programs: true in the last of them, which then sees whatever the others stored before.
 
-    The counter is zero before, and is set back by the last, which nobody else touches any more.
+    The counter is zero before. The last program sets it back, when no other touches it any more.
     """
     tl.debug_barrier()  # what every thread stored comes before the count
     seen = tl.atomic_add(counter_ptr, 1, sem="acq_rel", scope="gpu")

@@ -89,7 +89,7 @@ def _schema_signature(signature: inspect.Signature) -> inspect.Signature:
 def fake(op: CustomOpDef) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """`op.register_fake`; ValueError where only some of the tensors are on the meta device.
 
-    One of them is enough for the dispatcher to take the fake for the kernel: its result is memory that nobody wrote.
+    One of them is enough for the dispatcher to take the fake for the kernel: its result is unwritten memory.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -61,7 +61,7 @@ def fitted(text: str) -> str:
 
 
 def terminal_width() -> int:
-    """Characters; 0: any number, for nobody sees the output on a terminal, nor asks for COLUMNS."""
+    """Characters of a line; 0: any number, because the output is no terminal and COLUMNS is not set."""
     try:
         seen = "COLUMNS" in os.environ or sys.stdout.isatty()
     except (AttributeError, ValueError):  # there is none, or it is closed

@@ -102,6 +102,8 @@ WORDS = """
 # In docstrings, comments and Markdown, without regard to case.
 PHRASES = {
     "whoever": "the caller, a consumer, a program",
+    "nobody": "no caller, no program",
+    "rehears(?:e|al|als)": "smoke run",
     "28-layer decoder": "backbone",
     "early sound": "latency and quality",
     "what fuses what": "fusion map",

@@ -20,7 +20,7 @@ TENSOR_CORES_FROM = 4  # query heads for each of the keys and values: below it, 
 
 
 def decode_attention(inputs: Inputs) -> Call:
-    """Planned for CUDA graphs, where a plan may not change the launch: one that fits a single step helps nobody."""
+    """Planned for CUDA graphs: the plan must fit every step, because a graph cannot change the launch."""
     rows, (page_size, kv_heads, head_dim) = adapter.decode_rows(inputs), inputs["k_cache"].shape[1:]
     indptr, indices, last = _pages(inputs, rows.lengths)
     heads, dtype, device = rows.heads, inputs["qkvg"].dtype, inputs["qkvg"].device

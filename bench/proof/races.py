@@ -34,7 +34,7 @@ CONFLICTS = {
 DOES = {LOAD: "loads", STORE: "stores", ATOMIC: "atomically updates", ATOMIC_BLOCK: "atomically updates"}
 DID = {LOAD: "loaded", STORE: "stored", ATOMIC: "atomically updated", ATOMIC_BLOCK: "atomically updated"}
 
-# A stamp is who << EVENT_BITS | event: program + 1 (0 is nobody), and its barriers or scalar atomics until then.
+# A stamp is who << EVENT_BITS | event: program + 1 (0: no program), and its barriers or scalar atomics until then.
 EVENT_BITS = 32
 EVENT = (1 << EVENT_BITS) - 1
 ALL = 1 << EVENT_BITS  # more than any event

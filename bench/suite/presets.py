@@ -1,4 +1,4 @@
-"""How large a run for the device is: the sizes that count, and small ones that a CPU gets through to rehearse it."""
+"""The sizes of a run for the device: the real ones, and small ones for a smoke run on a CPU."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

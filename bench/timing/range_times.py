@@ -82,7 +82,7 @@ def of_trace(events: Iterable[Mapping[str, Any]], on_device: bool) -> Node:
 
 
 def rows(root: Node, work: Mapping[Path, Work], roofline: Roofline) -> list[dict[str, Any]]:
-    """A dictionary for each range; bytes and floor are those of one call, null where nobody has counted them.
+    """A dictionary for each range; bytes and floor are those of one call, null where they are not known.
 
     work: by path, of all calls of a range together.
     """

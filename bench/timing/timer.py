@@ -84,7 +84,7 @@ def cuda_device() -> Device:
 
 
 def cpu_device() -> Device:
-    """The host, to rehearse what a GPU will do: by its clock, with few samples, caches as they are."""
+    """The host, for smoke runs: by its clock, with few samples, and caches as they are."""
 
     def elapsed(run: Call) -> float:
         started = time.perf_counter()

@@ -202,7 +202,7 @@ class OperatorTests:
             assert [(x.shape, x.dtype, x.stride()) for x in fake] == [(x.shape, x.dtype, x.stride()) for x in real]
 
     def test_cpu_fallback(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """On a CPU without the interpreter, an operator is its reference, in memory that is nobody else's."""
+        """On a CPU without the interpreter, an operator is its reference, in memory of its own."""
         monkeypatch.setattr(_operator, "interpreted", lambda: False)
         for workload, dtype in [
             *((entry.name, "float32") for entry in small(KERNELS[self.name])),

@@ -32,7 +32,7 @@ class TestConv1dSnake(StepTests):
 
     @interpreted
     def test_a_ring_of_more_than_31_bits(self):
-        """4 GiB of memory that nobody touches, but for the last places of a ring."""
+        """4 GiB of untouched memory, but for the last places of a ring."""
         kernel, size = (
             KERNELS["conv1d_snake"],
             {"B": 1, "frames": 2, "samples_per_frame": 4, "Ci": 16, "Co": 16, "taps": 3},

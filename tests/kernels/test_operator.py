@@ -67,7 +67,7 @@ def test_no_accuracy_is_taken_for_granted():
 
 
 def test_the_only_atomic_counts():
-    """An integer, in the one function that waits for nobody: sums of floats have a fixed order."""
+    """The only atomic is of an integer, in a function that never waits: sums of floats have a fixed order."""
     calls = {
         (path.name, node.func.attr)
         for path in Path(kernels.__file__).parent.glob("*.py")
