@@ -3,7 +3,6 @@
 import inspect
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from functools import wraps
 from importlib import import_module
 from typing import Annotated, Any, NamedTuple, ParamSpec, TypeVar, get_args, get_origin
 
@@ -86,33 +85,6 @@ def _schema_signature(signature: inspect.Signature) -> inspect.Signature:
     return signature.replace(parameters=parameters, return_annotation=result)
 
 
-def fake(op: CustomOpDef) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """`op.register_fake`; ValueError where only some of the tensors are on the meta device.
-
-    One of them is enough for the dispatcher to take the fake for the kernel: its result is unwritten memory.
-    """
-
-    def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        signature, name = inspect.signature(function), op._init_fn.__name__
-
-        @wraps(function)
-        def on_one_device(*args: Any, **kwargs: Any) -> Any:
-            arguments = signature.bind(*args, **kwargs).arguments
-            devices = {argument: value.device for argument, value in arguments.items() if isinstance(value, Tensor)}
-            like, first = next(iter(devices.items()))
-            for argument, device in devices.items():
-                if device != first:
-                    raise ValueError(f"{name}: {argument} must be on {first} like {like}, got {device}")
-            return function(*args, **kwargs)
-
-        op.register_fake(on_one_device)
-        if not hasattr(CustomOpDef, "_register_mutation_version_bump"):
-            _bump_versions(op)
-        return on_one_device
-
-    return register
-
-
 def _bump_versions(op: CustomOpDef) -> None:
     """Marks the arguments that a call changes, in place of torch 2.11, which fails where one of them is left out.
 
@@ -170,11 +142,7 @@ def cpu_fallback(op: str, *args: Any, **arguments: Any) -> Any:
 
 
 def _reference(op: str) -> Callable[..., Any]:
-    from zonos2_triton.reference.ops import REFERENCE
-
-    if hasattr(REFERENCE, op):
-        return getattr(REFERENCE, op)
-    return getattr(import_module(f"zonos2_triton.reference.{op}"), op)  # of no model: a file of its name
+    return getattr(import_module(f"zonos2_triton.reference.{op}"), op)
 
 
 def _own(result: Tensor, taken: set[int]) -> Tensor:

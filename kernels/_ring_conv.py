@@ -208,10 +208,10 @@ def check_step(
     """ValueError: numbers that no step has, or too many positions. outputs: positions made of one of the input."""
     if tf32 and x.dtype != torch.float32:
         raise ValueError(f"{op}: tf32 is a way to multiply torch.float32, got {x.dtype}")
-    least = {"frames": (frames, 1), "samples_per_frame": (samples_per_frame, 1)}
-    for name, (value, low) in {**least, "delay": (delay, 0), "tail_trim": (tail_trim, 0)}.items():
-        if value < low:
-            raise ValueError(f"{op}: {name} must be at least {low}, got {value}")
+    sizes = ("frames", frames, 1), ("samples_per_frame", samples_per_frame, 1)
+    for name, value, least in (*sizes, ("delay", delay, 0), ("tail_trim", tail_trim, 0)):
+        if value < least:
+            raise ValueError(f"{op}: {name} must be at least {least}, got {value}")
     if len(step_meta) * frames * samples_per_frame * outputs > MAX_POSITIONS:
         raise ValueError(
             f"{op}: a step makes at most {MAX_POSITIONS} positions, got {len(step_meta)} slots of {frames} frames of "
@@ -225,11 +225,13 @@ def check_step(
         check_range(op, "frames of the clip (step_meta[:, 2])", length, 0, LENGTH_UNKNOWN, "or LENGTH_UNKNOWN")
 
 
-def check_taps(op: str, weight: Tensor, x: Tensor, axis: str = "Ci") -> int:
-    """The taps of weight [Co, taps * Ci]. ValueError: no odd number of them. axis: the name of x's channels."""
+def check_taps(op: str, weight: Tensor, x: Tensor, dilation: int = 1, axis: str = "Ci") -> int:
+    """The taps of weight [Co, taps * Ci]. ValueError: no odd number of them, or no dilation. axis: the name of Ci."""
     (_, K), channels = weight.shape, x.shape[2]
     if K % channels or K // channels % 2 == 0:
         raise ValueError(f"{op}: weight must hold an odd number of taps of {axis}={channels} channels, got {K} columns")
+    if dilation < 1:
+        raise ValueError(f"{op}: dilation must be at least 1, got {dilation}")
     return K // channels
 
 

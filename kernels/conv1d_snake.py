@@ -117,10 +117,8 @@ def conv1d_snake(
     tf32: bool = False,
 ) -> Iterator[None]:
     (B, R, Ci), Co, positions = x.shape, len(weight), frames * samples_per_frame
-    taps = check_taps("conv1d_snake", weight, x)
+    taps = check_taps("conv1d_snake", weight, x, dilation)
     check_step("conv1d_snake", x, step_meta, frames, samples_per_frame, delay, tail_trim, tf32)
-    if dilation < 1:
-        raise ValueError(f"conv1d_snake: dilation must be at least 1, got {dilation}")
     least = positions + (taps - 1) * dilation
     check_ring("conv1d_snake", "x", x, least, "those of a step and the taps around them")
     check_ring("conv1d_snake", "residual", residual, positions)

@@ -154,12 +154,10 @@ def residual_unit(
     tf32: bool = False,
 ) -> Iterator[None]:
     (B, R, C), positions = x.shape, frames * samples_per_frame
-    taps = check_taps("residual_unit", weight, x, "C")
+    taps = check_taps("residual_unit", weight, x, dilation, "C")
     if C > MAX_CHANNELS:
         raise ValueError(f"residual_unit: C must be at most {MAX_CHANNELS}, got {C}; use two of conv1d_snake")
     check_step("residual_unit", x, step_meta, frames, samples_per_frame, delay, tail_trim, tf32)
-    if dilation < 1:
-        raise ValueError(f"residual_unit: dilation must be at least 1, got {dilation}")
     least = positions + (taps - 1) * dilation
     check_ring("residual_unit", "x", x, least, "those of a step and the taps around them")
     check_ring("residual_unit", "residual", residual, positions)
