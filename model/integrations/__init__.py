@@ -1,1 +1,1 @@
-"""Other programs that run ZONOS2 or its codec, patched in place by `accelerate`."""
+"""Integrations: other projects' ZONOS2 models and codecs, which `accelerate` patches in place."""

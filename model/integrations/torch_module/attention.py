@@ -34,9 +34,9 @@ class _StepTensors:
         def int32(values: Sequence[int]) -> Tensor:
             return torch.tensor(values, dtype=torch.int32, device=device)
 
-        self.pages = lru_cache(8)(lambda rows: int32(range(rows))[:, None])
-        self.begins = lru_cache(8)(lambda rows, length: int32(range(0, rows * length + 1, length)))
-        self.cache_seqlens = lru_cache(2)(lambda rows, start: torch.full_like(self.pages(rows)[:, 0], start))
+        self.pages = lru_cache(8)(lambda B: int32(range(B))[:, None])
+        self.cu_seqlens = lru_cache(8)(lambda B, T: int32(range(0, B * T + 1, T)))
+        self.cache_seqlens = lru_cache(2)(lambda B, start: torch.full_like(self.pages(B)[:, 0], start))
         self._table = lru_cache(1)(lambda n: rotary_table(n, config.head_dim, float(theta or 1e4), model.like))
 
     def cos_sin_cache(self, positions: int) -> Tensor:
@@ -65,7 +65,7 @@ def _one_attention(model: TargetModel, step_tensors: _StepTensors, path: str) ->
         pages = cache.key, cache.value, step_tensors.pages(B), step_tensors.cache_seqlens(B, start)
         cos_sin_cache = step_tensors.cos_sin_cache(capacity)
         if prefill:
-            y = ops.prefill_attention(qkvg, qk_temperature, cos_sin_cache, *pages, step_tensors.begins(B, T), T)
+            y = ops.prefill_attention(qkvg, qk_temperature, cos_sin_cache, *pages, step_tensors.cu_seqlens(B, T), T)
         else:
             y = ops.decode_attention(qkvg, qk_temperature, cos_sin_cache, *pages)
         cache.length = start + T

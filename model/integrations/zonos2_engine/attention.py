@@ -136,14 +136,14 @@ class Backend:
 
     def prepare_for_replay(self, batch: Any) -> None:
         """Copy the batch to the graphs' memory, and give it the first requests of that."""
-        size, mine = batch.padded_size, batch.attn_metadata
+        size, metadata = batch.padded_size, batch.attn_metadata
         captured = self._of_size(size)
         target = captured.metadata
         captured.input_ids[:size].copy_(batch.input_ids)
         captured.out_loc[:size].copy_(batch.out_loc)
-        target.positions[:size].copy_(mine.positions)
-        target.cache_seqlens[:size].copy_(mine.cache_seqlens)
-        target.block_table[:size, : mine.block_table.shape[1]].copy_(mine.block_table)
+        target.positions[:size].copy_(metadata.positions)
+        target.cache_seqlens[:size].copy_(metadata.cache_seqlens)
+        target.block_table[:size, : metadata.block_table.shape[1]].copy_(metadata.block_table)
         captured.assign(batch, size)
 
     def _of_size(self, size: int) -> Captured:

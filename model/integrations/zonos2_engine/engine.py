@@ -1,4 +1,4 @@
-"""The model tree of the official zonos2 engine: `Zonos2ForCausalLM`, whose layers are plain objects."""
+"""The model of the official zonos2 engine, `Zonos2ForCausalLM`, whose layers are plain objects."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -293,9 +293,9 @@ def _replacement(function: Call, owner: Any, name: str) -> Replacement:
 
 
 def _layers(by_index: dict[int, Any]) -> str:
-    numbers = sorted(by_index)
-    whole = numbers == [*range(numbers[0], numbers[-1] + 1)]
-    return f"layers {numbers[0]} to {numbers[-1]}" if whole else f"layers {', '.join(map(str, numbers))}"
+    found = sorted(by_index)
+    contiguous = found == [*range(found[0], found[-1] + 1)]
+    return f"layers {found[0]} to {found[-1]}" if contiguous else f"layers {', '.join(map(str, found))}"
 
 
 def _batch(prefill: bool, reqs: Sequence[object] = ()) -> SimpleNamespace:

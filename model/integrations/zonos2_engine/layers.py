@@ -52,10 +52,10 @@ class Shared:
 
     def positions(self, n_tokens: int) -> Tensor | None:
         """Positions of the tokens, negative: idle; None: no token is idle."""
-        mine = self.metadata()
-        return (
-            mine.cache_seqlens if mine is not None and mine.decoding and len(mine.cache_seqlens) == n_tokens else None
-        )
+        metadata = self.metadata()
+        if metadata is None or not metadata.decoding or len(metadata.cache_seqlens) != n_tokens:
+            return None
+        return metadata.cache_seqlens
 
 
 def summed(layer: Any, ranks: int, y: Tensor) -> Tensor:
@@ -140,13 +140,13 @@ def attention(shared: Shared, layer: Any) -> Call:
     original = layer.forward
 
     def forward(x: Tensor) -> Tensor:
-        mine = shared.metadata()
-        if mine is None:
+        metadata = shared.metadata()
+        if metadata is None:
             return original(x)
         ops, prefill = shared.ops, shared.prefill(len(x))
         qkvg = ops.qkv_projection(x, None, layer.wq.weight, layer.wkv.weight, layer.gater.weight, EPS, prefill)
         qk_temperature = layer.temp.flatten().to(x.dtype)  # bf16 in models of every dtype
-        y = mine.attend(ops, qkvg, qk_temperature, cos_sin_cache(layer.attn.rotary), layer.attn.layer_id)
+        y = metadata.attend(ops, qkvg, qk_temperature, cos_sin_cache(layer.attn.rotary), layer.attn.layer_id)
         return summed(layer.wo, layer.wo._tp_size, ops.output_projection(y, layer.wo.weight, None, prefill))
 
     return forward

@@ -179,10 +179,10 @@ class TTSLLM:
         samplings = [_sampling(f"sampling_params[{i}]", own) for i, own in enumerate(params)]
         quality = self._quality(quality_buckets)
         asked = zip(prompts, rates, strict=True)
-        rows = [self._rows(f"prompts[{i}]", prompt, rate, quality) for i, (prompt, rate) in enumerate(asked)]
-        with annotate("model/generate", len(rows)):
+        ids = [self._ids(f"prompts[{i}]", prompt, rate, quality) for i, (prompt, rate) in enumerate(asked)]
+        with annotate("model/generate", len(ids)):
             try:
-                results = self.backbone.generate(rows, samplings)
+                results = self.backbone.generate(ids, samplings)
             except ValueError as error:
                 raise ValueError(_official(error)) from error
         for i, (result, own) in enumerate(zip(results, samplings, strict=True)):
@@ -240,7 +240,7 @@ class TTSLLM:
             return {feature: bucket for feature, bucket in DEFAULT_QUALITY.items() if feature in features}
         return quality
 
-    def _rows(self, name: str, prompt: Any, rate: int | None, quality: Quality) -> Tensor:
+    def _ids(self, name: str, prompt: Any, rate: int | None, quality: Quality) -> Tensor:
         """Ids [T, C + 1]."""
         if isinstance(prompt, str):
             try:

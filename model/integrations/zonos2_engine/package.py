@@ -140,8 +140,8 @@ def _greedy(sampler: Callable[..., Any], sample_tts: Callable[..., Any]) -> tupl
     ones = torch.ones(requests, dtype=torch.float32, device=device)
     settings = ones, ones.int(), 0 * ones, 0 * ones, seen, params.repetition_penalty * ones
     old = sample_tts(logits, *settings, generators=[torch.Generator(device) for _ in reqs])
-    numbers = partial(torch.tensor, dtype=torch.int64, device="cpu")
-    return numbers(new), numbers(old)
+    codes_of = partial(torch.tensor, dtype=torch.int64, device="cpu")
+    return codes_of(new), codes_of(old)
 
 
 class Request:

@@ -47,7 +47,7 @@ class Known:
     """Constants of a request."""
 
     params: Any
-    row: list[float]
+    settings: list[float]
     window: int  # frames in the repetition window
     key: int
 
@@ -74,24 +74,23 @@ class Sampler:
         known = [self._of(req) for req in reqs]
         lengths = [min(k.window, req.total_generated, req.device_len) for k, req in zip(known, reqs, strict=True)]
         window = max(lengths, default=0)
-        numbers = [
+        scalars = [
             [_signed(k.key), req.total_generated, length, req.table_idx, req.device_len - window]
             for k, length, req in zip(known, lengths, reqs, strict=True)
         ]
-        columns = torch.tensor(numbers, dtype=torch.int64, device="cpu").T.contiguous()
+        columns = torch.tensor(scalars, dtype=torch.int64, device="cpu").T.contiguous()
         seeds, steps, counts, slots, first = upload(columns, self.device)
-        rows = torch.tensor([k.row for k in known], dtype=torch.float32, device="cpu")
-        settings = upload(rows, self.device)
+        settings = upload(torch.tensor([k.settings for k in known], dtype=torch.float32, device="cpu"), self.device)
 
         def pooled(pool: Tensor) -> Tensor:
             at = first[:, None] + torch.arange(window, device=self.device)
             return pool[slots[:, None], at.clamp(min=0), : self.n_codebooks]
 
         def held() -> Tensor:
-            rows = torch.zeros(len(reqs), window, self.n_codebooks, dtype=torch.int32, device="cpu")
-            for row, req, length in zip(rows, reqs, lengths, strict=True):
-                row[window - length :] = req.input_ids[req.device_len - length : req.device_len, : self.n_codebooks]
-            return upload(rows, self.device)
+            frames = torch.zeros(len(reqs), window, self.n_codebooks, dtype=torch.int32, device="cpu")
+            for own, req, length in zip(frames, reqs, lengths, strict=True):
+                own[window - length :] = req.input_ids[req.device_len - length : req.device_len, : self.n_codebooks]
+            return upload(frames, self.device)
 
         history = held if token_pool is None else partial(pooled, token_pool)
         return Arguments(settings, seeds, steps.int(), history, counts, window, self.text_vocab)
