@@ -37,11 +37,11 @@ def prepare_query(
     cos,  # [N or 1, DH / 2]
     sin,  # [N or 1, DH / 2]
     scale,
-    N: tl.constexpr,
-    DH: tl.constexpr,
     EPS: tl.constexpr,
 ):
     """q normed per head, scaled by |qk_temperature| * scale and rotated, in its own dtype."""
+    N: tl.constexpr = q.shape[0]
+    DH: tl.constexpr = q.shape[1]
     temperature = tl.abs(tl.load(qk_temperature_ptrs, mask=mask, other=0.0).to(tl.float32)) * scale
     normed = rms_normalize(q.to(tl.float32), DH, EPS) * temperature[:, None]
     return round_to(apply_rotary(normed, cos, sin, N, DH), q.dtype)
@@ -56,11 +56,11 @@ def write_new_kv(
     v_ptrs,  # [N, DH]: their places in v_cache
     cos,  # [N, DH / 2], or None: keys are neither normed nor rotated
     sin,  # [N, DH / 2]
-    N: tl.constexpr,
-    DH: tl.constexpr,
     EPS: tl.constexpr,
 ):
     """The new keys, normed and rotated, and the new values, [N, DH] each, as they now lie in the cache."""
+    N: tl.constexpr = key_ptrs.shape[0]
+    DH: tl.constexpr = key_ptrs.shape[1]
     k = tl.load(key_ptrs, mask=mask, other=0.0)
     if cos is not None:
         k = round_to(apply_rotary(rms_normalize(k.to(tl.float32), DH, EPS), cos, sin, N, DH), k.dtype)
@@ -84,10 +84,10 @@ def online_softmax(qk, m, l, dtype: tl.constexpr):
 
 
 @triton.jit
-def scores(q, k, scale, SCALED: tl.constexpr, N: tl.constexpr, BLOCK_KV: tl.constexpr):
-    """q k [N, BLOCK_KV], fp32. SCALED: scale is in q already; it is not put into a q that would be rounded again."""
-    qk = dot_fp32(q, k, tl.zeros((N, BLOCK_KV), tl.float32))
-    if not SCALED:
+def scores(q, k, scale):
+    """scale * q k [N, BLOCK_KV], fp32; scale None: it is in q already. A q that is taken as it is stays unrounded."""
+    qk = dot_fp32(q, k, tl.zeros((q.shape[0], k.shape[1]), tl.float32))
+    if scale is not None:
         qk = qk * scale
     return qk
 

@@ -113,19 +113,16 @@ def _decode_attention_kernel(
     gate = None
     if FUSED_PREAMBLE:
         cos, sin = load_cos_sin(cos_sin_ptr, position + one, always, DH)
-        q = prepare_query(q, qk_temperature_ptr + heads, mask_g, cos, sin, scale, BLOCK_G, DH, QK_EPS)
+        q = prepare_query(q, qk_temperature_ptr + heads, mask_g, cos, sin, scale, QK_EPS)
+        scale = None  # it is in q
     end = tl.minimum(begin + KV_PER_SPLIT, position)  # the new token is not in the cache yet
-    m, l, acc = _attend_cached(
-        q, k_ptr, v_ptr, pages_ptr, begin, end, page_size, hk, scale, FUSED_PREAMBLE, HKV, DH, BLOCK_G, BLOCK_KV
-    )
+    m, l, acc = _attend_cached(q, k_ptr, v_ptr, pages_ptr, begin, end, page_size, hk, scale, HKV, BLOCK_KV)
     if position < begin + KV_PER_SPLIT:  # this split owns the new token
         offs_new = kv_offsets(pages_ptr, position + one, one == 0, page_size, hk, HKV, DH)[:, None] + offs_d[None, :]
         key_ptrs = token_ptr + (HQ + hk) * DH + one[:, None] + offs_d[None, :]
-        k, v = write_new_kv(
-            key_ptrs, key_ptrs + HKV * DH, always, k_ptr + offs_new, v_ptr + offs_new, cos, sin, 1, DH, QK_EPS
-        )
+        k, v = write_new_kv(key_ptrs, key_ptrs + HKV * DH, always, k_ptr + offs_new, v_ptr + offs_new, cos, sin, QK_EPS)
         qk = tl.sum(q.to(tl.float32) * k.to(tl.float32), axis=1)
-        if not FUSED_PREAMBLE:
+        if scale is not None:
             qk = qk * scale
         m, l, alpha, p = online_softmax(qk[:, None], m, l, dtype)
         acc = acc * alpha[:, None] + p.to(tl.float32) * v.to(tl.float32)
@@ -158,14 +155,13 @@ def _attend_cached(
     end,
     page_size,
     hk,
-    scale,
-    SCALED: tl.constexpr,
+    scale,  # None: it is in q
     HKV: tl.constexpr,
-    DH: tl.constexpr,
-    BLOCK_G: tl.constexpr,
     BLOCK_KV: tl.constexpr,
 ):
     """Attention to cached positions begin .. end - 1: maximum m, sum of weights l [BLOCK_G], acc [BLOCK_G, DH]."""
+    BLOCK_G: tl.constexpr = q.shape[0]
+    DH: tl.constexpr = q.shape[1]
     offs_d = tl.arange(0, DH)
     m = tl.full((BLOCK_G,), float("-inf"), tl.float32)
     l = tl.zeros((BLOCK_G,), tl.float32)
@@ -175,7 +171,7 @@ def _attend_cached(
         mask_kv = offs_kv < end
         kv_offs = kv_offsets(pages_ptr, offs_kv, mask_kv, page_size, hk, HKV, DH)
         k = tl.load(k_ptr + kv_offs[None, :] + offs_d[:, None], mask=mask_kv[None, :], other=0.0)  # [DH, BLOCK_KV]
-        qk = scores(q, k, scale, SCALED, BLOCK_G, BLOCK_KV)
+        qk = scores(q, k, scale)
         qk = tl.where(mask_kv[None, :], qk, float("-inf"))
         m, l, alpha, p = online_softmax(qk, m, l, q.dtype)
         v = tl.load(v_ptr + kv_offs[:, None] + offs_d[None, :], mask=mask_kv[:, None], other=0.0)  # [BLOCK_KV, DH]

@@ -88,7 +88,7 @@ def _write_cache_kernel(
     key_ptrs = qkvg_ptr + (begin + offs_t)[:, None] * WIDTH + (HQ + hk) * DH + offs_d[None, :]
     kv_offs = kv_offsets(block_table_ptr + b * W, positions, mask_t, page_size, hk, HKV, DH)
     offs_new = kv_offs[:, None] + offs_d[None, :]
-    write_new_kv(key_ptrs, key_ptrs + HKV * DH, mask, k_ptr + offs_new, v_ptr + offs_new, cos, sin, BLOCK_Q, DH, QK_EPS)
+    write_new_kv(key_ptrs, key_ptrs + HKV * DH, mask, k_ptr + offs_new, v_ptr + offs_new, cos, sin, QK_EPS)
 
 
 @triton.jit(do_not_specialize=["W"])
@@ -141,7 +141,8 @@ def _prefill_attention_kernel(
         cos, sin = load_cos_sin(cos_sin_ptr, positions, mask, DH)
     q = tl.load(token_ptrs[:, None] + heads[:, None] * DH + offs_d[None, :], mask=mask, other=0.0)  # [BLOCK_M, DH]
     if FUSED_PREAMBLE:
-        q = prepare_query(q, qk_temperature_ptr + heads, mask_m, cos, sin, scale, BLOCK_M, DH, QK_EPS)
+        q = prepare_query(q, qk_temperature_ptr + heads, mask_m, cos, sin, scale, QK_EPS)
+        scale = None  # it is in q
 
     m = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     l = tl.zeros((BLOCK_M,), tl.float32)
@@ -150,13 +151,11 @@ def _prefill_attention_kernel(
     common = (start + first + 1) // BLOCK_KV * BLOCK_KV  # blocks before it are seen whole, by every token
     pages_ptr = block_table_ptr + b * W
     m, l, acc = _attend(
-        q, positions, m, l, acc, 0, common, False, k_ptr, v_ptr, pages_ptr, page_size, hk, scale, FUSED_PREAMBLE,
-        HKV, DH, BLOCK_M, BLOCK_KV,
-    )  # fmt: skip
+        q, positions, m, l, acc, 0, common, k_ptr, v_ptr, pages_ptr, page_size, hk, scale, False, HKV, BLOCK_KV
+    )
     m, l, acc = _attend(
-        q, positions, m, l, acc, common, end, True, k_ptr, v_ptr, pages_ptr, page_size, hk, scale, FUSED_PREAMBLE,
-        HKV, DH, BLOCK_M, BLOCK_KV,
-    )  # fmt: skip
+        q, positions, m, l, acc, common, end, k_ptr, v_ptr, pages_ptr, page_size, hk, scale, True, HKV, BLOCK_KV
+    )
     if FUSED_PREAMBLE:
         gate = tl.load(token_ptrs + (HQ + 2 * HKV) * DH + heads, mask=mask_m, other=0.0).to(tl.float32)
     y_ptrs = y_ptr + (begin + offs_t)[:, None] * (HQ * DH) + heads[:, None] * DH + offs_d[None, :]
@@ -172,17 +171,14 @@ def _attend(
     acc,  # [BLOCK_M, DH] sum of weighted values so far
     begin,
     end,
-    CAUSAL: tl.constexpr,
     k_ptr,  # [pages, page_size, HKV, DH]
     v_ptr,  # [pages, page_size, HKV, DH]
     pages_ptr,  # [W] int32: the sequence's block table
     page_size,
     hk,
-    scale,
-    SCALED: tl.constexpr,
+    scale,  # None: it is in q
+    CAUSAL: tl.constexpr,
     HKV: tl.constexpr,
-    DH: tl.constexpr,
-    BLOCK_M: tl.constexpr,
     BLOCK_KV: tl.constexpr,
 ):
     """m, l, acc after positions begin .. end - 1. CAUSAL: each row sees its own position and earlier ones.
@@ -190,13 +186,14 @@ def _attend(
     A weight of zero times a NaN is NaN. So values that are not finite count as zero, and the rows that see one become
     NaN afterwards.
     """
+    DH: tl.constexpr = q.shape[1]
     offs_d = tl.arange(0, DH)
     for block in range(begin, end, BLOCK_KV):
         offs_kv = block + tl.arange(0, BLOCK_KV)
         mask_kv = offs_kv < end if CAUSAL else tl.full((BLOCK_KV,), True, tl.int1)
         kv_offs = kv_offsets(pages_ptr, offs_kv, mask_kv, page_size, hk, HKV, DH)
         k = tl.load(k_ptr + kv_offs[None, :] + offs_d[:, None], mask=mask_kv[None, :], other=0.0)  # [DH, BLOCK_KV]
-        qk = scores(q, k, scale, SCALED, BLOCK_M, BLOCK_KV)
+        qk = scores(q, k, scale)
         if CAUSAL:
             mask_qk = mask_kv[None, :] & (offs_kv[None, :] <= positions[:, None])
             qk = tl.where(mask_qk, qk, float("-inf"))
