@@ -145,7 +145,7 @@ def check_range(op: str, name: str, values: Tensor, low: int, high: int, what: s
         raise ValueError(f"{op}: {name} must be in {low}..{high}, {what}; got {wrong}")
 
 
-def check_batch(op: str, rows: int, instead: str = "prefill=True") -> None:
-    """ValueError: more rows than decode together. instead: what takes more."""
-    if rows > MAX_BATCH:
-        raise ValueError(f"{op}: at most {MAX_BATCH} rows decode together, got {rows}; {instead} takes any number")
+def check_batch(op: str, tokens: int, instead: str = "prefill=True") -> None:
+    """ValueError: more tokens than decode together. instead: what takes more."""
+    if tokens > MAX_BATCH:
+        raise ValueError(f"{op}: at most {MAX_BATCH} tokens decode together, got {tokens}; {instead} takes any number")

@@ -3,7 +3,7 @@
 Shapes     x [M, D]; norm_weight [D], or None: x is normed already; weight [C * V, D]; logits [M, C, V]. C codebooks,
            V codes.
 Dtypes     x and weights one of fp32, fp16, bf16; fp32 accumulation, cap and logits: nothing is rounded on the way.
-Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; more than 256 rows but in
+Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; more than 256 tokens but in
            prefill.
 Reference  zonos2_triton.reference.codebook_head.codebook_head
 Source     Zyphra/ZONOS2, models/zonos2.py; the soft-cap as in Gemma 2, arXiv:2408.00118.

@@ -234,12 +234,12 @@ def moe_experts(
     if TOP_K > 1:
         partial = x.new_empty((slots, D), dtype=torch.float32)
         counters = zeroed_counters(x, tiles_n, counters, "moe_experts")
-    rows = x
+    added = x if residual else None
     if prefill and norm_weight is not None:
-        rows, norm_weight = rms_norm(x, norm_weight, eps), None
+        x, norm_weight = rms_norm(x, norm_weight, eps), None
     constexprs = {"E": E, "E_POW2": triton.next_power_of_2(E + 1), "TOP_K": TOP_K}
     _moe_experts_up_kernel[(_tiles_m(slots, E, launch["BLOCK_M"]), triton.cdiv(I, launch["BLOCK_N"]))](
-        x_ptr=rows,
+        x_ptr=x,
         norm_ptr=norm_weight,
         gate_ptr=gate,
         up_ptr=up,
@@ -256,7 +256,7 @@ def moe_experts(
         **launch,
     )
     _moe_experts_down_kernel[(_tiles_m(slots, E + routed, launch_down["BLOCK_M"]), tiles_n)](
-        residual_ptr=x if residual else None,
+        residual_ptr=added,
         h_ptr=h,
         down_ptr=down,
         sorted_slot_ids_ptr=sorted_slot_ids,

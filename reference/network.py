@@ -189,18 +189,20 @@ UNWATCHED = nullcontext()
 
 
 def forward(
-    model: Model, batch: Batch, cache: Cache, ops: Ops = REFERENCE, stages: Stages | None = None,
+    model: Model,
+    batch: Batch,
+    cache: Cache,
+    ops: Ops = REFERENCE,
+    stages: Stages | None = None,
     around: Callable[[int], AbstractContextManager[object]] = lambda i: UNWATCHED,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """New tokens of some sequences -> [M, D], the residual stream after the last layer. Their keys enter the cache.
 
     A prompt may be fed at once, in chunks or token by token; a token costs O(cache length). around(i) is a context
     around layer i.
     """
     config, eps, prefill = model.config, model.config.norm_eps, batch.cu_seqlens is not None
-    x = ops.frame_embedding(
-        batch.ids, model.table, config.codebook_vocab, eps, batch.speakers, batch.speaker_index
-    )  # fmt: skip
+    x = ops.frame_embedding(batch.ids, model.table, config.codebook_vocab, eps, batch.speakers, batch.speaker_index)
     state = None
     if stages is not None:
         stages.hidden_states.append(x)

@@ -12,6 +12,6 @@ class TestHead(OperatorTests):
         wrong(r"weight must have shape \[N, D=48\], got \[27, 44\]", weight=lambda w: w[:, :44].clone()),
         wrong("weight must have a multiple of n_codebooks=4 rows, got 27", n_codebooks=4),
         wrong("weight must have a multiple of n_codebooks=0 rows, got 27", n_codebooks=0),
-        wrong("at most 256 rows decode together, got 257; prefill=True takes any", sizes={"M": 257}),
+        wrong("at most 256 tokens decode together, got 257; prefill=True takes any", sizes={"M": 257}),
         *odd_width("D", 50),
     ]

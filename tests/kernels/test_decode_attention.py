@@ -19,7 +19,7 @@ class TestDecodeAttention(CountingTests, PagedTests):
         *wrong_attention(slice(128)),
         wrong("qk_temperature must have a multiple of the cache's HKV=2 heads, got 5", sizes={"HQ": 5}),
         wrong("the head dimension must be a power of two .*, got 48", sizes={"DH": 48}),
-        wrong("at most 256 rows decode .*, got 257; prefill_attention takes any number", sizes={"B": 257}),
+        wrong("at most 256 tokens decode .*, got 257; prefill_attention takes any number", sizes={"B": 257}),
         wrong(r"positions must be in -2147483648\.\.23, what .* hold, or negative: idle; got 24", positions=at(0, 24)),
         wrong(r"positions must be in -2147483648\.\.19, .*got 20", cos_sin_cache=lambda t: t[:20].clone()),
         wrong(r"positions must be in -2147483648\.\.39, .*; got 40", "no-preamble", positions=at(0, 40)),

@@ -42,7 +42,7 @@ class TestExperts(CountingTests):
             r"sorted_slot_ids, expert_offsets .* got \['sorted_slot_ids', 'expert_weights'\] alone", expert_offsets=None
         ),
         wrong("without sorted_slot_ids, gate must hold one expert, got E=4", **dict.fromkeys(ROUTING)),
-        wrong("at most 256 rows decode together, got 257; prefill=True takes any", "tiny", sizes={"M": 257}),
+        wrong("at most 256 tokens decode together, got 257; prefill=True takes any", "tiny", sizes={"M": 257}),
         *odd_width("I", 42),
     ]
 

@@ -15,6 +15,6 @@ class TestOutputProjection(OperatorTests):
     wrong = [
         wrong(r"residual must have shape \[M=3, D=48\], got \[3, 4\]", residual=lambda x: x[:, :4].clone()),
         wrong(r"weight must have shape \[D, K=64\], got \[48, 60\]", residual=None, weight=lambda w: w[:, :60].clone()),
-        wrong("at most 256 rows decode together, got 257; prefill=True takes any", sizes={"M": 257}),
+        wrong("at most 256 tokens decode together, got 257; prefill=True takes any", sizes={"M": 257}),
         *odd_width("K", 50),
     ]

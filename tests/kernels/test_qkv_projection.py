@@ -15,6 +15,6 @@ class TestQkvProjection(OperatorTests):
     wrong = [
         wrong(r"wkv must have shape \[2, NKV, D=48\], got \[1, ", wkv=lambda w: w[:1]),
         wrong(r"wq must have shape \[NQ, D=48\], got \[64, 44\]", norm_weight=None, wq=lambda w: w[:, :44].clone()),
-        wrong("at most 256 rows decode together, got 257; prefill=True takes any", sizes={"M": 257}),
+        wrong("at most 256 tokens decode together, got 257; prefill=True takes any", sizes={"M": 257}),
         *odd_width("D", 50),
     ]
