@@ -20,7 +20,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain
-from typing import Any
 
 _TOKEN = re.compile(
     r"""(?P<space>[\s\\]+|\#[^\n]*)
@@ -42,7 +41,15 @@ class Token:
     variable: bool = False
 
 
-def tokens(text: str, names: frozenset[str]) -> list[Token]:
+@dataclass(frozen=True)
+class Edit:
+    begin: int  # tokens of a statement, from here
+    end: int
+    words: tuple[str, ...]
+    leads: bool  # stands at the beginning of a line if the next token does
+
+
+def _tokens(text: str, names: frozenset[str]) -> list[Token]:
     """names: those that are no local variables, but for what the syntax tells apart."""
     found: list[Token] = []
     depth, begins = 0, True
@@ -107,7 +114,7 @@ def _read(source: str) -> tuple[frozenset[str], list[list[Token]]]:
             names |= {child.id for child in ast.walk(node) if isinstance(child, ast.Name)}
         first = min([node.lineno, *(each.lineno for each in getattr(node, "decorator_list", ()))])
         starts.append(lines[first - 1])
-    found = _plain(tokens(source, frozenset(names)))
+    found = _plain(_tokens(source, frozenset(names)))
     parts = [
         [token for token in found if start <= token.start < end]
         for start, end in zip(starts, [*starts[1:], len(source) + 1], strict=True)
@@ -122,7 +129,7 @@ def _side(pattern: str, group: int, names: frozenset[str]) -> tuple[list[Token],
         text += pattern[last : edit.start()]
         ends.append((len(text), len(text := text + edit[group])))
         last = edit.end()
-    found = tokens(text + pattern[last:], names)
+    found = _tokens(text + pattern[last:], names)
     for end in (end for pair in ends for end in pair):
         if cut := next((token for token in found if token.start < end < token.start + len(token.text)), None):
             raise ValueError(f"{pattern!r}: an edit must cover whole tokens, not a part of {cut.text}")
@@ -152,40 +159,56 @@ def _match(
     return where, bound
 
 
+def _edits(pattern: str, names: frozenset[str], statement: Sequence[Token]) -> dict[tuple[Edit, ...], int]:
+    """The edits at each place of a statement where the pattern fits, and where that is in the source."""
+    old, olds = _side(pattern, 1, names)
+    new, news = _side(pattern, 2, names)
+    places = {}
+    for start in range(len(statement)):
+        if (found := _match(old, statement, start, {})) is None:
+            continue
+        where, bound = found
+        edits = []
+        for (a, b), (c, d) in zip(olds, news, strict=True):
+            if free := {token.text for token in new[c:d] if token.variable} - {*bound}:
+                raise ValueError(f"{pattern!r} does not bind {', '.join(sorted(free))}")
+            words = tuple(bound[token.text] if token.variable else token.text for token in new[c:d])
+            begin = where[a] if a < len(old) and old[a].text != "..." else where[a - 1] + 1
+            leads = b > a or words[-1:] == (";",) or a == 0 or old[a - 1].text == "..."
+            edits.append(Edit(begin, begin + b - a, words, leads))
+        places[tuple(edits)] = statement[edits[0].begin].start
+    return places
+
+
+def _edited(statement: Sequence[Token], edits: Sequence[Edit]) -> list[Token]:
+    tokens = [*statement]
+    for edit in reversed(edits):
+        indent = tokens[edit.begin].indent if edit.leads else None
+        if indent is not None and edit.begin == edit.end:
+            tokens[edit.begin] = replace(tokens[edit.begin], indent=None)
+        tokens[edit.begin : edit.end] = [Token(word, 0) for word in edit.words]
+        if (
+            indent is not None and edit.begin < len(tokens) and tokens[edit.begin].indent is None
+        ):  # else the line is gone
+            tokens[edit.begin] = replace(tokens[edit.begin], indent=indent)
+    return tokens
+
+
 def apply(pattern: str, source: str) -> str:
     """The source with the pattern's edits. ValueError: it does not fit once, or does not bind what an edit needs."""
     names, statements = _read(source)
-    old, olds = _side(pattern, 1, names)
-    new, news = _side(pattern, 2, names)
-    places: dict[Any, int] = {}
-    for part, statement in enumerate(statements):
-        for start in range(len(statement)):
-            if (found := _match(old, statement, start, {})) is None:
-                continue
-            where, bound = found
-            edits = []
-            for (a, b), (c, d) in zip(olds, news, strict=True):
-                if free := {token.text for token in new[c:d] if token.variable} - {*bound}:
-                    raise ValueError(f"{pattern!r} does not bind {', '.join(sorted(free))}")
-                begin = where[a] if a < len(old) and old[a].text != "..." else where[a - 1] + 1
-                words = [bound[token.text] if token.variable else token.text for token in new[c:d]]
-                leads = b > a or words[-1:] == [";"] or a == 0 or old[a - 1].text == "..."
-                edits.append((begin, begin + b - a, leads, tuple(words)))
-            places[part, tuple(edits)] = source.count("\n", 0, statement[edits[0][0]].start) + 1
+    places = [
+        (i, edits, source.count("\n", 0, start) + 1)
+        for i, statement in enumerate(statements)
+        for edits, start in _edits(pattern, names, statement).items()
+    ]
     if len(places) != 1:
-        lines = f", lines {', '.join(map(str, sorted(places.values())))}" if places else ""
+        lines = f", lines {', '.join(str(line) for *_, line in places)}" if places else ""
         raise ValueError(f"{pattern!r} fits {len(places)} times{lines}, not once")
-    [(part, edits)] = places
-    changed = [*statements[part]]
-    for begin, end, leads, words in reversed(edits):
-        indent = changed[begin].indent if leads else None
-        if indent is not None and begin == end:
-            changed[begin] = replace(changed[begin], indent=None)
-        changed[begin:end] = [Token(word, 0) for word in words]
-        if indent is not None and begin < len(changed) and changed[begin].indent is None:  # else the line is gone
-            changed[begin] = replace(changed[begin], indent=indent)
+    [(i, edits, _)] = places
+    statements = [*statements[:i], _edited(statements[i], edits), *statements[i + 1 :]]
     text, indent, begins = "", 0, False
-    for token in chain(*statements[:part], changed, *statements[part + 1 :]):
+    for token in chain(*statements):
         if token.indent is not None:
             begins, indent = True, token.indent
         if token.text != ";":

@@ -3,10 +3,8 @@
 from collections.abc import Mapping
 
 from zonos2_triton.bench.proof.mutants import shared
-from zonos2_triton.bench.proof.mutants.shared import mutants, swapped
+from zonos2_triton.bench.proof.mutants.shared import mutants
 from zonos2_triton.bench.proof.mutation import Mutant
-
-_PENALTY = "x = tl.where(recent, tl.where(x > 0, tl.div_rn(x, penalty), x * penalty), x)"
 
 BACKBONE: Mapping[str, tuple[Mutant, ...]] = {
     "frame_embedding": mutants(
@@ -84,7 +82,9 @@ BACKBONE: Mapping[str, tuple[Mutant, ...]] = {
         history_without_a_window="last_seen >= {{step - window => 0}}",
         positive_logits_multiplied="tl.where(x {{> => <}} 0, tl.div_rn",
         temperature_multiplied="x = {{tl.div_rn(x, temperature) => x * temperature}}",
-        temperature_before_the_penalty=swapped(_PENALTY, "x = tl.div_rn(x, temperature)"),
+        temperature_before_the_penalty=(
+            "{{ => x = tl.div_rn(x, temperature); }}x = tl.where(recent, tl.where(... x = {{tl.div_rn(x, temperature) => x}}"
+        ),
         multiplied_by_a_reciprocal="x = {{tl.div_rn(x, => x * (1.0 /}} temperature)",
         penalty_by_a_reciprocal="tl.where(x > 0, {{tl.div_rn(x, => x * (1.0 /}} penalty)",
         overflow_not_clamped="{{x = tl.minimum(tl.maximum(x, -LARGEST), LARGEST) => pass}}",

@@ -10,11 +10,6 @@ def mutants(file: str, *shared: tuple[Mutant, ...], **patterns: str) -> tuple[Mu
     return (*chain(*shared), *(Mutant(name.replace("_", "-"), file, text) for name, text in patterns.items()))
 
 
-def swapped(first: str, second: str) -> str:
-    """Two statements in the other order."""
-    return "{{" + f"{first} {second} => {second}; {first}" + "}}"
-
-
 EXPONENTIAL = mutants(
     "_math",
     exponential_without_its_correction="({{(high - (one - 1.0)) + (low + r * r * p) => low + r * r * p}})",
