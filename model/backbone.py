@@ -250,9 +250,9 @@ class Backbone:
         largest = [config.audio_pad_id] * config.n_codebooks + [config.text_vocab]
         most = torch.tensor(largest, dtype=torch.int64, device=ids.device)
         if wrong := ((ids < 0) | (ids > most)).nonzero()[:1].tolist():
-            row, column = wrong[0]
+            token, column = wrong[0]
             raise ValueError(
-                f"{name}[{row}, {column}] must be in 0..{largest[column]}, got {ids[row, column]}: the last column "
+                f"{name}[{token}, {column}] must be in 0..{largest[column]}, got {ids[token, column]}: the last column "
                 "is text, the others are codes"
             )
         return ids.cpu()

@@ -256,11 +256,11 @@ class Zonos2:
     def _warn_if_cut(self, task: _Task, ended: str | None, frames: int, stacklevel: int = 3) -> None:
         if ended != "max_frames" or task.sampling.ignore_eos:
             return
-        rows, context = len(task.ids), self.backbone.config.max_seqlen
+        tokens, context = len(task.ids), self.backbone.config.max_seqlen
         remedy = "raise max_frames (--max-frames)"
-        if rows + frames >= context:
+        if tokens + frames >= context:
             remedy = f"the model's context of {context} tokens is full: split the text"
-        elif frames >= self.backbone.max_frames_after(rows):
+        elif frames >= self.backbone.max_frames_after(tokens):
             remedy = "the cache is full: raise kv_cache_tokens in BatchingOptions"
         seconds = self.vocoder.config.samples(frames) / self.vocoder.config.sample_rate
         warnings.warn(

@@ -75,11 +75,11 @@ def build_prompt(
     column += [BEGIN, *(byte + BYTE_OFFSET for byte in _utf8(text)), END]
 
     pad, C = config.audio_pad_id, config.n_codebooks
-    rows = torch.full((len(column), C + 1), pad, dtype=torch.int32, device="cpu")
-    rows[:, C] = torch.tensor(column, dtype=torch.int32, device="cpu")
+    ids = torch.full((len(column), C + 1), pad, dtype=torch.int32, device="cpu")
+    ids[:, C] = torch.tensor(column, dtype=torch.int32, device="cpu")
     silence = torch.full((len(SILENCE), C + 1), config.text_vocab, dtype=torch.int32, device="cpu")
     silence[:, :C] = shear(torch.tensor(SILENCE, dtype=torch.int32, device="cpu")[:, :C], pad)
-    return torch.cat([rows, silence])
+    return torch.cat([ids, silence])
 
 
 def _markers(config: Zonos2Config, clean_background: bool, accurate: bool) -> list[int]:

@@ -31,7 +31,7 @@ def frame_embedding(
     return (rms_norm(x, None, eps) if norm else x).to(table.dtype)
 
 
-def speaker_row(embedding: Tensor, steps: list[tuple[Tensor, Tensor]]) -> Tensor:
+def project_speaker(embedding: Tensor, steps: list[tuple[Tensor, Tensor]]) -> Tensor:
     """embedding [S] -> [D]: one or two affine maps (weight, bias), nothing between them."""
     for weight, bias in steps:
         embedding = F.linear(embedding, weight, bias)

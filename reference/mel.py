@@ -32,11 +32,11 @@ def resample(waveform: Tensor, orig_freq: int, new_freq: int = SAMPLE_RATE) -> T
     offsets = torch.arange(-width, width + 2, device=waveform.device)
     padded = F.pad(waveform, (width, width + 1))
     out = torch.empty(len(n), dtype=waveform.dtype, device=waveform.device)
-    for rows in torch.arange(len(n), device=waveform.device).split(1 << 18):  # bounds the memory of long recordings
-        t = ((offsets - phase[rows, None]) * cutoff / orig_freq).clamp(-LOWPASS_WIDTH, LOWPASS_WIDTH)
+    for chunk in torch.arange(len(n), device=waveform.device).split(1 << 18):  # bounds the memory of long recordings
+        t = ((offsets - phase[chunk, None]) * cutoff / orig_freq).clamp(-LOWPASS_WIDTH, LOWPASS_WIDTH)
         window = torch.cos(t * math.pi / LOWPASS_WIDTH / 2).square()
         weights = (torch.sinc(t) * window * cutoff / orig_freq).to(waveform.dtype)
-        out[rows] = (padded[before[rows, None] + offsets + width] * weights).sum(-1)
+        out[chunk] = (padded[before[chunk, None] + offsets + width] * weights).sum(-1)
     return out
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zonos2_triton.reference.config import BALANCING_SIGN, Zonos2Config
-from zonos2_triton.reference.frame_embedding import speaker_row
+from zonos2_triton.reference.frame_embedding import project_speaker
 from zonos2_triton.reference.moe_router import Routing
 from zonos2_triton.reference.ops import REFERENCE, Ops
 from zonos2_triton.reference.rotary import rotary_table
@@ -163,7 +163,7 @@ class Batch:
     cache_seqlens: Tensor  # [B] int32: tokens of each sequence in the cache; negative when decoding: idle
     cu_seqlens: Tensor | None = None  # [B + 1] int32: first token of each sequence; None: decoding, one token each
     max_seqlen_q: int = 1  # new tokens of the longest
-    speakers: Tensor | None = None  # [S, D] of `speaker_row`
+    speakers: Tensor | None = None  # [S, D] of `project_speaker`
     speaker_index: Tensor | None = None  # [M] int32: the speaker that replaces the token's embedding; negative: none
 
     @classmethod
@@ -250,14 +250,14 @@ def trace(model: Model, ids: Tensor, speaker: Tensor | None = None, ops: Ops = R
     speaker: the raw embedding.
     """
     config, stages = model.config, Stages()
-    row = None if speaker is None else speaker_row(speaker, model.speaker)
+    vector = None if speaker is None else project_speaker(speaker, model.speaker)
     page = torch.zeros(1, dtype=torch.int32, device=ids.device)
-    x = forward(model, Batch.single(ids, 0, page, row), Cache(config, 1, len(ids), model.table), ops, stages)
+    x = forward(model, Batch.single(ids, 0, page, vector), Cache(config, 1, len(ids), model.table), ops, stages)
     _, normed = ops.add_rms_norm(x, None, model.out_norm, config.norm_eps)
 
     def stacked(name: str, slots: int, fill: float) -> Tensor:
-        rows = [getattr(routing, name) for routing in stages.routings]
-        padded = [F.pad(row, (0, slots - row.shape[1]), value=fill) for row in rows]
+        found = [getattr(routing, name) for routing in stages.routings]
+        padded = [F.pad(each, (0, slots - each.shape[1]), value=fill) for each in found]
         return torch.stack(padded) if padded else normed.new_zeros(0, len(ids), slots)
 
     k = config.max_experts_per_token

@@ -11,7 +11,7 @@ from zonos2_triton.model.nvtx import annotate, ranged
 from zonos2_triton.model.runtime.batch_state import BatchState, int32, upload
 from zonos2_triton.model.runtime.request import Request
 from zonos2_triton.reference import network as reference
-from zonos2_triton.reference.frame_embedding import speaker_row
+from zonos2_triton.reference.frame_embedding import project_speaker
 from zonos2_triton.reference.ops import Ops
 
 in_layer = partial(annotate, "model/layer")
@@ -73,7 +73,7 @@ class ModelRunner:
             pages[i, : len(request.pages)] = torch.tensor(request.pages, dtype=torch.int32, device="cpu")
             if request.speaker is not None and request.num_prefilled == 0:
                 index[cuts[i]] = len(speakers)
-                speakers.append(speaker_row(request.speaker, self.model.speaker))
+                speakers.append(project_speaker(request.speaker, self.model.speaker))
         starts = [request.num_prefilled for request, _ in chunks]
         return reference.Batch(
             upload(ids, self.device),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from zonos2_triton.model import Backbone, Sampling, Zonos2, Zonos2Config, build_prompt
 from zonos2_triton.reference import network as reference
-from zonos2_triton.reference.frame_embedding import speaker_row
+from zonos2_triton.reference.frame_embedding import project_speaker
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def test_cached_in_any_pieces_is_the_full_forward(whole, cuts):
     """In fp64, where a wrong position or mask is not lost in rounding."""
     backbone, ids, speaker, trace = whole
     cache, page = reference.Cache(backbone.config, 1, len(ids), trace["logits"]), torch.zeros(1, dtype=torch.int32)
-    row = speaker_row(speaker, backbone.model.speaker)
+    row = project_speaker(speaker, backbone.model.speaker)
     edges = [0, *sorted(cuts), len(ids)]
     with torch.inference_mode():
         parts = [

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from zonos2_triton.reference.add_rms_norm import add_rms_norm, rms_norm
 from zonos2_triton.reference.codebook_head import codebook_head
 from zonos2_triton.reference.decode_attention import decode_attention
-from zonos2_triton.reference.frame_embedding import frame_embedding, speaker_row
+from zonos2_triton.reference.frame_embedding import frame_embedding, project_speaker
 from zonos2_triton.reference.moe_experts import moe_experts, swiglu
 from zonos2_triton.reference.moe_router import by_expert, moe_router
 from zonos2_triton.reference.output_projection import output_projection
@@ -293,7 +293,7 @@ def test_speaker_row_is_affine(randn, lda):
     embedding, reduction, projection = randn(6), (randn(4, 6), randn(4)), (randn(8, 4 if lda else 6), randn(8))
     x = reduction[0] @ embedding + reduction[1] if lda else embedding
     want = projection[0] @ x + projection[1]
-    torch.testing.assert_close(speaker_row(embedding, [reduction, projection] if lda else [projection]), want)
+    torch.testing.assert_close(project_speaker(embedding, [reduction, projection] if lda else [projection]), want)
 
 
 def test_experts_round_once(seeded):
