@@ -6,40 +6,22 @@ from typing import TYPE_CHECKING, Any
 from zonos2_triton.model import nvtx as nvtx  # reads its environment variables at import
 
 if TYPE_CHECKING:
-    from zonos2_triton.model.audio import Audio
-    from zonos2_triton.model.backbone import Backbone
-    from zonos2_triton.model.integrations.accelerate import accelerate
-    from zonos2_triton.model.integrations.report import Report
-    from zonos2_triton.model.integrations.zonos2_engine.offline import TTSLLM, TTSSamplingParams
-    from zonos2_triton.model.pipeline import Zonos2
-    from zonos2_triton.model.prompt import build_prompt
-    from zonos2_triton.model.runtime.request import Generation
-    from zonos2_triton.model.runtime.scheduler import BatchingOptions
-    from zonos2_triton.model.speaker import SpeakerEncoder
-    from zonos2_triton.model.vocoder import Vocoder
-    from zonos2_triton.reference.config import Zonos2Config
-    from zonos2_triton.reference.sampling import Sampling
-    from zonos2_triton.reference.speaker_encoder import SpeakerEncoderConfig
-    from zonos2_triton.reference.vocoder import VocoderConfig
-
-__all__ = [
-    "TTSLLM",
-    "Audio",
-    "Backbone",
-    "BatchingOptions",
-    "Generation",
-    "Report",
-    "Sampling",
-    "SpeakerEncoder",
-    "SpeakerEncoderConfig",
-    "TTSSamplingParams",
-    "Vocoder",
-    "VocoderConfig",
-    "Zonos2",
-    "Zonos2Config",
-    "accelerate",
-    "build_prompt",
-]
+    from zonos2_triton.model.audio import Audio as Audio
+    from zonos2_triton.model.backbone import Backbone as Backbone
+    from zonos2_triton.model.integrations.accelerate import accelerate as accelerate
+    from zonos2_triton.model.integrations.report import Report as Report
+    from zonos2_triton.model.integrations.zonos2_engine.offline import TTSLLM as TTSLLM
+    from zonos2_triton.model.integrations.zonos2_engine.offline import TTSSamplingParams as TTSSamplingParams
+    from zonos2_triton.model.pipeline import Zonos2 as Zonos2
+    from zonos2_triton.model.prompt import build_prompt as build_prompt
+    from zonos2_triton.model.runtime.request import Generation as Generation
+    from zonos2_triton.model.runtime.scheduler import BatchingOptions as BatchingOptions
+    from zonos2_triton.model.speaker import SpeakerEncoder as SpeakerEncoder
+    from zonos2_triton.model.vocoder import Vocoder as Vocoder
+    from zonos2_triton.reference.config import Zonos2Config as Zonos2Config
+    from zonos2_triton.reference.sampling import Sampling as Sampling
+    from zonos2_triton.reference.speaker_encoder import SpeakerEncoderConfig as SpeakerEncoderConfig
+    from zonos2_triton.reference.vocoder import VocoderConfig as VocoderConfig
 
 _MODULES = {
     "accelerate": "zonos2_triton.model.integrations.accelerate",
@@ -59,6 +41,7 @@ _MODULES = {
     "Zonos2": "zonos2_triton.model.pipeline",
     "Zonos2Config": "zonos2_triton.reference.config",
 }
+__all__ = [*_MODULES]
 
 
 def __getattr__(name: str) -> Any:

@@ -32,22 +32,6 @@ class _Off:
 OFF = cast(Range, _Off())
 
 
-class NvtxRanges:
-    """Ranges of an NVTX domain, cached by name and payload."""
-
-    def __init__(self, domain: Any) -> None:
-        """domain: nvtx.get_domain(...)."""
-        self._domain = domain
-        self._range = cache(self._made)
-
-    def __call__(self, name: str, payload: int | None) -> Range:
-        return self._range(name, payload)
-
-    def _made(self, name: str, payload: int | None) -> Range:
-        category = name.partition("/")[0]
-        return _NvtxRange(self._domain, self._domain.get_event_attributes(name, None, category, payload))
-
-
 class _NvtxRange(AbstractContextManager[None]):
     def __init__(self, domain: Any, attributes: object) -> None:
         self._domain, self._attributes = domain, attributes
@@ -59,6 +43,15 @@ class _NvtxRange(AbstractContextManager[None]):
         self._domain.pop_range()
 
 
+def nvtx_ranges(domain: Any) -> Sink:
+    """Ranges of a domain of the nvtx package, made once for each name and payload."""
+
+    def made(name: str, payload: int | None) -> Range:
+        return _NvtxRange(domain, domain.get_event_attributes(name, None, name.partition("/")[0], payload))
+
+    return cache(made)
+
+
 def sink_of(on: bool | None) -> Sink | None:
     """The NVTX sink if it is on and the package is installed; else None."""
     if not on:
@@ -68,7 +61,7 @@ def sink_of(on: bool | None) -> Sink | None:
     except ImportError:
         LOG.warning("%s=1 has no effect: the package nvtx is not installed", SWITCH)
         return None
-    return NvtxRanges(nvtx.get_domain(DOMAIN))
+    return nvtx_ranges(nvtx.get_domain(DOMAIN))
 
 
 _sink = sink_of(_settings.at_import(_settings.nvtx))  # read once, at import

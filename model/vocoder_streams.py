@@ -91,20 +91,17 @@ class _Stream:
 
     def __init__(self, config: VocoderConfig) -> None:
         self.clip = _Clip(config, Schedule(config.n_codebooks, right_context=0))
+        self.decoded = 0  # frames whose samples have been computed
 
     @isolated()
     def push(self, frames: Tensor, eos_frame: int | None = None, last: bool = False) -> Tensor:
         """As `ExactStream.push`."""
-        frames = self.clip.checked(frames, eos_frame, last, self._decoded())
+        frames = self.clip.checked(frames, eos_frame, last, self.decoded)
         self.clip.append(frames, eos_frame, last)
         return self._advance()
 
     def _advance(self) -> Tensor:
         """Samples that have become final."""
-        raise NotImplementedError
-
-    def _decoded(self) -> int:
-        """Frames whose samples have been computed."""
         raise NotImplementedError
 
 
@@ -122,13 +119,11 @@ class WindowStream(_Stream):
         while True:
             window = self.windows.at(self.emitted)
             if window.start >= total or (not finished and window.end > total):
+                self.decoded = min(window.start, self.clip.length)
                 return torch.cat(ready)
             frames = self.clip.aligned(window.first, min(window.end, total))
             ready.append(self.windows.decode(window, frames, total))
             self.emitted += 1
-
-    def _decoded(self) -> int:
-        return min(self.windows.at(self.emitted).start, self.clip.length)
 
 
 class OverlapStream(_Stream):
@@ -141,11 +136,7 @@ class OverlapStream(_Stream):
         super().__init__(config)
         self.overlap, self.chunk = check_counts(overlap=(overlap, 0), chunk=(chunk, 1))
         self.hop, self.decode = config.hop, decode
-        self.decoded = 0
         self.tail = torch.zeros(0, dtype=torch.float32, device=device)  # withheld, to be faded into the next chunk
-
-    def _decoded(self) -> int:
-        return self.decoded
 
     def _advance(self) -> Tensor:
         nothing, complete, closed = self.tail[:0], self.clip.complete, self.clip.closed

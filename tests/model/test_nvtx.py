@@ -96,7 +96,7 @@ def test_nvtx_makes_the_attributes_of_a_range_once():
         push_range=calls.append,
         pop_range=lambda: calls.append("end"),
     )
-    with recorded(ranges.NvtxRanges(domain)):
+    with recorded(ranges.nvtx_ranges(domain)):
         for _ in range(3):
             with annotate("model/frame", 2), annotate("kernel/codebook_head", 2):
                 pass
@@ -109,7 +109,7 @@ def test_nvtx_makes_the_attributes_of_a_range_once():
 def test_nvtx_is_on_where_it_is_asked_for():
     assert ranges.sink_of(False) is None
     sink = ranges.sink_of(True)
-    assert sink._domain is nvtx.get_domain("zonos2_triton")
+    assert sink("model/frame", 1)._domain is nvtx.get_domain("zonos2_triton")
     with recorded(sink), annotate("model/generate", 1), annotate("codec/block"):
         pass
 
