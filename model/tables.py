@@ -1,4 +1,4 @@
-"""Tables for a terminal: as wide as they must be, and no wider than it is. Nothing is cut."""
+"""Tables for a terminal, no wider than it is. Nothing is cut."""
 
 import os
 import re
@@ -10,18 +10,18 @@ from itertools import accumulate, zip_longest
 from textwrap import wrap
 
 BETWEEN = "  "  # columns
-NARROW, NAME = 12, 24  # characters that a column of text keeps at least, and those of a name that stays whole
-LEAST = 5  # that it keeps where there is room for no other column
+NARROW, NAME = 12, 24  # least width of a text column; longest name that is not wrapped
+LEAST = 5  # least width of a column without room for others
 
 
 def text_table(
     rows: Sequence[Sequence[str]], heads: bool = True, keys: int = 1, indent: int = 0, least: Sequence[int] = ()
 ) -> str:
-    """rows: the heads first, if there are any; under heads, columns of numbers are set flush right, but for the first.
+    """A table as text. Under heads, columns of numbers are flush right, except the first.
 
-    keys: first columns, which name a row; indent: spaces before each line; least: widths of the first columns, at
-    least. On a terminal too narrow, text goes on in more lines of its cell; columns that still find no room follow
-    below, beside the keys again.
+    heads: the first of rows holds the heads. keys: number of first columns that name a row. indent: spaces before each
+    line. least: least widths of the first columns. On a narrow terminal cells are wrapped; columns that still do not
+    fit follow below, with the keys again.
     """
     columns = [*zip(*rows, strict=True)]
     right = [heads and i > 0 and numeric(column[1:]) for i, column in enumerate(columns)]
@@ -41,7 +41,7 @@ def text_table(
 
 
 def text_row(cells: Sequence[str], widths: Sequence[int]) -> str:
-    """A row that comes before the others are known: columns of these widths, and a last one that takes what is left."""
+    """One row of a table that is printed row by row: columns of these widths, and a last one of any width."""
     limit = terminal_width()
     last = [limit or _width(cells[-1])]
     if limit:
@@ -50,7 +50,7 @@ def text_row(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def fitted(text: str) -> str:
-    """Text whose long lines go on in the next, two spaces further in."""
+    """Text with long lines wrapped, two spaces further in."""
     limit = terminal_width()
     lines = []
     for line in text.split("\n"):
@@ -64,18 +64,18 @@ def terminal_width() -> int:
     """Characters of a line; 0: any number, because the output is no terminal and COLUMNS is not set."""
     try:
         seen = "COLUMNS" in os.environ or sys.stdout.isatty()
-    except (AttributeError, ValueError):  # there is none, or it is closed
+    except (AttributeError, ValueError):  # none, or closed
         return 0
     return shutil.get_terminal_size((0, 0)).columns if seen else 0
 
 
 def numeric(column: Iterable[str]) -> bool:
-    """Whether all cells are numbers or empty, which are set flush right."""
+    """Whether all cells are numbers or empty."""
     return all(re.match(r"[-+−×]?\d|–|$", cell) for cell in column)
 
 
 def _narrowest(column: Sequence[str], rigid: bool, whole_words: bool) -> int:
-    """Numbers stay whole, and the words above them; so do names, while other columns can make room."""
+    """The least width of a column: of its numbers and head words, or of its longest name."""
     longest = max((_width(word) for cell in column for word in cell.split()), default=0)
     if rigid:
         return max(map(_width, [*column[0].split(), *column[1:]]), default=0)
@@ -83,7 +83,7 @@ def _narrowest(column: Sequence[str], rigid: bool, whole_words: bool) -> int:
 
 
 def _fitted(widths: Sequence[int], least: Sequence[int], limit: int) -> list[int]:
-    """Narrower, the widest first, until they fit or are as narrow as may be."""
+    """Narrow the widest columns until all fit or have their least width."""
     fitted = [*widths]
     while sum(fitted) + len(BETWEEN) * (len(fitted) - 1) > limit:
         able = [i for i, width in enumerate(fitted) if width > least[i]]
@@ -94,13 +94,13 @@ def _fitted(widths: Sequence[int], least: Sequence[int], limit: int) -> list[int
 
 
 def _that_fit(widths: Sequence[int], limit: int) -> int:
-    """How many columns, from the first on."""
+    """The number of first columns that fit."""
     ends = accumulate(widths, lambda end, width: end + len(BETWEEN) + width)
     return sum(end <= limit for end in ends)
 
 
 def _line(cells: Sequence[str], widths: Sequence[int], right: Sequence[bool], indent: int) -> str:
-    """A row, in as many lines as its longest cell."""
+    """A row in as many lines as its longest cell."""
     parts = [_wrapped(cell, width) for cell, width in zip(cells, widths, strict=True)]
     lines = []
     for beside in zip_longest(*parts, fillvalue=""):
@@ -119,7 +119,7 @@ def _wrapped(cell: str, width: int) -> list[str]:
 
 
 def _width(text: str) -> int:
-    """On a terminal."""
+    """Width on a terminal."""
     if text.isascii():
         return len(text)
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
