@@ -1,4 +1,4 @@
-"""What Triton's interpreter lacks, mended where kernels are imported into it; a compiling process never comes here."""
+"""Repairs of Triton's interpreter, made when kernels are imported into it. A compiling process never comes here."""
 
 from typing import Any
 
