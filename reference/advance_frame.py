@@ -1,9 +1,9 @@
-"""What a drawn frame does to the state of its request: history, end of audio, feedback."""
+"""The step from a drawn frame to the next state of its request: history, end of audio, feedback."""
 
 import torch
 from torch import Tensor
 
-SLOT_FREE, SLOT_NONFINITE = -1, -2  # positions of rows that sit out: ended or empty; logits that were not finite
+SLOT_FREE, SLOT_NONFINITE = -1, -2  # positions of idle slots: ended or empty; logits that were not finite
 
 
 def advance_frame(
@@ -21,16 +21,18 @@ def advance_frame(
 ) -> None:
     """codes and nonfinite [B, C] of `sample_codes` -> the state of B requests, in place; negative positions are idle.
 
-    positions [B]: of the newest row in the cache, then of the one to come: one more, or SLOT_FREE after the last frame
-    steps [B]: frames so far; max_frames [B]: how many there will be at most; eoa_ids [B]: the code that ends, or -1
-    eos_frames [B]: where the audio ends, or -1
-    ids [B, C + 1]: the row that is fed back: the codes and text_id
-    last_seen [B, C, V]: as `sample_codes` takes it
-    frames [B, N, C + 1]: a ring; frame s, and with it eos_frame as known by then, lies at s % N
+    positions   [B] of the newest token in the cache; becomes one more, or SLOT_FREE after the last frame
+    steps       [B] frames so far
+    max_frames  [B] the largest number of frames
+    eoa_ids     [B] the code that ends the audio, or -1
+    eos_frames  [B] the frame where the audio ends, or -1
+    ids         [B, C + 1] the next input: the codes and text_id
+    last_seen   [B, C, V] as `sample_codes` takes it
+    frames      [B, N, C + 1] a ring; frame s is at s % N, with eos_frame as known by then
 
-    The first frame with a code equal to eoa_id sets eos_frame = step - the highest such codebook, at least 0, and lets
-    C more frames follow: the delayed codebooks finish theirs. Later ends change nothing. A row with a fault stops at
-    SLOT_NONFINITE as it was before: the frame is not counted.
+    The first frame with a code equal to eoa_id sets eos_frame = step - the highest such codebook, at least 0. C more
+    frames follow, in which the delayed codebooks finish theirs. Later ends change nothing. A slot with nonfinite logits
+    stops at SLOT_NONFINITE, and its frame is not counted.
     """
     C = codes.shape[1]
     for b in range(len(codes)):

@@ -19,9 +19,9 @@ def frame_embedding(
 ) -> Tensor:
     """ids [M, C + 1] -> [M, D], normed without a weight.
 
-    table [C * codebook_vocab + text ids, D] holds the tables of the C codebooks and then that of the text; row m is the
-    sum of one row of each, and padding ids have rows of their own that are not masked. Where speaker_index [M] is not
-    negative, that row of speakers [S, D] replaces the sum. norm False: what the norm would be of, rounded once.
+    table [C * codebook_vocab + text ids, D] holds the tables of the C codebooks, then that of the text. A token is the
+    sum of one row of each; padding ids have rows of their own. Where speaker_index [M] is not negative, that row of
+    speakers [S, D] replaces the sum. norm False: the input of the norm instead, rounded once.
     """
     offsets = torch.arange(ids.shape[1], device=ids.device) * codebook_vocab
     x = wide(table[ids.long() + offsets]).sum(1)  # [M, D]

@@ -16,8 +16,8 @@ def rotary_table(positions: int, head_dim: int, theta: float, like: Tensor) -> T
 
 
 def rotary(x: Tensor, positions: Tensor, cos_sin_cache: Tensor) -> Tensor:
-    """x [M, H, DH], positions [M], table of `rotary_table` -> x with each pair (2i, 2i + 1) turned by its angle."""
+    """x [M, H, DH], positions [M], table of `rotary_table` -> x with each pair (2i, 2i + 1) rotated by its angle."""
     cos, sin = cos_sin_cache[positions.long()].unsqueeze(2).unbind(1)  # [M, 1, DH / 2]
     even, odd = rearrange(wide(x), "m h (i two) -> two m h i", two=2)
-    turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos])
-    return rearrange(turned, "two m h i -> m h (i two)").to(x.dtype)
+    rotated = torch.stack([even * cos - odd * sin, even * sin + odd * cos])
+    return rearrange(rotated, "two m h i -> m h (i two)").to(x.dtype)

@@ -9,18 +9,12 @@ PATH = Path(__file__).with_name("vocabulary.py")
 SPEC = importlib.util.spec_from_file_location("vocabulary", PATH)
 vocabulary = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(vocabulary)
-PENDING = {*PATH.with_name("vocabulary_pending.txt").read_text(encoding="utf-8").splitlines()}  # must come to nothing
 LONG = " ".join(["word"] * 36) + "."
 
 
 @pytest.mark.skipif(not (vocabulary.ROOT / ".git").exists(), reason="not a git checkout")
 def test_no_banned_name_or_phrase_is_left():
-    def pending(line):
-        path, _, rest = line.partition(": ")
-        old = rest.split(" -> ")[0]
-        return old in PENDING or (path.split(":")[0] in PENDING and old.endswith(("at the start", " words")))
-
-    assert [line for line in vocabulary.report() if not pending(line)] == []
+    assert list(vocabulary.report()) == []
 
 
 @pytest.mark.parametrize(
