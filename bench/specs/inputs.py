@@ -19,7 +19,7 @@ Sizes = dict[str, Any]
 EPS = 1e-5
 Settings = dict[str, float]  # keyword arguments of `Sampling`
 Numbers = tuple[int, ...]
-Span = tuple[int, ...]  # of `step_meta`: frames before the step, of the step, of the clip, of codes that came
+StepMeta = tuple[int, int, int, int]  # a slot's row of `step_meta`: done, count, length, known
 
 
 class Inputs:
@@ -276,24 +276,38 @@ def advance_frame(new: Inputs, B: int, C: int, V: int, N: int, rows: tuple[Sizes
     return {**changed, "text_id": 2 * V}
 
 
-def _step_meta(new: Inputs, B: int, frames: int, rows: tuple[Span, ...]) -> Tensor:
-    """The rows in turn; without any, every row is in the middle of a clip."""
-    step_meta = rows or ((20, frames, LENGTH_UNKNOWN, 20 + frames + 64),)
-    return torch.tensor([step_meta[b % len(step_meta)] for b in range(B)], dtype=torch.int32, device=new.device)
+def _step_meta(new: Inputs, B: int, frames: int, rows: tuple[StepMeta, ...]) -> Tensor:
+    """The rows in turn, one for each slot. Without any, every slot is in the middle of a clip."""
+    rows = rows or ((20, frames, LENGTH_UNKNOWN, 20 + frames + 64),)
+    return torch.tensor([rows[b % len(rows)] for b in range(B)], dtype=torch.int32, device=new.device)
 
 
 def rvq_decode(
-    new: Inputs, B: int, frames: int, C: int, V: int, K: int, D: int, N: int = 0, W: int = 0, delayed: bool = False,
-    rows: tuple[Span, ...] = (), spare: int = 6,
-) -> Sizes:  # fmt: skip
-    """N: frames that the ring of codes holds, W: its columns, where they are more than there have to be; codes reach
-    up to V + 1, which end and pad a clip."""
+    new: Inputs,
+    B: int,
+    frames: int,
+    C: int,
+    V: int,
+    K: int,
+    D: int,
+    N: int = 0,
+    W: int = 0,
+    delayed: bool = False,
+    rows: tuple[StepMeta, ...] = (),
+    spare: int = 6,
+) -> Sizes:
+    """Inputs of `rvq_decode`. N, W: frames and columns of the ring of codes, where it is larger than it must be.
+
+    Codes reach V + 1: codes from V on end and pad a clip.
+    """
     weights, biases = [new.weight(D, K) for _ in range(C)], [0.1 * new.randn(D) for _ in range(C)]
     return {
         "codes": new.randint(0, V + 2, B, N or frames + C, W or C),
         "tables": new.randn(C, V, K),
         "weight": packed_codebooks([weight[..., None] for weight in weights], biases),
-        **{"step_meta": _step_meta(new, B, frames, rows), "frames": frames, "delayed": delayed},
+        "step_meta": _step_meta(new, B, frames, rows),
+        "frames": frames,
+        "delayed": delayed,
         "z": new.randn(B, frames + spare, D),
     }
 
@@ -313,12 +327,12 @@ def _layer(
     activated: bool = True,
     spare: int = 0,
     tf32: bool = False,
-    rows: tuple[Span, ...] = (),
-    **step: Any,
+    rows: tuple[StepMeta, ...] = (),
+    **timing: Any,
 ) -> Sizes:
-    """The arguments of all convolutions. reach: positions of x beyond those of a step; stride: outputs per position.
+    """The inputs that all convolutions take. reach: positions of x beyond those of a step; stride: outputs of each.
 
-    Rings differ in length, and are longer than necessary by `spare`. Their other contents must stay.
+    Rings are longer than they must be by multiples of `spare`; what lies there must stay.
     """
     each = stride * frames * samples_per_frame
     return {
@@ -326,7 +340,8 @@ def _layer(
         "weight": new.weight(stride * Co, taps * Ci),
         "bias": 0.1 * new.randn(Co),
         "step_meta": _step_meta(new, B, frames, rows),
-        **{"frames": frames, "samples_per_frame": samples_per_frame, "delay": 0, "tail_trim": 0, **step},
+        "frames": frames,
+        **{"samples_per_frame": samples_per_frame, "delay": 0, "tail_trim": 0, **timing},
         "tf32": tf32 and new.dtype == torch.float32,
         "residual": new.randn(B, each + 3 * spare, Co, dtype=torch.float32) if residual else None,
         "alpha": 1 + 0.3 * new.randn(Co) if activated else None,
@@ -336,7 +351,7 @@ def _layer(
 
 
 def conv1d_snake(new: Inputs, taps: int, dilation: int = 1, **sizes: Any) -> Sizes:
-    """sizes, here and below: of `_layer`."""
+    """Inputs of `conv1d_snake`. sizes, here and below, are those of `_layer`."""
     return {**_layer(new, taps=taps, reach=(taps - 1) * dilation, **sizes), "dilation": dilation}
 
 

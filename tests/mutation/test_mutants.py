@@ -18,9 +18,9 @@ FOUND = {
     ("conv_transpose1d_snake", "zeros-by-a-product"): "reads_only_window ",
     ("conv1d_tanh", "short-steps-in-other-blocks"): "steps ",
     ("conv_transpose1d_snake", "old-values-counted-as-none"): "idempotent ",
-    ("conv1d_tanh", "single-rows-in-other-blocks"): "batch_invariant ",
+    ("conv1d_tanh", "single-slots-in-other-blocks"): "batch_invariant ",
     ("conv1d_tanh", "nan-hidden"): "nan_isolated ",
-    ("conv1d_snake", "act-of-what-was-rounded"): "rounded_once ",
+    ("conv1d_snake", "activated-after-rounding"): "rounded_once ",
 }
 FIRST_POSITION = next(each for each in MUTANTS["rotary"] if each.name == "position-of-the-first-row")
 
