@@ -86,9 +86,25 @@ def _conv1d_snake_kernel(
     mask_n = n < CO
     first = t - reach
     acc = implicit_gemm(
-        x_ptr, w_ptr, slot, first, clip_len, live, n, mask_n, x_ring_len, dilation, n_blocks,
-        CI, TAPS, TF32, INT64, BLOCK_M, BLOCK_N, BLOCK_K,
-    )  # fmt: skip
+        x_ptr,
+        w_ptr,
+        slot,
+        first,
+        clip_len,
+        live,
+        n,
+        mask_n,
+        x_ring_len,
+        dilation,
+        n_blocks,
+        CI,
+        TAPS,
+        TF32,
+        INT64,
+        BLOCK_M,
+        BLOCK_N,
+        BLOCK_K,
+    )
     acc += tl.load(bias_ptr + n, mask=mask_n, other=0.0).to(tl.float32)[None, :]
     mask = live[:, None] & mask_n[None, :]
     if residual_ptr is not None:
