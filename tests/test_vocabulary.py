@@ -1,14 +1,9 @@
 """The project's vocabulary: `tests/vocabulary.py` holds the banned names and phrases, and finds each of them."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 
-PATH = Path(__file__).with_name("vocabulary.py")
-SPEC = importlib.util.spec_from_file_location("vocabulary", PATH)
-vocabulary = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(vocabulary)
+from tests import vocabulary
+
 LONG = " ".join(["word"] * 36) + "."
 
 

@@ -200,7 +200,7 @@ FRAME = (
     ),
     spec(
         "moe_router",
-        "feed-forward norm, down-projection, carried state, norm, 3 layers, softmax, choice, rows by expert",
+        "feed-forward norm, down-projection, carried state, norm, 3 layers, softmax, choice, slots by expert",
         {"_moe_router_kernel": Expected(max_instructions=12000, max_narrow=400, **_PRODUCT)},
         real={"D": D, "R": R, "E": E, "k": 1},
         at={
@@ -226,7 +226,7 @@ FRAME = (
     ),
     spec(
         "moe_experts",
-        "feed-forward norm, SwiGLU of each row's experts, weights, residual add",
+        "feed-forward norm, SwiGLU of each token's experts, weights, residual add",
         {
             "_moe_experts_up_kernel": Expected(max_instructions=9000, max_narrow=80, **_PRODUCT),
             "_moe_experts_down_kernel": Expected(max_instructions=6000, max_narrow=160, **_PRODUCT),
@@ -322,7 +322,7 @@ FRAME = (
     ),
     spec(
         "advance_frame",
-        "history, end of audio, countdown, row that is fed back",
+        "history, end of audio, countdown, next ids",
         {"_advance_frame_kernel": Expected(max_instructions=250)},
         real={"C": C, "V": V, "N": 16},
         at={f"decode-B{B}": {"B": B} for B in (1, 64, 256)},
