@@ -6,7 +6,7 @@ python -m zonos2_triton.bench.report.tables    # writes them between their marks
 import ast
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -90,7 +90,7 @@ def _argument(argument: ast.arg) -> str:
     return name
 
 
-TABLES = {
+TABLES: dict[str, dict[str, Callable[[Result | None], str]]] = {
     "README.md": {"kernels": kernel_table, "versions": version_table},
     "kernels/README.md": {"operators": operator_table, "accuracy": accuracy},
     "bench/README.md": {"mutants": mutants, "goals": goal_table},
