@@ -49,18 +49,10 @@ class Candidate:
 class Integration(Protocol):
     """A kind of object that can be accelerated."""
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def package(self) -> str | None:
-        """The distribution whose version is checked; None: any code."""
-
-    @property
-    def versions(self) -> tuple[str, str] | None:
-        """The tested versions: from the first to below the second."""
-
-    @property
-    def ops(self) -> tuple[str, ...]: ...
+    name: str
+    package: str | None  # the distribution whose version is checked; None: any code
+    versions: tuple[str, str] | None  # the tested ones: from the first to below the second
+    ops: tuple[str, ...]
 
     def recognises(self, obj: object) -> bool:
         """Decide by the structure alone."""
@@ -126,12 +118,7 @@ def accelerate(
     if sites:
         owners = {id(owner): owner for owner in (*(target.obj for target in targets), obj)}
         sites += [(owner, MARK, report) for owner in owners.values()]
-    try:
-        for owner, attribute, value in sites:
-            patches.set_attribute(owner, attribute, value)
-    except BaseException:
-        patches.undo()
-        raise
+    patches.apply(sites)
     LOG.info("%s", report)
     return report
 

@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Callable, Iterable
-from functools import update_wrapper
+from functools import partial, update_wrapper
 from typing import Any, NoReturn
 
 import torch
@@ -19,11 +19,17 @@ class PatchSet:
     def __init__(self) -> None:
         self._undo: list[Callable[[], None]] = []
 
-    def set_attribute(self, owner: Any, name: str, value: object) -> None:
-        """owner.name = value; owner is an instance, a class or a module."""
-        before = vars(owner).get(name, MISSING)
-        setattr(owner, name, value)
-        self._undo.append(lambda: delattr(owner, name) if before is MISSING else setattr(owner, name, before))
+    def apply(self, sites: Iterable[tuple[Any, str, object]]) -> None:
+        """owner.name = value for each (owner, name, value), all or none. Owners are instances, classes or modules."""
+        try:
+            for owner, name, value in sites:
+                before = vars(owner).get(name, MISSING)
+                setattr(owner, name, value)
+                undo = partial(delattr, owner, name) if before is MISSING else partial(setattr, owner, name, before)
+                self._undo.append(undo)
+        except BaseException:
+            self.undo()
+            raise
 
     def undo(self) -> None:
         """Restore all attributes, the last one first. A second call does nothing."""

@@ -6,7 +6,7 @@ On a CPU the same tests run in Triton's interpreter, where a replay is the call 
 import pytest
 import torch
 
-from tests.integrations.torch_module.tiny_model import ids, logits_of, made
+from tests.integrations.torch_module.tiny import ids, logits, made
 from tests.integrations.zonos2_engine.official import SIZES, Run, build, random_weights, standing_in
 from zonos2_triton.bench.timing import timer
 from zonos2_triton.bench.timing.integrations import dac_model
@@ -68,10 +68,10 @@ def test_a_captured_step_of_the_engine_replays_to_the_bits_of_the_launches(devic
 def test_a_torch_module_gives_the_same_logits(device, dtype):
     model, tokens = made(dtype).to(device.name), ids().to(device.name)
     with torch.no_grad():
-        before = logits_of(model, tokens=tokens)
+        before = logits(model, tokens=tokens)
         with accelerate(model, backend="triton") as report:
-            after = logits_of(model, tokens=tokens)
-        assert torch.equal(logits_of(model, tokens=tokens), before)
+            after = logits(model, tokens=tokens)
+        assert torch.equal(logits(model, tokens=tokens), before)
     assert report.max_error is not None
     if dtype == torch.float32:
         assert torch.equal(after.argmax(-1), before.argmax(-1))

@@ -27,8 +27,8 @@ BOUNDS = {
 }
 
 
-@dataclass(frozen=True)
-class Codec:
+@dataclass
+class Codec(Integration):
     """A codec class with the modules `quantizer` and `decoder`; layers: names of modules that identify its decoder."""
 
     name: str

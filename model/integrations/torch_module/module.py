@@ -45,12 +45,10 @@ OPERATIONS: dict[str, tuple[str, Callable[[TargetModel], list[Patch]]]] = {
 }
 
 
-class TorchModule:
+class TorchModule(Integration):
     """An nn.Module whose parameters are named as in the official checkpoint."""
 
-    name = NAME
-    package: str | None = None
-    versions: tuple[str, str] | None = None
+    name, package, versions = NAME, None, None
     ops = tuple(OPERATIONS)
 
     def recognises(self, obj: object) -> bool:

@@ -112,9 +112,8 @@ def _router_convention(model: TargetModel, own: _Router) -> RouterConvention:
     chosen = next(tensor for tensor in results if not tensor.is_floating_point())
     k = chosen.shape[-1]
     if chosen.numel() != PROBED * k:
-        raise Mismatched(
-            f"{own.path}.forward returns ids {list(chosen.shape)} for {PROBED} rows, accepted is [{PROBED}, k]"
-        )
+        wanted = f"for {PROBED} rows, accepted is [{PROBED}, k]"
+        raise Mismatched(f"{own.path}.forward returns ids {list(chosen.shape)} {wanted}")
 
     def route(biases: Tensor) -> Routing:
         return own(REFERENCE.moe_router, x, state, biases, k)

@@ -29,7 +29,7 @@ NO_MIXTURE = "the model has no mixture of experts"
 Pair = tuple[object, object]  # results of the replacement and of the original
 
 
-class Engine:
+class Engine(Integration):
     """The official engine's model."""
 
     name = NAME

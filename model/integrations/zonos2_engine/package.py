@@ -36,7 +36,7 @@ DESCRIPTIONS = {
 }
 
 
-class Package:
+class Package(Integration):
     """The imported package, a module."""
 
     name = NAME

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tests.integrations.standins import held
-from tests.integrations.torch_module.tiny_model import CONFIG, OPS, ids, logits_of, made, weights
+from tests.integrations.torch_module.tiny import CONFIG, OPS, ids, logits, made, weights
 from zonos2_triton.model import accelerate
 from zonos2_triton.model.integrations.accelerate import difference
 from zonos2_triton.model.weights.tiny import PARAMS
@@ -52,7 +52,7 @@ def run_comfy(model, pieces=(7, 1, 1)):
 def test_comfy(comfy, backend):
     model = comfy()
     before, expected = held(model), run_comfy(model)
-    assert difference(expected, logits_of(made())[:, 6:]) < 1e-5
+    assert difference(expected, logits(made())[:, 6:]) < 1e-5
     report = accelerate(model, backend=backend)
     assert [(patch.op, patch.sites) for patch in report.patched] == [*zip(OPS, [1, 9, 3, 1, 2, 8, 1], strict=True)]
     assert difference(run_comfy(model), expected) < 5e-6

@@ -12,13 +12,13 @@ from torch import nn
 
 from tests.integrations.standins import held, off_by_one_percent, refused
 from tests.integrations.torch_model import Attention, Norm, Stacked
-from tests.integrations.torch_module.tiny_model import (
+from tests.integrations.torch_module.tiny import (
     CONFIG,
     OPS,
     SITES,
     each,
     ids,
-    logits_of,
+    logits,
     made,
     rows,
     variant,
@@ -39,7 +39,7 @@ SLOW_KERNELS = (pytest.mark.interpreter, pytest.mark.slow)
 def test_the_model_of_these_tests_is_zonos2():
     model = reference.bind(CONFIG, weights())
     for row in ids():
-        assert difference(logits_of(made(), tokens=row[None])[0], reference.trace(model, row)["logits"]) < 1e-5
+        assert difference(logits(made(), tokens=row[None])[0], reference.trace(model, row)["logits"]) < 1e-5
 
 
 def test_the_whole_is_the_same(backend):
@@ -47,18 +47,18 @@ def test_the_whole_is_the_same(backend):
         return torch.is_grad_enabled(), [getattr(owner, name) for owner, name, _ in SWITCHES]
 
     model, random, switches = made(), torch.get_rng_state(), settings()
-    before, expected, state = held(model), logits_of(model), model.state_dict()
+    before, expected, state = held(model), logits(model), model.state_dict()
     report = accelerate(model, backend=backend)
     assert [(patch.op, patch.sites) for patch in report.patched] == [*zip(OPS, SITES, strict=True)]
     assert report.skipped == ()
     assert report.max_error < 5e-6
-    assert difference(logits_of(model), expected) < 5e-6
+    assert difference(logits(model), expected) < 5e-6
     assert {name: t.data_ptr() for name, t in model.state_dict().items()} == {n: t.data_ptr() for n, t in state.items()}
     assert torch.equal(torch.get_rng_state(), random)
     assert settings() == switches
     report.restore()
     assert held(model) == before
-    assert torch.equal(logits_of(model), expected)
+    assert torch.equal(logits(model), expected)
 
 
 @pytest.mark.parametrize(
@@ -83,9 +83,9 @@ def test_under_autocast(dtype, bound):
     """To another dtype than the weights', the original runs."""
     model = made(dtype)
     with torch.autocast("cpu", torch.bfloat16):
-        expected = logits_of(model)
+        expected = logits(model)
         accelerate(model, backend="reference")
-        assert difference([x.float() for x in logits_of(model)], [x.float() for x in expected]) <= bound
+        assert difference([x.float() for x in logits(model)], [x.float() for x in expected]) <= bound
 
 
 def test_temperatures_and_biases_may_have_a_type_of_their_own():
@@ -116,11 +116,11 @@ def test_a_prefix():
             self.model, self.other = made(), nn.Linear(2, 2, dtype=torch.float16)  # not part of the model
 
     wrapped = Wrapped().eval()
-    before, expected = held(wrapped), logits_of(wrapped.model)
+    before, expected = held(wrapped), logits(wrapped.model)
     with accelerate(wrapped, backend="reference") as report:
         assert report.integration == "model: torch_module"
         assert [patch.sites for patch in report.patched] == SITES
-        assert difference(logits_of(wrapped.model), expected) < 5e-6
+        assert difference(logits(wrapped.model), expected) < 5e-6
         assert accelerate(wrapped.model, backend="reference") is report
     assert held(wrapped) == before
 
@@ -128,11 +128,11 @@ def test_a_prefix():
 @pytest.mark.parametrize(("op", "sites"), [*zip(OPS, SITES, strict=True)])
 def test_one_operation_alone(op, sites):
     model = made()
-    expected = logits_of(model)
+    expected = logits(model)
     report = accelerate(model, only=[op], backend="reference")
     assert [(patch.op, patch.sites) for patch in report.patched] == [(op, sites)]
     assert sum(isinstance(vars(each).get("forward"), Replacement) for each in model.modules()) == sites
-    assert difference(logits_of(model), expected) < 5e-6
+    assert difference(logits(model), expected) < 5e-6
 
 
 @pytest.mark.parametrize(
@@ -173,11 +173,11 @@ def test_attention_with_an_unknown_cache_is_skipped(members, reason):
 
 def test_prompt_chunks_and_a_full_cache_run_the_original(slower_backend):
     model = made()
-    expected = logits_of(model, (3, 4, 1, 1))
+    expected = logits(model, (3, 4, 1, 1))
     accelerate(model, only="attention", backend=slower_backend)
-    assert difference(logits_of(model, (3, 4, 1, 1)), expected) < 5e-6
+    assert difference(logits(model, (3, 4, 1, 1)), expected) < 5e-6
     with pytest.raises(RuntimeError, match=r"size of tensor a \(8\) must match the size of tensor b \(9\)"):
-        logits_of(model, room=8)
+        logits(model, room=8)
 
 
 def test_a_backend_that_attention_is_told():
@@ -198,13 +198,13 @@ def test_keys_and_values_may_lie_in_one_matrix():
             return F.linear(x, self.weight).chunk(2, -1)
 
     model = made()
-    expected = logits_of(model)
+    expected = logits(model)
     for layer in model.layers:
         layer.attention.wkv = Flat(layer.attention.wkv)
     model.layers[0].feed_forward.w_in = Flat(model.layers[0].feed_forward.w_in)
     model.eval()
     assert len(accelerate(model, backend="reference").patched) == len(OPS)
-    assert difference(logits_of(model), expected) < 5e-6
+    assert difference(logits(model), expected) < 5e-6
 
 
 @pytest.mark.parametrize("eps", [None, 1e-5])
@@ -225,10 +225,10 @@ def test_models_without_dense_layers_or_mixtures(start, end, skipped):
     experts = 1 if end else CONFIG.moe_n_experts
     sites = {"moe_start_from_layer": start, "moe_end_from_layer": end, "special_topk_layers": ()}
     model = made(config=dataclasses.replace(CONFIG, **sites, moe_n_experts=experts))
-    expected = logits_of(model)
+    expected = logits(model)
     report = accelerate(model, backend="reference")
     assert {row.op: row.reason for row in report.skipped}.items() >= skipped.items()
-    assert difference(logits_of(model), expected) < 5e-6
+    assert difference(logits(model), expected) < 5e-6
 
 
 def test_more_rows_than_decode_together(slower_backend, monkeypatch):
@@ -236,10 +236,10 @@ def test_more_rows_than_decode_together(slower_backend, monkeypatch):
         monkeypatch.setattr(file, "MAX_BATCH_SIZE", 4)
     monkeypatch.setattr(moe, "MAX_PREFILL_TOKENS", 8)
     model = made()
-    expected = logits_of(model, (4, 1), ids(5, 5))
+    expected = logits(model, (4, 1), ids(5, 5))
     accelerate(model, backend=slower_backend)
     with torch.inference_mode():
-        assert difference(logits_of(model, (4, 1), ids(5, 5)), expected) < 5e-6
+        assert difference(logits(model, (4, 1), ids(5, 5)), expected) < 5e-6
 
 
 def test_codes_out_of_range():
@@ -270,22 +270,22 @@ def test_a_changed_weight_counts_or_is_an_error(path, write):
     for changed in (model, other):
         WRITES[write](changed.get_submodule(path))
     try:
-        found = logits_of(model)
+        found = logits(model)
     except (RuntimeError, TypeError):
         assert write in ("half", "prune", "weight norm")
     else:
-        assert difference(found, logits_of(other)) < 5e-6
+        assert difference(found, logits(other)) < 5e-6
 
 
 @pytest.mark.parametrize("name", ["layers.1.attention.temp", "layers.2.feed_forward.router.balancing_biases"])
 def test_vectors_that_are_taken_in_another_form(name):
     model, other = made(), made()
-    before = logits_of(other)
+    before = logits(other)
     accelerate(model, backend="reference")
     for changed in (model, other):
         changed.get_parameter(name).data.mul_(-3).add_(1)
-    assert difference(logits_of(other), before) > 1e-3
-    assert difference(logits_of(model), logits_of(other)) < 5e-6
+    assert difference(logits(other), before) > 1e-3
+    assert difference(logits(model), logits(other)) < 5e-6
 
 
 def test_a_replaced_submodule_is_an_error():
@@ -295,7 +295,7 @@ def test_a_replaced_submodule_is_an_error():
     wo = model.layers[1].attention.wo
     model.layers[1].attention.wo = nn.Sequential(wo)
     with pytest.raises(RuntimeError, match=r"layers\.1\.attention was changed after accelerate\(\).* report\.restore"):
-        logits_of(model)
+        logits(model)
 
 
 def test_a_change_of_weights_is_followed_and_the_old_ones_are_not_kept():
@@ -305,7 +305,7 @@ def test_a_change_of_weights_is_followed_and_the_old_ones_are_not_kept():
     for changed in (model, other):
         experts = changed.layers[1].feed_forward.experts
         experts.w13 = nn.Parameter(experts.w13.flip(0), requires_grad=False)
-    assert difference(logits_of(model), logits_of(other)) < 5e-6
+    assert difference(logits(model), logits(other)) < 5e-6
     gc.collect()
     assert gone() is None
 
@@ -374,20 +374,20 @@ def test_what_kernels_do_not_take():
 def test_weights_may_require_gradients(backend, without):
     model = made().requires_grad_(True)
     with without():
-        expected = logits_of(model)
+        expected = logits(model)
         report = accelerate(model, backend=backend)
         assert [row.op for row in report.patched] == OPS
         assert all(row.where.endswith(", under torch.no_grad()") for row in report.patched)
-        assert 0 < difference(logits_of(model), expected) < 5e-6
+        assert 0 < difference(logits(model), expected) < 5e-6
 
 
 def test_tied_weights():
     model = made()
     model.multi_embedder.embedders[1].weight = model.multi_embedder.embedders[0].weight
     model.layers[2].attention = model.layers[1].attention
-    expected = logits_of(model)
+    expected = logits(model)
     before = held(model)
     with accelerate(model, backend="reference") as report:
         assert [row.op for row in report.patched] == OPS
-        assert difference(logits_of(model), expected) < 5e-6
+        assert difference(logits(model), expected) < 5e-6
     assert held(model) == before

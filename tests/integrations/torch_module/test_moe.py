@@ -9,7 +9,7 @@ from torch import nn
 
 from tests.integrations.standins import refused
 from tests.integrations.torch_model import Experts, Router
-from tests.integrations.torch_module.tiny_model import CONFIG, OPS, each, logits_of, made, rows, variant
+from tests.integrations.torch_module.tiny import CONFIG, OPS, each, logits, made, rows, variant
 from zonos2_triton.model import accelerate
 from zonos2_triton.model.integrations.accelerate import difference
 from zonos2_triton.model.integrations.torch_module import structure
@@ -60,9 +60,9 @@ def test_whether_biases_are_added_or_subtracted_is_found(sign, said):
         router.sign = sign
         if said:
             router.moe_balancing_strategy = "Legacy" if sign == 1 else "quantile"
-    expected = logits_of(model)
+    expected = logits(model)
     accelerate(model, backend="reference")
-    assert difference(logits_of(model), expected) < 5e-6
+    assert difference(logits(model), expected) < 5e-6
 
 
 @pytest.mark.parametrize(
@@ -206,10 +206,10 @@ def apart():
 
 
 def test_experts_may_be_modules_of_their_own(apart, slower_backend):
-    expected = logits_of(apart)
-    assert difference(expected, logits_of(made())) < 1e-6
+    expected = logits(apart)
+    assert difference(expected, logits(made())) < 1e-6
     assert accelerate(apart, only="experts", backend=slower_backend).patched[0].sites == 2 * CONFIG.moe_n_experts
-    assert difference(logits_of(apart), expected) < 1e-6
+    assert difference(logits(apart), expected) < 1e-6
 
 
 def test_weights_patched_at_use_run_the_original(apart):

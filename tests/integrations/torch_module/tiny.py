@@ -45,7 +45,7 @@ def ids(rows=2, length=9):
     return (torch.rand(rows, length, len(most), generator=torch.Generator().manual_seed(4)) * most).long()
 
 
-def logits_of(model, pieces=(7, 1, 1), tokens=None, room=12):
+def logits(model, pieces=(7, 1, 1), tokens=None, room=12):
     """Logits [B, T, C, V] of a prompt and the tokens after it."""
     tokens = ids(length=sum(pieces)) if tokens is None else tokens
     caches = model.caches(len(tokens), room)
