@@ -332,7 +332,7 @@ FRAME = (
             "one-row": {"B": 1},
             "ends": {"B": 11, "rows": _ENDS},
             "ends-first": {"B": 11, "rows": tuple({**row, "steps": 1, "max_frames": 60} for row in _ENDS)},
-            "idle": {"B": 4, "rows": ({}, {"position": -1}, {"fault": 2}, {"position": -2, "ends": (0,)})},
+            "idle": {"B": 4, "rows": ({}, {"positions": -1}, {"fault": 2}, {"positions": -2, "ends": (0,)})},
             "no-ring": {"B": 3, "N": 1},
         },
         mutates=("positions", "steps", "max_frames", "eos_frames", "ids", "last_seen", "frames"),

@@ -270,6 +270,8 @@ def advance_frame(new: Inputs, B: int, C: int, V: int, N: int, rows: tuple[Sizes
         if "fault" in kind:
             nonfinite[b, kind["fault"]] = 1
     usual = {"positions": 70, "steps": 20, "max_frames": 60, "eoa_ids": V - 2, "eos_frames": -1}
+    if unknown := {name for kind in kinds for name in kind} - {*usual, "ends", "fault"}:
+        raise ValueError(f"advance_frame: rows must have {', '.join(usual)}, ends or fault, got {sorted(unknown)}")
     numbers = {name: new.int32([kind.get(name, number) for kind in kinds]) for name, number in usual.items()}
     ids, last_seen, frames = new.randint(0, V, B, C + 1), new.randint(-5, 20, B, C, V), new.randint(0, V, B, N, C + 1)
     changed = {"codes": codes, "nonfinite": nonfinite, **numbers, "ids": ids, "last_seen": last_seen, "frames": frames}
