@@ -14,7 +14,7 @@ by their binaries alone. First comes the higher occupancy, then fewer instructio
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import product
@@ -44,7 +44,8 @@ from zonos2_triton.model.tables import fitted, text_table
 Entry = dict[str, Any]  # of a launch configuration file
 TUNED = ("BLOCK_N", "num_warps", "num_stages")
 GAIN = 0.98  # of the table's time: what a candidate must stay below
-HEADS = ("op", "variant", *TUNED, "verdict", "us", "occupancy", "registers", "shared", "instructions")
+CODE = ("occupancy", "registers", "shared", "instructions")
+HEADS = ("op", "variant", *TUNED, "verdict", "us", *CODE)
 
 
 @dataclass
@@ -110,12 +111,9 @@ def grid(entry: Entry) -> list[Entry]:
 
 def refuse(candidate: Candidate, table: Candidate) -> None:
     """Note why a compiled candidate may not be used, if it may not."""
-    failures = [failure for row in candidate.rows for failure in row.failures]
     sums, usual = ([row.stats.sums for row in each.rows if row.stats] for each in (candidate, table))
-    if failures:
-        candidate.refused = failures[0]
-    elif sums != usual:
-        candidate.refused = "adds in another order than the table's"
+    changed = [] if sums == usual else ["adds in another order than the table's"]
+    candidate.refused = next(iter([*(failure for row in candidate.rows for failure in row.failures), *changed]), "")
 
 
 def tune(kernel: Kernel, workload: Workload, dtype: str, target: str, jobs: int | None = None) -> list[list[Candidate]]:
@@ -165,16 +163,24 @@ def best(groups: Sequence[Sequence[Candidate]]) -> list[Entry]:
     return found
 
 
-def _table(groups: Sequence[Sequence[Candidate]]) -> str:
-    lines = [HEADS]
+def rows(groups: Sequence[Sequence[Candidate]]) -> list[dict[str, Any]]:
+    """A row for each candidate, for a table and for json.dumps."""
+    found = []
     for candidate in (each for group in groups for each in group):
-        entry, stats = candidate.entry, [row.stats for row in candidate.rows if row.stats]
-        verdict = f"refused: {candidate.refused}" if candidate.refused else "table" if candidate.table else ""
-        code = [f"{min(s.occupancy for s in stats):.2f}"] if stats else [""]
-        code += [" ".join(str(getattr(s, name)) for s in stats) for name in ("registers", "shared", "instructions")]
-        numbers = [str(entry.get(name, "")) for name in TUNED]
-        us = f"{candidate.us:.2f}" if candidate.us else ""
-        lines.append((entry["op"], entry["variant"], *numbers, verdict, us, *code))
+        row = candidate.entry | {"table": candidate.table, "refused": candidate.refused or None, "us": candidate.us}
+        stats = [row.stats for row in candidate.rows if row.stats]
+        found.append(row | {name: [getattr(each, name) for each in stats] for name in CODE})
+    return found
+
+
+def as_text(found: list[dict[str, Any]]) -> str:
+    """The rows as a table."""
+    lines = [HEADS]
+    for row in found:
+        verdict = f"refused: {row['refused']}" if row["refused"] else "table" if row["table"] else ""
+        us = "" if row["us"] is None else f"{row['us']:.2f}"
+        code = (" ".join(f"{n:g}" for n in row[name]) for name in CODE)
+        lines.append((row["op"], row["variant"], *(str(row.get(name, "")) for name in TUNED), verdict, us, *code))
     return text_table(lines, keys=2)
 
 
@@ -214,16 +220,10 @@ def _command(options: argparse.Namespace) -> int:
     if options.out:
         write_whole(options.out, json.dumps(entries, indent=1) + "\n")
     if options.json:
-        report = {"ranked_by": by, "target": target, "entries": entries, "candidates": [*_json(groups)]}
-        print(json.dumps(report, indent=1))
+        print(json.dumps({"ranked_by": by, "target": target, "entries": entries, "candidates": rows(groups)}, indent=1))
         return 0
-    print(_table(groups))
+    print(as_text(rows(groups)))
     if not on_gpu:
         print(fitted("ranked by the compiled code alone: nothing was timed; run it on a GPU before you rely on it"))
     print(fitted(f"{len(entries)} of {len(groups)} launches have a better configuration, by {by}, on {target}"))
     return 0
-
-
-def _json(groups: Sequence[Sequence[Candidate]]) -> Iterator[dict[str, Any]]:
-    for candidate in (each for group in groups for each in group):
-        yield candidate.entry | {"table": candidate.table, "refused": candidate.refused or None, "us": candidate.us}

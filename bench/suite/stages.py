@@ -28,12 +28,6 @@ from zonos2_triton.bench.timing.integrations import time_dac_model
 from zonos2_triton.bench.timing.vocoder import VocoderTimer
 from zonos2_triton.reference.ops import VOCODER_OPERATORS
 
-# In this order; seconds that earlier stages leave for each.
-STAGES = {
-    "environment": 0.0, "calibration": 5.0, "compile": 30.0, "tests": 60.0, "accuracy": 60.0, "invariance": 40.0,
-    "cuda_graph": 10.0, "frames": 50.0, "vocoder": 40.0, "end_to_end": 30.0, "integrations": 20.0, "timings": 60.0,
-    "baselines": 30.0, "torch_frame": 45.0, "sanitizer": 0.0,
-}  # fmt: skip
 SEED = 0  # of the inputs
 TIMED = "bfloat16"
 TESTS_LIMIT = 150.0  # seconds
@@ -96,24 +90,17 @@ Listed = Iterator[tuple[str, float, Does]]  # items: name, seconds without which
 
 def plan(run: Run | None, stages: Collection[str], preset: Preset) -> list[Item]:
     """Everything there is to run in `stages`, in order. run None: only to be listed."""
-    makers: dict[str, Callable[[Preset], Listed]] = {
-        "calibration": _calibration, "compile": _compile, "tests": _tests, "accuracy": _accuracy,
-        "invariance": _invariance, "cuda_graph": _cuda_graph, "frames": _frames, "vocoder": _vocoder,
-        "end_to_end": _end_to_end, "integrations": _integrations, "timings": _timings, "baselines": _baselines,
-        "torch_frame": _torch_frame, "sanitizer": _sanitizer,
-    }  # fmt: skip
     return [
         Item(stage, name, seconds, partial(does, cast(Run, run)))
         for stage in stages
-        if stage in makers
-        for name, seconds, does in makers[stage](preset)
+        for name, seconds, does in STAGES[stage][1](preset)
     ]
 
 
 def reserve(stage: str, stages: Collection[str]) -> float:
     """Seconds of the budget that `stage` leaves for the later ones of `stages`."""
     names = list(STAGES)
-    return sum(STAGES[later] for later in names[names.index(stage) + 1 :] if later in stages)
+    return sum(STAGES[later][0] for later in names[names.index(stage) + 1 :] if later in stages)
 
 
 def _calibration(preset: Preset) -> Listed:
@@ -344,3 +331,13 @@ def _sanitizer(preset: Preset) -> Listed:
 
     for tool in sanitizer.TOOLS:
         yield tool, 20, partial(sanitized, tool)
+
+
+# In this order. Seconds that earlier stages leave for each, and its items; the environment comes with every stage.
+STAGES: dict[str, tuple[float, Callable[[Preset], Listed]]] = {
+    "environment": (0.0, lambda preset: iter(())), "calibration": (5.0, _calibration), "compile": (30.0, _compile),
+    "tests": (60.0, _tests), "accuracy": (60.0, _accuracy), "invariance": (40.0, _invariance),
+    "cuda_graph": (10.0, _cuda_graph), "frames": (50.0, _frames), "vocoder": (40.0, _vocoder),
+    "end_to_end": (30.0, _end_to_end), "integrations": (20.0, _integrations), "timings": (60.0, _timings),
+    "baselines": (30.0, _baselines), "torch_frame": (45.0, _torch_frame), "sanitizer": (0.0, _sanitizer),
+}  # fmt: skip
