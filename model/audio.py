@@ -23,9 +23,12 @@ MOST_BYTES = 1 << 30  # read from a file or a pipe
 MOST_PADDING = 2304  # samples at the end of an .mp3 beyond the length that it states
 BLOCK = 1 << 16  # samples; libsndfile crashes when it writes millions at once to .ogg
 FORMATS = {
-    ".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS"), ".opus": ("OGG", "OPUS"),
+    ".wav": ("WAV", "PCM_16"),
+    ".flac": ("FLAC", "PCM_16"),
+    ".ogg": ("OGG", "VORBIS"),
+    ".opus": ("OGG", "OPUS"),
     ".mp3": ("MP3", "MPEG_LAYER_III"),
-}  # fmt: skip
+}
 # Sample rates of a format; other rates are resampled to the next higher one.
 RATES = {
     ".opus": (8000, 12_000, 16_000, 24_000, 48_000),
@@ -66,9 +69,10 @@ def sound_ending(path: str | Path) -> str:
 
     ending = Path(path).suffix.lower()
     known = [
-        e for e, (kind, coding) in FORMATS.items()
+        e
+        for e, (kind, coding) in FORMATS.items()
         if kind in soundfile.available_formats() and coding in soundfile.available_subtypes(kind)
-    ]  # fmt: skip
+    ]
     if ending not in known:
         lacking = f"libsndfile {soundfile.__libsndfile_version__} writes no {ending}, a newer soundfile may; "
         raise ValueError(

@@ -35,12 +35,15 @@ TOOLS = {
 }
 # Defaults that a number does not describe.
 DEFAULTS = {"seed": "a new one each time", "max_frames": "1024, and 16 more for each byte of the text"}
-# Ranges of the command line. The library clamps instead, as the official request path does.
+# Ranges of the command line, other than from 0. The library clamps instead, as the official request path does.
 RANGES = {
-    "temperature": (0, math.inf), "top_k": (0, math.inf), "top_p": (0, 1), "min_p": (0, 1),
-    "repetition_window": (0, math.inf), "repetition_penalty": (1, math.inf), "repetition_codebooks": (-1, 9),
-    "max_frames": (1, math.inf), "seed": (0, 2**64 - 1),
-}  # fmt: skip
+    "top_p": (0, 1),
+    "min_p": (0, 1),
+    "repetition_penalty": (1, math.inf),
+    "repetition_codebooks": (-1, 9),
+    "max_frames": (1, math.inf),
+    "seed": (0, 2**64 - 1),
+}
 FILES = ("say", "tiny", "gpu", "profile", "report")  # commands whose result is a file, not what they print
 INTERRUPTED = 130  # a shell's status after Ctrl-C
 STOPPED = "zonos2-triton: interrupted; nothing was written"
@@ -142,34 +145,29 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     say = commands.add_parser("say", help="speak a text into a sound file", formatter_class=_Help)
     say.set_defaults(load=_say)
     say.add_argument("text", help="what to say; - reads it from standard input")
-    say.add_argument(
-        "--model",
-        required=True,
-        metavar="DIR",
-        help="folder with params.json and weights, the weights in it, or a hub id",
-    )
-    say.add_argument("-o", "--out", required=True, metavar="FILE",
-                     help=".wav, .flac, .ogg, .opus or .mp3; -: WAV on standard output, as it is made")  # fmt: skip
+    model = "folder with params.json and weights, the weights in it, or a hub id"
+    say.add_argument("--model", required=True, metavar="DIR", help=model)
+    out = ".wav, .flac, .ogg, .opus or .mp3; -: WAV on standard output, as it is made"
+    say.add_argument("-o", "--out", required=True, metavar="FILE", help=out)
     say.add_argument("--raw", action="store_true", help="with --out -: the 16-bit samples without a header")
     say.add_argument("--speaker", metavar="FILE", help="a recording of the voice to speak with")
-    say.add_argument("--stream", action="store_true",
-                     help="decode while generating, tell when there is sound; the file is the same")  # fmt: skip
+    stream = "decode while generating, tell when there is sound; the file is the same"
+    say.add_argument("--stream", action="store_true", help=stream)
     say.add_argument("--spectrogram", metavar="PNG", help="also draw the result")
     say.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")
     say.add_argument("--dtype", choices=DTYPES, help="default: as the checkpoint states")
-    say.add_argument(
-        "--backend", choices=BACKENDS, default="auto", help="default: the kernels on a GPU, else the reference"
-    )
+    backend = "default: the kernels on a GPU, else the reference"
+    say.add_argument("--backend", choices=BACKENDS, default="auto", help=backend)
     say.add_argument("--vocoder", metavar="PATH", help="codec file, folder or hub id; default: in the model's folder")
-    say.add_argument("--vocoder-dtype", choices=[*DTYPES, "tf32"], default="float32", metavar="DTYPE",
-                     help="as --dtype, or tf32: float32 that the kernels may multiply so")  # fmt: skip
+    dtypes, tf32 = [*DTYPES, "tf32"], "as --dtype, or tf32: float32 that the kernels may multiply so"
+    say.add_argument("--vocoder-dtype", choices=dtypes, default="float32", metavar="DTYPE", help=tf32)
     say.add_argument("--speaker-encoder", metavar="PATH", help="folder or hub id; default: in the model's folder")
-    say.add_argument("--json", action="store_true",
-                     help="print the closing line as JSON; with --out - on standard error")  # fmt: skip
+    closing = "print the closing line as JSON; with --out - on standard error"
+    say.add_argument("--json", action="store_true", help=closing)
     prompt = say.add_argument_group("conditioning")
     prompt.add_argument("--speaking-rate", type=int, metavar="BUCKET", help="0 slow to 7 fast")
-    prompt.add_argument("--quality", action="append", default=[], metavar="FEATURE=BUCKET",
-                        help="may be repeated; the official server adds trailing_silence_s=3")  # fmt: skip
+    quality = "may be repeated; the official server adds trailing_silence_s=3"
+    prompt.add_argument("--quality", action="append", default=[], metavar="FEATURE=BUCKET", help=quality)
     prompt.add_argument("--clean-background", action="store_true", help="the speaker's recording is clean")
     prompt.add_argument("--expressive", action="store_true", help="follow the speaker less strictly")
     sampling = say.add_argument_group("sampling")
@@ -212,12 +210,12 @@ class _Help(argparse.HelpFormatter):
 
 
 def _say(options: argparse.Namespace) -> Run:
-    for name, (low, high) in RANGES.items():
-        value = getattr(options, name)
+    for field in fields(Sampling):
+        (low, high), value = RANGES.get(field.name, (0, math.inf)), getattr(options, field.name)
         if value is not None and (value < low or value > high):  # NaN is refused later
             lowest = f"{low}, which means all," if low < 0 else low
             accepted = f"at least {low}" if high == math.inf else f"from {lowest} to {high}"
-            raise ValueError(f"--{name.replace('_', '-')} must be {accepted}, got {value}")
+            raise ValueError(f"--{field.name.replace('_', '-')} must be {accepted}, got {value}")
     sleep_while_waiting()  # before torch is loaded
     from zonos2_triton.model.say import say
 

@@ -1,12 +1,12 @@
 """The command `say`: a text to an audio file."""
 
-import argparse
 import json
 import os
 import re
 import sys
 import tempfile
 import time
+from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
@@ -42,7 +42,7 @@ class _Made:
     chunks: list[Tensor] = field(default_factory=lambda: [torch.zeros(0, dtype=torch.float32, device="cpu")])
 
 
-def say(options: argparse.Namespace) -> int:
+def say(options: Namespace) -> int:
     """Run the command; options as `cli` parses them. Returns the exit status."""
     sampling = Sampling(**{field.name: getattr(options, field.name) for field in fields(Sampling)})
     sampling = replace(sampling, seed=fresh_seed(sampling))  # to be reported
@@ -58,16 +58,14 @@ def say(options: argparse.Namespace) -> int:
         stdout = stack.enter_context(aside())  # prints of a library are not the result
         sink = stack.enter_context(_sink(options.out, stdout))
         ending = _checked_outputs(options, sink)
-        tts = Zonos2.load(
-            options.model, options.device, options.dtype, options.backend, options.vocoder, options.speaker_encoder,
-            BatchingOptions(max_batch_size=1), options.vocoder_dtype,
-        )  # fmt: skip
+        where, parts = (options.device, options.dtype, options.backend), (options.vocoder, options.speaker_encoder)
+        tts = Zonos2.load(options.model, *where, *parts, BatchingOptions(max_batch_size=1), options.vocoder_dtype)
         if tts.notice:
             print(f"zonos2-triton: note: {tts.notice}", file=sys.stderr)
         default = torch.get_num_threads()
         threads = stack.enter_context(computing([*tts.backbone.weights.values(), *tts.vocoder.state.values()]))
         try:
-            made = _speak(tts, text, voice, sampling, prompt, sink, options)
+            made = _speak(tts, (text, voice, sampling), prompt, sink, options)
         except BrokenPipeError:  # the reader may stop early
             return 0
         except KeyboardInterrupt:
@@ -88,7 +86,7 @@ def say(options: argparse.Namespace) -> int:
     return 0
 
 
-def _checked_outputs(options: argparse.Namespace, sink: FileIO | None) -> str:
+def _checked_outputs(options: Namespace, sink: FileIO | None) -> str:
     """The ending of the audio file; "" for a sink. Fails before the model is loaded."""
     if options.raw and sink is None:
         raise ValueError(f"--raw is for --out -, got --out {options.out}")
@@ -106,12 +104,11 @@ def _checked_outputs(options: argparse.Namespace, sink: FileIO | None) -> str:
 
 
 def _speak(
-    tts: Zonos2, text: str, voice: Voice, sampling: Sampling, prompt: PromptOptions, sink: FileIO | None,
-    options: argparse.Namespace,
-) -> _Made:  # fmt: skip
+    tts: Zonos2, asked: tuple[str, Voice, Sampling], prompt: PromptOptions, sink: FileIO | None, options: Namespace
+) -> _Made:
     """Generate, and write chunks to the sink as they are made."""
     made = _Made()
-    total = None if isinstance(sampling.max_frames, Default) else sampling.clamped().max_frames
+    total = None if isinstance(asked[2].max_frames, Default) else asked[2].clamped().max_frames
     # disable=None: silent when standard error is no terminal
     with tqdm(total=total, unit="frame", disable=None, leave=False) as bar:
 
@@ -121,9 +118,9 @@ def _speak(
 
         chunks: Iterable[Tensor]
         if options.stream or sink:
-            chunks = tts.stream(text, voice, sampling, progress, **prompt)
+            chunks = tts.stream(*asked, progress, **prompt)
         else:
-            chunks = [tts.speak(text, voice, sampling, progress, **prompt).samples]
+            chunks = [tts.speak(*asked, progress, **prompt).samples]
         if sink and not options.raw:
             _send(sink, wav_header(tts.vocoder.config.sample_rate))
         for chunk in chunks:

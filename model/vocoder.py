@@ -250,9 +250,13 @@ class Vocoder:
 
     @isolated()
     def stream(
-        self, mode: str = "exact", overlap: int = 4, chunk: int = 16, lookahead: int | None = None,
+        self,
+        mode: str = "exact",
+        overlap: int = 4,
+        chunk: int = 16,
+        lookahead: int | None = None,
         first_chunk: int = 1,
-    ) -> ExactStream | WindowStream | OverlapStream:  # fmt: skip
+    ) -> ExactStream | WindowStream | OverlapStream:
         """A stream for the delayed frames of one clip, as they are generated.
 
         exact    Joined, its samples are decode() of the aligned frames, bit for bit. It decodes every `chunk` frames,

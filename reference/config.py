@@ -3,6 +3,7 @@
 import json
 import math
 import warnings
+from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -111,43 +112,41 @@ class Zonos2Config:
         _check_types(self)
         if self.n_heads is None and self.dim < self.head_dim:
             raise ValueError(f"n_heads is null, but dim {self.dim} is below head_dim {self.head_dim}")
-        for wrong, what in self._contradictions():
-            if wrong:
-                raise ValueError(what)
+        for contradiction in self._contradictions():
+            raise ValueError(contradiction)
 
-    def _contradictions(self) -> list[tuple[bool, str]]:
+    def _contradictions(self) -> Iterator[str]:
         special = ", ".join(f"{layer}: {k}" for layer, k in self.special_topk_layers)
-        moe = self.moe_layers
-        ks = [self.moe_router_topk, *(k for _, k in self.special_topk_layers)]
-        strategies = ", ".join(BALANCING_SIGN)
-        return [
-            (self.n_heads is None and self.dim % self.head_dim != 0,
-             f"n_heads is null, but dim {self.dim} is no multiple of head_dim {self.head_dim}"),
-            (self.heads % self.kv_heads != 0,
-             f"n_heads {self.heads} is no multiple of n_kv_heads {self.kv_heads}"),
-            (self.head_dim % 2 != 0, f"head_dim must be even for rotary pairs, got {self.head_dim}"),
-            (self.eoa_id != self.codebook_size,
-             f"eoa_id must be codebook_size {self.codebook_size}, got {self.eoa_id}"),
-            (self.audio_pad_id != self.codebook_size + 1,
-             f"audio_pad_id must be codebook_size + 1 = {self.codebook_size + 1}, got {self.audio_pad_id}"),
-            (self.ffn_dim == 0, f"ffn_dim_multiplier {self.ffn_dim_multiplier} * dim {self.dim} is below one"),
-            (self.conditioning_base < BYTE_VOCAB,
-             f"text_vocab {self.text_vocab} leaves {self.conditioning_base} ids beside the conditioning tokens, but "
-             f"text needs {BYTE_VOCAB}"),
-            (self.moe_start_from_layer + self.moe_end_from_layer > self.n_layers,
-             f"moe_start_from_layer {self.moe_start_from_layer} + moe_end_from_layer {self.moe_end_from_layer} exceeds "
-             f"n_layers {self.n_layers}"),
-            (self.moe_n_experts > 1 and not all(1 <= k <= self.moe_n_experts for k in ks),
-             f"moe_router_topk {self.moe_router_topk} and special_topk_layers {{{special}}} must be in "
-             f"1..moe_n_experts = {self.moe_n_experts}"),
-            (any(layer not in moe for layer, _ in self.special_topk_layers),
-             f"special_topk_layers {{{special}}} names a layer that is no mixture of experts; those are "
-             f"{moe.start} to {moe.stop - 1}"),
-            (self.moe_balancing_strategy not in BALANCING_SIGN,
-             f"moe_balancing_strategy must be one of {strategies}, got {self.moe_balancing_strategy!r}"),
-            (self.dtype not in ("bfloat16", "float16", "float32", "float64"),
-             f"dtype must be bfloat16, float16, float32 or float64, got {self.dtype!r}"),
-        ]  # fmt: skip
+        moe, ks = self.moe_layers, [self.moe_router_topk, *(k for _, k in self.special_topk_layers)]
+        if self.n_heads is None and self.dim % self.head_dim != 0:
+            yield f"n_heads is null, but dim {self.dim} is no multiple of head_dim {self.head_dim}"
+        if self.heads % self.kv_heads != 0:
+            yield f"n_heads {self.heads} is no multiple of n_kv_heads {self.kv_heads}"
+        if self.head_dim % 2 != 0:
+            yield f"head_dim must be even for rotary pairs, got {self.head_dim}"
+        if self.eoa_id != self.codebook_size:
+            yield f"eoa_id must be codebook_size {self.codebook_size}, got {self.eoa_id}"
+        if self.audio_pad_id != self.codebook_size + 1:
+            yield f"audio_pad_id must be codebook_size + 1 = {self.codebook_size + 1}, got {self.audio_pad_id}"
+        if self.ffn_dim == 0:
+            yield f"ffn_dim_multiplier {self.ffn_dim_multiplier} * dim {self.dim} is below one"
+        if self.conditioning_base < BYTE_VOCAB:
+            ids = f"text_vocab {self.text_vocab} leaves {self.conditioning_base} ids beside the conditioning tokens"
+            yield f"{ids}, but text needs {BYTE_VOCAB}"
+        if self.moe_start_from_layer + self.moe_end_from_layer > self.n_layers:
+            layers = f"moe_start_from_layer {self.moe_start_from_layer} + moe_end_from_layer {self.moe_end_from_layer}"
+            yield f"{layers} exceeds n_layers {self.n_layers}"
+        if self.moe_n_experts > 1 and not all(1 <= k <= self.moe_n_experts for k in ks):
+            counts = f"moe_router_topk {self.moe_router_topk} and special_topk_layers {{{special}}}"
+            yield f"{counts} must be in 1..moe_n_experts = {self.moe_n_experts}"
+        if any(layer not in moe for layer, _ in self.special_topk_layers):
+            layers = f"special_topk_layers {{{special}}} names a layer that is no mixture of experts"
+            yield f"{layers}; those are {moe.start} to {moe.stop - 1}"
+        if self.moe_balancing_strategy not in BALANCING_SIGN:
+            strategies = ", ".join(BALANCING_SIGN)
+            yield f"moe_balancing_strategy must be one of {strategies}, got {self.moe_balancing_strategy!r}"
+        if self.dtype not in ("bfloat16", "float16", "float32", "float64"):
+            yield f"dtype must be bfloat16, float16, float32 or float64, got {self.dtype!r}"
 
     @property
     def heads(self) -> int:

@@ -82,11 +82,9 @@ class Sampling:
     def packed(self) -> list[float]:
         """The eight fp32 numbers that `sample_codes` takes; the last is not used. Larger values mean the same."""
         s = self.clamped()
-        return [
-            min(s.temperature, LARGEST), float(min(s.top_k, LONGEST)), s.top_p, min(s.min_p, LARGEST),
-            float(min(s.repetition_window, LONGEST)), min(s.repetition_penalty, LARGEST),
-            float(s.repetition_codebooks), 0.0,
-        ]  # fmt: skip
+        values = s.temperature, s.top_k, s.top_p, s.min_p, s.repetition_window, s.repetition_penalty
+        most = LARGEST, LONGEST, 1, LARGEST, LONGEST, LARGEST
+        return [*(float(min(pair)) for pair in zip(values, most, strict=True)), float(s.repetition_codebooks), 0.0]
 
 
 class SamplingOptions(TypedDict, total=False):

@@ -55,9 +55,8 @@ class BatchState:
     def remove(self, slot: int, last: int) -> None:
         """Free a slot: the request of slot `last`, the last in use, moves there."""
         if slot != last:
-            for state in (
-                self.scalars.T, self.block_table, self.ids, self.settings, self.seeds, self.last_seen, self.frames
-            ):  # fmt: skip
+            s = self
+            for state in (s.scalars.T, s.block_table, s.ids, s.settings, s.seeds, s.last_seen, s.frames):
                 state[slot] = state[last]
         self.positions[last] = SLOT_FREE
 
