@@ -238,14 +238,8 @@ INVARIANTS: Mapping[str, Callable[[Case, Op], None]] = {
 }
 
 ROUNDED_ONCE = (
-    "frame_embedding",
-    "add_rms_norm",
-    "rotary",
-    "output_projection",
-    "rvq_decode",
-    "conv1d_snake",
-    "conv_transpose1d_snake",
-    "conv1d_tanh",
+    *("frame_embedding", "add_rms_norm", "rotary", "output_projection"),
+    *("rvq_decode", "conv1d_snake", "conv_transpose1d_snake", "conv1d_tanh"),
 )
 MUTABLE = ("k_cache", "v_cache")
 COUNTING = ("decode_attention", "moe_router", "moe_experts")
@@ -263,16 +257,8 @@ ROWS: Mapping[str, tuple[str, ...]] = {
     "codebook_head": ("x",),
     "sample_codes": ("logits", "settings", "seeds", "steps", "last_seen"),
     "advance_frame": (
-        "codes",
-        "nonfinite",
-        "positions",
-        "steps",
-        "max_frames",
-        "eoa_ids",
-        "eos_frames",
-        "ids",
-        "last_seen",
-        "frames",
+        *("codes", "nonfinite", "positions", "steps", "max_frames", "eoa_ids", "eos_frames"),
+        *("ids", "last_seen", "frames"),
     ),
     "rvq_decode": ("codes", "step_meta", "z"),
     **dict.fromkeys(
