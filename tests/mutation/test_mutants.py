@@ -8,7 +8,7 @@ import torch
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.proof.invariants import exact
 from zonos2_triton.bench.proof.mutants import MUTANTS
-from zonos2_triton.bench.proof.mutation import Mutant, case_of, killed, mutated, small
+from zonos2_triton.bench.proof.mutation import TILED, Mutant, case_of, killed, mutated, small
 from zonos2_triton.bench.proof.verify import Mismatch
 
 pytestmark = pytest.mark.interpreter
@@ -46,6 +46,7 @@ def test_every_operator_has_mutants():
     assert MUTANTS.keys() == KERNELS.keys()
     assert all(len({mutant.name for mutant in mutants}) == len(mutants) >= 4 for mutants in MUTANTS.values())
     assert {(kernel, mutant.name) for kernel, mutants in MUTANTS.items() for mutant in mutants} >= FOUND.keys()
+    assert {workload.name for kernel in KERNELS.values() for workload in small(kernel)} >= TILED
 
 
 @pytest.mark.parametrize(
