@@ -73,7 +73,7 @@ class EngineModel:
         self.model, self.layers, self.weight, self.ops = model, blocks, weight, ops
         self.mixtures = {i: blocks[i].feed_forward for i in config.moe_layers}
         self.dense_layers = {i: blocks[i].feed_forward for i in range(config.n_layers) if i not in self.mixtures}
-        self.generator = torch.Generator().manual_seed(0)
+        self.generator, self.bound = torch.Generator().manual_seed(0), BOUNDS[weight.dtype]
         self.routes = {i: layers.routing(self.shared, mixture.router) for i, mixture in self.mixtures.items()}
         self.routers = {
             i: _replacement(layers.routed(self.routes[i]), mixture.router, "forward")
@@ -191,9 +191,8 @@ class EngineModel:
             given, dtype = router.balancing_biases, self.weight.dtype
             if not torch.equal(given.to(dtype).to(given.dtype), given):  # as in dummy weights
                 name = f"layers.{i}.feed_forward.router.balancing_biases"
-                return Candidate(
-                    "router", "", unsupported=f"{name} are {given.dtype}, which {dtype} does not hold exactly"
-                )
+                reason = f"{name} are {given.dtype}, which {dtype} does not hold exactly"
+                return Candidate("router", "", unsupported=reason)
         return self._candidate("router", _layers(routers), sites, self._both(compare))
 
     def experts(self) -> Candidate:
@@ -221,7 +220,7 @@ class EngineModel:
                 for i, mixture in self.mixtures.items()
             ]
         # The engine's own kernel rounds fp32 results to fp16.
-        bound = max(self._bound(), BOUNDS[torch.float16])
+        bound = max(self.bound, BOUNDS[torch.float16])
         return self._candidate("experts", _layers(self.mixtures), sites, self._both(compare), bound)
 
     def dense(self) -> Candidate:
@@ -259,7 +258,7 @@ class EngineModel:
         for owner, name, value in sites:
             new = callable(value) and not isinstance(value, Replacement)
             wrapped.append((owner, name, _replacement(value, owner, name) if new else value))
-        return Candidate(op, where, wrapped, check, self._bound() if bound is None else bound)
+        return Candidate(op, where, wrapped, check, self.bound if bound is None else bound)
 
     def _both(self, compare: Callable[[], Pair]) -> Callable[[], Pair]:
         """The comparison in a prefill batch and in a decode batch."""
@@ -272,9 +271,6 @@ class EngineModel:
             return [new for new, _ in found], [old for _, old in found]
 
         return check
-
-    def _bound(self) -> float:
-        return BOUNDS[self.weight.dtype]
 
     def _normal(self, width: int, tokens: int = TOKENS) -> Tensor:
         drawn = torch.randn(tokens, width, generator=self.generator, dtype=torch.float32, device="cpu")
@@ -321,9 +317,8 @@ def _core() -> Any:
     try:
         core = import_module("zonos2.core")
     except ImportError as error:
-        raise ValueError(
-            f"{NAME}: zonos2.core, which holds the batch that runs, cannot be imported: {error}"
-        ) from error
+        what = "zonos2.core, which holds the batch that runs"
+        raise ValueError(f"{NAME}: {what}, cannot be imported: {error}") from error
     if not hasattr(core, "_GLOBAL_CTX"):
         raise ValueError(f"{NAME}: zonos2.core has no '_GLOBAL_CTX', which the official module has")
     return core
