@@ -98,10 +98,9 @@ def _decode_attention_kernel(
     heads = hk * GROUP + offs_g
     offs_head = heads[:, None] * DH + offs_d[None, :]  # [BLOCK_G, DH]
     dtype: tl.constexpr = y_ptr.dtype.element_ty
-    y_ptrs = y_ptr + b * (HQ * DH) + offs_head
     if begin > position:
         if split == 0:  # the slot is idle
-            tl.store(y_ptrs, tl.zeros((BLOCK_G, DH), dtype), mask=mask_g[:, None])
+            tl.store(y_ptr + b * (HQ * DH) + offs_head, tl.zeros((BLOCK_G, DH), dtype), mask=mask_g[:, None])
         return
     token_ptr = qkvg_ptr + b * WIDTH
     pages_ptr = block_table_ptr + b * W
@@ -129,6 +128,7 @@ def _decode_attention_kernel(
 
     if FUSED_PREAMBLE:
         gate = tl.load(token_ptr + (HQ + 2 * HKV) * DH + heads, mask=mask_g, other=0.0).to(tl.float32)
+    y_ptrs = y_ptr + b * (HQ * DH) + offs_head
     splits = position // KV_PER_SPLIT + 1
     if splits == 1:
         store_output(y_ptrs, acc, l, gate, mask_g[:, None])

@@ -19,7 +19,7 @@ def advance_frame(
     frames: Tensor,
     text_id: int,
 ) -> None:
-    """codes and nonfinite [B, C] of `sample_codes` -> the state of B requests, in place; negative positions are idle.
+    """Advances each slot whose position is not negative by codes and nonfinite [B, C] of `sample_codes`, in place.
 
     positions   [B] of the newest token in the cache; becomes one more, or SLOT_FREE after the last frame
     steps       [B] frames so far

@@ -1,4 +1,4 @@
-"""Gated attention with normed queries and keys over a paged key/value cache.
+"""Attention of one sequence over a paged key/value cache, with head norms, rotary embedding and gate.
 
 The cache of a layer is k_cache and v_cache [pages, page_size, HKV, DH]; position p of sequence b lies in page
 block_table[b, p // page_size], at p % page_size. One page per sequence is the contiguous cache.
@@ -16,7 +16,7 @@ QK_EPS = 1e-6  # of the head norms; not norm_eps
 
 
 def query_heads(qkvg: Tensor, qk_temperature: Tensor | None, k_cache: Tensor) -> int:
-    """HQ of an attention's arguments."""
+    """The number of query heads HQ."""
     return qkvg.shape[1] // k_cache.shape[3] - 2 * k_cache.shape[2] if qk_temperature is None else len(qk_temperature)
 
 
@@ -29,7 +29,7 @@ def attend(
     pages: Tensor,
     start: int,
 ) -> Tensor:
-    """The new rows of one sequence, at positions from `start` on."""
+    """Attention of the new tokens of one sequence, at positions from `start` on."""
     (page_size, kv_heads, head_dim), heads = k_cache.shape[1:], query_heads(qkvg, qk_temperature, k_cache)
     end = start + len(qkvg)
     qkv = rearrange(qkvg[:, : (heads + 2 * kv_heads) * head_dim], "t (h d) -> t h d", d=head_dim)
@@ -37,9 +37,8 @@ def attend(
     positions = torch.arange(start, end, device=qkvg.device)
     if qk_temperature is not None and cos_sin_cache is not None:
         k = rotary(rms_norm(wide(k), None, QK_EPS), positions, cos_sin_cache)
-        q = rotary(rms_norm(wide(q), None, QK_EPS) * wide(qk_temperature)[:, None].abs(), positions, cos_sin_cache).to(
-            qkvg.dtype
-        )
+        q = rms_norm(wide(q), None, QK_EPS) * wide(qk_temperature)[:, None].abs()
+        q = rotary(q, positions, cos_sin_cache).to(qkvg.dtype)
     at = pages.long()[positions // page_size], positions % page_size
     k_cache[at], v_cache[at] = k.to(k_cache.dtype), v
     y = causal_attention(q, *(_cached(cache, pages, end) for cache in (k_cache, v_cache)))

@@ -15,15 +15,15 @@ def decode_attention(
     block_table: Tensor,
     positions: Tensor,
 ) -> Tensor:
-    """`prefill_attention` for one new row of each sequence, at positions [B].
+    """`prefill_attention` for one new token of each sequence, at positions [B].
 
-    A row with a negative position is idle: its result is zeros, and its pages are not touched.
+    A slot with a negative position is idle: its result is zeros, and its pages are not touched.
     """
-    rows = zip(qkvg[:, None], block_table, positions.tolist(), strict=True)
+    slots = zip(qkvg[:, None], block_table, positions.tolist(), strict=True)
     idle = qkvg.new_zeros(1, query_heads(qkvg, qk_temperature, k_cache) * k_cache.shape[3])
     return torch.cat(
         [
-            attend(row, qk_temperature, cos_sin_cache, k_cache, v_cache, pages, at) if at >= 0 else idle
-            for row, pages, at in rows
+            attend(token, qk_temperature, cos_sin_cache, k_cache, v_cache, pages, at) if at >= 0 else idle
+            for token, pages, at in slots
         ]
     )

@@ -16,7 +16,7 @@ from zonos2_triton.reference.config import BALANCING_SIGN, Zonos2Config
 from zonos2_triton.reference.frame_embedding import project_speaker
 from zonos2_triton.reference.moe_router import Routing
 from zonos2_triton.reference.ops import REFERENCE, Ops
-from zonos2_triton.reference.rotary import rotary_table
+from zonos2_triton.reference.rotary import compute_cos_sin_cache
 
 Weights = Mapping[str, Tensor]  # by official name, all of one dtype on one device
 
@@ -83,7 +83,7 @@ class Model:
     config: Zonos2Config
     table: Tensor  # embedding: codebooks, then text
     speaker: list[tuple[Tensor, Tensor]]
-    rotary: Tensor
+    cos_sin_cache: Tensor
     layers: list[Layer]
     out_norm: Tensor
     head: Tensor
@@ -97,7 +97,7 @@ def bind(config: Zonos2Config, weights: Weights) -> Model:
         config,
         table=torch.cat(tables),
         speaker=[(weights[f"{name}.weight"], weights[f"{name}.bias"]) for name in names if config.speaker_enabled],
-        rotary=rotary_table(config.max_seqlen, config.head_dim, config.rope_theta, tables[0]),
+        cos_sin_cache=compute_cos_sin_cache(config.max_seqlen, config.head_dim, config.rope_theta, tables[0]),
         layers=[_bind_layer(config, weights, i) for i in range(config.n_layers)],
         out_norm=weights["out_norm.weight"],
         head=weights["multi_output.weight"],
@@ -209,7 +209,14 @@ def forward(
     for i, layer in enumerate(model.layers):
         with around(i):
             qkvg = ops.qkv_projection(x, **layer.projection, eps=eps, prefill=prefill)
-            places = layer.qk_temperature, model.rotary, cache.k[i], cache.v[i], batch.block_table, batch.cache_seqlens
+            places = (
+                layer.qk_temperature,
+                model.cos_sin_cache,
+                cache.k[i],
+                cache.v[i],
+                batch.block_table,
+                batch.cache_seqlens,
+            )
             if batch.cu_seqlens is not None:
                 y = ops.prefill_attention(qkvg, *places, batch.cu_seqlens, batch.max_seqlen_q)
             else:

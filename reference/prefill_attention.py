@@ -17,13 +17,14 @@ def prefill_attention(
     cu_seqlens: Tensor,
     max_seqlen_q: int,
 ) -> Tensor:
-    """qkvg [T, ...] of `qkv_projection`, the new rows of B sequences one after the other -> [T, HQ * DH].
+    """qkvg [T, ...] of `qkv_projection`, the new tokens of B sequences one after the other -> [T, HQ * DH].
 
-    Rows cu_seqlens[b] to cu_seqlens[b + 1] - 1 belong to sequence b, at positions from cache_seqlens[b] on.
-    max_seqlen_q is the largest number of them (a bound for kernels). q and k are normed per head without a weight. q is
-    scaled by |qk_temperature| [HQ]. Both are rotated by position (cos_sin_cache of `rotary_table`). The new keys and
-    values are written to the cache. Query head h reads key/value head h // (HQ / HKV) at its own and earlier positions;
-    sigmoid(gate) scales each head.
+    Tokens cu_seqlens[b] to cu_seqlens[b + 1] - 1 belong to sequence b, at positions from cache_seqlens[b] on.
+    max_seqlen_q is the largest number of them (a bound for kernels).
+
+    q and k are normed per head without a weight. q is scaled by |qk_temperature| [HQ]. Both are rotated by position.
+    The new keys and values are written to the cache. Query head h reads key/value head h // (HQ / HKV) at its own and
+    earlier positions. sigmoid(gate) scales each head.
 
     Pass qk_temperature and cos_sin_cache together, or neither. With neither, qkvg [T, (HQ + 2 * HKV) * DH] holds
     queries, keys and values as they enter the products: no norm, no rotary, no gate.

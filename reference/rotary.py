@@ -7,7 +7,7 @@ from torch import Tensor
 from zonos2_triton.reference.numeric import wide
 
 
-def rotary_table(positions: int, head_dim: int, theta: float, like: Tensor) -> Tensor:
+def compute_cos_sin_cache(positions: int, head_dim: int, theta: float, like: Tensor) -> Tensor:
     """Cosines and sines of position * theta^(-2i / DH), [positions, 2, DH / 2], fp32, or fp64 where `like` is fp64."""
     # Angles in fp64: a position of 6,143 times a frequency costs fp32 four digits before the cosine is taken.
     exponents = torch.arange(0, head_dim, 2, device=like.device, dtype=torch.float64) / head_dim
@@ -16,7 +16,7 @@ def rotary_table(positions: int, head_dim: int, theta: float, like: Tensor) -> T
 
 
 def rotary(x: Tensor, positions: Tensor, cos_sin_cache: Tensor) -> Tensor:
-    """x [M, H, DH], positions [M], table of `rotary_table` -> x with each pair (2i, 2i + 1) rotated by its angle."""
+    """x [M, H, DH], positions [M], cos_sin_cache [P, 2, DH / 2] -> x, each pair (2i, 2i + 1) rotated by its angle."""
     cos, sin = cos_sin_cache[positions.long()].unsqueeze(2).unbind(1)  # [M, 1, DH / 2]
     even, odd = rearrange(wide(x), "m h (i two) -> two m h i", two=2)
     rotated = torch.stack([even * cos - odd * sin, even * sin + odd * cos])

@@ -22,7 +22,7 @@ def sample_codes(
 
     A code depends on its own logits and last_seen, its request's settings and seed, its frame and codebook only.
 
-    A row with NaN or +inf in it, or with nothing above -inf, has the fault 1 and the code V - 1 (padding); others 0.
+    A row with NaN or +inf in it, or with nothing above -inf, has nonfinite 1 and the code V - 1 (padding); others 0.
     """
     wide = logits.float()
     nonfinite = ~wide.amax(-1).isfinite()  # NaN is the largest number here

@@ -101,7 +101,7 @@ class TorchFrame:
         rows = torch.arange(len(s.positions), device=self.device)
 
         def attend(qkvg: Tensor, qk_temperature: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
-            q, k, v, gate = torch_ops.entering(qkvg, qk_temperature, model.rotary, s.positions, k_cache)
+            q, k, v, gate = torch_ops.entering(qkvg, qk_temperature, model.cos_sin_cache, s.positions, k_cache)
             at = rows, s.positions.long()
             k_cache[at], v_cache[at] = k, v
             return torch_ops.gated(self.attention(q, k_cache, v_cache, s.positions), gate)
@@ -168,7 +168,7 @@ class TorchFrame:
         page = torch.zeros(1, dtype=torch.int32, device=self.device)
 
         def attend(qkvg: Tensor, qk_temperature: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
-            cos_sin_cache = self.model.rotary
+            cos_sin_cache = self.model.cos_sin_cache
             return torch_ops.prefill_attention(
                 qkvg, qk_temperature, cos_sin_cache, k_cache, v_cache, page[None], page, page, rows
             )

@@ -117,7 +117,7 @@ def components(tts: Zonos2) -> dict[str, int]:
     named: dict[str, object] = {
         **{f"weights: {own}": [t for name, t in weights if group_of(name) == own] for own in GROUPS.values()},
         "embedding again, as one table": backbone.model.table,
-        "rotary table": backbone.model.rotary,
+        "rotary table": backbone.model.cos_sin_cache,
         "vocoder, as loaded": codec.state,
         "vocoder, packed": vars(codec).get("decoder"),
         "speaker encoder": tts.speaker_encoder,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from zonos2_triton.reference.moe_router import by_expert
 from zonos2_triton.reference.numeric import exp_nonpositive
-from zonos2_triton.reference.rotary import rotary_table
+from zonos2_triton.reference.rotary import compute_cos_sin_cache
 from zonos2_triton.reference.sampling import NEVER_SEEN, Sampling
 from zonos2_triton.reference.vocoder_layers import LENGTH_UNKNOWN, packed_codebooks
 
@@ -94,7 +94,7 @@ def add_rms_norm(new: Inputs, M: int, D: int, residual: bool = True) -> Sizes:
 def rotary(new: Inputs, M: int, H: int, DH: int, P: int) -> Sizes:
     positions = new.randint(0, P, M)
     positions.narrow(0, M - 1, 1).fill_(P - 1)
-    cos_sin_cache = rotary_table(P, DH, 1e4, new.randn(1))
+    cos_sin_cache = compute_cos_sin_cache(P, DH, 1e4, new.randn(1))
     return {"x": new.randn(M, H, DH), "positions": positions, "cos_sin_cache": cos_sin_cache}
 
 
@@ -131,7 +131,7 @@ def _attention(
     return {
         "qkvg": new.randn(rows, (HQ + 2 * HKV) * DH + (not no_preamble) * HQ),
         "qk_temperature": None if no_preamble else 1 + 0.2 * new.randn(HQ),
-        "cos_sin_cache": None if no_preamble else rotary_table(each * page_size, DH, 1e4, new.randn(1)),
+        "cos_sin_cache": None if no_preamble else compute_cos_sin_cache(each * page_size, DH, 1e4, new.randn(1)),
         "k_cache": new.randn(*cache),
         "v_cache": new.randn(*cache),
         "block_table": new.pages(B, each),

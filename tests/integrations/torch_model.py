@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zonos2_triton.reference.rotary import rotary, rotary_table
+from zonos2_triton.reference.rotary import compute_cos_sin_cache, rotary
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Attention(nn.Module):
         q, k, v = (t.unflatten(-1, (-1, self.head_dim)) for t in (q, k, v))  # [B, T, H, DH]
         q, k = (F.rms_norm(t, (self.head_dim,), eps=1e-6) for t in (q, k))
         positions = torch.arange(start, end, device=x.device)
-        table = rotary_table(end, self.head_dim, self.rope_theta, x)
+        table = compute_cos_sin_cache(end, self.head_dim, self.rope_theta, x)
         q = q * self.temp.abs().to(q)
         q, k = (torch.stack([rotary(row, positions, table) for row in t]) for t in (q, k))
         cache.key[:, start:end] = k

@@ -17,7 +17,7 @@ from zonos2_triton.reference.moe_router import by_expert, moe_router
 from zonos2_triton.reference.output_projection import output_projection
 from zonos2_triton.reference.prefill_attention import prefill_attention
 from zonos2_triton.reference.qkv_projection import qkv_projection
-from zonos2_triton.reference.rotary import rotary, rotary_table
+from zonos2_triton.reference.rotary import compute_cos_sin_cache, rotary
 
 EPS = 0.5
 
@@ -44,7 +44,7 @@ def test_rotary_turns_neighbours_as_complex_numbers(randn):
     frequencies = 1e4 ** (-torch.arange(0, 8, 2, dtype=torch.float64) / 8)
     turned = torch.view_as_complex(x.reshape(6, 2, 4, 2)) * torch.exp(1j * positions[:, None, None] * frequencies)
     torch.testing.assert_close(
-        rotary(x, positions, rotary_table(6144, 8, 1e4, x)), torch.view_as_real(turned).reshape(6, 2, 8)
+        rotary(x, positions, compute_cos_sin_cache(6144, 8, 1e4, x)), torch.view_as_real(turned).reshape(6, 2, 8)
     )
 
 
@@ -66,7 +66,7 @@ def test_attention_is_its_formula(randn, page_size):
     T, D, HQ, HKV, DH, theta = 5, 12, 4, 2, 6, 100.0
     x, wq, wkv = randn(T, D), randn(HQ * DH, D), randn(2, HKV * DH, D)
     gater, temp, wo = randn(HQ, D), randn(HQ), randn(D, HQ * DH)
-    norm_weight, table = randn(D), rotary_table(9, DH, theta, randn(1))
+    norm_weight, table = randn(D), compute_cos_sin_cache(9, DH, theta, randn(1))
     h, t = F.rms_norm(x, (D,), norm_weight, EPS), torch.arange(T)
     q, k, v = ((h @ weight.T).unflatten(1, (-1, DH)) for weight in (wq, *wkv))
     q, k = (F.rms_norm(heads, (DH,), None, 1e-6) for heads in (q, k))
@@ -92,7 +92,7 @@ def test_attention_is_its_formula(randn, page_size):
 
 def test_idle_rows_of_a_decode_step_leave_the_cache_alone(randn):
     HQ, HKV, DH = 2, 1, 4
-    qkvg, temp, table = randn(4, (HQ + 2 * HKV) * DH + HQ), randn(HQ), rotary_table(8, DH, 100.0, randn(1))
+    qkvg, temp, table = randn(4, (HQ + 2 * HKV) * DH + HQ), randn(HQ), compute_cos_sin_cache(8, DH, 100.0, randn(1))
     caches = randn(12, 2, HKV, DH), randn(12, 2, HKV, DH)
     block_table = torch.randperm(12, generator=torch.Generator().manual_seed(0)).int().reshape(4, 3)
     block_table[1] = block_table[2]  # an idle row's pages may be anybody's

@@ -13,7 +13,7 @@ from zonos2_triton.model.backend import current
 from zonos2_triton.model.integrations.torch_module.structure import Mismatched, Patch, TargetModel, Unsupported, flat
 from zonos2_triton.model.ops import MAX_BATCH_SIZE
 from zonos2_triton.reference.numeric import exact_numerics
-from zonos2_triton.reference.rotary import rotary_table
+from zonos2_triton.reference.rotary import compute_cos_sin_cache
 
 CACHE_LENGTH = 32  # positions in the cache of a sample
 TABLE_STEP = 1024  # positions by which the rotary table grows
@@ -37,7 +37,7 @@ class _StepTensors:
         self.pages = lru_cache(8)(lambda B: int32(range(B))[:, None])
         self.cu_seqlens = lru_cache(8)(lambda B, T: int32(range(0, B * T + 1, T)))
         self.cache_seqlens = lru_cache(2)(lambda B, start: torch.full_like(self.pages(B)[:, 0], start))
-        self._table = lru_cache(1)(lambda n: rotary_table(n, config.head_dim, float(theta or 1e4), model.like))
+        self._table = lru_cache(1)(lambda n: compute_cos_sin_cache(n, config.head_dim, float(theta or 1e4), model.like))
 
     def cos_sin_cache(self, positions: int) -> Tensor:
         return self._table(-(-positions // TABLE_STEP) * TABLE_STEP)

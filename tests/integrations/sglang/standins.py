@@ -20,7 +20,7 @@ from torch import nn
 from tests.integrations.zonos2_engine import torch_ops
 from zonos2_triton.model.integrations.sglang.components import SUPPORTED_RUNNER_CONFIG
 from zonos2_triton.reference.attention import causal_attention
-from zonos2_triton.reference.rotary import rotary, rotary_table
+from zonos2_triton.reference.rotary import compute_cos_sin_cache, rotary
 
 # Files from the wheels; all else that they import comes from this file.
 REAL = {
@@ -91,7 +91,7 @@ class RadixAttention(nn.Module):
 
 def get_rope(head_size, rotary_dim, max_position, base, is_neox_style):
     assert (rotary_dim, is_neox_style) == (head_size, False)
-    table = rotary_table(max_position, head_size, float(base), torch.zeros(1))
+    table = compute_cos_sin_cache(max_position, head_size, float(base), torch.zeros(1))
 
     def turned(positions, *rows):
         for x in rows:
