@@ -241,7 +241,7 @@ def _integrations(preset: Preset) -> Listed:
         run.prove(lambda kernel: True)
         return run.end_to_end.offline(batch_size, preset.rounds)
 
-    for name in (name for name, work in preset.vocoder.items() if work.whole):
+    for name in (name for name, work in preset.vocoder.items() if work.clips):
         for dtype in preset.integration_dtypes:
             yield f"DacModel/{name}/{dtype}", 8, partial(codec, name, dtype)
     for batch_size in preset.together:
@@ -263,8 +263,9 @@ def _timings(preset: Preset) -> Listed:
 def timed(kernel: Kernel, workload: Workload, run: Run, left: float) -> dict[str, Any]:
     """A kernel's time at one workload."""
     prove(kernel, workload, run, left)
-    limits = {"roofline": run.roofline, "datasheet": run.datasheet}
-    found = timer.time_kernel(kernel, workload, run.device, DTYPES[TIMED], **limits)
+    found = timer.time_kernel(
+        kernel, workload, run.device, DTYPES[TIMED], roofline=run.roofline, datasheet=run.datasheet
+    )
     return found | {"dtype": TIMED}
 
 

@@ -32,7 +32,7 @@ class Work(NamedTuple):
 
     rows: int
     frames: int  # of a clip, or of the step
-    whole: bool
+    clips: bool  # whole ones; otherwise a step
 
 
 WORKS = {
@@ -63,16 +63,16 @@ class VocoderTimer:
         `timing.measure`. Withheld: kernels and plain decoder do not agree.
         """
         decoder = self.vocoder.decoder
-        rows, length = work.rows, work.frames if work.whole else 3 * work.frames
+        rows, length = work.rows, work.frames if work.clips else 3 * work.frames
         together = work.frames + decoder.right_context
-        frames = min(self.vocoder._frames_per_step(rows), together) if work.whole else work.frames
+        frames = min(self.vocoder._frames_per_step(rows), together) if work.clips else work.frames
         aligned = random_codes(self.config, rows, length, self.device)
-        codes = aligned if work.whole else as_delayed(aligned)
+        codes = aligned if work.clips else as_delayed(aligned)
         rings = decoder.rings(rows, frames)
-        step_meta = clip_step_meta(decoder, [length] * rows, frames, self.device, delayed=not work.whole)
+        step_meta = clip_step_meta(decoder, [length] * rows, frames, self.device, delayed=not work.clips)
 
         def step(at: Tensor) -> Tensor:
-            return decoder.step(rings, codes, at, frames, not work.whole)
+            return decoder.step(rings, codes, at, frames, not work.clips)
 
         def clips() -> Tensor:
             made = torch.cat([step(at) for at in step_meta], 1)
@@ -81,7 +81,7 @@ class VocoderTimer:
         ids = aligned.mT.long().contiguous()  # [B, C, T]
         agreement = self._agreement(clips(), ids)
         busy = step_meta[1] if len(step_meta) > 1 else step_meta[0]  # all of its positions lie in the clip
-        call: timer.Call = clips if work.whole else lambda: step(busy)
+        call: timer.Call = clips if work.clips else lambda: step(busy)
         found = timer.measure([call], device, seconds, "flushed", **more)
         microseconds = found["median_us"]
         audio = rows * work.frames * self.config.hop / self.config.sample_rate
