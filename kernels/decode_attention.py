@@ -128,7 +128,7 @@ def _decode_attention_kernel(
 
     if FUSED_PREAMBLE:
         gate = tl.load(token_ptr + (HQ + 2 * HKV) * DH + heads, mask=mask_g, other=0.0).to(tl.float32)
-    y_ptrs = y_ptr + b * (HQ * DH) + offs_head
+    y_ptrs = y_ptr + b * (HQ * DH) + offs_head  # not before the loop, where they would take registers
     splits = position // KV_PER_SPLIT + 1
     if splits == 1:
         store_output(y_ptrs, acc, l, gate, mask_g[:, None])

@@ -16,12 +16,13 @@ cache_seqlens  cache_seqlens[b] tokens of sequence b are in the cache already: i
 Example: cu_seqlens = [0, 3, 5] and cache_seqlens = [4, 0]. Tokens 0, 1, 2 are positions 4, 5, 6 of sequence 0, which
 attend to the cached 0 .. 3 as well. Tokens 3, 4 are positions 0, 1 of sequence 1. max_seqlen_q = 3.
 
-Two launches: the first writes the new keys and values to the cache, the second attends from the cache. There a program
-owns BLOCK_Q tokens and reads the cache in blocks at fixed positions, in two loops:
+Two launches. The first writes the new keys and values to the cache. The second attends from it, with one program for
+each tile of BLOCK_Q tokens and each key/value head. A program reads the cache in blocks of BLOCK_KV positions, which
+lie at multiples of BLOCK_KV, in two loops. For the tile of sequence 0 above, with BLOCK_KV = 4:
 
-    blocks of BLOCK_KV positions   | 0 |  ..  |   | common |   |  ..  end
-                                     no mask: every     causal mask: some tokens of the
-                                     token sees it      tile see only part of it
+    loop          first        second
+    blocks        0 .. 3       4 .. 7, of which 7 is beyond the end
+    tokens see    all of it    only positions up to their own: causal mask
 
 So a token's bits depend neither on the tokens beside it nor on the pieces that the prompt comes in. Later tokens never
 reach it: where a value is not finite, only the tokens that may see it become NaN.
@@ -72,20 +73,20 @@ def _write_cache_kernel(
 ):
     """Grid (tiles of max_seqlen_q, HKV, B): a program writes BLOCK_Q tokens' keys and values of one head."""
     hk, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
-    begin, start = tl.load(cu_seqlens_ptr + b).to(tl.int64), tl.load(cache_seqlens_ptr + b)
-    length = tl.load(cu_seqlens_ptr + b + 1) - begin
+    first_token, cache_len = tl.load(cu_seqlens_ptr + b).to(tl.int64), tl.load(cache_seqlens_ptr + b)
+    new_len = tl.load(cu_seqlens_ptr + b + 1) - first_token
     FUSED_PREAMBLE: tl.constexpr = cos_sin_ptr is not None
     WIDTH: tl.constexpr = (HQ + 2 * HKV) * DH + (HQ if FUSED_PREAMBLE else 0)
     offs_t = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     offs_d = tl.arange(0, DH)
-    mask_t = offs_t < length
+    mask_t = offs_t < new_len
     mask = mask_t[:, None]
-    positions = start + offs_t
+    positions = cache_len + offs_t
     cos = None
     sin = None
     if FUSED_PREAMBLE:
         cos, sin = load_cos_sin(cos_sin_ptr, positions, mask, DH)
-    key_ptrs = qkvg_ptr + (begin + offs_t)[:, None] * WIDTH + (HQ + hk) * DH + offs_d[None, :]
+    key_ptrs = qkvg_ptr + (first_token + offs_t)[:, None] * WIDTH + (HQ + hk) * DH + offs_d[None, :]
     kv_offs = kv_offsets(block_table_ptr + b * W, positions, mask_t, page_size, hk, HKV, DH)
     offs_new = kv_offs[:, None] + offs_d[None, :]
     write_new_kv(key_ptrs, key_ptrs + HKV * DH, mask, k_ptr + offs_new, v_ptr + offs_new, cos, sin, QK_EPS)
@@ -119,21 +120,21 @@ def _prefill_attention_kernel(
     which see more, come first.
     """
     hk, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
-    begin, start = tl.load(cu_seqlens_ptr + b).to(tl.int64), tl.load(cache_seqlens_ptr + b)
-    length = (tl.load(cu_seqlens_ptr + b + 1) - begin).to(tl.int32)
-    first = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_Q
-    if first >= length:
+    first_token, cache_len = tl.load(cu_seqlens_ptr + b).to(tl.int64), tl.load(cache_seqlens_ptr + b)
+    new_len = (tl.load(cu_seqlens_ptr + b + 1) - first_token).to(tl.int32)
+    tile_start = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_Q
+    if tile_start >= new_len:
         return
     GROUP: tl.constexpr = HQ // HKV
     FUSED_PREAMBLE: tl.constexpr = qk_temperature_ptr is not None
     WIDTH: tl.constexpr = (HQ + 2 * HKV) * DH + (HQ if FUSED_PREAMBLE else 0)
     offs_m, offs_d = tl.arange(0, BLOCK_M), tl.arange(0, DH)
-    offs_t = first + offs_m // GROUP
+    offs_t = tile_start + offs_m // GROUP
     heads = hk * GROUP + offs_m % GROUP
-    mask_m = (offs_m < BLOCK_Q * GROUP) & (offs_t < length)
+    mask_m = (offs_m < BLOCK_Q * GROUP) & (offs_t < new_len)
     mask = mask_m[:, None]
-    positions = start + offs_t
-    token_ptrs = qkvg_ptr + (begin + offs_t) * WIDTH
+    positions = cache_len + offs_t
+    token_ptrs = qkvg_ptr + (first_token + offs_t) * WIDTH
     cos = None
     sin = None
     gate = None
@@ -147,8 +148,8 @@ def _prefill_attention_kernel(
     m = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     l = tl.zeros((BLOCK_M,), tl.float32)
     acc = tl.zeros((BLOCK_M, DH), tl.float32)
-    end = start + tl.minimum(first + BLOCK_Q, length)  # what the tile's last token sees
-    common = (start + first + 1) // BLOCK_KV * BLOCK_KV  # blocks before it are seen whole, by every token
+    end = cache_len + tl.minimum(tile_start + BLOCK_Q, new_len)  # what the tile's last token sees
+    common = (cache_len + tile_start + 1) // BLOCK_KV * BLOCK_KV  # blocks before it are seen whole, by every token
     pages_ptr = block_table_ptr + b * W
     m, l, acc = _attend(
         q, positions, m, l, acc, 0, common, k_ptr, v_ptr, pages_ptr, page_size, hk, scale, False, HKV, BLOCK_KV
@@ -158,7 +159,7 @@ def _prefill_attention_kernel(
     )
     if FUSED_PREAMBLE:
         gate = tl.load(token_ptrs + (HQ + 2 * HKV) * DH + heads, mask=mask_m, other=0.0).to(tl.float32)
-    y_ptrs = y_ptr + (begin + offs_t)[:, None] * (HQ * DH) + heads[:, None] * DH + offs_d[None, :]
+    y_ptrs = y_ptr + (first_token + offs_t)[:, None] * (HQ * DH) + heads[:, None] * DH + offs_d[None, :]
     store_output(y_ptrs, acc, l, gate, mask)
 
 
