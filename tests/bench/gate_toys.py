@@ -155,7 +155,7 @@ def no_trace() -> bool:
 def warmed_up() -> list[tuple[int, str]]:
     """The answers of `compile_one` for a workload, and of one whose inputs are lacking."""
     found = [warmup.compile_one("rotary", "tiny", "float32", "sm_90")]
-    object.__setattr__(catalogue.KERNELS["rotary"], "make_inputs", lambda *_, **__: {})
+    object.__setattr__(catalogue.KERNELS["rotary"], "make_inputs", lambda *_, **__: {"x": 1 / 0})
     return [*found, warmup.compile_one("rotary", "tiny", "float32", "sm_90")]
 
 

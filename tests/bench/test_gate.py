@@ -119,7 +119,7 @@ def test_an_offline_compile_lists_what_would_run_and_leaves_no_trace(found):
 def test_what_hindered_a_workload_is_said(found):
     (binaries, nothing), (none, why) = found["warmed_up"]
     assert (binaries, nothing, none) == (1, "", 0)
-    assert "missing 3 required positional arguments" in why
+    assert why == "ZeroDivisionError: division by zero"
 
 
 def test_status_table_and_snapshot(command):
