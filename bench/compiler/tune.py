@@ -137,11 +137,11 @@ def tune(kernel: Kernel, workload: Workload, dtype: str, target: str, jobs: int 
 
 
 def measure(kernel: Kernel, workload: Workload, dtype: str, candidates: Sequence[Candidate]) -> None:
-    """Time each candidate that is not refused on the current GPU; refuse it where its bits are not the table's."""
+    """Time the table's entry and each candidate that is not refused; refuse those that return other bits."""
     device = timer.cuda_device()
     inputs = kernel.make_inputs(device.name, getattr(torch, dtype), **workload.sizes)
     usual: list[Tensor] = []
-    for candidate in (each for each in candidates if not each.refused):
+    for candidate in (each for each in candidates if each.table or not each.refused):
         with launch_configs([candidate.entry]), torch.inference_mode():
             changed = {name: inputs[name].clone() for name in kernel.mutates if inputs[name] is not None}
             results = kernel.op(**inputs | changed)

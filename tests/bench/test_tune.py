@@ -80,11 +80,13 @@ def test_on_a_device_candidates_are_timed_and_hold_the_bits_of_the_table(monkeyp
     def op(x, **_):
         return x + (launch_config("rotary", "row", x.dtype)["num_warps"] == 2)
 
-    candidates = [Candidate(each, each is entries[0]) for each in entries]
     monkeypatch.setattr(timer, "time_kernel", lambda *_: {"median_us": 1.0})
-    measure(dataclasses.replace(ROTARY, op=op), TINY, "bfloat16", candidates)
-    assert [each.refused for each in candidates] == ["", "returns other bits than the table's"]
-    assert [each.us for each in candidates] == [1.0, None]
+    for refused in ("", "spills"):  # also then the table's bits count
+        candidates = [Candidate(each, each is entries[0]) for each in entries]
+        candidates[0].refused = refused
+        measure(dataclasses.replace(ROTARY, op=op), TINY, "bfloat16", candidates)
+        assert [each.refused for each in candidates] == [refused, "returns other bits than the table's"]
+        assert [each.us for each in candidates] == [1.0, None]
 
 
 @pytest.mark.parametrize(
