@@ -170,6 +170,17 @@ def test_fake_tensors_index_as_real_ones():
         fake[1:, 2] = 0
 
 
+def test_other_sizes_are_compiled_and_compared_with_no_snapshot(command, monkeypatch):
+    status, said = command("--set", "M=7")
+    assert (status, said.splitlines()[-1].split(", ")[-1]) == (0, "compared with no snapshot")
+    monkeypatch.undo()
+    monkeypatch.setattr(gate, "check_compiler", lambda: None)
+    monkeypatch.setattr(gate, "compile_all", lambda tasks, jobs: [tasks])
+    [task] = gate.run(["sm_90"], ["rotary"], dtypes=["bfloat16"], settings=["M=7", "H=3"])
+    [workload] = task.workloads
+    assert (workload.name, workload.sizes["M"], workload.sizes["H"]) == ("decode-B1,M=7,H=3", 7, 3)
+
+
 @pytest.mark.slow
 def test_a_compiler_that_dies_fails_its_row_alone(tmp_path):
     run = compiling("gate_toys", tmp_path / "found", "crash", "clean")
