@@ -348,8 +348,7 @@ def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     parser.add_argument("--target", nargs="+", action="extend", metavar="ARCH", help=f"of {', '.join(TARGETS)}")
     parser.add_argument("--kernel", nargs="+", action="extend", metavar="NAME", help="kernels of the catalogue")
     parser.add_argument("--dtype", nargs="+", action="extend", metavar="NAME", help=f"of {', '.join(DTYPES)}")
-    parser.add_argument("--set", nargs="+", default=(), metavar="NAME=VALUE",
-                        help="other sizes of each kernel's first workload: M=7; compared with no snapshot")  # fmt: skip
+    parser.add_argument("--set", nargs="+", default=(), metavar="NAME=VALUE", help="other sizes, M=7; no comparison")
     parser.add_argument("--jobs", type=int, metavar="N", help="processes; default: one per core")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     parser.add_argument("--update-snapshot", action="store_true", help="what was compiled is what is compared with")
