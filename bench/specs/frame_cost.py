@@ -52,7 +52,7 @@ def prompt_cost(config: Zonos2Config, rows: int, itemsize: int = 2) -> Mapping[s
     cache = c.kv_heads * c.head_dim
     attention = KERNELS["prefill_attention"].cost(
         T=rows, context=0, B=1, HQ=c.heads, HKV=c.kv_heads, DH=c.head_dim, itemsize=itemsize
-    )  # fmt: skip
+    )
     costs["prefill_attention"] = _times(c.n_layers, Cost(2 * rows * cache * itemsize, attention.flops))
     return costs | {"codebook_head": frame_cost(config, 1, 0, itemsize)["codebook_head"]}
 

@@ -100,4 +100,4 @@ SMOKE = Preset(
     rounds=1,
     scheduler_steps=2,
     seconds_of_audio=0.01,
-)  # fmt: skip
+)

@@ -37,8 +37,11 @@ def run(tool: str, seconds: float) -> dict[str, Any]:
     try:
         found = subprocess.run(
             [*command, sys.executable, "-m", "zonos2_triton.bench.suite.sanitizer"],
-            env=alone, capture_output=True, text=True, timeout=seconds,
-        )  # fmt: skip
+            env=alone,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+        )
     except subprocess.TimeoutExpired as error:
         raise NotRun(f"not done after {seconds:.0f} s") from error
     said = found.stdout + found.stderr
