@@ -54,19 +54,10 @@ def bench_command(parser: argparse.ArgumentParser) -> Command:
     _naming(parser)
     parser.add_argument("-o", "--out", type=local_path, metavar="DIR", help="keep the results in a file there")
     parser.add_argument("--csv", type=local_path, metavar="FILE", help="also write a row for each timing, as CSV")
-    parser.add_argument(
-        "--compare",
-        nargs=2,
-        metavar=("BEFORE", "AFTER"),
-        help="two results, or two snapshots of the compile gate: files, or REVISION:FILE",
-    )
-    parser.add_argument(
-        "--threshold",
-        type=float,
-        default=0.02,
-        metavar="SHARE",
-        help="of time by which a kernel must have changed to count; default: %(default)s",
-    )
+    parser.add_argument("--compare", nargs=2, metavar=("BEFORE", "AFTER"),
+                        help="two results, or two snapshots of the compile gate: files, or REVISION:FILE")  # fmt: skip
+    parser.add_argument("--threshold", type=float, default=0.02, metavar="SHARE",
+                        help="of time by which a kernel must have changed to count; default: %(default)s")  # fmt: skip
     parser.add_argument("--allow-different-gpus", action="store_true", help="also compare results of different GPUs")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     return _bench

@@ -25,26 +25,15 @@ def decode_attention(inputs: Inputs) -> Call:
     indptr, indices, last = _pages(inputs, rows.lengths)
     heads, dtype, device = rows.heads, inputs["qkvg"].dtype, inputs["qkvg"].device
     wrapper = _package().BatchDecodeWithPagedKVCacheWrapper(
-        _workspace(device),
-        "NHD",
-        use_cuda_graph=True,
-        use_tensor_cores=heads // kv_heads >= TENSOR_CORES_FROM,
+        _workspace(device), "NHD", use_cuda_graph=True, use_tensor_cores=heads // kv_heads >= TENSOR_CORES_FROM,
         paged_kv_indptr_buffer=torch.empty_like(indptr, device=device),
         paged_kv_indices_buffer=torch.empty_like(indices, device=device),
         paged_kv_last_page_len_buffer=torch.empty_like(last, device=device),
-    )
+    )  # fmt: skip
     wrapper.plan(
-        indptr,
-        indices,
-        last,
-        heads,
-        kv_heads,
-        head_dim,
-        page_size,
-        q_data_type=dtype,
-        kv_data_type=dtype,
+        indptr, indices, last, heads, kv_heads, head_dim, page_size, q_data_type=dtype, kv_data_type=dtype,
         sm_scale=head_dim**-0.5,
-    )
+    )  # fmt: skip
 
     def run() -> Tensor:
         q, _, _, gate = adapter.begin(inputs, rows)
@@ -59,17 +48,9 @@ def prefill_attention(inputs: Inputs) -> Call:
     dtype = inputs["qkvg"].dtype
     wrapper = _package().BatchPrefillWithPagedKVCacheWrapper(_workspace(inputs["qkvg"].device), "NHD")
     wrapper.plan(
-        inputs["cu_seqlens"],
-        *_pages(inputs, rows.lengths),
-        rows.heads,
-        kv_heads,
-        head_dim,
-        page_size,
-        causal=True,
-        sm_scale=head_dim**-0.5,
-        q_data_type=dtype,
-        kv_data_type=dtype,
-    )
+        inputs["cu_seqlens"], *_pages(inputs, rows.lengths), rows.heads, kv_heads, head_dim, page_size,
+        causal=True, sm_scale=head_dim**-0.5, q_data_type=dtype, kv_data_type=dtype,
+    )  # fmt: skip
 
     def run() -> Tensor:
         q, _, _, gate = adapter.begin(inputs, rows)

@@ -89,14 +89,9 @@ def providers_of(kernel: Kernel) -> tuple[Provider, ...]:
 
 
 def time_provider(
-    one: Provider,
-    kernel: Kernel,
-    workload: Workload,
-    device: timer.Device,
-    dtype: torch.dtype,
-    ours_us: float | None,
-    seconds: float = 0.2,
-) -> dict[str, Any]:
+    one: Provider, kernel: Kernel, workload: Workload, device: timer.Device, dtype: torch.dtype,
+    ours_us: float | None, seconds: float = 0.2,
+) -> dict[str, Any]:  # fmt: skip
     """Its time, the ratio of its error, and speed_up: how many times longer it takes than ours_us, where that is known.
 
     NotRun: this machine lacks it or something that it needs. Mismatch: it is not the same function. Any other error is

@@ -279,15 +279,10 @@ def _join(layer: reference.Layer) -> dict[str, Any]:
     # Of a mixture, `reference.bind` has the rows of gate and up take turns in one tensor.
     both = None if layer.router is None else e["gate"].as_strided((E, 2 * I, D), (2 * I * D, D, 1))
     return {
-        "attention_norm": p["norm_weight"],
-        "qkvg": qkvg,
-        "qk_temperature": layer.qk_temperature,
-        "output": layer.output,
-        "router": layer.router,
-        "ffn_norm": e["norm_weight"],
-        "ffn": (e["gate"], e["up"], e["down"]),
-        "both": both,
-    }
+        "attention_norm": p["norm_weight"], "qkvg": qkvg, "qk_temperature": layer.qk_temperature,
+        "output": layer.output, "router": layer.router, "ffn_norm": e["norm_weight"],
+        "ffn": (e["gate"], e["up"], e["down"]), "both": both,
+    }  # fmt: skip
 
 
 def _off(got: Tensor, want: Tensor) -> Tensor:

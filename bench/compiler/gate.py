@@ -335,14 +335,8 @@ def table(rows: Iterable[Row]) -> str:
         numbers = ("",) * 6
         if stats:
             loads = f"{stats.wide}/{stats.wide + stats.narrow}"
-            numbers = (
-                str(stats.registers),
-                str(stats.shared),
-                f"{stats.occupancy:.2f}",
-                str(stats.instructions),
-                " ".join(f"{family} {n}" for family, n in stats.matrix.items()),
-                loads,
-            )
+            numbers = (str(stats.registers), str(stats.shared), f"{stats.occupancy:.2f}", str(stats.instructions),
+                       " ".join(f"{family} {n}" for family, n in stats.matrix.items()), loads)  # fmt: skip
         verdict = "FAIL: " + "; ".join(row.failures) if row.failures else "pass"
         lines.append((row.kernel, row.function, row.config + more, row.target, *numbers, verdict))
     return text_table(lines, keys=4)

@@ -34,25 +34,16 @@ LAYOUT, ESTIMATE = "layout", "estimate"  # kinds of a size
 
 # What a tensor belongs to, by the first of these that is in its name.
 GROUPS = {
-    "multi_embedder.": "embedding",
-    "speaker_": "speaker",
-    "multi_output.": "head",
-    "out_norm.": "head",
-    ".attention": "attention",
-    ".router.": "routers, norms",
-    ".ffn_norm.": "routers, norms",
-    ".experts.": "experts",
+    "multi_embedder.": "embedding", "speaker_": "speaker", "multi_output.": "head", "out_norm.": "head",
+    ".attention": "attention", ".router.": "routers, norms", ".ffn_norm.": "routers, norms", ".experts.": "experts",
     ".feed_forward.": "dense FFN",
-}
+}  # fmt: skip
 
 # The dtype of the backbone, and bits of an expert's weight, scales included: 16 of them for every 64 weights of int4.
 PRECISIONS = {
-    "bf16": ("bfloat16", 16.0),
-    "fp16": ("float16", 16.0),
-    "fp32": ("float32", 32.0),
-    "int8": ("bfloat16", 8.0),
+    "bf16": ("bfloat16", 16.0), "fp16": ("float16", 16.0), "fp32": ("float32", 32.0), "int8": ("bfloat16", 8.0),
     "int4": ("bfloat16", 4.25),
-}
+}  # fmt: skip
 VOCODER_DTYPES = ("float32", "tf32", "float16", "bfloat16")
 
 

@@ -120,14 +120,9 @@ def frames_to_sound() -> int:
 
 
 def plan(
-    gpu: Gpu,
-    max_batch_size: int = DEFAULT_BATCH_SIZE,
-    precision: str = "bf16",
-    context: int = CONTEXT,
-    prompt: int | None = None,
-    vocoder_dtype: str = "float32",
-    kv_cache_tokens: int | None = None,
-) -> dict[str, Any]:
+    gpu: Gpu, max_batch_size: int = DEFAULT_BATCH_SIZE, precision: str = "bf16", context: int = CONTEXT,
+    prompt: int | None = None, vocoder_dtype: str = "float32", kv_cache_tokens: int | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """The plan of `Zonos2.load` with these options on one GPU, for json.dumps.
 
     context: tokens in the cache for each request, its prompt included. kv_cache_tokens: of the whole cache, as in
@@ -231,16 +226,10 @@ def overview(**asked: Any) -> dict[str, Any]:
         **{name: first[name] for name in alike},
         "memory": {name: first["memory"][name] for name in ("bytes", "components")},
         "gpus": [
-            {
-                "gpu": each["gpu"],
-                "fits": each["memory"]["fits"],
-                "less": each["memory"]["less"],
-                "largest_batch": each["largest_batch"],
-                "frame": each["frame"]["both"],
-            }
-            for each in plans
+            {"gpu": each["gpu"], "fits": each["memory"]["fits"], "less": each["memory"]["less"],
+             "largest_batch": each["largest_batch"], "frame": each["frame"]["both"]} for each in plans
         ],
-    }
+    }  # fmt: skip
 
 
 def _rates(us: float, batch_size: int) -> dict[str, float]:
@@ -272,12 +261,8 @@ def as_text(found: dict[str, Any]) -> str:
         for name, r in (("backbone", found["frame"]["backbone"]), ("with its sound", found["frame"]["both"]))
     ]
     counts = {"fit, at this context": "fit", "in real time": "real_time", "both": "both"}
-    times = {
-        "prompts into the cache": "prefill",
-        f"{first['frames']} frames": "frames_time",
-        "their sound": "vocoder",
-        "text to first audio": "total",
-    }
+    times = {"prompts into the cache": "prefill", f"{first['frames']} frames": "frames_time",
+             "their sound": "vocoder", "text to first audio": "total"}  # fmt: skip
     tables: list[list[tuple[str, ...]]] = [
         lines,
         [("frame, " + _gb(found["frame"]["bytes"]), "ms at least", "RTF", "x real time", "frames/s"), *frames],
@@ -295,16 +280,9 @@ def _line(of: dict[str, Any]) -> tuple[str, ...]:
     gpu, at_once, frame = of["gpu"], of["largest_batch"], of["frame"]
     fits = "yes" if of["fits"] else "with less" if of["less"]["fits"] else "no"
     return (
-        gpu["name"],
-        gpu["arch"],
-        f"{gpu['memory_gb']:g}",
-        f"{gpu['gb_per_s']:g}",
-        fits,
-        str(at_once["fit"]),
-        str(at_once["real_time"]),
-        f"{frame['us'] / 1e3:.3f}",
-        f"{frame['rtf']:.3f}",
-    )
+        gpu["name"], gpu["arch"], f"{gpu['memory_gb']:g}", f"{gpu['gb_per_s']:g}", fits, str(at_once["fit"]),
+        str(at_once["real_time"]), f"{frame['us'] / 1e3:.3f}", f"{frame['rtf']:.3f}",
+    )  # fmt: skip
 
 
 def _advice(found: dict[str, Any]) -> str:
@@ -340,29 +318,13 @@ def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     parser.description = "Memory, floors and batch size of the 8B model on a GPU that need not be here."
     names, codecs = ", ".join(gpu.name for gpu in GPUS), ", ".join(VOCODER_DTYPES)
     parser.add_argument("--gpu", metavar="NAME", help=f"{names}; default: all of them")
-    parser.add_argument(
-        "--max-batch-size",
-        type=int,
-        default=DEFAULT_BATCH_SIZE,
-        metavar="N",
-        help="requests that speak at once; default: %(default)s",
-    )
-    parser.add_argument(
-        "--kv-cache-tokens",
-        type=int,
-        metavar="N",
-        help="tokens of the cache for all requests; default: 4 contexts, or one a request",
-    )
-    parser.add_argument(
-        "--dtype",
-        "--precision",
-        dest="precision",
-        default="bf16",
-        metavar="D",
-        type=_precision,
-        help=f"of the backbone: {', '.join(PRECISIONS)}; the last two are of the experts' weights "
-        "alone; default: %(default)s",
-    )
+    parser.add_argument("--max-batch-size", type=int, default=DEFAULT_BATCH_SIZE, metavar="N",
+                        help="requests that speak at once; default: %(default)s")  # fmt: skip
+    parser.add_argument("--kv-cache-tokens", type=int, metavar="N",
+                        help="tokens of the cache for all requests; default: 4 contexts, or one a request")  # fmt: skip
+    parser.add_argument("--dtype", "--precision", dest="precision", default="bf16", metavar="D", type=_precision,
+                        help=f"of the backbone: {', '.join(PRECISIONS)}; the last two are of the experts' weights "
+                        "alone; default: %(default)s")  # fmt: skip
     parser.add_argument("--vocoder-dtype", default="float32", metavar="D", help=f"{codecs}; default: %(default)s")
     length, rows = parser.add_mutually_exclusive_group(), "tokens behind each request; default: %(default)s"
     length.add_argument("--context", type=int, default=CONTEXT, metavar="N", help=rows)

@@ -24,18 +24,8 @@ from zonos2_triton.model.tables import fitted, text_table
 
 SIGNIFICANT = 0.01
 # What else may have made the difference; clocks that were read before the run may be those of a GPU at rest.
-CONDITIONS = (
-    "driver",
-    "torch",
-    "cuda",
-    "triton",
-    "clock_mhz",
-    "memory_clock_mhz",
-    "max_clock_mhz",
-    "max_memory_clock_mhz",
-    "power_limit_w",
-    "seed",
-)
+CONDITIONS = ("driver", "torch", "cuda", "triton", "clock_mhz", "memory_clock_mhz", "max_clock_mhz",
+              "max_memory_clock_mhz", "power_limit_w", "seed")  # fmt: skip
 CALIBRATION = "calibration/"  # rows of the GPU, and no work of ours
 FIELDS = {"launches", "registers", "spills", "shared", "instructions", "matrix", "wide", "narrow"}
 HEADS = ("item", "verdict", "before", "after", "change", "p", "note")
@@ -77,12 +67,8 @@ class Comparison:
     @property
     def remarks(self) -> list[str]:
         """The notes that are no row."""
-        said = {
-            "warning": self.warnings,
-            "FAILING": self.failing,
-            "recovered": self.recovered,
-            "vanished": self.vanished,
-        }
+        said = {"warning": self.warnings, "FAILING": self.failing, "recovered": self.recovered,
+                "vanished": self.vanished}  # fmt: skip
         return [f"{what}: {each}" for what, listed in said.items() for each in listed]
 
     def as_json(self) -> dict[str, Any]:

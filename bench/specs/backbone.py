@@ -49,11 +49,9 @@ _HALVES = ((0.0,), (0.0, 0.0, *(-0.69314718,) * 4))
 _HALF = tuple({**_SOFTMAX, "top_p": top_p} for top_p in (1 / 2, 1 / 2, 5 / 6, 1 / 2))
 # Found by search, for the keys of `make`: the target is the weight of code 0, twice, or one less.
 _AT_THE_TARGET = (
-    (2.89957666, 0.0, -1.60822368),
-    (2.89957666, 0.0, -1.60822368),
-    (2.67657876, 0.0, -1.86647892),
-    (0.986862123, 0.0, -1.47215581),
-)
+    (2.89957666, 0.0, -1.60822368), (2.89957666, 0.0, -1.60822368),
+    (2.67657876, 0.0, -1.86647892), (0.986862123, 0.0, -1.47215581),
+)  # fmt: skip
 _PENALISED = ({"temperature": 0, "repetition_window": 5, "repetition_penalty": 30, "repetition_codebooks": 2},)
 # Requests at every place of the rule for the end; of `advance_frame`.
 _ENDS: tuple[dict[str, Any], ...] = (

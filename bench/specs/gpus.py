@@ -50,18 +50,11 @@ GPUS = (
     Gpu("rtx5070", r"NVIDIA GeForce RTX 5070", "sm_120", 12, 672, 61.7, "NVIDIA RTX Blackwell GPU white paper"),
     Gpu("rtx5080", r"NVIDIA GeForce RTX 5080", "sm_120", 16, 960, 112.6, "NVIDIA RTX Blackwell GPU white paper"),
     Gpu("rtx5090", r"NVIDIA GeForce RTX 5090", "sm_120", 32, 1792, 209.5, "NVIDIA RTX Blackwell GPU white paper"),
-    Gpu(
-        "rtx-pro-6000",
-        r"NVIDIA RTX PRO 6000 Blackwell Workstation Edition",
-        "sm_120",
-        96,
-        1792,
-        503.8,
-        "NVIDIA RTX Blackwell PRO white paper",
-    ),
+    Gpu("rtx-pro-6000", r"NVIDIA RTX PRO 6000 Blackwell Workstation Edition", "sm_120", 96, 1792, 503.8,
+         "NVIDIA RTX Blackwell PRO white paper"),
     Gpu("mi300x", r"AMD Instinct MI300X( OAM| VF)?", "gfx942", 192, 5300, 1307.4, "AMD Instinct MI300X data sheet"),
     Gpu("mi355x", r"AMD Instinct MI355X( OAM| VF)?", "gfx950", 288, 8000, 2516.6, "AMD Instinct MI355X data sheet"),
-)
+)  # fmt: skip
 
 
 def find_gpu(name: str) -> Gpu:

@@ -187,20 +187,9 @@ def moe_router(
 
 
 def moe_experts(
-    new: Inputs,
-    M: int,
-    D: int,
-    I: int,
-    E: int,
-    k: int,
-    active: float = 0,
-    prefill: bool = False,
-    routed: bool = True,
-    skew: bool = False,
-    idle: Numbers = (),
-    normed: bool = False,
-    residual: bool = True,
-) -> Sizes:
+    new: Inputs, M: int, D: int, I: int, E: int, k: int, active: float = 0, prefill: bool = False,
+    routed: bool = True, skew: bool = False, idle: Numbers = (), normed: bool = False, residual: bool = True,
+) -> Sizes:  # fmt: skip
     """skew as in `Inputs.choices`; `active` is for `cost`; idle: rows that go to no expert, with weights of NaN."""
     w13 = new.weight(E, 2 * I, D)
     gate, up = (w13[:, 0::2], w13[:, 1::2]) if routed else (w13[:, I:], w13[:, :I])
@@ -215,32 +204,18 @@ def moe_experts(
 
 
 def codebook_head(
-    new: Inputs,
-    M: int,
-    D: int,
-    N: int,
-    codebooks: int,
-    prefill: bool = False,
-    softcap: float = 15.0,
+    new: Inputs, M: int, D: int, N: int, codebooks: int, prefill: bool = False, softcap: float = 15.0,
     normed: bool = False,
-) -> Sizes:
+) -> Sizes:  # fmt: skip
     x, gain, weight = new.randn(M, D), None if normed else new.gain(D), 4 * new.weight(N, D)
     options = {"n_codebooks": codebooks, "eps": EPS, "softcap": softcap, "prefill": prefill}
     return {"x": x, "norm_weight": gain, "weight": weight, **options}
 
 
 def sample_codes(
-    new: Inputs,
-    B: int,
-    C: int,
-    V: int,
-    settings: tuple[Settings, ...] = ({},),
-    step: int = 40,
-    spread: float = 3.0,
-    whole: bool = False,
-    levels: tuple[tuple[float, ...], ...] = (),
-    recent: int = 0,
-) -> Sizes:
+    new: Inputs, B: int, C: int, V: int, settings: tuple[Settings, ...] = ({},), step: int = 40,
+    spread: float = 3.0, whole: bool = False, levels: tuple[tuple[float, ...], ...] = (), recent: int = 0,
+) -> Sizes:  # fmt: skip
     """The inputs have fixed dtypes.
 
     settings  of the requests, in turn

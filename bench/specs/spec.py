@@ -87,15 +87,9 @@ def active_experts(rows: int, experts: int, k: int) -> float:
 
 
 def spec(
-    name: str,
-    replaces: str,
-    expects: Mapping[str, Expected],
-    real: Sizes,
-    at: Mapping[str, Sizes],
-    small: Sizes,
-    edges: Mapping[str, Sizes],
-    mutates: tuple[str, ...] = (),
-) -> Kernel:
+    name: str, replaces: str, expects: Mapping[str, Expected], real: Sizes, at: Mapping[str, Sizes], small: Sizes,
+    edges: Mapping[str, Sizes], mutates: tuple[str, ...] = ()
+) -> Kernel:  # fmt: skip
     """The spec of the operation of that name, with the reference that it falls back to on a CPU.
 
     real and small are sizes that its workloads share; at and edges say by workload which ones it adds or replaces.

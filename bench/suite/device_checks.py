@@ -42,22 +42,13 @@ RAGGED = {"moe_router": 4}  # results from this one on are lists of the whole ba
 
 # Of the 8B model.
 LAYER = {
-    "dim": 2048,
-    "head_dim": 128,
-    "n_kv_heads": 4,
-    "multiple_of": 256,
-    "max_seqlen": 6144,
-    "moe_n_experts": 16,
+    "dim": 2048, "head_dim": 128, "n_kv_heads": 4, "multiple_of": 256, "max_seqlen": 6144, "moe_n_experts": 16,
     "moe_router_dim": 128,
-}
+}  # fmt: skip
 WHOLE = LAYER | {
-    "n_layers": 28,
-    "moe_start_from_layer": 3,
-    "moe_end_from_layer": 1,
-    "special_topk_layers": {"26": 2},
-    "speaker_embedding_dim": 2048,
-    "speaker_lda_dim": 1024,
-}
+    "n_layers": 28, "moe_start_from_layer": 3, "moe_end_from_layer": 1, "special_topk_layers": {"26": 2},
+    "speaker_embedding_dim": 2048, "speaker_lda_dim": 1024,
+}  # fmt: skip
 CHAIN = {"n_layers": 4, "moe_start_from_layer": 1, "special_topk_layers": {"2": 2}}
 FEW_CODES = {"codebook_size": 14, "eoa_id": 14, "audio_pad_id": 15}
 
@@ -116,14 +107,11 @@ def chunked_prefill(
 
     def attend(rows: slice, sequences: slice, starts: list[int], cuts: list[int], caches: list[Tensor]) -> Tensor:
         return op(
-            inputs["qkvg"][rows],
-            inputs["qk_temperature"],
-            inputs["cos_sin_cache"],
-            *caches,
+            inputs["qkvg"][rows], inputs["qk_temperature"], inputs["cos_sin_cache"], *caches,
             inputs["block_table"][sequences],
             *(torch.tensor(numbers, dtype=torch.int32, device=device) for numbers in (starts, cuts)),
             max_seqlen_q=max(b - a for a, b in pairwise(cuts)),
-        )
+        )  # fmt: skip
 
     def caches() -> list[Tensor]:
         return [inputs[name].clone() for name in ("k_cache", "v_cache")]
@@ -151,13 +139,9 @@ def layer_chain(small: bool = False) -> Zonos2Config:
 
 
 def graph_capture(
-    config: Zonos2Config,
-    device: str,
-    dtype: torch.dtype = torch.bfloat16,
-    batch: int = 4,
-    context: int = 300,
+    config: Zonos2Config, device: str, dtype: torch.dtype = torch.bfloat16, batch: int = 4, context: int = 300,
     capture: Callable[[Call], Call] = cuda_graph,
-) -> None:
+) -> None:  # fmt: skip
     """A decode step captured with one frame's ids and replayed with another's: logits and cache as the host's launches.
 
     capture: what makes a replay of a call.
@@ -192,13 +176,9 @@ def graph_capture(
 
 
 def vocoder_steps(
-    config: VocoderConfig,
-    device: str,
-    dtype: torch.dtype = torch.bfloat16,
-    frames: int = 40,
-    chunks: Sequence[int] = (1, 7, 16),
-    rows: int = 5,
-) -> None:
+    config: VocoderConfig, device: str, dtype: torch.dtype = torch.bfloat16, frames: int = 40,
+    chunks: Sequence[int] = (1, 7, 16), rows: int = 5,
+) -> None:  # fmt: skip
     """A clip in one step, in steps of these sizes, and beside other clips, shorter and longer: the same bits.
 
     What lies in the rings before is NaN, and the steps but the first are so of codes that come delayed.
@@ -217,14 +197,9 @@ def vocoder_steps(
 
 
 def vocoder_graph(
-    config: VocoderConfig,
-    device: str,
-    dtype: torch.dtype = torch.bfloat16,
-    frames: int = 40,
-    chunk: int = 16,
-    rows: int = 4,
-    capture: Callable[[Call], Call] = cuda_graph,
-) -> None:
+    config: VocoderConfig, device: str, dtype: torch.dtype = torch.bfloat16, frames: int = 40, chunk: int = 16,
+    rows: int = 4, capture: Callable[[Call], Call] = cuda_graph,
+) -> None:  # fmt: skip
     """A step captured at a clip's begin and replayed to its end: samples and rings as the host's launches leave them.
 
     capture: as of `graph_capture`.
@@ -259,7 +234,7 @@ def clips(
 
 def clip_step_meta(
     decoder: VocoderDecoder, lengths: Sequence[int], chunk: int, device: str, delayed: bool = False
-) -> list[Tensor]:
+) -> list[Tensor]:  # fmt: skip
     """step_meta [B, 4] of the steps that take clips of so many frames to their end."""
     frames = torch.tensor(lengths, dtype=torch.int32, device=device)
     codebooks = decoder.config.n_codebooks if delayed else 1

@@ -21,23 +21,14 @@ from zonos2_triton.bench.suite.recorder import NotRun
 ROOT = Path(__file__).resolve().parents[2]  # rooms are imported through links
 NO_TESTS = 5  # pytest's exit status
 SMI = {
-    "driver": "driver_version",
-    "clock_mhz": "clocks.sm",
-    "memory_clock_mhz": "clocks.mem",
-    "max_clock_mhz": "clocks.max.sm",
-    "max_memory_clock_mhz": "clocks.max.mem",
-    "power_limit_w": "power.limit",
-    "power_w": "power.draw",
-    "temperature_c": "temperature.gpu",
-}
+    "driver": "driver_version", "clock_mhz": "clocks.sm", "memory_clock_mhz": "clocks.mem",
+    "max_clock_mhz": "clocks.max.sm", "max_memory_clock_mhz": "clocks.max.mem", "power_limit_w": "power.limit",
+    "power_w": "power.draw", "temperature_c": "temperature.gpu",
+}  # fmt: skip
 # In place of a GPU: every step, at small sizes, on a CPU in Triton's interpreter.
 SMOKE = {
-    "gpu": "CPU smoke run",
-    "arch": "interpreter",
-    "memory_gib": 0.0,
-    "multiprocessors": 0,
-    "l2_bytes": None,
-}
+    "gpu": "CPU smoke run", "arch": "interpreter", "memory_gib": 0.0, "multiprocessors": 0, "l2_bytes": None,
+}  # fmt: skip
 
 
 def environment(seed: int, smoke: bool = False) -> dict[str, Any]:
@@ -130,13 +121,9 @@ def run_tests(seconds: float, folder: Path = ROOT / "tests") -> dict[str, Any]:
         options = ["-q", "--tb=line", "-m", "gpu", "-p", "no:cacheprovider"]
         try:
             run = subprocess.run(
-                [*command, *options, *files],
-                cwd=folder.parent,
-                env=compiled,
-                capture_output=True,
-                text=True,
+                [*command, *options, *files], cwd=folder.parent, env=compiled, capture_output=True, text=True,
                 timeout=seconds,
-            )
+            )  # fmt: skip
         except subprocess.TimeoutExpired as error:
             raise NotRun(f"not done after {seconds:.0f} s; what was compiled is kept for the next run") from error
         if not report.exists():

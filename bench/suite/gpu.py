@@ -52,25 +52,16 @@ from zonos2_triton.model.tables import fitted, text_table
 SMOKE_RESULTS = Path(".gpu") / "smoke"  # of a smoke run
 BUDGET = 530.0  # seconds: under nine minutes, start and end included
 COLUMNS = {
-    "us": "median_us",
-    "20 %": "p20_us",
-    "80 %": "p80_us",
-    "GB/s": "gb_per_s",
-    "TFLOP/s": "tflop_per_s",
+    "us": "median_us", "20 %": "p20_us", "80 %": "p80_us", "GB/s": "gb_per_s", "TFLOP/s": "tflop_per_s",
     "% floor": "pct_floor",
-}
+}  # fmt: skip
 SHOWN = ("gpu", "arch", "driver", "torch", "triton", "commit")
 
 
 def run(
-    recorder: Recorder,
-    stages: Collection[str],
-    items: Collection[Item],
-    budget: Budget,
-    rerun: bool = False,
-    say: Callable[[str], None] = print,
-    alive: Callable[[], bool] = lambda: True,
-) -> int:
+    recorder: Recorder, stages: Collection[str], items: Collection[Item], budget: Budget, rerun: bool = False,
+    say: Callable[[str], None] = print, alive: Callable[[], bool] = lambda: True,
+) -> int:  # fmt: skip
     """Perform what has no result yet, or all of it `rerun`. Exit status: 1 where something failed or was withheld."""
     for stage, mine in groupby(items, lambda item: item.stage):
         for item in mine:
@@ -146,13 +137,8 @@ def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     parser.description = "Check and time every kernel on this machine's GPU; without one, say what would run, and fail."
     parser.add_argument("--stage", action="append", metavar="STAGE[,STAGE]", help=f"of {', '.join(STAGES)}")
     parser.add_argument("--budget", type=float, default=BUDGET, metavar="SECONDS", help="default: %(default)g")
-    parser.add_argument(
-        "-o",
-        "--out",
-        type=local_path,
-        metavar="DIR",
-        help=f"for the JSON; default: bench/results, of a smoke run {SMOKE_RESULTS}",
-    )
+    parser.add_argument("-o", "--out", type=local_path, metavar="DIR",
+                        help=f"for the JSON; default: bench/results, of a smoke run {SMOKE_RESULTS}")  # fmt: skip
     parser.add_argument("--rerun", action="store_true", help="also what has a result of this GPU and commit")
     parser.add_argument("--names", action="store_true", help="run nothing: list what would run on a GPU")
     parser.add_argument("--smoke", action="store_true", help="on a CPU: every step at a small size, interpreted")

@@ -118,10 +118,8 @@ class Recorder:
     def summary(self, stage: str) -> str:
         """For a person: counts, then what went wrong and what was left out."""
         found, left_out = self.items(stage), results.left_out(self.content, stage)
-        counts = {
-            status: [n for n, r in found.items() if r["status"] == status]
-            for status in ("passed", "failed", "withheld")
-        }
+        counts = {status: [n for n, r in found.items() if r["status"] == status]
+                  for status in ("passed", "failed", "withheld")}  # fmt: skip
         total = ", ".join(f"{len(names)} {status}" for status, names in counts.items() if names)
         lines = [f"{stage}: {total or 'nothing run'}"]
         lines += [f"  FAILED {name}: {found[name]['error']}" for name in counts["failed"]]

@@ -37,11 +37,8 @@ def run(tool: str, seconds: float) -> dict[str, Any]:
     try:
         found = subprocess.run(
             [*command, sys.executable, "-m", "zonos2_triton.bench.suite.sanitizer"],
-            env=alone,
-            capture_output=True,
-            text=True,
-            timeout=seconds,
-        )
+            env=alone, capture_output=True, text=True, timeout=seconds,
+        )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         raise NotRun(f"not done after {seconds:.0f} s") from error
     said = found.stdout + found.stderr

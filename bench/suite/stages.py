@@ -336,19 +336,9 @@ def _sanitizer(preset: Preset) -> Listed:
 
 # In this order. Seconds that earlier stages leave for each, and its items; the environment comes with every stage.
 STAGES: dict[str, tuple[float, Callable[[Preset], Listed]]] = {
-    "environment": (0.0, lambda preset: iter(())),
-    "calibration": (5.0, _calibration),
-    "compile": (30.0, _compile),
-    "tests": (60.0, _tests),
-    "accuracy": (60.0, _accuracy),
-    "invariance": (40.0, _invariance),
-    "cuda_graph": (10.0, _cuda_graph),
-    "frames": (50.0, _frames),
-    "vocoder": (40.0, _vocoder),
-    "end_to_end": (30.0, _end_to_end),
-    "integrations": (20.0, _integrations),
-    "timings": (60.0, _timings),
-    "baselines": (30.0, _baselines),
-    "torch_frame": (45.0, _torch_frame),
-    "sanitizer": (0.0, _sanitizer),
-}
+    "environment": (0.0, lambda preset: iter(())), "calibration": (5.0, _calibration), "compile": (30.0, _compile),
+    "tests": (60.0, _tests), "accuracy": (60.0, _accuracy), "invariance": (40.0, _invariance),
+    "cuda_graph": (10.0, _cuda_graph), "frames": (50.0, _frames), "vocoder": (40.0, _vocoder),
+    "end_to_end": (30.0, _end_to_end), "integrations": (20.0, _integrations), "timings": (60.0, _timings),
+    "baselines": (30.0, _baselines), "torch_frame": (45.0, _torch_frame), "sanitizer": (0.0, _sanitizer),
+}  # fmt: skip

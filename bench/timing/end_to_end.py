@@ -53,12 +53,9 @@ class EndToEnd:
         tts = self.speaking(batch_size, self.longest)
         first, sixteen = zip(*(self._first(tts, batch_size, n) for n in range(rounds + 1)), strict=True)
         return {
-            "batch_size": batch_size,
-            "prompt_rows": len(self.prompt),
-            "frames": SIXTEEN,
-            **_spread(first[1:], "ms"),
-            "sixteen_frames_ms": quantiles(sixteen[1:])[1],
-        }
+            "batch_size": batch_size, "prompt_rows": len(self.prompt), "frames": SIXTEEN,
+            **_spread(first[1:], "ms"), "sixteen_frames_ms": quantiles(sixteen[1:])[1],
+        }  # fmt: skip
 
     def _first(self, tts: Zonos2, batch_size: int, seed: int) -> tuple[float, float]:
         started = time.perf_counter()

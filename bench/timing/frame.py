@@ -36,14 +36,9 @@ class FrameTimer:
 
     @torch.inference_mode()
     def time(
-        self,
-        batch_size: int,
-        context: int,
-        device: timer.Device,
-        roofline: Roofline = UNKNOWN,
-        seconds: float = 1.0,
+        self, batch_size: int, context: int, device: timer.Device, roofline: Roofline = UNKNOWN, seconds: float = 1.0,
         **more: Any,
-    ) -> dict[str, Any]:
+    ) -> dict[str, Any]:  # fmt: skip
         """Microseconds of a frame, of its forward and head alone, and of its draw alone.
 
         `context` rows are in the cache of each stream before every sample. more: arguments of `timing.measure`.
@@ -71,14 +66,11 @@ class FrameTimer:
         rewind()
         cost = total(frame_cost(self.config, batch_size, context, self.dtype.itemsize))
         return frame | {
-            "batch_size": batch_size,
-            "context": context,
-            **floor(cost, frame["median_us"], roofline),
-            "forward_us": forward["median_us"],
-            "sampling_us": draw["median_us"],
+            "batch_size": batch_size, "context": context, **floor(cost, frame["median_us"], roofline),
+            "forward_us": forward["median_us"], "sampling_us": draw["median_us"],
             "sampling_share": 1 - forward["median_us"] / frame["median_us"],
             "peak_bytes": timer.peak(device, lambda: frames.frame(batch_size)),
-        }
+        }  # fmt: skip
 
     @torch.inference_mode()
     def time_prompt(

@@ -95,13 +95,9 @@ def cpu_device() -> Device:
 
 
 def measure(
-    calls: Sequence[Call],
-    device: Device,
-    seconds: float,
-    cache: str = "rotated",
-    graph: bool = True,
+    calls: Sequence[Call], device: Device, seconds: float, cache: str = "rotated", graph: bool = True,
     least: int | None = None,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Microseconds of one of `calls`, which take turns; about `seconds` of samples, at least `least` of them."""
     # Compiles, loads, and leaves no first time to measure.
     for call in islice(cycle(calls), max(device.warm, len(calls))):
@@ -133,14 +129,9 @@ def measure(
     samples = [timed() for _ in range(min(max(wanted, fewest if least is None else least), most))]
     low, middle, high = quantiles(samples)
     result = {
-        "median_us": middle,
-        "p20_us": low,
-        "p80_us": high,
-        "samples_us": [round(s, 3) for s in samples],
-        "calls_per_sample": per_sample,
-        "launch": launch,
-        "cache": cache,
-    }
+        "median_us": middle, "p20_us": low, "p80_us": high, "samples_us": [round(s, 3) for s in samples],
+        "calls_per_sample": per_sample, "launch": launch, "cache": cache,
+    }  # fmt: skip
     return result | ({"not_captured": trouble} if trouble else {})
 
 
@@ -180,14 +171,9 @@ def input_sets(
 
 
 def time_kernel(
-    kernel: Kernel,
-    workload: Workload,
-    device: Device,
-    dtype: torch.dtype = torch.bfloat16,
-    seconds: float = 0.3,
-    roofline: Roofline = UNKNOWN,
-    datasheet: Roofline = UNKNOWN,
-) -> dict[str, Any]:
+    kernel: Kernel, workload: Workload, device: Device, dtype: torch.dtype = torch.bfloat16, seconds: float = 0.3,
+    roofline: Roofline = UNKNOWN, datasheet: Roofline = UNKNOWN,
+) -> dict[str, Any]:  # fmt: skip
     """Time, rates, and shares of the rooflines: `roofline` measured on this GPU, `datasheet` promised for it."""
     op: Callable[..., Any] = kernel.op
     if "counters" in inspect.signature(kernel.op._init_fn).parameters:  # the model keeps some: making them is a launch
@@ -201,21 +187,17 @@ def time_kernel(
 
 def rates(
     moved: float, flops: float, microseconds: float, roofline: Roofline = UNKNOWN, datasheet: Roofline = UNKNOWN
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """moved and flops are the least that the call needs. A share of what is not known is None."""
     gbps, tflops = moved / microseconds / 1e3, flops / microseconds / 1e6
     floor = roofline.floor_us(moved, flops)
     return {
-        "bytes": moved,
-        "flops": flops,
-        "gb_per_s": round(gbps, 2),
-        "tflop_per_s": round(tflops, 3),
+        "bytes": moved, "flops": flops, "gb_per_s": round(gbps, 2), "tflop_per_s": round(tflops, 3),
         "pct_measured_bandwidth": percent(gbps, roofline.gb_per_s),
         "pct_measured_tflops": percent(tflops, roofline.tflop_per_s),
-        "floor_us": floor and round(floor, 3),
-        "pct_floor": floor and percent(floor, microseconds),
+        "floor_us": floor and round(floor, 3), "pct_floor": floor and percent(floor, microseconds),
         "pct_datasheet": percent(datasheet.floor_us(moved, flops) or 0, microseconds) or None,
-    }
+    }  # fmt: skip
 
 
 def percent(part: float, whole: float | None) -> float | None:

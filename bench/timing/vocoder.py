@@ -53,14 +53,9 @@ class VocoderTimer:
 
     @torch.inference_mode()
     def time(
-        self,
-        work: Work,
-        device: timer.Device,
-        roofline: Roofline = UNKNOWN,
-        seconds: float = 0.5,
-        compiled: bool = True,
-        **more: Any,
-    ) -> dict[str, Any]:
+        self, work: Work, device: timer.Device, roofline: Roofline = UNKNOWN, seconds: float = 0.5,
+        compiled: bool = True, **more: Any,
+    ) -> dict[str, Any]:  # fmt: skip
         """Microseconds by the kernels in one graph; by PyTorch as its host launches it; and compiled, in a graph too.
 
         PyTorch decodes the frames of a step as clips of their own, which is less than their samples depend on, and
@@ -93,13 +88,9 @@ class VocoderTimer:
         costs = step_costs(self.config, rows, work.frames, self.dtype.itemsize)
         moved = timer.rates(sum(c.bytes for c in costs), sum(c.flops for c in costs), microseconds, roofline)
         result = found | {
-            "rows": rows,
-            "frames": work.frames,
-            "frames_of_a_step": frames,
-            "agreement_db": agreement,
-            "audio_s_per_s": timer.ratio(1e6 * audio, microseconds),
-            **moved,
-        }
+            "rows": rows, "frames": work.frames, "frames_of_a_step": frames, "agreement_db": agreement,
+            "audio_s_per_s": timer.ratio(1e6 * audio, microseconds), **moved,
+        }  # fmt: skip
         part = ids[..., : work.frames].contiguous()
         result["eager"] = self._time_torch(self._torch, part, device, seconds, more, graph=False)
         result["compiled"] = {"not_timed": "no time left"}
@@ -135,14 +126,9 @@ class VocoderTimer:
         return torch.compile(self._torch, dynamic=False)
 
     def _time_torch(
-        self,
-        run: Callable[[Tensor], Tensor],
-        ids: Tensor,
-        device: timer.Device,
-        seconds: float,
-        more: dict[str, Any],
-        graph: bool = True,
-    ) -> dict[str, Any]:
+        self, run: Callable[[Tensor], Tensor], ids: Tensor, device: timer.Device, seconds: float,
+        more: dict[str, Any], graph: bool = True,
+    ) -> dict[str, Any]:  # fmt: skip
         """Its time, or why there is none: a compiler that is not there, or memory; or how it crashed."""
         cudnn: Any = torch.backends.cudnn
         before, cudnn.benchmark = cudnn.benchmark, True  # it tries its ways when a shape first comes
