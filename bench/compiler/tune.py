@@ -137,7 +137,7 @@ def tune(kernel: Kernel, workload: Workload, dtype: str, target: str, jobs: int 
 
 
 def measure(kernel: Kernel, workload: Workload, dtype: str, candidates: Sequence[Candidate]) -> None:
-    """Time the table's entry and each candidate that is not refused; refuse those that return other bits."""
+    """Time the table's entry and each candidate that is not refused; refuse those whose bits differ."""
     device = timer.cuda_device()
     inputs = kernel.make_inputs(device.name, getattr(torch, dtype), **workload.sizes)
     usual: list[Tensor] = []
