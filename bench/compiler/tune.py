@@ -148,7 +148,7 @@ def measure(kernel: Kernel, workload: Workload, dtype: str, candidates: Sequence
             outputs = [*([results] if isinstance(results, Tensor) else results or ()), *changed.values()]
             usual = usual or outputs
             if not all(map(same_bits, outputs, usual)):
-                candidate.refused = "returns other bits than the table's"
+                candidate.refused = "is not bitwise identical to the table's"
             else:
                 candidate.us = timer.time_kernel(kernel, workload, device, getattr(torch, dtype))["median_us"]
 

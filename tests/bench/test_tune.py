@@ -85,7 +85,7 @@ def test_on_a_device_candidates_are_timed_and_hold_the_bits_of_the_table(monkeyp
         candidates = [Candidate(each, each is entries[0]) for each in entries]
         candidates[0].refused = refused
         measure(dataclasses.replace(ROTARY, op=op), TINY, "bfloat16", candidates)
-        assert [each.refused for each in candidates] == [refused, "returns other bits than the table's"]
+        assert [each.refused for each in candidates] == [refused, "is not bitwise identical to the table's"]
         assert [each.us for each in candidates] == [1.0, None]
 
 
