@@ -22,13 +22,8 @@ LONGEST, MOST_CHANNELS = 600, 32  # limits of a recording: seconds, channels
 MOST_BYTES = 1 << 30  # read from a file or a pipe
 MOST_PADDING = 2304  # samples at the end of an .mp3 beyond the length that it states
 BLOCK = 1 << 16  # samples; libsndfile crashes when it writes millions at once to .ogg
-FORMATS = {
-    ".wav": ("WAV", "PCM_16"),
-    ".flac": ("FLAC", "PCM_16"),
-    ".ogg": ("OGG", "VORBIS"),
-    ".opus": ("OGG", "OPUS"),
-    ".mp3": ("MP3", "MPEG_LAYER_III"),
-}
+FORMATS = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS")}
+FORMATS |= {".opus": ("OGG", "OPUS"), ".mp3": ("MP3", "MPEG_LAYER_III")}
 # Sample rates of a format; other rates are resampled to the next higher one.
 RATES = {
     ".opus": (8000, 12_000, 16_000, 24_000, 48_000),
@@ -68,16 +63,12 @@ def sound_ending(path: str | Path) -> str:
     import soundfile  # loads a shared library: not at import
 
     ending = Path(path).suffix.lower()
-    known = [
-        e
-        for e, (kind, coding) in FORMATS.items()
-        if kind in soundfile.available_formats() and coding in soundfile.available_subtypes(kind)
-    ]
+    kinds, codings = soundfile.available_formats(), soundfile.available_subtypes
+    known = [e for e, (kind, coding) in FORMATS.items() if kind in kinds and coding in codings(kind)]
     if ending not in known:
         lacking = f"libsndfile {soundfile.__libsndfile_version__} writes no {ending}, a newer soundfile may; "
-        raise ValueError(
-            f"{lacking if ending in FORMATS else ''}a sound file must end in {', '.join(known)}, got {str(path)!r}"
-        )
+        hint = lacking if ending in FORMATS else ""
+        raise ValueError(f"{hint}a sound file must end in {', '.join(known)}, got {str(path)!r}")
     return ending
 
 
@@ -98,9 +89,8 @@ def write_audio(part: Path, ending: str, audio: Audio) -> None:
         with soundfile.SoundFile(os.fsencode(part), "w", rate, 1, coding, format=kind) as file:
             if audio.comment and len(samples):  # with a comment, libsndfile states a wrong length of an empty file
                 # libsndfile takes UTF-8, but marks the comment of .mp3 as Latin-1.
-                file.comment = audio.comment.encode(
-                    "ascii" if ending == ".mp3" else "utf-8", "backslashreplace"
-                ).decode()
+                comment = audio.comment.encode("ascii" if ending == ".mp3" else "utf-8", "backslashreplace")
+                file.comment = comment.decode()
             for block in samples.split(BLOCK):
                 file.write(block.numpy())
         written = soundfile.info(os.fsencode(part)).frames
@@ -153,9 +143,8 @@ def read_audio(path: str | Path) -> tuple[Tensor, int]:
         if not found[0].numel() and (mended := _unfinished(content)):
             found = _read(soundfile.SoundFile(BytesIO(mended)))
     except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a headerless format
-        raise ValueError(
-            f"{path} is no sound file that can be read: {getattr(error, 'error_string', error)}"
-        ) from error
+        why = getattr(error, "error_string", error)
+        raise ValueError(f"{path} is no sound file that can be read: {why}") from error
     except ValueError as error:
         raise ValueError(f"{path} {error}") from error
     return found
@@ -189,10 +178,8 @@ def _unsized(content: bytes) -> bytes:
     if (at := max(content.find(tag, start, start + 64) for tag in tags)) < 0:
         content = _tag_frame(content) + content[start:]
         at = max(content.find(tag, 0, 64) for tag in tags)
-    if content[at + 7] & 1:
-        return (
-            content[: at + 8] + b"\x7f\xff\xff\xff" + content[at + 12 :]
-        )  # number of frames: libsndfile would believe 0
+    if content[at + 7] & 1:  # it states the number of frames: libsndfile would believe 0
+        return content[: at + 8] + b"\x7f\xff\xff\xff" + content[at + 12 :]
     return content
 
 
@@ -201,9 +188,8 @@ def _tag_frame(content: bytes) -> bytes:
     import soundfile
 
     like, made = soundfile.info(BytesIO(content)), BytesIO()
-    soundfile.write(
-        made, torch.zeros(1, like.channels, dtype=torch.float32, device="cpu").numpy(), like.samplerate, format="MP3"
-    )
+    silence = torch.zeros(1, like.channels, dtype=torch.float32, device="cpu").numpy()
+    soundfile.write(made, silence, like.samplerate, format="MP3")
     frames = made.getvalue()
     return frames[: frames.index(frames[:2], 2)]
 

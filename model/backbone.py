@@ -232,12 +232,9 @@ class Backbone:
         return [Stream(self.scheduler, request) for request in requests]
 
     def _checked_prompt(self, name: str, ids: Tensor) -> Tensor:
-        ids = self._checked_ids(name, ids)
-        if len(ids) >= self.config.max_seqlen:
-            raise ValueError(
-                f"{name} has {len(ids)} tokens, which leaves no room for a frame: "
-                f"max_seqlen is {self.config.max_seqlen}"
-            )
+        ids, most = self._checked_ids(name, ids), self.config.max_seqlen
+        if len(ids) >= most:
+            raise ValueError(f"{name} has {len(ids)} tokens, which leaves no room for a frame: max_seqlen is {most}")
         return ids
 
     def _checked_ids(self, name: str, ids: Tensor) -> Tensor:

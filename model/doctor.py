@@ -67,9 +67,8 @@ def _devices(cpu: dict[str, Any]) -> list[dict[str, Any]]:
     for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         card = torch.cuda.get_device_properties(i)
         sm = f"sm_{card.major}{card.minor}"
-        devices.append(
-            {"device": f"cuda:{i}", "name": card.name, "arch": sm, "memory_gib": round(card.total_memory / 2**30, 1)}
-        )
+        memory = round(card.total_memory / 2**30, 1)
+        devices.append({"device": f"cuda:{i}", "name": card.name, "arch": sm, "memory_gib": memory})
     for device in devices:
         device["runs"] = _resolved("auto", device["device"])
     return devices
@@ -95,16 +94,14 @@ def as_text(report: dict[str, Any]) -> str:
         details = ", ".join(f"{key} {device[key]}" for key in device if key not in ("device", "runs"))
         devices.append((device["device"], f"runs: {device['runs']} ({details})"))
     add("devices", devices)
-    if found := report["threads"]:
-        lines.append(
-            f"threads of say on a CPU: {found['default']}, small models {found['small_model']}: {found['why']}"
-        )
-        lines.append(f"  between operations they wait {found['waiting']}")
+    if told := report["threads"]:
+        lines.append(f"threads of say on a CPU: {told['default']}, small models {told['small_model']}: {told['why']}")
+        lines.append(f"  between operations they wait {told['waiting']}")
     add("backends", report["backends"].items())
     integrations = report["drop_in"].items()
-    told = "{}; known: {from} to below {below}"
+    row = "{}; known: {from} to below {below}"
     title = "drop-in" if integrations else "drop-in: not known without the packages that are missing"
-    add(title, ((name, told.format(found["version"] or "not installed", **found)) for name, found in integrations), 21)
+    add(title, ((name, row.format(found["version"] or "not installed", **found)) for name, found in integrations), 21)
     variables = report["variables"].items()
     title = "variables" if variables else f"variables: no {_settings.PREFIX}* is set"
     shown = ((name, repr(v["value"]) + (f": {v['fault']}" if v["fault"] else "")) for name, v in variables)

@@ -32,14 +32,7 @@ from zonos2_triton.reference.sampling_params import Default, SamplingOptions
 
 Voice = str | Path | Tensor | tuple[Tensor, int] | None  # a recording, an embedding, (waveform, Hz)
 
-WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "model.pth",
-    "model.pt",
-    "consolidated/consolidated.pth",
-    "*.safetensors",
-)
+WEIGHTS = (*(f"model{ending}" for ending in ENDINGS), "consolidated/consolidated.pth", "*.safetensors")
 CODEC_FOLDERS = ("dac_44khz", "dac", "vocoder")
 CODEC_FILES = ("dac*.pth", "weights*.pth")  # the official file's own name is weights.pth
 SPEAKER_FOLDERS = ("speaker_encoder",)
@@ -88,10 +81,9 @@ class Zonos2:
     """Backbone, vocoder and speaker encoder. Without the last, a voice is given as an embedding."""
 
     def __init__(self, backbone: Backbone, vocoder: Vocoder, speaker_encoder: SpeakerEncoder | None = None) -> None:
-        if backbone.config.n_codebooks != vocoder.config.n_codebooks:
-            raise ValueError(
-                f"the backbone has {backbone.config.n_codebooks} codebooks, the vocoder {vocoder.config.n_codebooks}"
-            )
+        ours, theirs = backbone.config.n_codebooks, vocoder.config.n_codebooks
+        if ours != theirs:
+            raise ValueError(f"the backbone has {ours} codebooks, the vocoder {theirs}")
         if speaker_encoder is not None and backbone.config.speaker_enabled:
             wanted, got = backbone.config.speaker_embedding_dim, speaker_encoder.config.enc_dim
             if wanted != got:
@@ -134,15 +126,10 @@ class Zonos2:
                 f"folder by vocoder= or --vocoder, such as {CODEC_REPO} from the hub"
             )
         voices = resolve_path(speaker_encoder) if speaker_encoder is not None else _find(folder, SPEAKER_FOLDERS, ())
+        tf32 = vocoder_dtype == "tf32"
         return cls(
             Backbone.load(weights, config, device=device, dtype=dtype, backend=backend, options=options),
-            Vocoder.load(
-                codec,
-                device,
-                torch.float32 if vocoder_dtype == "tf32" else vocoder_dtype,
-                backend,
-                tf32=vocoder_dtype == "tf32",
-            ),
+            Vocoder.load(codec, device, torch.float32 if tf32 else vocoder_dtype, backend, tf32),
             SpeakerEncoder.load(voices, device=device) if voices else None,
         )
 

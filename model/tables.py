@@ -34,9 +34,8 @@ def text_table(
         if more and (count := max(_that_fit(widths, limit - indent), keys + 1)) < len(columns):
             parts = [row[:count] for row in rows], [(*row[:keys], *row[count:]) for row in rows]
             return "\n\n".join(text_table(part, heads, keys, indent, least[:keys]) for part in parts)
-        widths = _fitted(
-            widths, [width if r else LEAST for width, r in zip(widths, right, strict=True)], limit - indent
-        )
+        floors = [width if r else LEAST for width, r in zip(widths, right, strict=True)]
+        widths = _fitted(widths, floors, limit - indent)
     return "\n".join(_line(row, widths, right, indent) for row in rows)
 
 

@@ -16,14 +16,8 @@ from zonos2_triton.model.vocoder_decoder import VocoderDecoder, checked_codes
 from zonos2_triton.model.vocoder_schedule import clip_steps, same_clips
 from zonos2_triton.model.vocoder_streams import ExactStream, OverlapStream, Streams, WindowStream, check_counts
 from zonos2_triton.model.vocoder_windows import Windows
+from zonos2_triton.model.weights import codec_checkpoint
 from zonos2_triton.model.weights.checkpoint import Checkpoint, check_layout, check_values, one_file
-from zonos2_triton.model.weights.codec_checkpoint import (
-    fold_weight_norms,
-    is_encode_side,
-    official_config,
-    official_name,
-    transformers_config,
-)
 from zonos2_triton.reference import vocoder as reference
 from zonos2_triton.reference.numeric import isolated
 from zonos2_triton.reference.ops import VOCODER_REFERENCE
@@ -65,9 +59,8 @@ class Vocoder:
     @isolated()
     def decoder(self) -> VocoderDecoder:
         """The layers by steps, on this vocoder's backend."""
-        if self.backend == "triton":
-            return VocoderDecoder(self.config, self.state, vocoder_ops(self.dtype), self.tf32)
-        return VocoderDecoder(self.config, self.state, VOCODER_REFERENCE)
+        ops = vocoder_ops(self.dtype) if self.backend == "triton" else VOCODER_REFERENCE
+        return VocoderDecoder(self.config, self.state, ops, self.tf32)
 
     @cached_property
     def windows(self) -> Windows:
@@ -90,9 +83,9 @@ class Vocoder:
         ValueError: tensors are missing, surplus, misshapen or not finite; counted, the first of them named.
         """
         device, dtype = resolve_device(device), resolve_dtype(dtype)
-        tensors = {name: t for name, t in state.items() if not is_encode_side(name)}
+        tensors = {name: t for name, t in state.items() if not codec_checkpoint.is_encode_side(name)}
         check_values("the vocoder", tensors)
-        folded = {name: t.to(dtype) for name, t in fold_weight_norms(tensors, dtype).items()}
+        folded = {name: t.to(dtype) for name, t in codec_checkpoint.fold_weight_norms(tensors, dtype).items()}
         check_layout("the vocoder", {name: list(t.shape) for name, t in folded.items()}, reference.layout(config))
         check_values(f"the vocoder, folded to {dtype},", folded)  # 0 / |0| is NaN, and fp16 may overflow
         return cls(config, {name: t.to(device) for name, t in folded.items()}, backend, tf32)
@@ -115,10 +108,10 @@ class Vocoder:
         checkpoint = Checkpoint(one_file(path, "vocoder weights", CODEC_WEIGHTS, remedy) if path.is_dir() else path)
         tensors = checkpoint.tensors(checkpoint.shapes)
         if (settings := checkpoint.path.with_name("config.json")).is_file() and "kwargs" not in checkpoint.metadata:
-            config = transformers_config(settings)
-            tensors = {official_name(name, config): t for name, t in tensors.items()}
+            config = codec_checkpoint.transformers_config(settings)
+            tensors = {codec_checkpoint.official_name(name, config): t for name, t in tensors.items()}
         else:
-            config = official_config(checkpoint)
+            config = codec_checkpoint.official_config(checkpoint)
         try:
             vocoder = cls.from_state(config, tensors, device, dtype, backend, tf32)
         except ValueError as error:
@@ -280,7 +273,7 @@ class Vocoder:
     @isolated()
     def streams(self, batch_size: int, chunk: int = 16, lookahead: int | None = None, first_chunk: int = 1) -> Streams:
         """Exact streams of `batch_size` clips that advance together; options as of `stream`."""
-        return Streams(self.decoder, self.device, batch_size, lookahead, chunk, first_chunk)
+        return Streams(self.decoder, batch_size, lookahead, chunk, first_chunk)
 
     def _checked_clips(self, codes: Tensor) -> Tensor:
         C = self.config.n_codebooks

@@ -14,16 +14,10 @@ from torch import Tensor
 
 from zonos2_triton.model.nvtx import annotate, ranged
 from zonos2_triton.model.vocoder_schedule import same_clips
+from zonos2_triton.reference import vocoder_layers
 from zonos2_triton.reference.ops import VocoderOps
 from zonos2_triton.reference.vocoder import DILATIONS, KERNEL, VocoderConfig
-from zonos2_triton.reference.vocoder_layers import (
-    LENGTH_UNKNOWN,
-    LayerTiming,
-    packed,
-    packed_codebooks,
-    packed_transposed,
-    padded,
-)
+from zonos2_triton.reference.vocoder_layers import LENGTH_UNKNOWN, LayerTiming, packed
 
 
 class Ring(NamedTuple):
@@ -49,13 +43,9 @@ class Rings:
         def cut(ring: Tensor | None) -> Any:
             return None if ring is None else ring[:slots]
 
-        return Rings(
-            cut(self.z),
-            Ring(*map(cut, self.first)),
-            [[Ring(*map(cut, ring)) for ring in block] for block in self.blocks],
-            [*map(cut, self.between)],
-            cut(self.pre_tanh),
-        )
+        first, between = Ring(*map(cut, self.first)), [*map(cut, self.between)]
+        blocks = [[Ring(*map(cut, ring)) for ring in block] for block in self.blocks]
+        return Rings(cut(self.z), first, blocks, between, cut(self.pre_tanh))
 
     def tensors(self) -> list[Tensor]:
         rings = [self.z, *self.first, *self.between, self.pre_tanh]
@@ -94,8 +84,8 @@ class VocoderDecoder:
         self.like = state["decoder.model.0.bias"]
         quantizers = [f"quantizer.quantizers.{i}" for i in range(config.n_codebooks)]
         self.tables = torch.stack([state[f"{name}.codebook.weight"] for name in quantizers])
-        projections = [state[f"{name}.out_proj.weight"] for name in quantizers]
-        self.projection = packed_codebooks(projections, [state[f"{name}.out_proj.bias"] for name in quantizers])
+        weights, biases = ([state[f"{name}.out_proj.{part}"] for name in quantizers] for part in ("weight", "bias"))
+        self.projection = vocoder_layers.packed_codebooks(weights, biases)
         last = len(config.decoder_rates) + 1
 
         def conv(name: str, pack: Callable[[Tensor], Tensor] = packed) -> tuple[Tensor, Tensor]:
@@ -114,7 +104,7 @@ class VocoderDecoder:
                 if unit == 1 + len(DILATIONS):
                     reader = f"{last}" if i + 1 == last else f"{i + 1}.block.0"
                 units.append(_Unit(dilation, *conv(f"{name}.1"), alpha(f"{name}.2"), *conv(f"{name}.3"), alpha(reader)))
-            up = conv(f"{i}.block.1", packed_transposed)
+            up = conv(f"{i}.block.1", vocoder_layers.packed_transposed)
             self.blocks.append(_Block(config.decoder_rates[i - 1], *up, alpha(f"{i}.block.2.block.0"), units))
         self.first_alpha = alpha("1.block.0")
         self.delay = self._delay()  # samples that are not final when a frame has come
@@ -165,7 +155,7 @@ class VocoderDecoder:
             return self.tables, self.projection
         columns = self.projection[:, : C * (K + 1)]
         kept = torch.cat([columns[:, : count * K], columns[:, C * K :][:, :count]], 1)
-        return self.tables[:count], padded(kept)
+        return self.tables[:count], vocoder_layers.padded(kept)
 
     def latents(self, codes: Tensor) -> Tensor:
         """codes [B, T, C] int32 of the first C codebooks, T >= 1 -> latents [B, T, latent_dim]."""
@@ -196,9 +186,8 @@ class VocoderDecoder:
         timing, (y, x) = LayerTiming(), rings.first
         ops.conv1d_snake(rings.z, *self.first, *step, *timing, alpha=self.first_alpha, y=y, activated=x, **tf32)
         timing = timing.convolved()
-        for i, (block, (first, *others), between) in enumerate(
-            zip(self.blocks, rings.blocks, rings.between, strict=True)
-        ):
+        blocks = zip(self.blocks, rings.blocks, rings.between, strict=True)
+        for i, (block, (first, *others), between) in enumerate(blocks):
             with annotate("codec/block", i):
                 outputs = {"alpha": block.alpha, "y": first.y, "activated": first.activated, **tf32}
                 ops.conv_transpose1d_snake(x, block.weight, block.bias, *step, *timing, block.stride, **outputs)

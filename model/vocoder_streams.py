@@ -73,14 +73,11 @@ class _Clip:
         return shear_up(torch.cat([delayed, missing]), pad)[: end - first]
 
     def _check_end(self, eos_frame: int | None, received: int, last: bool, decoded: int) -> None:
-        if eos_frame is not None:
-            if self.eos_frame not in (None, eos_frame):
-                raise ValueError(f"{self.name}eos_frame was {self.eos_frame} in an earlier message, got {eos_frame!r}")
-            number = as_int(eos_frame)
-            if number is None or number < decoded:
-                raise ValueError(
-                    f"{self.name}eos_frame must be at least {decoded}, which are decoded, got {eos_frame!r}"
-                )
+        if eos_frame is not None and self.eos_frame not in (None, eos_frame):
+            raise ValueError(f"{self.name}eos_frame was {self.eos_frame} in an earlier message, got {eos_frame!r}")
+        number = as_int(eos_frame)
+        if eos_frame is not None and (number is None or number < decoded):
+            raise ValueError(f"{self.name}eos_frame must be at least {decoded}, which are decoded, got {eos_frame!r}")
         end = self.eos_frame if eos_frame is None else eos_frame
         if last and end is not None and end > received:
             raise ValueError(f"{self.name}eos_frame must be at most the {received} frames that were pushed, got {end}")
@@ -208,22 +205,14 @@ class Streams:
     """
 
     def __init__(
-        self,
-        decoder: VocoderDecoder,
-        device: torch.device,
-        batch_size: int,
-        lookahead: int | None,
-        chunk: int,
-        first_chunk: int,
+        self, decoder: VocoderDecoder, batch_size: int, lookahead: int | None, chunk: int, first_chunk: int
     ) -> None:
-        batch_size, chunk, first_chunk = check_counts(
-            batch_size=(batch_size, 1), chunk=(chunk, 1), first_chunk=(first_chunk, 1)
-        )
-        if lookahead is not None:
-            (lookahead,) = check_counts(lookahead=(lookahead, 0))
-        self.decoder, self.config, self.device = decoder, decoder.config, device
+        self.decoder, self.config, self.device = decoder, decoder.config, decoder.like.device
         right_context, C = decoder.right_context, decoder.config.n_codebooks
-        lookahead = right_context if lookahead is None else min(lookahead, right_context)
+        counts = {"batch_size": (batch_size, 1), "chunk": (chunk, 1), "first_chunk": (first_chunk, 1)}
+        ahead = right_context if lookahead is None else lookahead
+        batch_size, chunk, first_chunk, ahead = check_counts(**counts, lookahead=(ahead, 0))
+        lookahead = min(ahead, right_context)
         self.schedule = Schedule(C, right_context, lookahead, chunk, first_chunk)
         self.slots = [self._slot(i, batch_size) for i in range(batch_size)]
         self.frames = max(chunk, lookahead + first_chunk, right_context)  # of a step, at most

@@ -14,10 +14,8 @@ from zonos2_triton.reference.scalars import as_python
 BYTE_VOCAB = 448  # 192 symbol ids, of which 2 and 3 are begin and end of text, then the 256 bytes
 
 # Sign of the router's balancing_biases by the name of the strategy.
-BALANCING_SIGN = {
-    **dict.fromkeys(("legacy", "old", "aux", "aux_loss"), 1),
-    **dict.fromkeys(("quantile", "current", "qbalancing"), -1),
-}
+BALANCING_SIGN = dict.fromkeys(("legacy", "old", "aux", "aux_loss"), 1)
+BALANCING_SIGN |= dict.fromkeys(("quantile", "current", "qbalancing"), -1)
 
 # Keys of params.json that inference does not need, and keys that restate others.
 UNUSED_KEYS = frozenset({"moe_impl", "quality_dropout"})
@@ -100,12 +98,10 @@ class Zonos2Config:
         values["special_topk_layers"] = _special_topk_layers(params.get("special_topk_layers"))
         if isinstance(strategy := values.get("moe_balancing_strategy"), str):
             values["moe_balancing_strategy"] = strategy.strip().lower().replace("-", "_")
-        rates = _list("speaking_rate_buckets", params.get("speaking_rate_buckets"))
-        if rates and len(rates) != params["speaking_rate_num_buckets"]:
-            raise ValueError(
-                f"speaking_rate_num_buckets is {params['speaking_rate_num_buckets']!r}, "
-                f"but speaking_rate_buckets lists {len(rates)}"
-            )
+        rates = _list("speaking_rate_buckets", params["speaking_rate_buckets"])
+        stated = params["speaking_rate_num_buckets"]
+        if rates and len(rates) != stated:
+            raise ValueError(f"speaking_rate_num_buckets is {stated!r}, but speaking_rate_buckets lists {len(rates)}")
         return cls(**values)
 
     def __post_init__(self) -> None:
@@ -229,10 +225,9 @@ def _quality(params: dict[str, Any]) -> tuple[tuple[str, ...], tuple[int, ...]]:
     if sorted(features) != sorted(buckets):
         raise ValueError(f"quality_features {features} and the keys of quality_buckets {list(buckets)} differ")
     counts = tuple(len(_list(f"quality_buckets.{feature}", buckets[feature])) for feature in features)
-    if params.get("quality_num_buckets") not in (None, sum(counts)):
-        raise ValueError(
-            f"quality_num_buckets is {params['quality_num_buckets']!r}, but quality_buckets lists {sum(counts)}"
-        )
+    stated = params["quality_num_buckets"]
+    if stated not in (None, sum(counts)):
+        raise ValueError(f"quality_num_buckets is {stated!r}, but quality_buckets lists {sum(counts)}")
     return tuple(features), counts
 
 
@@ -257,14 +252,8 @@ def check_sizes(config: Any) -> None:
         object.__setattr__(config, field.name, numbers if many else value)
 
 
-MAY_BE_ZERO = {
-    "loss_softcap",
-    "moe_end_from_layer",
-    "moe_n_experts",
-    "moe_start_from_layer",
-    "quality_bucket_counts",
-    "speaking_rate_num_buckets",
-}
+MAY_BE_ZERO = {"loss_softcap", "moe_n_experts", "moe_start_from_layer", "moe_end_from_layer"}
+MAY_BE_ZERO |= {"quality_bucket_counts", "speaking_rate_num_buckets"}
 
 
 def _check_types(config: Zonos2Config) -> None:

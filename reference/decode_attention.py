@@ -21,9 +21,5 @@ def decode_attention(
     """
     slots = zip(qkvg[:, None], block_table, positions.tolist(), strict=True)
     idle = qkvg.new_zeros(1, query_heads(qkvg, qk_temperature, k_cache) * k_cache.shape[3])
-    return torch.cat(
-        [
-            attend(token, qk_temperature, cos_sin_cache, k_cache, v_cache, pages, at) if at >= 0 else idle
-            for token, pages, at in slots
-        ]
-    )
+    rest = qk_temperature, cos_sin_cache, k_cache, v_cache
+    return torch.cat([attend(token, *rest, pages, at) if at >= 0 else idle for token, pages, at in slots])

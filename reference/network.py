@@ -209,14 +209,8 @@ def forward(
     for i, layer in enumerate(model.layers):
         with around(i):
             qkvg = ops.qkv_projection(x, **layer.projection, eps=eps, prefill=prefill)
-            places = (
-                layer.qk_temperature,
-                model.cos_sin_cache,
-                cache.k[i],
-                cache.v[i],
-                batch.block_table,
-                batch.cache_seqlens,
-            )
+            caches = cache.k[i], cache.v[i], batch.block_table, batch.cache_seqlens
+            places = layer.qk_temperature, model.cos_sin_cache, *caches
             if batch.cu_seqlens is not None:
                 y = ops.prefill_attention(qkvg, *places, batch.cu_seqlens, batch.max_seqlen_q)
             else:
@@ -229,15 +223,10 @@ def forward(
                 positions = None if prefill else batch.cache_seqlens
                 routing = Routing(*ops.moe_router(x, router_state=state, **layer.router, eps=eps, positions=positions))
                 state = routing.router_state
-                x = ops.moe_experts(
-                    x,
-                    **layer.experts,
-                    eps=eps,
-                    sorted_slot_ids=routing.sorted_slot_ids,
-                    expert_offsets=routing.expert_offsets,
-                    expert_weights=routing.expert_weights,
-                    prefill=prefill,
-                )
+                sent = {
+                    name: getattr(routing, name) for name in ("sorted_slot_ids", "expert_offsets", "expert_weights")
+                }
+                x = ops.moe_experts(x, **layer.experts, eps=eps, **sent, prefill=prefill)
                 if stages is not None:
                     stages.routings.append(routing)
             if stages is not None:
@@ -267,11 +256,9 @@ def trace(model: Model, ids: Tensor, speaker: Tensor | None = None, ops: Ops = R
         padded = [F.pad(each, (0, slots - each.shape[1]), value=fill) for each in found]
         return torch.stack(padded) if padded else normed.new_zeros(0, len(ids), slots)
 
-    k = config.max_experts_per_token
+    k, sizes = config.max_experts_per_token, (config.n_codebooks, config.norm_eps, config.loss_softcap)
     return {
-        "logits": ops.codebook_head(
-            normed, None, model.head, config.n_codebooks, config.norm_eps, config.loss_softcap, True
-        ),
+        "logits": ops.codebook_head(normed, None, model.head, *sizes, True),
         "hidden_states": torch.stack(stages.hidden_states),
         "final_norm": normed,
         "expert_ids": stacked("expert_ids", k, -1).long(),

@@ -31,9 +31,5 @@ def prefill_attention(
     """
     cuts = cu_seqlens.tolist()
     sequences = zip(block_table, cache_seqlens.tolist(), cuts[:-1], cuts[1:], strict=True)
-    return torch.cat(
-        [
-            attend(qkvg[a:b], qk_temperature, cos_sin_cache, k_cache, v_cache, pages, start)
-            for pages, start, a, b in sequences
-        ]
-    )
+    rest = qk_temperature, cos_sin_cache, k_cache, v_cache
+    return torch.cat([attend(qkvg[a:b], *rest, pages, start) for pages, start, a, b in sequences])

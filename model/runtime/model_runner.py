@@ -58,9 +58,8 @@ class ModelRunner:
         """Sample the next frame of these slots and update their state."""
         s, ops = self.state, ranged(self.ops)
         with annotate("model/sample", len(logits)):
-            codes, nonfinite = ops.sample_codes(
-                logits.float(), s.settings[slots], s.seeds[slots], s.steps[slots], s.last_seen[slots]
-            )
+            drawing = (each[slots] for each in (s.settings, s.seeds, s.steps, s.last_seen))
+            codes, nonfinite = ops.sample_codes(logits.float(), *drawing)
             state = s.positions, s.steps, s.max_frames, s.eoa_ids, s.eos_frames, s.ids, s.last_seen, s.frames
             ops.advance_frame(codes, nonfinite, *(each[slots] for each in state), self.model.config.text_vocab)
 

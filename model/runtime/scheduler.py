@@ -30,8 +30,8 @@ from zonos2_triton.model.runtime.model_runner import ModelRunner
 from zonos2_triton.model.runtime.request import Frame, Request
 from zonos2_triton.model.runtime.vocoder_runner import VocoderOutput, VocoderRunner
 from zonos2_triton.model.vocoder_decoder import VocoderDecoder
-from zonos2_triton.reference import network as reference
 from zonos2_triton.reference.advance_frame import SLOT_FREE, SLOT_NONFINITE
+from zonos2_triton.reference.network import Model
 from zonos2_triton.reference.numeric import isolated
 from zonos2_triton.reference.ops import Ops
 from zonos2_triton.reference.scalars import as_int
@@ -60,12 +60,8 @@ class BatchingOptions:
     max_prefill_tokens: int = 512
 
     def __post_init__(self) -> None:
-        most = {
-            "max_batch_size": MAX_BATCH_SIZE,
-            "kv_cache_tokens": 2**31 - 1,
-            "sync_interval": 1024,
-            "max_prefill_tokens": MAX_PREFILL_TOKENS,
-        }
+        most = {"max_batch_size": MAX_BATCH_SIZE, "kv_cache_tokens": 2**31 - 1, "sync_interval": 1024}
+        most |= {"max_prefill_tokens": MAX_PREFILL_TOKENS}
         for name, high in most.items():
             value = getattr(self, name)
             if value is None and name in ("kv_cache_tokens", "sync_interval"):
@@ -94,12 +90,7 @@ class Scheduler:
     """The requests of one model. Its methods may be called from any thread."""
 
     def __init__(
-        self,
-        model: reference.Model,
-        ops: Ops,
-        options: BatchingOptions,
-        per_sequence: bool,
-        capture: Capture | None = None,
+        self, model: Model, ops: Ops, options: BatchingOptions, per_sequence: bool, capture: Capture | None = None
     ) -> None:
         """per_sequence: compute each sequence by itself, for operations whose results depend on the batch.
 

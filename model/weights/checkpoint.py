@@ -149,11 +149,8 @@ def check_layout(source: object, shapes: Mapping[str, list[int]], layout: Mappin
     prefix = _wrapper(shapes, layout)
     missing = [f"{name} {layout[name]}" for name in layout if name not in shapes and prefix + name not in shapes]
     surplus = [f"{name} {list(shapes[name])}" for name in shapes if name.removeprefix(prefix) not in layout]
-    wrong = [
-        f"{name} is {list(shape)}, expected {layout[name]}"
-        for name, shape in shapes.items()
-        if name in layout and list(shape) != layout[name]
-    ]
+    common = [(name, list(shape), layout[name]) for name, shape in shapes.items() if name in layout]
+    wrong = [f"{name} is {shape}, expected {wanted}" for name, shape, wanted in common if shape != wanted]
     beside = " beside that" if prefix else ""
     kinds = ((f"missing{beside}", missing), (f"surplus{beside}", surplus), ("wrong shape", wrong))
     lines = [f"  {kind} ({len(found)}): {_first(found, '; ')}" for kind, found in kinds if found]

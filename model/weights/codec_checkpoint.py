@@ -46,15 +46,9 @@ def transformers_config(path: Path) -> VocoderConfig:
     try:
         c = json.loads(path.read_text(encoding="utf-8"))
         rates = c.get("upsampling_ratios") or c["downsampling_ratios"][::-1]
-        return VocoderConfig(
-            latent_dim=c["hidden_size"],
-            decoder_dim=c["decoder_hidden_size"],
-            decoder_rates=tuple(rates),
-            n_codebooks=c["n_codebooks"],
-            codebook_size=c["codebook_size"],
-            codebook_dim=c["codebook_dim"],
-            sample_rate=c["sampling_rate"],
-        )
+        own = {name: c[name] for name in ("n_codebooks", "codebook_size", "codebook_dim")}
+        own |= {"latent_dim": c["hidden_size"], "decoder_dim": c["decoder_hidden_size"]}
+        return VocoderConfig(decoder_rates=tuple(rates), sample_rate=c["sampling_rate"], **own)
     except (AttributeError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is not the configuration of a transformers DAC model: {error!r}") from error
 

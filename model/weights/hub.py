@@ -24,18 +24,15 @@ def resolve_path(name: str | Path) -> Path:
         return path
     if not isinstance(name, str) or not REPO_ID.fullmatch(name):
         raise FileNotFoundError(f"{name} is neither a file or folder here nor a hub id of the form owner/name")
+    absent = f"{name} is no file or folder here"
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HFValidationError
     except ImportError as error:
-        raise ImportError(
-            f"{name} is no file or folder here; to fetch it from the hub: pip install huggingface_hub"
-        ) from error
+        raise ImportError(f"{absent}; to fetch it from the hub: pip install huggingface_hub") from error
     try:
         return Path(snapshot_download(name, allow_patterns=FILES))  # offline it returns the cache
     except HFValidationError as error:
         raise FileNotFoundError(f"{name} is neither a file or folder here nor a valid hub id: {error}") from error
     except Exception as error:
-        raise FileNotFoundError(
-            f"{name} is no file or folder here, not in the hub's cache, and cannot be fetched: {error}"
-        ) from error
+        raise FileNotFoundError(f"{absent}, not in the hub's cache, and cannot be fetched: {error}") from error

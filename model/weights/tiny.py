@@ -26,53 +26,22 @@ QUALITY = {"lufs": 12, "estimated_snr": 12, "max_pause": 12}
 QUALITY |= {"estimated_bandlimit_hz": 8, "leading_silence_s": 8, "trailing_silence_s": 8}
 
 # The keys of the released params.json, with the real vocabulary and a small network.
-PARAMS: dict[str, Any] = {
-    "model_type": "zonos2",
-    "dtype": "float32",
-    "n_layers": 6,
-    "dim": 64,
-    "head_dim": 16,
-    "n_heads": None,
-    "n_kv_heads": 2,
-    "ffn_dim_multiplier": 1.5,
-    "multiple_of": 32,
-    "norm_eps": 1e-5,
-    "rope_theta": 10000.0,
-    "max_seqlen": 2048,
-    "n_codebooks": 9,
-    "codebook_size": 1024,
-    "eoa_id": 1024,
-    "audio_pad_id": 1025,
-    "text_vocab": 519,
-    "loss_softcap": 15.0,
-    "speaker_enabled": True,
-    "speaker_embedding_dim": 48,
-    "speaker_lda_dim": 32,
-    "speaker_background_token_enabled": True,
-    "accurate_mode_token_enabled": True,
-    "speaking_rate_num_buckets": 8,
-    "speaking_rate_buckets": [f"bucket {i}" for i in range(8)],
-    "quality_num_buckets": sum(QUALITY.values()),
-    "quality_features": list(QUALITY),
-    "quality_buckets": {name: [f"bucket {i}" for i in range(n)] for name, n in QUALITY.items()},
-    "quality_dropout": dict.fromkeys(QUALITY, 0.25),
-    "moe_impl": "sonic",
-    "moe_n_experts": 4,
-    "moe_router_topk": 1,
-    "special_topk_layers": {"4": 2},
-    "moe_router_dim": 16,
-    "moe_start_from_layer": 2,
-    "moe_end_from_layer": 1,
-}
+PARAMS: dict[str, Any] = {"model_type": "zonos2", "dtype": "float32", "n_layers": 6, "dim": 64, "head_dim": 16}
+PARAMS |= {"n_heads": None, "n_kv_heads": 2, "ffn_dim_multiplier": 1.5, "multiple_of": 32, "norm_eps": 1e-5}
+PARAMS |= {"rope_theta": 10000.0, "max_seqlen": 2048, "n_codebooks": 9, "codebook_size": 1024, "eoa_id": 1024}
+PARAMS |= {"audio_pad_id": 1025, "text_vocab": 519, "loss_softcap": 15.0}
+PARAMS |= {"speaker_enabled": True, "speaker_embedding_dim": 48, "speaker_lda_dim": 32}
+PARAMS |= {"speaker_background_token_enabled": True, "accurate_mode_token_enabled": True}
+PARAMS |= {"speaking_rate_num_buckets": 8, "speaking_rate_buckets": [f"bucket {i}" for i in range(8)]}
+PARAMS |= {"quality_num_buckets": sum(QUALITY.values()), "quality_features": list(QUALITY)}
+PARAMS |= {"quality_buckets": {name: [f"bucket {i}" for i in range(n)] for name, n in QUALITY.items()}}
+PARAMS |= {"quality_dropout": dict.fromkeys(QUALITY, 0.25), "moe_impl": "sonic"}
+PARAMS |= {"moe_n_experts": 4, "moe_router_topk": 1, "special_topk_layers": {"4": 2}}
+PARAMS |= {"moe_router_dim": 16, "moe_start_from_layer": 2, "moe_end_from_layer": 1}
 
 CODEC = VocoderConfig(latent_dim=64, decoder_dim=64)
-SPEAKER = SpeakerEncoderConfig(
-    enc_dim=PARAMS["speaker_embedding_dim"],
-    enc_channels=(16, 16, 16, 16, 48),
-    enc_attention_channels=8,
-    enc_res2net_scale=4,
-    enc_se_channels=8,
-)
+SIZES: dict[str, Any] = {"enc_attention_channels": 8, "enc_res2net_scale": 4, "enc_se_channels": 8}
+SPEAKER = SpeakerEncoderConfig(enc_dim=PARAMS["speaker_embedding_dim"], enc_channels=(16, 16, 16, 16, 48), **SIZES)
 
 
 @isolated()
