@@ -235,14 +235,14 @@ def decode_attention(
     launch = launch_config(op, "split", qkvg.dtype)
     GROUP, splits = HQ // HKV, triton.cdiv(W * page_size, launch["KV_PER_SPLIT"])
     _decode_attention_kernel[(splits, HKV, B)](
-        qkvg,
-        qk_temperature,
-        cos_sin_cache,
-        k_cache,
-        v_cache,
-        block_table,
-        positions,
-        y,
+        qkvg_ptr=qkvg,
+        qk_temperature_ptr=qk_temperature,
+        cos_sin_ptr=cos_sin_cache,
+        k_ptr=k_cache,
+        v_ptr=v_cache,
+        block_table_ptr=block_table,
+        positions_ptr=positions,
+        y_ptr=y,
         partial_acc_ptr=qkvg.new_empty((B, HKV, splits, GROUP, DH), dtype=torch.float32),
         partial_ml_ptr=qkvg.new_empty((B, HKV, splits, 2, GROUP), dtype=torch.float32),
         counters_ptr=counters,

@@ -238,23 +238,28 @@ def prefill_attention(
             f"{op}: {'qkvg' if qk_temperature is None else 'qk_temperature'} must have at most {attend['BLOCK_M']} "
             f"heads for each of the cache's HKV={HKV}, got {HQ}"
         )
-    sizes = {"W": W, "page_size": page_size, "HQ": HQ, "HKV": HKV, "DH": DH, "QK_EPS": QK_EPS}
-    _write_cache_kernel[(triton.cdiv(max_seqlen_q, write["BLOCK_Q"]), HKV, B)](
-        qkvg, cos_sin_cache, k_cache, v_cache, block_table, cache_seqlens, cu_seqlens, **sizes, **write
-    )
+    shared = {
+        "qkvg_ptr": qkvg,
+        "cos_sin_ptr": cos_sin_cache,
+        "k_ptr": k_cache,
+        "v_ptr": v_cache,
+        "block_table_ptr": block_table,
+        "cache_seqlens_ptr": cache_seqlens,
+        "cu_seqlens_ptr": cu_seqlens,
+        "W": W,
+        "page_size": page_size,
+        "HQ": HQ,
+        "HKV": HKV,
+        "DH": DH,
+        "QK_EPS": QK_EPS,
+    }
+    _write_cache_kernel[(triton.cdiv(max_seqlen_q, write["BLOCK_Q"]), HKV, B)](**shared, **write)
     _prefill_attention_kernel[(triton.cdiv(max_seqlen_q, block_q), HKV, B)](
-        qkvg,
-        qk_temperature,
-        cos_sin_cache,
-        k_cache,
-        v_cache,
-        block_table,
-        cache_seqlens,
-        cu_seqlens,
-        y,
+        qk_temperature_ptr=qk_temperature,
+        y_ptr=y,
         scale=DH**-0.5 * LOG2E,
         BLOCK_Q=block_q,
-        **sizes,
+        **shared,
         **attend,
     )
 

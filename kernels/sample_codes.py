@@ -149,13 +149,13 @@ def sample_codes(
     codes, nonfinite = (logits.new_empty((B, C), dtype=torch.int32) for _ in range(2))
     yield codes, nonfinite
     _sample_codes_kernel[(C, B)](
-        logits,
-        settings,
-        seeds,
-        steps,
-        last_seen,
-        codes,
-        nonfinite,
+        logits_ptr=logits,
+        settings_ptr=settings,
+        seeds_ptr=seeds,
+        steps_ptr=steps,
+        last_seen_ptr=last_seen,
+        codes_ptr=codes,
+        nonfinite_ptr=nonfinite,
         V=V,
         SETTINGS=SETTINGS,
         LARGEST=LARGEST,
