@@ -28,11 +28,7 @@ LIBRARIES = {
 }
 ABOVE = {"_settings", "__version__"}  # of the package itself, for every room
 REFERENCE = "zonos2_triton.reference"
-FILES = [
-    pytest.param(room, path, id=str(path.relative_to(ROOT)))
-    for room in ROOMS
-    for path in sorted((ROOT / room).rglob("*.py"))
-]
+FILES = [(room, path) for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
 
 
 def imports(path: Path) -> set[str]:
@@ -48,13 +44,16 @@ def imports(path: Path) -> set[str]:
 
 
 OF_INTEGERS = {"torch.arange", "torch.as_tensor", "torch.randint", "torch.randperm"}  # here
-OF_FLOATS = {
-    f"torch.{name}" for name in ("empty", "full", "hann_window", "linspace", "ones", "rand", "randn", "tensor", "zeros")
-}
+MAKERS = ("empty", "full", "hann_window", "linspace", "ones", "rand", "randn", "tensor", "zeros")
+OF_FLOATS = {f"torch.{name}" for name in MAKERS}
 
 
-@pytest.mark.parametrize(("room", "path"), [case for case in FILES if case.values[0] != "bench"])
-def test_whatever_makes_a_tensor_names_its_device_and_dtype(room, path):
+def named(value):
+    return str(value.relative_to(ROOT)) if isinstance(value, Path) else value
+
+
+@pytest.mark.parametrize("path", [path for room, path in FILES if room != "bench"], ids=named)
+def test_whatever_makes_a_tensor_names_its_device_and_dtype(path):
     """Without them the caller's defaults would count."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and (name := ast.unparse(node.func)) in OF_INTEGERS | OF_FLOATS:
@@ -62,7 +61,7 @@ def test_whatever_makes_a_tensor_names_its_device_and_dtype(room, path):
             assert wanted <= {keyword.arg for keyword in node.keywords}, f"{path}:{node.lineno} {name}"
 
 
-@pytest.mark.parametrize(("room", "path"), FILES)
+@pytest.mark.parametrize(("room", "path"), FILES, ids=named)
 def test_imports_follow_the_arrows(room, path):
     names = imports(path)
     rooms = {name.split(".")[1] for name in names if name.startswith("zonos2_triton.")} - ABOVE
@@ -73,7 +72,7 @@ def test_imports_follow_the_arrows(room, path):
 
 def test_kernels_know_the_reference_in_one_place_and_load_it_there_alone():
     """The CPU fallback runs the reference; on a GPU it is never imported."""
-    kernels = [path for room, path in (case.values for case in FILES) if room == "kernels"]
+    kernels = [path for room, path in FILES if room == "kernels"]
     knowing = [path.name for path in kernels if any(name.startswith(REFERENCE) for name in imports(path))]
     assert knowing == ["_operator.py"]
     tree = ast.parse((ROOT / "kernels" / "_operator.py").read_text(encoding="utf-8"))
@@ -83,11 +82,9 @@ def test_kernels_know_the_reference_in_one_place_and_load_it_there_alone():
 
 def test_the_source_tree_links_to_every_room():
     tree = ROOT / ".src" / "zonos2_triton"
-    assert {path.name: path.readlink().as_posix() for path in tree.iterdir() if path.is_symlink()} == {
-        room: f"../../{room}" for room in ROOMS
-    }
-    folders = {path.parent for room in ROOMS for path in (ROOT / room).rglob("*.py")}
-    assert not [folder for folder in folders if not (folder / "__init__.py").is_file()]
+    links = {path.name: path.readlink().as_posix() for path in tree.iterdir() if path.is_symlink()}
+    assert links == {room: f"../../{room}" for room in ROOMS}
+    assert not [path for _, path in FILES if not path.with_name("__init__.py").is_file()]
 
 
 def test_the_top_level_is_what_the_readme_maps():
@@ -101,12 +98,8 @@ def test_the_top_level_is_what_the_readme_maps():
 
 def modules() -> dict[str, Path]:
     """Every module by its dotted name."""
-    found = {}
-    for room in ROOMS:
-        for path in (ROOT / room).rglob("*.py"):
-            parts = path.relative_to(ROOT).with_suffix("").parts
-            found[".".join(["zonos2_triton", *parts]).removesuffix(".__init__")] = path
-    return found
+    parts = {path: path.relative_to(ROOT).with_suffix("").parts for _, path in FILES}
+    return {".".join(["zonos2_triton", *names]).removesuffix(".__init__"): path for path, names in parts.items()}
 
 
 def test_no_file_imports_itself_through_others():
@@ -130,19 +123,16 @@ def test_no_file_imports_itself_through_others():
 
 
 def test_no_file_is_longer_than_one_can_read():
-    files = [path for room in (*ROOMS, "tests") for path in (ROOT / room).rglob("*.py")]
-    lines = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in files}
-    assert {path: n for path, n in lines.items() if n > 400} == {}
+    files = [*(path for _, path in FILES), *(ROOT / "tests").rglob("*.py")]
+    assert [path for path in files if len(path.read_text(encoding="utf-8").splitlines()) > 400] == []
 
 
 @pytest.mark.needs("jedi")
-@pytest.mark.parametrize(
-    ("module", "name"),
-    [("kernels.moe_router", "moe_router"), ("model.pipeline", "Zonos2"), ("bench.catalogue", "KERNELS")],
-)
-def test_an_editor_jumps_to_the_file_in_its_room(module, name):
+@pytest.mark.parametrize("path", ["kernels.moe_router.moe_router", "model.pipeline.Zonos2", "bench.catalogue.KERNELS"])
+def test_an_editor_jumps_to_the_file_in_its_room(path):
     import jedi
 
+    module, _, name = path.rpartition(".")
     text = f"from zonos2_triton.{module} import {name}\n{name}\n"
     project = jedi.Project(ROOT, added_sys_path=[str(ROOT / ".src")], load_unsafe_extensions=False)
     (found,) = jedi.Script(text, path=ROOT / "example.py", project=project).goto(2, 0, follow_imports=True)
@@ -173,16 +163,11 @@ def test_a_wheel_holds_every_module_and_no_relative_link(tmp_path):
     with zipfile.ZipFile(path) as wheel:
         names = set(wheel.namelist())
         (metadata,) = [wheel.read(name).decode() for name in names if name.endswith("/METADATA")]
-    files = {
-        str(Path("zonos2_triton", file.relative_to(ROOT)))
-        for room in ROOMS
-        for file in (ROOT / room).rglob("*")
-        if file.suffix in {".py", ".json", ".j2"}
-    }
+    every = [file for room in ROOMS for file in (ROOT / room).rglob("*") if file.suffix in {".py", ".json", ".j2"}]
+    files = {f"zonos2_triton/{file.relative_to(ROOT)}" for file in every}
     above = {f"zonos2_triton/{path.name}" for path in (ROOT / ".src" / "zonos2_triton").glob("*.py")}
-    assert files | above | {"zonos2_triton/py.typed"} == {
-        name for name in names if not name.startswith("zonos2_triton-")
-    }
+    held = {name for name in names if not name.startswith("zonos2_triton-")}
+    assert files | above | {"zonos2_triton/py.typed"} == held
     assert all(link.startswith("https://") for link in re.findall(r"\]\(([^)]+)\)", metadata))
 
 

@@ -22,17 +22,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = ("kernels", "reference", "model", "bench", "tests")
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
-    for room in (
-        ".",
-        "kernels",
-        "reference",
-        "model",
-        "model/integrations",
-        "bench",
-        "tests",
-        "tests/golden",
-        ".github",
-    )
+    for room in (".", ".github", *ROOMS, "model/integrations", "tests/golden")
     for path in sorted((ROOT / room).glob("*.md"))
     if path.name != "CHANGELOG.md"  # it holds old names
 }
@@ -172,9 +162,7 @@ def test_make_has_these_targets():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([\w-]+):", makefile, flags=re.MULTILINE))
     called = "\n".join([*COMMANDS, *re.findall(r"`(make [^`]*)`", EVERYTHING)])
-    used = {
-        name for names in re.findall(r"^make ([a-z][a-z -]*)", called, flags=re.MULTILINE) for name in names.split()
-    }
+    used = {name for line in re.findall(r"^make ([a-z][a-z -]*)", called, flags=re.MULTILINE) for name in line.split()}
     assert {"demo", "test", "gpu"} <= used <= targets
     for stages in re.findall(r"--stage ([\w,]+)", called):
         assert {*stages.split(",")} <= STAGES.keys()
@@ -241,13 +229,10 @@ def test_the_launch_parameters_compile(tmp_path):
     [example] = [block for language, block in blocks(EVERYTHING) if language == "json"]
     (tmp_path / "launch.json").write_text(example, encoding="utf-8")
     [command] = re.findall(r"set the variable and run `zonos2-triton (.*?)`", EVERYTHING)
-    clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    run = subprocess.run(
-        [sys.executable, "-m", "zonos2_triton", *command.split()],
-        env=clean | {"ZONOS2_TRITON_LAUNCH_CONFIG": str(tmp_path / "launch.json")},
-        capture_output=True,
-        text=True,
-    )
+    environment = os.environ | {"ZONOS2_TRITON_LAUNCH_CONFIG": str(tmp_path / "launch.json")}
+    environment.pop("TRITON_INTERPRET", None)
+    words = [sys.executable, "-m", "zonos2_triton", *command.split()]
+    run = subprocess.run(words, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "changed: decode_attention/" in run.stdout
     assert "changed: codebook_head/" in run.stdout

@@ -204,11 +204,8 @@ class OperatorTests:
     def test_cpu_fallback(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """On a CPU without the interpreter, an operator is its reference, in memory of its own."""
         monkeypatch.setattr(_operator, "interpreted", lambda: False)
-        for workload, dtype in [
-            *((entry.name, "float32") for entry in small(KERNELS[self.name])),
-            ("tiny", "bfloat16"),
-            ("tiny", "float16"),
-        ]:
+        single = [(entry.name, "float32") for entry in small(KERNELS[self.name])]
+        for workload, dtype in [*single, ("tiny", "bfloat16"), ("tiny", "float16")]:
             case = self.case(workload, dtype)
             outputs = case.run()
             assert_same_bits(outputs, case.torch_outputs)
@@ -359,14 +356,12 @@ def wrong_attention(columns: slice) -> tuple[Wrong, ...]:
     """Arguments that both attentions refuse. columns: 128 of the 132 of qkvg."""
     heads = r"qkvg must have \(HQ \+ 2 \* HKV\) \* DH"
     columns_of = f"{heads} columns without qk_temperature and cos_sin_cache, HQ a multiple of .* HKV=2 heads of DH=16"
+    first = {n: lambda x, n=n: x[:, :n].clone() for n in (127, 112, 64, 16)}
+    both = "qk_temperature and cos_sin_cache must be given together, or neither"
     return (
         wrong(rf"{heads} \+ HQ = 132 columns, got 128", qkvg=lambda x: x[:, columns].clone()),
-        *(
-            wrong(f"{columns_of}, got {n}", "no-preamble", qkvg=lambda x, n=n: x[:, :n].clone())
-            for n in (127, 112, 64, 16)
-        ),
-        wrong("qk_temperature and cos_sin_cache must be given together, or neither", qk_temperature=None),
-        wrong("qk_temperature and cos_sin_cache must be given together, or neither", cos_sin_cache=None),
+        *(wrong(f"{columns_of}, got {n}", "no-preamble", qkvg=change) for n, change in first.items()),
+        *(wrong(both, **{name: None}) for name in ("qk_temperature", "cos_sin_cache")),
     )
 
 

@@ -86,10 +86,8 @@ def test_the_interpreter_and_fp32_have_tiles_of_their_own(on_card):
     assert architecture() == "interpreter"
     assert launch_config("decode_attention", "split", torch.float32)["KV_PER_SPLIT"] == 16
     on_card("cuda", 90)
-    assert [launch_config("decode_attention", "split", x)["BLOCK_KV"] for x in (torch.bfloat16, torch.float32)] == [
-        64,
-        32,
-    ]
+    half, single = (launch_config("decode_attention", "split", x)["BLOCK_KV"] for x in (torch.bfloat16, torch.float32))
+    assert (half, single) == (64, 32)
 
 
 @pytest.mark.parametrize(("op", "variant"), LAUNCH_CONFIGS)
@@ -111,9 +109,7 @@ def test_a_step_of_clips_has_one_tile_for_every_length(on_card, op, variant, kin
     for name in ("interpreter", *ARCHITECTURES):
         if name != "interpreter":
             on_card(*card(name))
-        one, *others = [
-            launch_config(op, variant, dtype, rows, tf32=kind == "tf32") for rows in (1, 16, 17, 256, 10**6)
-        ]
+        one, *others = [launch_config(op, variant, dtype, n, tf32=kind == "tf32") for n in (1, 16, 17, 256, 10**6)]
         assert all(other == one for other in others), name
 
 
@@ -148,24 +144,21 @@ def test_a_file_overrides_what_it_names_for_the_dtype_and_the_rows_it_names(on_c
 
 def test_without_a_dtype_an_override_is_for_all_and_tf32_is_one_of_them(on_card, overridden):
     on_card("cuda", 90)
-    conv1d_tanh = [{"num_warps": 2}, {"dtype": "tf32", "num_warps": 8}, {"dtype": "float32", "num_warps": 1}]
-    overridden(
-        [entry("advance_frame", "row", num_warps=2), *(entry("conv1d_tanh", "taps", **one) for one in conv1d_tanh)]
-    )
+    taps = [{"num_warps": 2}, {"dtype": "tf32", "num_warps": 8}, {"dtype": "float32", "num_warps": 1}]
+    overridden([entry("advance_frame", "row", num_warps=2), *(entry("conv1d_tanh", "taps", **one) for one in taps)])
     assert launch_config("advance_frame", "row", torch.int32)["num_warps"] == 2
     warps = [numbers("conv1d_tanh", "taps", dtype)[3] for dtype in (torch.float16, torch.float32)]
     assert [*warps, numbers("conv1d_tanh", "taps", torch.float32, tf32=True)[3]] == [2, 1, 8]
 
 
 def test_the_file_is_read_once_and_the_log_says_so(overridden, caplog):
-    path = overridden([{"op": "advance_frame", "variant": "row", "num_warps": 2}])
+    entries = [{"op": "advance_frame", "variant": "row", "num_warps": 2}]
+    path = overridden(entries)
     with caplog.at_level(logging.INFO, "zonos2_triton"):
         launch_config("advance_frame", "row", torch.int32)
         path.unlink()
         assert launch_config("advance_frame", "row", torch.int32)["num_warps"] == 2
-    assert caplog.messages == [
-        f"launch parameters of {path}: [{{'op': 'advance_frame', 'variant': 'row', 'num_warps': 2}}]"
-    ]
+    assert caplog.messages == [f"launch parameters of {path}: {entries}"]
 
 
 WRONG_NUMBERS = {
@@ -192,10 +185,7 @@ WRONG_NUMBERS = {
         ),
         ([entry(enable_fp_fusion=True)], ".enable_fp_fusion: codebook_head decode has no such number"),
         ([entry(rows=[1, 4], BLOCK_K=64)], ".BLOCK_K: cannot be had for some rows alone: bits would depend on"),
-        (
-            [entry("conv1d_tanh", "taps", rows=[1, 4], BLOCK_M=64)],
-            "[0].rows: variant taps has the same tiles for any",
-        ),
+        ([entry("conv1d_tanh", "taps", rows=[1, 4], BLOCK_M=64)], "[0].rows: variant taps has the same tiles for any"),
         *(
             ([entry(**{"num_warps": 4, key: value})], f": [0].{key}: must be {accepted}, got {value!r}")
             for key, (accepted, values) in WRONG_NUMBERS.items()

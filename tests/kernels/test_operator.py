@@ -33,6 +33,8 @@ for kernel in KERNELS.values():
 """
 # Looked up beforehand: a compiler need not follow how the catalogue is made.
 OPS = {name: kernel.op for name, kernel in KERNELS.items()}
+SOME = ["rotary", "add_rms_norm", "conv1d_snake"]
+EVERY = pytest.param([*KERNELS], True, marks=[pytest.mark.slow, interpreted])
 
 
 class Everything(torch.nn.Module):
@@ -86,14 +88,7 @@ def test_a_process_without_the_interpreter_runs_every_operator():
     assert run.stdout.split() == [*KERNELS], run.stderr
 
 
-@pytest.mark.parametrize(
-    ("names", "interprets"),
-    [
-        (["rotary", "add_rms_norm", "conv1d_snake"], False),
-        pytest.param([*KERNELS], True, marks=[pytest.mark.slow, interpreted]),
-    ],
-    ids=["cpu-fallback", "interpreter"],
-)
+@pytest.mark.parametrize(("names", "interprets"), [(SOME, False), EVERY], ids=["cpu-fallback", "interpreter"])
 @pytest.mark.parametrize("way", ["compile", "export"])
 def test_compilers_take_operators_without_a_break(way, names, interprets, monkeypatch):
     """As one graph, with the same results and the same changes to the caches."""
