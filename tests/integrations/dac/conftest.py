@@ -64,16 +64,15 @@ def build(request):
 @pytest.fixture
 def codes_of():
     """(clips, frames) -> codes [clips, codebooks, frames]."""
-    words = lambda *shape: torch.randint(16, shape, generator=torch.Generator().manual_seed(1))  # noqa: E731
-    return lambda clips, frames, codebooks=3: words(clips, codebooks, frames)
+    seed = torch.Generator().manual_seed
+    return lambda clips, frames, codebooks=3: torch.randint(16, (clips, codebooks, frames), generator=seed(1))
 
 
 @pytest.fixture
 def latents_of():
     """(clips, frames) -> latents [clips, 8, frames]."""
-    return lambda clips, frames, dtype=torch.float32: torch.randn(
-        clips, 8, frames, generator=torch.Generator().manual_seed(2)
-    ).to(dtype)
+    seed = torch.Generator().manual_seed
+    return lambda clips, frames, dtype=torch.float32: torch.randn(clips, 8, frames, generator=seed(2)).to(dtype)
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ OLDER = (  # transformers 4.57, and the dependencies that are not installed or t
     ("transformers", "4.57.6"), ("huggingface_hub", "0.36.0"), ("tokenizers", "0.22.1"), ("requests", "2.32.5"),
     ("urllib3", "2.5.0"), ("certifi", "2025.10.5"), ("charset_normalizer", "3.4.3"),
 )  # fmt: skip
+CLIPS = [*((rates, 1, 13) for rates in ((8, 8, 4, 2), (5, 3), (1, 4), (2,))), *(((3, 2), 3, n) for n in (1, 2, 40))]
 HALVES = (torch.bfloat16, torch.float16)
 REFERENCES = [("reference", dtype) for dtype in BOUNDS]
 KERNELS = [pytest.param("triton", dtype, marks=pytest.mark.slow) for dtype in (torch.float32, *HALVES)]
@@ -67,14 +68,7 @@ def test_some_codebooks(build, codes_of, codec_class, ids, codebooks):
     assert got[2].dtype == ids
 
 
-@pytest.mark.parametrize(
-    ("rates", "clips", "frames"),
-    [
-        *(((8, 8, 4, 2), 1, 13), ((5, 3), 1, 13), ((1, 4), 1, 13), ((2,), 1, 13)),
-        *(((3, 2), 3, frames) for frames in (1, 2, 40)),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("rates", "clips", "frames"), CLIPS, ids=str)
 def test_rates_and_lengths(build, codes_of, decode, codec_class, rates, clips, frames):
     """The real rates; odd rates, which shorten a clip; a rate of 1; a single block."""
     model, codes = build(codec_class, rates=rates), codes_of(clips, frames)
@@ -162,17 +156,14 @@ def test_nothing_to_decode(build, codes_of, latents_of, codec_class, clips, fram
     assert outcomes() == before
 
 
-@pytest.mark.parametrize(
-    "codes",
-    [
-        pytest.param(torch.full((1, 3, 2), 16), id="above"),
-        pytest.param(torch.full((1, 3, 2), -1), id="negative"),
-        pytest.param(torch.zeros(1, 4, 2, dtype=torch.int64), id="too-many-codebooks"),
-        pytest.param(torch.zeros(1, 0, 2, dtype=torch.int64), id="no-codebooks"),
-        pytest.param(torch.zeros(3, 2, dtype=torch.int64), id="no-batch"),
-        pytest.param(torch.zeros(1, 3, 2), id="no-integers"),
-    ],
-)
+WRONG = {
+    **{"above": torch.full((1, 3, 2), 16), "negative": torch.full((1, 3, 2), -1), "no-integers": torch.zeros(1, 3, 2)},
+    **{"too-many-codebooks": torch.zeros(1, 4, 2).long(), "no-codebooks": torch.zeros(1, 0, 2).long()},
+    "no-batch": torch.zeros(3, 2).long(),
+}
+
+
+@pytest.mark.parametrize("codes", WRONG.values(), ids=WRONG)
 def test_codes_that_there_are_not(build, codec_class, codes):
     model = build(codec_class)
     before = outcome(model.quantizer.from_codes, codes)

@@ -16,7 +16,7 @@ from zonos2_triton.model.integrations.dac.codec import BOUNDS
 from zonos2_triton.model.integrations.patching import Replacement
 
 pytestmark = pytest.mark.interpreter
-BLOCK = "decoder.model.1.block"
+BLOCK, UP = "decoder.model.1.block", nn.ConvTranspose1d
 
 
 def test_restore_is_identity(build, codes_of, decode, codec_class):
@@ -70,10 +70,6 @@ def test_a_wrong_weight_exceeds_the_bound(build, dtype, monkeypatch):
 def conv_of(model, kind=nn.Conv1d):
     """The first layer of this kind in the decoder."""
     return next(module for module in model.decoder.modules() if isinstance(module, kind))
-
-
-def transposed_of(model):
-    return conv_of(model, nn.ConvTranspose1d)
 
 
 def snake_of(model):
@@ -136,8 +132,8 @@ WRONG = {
     "dilation": (lambda m: setattr(conv_of(m), "dilation", (2,)), r"\.dilation must be \(1,\), got \(2,\)"),
     "groups": (lambda m: setattr(conv_of(m), "groups", 2), r"\.groups must be 1, got 2"),
     "padding mode": (lambda m: setattr(conv_of(m), "padding_mode", "reflect"), "must be zeros, got reflect"),
-    "output padding": (lambda m: setattr(transposed_of(m), "output_padding", (1,)), r"output_padding must be \(0,\)"),
-    "stride": (lambda m: setattr(transposed_of(m), "stride", (4,)), r"\.kernel_size must be \(8,\), got \(6,\)"),
+    "output padding": (lambda m: setattr(conv_of(m, UP), "output_padding", (1,)), r"output_padding must be \(0,\)"),
+    "stride": (lambda m: setattr(conv_of(m, UP), "stride", (4,)), r"\.kernel_size must be \(8,\), got \(6,\)"),
     "no bias": (lambda m: setattr(conv_of(m), "bias", None), "must have a bias, got none"),
     "a class of its own": (lambda m: setattr(conv_of(m), "__class__", Loud), "must be a Conv1d of torch, got Loud"),
     "a replaced forward": (lambda m: setattr(m.decoder, "forward", print), r"decoder\.forward was replaced on the mod"),

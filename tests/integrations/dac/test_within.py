@@ -27,8 +27,7 @@ class Speaker(nn.Module):
 def test_weights_may_require_gradients(build, codes_of, codec_class, without):
     model, codes = build(codec_class).requires_grad_(True), codes_of(1, 3)
     report = accelerate(model, backend="reference")
-    ends = [row.where.split(", ")[-1] for row in report.patched]
-    assert ends == ["under torch.no_grad()"] * 2
+    assert [row.where.split(", ")[-1] for row in report.patched] == ["under torch.no_grad()"] * 2
     assert all(parameter.requires_grad for parameter in model.parameters())
     for replacement in (model.quantizer.from_codes, model.decoder.forward):
         replacement._original = None  # not needed
@@ -61,9 +60,8 @@ def test_a_codec_within_a_module(build, codes_of, decode, codec_class):
     before, codes = held(speaker), codes_of(1, 3)
     want = decode(speaker.audio_encoder.model, codes)
     report = accelerate(speaker, backend="reference")
-    assert (
-        report.integration == f"audio_encoder.model: {'dac.DAC' if codec_class == 'DAC' else 'transformers.DacModel'}"
-    )
+    name = {"DAC": "dac.DAC", "DacModel": "transformers.DacModel"}[codec_class]
+    assert report.integration == f"audio_encoder.model: {name}"
     wheres = ["quantizer.from_codes", "decoder.forward"]
     assert [row.where for row in report.patched] == [f"audio_encoder.model: {where}" for where in wheres]
     assert isinstance(speaker.audio_encoder.model.decoder.forward, Replacement)

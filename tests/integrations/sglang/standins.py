@@ -180,20 +180,11 @@ def create_vocoder_executor(model_path):
 
 create_sglang_omni_tts_engine_executor = create_vocoder_executor
 N_CODEBOOKS, ZONOS2_SAMPLE_RATE = 9, 44100
-envs = SimpleNamespace(
-    **{name: SimpleNamespace(get=partial(os.environ.get, name)) for name in ("SGLANG_PLUGINS", "SGLANG_PLATFORM")}
-)
+variables = {name: SimpleNamespace(get=partial(os.environ.get, name)) for name in ("SGLANG_PLUGINS", "SGLANG_PLATFORM")}
+envs = SimpleNamespace(**variables)
 current_platform = SimpleNamespace(
     is_cuda_alike=lambda: False, get_stage_process_env=lambda spec: {}, set_device=lambda device: None
 )
-
-
-def get_platform_spec(platform):
-    return "cpu"
-
-
-def get_gpu_compat_env_defaults(environment):
-    return {}
 
 
 def apply_typed_stage_kwargs(factory, kwargs, *_, **__):
@@ -201,3 +192,4 @@ def apply_typed_stage_kwargs(factory, kwargs, *_, **__):
 
 
 resolve_factory_signature_args, exit_without_teardown = apply_typed_stage_kwargs, sys.exit
+get_platform_spec, get_gpu_compat_env_defaults = lambda platform: "cpu", lambda environment: {}

@@ -19,10 +19,7 @@ from zonos2_triton.model.integrations.sglang import components, launch, plugin
 from zonos2_triton.reference.attention import QK_EPS
 
 ROOT = Path(__file__).parents[3]
-HOOK_POINTS = [
-    *plugin.STAGE_START,
-    *(point for points in plugin.HOOK_POINTS.values() for point in points),
-]
+HOOK_POINTS = [*plugin.STAGE_START, *(point for points in plugin.HOOK_POINTS.values() for point in points)]
 
 
 def definition(folder, target):

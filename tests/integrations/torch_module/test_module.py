@@ -12,18 +12,7 @@ from torch import nn
 
 from tests.integrations.standins import held, off_by_one_percent, refused
 from tests.integrations.torch_model import Attention, Norm, Stacked
-from tests.integrations.torch_module.tiny import (
-    CONFIG,
-    OPS,
-    SITES,
-    each,
-    ids,
-    logits,
-    made,
-    rows,
-    variant,
-    weights,
-)
+from tests.integrations.torch_module.tiny import CONFIG, OPS, SITES, each, ids, logits, made, rows, variant, weights
 from tests.integrations.writes import WRITES
 from zonos2_triton.model import accelerate
 from zonos2_triton.model.integrations.accelerate import difference
@@ -34,6 +23,7 @@ from zonos2_triton.reference.numeric import SWITCHES
 from zonos2_triton.reference.ops import REFERENCE
 
 SLOW_KERNELS = (pytest.mark.interpreter, pytest.mark.slow)
+ROUTER = "feed_forward.router"
 
 
 def test_the_model_of_these_tests_is_zonos2():
@@ -92,7 +82,7 @@ def test_temperatures_and_biases_may_have_a_type_of_their_own():
     model = made(torch.bfloat16)
     for layer in model.layers:
         layer.attention.temp.data = layer.attention.temp.float()
-    for router in each(model, "feed_forward.router"):
+    for router in each(model, ROUTER):
         biases = router.balancing_biases.float()
         del router.balancing_biases
         router.register_buffer("balancing_biases", biases)
@@ -153,10 +143,7 @@ def test_a_wrong_operation_is_refused(op, name, monkeypatch):
 @pytest.mark.parametrize(
     ("members", "reason"),
     [
-        (
-            {"forward": lambda self, x, handle: handle.run(x)},
-            r"key, value \[B, L, HKV, DH\] and length: AttributeError",
-        ),
+        ({"forward": lambda self, x, handle: handle.go(x)}, r"key, value \[B, L, HKV, DH\] and length: AttributeError"),
         ({"forward": lambda self, x, cache, mask: x}, r"takes \(x, cache, mask\)"),
         ({}, r"layers\.0\.attention has no forward: another module computes with its weights"),
     ],
@@ -252,12 +239,7 @@ def test_codes_out_of_range():
             model.multi_embedder(tokens)
 
 
-READ = [
-    "multi_embedder.embedders.2",
-    "layers.0.attention.wo",
-    "layers.1.ffn_norm",
-    "layers.1.feed_forward.router.down_proj",
-]
+READ = ["multi_embedder.embedders.2", "layers.0.attention.wo", "layers.1.ffn_norm", f"layers.1.{ROUTER}.down_proj"]
 
 
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
@@ -345,10 +327,7 @@ def strange_vocabulary(model):
         (as_norm(lambda self, x, residual: x), r"out_norm\.forward takes \(x, residual\), accepted is \(x\)"),
         (as_norm(failing), r"torch_module: out_norm\.forward fails on samples of shape \[\[3, 32\]\]: no mesh"),
         (strange_vocabulary, r"torch_module: its shapes are those of no ZONOS2: text_vocab 99 leaves"),
-        (
-            lambda m: m.layers[1].compile(),
-            r"torch_module: layers\.1 is compiled already: accelerate first, then compile",
-        ),
+        (lambda m: m.layers[1].compile(), "torch_module: layers.1 is compiled already: accelerate first, then compile"),
     ],
 )
 def test_models_that_are_refused(spoil, message):

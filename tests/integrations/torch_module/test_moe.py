@@ -16,8 +16,6 @@ from zonos2_triton.model.integrations.torch_module import structure
 
 ROUTER, EXPERTS = "feed_forward.router", "feed_forward.experts"
 CHOICES = torch.tensor([[[0, 3], [3, 1], [2, 0], [0, 1], [3, 2]]])
-
-
 Chosen = namedtuple("Chosen", "ids weights state")
 
 
@@ -75,9 +73,8 @@ def test_whether_biases_are_added_or_subtracted_is_found(sign, said):
 def test_a_configured_sign_of_the_biases_must_hold(strategy, message):
     model = made()
     model.config = {"moe_balancing_strategy": strategy}
-    refused(
-        model, rf"torch_module: router cannot be patched: layers\.1\.feed_forward\.router:? {message}", only="router"
-    )
+    message = rf"torch_module: router cannot be patched: layers\.1\.feed_forward\.router:? {message}"
+    refused(model, message, only="router")
 
 
 def test_biases_too_small_to_tell_how_they_enter():

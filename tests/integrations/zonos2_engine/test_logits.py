@@ -167,9 +167,7 @@ def test_each_operation_alone(official, model, op, prompts, frames, expected):
 
 
 @pytest.mark.parametrize("name", ["MAX_BATCH_SIZE", "MAX_PREFILL_TOKENS"])
-def test_more_sequences_than_decode_together_and_rows_than_are_routed(
-    official, model, monkeypatch, prompts, frames, expected, name
-):
+def test_more_sequences_and_rows_than_one_launch_has(official, model, monkeypatch, prompts, frames, expected, name):
     for module in (engine_attention, layers):
         monkeypatch.setattr(module, name, 2, raising=False)
     accelerate(model, backend="reference")

@@ -249,9 +249,7 @@ def test_a_shorter_context(made):
 def test_engine_arguments_without_a_meaning_are_told_once(made, caplog):
     with caplog.at_level(logging.INFO, "zonos2_triton"):
         made(attention_backend="fa", memory_ratio=0.8, max_running_req=2)
-    assert [record.getMessage() for record in caplog.records] == [
-        "TTSLLM: without a meaning here: attention_backend='fa', memory_ratio=0.8"
-    ]
+    assert caplog.messages == ["TTSLLM: without a meaning here: attention_backend='fa', memory_ratio=0.8"]
 
 
 @pytest.mark.parametrize(

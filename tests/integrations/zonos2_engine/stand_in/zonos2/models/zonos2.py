@@ -111,9 +111,8 @@ class RotaryEmbedding(Op):
             self._cos_sin_cache = torch_ops.cos_sin_cache(c.head_dim, rotary.max_position, rotary.base)
 
     def forward(self, positions, query, key, is_neox=True):
-        torch_ops.apply_rope_with_cos_sin_cache_inplace(
-            positions, query, key, self.head_size, self._cos_sin_cache, is_neox
-        )
+        rotate = torch_ops.apply_rope_with_cos_sin_cache_inplace
+        rotate(positions, query, key, self.head_size, self._cos_sin_cache, is_neox)
         return query, key
 
 
