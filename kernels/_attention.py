@@ -9,7 +9,7 @@ from zonos2_triton.kernels._math import apply_rotary, dot_fp32, rms_normalize, r
 from zonos2_triton.kernels.rotary import check_head_dim
 
 QK_EPS = 1e-6  # of the head norms
-LOG2E = 1.4426950408889634  # the softmax is one of powers of two
+LOG2E = 1.4426950408889634  # goes into the scale: softmax by exp2
 
 
 @triton.jit
@@ -75,7 +75,7 @@ def online_softmax(qk, m, l, dtype: tl.constexpr):
     """One step of the online softmax over scores qk [N, BLOCK_KV] in units of log2.
 
     m, l [N] are the maximum and the sum of weights so far. Returns the new ones, the factor alpha [N] that rescales
-    earlier sums, and the weights p in the cache's dtype. l sums the rounded weights: they sum to one.
+    earlier sums, and the weights p in the cache's dtype. l sums p as rounded, as p @ v does: p / l sums to one.
     """
     m_new = tl.maximum(m, tl.max(qk, axis=1))
     alpha = tl.exp2(m - m_new)
@@ -85,7 +85,10 @@ def online_softmax(qk, m, l, dtype: tl.constexpr):
 
 @triton.jit
 def scores(q, k, scale):
-    """scale * q k [N, BLOCK_KV], fp32; scale None: it is in q already. A q that is taken as it is stays unrounded."""
+    """scale * (q @ k) [N, BLOCK_KV], fp32; scale None: `prepare_query` has put it into q.
+
+    Without `prepare_query` the scale comes here, because a scaled q would be rounded once more.
+    """
     qk = dot_fp32(q, k, tl.zeros((q.shape[0], k.shape[1]), tl.float32))
     if scale is not None:
         qk = qk * scale

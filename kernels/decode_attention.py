@@ -3,7 +3,7 @@
 Shapes     qkvg [B, (HQ + 2 * HKV) * DH + HQ] as `qkv_projection` makes it; qk_temperature [HQ]; cos_sin_cache
            [P, 2, DH / 2]; k_cache, v_cache [pages, page_size, HKV, DH]; block_table [B, W]; positions [B];
            y [B, HQ * DH]. B <= 256. Pass qk_temperature and cos_sin_cache together, or neither. With neither, qkvg
-           [B, (HQ + 2 * HKV) * DH] holds queries, keys and values, and no norm, rotary or gate is applied.
+           [B, (HQ + 2 * HKV) * DH] holds queries, keys and values: no QK norm, no rotary, no gate.
 Dtypes     qkvg, qk_temperature, caches and y one of fp32, fp16, bf16; cos_sin_cache fp32; block_table, positions,
            counters int32. fp32 inside. Queries, keys and softmax weights are rounded to the cache's dtype, y once.
 Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; a position beyond the pages
@@ -12,7 +12,9 @@ Reference  zonos2_triton.reference.decode_attention.decode_attention
 Source     Dao et al. 2022, arXiv:2205.14135; splits of the cache as in Flash-Decoding (T. Dao, D. Haziza, F. Massa,
            G. Sizov 2023). Norms, temperature, gate: Zyphra/ZONOS2, models/zonos2.py, Attention.
 
-One launch norms, scales and rotates q and k, writes k and v to the cache, attends and gates.
+One launch norms and rotates q and k, scales q, writes k and v to the cache, attends and gates. A program owns one split
+of one key/value head of one sequence, for all query heads that share it (GQA). Each prepares its own q; the split that
+holds the new position writes k and v.
 
 block_table  block_table[b, p // page_size] is the page that holds position p of sequence b, at p % page_size.
 positions    positions[b] is the position of b's new token: the cache holds that many tokens before it. Negative: the
@@ -27,10 +29,11 @@ block_table[b, 9 // 4] = 5 and 9 % 4 = 1. With KV_PER_SPLIT = 4 the programs of 
     partial   acc, m, l      acc, m, l      acc, m, l
               the last of the three to arrive merges them in the order 0, 1, 2 and stores y
 
-Splits have a fixed number of positions and are merged in order. So a result depends on its own sequence alone, bit for
-bit. A sequence that fits split 0 stores y without a merge.
+Splits have a fixed number of positions, whatever the batch, and are merged in order. So a result depends on its own
+sequence alone, bit for bit. A sequence that fits split 0 stores y without a merge.
 
-counters   [B * HKV] or more, zero before and after; None: allocated by the call, at the cost of one launch.
+counters   [B * HKV] or more: how many splits of a head have arrived. Zero before and after, so calls can share them.
+           None: allocated by the call, at the cost of one launch.
 """
 
 from collections.abc import Iterator
@@ -64,15 +67,15 @@ BLOCK_SPLITS = 4  # splits that are merged at a time
 @triton.jit(do_not_specialize=["W"])
 def _decode_attention_kernel(
     qkvg_ptr,  # [B, (HQ + 2 * HKV) * DH + HQ]: queries, keys, values, gates
-    qk_temperature_ptr,  # [HQ], or None: no preamble, no gate
+    qk_temperature_ptr,  # [HQ], or None: no QK norm, no rotary, no gate
     cos_sin_ptr,  # [P, 2, DH / 2] fp32, or None with qk_temperature
     k_ptr,  # [pages, page_size, HKV, DH]
     v_ptr,  # [pages, page_size, HKV, DH]
     block_table_ptr,  # [B, W] int32
     positions_ptr,  # [B] int32
     y_ptr,  # [B, HQ * DH]
-    partial_acc_ptr,  # [B, HKV, splits, GROUP, DH] fp32: each split's sum of weighted values
-    partial_ml_ptr,  # [B, HKV, splits, 2, GROUP] fp32: each split's maximum and sum of weights
+    partial_acc_ptr,  # [B, HKV, splits of the grid, GROUP, DH] fp32: each split's sum of weighted values
+    partial_ml_ptr,  # [B, HKV, splits of the grid, 2, GROUP] fp32: each split's maximum and sum of weights
     counters_ptr,  # [B * HKV] int32
     W,
     page_size,
@@ -86,7 +89,10 @@ def _decode_attention_kernel(
     BLOCK_KV: tl.constexpr,
     BLOCK_SPLITS: tl.constexpr,
 ):
-    """Grid (splits that the pages could hold, HKV, B): a program owns one split of one key/value head's cache."""
+    """Grid (cdiv(W * page_size, KV_PER_SPLIT), HKV, B): a program owns one split of one key/value head of a sequence.
+
+    Splits beyond the sequence's position return at once.
+    """
     split, hk, b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     position = tl.load(positions_ptr + b)
     begin = split * KV_PER_SPLIT
@@ -105,7 +111,7 @@ def _decode_attention_kernel(
     token_ptr = qkvg_ptr + b * WIDTH
     pages_ptr = block_table_ptr + b * W
     q = tl.load(token_ptr + offs_head, mask=mask_g[:, None], other=0.0)
-    one = tl.arange(0, 1)  # the axis of the new token
+    one = tl.arange(0, 1)  # the new token as an axis of length 1
     always = tl.full((1, 1), True, tl.int1)
     cos = None
     sin = None
@@ -128,8 +134,8 @@ def _decode_attention_kernel(
 
     if FUSED_PREAMBLE:
         gate = tl.load(token_ptr + (HQ + 2 * HKV) * DH + heads, mask=mask_g, other=0.0).to(tl.float32)
-    y_ptrs = y_ptr + b * (HQ * DH) + offs_head  # not before the loop, where they would take registers
-    splits = position // KV_PER_SPLIT + 1
+    y_ptrs = y_ptr + b * (HQ * DH) + offs_head  # computed here: before the loop they would hold registers across it
+    splits = position // KV_PER_SPLIT + 1  # of this sequence, at most those of the grid
     if splits == 1:
         store_output(y_ptrs, acc, l, gate, mask_g[:, None])
         return
@@ -181,8 +187,8 @@ def _attend_cached(
 
 @triton.jit
 def _merge_splits(
-    partial_acc_ptr,  # [B, HKV, splits, GROUP, DH]
-    partial_ml_ptr,  # [B, HKV, splits, 2, GROUP]
+    partial_acc_ptr,  # [B, HKV, splits of the grid, GROUP, DH]
+    partial_ml_ptr,  # [B, HKV, splits of the grid, 2, GROUP]
     first,
     splits,
     GROUP: tl.constexpr,
@@ -190,9 +196,9 @@ def _merge_splits(
     BLOCK_G: tl.constexpr,
     BLOCK_SPLITS: tl.constexpr,
 ):
-    """Sum of weights [BLOCK_G] and of weighted values [BLOCK_G, DH] of all splits of a head, `first` on."""
+    """l [BLOCK_G] and acc [BLOCK_G, DH] of a head, merged over its splits: rows first .. first + splits - 1."""
     offs_d = tl.arange(0, DH)
-    stored = tl.minimum(tl.arange(0, BLOCK_G), GROUP - 1)  # rows beyond the group repeat its last head, to be finite
+    stored = tl.minimum(tl.arange(0, BLOCK_G), GROUP - 1)  # padding rows load the last head: they stay finite
     m = tl.full((BLOCK_G,), float("-inf"), tl.float32)
     l = tl.zeros((BLOCK_G,), tl.float32)
     acc = tl.zeros((BLOCK_G, DH), tl.float32)

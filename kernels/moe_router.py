@@ -1,7 +1,7 @@
 """MoE router: scores E experts for each token, takes the top k, and sorts the tokens' slots by expert.
 
-    s              = down_weight rms_norm(x) + down_bias (+ router_state * state_scale)
-    probs          = softmax(w3 gelu(w2 gelu(w1 rms_norm(s) + b1) + b2))
+    s              = down_weight rms_norm(x, norm_weight) + down_bias (+ router_state * state_scale)
+    probs          = softmax(w3 gelu(w2 gelu(w1 rms_norm(s, state_norm) + b1) + b2))
     expert_ids     = the top k of probs + balancing_biases, the lower expert first where they tie
     expert_weights = probs of those experts
 
@@ -10,22 +10,24 @@ Shapes     x [M, D]: M tokens; norm_weight [D], or None: x is normed already; ro
            balancing_biases [E], E <= 256; positions [M], or None. Results: expert_ids, expert_weights [M, k];
            probs [M, E]; s [M, R], the state for the next router; sorted_slot_ids [M * k]; expert_offsets [E + 1].
 Dtypes     x, router_state and weights one of fp32, fp16, bf16; expert_ids, sorted_slot_ids, expert_offsets, positions,
-           counters int32; expert_weights, probs fp32; fp32 accumulation, norms, GELU (erf) and softmax; s and what
-           enters a product rounded to x's dtype.
+           counters int32; expert_weights, probs fp32; fp32 accumulation, norms, GELU (erf) and softmax; s and the
+           operands of each matrix product are rounded to x's dtype.
 Raises     ValueError, TypeError naming operation, argument, what came and what is accepted.
 Reference  zonos2_triton.reference.moe_router.moe_router
 Source     Zyphra/ZONOS2, models/zonos2.py, the router with a state across depth.
 
-One launch has three roles. Counters tell the last program to arrive, which then sees what the others stored:
+One launch has three roles. Each program projects a tile of s. An atomic counter finds the last program to arrive, which
+then sees what the others stored and goes on:
 
     program (tile of R, tile of M)    role      when                           stores
     each                              project   at once                        its tile of s
     the last of a tile of M           network   its tile's s is whole          probs, expert_ids, expert_weights
     the last of all                   sort      every expert is chosen         sorted_slot_ids, expert_offsets
 
-A slot is one choice of one token: slot m * k + j is choice j of token m.
+A slot is one choice of one token, a (token, expert) pair: slot m * k + j is choice j of token m.
 
-sorted_slot_ids    slots ordered by expert, then by slot; slots of idle tokens (positions[m] < 0) come last.
+sorted_slot_ids    slots ordered by expert, then by slot; slots of idle tokens (positions[m] < 0) come last. As vLLM's
+                   sorted_token_ids, without padding to blocks.
 expert_offsets     expert e has sorted_slot_ids[expert_offsets[e] : expert_offsets[e + 1]]; idle slots begin at
                    expert_offsets[E].
 
@@ -36,9 +38,11 @@ For example, 3 tokens, 2 experts, k = 1 and expert_ids [[1], [0], [1]]: expert 0
     [5, 9, -1]          [1, 0, 2]          [0, 1, 2]         slot 2 is idle
     [-1, 9, 4]          [1, 2, 0]          [0, 1, 2]         slot 0 is idle
 
-A token's result depends on that token only. A token whose scores are NaN goes to expert 0.
+A token's row of expert_ids, expert_weights, probs and s depends on that token only. Idle tokens get theirs, too.
+A token of NaN takes experts 0 .. k - 1, with weights of NaN.
 
-counters   [tiles of 16 tokens + 1] or more, zero before and after; None: the call makes them by one more launch.
+counters   [1 + tiles of 16 tokens] or more: the first counts tiles that are done, each other one the programs of its
+           tile. Zero before and after, so calls can share them. None: the call makes them by one more launch.
 """
 
 from collections.abc import Iterator
@@ -55,9 +59,9 @@ from zonos2_triton.kernels._launch_config import launch_config
 from zonos2_triton.kernels._math import dot_fp32, gelu, last_to_arrive, round_to
 from zonos2_triton.kernels._operator import Cost, operator, zeroed_counters
 
-BLOCK_M = 16  # the least that matrix instructions take; a larger tile would share no weights, which are few
+BLOCK_M = 16  # the least for AMD's matrix instructions; larger tiles would save little, as the weights are small
 BLOCK_SORT = 128  # slots that are sorted at a time
-MAX_EXPERTS = 256  # an axis of a tile of BLOCK_SORT slots
+MAX_EXPERTS = 256  # the one-hot tile of the sort is [BLOCK_SORT, E_POW2]
 
 
 @triton.jit(do_not_specialize=["M"])  # one binary for every batch
@@ -82,7 +86,7 @@ def _moe_router_kernel(
     s_ptr,  # [M, R]
     sorted_slot_ids_ptr,  # [M * TOP_K] int32
     expert_offsets_ptr,  # [E + 1] int32
-    counters_ptr,  # [1 + tiles of M] int32
+    counters_ptr,  # [1 + tiles of M] int32: tiles that are done, then the programs of each tile
     M,
     D,
     eps,
@@ -97,7 +101,10 @@ def _moe_router_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Grid (tiles of R, tiles of M): a program projects a tile of s; the last ones take two more roles."""
+    """Grid (tiles of R, tiles of M): a program projects a tile of s.
+
+    The last one of a tile of M runs its network, and the last of these sorts all slots.
+    """
     tile, tiles_m = tl.program_id(1), tl.num_programs(1)
     offs_m = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -213,7 +220,7 @@ def _sort_by_expert(
     BLOCK_SORT: tl.constexpr,
     E_POW2: tl.constexpr,
 ):
-    """The stable counting sort of N slots by expert; those of idle tokens come last."""
+    """The stable counting sort of N slots by expert, in one program; those of idle tokens come last."""
     offs_e = tl.arange(0, E_POW2)
     counts = tl.zeros((E_POW2,), tl.int32)
     for start in range(0, N, BLOCK_SORT):

@@ -243,6 +243,7 @@ ROUNDED_ONCE = (
 )
 MUTABLE = ("k_cache", "v_cache")
 COUNTING = ("decode_attention", "moe_router", "moe_experts")
+IDLE_UNREAD = ("decode_attention",)  # nothing of an idle slot or token is read
 # Arguments with a row for each row of the result. The first is what spoils a row.
 ROWS: Mapping[str, tuple[str, ...]] = {
     "frame_embedding": ("ids", "speaker_index"),
@@ -327,7 +328,7 @@ def _unread(case: Case) -> list[int]:
     if _of_clips(case):
         return [row for row in range(_units(case)) if not ring_access.written(case.inputs, row)]
     nothing_added = case.inputs.get("residual") is False  # of `moe_experts`: x is read for its experts alone
-    return _idle(case) if case.kernel.name == "decode_attention" or nothing_added else []
+    return _idle(case) if case.kernel.name in IDLE_UNREAD or nothing_added else []
 
 
 def _idle(case: Case) -> list[int]:

@@ -176,7 +176,7 @@ WRONG_NUMBERS = {
         ({}, ": must be a list of objects, got dict"),
         ([3], ": [0]: must be an object, got 3"),
         ([entry(num_warps=4), {"variant": "row"}], ": [1].op: must be one of add_rms_norm, advance_frame, "),
-        ([entry("heads")], ", sample_codes, got 'heads'"),
+        ([entry("heads")], f", {max(LAUNCH_CONFIGS)[0]}, got 'heads'"),
         ([entry(variant="row")], ": [0].variant: must be one of decode, prefill of codebook_head, got 'row'"),
         ([entry()], ": [0]: must have at least one of BLOCK_K, BLOCK_M, BLOCK_N, num_stages, num_warps"),
         (
