@@ -35,11 +35,7 @@ def multiply(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def entering(
-    qkvg: Tensor,
-    qk_temperature: Tensor | None,
-    cos_sin_cache: Tensor | None,
-    positions: Tensor,
-    k_cache: Tensor,
+    qkvg: Tensor, qk_temperature: Tensor | None, cos_sin_cache: Tensor | None, positions: Tensor, k_cache: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """qkvg [T, ...] -> q [T, HQ, DH] and k [T, HKV, DH], normed and turned, v [T, HKV, DH], gate [T, HQ].
 
@@ -125,13 +121,7 @@ def swiglu(h: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
 
 
 def mixture(
-    h: Tensor,
-    gate: Tensor,
-    up: Tensor,
-    down: Tensor,
-    ids: Tensor,
-    weights: Tensor,
-    both: Tensor | None = None,
+    h: Tensor, gate: Tensor, up: Tensor, down: Tensor, ids: Tensor, weights: Tensor, both: Tensor | None = None
 ) -> Tensor:
     """h [M, D], ids [M, K] of experts, E for none, weights [M, K] -> wide [M, D], the weighted sum of their `swiglu`.
 
@@ -158,13 +148,7 @@ def _gathered(h: Tensor, gate: Tensor, up: Tensor, down: Tensor, ids: Tensor, we
 
 
 def grouped(
-    h: Tensor,
-    gate: Tensor,
-    up: Tensor,
-    down: Tensor,
-    ids: Tensor,
-    weights: Tensor,
-    both: Tensor | None = None,
+    h: Tensor, gate: Tensor, up: Tensor, down: Tensor, ids: Tensor, weights: Tensor, both: Tensor | None = None
 ) -> Tensor:
     """`mixture` by grouped products."""
     (M, K), (sorted_slot_ids, expert_offsets) = ids.shape, by_expert(ids, len(gate))
@@ -273,11 +257,7 @@ def codebook_head(
 
 
 def sample_codes(
-    logits: Tensor,
-    settings: Tensor,
-    seeds: Tensor,
-    steps: Tensor,
-    last_seen: Tensor,
+    logits: Tensor, settings: Tensor, seeds: Tensor, steps: Tensor, last_seen: Tensor
 ) -> tuple[Tensor, Tensor]:
     """`reference.sampling.draw` with its counter on the device."""
     sound = logits.float().amax(-1, keepdim=True).isfinite()
