@@ -135,7 +135,6 @@ for name, sizes in {"rotary": ["B1"], "output_projection": ["B1", "B64"], "sampl
 
 
 def launches(target: str) -> list[tuple[str, tuple[int, ...], int, str | None, int]]:
-    """The launches of the clean toy."""
     with compile_only(target) as found, fake_tensors():
         clean(torch.empty(65536, dtype=torch.bfloat16, device="cuda"))
     return [(x.function, x.grid, x.count, x.error, x.kernel.metadata.target.arch) for x in found]

@@ -46,15 +46,12 @@ def test_the_kernels_pass_in_the_interpreter(check):
 
 
 def test_a_difference_is_named(monkeypatch):
-    """An operation whose rows know how many they are."""
     kernel = dataclasses.replace(KERNELS["codebook_head"], op=lambda x, *_, **__: x + 1e-6 * (len(x) == 2))
     monkeypatch.setattr(device_checks, "KERNELS", {"codebook_head": kernel})
-    with pytest.raises(
-        Mismatch, match=r"^codebook_head, 2 rows from 0: result 0 differs in \d+ of 96: .* instead of .* at \[0"
-    ):
-        device_checks.batch_invariant(
-            "codebook_head", small("codebook_head", "tiny", M=3), "cpu", torch.float32, (1, 2, 3)
-        )
+    said = r"^codebook_head, 2 rows from 0: result 0 differs in \d+ of 96: .* instead of .* at \[0"
+    sizes = small("codebook_head", "tiny", M=3)
+    with pytest.raises(Mismatch, match=said):
+        device_checks.batch_invariant("codebook_head", sizes, "cpu", torch.float32, (1, 2, 3))
 
 
 def never(run):
@@ -63,10 +60,9 @@ def never(run):
     return lambda: None
 
 
+CHAIN = device_checks.layer_chain(small=True)
 CHECKS = {
-    "decode step": partial(
-        device_checks.graph_capture, device_checks.layer_chain(small=True), "cpu", torch.float32, 1, 5
-    ),
+    "decode step": partial(device_checks.graph_capture, CHAIN, "cpu", torch.float32, 1, 5),
     "step of the vocoder": partial(device_checks.vocoder_graph, CODEC, "cpu", torch.float32, 6, 5, 2),
 }
 

@@ -65,7 +65,6 @@ def test_the_sources_are_those_of_the_project(monkeypatch, tmp_path):
 
 
 def test_the_tests_of_a_device_run_in_a_process_of_their_own(tmp_path, monkeypatch):
-    """Those of every folder, none but those."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     (tmp_path / "test_other.py").write_text("import what_this_machine_lacks\n", encoding="utf-8")
     (tmp_path / ".ipynb_checkpoints").mkdir()  # no folder of ours
@@ -85,9 +84,8 @@ def test_elsewhere():
     assert False
 """
     (tmp_path / "room" / "test_one.py").write_text(body, encoding="utf-8")
-    with pytest.raises(
-        AssertionError, match=r"(?s)'tests': 2, 'failures': 1.*test_one.py:8: assert 1 == 2.*test_wrong"
-    ):
+    said = r"(?s)'tests': 2, 'failures': 1.*test_one.py:8: assert 1 == 2.*test_wrong"
+    with pytest.raises(AssertionError, match=said):
         environment.run_tests(60, tmp_path)
     with pytest.raises(NotRun, match="not done after 0 s"):
         environment.run_tests(0.01, tmp_path)

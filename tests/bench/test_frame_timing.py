@@ -27,7 +27,6 @@ def timer():
 
 @pytest.fixture
 def faulty(timer):
-    """Its logits are NaN."""
     timer.model = dataclasses.replace(timer.model, out_norm=timer.model.out_norm * float("nan"))
     return timer
 

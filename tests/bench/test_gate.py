@@ -19,16 +19,7 @@ import torch
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.compiler import gate
 from zonos2_triton.bench.compiler.cubin_stats import TARGETS, Stats, statistics, sums
-from zonos2_triton.bench.compiler.gate import (
-    SNAPSHOTS,
-    Expected,
-    Row,
-    compare,
-    judge,
-    read_snapshot,
-    variant_of,
-    write_snapshot,
-)
+from zonos2_triton.bench.compiler.gate import SNAPSHOTS, Expected, Row, compare, judge, variant_of
 from zonos2_triton.bench.compiler.offline_compile import fake_tensors
 from zonos2_triton.model.cli import main
 
@@ -104,7 +95,7 @@ def test_real_kernels_pass_and_are_what_the_snapshot_says(found):
     rows = [row for row in found["rows"] if row.kernel in KERNELS]
     assert {row.kernel for row in rows} == {"rotary", "output_projection", "sample_codes"}
     assert all(not row.failures for row in rows)
-    snapshot = read_snapshot(SNAPSHOTS / f"triton-{'.'.join(triton.__version__.split('.')[:2])}.json")
+    snapshot = gate.read_snapshot(SNAPSHOTS / f"triton-{'.'.join(triton.__version__.split('.')[:2])}.json")
     # Without a snapshot `compile` fails; this has then nothing to compare with.
     assert snapshot is None or all(change.text == "gone" for change in compare(rows, snapshot))
     assert not found["fused"]
@@ -185,9 +176,8 @@ def test_other_sizes_are_compiled_and_compared_with_no_snapshot(command, monkeyp
 def test_a_compiler_that_dies_fails_its_row_alone(tmp_path):
     run = compiling("gate_toys", tmp_path / "found", "crash", "clean")
     assert run.returncode == 0, run.stderr
-    died, *others = sorted(
-        pickle.loads((tmp_path / "found").read_bytes())["rows"], key=lambda row: row.kernel != "crash"
-    )
+    rows = pickle.loads((tmp_path / "found").read_bytes())["rows"]
+    died, *others = sorted(rows, key=lambda row: row.kernel != "crash")
     assert died.failures == ("the compiler ended its process",)
     assert len(others) == 6
     assert not any(row.failures for row in others)
@@ -257,8 +247,8 @@ def row(name="op/_op_kernel/M1-bfloat16/sm_90", launches=1, **change):
 
 def baseline_of(tmp_path, *rows, known=("op", "other")):
     path = tmp_path / "snapshots" / "triton-3.6.json"
-    write_snapshot(path, rows, known)
-    return read_snapshot(path)
+    gate.write_snapshot(path, rows, known)
+    return gate.read_snapshot(path)
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,7 @@ from zonos2_triton.model import Vocoder, VocoderConfig
 from zonos2_triton.model.weights.tiny import codec_weights
 
 README = (Path(__file__).parents[2] / "model" / "README.md").read_text(encoding="utf-8")
-TABLE = [
-    re.findall(r" (.*?) \|", line) for line in README.splitlines() if line.startswith(("| `lookahead=", "| `mode="))
-]
+TABLE = [re.findall(r" (.*?) \|", row) for row in README.splitlines() if row.startswith(("| `lookahead=", "| `mode="))]
 
 
 def test_less_lookahead_is_earlier_and_further_off():

@@ -50,7 +50,7 @@ def read(caches, pages, length):
 
 def flash_attn_varlen_func(
     q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, *, softmax_scale, causal, block_table=None
-):  # fmt: skip
+):
     """Stands for flash-attn 2.8, as the next does, and asserts what that asks of its arguments."""
     assert causal
     assert max_seqlen_q >= int(cu_seqlens_q.diff().max())

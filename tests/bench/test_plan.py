@@ -22,14 +22,9 @@ MILLISECONDS = {
     "int8": (0.307, 0.63, 1.50, 2.70, 5.28),
     "int4": (0.256, 0.45, 0.98, 1.92, 4.49),
 }
-MEGABYTES = {  # of one sequence
-    ("qkv_projection", "output_projection"): 587,
-    ("moe_experts",): 944,
-    ("moe_experts (dense)",): 151,
-    ("codebook_head",): 38,
-    ("moe_router",): 14,
-    ("decode_attention",): 57,
-}
+# Of one sequence.
+MEGABYTES = {("qkv_projection", "output_projection"): 587, ("moe_experts",): 944, ("moe_experts (dense)",): 151}
+MEGABYTES |= {("codebook_head",): 38, ("moe_router",): 14, ("decode_attention",): 57}
 RTF, TIMES = (0.036, 0.089, 0.224, 0.375, 0.600), (28, 45, 71, 171, 426)
 
 
@@ -230,10 +225,8 @@ def test_command(run):
     status, said = run("--gpu", "rtx4090", "--max-batch-size", "256", "--kv-cache-tokens", "300000")
     assert status == 1
     assert "DOES NOT FIT" in said
-    assert (
-        'Zonos2.load(..., vocoder_dtype="float32", options=BatchingOptions(max_batch_size=103, kv_cache_tokens=105472))'
-        in said
-    )
+    options = "options=BatchingOptions(max_batch_size=103, kv_cache_tokens=105472)"
+    assert f'Zonos2.load(..., vocoder_dtype="float32", {options})' in said
     assert ["fit,", "at", "this", "context", "103"] in [line.split() for line in said.splitlines()]
     status, said = run("--gpu", "rtx4080")
     assert status == 1
@@ -242,14 +235,10 @@ def test_command(run):
     assert status == 1
     assert "the cache holds no request of this context: raise kv_cache_tokens" in said
     assert "Zonos2.load" not in said, "it takes no int8"
-
-
-def test_an_empty_name_is_no_card(run):
-    assert run("--gpu", "")[0] == 2
+    assert run("--gpu", "")[0] == 2  # an empty name is no card
 
 
 def test_command_without_a_card(run):
-    """Every GPU, by the defaults of load."""
     status, said = run()
     assert status == 0
     lines = [line.split() for line in said.splitlines()]
@@ -262,15 +251,12 @@ def test_command_without_a_card(run):
     assert found["gpus"][0]["frame"] == plan(H200, 256, kv_cache_tokens=300_000)["frame"]["both"]
 
 
-def test_dtypes_by_the_names_of_load(run):
-    asked = run("--gpu", "h200", "--dtype", "float16", "--vocoder-dtype", "bfloat16", "--json")[1]
-    assert json.loads(asked) == plan(H200, precision="fp16", vocoder_dtype="bfloat16")
-
-
 def test_command_in_json(run):
     status, said = run("--gpu", "mi300x", "--precision", "int4", "--json")
     assert status == 0
     assert json.loads(said) == plan(find_gpu("mi300x"), precision="int4")
+    asked = run("--gpu", "h200", "--dtype", "float16", "--vocoder-dtype", "bfloat16", "--json")[1]
+    assert json.loads(asked) == plan(H200, precision="fp16", vocoder_dtype="bfloat16")  # names of load
     assert json.loads(said)["largest_batch"] == {"fit": 256, "real_time": 256, "both": 256, "most": 256}
 
 
@@ -308,7 +294,6 @@ def test_torchs_names(device_name, name):
 
 
 def test_other_names():
-    """As people space them; and what is no whole GPU of the table."""
     names = "RTX 4090", "GeForce RTX4090", "nvidia_rtx_4090", "rtx4090"
     assert {find_gpu(name).name for name in names} == {"rtx4090"}
     assert [recognised(name) for name in STRANGERS] == [None] * len(STRANGERS)

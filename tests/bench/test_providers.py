@@ -72,7 +72,6 @@ def test_what_surrounds_an_attention_can_be_compiled(monkeypatch):
 
 
 def test_a_wrong_implementation_is_found():
-    """In its results, and in what it leaves in the cache."""
     kernel = KERNELS["decode_attention"]
     case = Case(kernel, at(kernel.name, "tiny"))
 
@@ -103,7 +102,7 @@ WHY_MISSING = [
     ("compiled", "prefill_attention", "packed", torch.float32, "cpu", "compiled takes one prompt from its begin"),
     ("sdpa", "rotary", None, torch.bfloat16, "cpu", "sdpa has nothing for rotary"),
     ("sdpa", "decode_attention", "tiny", torch.bfloat16, "cpu", None),
-]  # fmt: skip
+]
 WHY_MISSING_THOUGH_INSTALLED = [
     ("liger", "rotary", "tiny", torch.bfloat16, "cpu", "liger-kernel needs a CUDA device"),
     ("flashinfer", "rotary", "tiny", torch.float32, "cuda", "flashinfer does not take float32"),

@@ -156,7 +156,6 @@ def test_race_of_two_stores(order):
 
 @pytest.mark.parametrize("order", [None, "reversed"])
 def test_race_of_a_store_and_a_load(order):
-    """Whichever of the two runs first."""
     x, y = torch.arange(4.0), torch.zeros(4)
     launch(_neighbour_kernel, 4, x, y, 4, order=order, SHIFT=0)
     assert torch.equal(y, x)
@@ -195,7 +194,6 @@ def test_last_arriver(order):
 
 
 def test_last_of_the_grid_is_not_the_last_to_arrive():
-    """A bug that the order of the grid hides."""
     assert last_arriver(None, bug="last of the grid")
     with pytest.raises(DataRace, match="_last_arriver_kernel"):
         last_arriver("reversed", bug="last of the grid")

@@ -141,10 +141,8 @@ def test_what_was_not_run_says_so(sample):
 def test_failures_are_named(sample):
     stages, failed = sample["stages"], {"status": "failed", "error": "Mismatch: off by 3", "seconds": 1}
     stages["accuracy"]["items"]["moe_router/decode-B1/bfloat16"] = failed
-    stages["timings"]["items"]["moe_router/decode-B1"] = {
-        "status": "withheld",
-        "reason": "moe_router/decode-B1/bfloat16 failed",
-    }
+    withheld = {"status": "withheld", "reason": "moe_router/decode-B1/bfloat16 failed"}
+    stages["timings"]["items"]["moe_router/decode-B1"] = withheld
     stages["frames"]["items"] = {"B1": {"status": "withheld", "reason": "router failed"}}
     page = Page(html([("x.json", sample)]))
     assert "113 of 114 checks passed" in page.section("Correctness")
@@ -162,7 +160,6 @@ def test_a_smoke_run_is_loud_about_it(sample):
 
 
 def test_names_are_text_whatever_they_are(sample):
-    """Some come from compilers, libraries and drivers."""
     sample["environment"] |= {"gpu": HOSTILE, "commit": HOSTILE, "platform": HOSTILE}
     sample["stages"]["cuda_graph"]["items"]["decode step"] = {"status": "failed", "error": HOSTILE}
     timings = sample["stages"]["timings"]

@@ -57,7 +57,6 @@ def test_what_it_says(program, script, error, said):
 
 
 def test_what_it_runs_launches_every_small_workload(monkeypatch):
-    """Here, in the interpreter, of the quickest."""
     monkeypatch.setattr(sanitizer, "KERNELS", {name: KERNELS[name] for name in ("rotary", "advance_frame")})
     with checked(bounds=False, undefined=False, races=False) as launches:
         sanitizer.main([], "cpu")

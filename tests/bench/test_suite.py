@@ -4,6 +4,7 @@ import dataclasses
 import json
 from datetime import date
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,21 +19,12 @@ from zonos2_triton.bench.timing.timer import Device
 
 HERE = {"gpu": "NVIDIA H100 80GB HBM3", "commit": "0123456789ab", "sources": "s", "torch": "2.11", "triton": "3.6",
         "arch": "sm_90", "driver": "1"}  # fmt: skip
-
-
 CPU = Device("cpu", 0, lambda: None, lambda run: 0.4, None)
-
-
-class Clock:
-    now = 100.0
-
-    def __call__(self):
-        return self.now
 
 
 @pytest.fixture
 def clock():
-    return Clock()
+    return SimpleNamespace(now=100.0)
 
 
 @pytest.fixture
@@ -65,7 +57,7 @@ def on_disk(recorder):
 
 def go(recorder, stages, todo, clock, budget=1000.0, **more):
     said = []
-    status = gpu.run(recorder, stages, todo, Budget(budget, clock), say=said.append, **more)
+    status = gpu.run(recorder, stages, todo, Budget(budget, lambda: clock.now), say=said.append, **more)
     return status, "\n".join(said)
 
 
@@ -86,7 +78,6 @@ def test_what_would_run_covers_the_catalogue():
 
 
 def test_without_a_gpu_nothing_is_run_which_is_no_success(monkeypatch, capsys, tmp_path):
-    """A few lines say what is needed, how much would run, and who names it."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert gpu.main(["--out", str(tmp_path / "none")]) == 1
     said = capsys.readouterr().out
@@ -152,11 +143,8 @@ def test_a_failure_leaves_what_came_before_on_disk(recorder, clock):
         assert on_disk(recorder)["stages"]["accuracy"]["items"]["one"]["status"] == "passed"
         raise KeyboardInterrupt
 
-    todo = [
-        *items("accuracy", clock, "one"),
-        broken("accuracy", "two", Mismatch("off")),
-        Item("cuda_graph", "three", 0, look),
-    ]
+    todo = [*items("accuracy", clock, "one"), broken("accuracy", "two", Mismatch("off"))]
+    todo.append(Item("cuda_graph", "three", 0, look))
     with pytest.raises(KeyboardInterrupt):
         go(recorder, ["accuracy", "cuda_graph"], todo, clock)
     with pytest.raises(ValueError, match="JSON"):

@@ -81,10 +81,7 @@ def test_choice_without_sorting(name):
 
 def test_of_choices_that_tie_the_lower_comes_first():
     inputs = made("moe_router", "all-experts")
-    inputs["w3"], inputs["balancing_biases"] = (
-        torch.zeros_like(inputs["w3"]),
-        torch.zeros_like(inputs["balancing_biases"]),
-    )
+    inputs |= {name: torch.zeros_like(inputs[name]) for name in ("w3", "balancing_biases")}
     del inputs["positions"]
     assert torch_ops.choose(**inputs)[0].tolist() == [[0, 1, 2, 3]] * 2
 

@@ -68,7 +68,5 @@ def test_workloads_have_shapes_of_the_codec():
         "residual_unit": lambda s: (s["C"], s["C"], s["taps"]),
         "conv1d_tanh": lambda s: (1, s["Ci"], s["taps"]),
     }
-    used = {
-        shape(workload.sizes) for name, shape in of.items() for workload in KERNELS[name].workloads if workload.real
-    }
+    used = {shape(w.sizes) for name, shape in of.items() for w in KERNELS[name].workloads if w.real}
     assert used <= {tuple(shape) for shape in layout(VocoderConfig()).values()}

@@ -85,11 +85,7 @@ def renamed(file):
         nodes = [*ast.walk(function)]
         local = {node.arg for node in nodes if isinstance(node, ast.arg)}
         local |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-        new = {
-            name: f"v{next(numbers)}"
-            for name in local
-            if name == name.lower() and name.strip("_") and not name.endswith("_ptr")
-        }
+        new = {x: f"v{next(numbers)}" for x in local if x == x.lower() and x.strip("_") and not x.endswith("_ptr")}
         names |= {other: name for name, other in new.items()}
         for node in nodes:
             name = node.arg if isinstance(node, ast.arg) else node.id if isinstance(node, ast.Name) else None
