@@ -81,14 +81,8 @@ def begin(inputs: Inputs, rows: Rows, twin: Twin | None = None) -> tuple[Tensor,
     """q [T, HQ, DH], k and v [T, HKV, DH], gate [T, HQ] or None; k and v are in the cache, and in the twin."""
     run = fused(_begin, inputs["qkvg"].device.type)
     caches = inputs["k_cache"], inputs["v_cache"], rows.slots
-    return run(
-        inputs["qkvg"],
-        inputs["qk_temperature"],
-        inputs["cos_sin_cache"],
-        rows.positions,
-        *caches,
-        *(twin or (None, None, None)),
-    )
+    first = (inputs[name] for name in ("qkvg", "qk_temperature", "cos_sin_cache"))
+    return run(*first, rows.positions, *caches, *(twin or (None, None, None)))
 
 
 def _begin(

@@ -23,21 +23,12 @@ def prepare_decode(inputs: Inputs) -> Call:
     """The package writes its own cache in the launch that reads it."""
     package, rows = _package(), adapter.decode_rows(inputs)
     keys, values, pages = _large_pages(inputs, max(rows.lengths))
-    positions, scale = inputs["positions"].int(), keys.shape[3] ** -0.5
+    more = {"cache_seqlens": inputs["positions"].int(), "block_table": pages, "softmax_scale": keys.shape[3] ** -0.5}
 
     def run() -> Tensor:
         q, k, v, gate = adapter.begin(inputs, rows)
-        y = package.flash_attn_with_kvcache(
-            q[:, None],
-            keys,
-            values,
-            k=k[:, None],
-            v=v[:, None],
-            cache_seqlens=positions,
-            block_table=pages,
-            softmax_scale=scale,
-            causal=True,
-        )
+        new = {"k": k[:, None], "v": v[:, None]}
+        y = package.flash_attn_with_kvcache(q[:, None], keys, values, **new, **more, causal=True)
         return adapter.end(y[:, 0], gate)
 
     return run
@@ -51,25 +42,16 @@ def prepare_prefill(inputs: Inputs) -> Call:
     most = max(rows.lengths)
     lengths = torch.tensor([0, *rows.lengths], device=cu_seqlens.device)
     cu_keys = cu_seqlens if begins else lengths.cumsum(0).int()
-    twin, more = None, {}
+    twin, more = None, {"softmax_scale": scale}
     if not begins:
         keys, values, pages = _large_pages(inputs, most)
         twin = Twin(keys, values, (pages.long()[rows.sequence, rows.positions // PAGE], rows.positions % PAGE))
-        more = {"block_table": pages}
+        more["block_table"] = pages
 
     def run() -> Tensor:
         q, k, v, gate = adapter.begin(inputs, rows, twin)
-        y = package.flash_attn_varlen_func(
-            q,
-            *((k, v) if twin is None else twin[:2]),
-            cu_seqlens,
-            cu_keys,
-            max_seqlen_q,
-            most,
-            softmax_scale=scale,
-            causal=True,
-            **more,
-        )
+        known = (k, v) if twin is None else twin[:2]
+        y = package.flash_attn_varlen_func(q, *known, cu_seqlens, cu_keys, max_seqlen_q, most, causal=True, **more)
         return adapter.end(y, gate)
 
     return run

@@ -36,7 +36,6 @@ from zonos2_triton.reference.ops import VOCODER_OPERATORS
 HALF = (torch.float16, torch.bfloat16)
 HALF_AND_FP32 = (*HALF, torch.float32)
 
-
 # Ratio and spread of `verify.Case.compare`: what passes as the same function. The reference is its own measure, the
 # kernels' bounds are for it. Others round at other places; what was seen is on a CPU, over the small workloads.
 EXACT = RATIO, SPREAD
@@ -155,40 +154,17 @@ def _liger_fits(kernel: Kernel, workload: Workload) -> str | None:
 
 
 _ATTENTIONS = ("decode_attention", "prefill_attention")
+_EAGER = {name: _eager(kernel) for name, kernel in KERNELS.items()}
+_COMPILED = {name: _compiled(name) for name in KERNELS if name not in VOCODER_OPERATORS}
+_SDPA = {name: getattr(sdpa, name) for name in _ATTENTIONS}
+_FLASH = dict(zip(_ATTENTIONS, (flash_attention.prepare_decode, flash_attention.prepare_prefill), strict=True))
+_FLASH_INFER = {name: getattr(flash_infer, name) for name in (*_ATTENTIONS, "add_rms_norm", "rotary")}
+_LIGER = {name: getattr(liger, name) for name in ("add_rms_norm", "rotary", "moe_experts")}
 ALL = (
-    Provider("reference", {name: _eager(k) for name, k in KERNELS.items()}, bound=EXACT, captured=False),
-    Provider(
-        "compiled",
-        {name: _compiled(name) for name in KERNELS if name not in VOCODER_OPERATORS},
-        bound=COMPILED,
-        fits=_compiled_fits,
-        seconds=20.0,
-    ),
-    Provider("sdpa", {name: getattr(sdpa, name) for name in _ATTENTIONS}, seconds=15.0),
-    Provider(
-        "flash-attn",
-        {"decode_attention": flash_attention.prepare_decode, "prefill_attention": flash_attention.prepare_prefill},
-        package="flash_attn",
-        install="flash-attn",
-        dtypes=HALF,
-        seconds=15.0,
-    ),
-    Provider(
-        "flashinfer",
-        {name: getattr(flash_infer, name) for name in (*_ATTENTIONS, "add_rms_norm", "rotary")},
-        package="flashinfer",
-        install="flashinfer-python",
-        dtypes=HALF,
-        fits=_flash_infer_fits,
-        seconds=60.0,
-    ),
-    Provider(
-        "liger",
-        {name: getattr(liger, name) for name in ("add_rms_norm", "rotary", "moe_experts")},
-        package="liger_kernel",
-        install="liger-kernel",
-        dtypes=HALF_AND_FP32,
-        fits=_liger_fits,
-        seconds=10.0,
-    ),
+    Provider("reference", _EAGER, bound=EXACT, captured=False),
+    Provider("compiled", _COMPILED, fits=_compiled_fits, bound=COMPILED, seconds=20.0),
+    Provider("sdpa", _SDPA, seconds=15.0),
+    Provider("flash-attn", _FLASH, "flash_attn", "flash-attn", HALF, seconds=15.0),
+    Provider("flashinfer", _FLASH_INFER, "flashinfer", "flashinfer-python", HALF, _flash_infer_fits, seconds=60.0),
+    Provider("liger", _LIGER, "liger_kernel", "liger-kernel", HALF_AND_FP32, _liger_fits, seconds=10.0),
 )

@@ -109,19 +109,9 @@ class TorchFrame:
         def leave(x: Tensor) -> tuple[Tensor, Tensor]:
             logits = self._logits(x)
             codes, nonfinite = torch_ops.sample_codes(logits, s.settings, s.seeds, s.steps, s.last_seen)
-            torch_ops.advance_frame(
-                codes,
-                nonfinite,
-                s.positions,
-                s.steps,
-                s.max_frames,
-                s.eoa_ids,
-                s.eos_frames,
-                s.ids,
-                s.last_seen,
-                s.frames,
-                config.text_vocab,
-            )
+            requests = s.positions, s.steps, s.max_frames, s.eoa_ids, s.eos_frames
+            history = s.ids, s.last_seen, s.frames
+            torch_ops.advance_frame(codes, nonfinite, *requests, *history, config.text_vocab)
             return logits, codes
 
         # Philox counts on products that wrap, which C++, the compiler's language for a CPU, leaves undefined.
@@ -168,10 +158,8 @@ class TorchFrame:
         page = torch.zeros(1, dtype=torch.int32, device=self.device)
 
         def attend(qkvg: Tensor, qk_temperature: Tensor, k_cache: Tensor, v_cache: Tensor) -> Tensor:
-            cos_sin_cache = self.model.cos_sin_cache
-            return torch_ops.prefill_attention(
-                qkvg, qk_temperature, cos_sin_cache, k_cache, v_cache, page[None], page, page, rows
-            )
+            first = qkvg, qk_temperature, self.model.cos_sin_cache, k_cache, v_cache
+            return torch_ops.prefill_attention(*first, page[None], page, page, rows)
 
         enter, layer = self._compiled(self._enter), self._compiled(self._layer(attend))
         leave = self._compiled(lambda x: self._logits(x[-1:]))
@@ -207,10 +195,8 @@ class TorchFrame:
         off, most = torch.stack(found), AGREE[self.model.table.dtype]
         wrong = ~(off <= most)  # so that NaN counts
         if not float(wrong.float().mean()) <= MAY_CHOOSE_OTHERWISE:
-            raise Withheld(
-                f"{int(wrong.sum())} of {wrong.numel()} rows that a layer made are more than {most:g} from the "
-                f"reference's, the furthest {float(off.max()):.3g}"
-            )
+            made, furthest = f"{int(wrong.sum())} of {wrong.numel()} rows that a layer made", f"{float(off.max()):.3g}"
+            raise Withheld(f"{made} are more than {most:g} from the reference's, the furthest {furthest}")
 
     def _enter(self, ids: Tensor) -> Tensor:
         return frame_embedding(ids, self.model.table, self.config.codebook_vocab, self.config.norm_eps)
@@ -234,10 +220,8 @@ class TorchFrame:
         return layer
 
     def _logits(self, x: Tensor) -> Tensor:
-        model, config = self.model, self.config
-        return torch_ops.codebook_head(
-            x, model.out_norm, model.head, config.n_codebooks, config.norm_eps, config.loss_softcap
-        )
+        model, c = self.model, self.config
+        return torch_ops.codebook_head(x, model.out_norm, model.head, c.n_codebooks, c.norm_eps, c.loss_softcap)
 
     def _compiled(self, piece: Callable[..., Any]) -> Callable[..., Any]:
         return torch.compile(piece, fullgraph=True, dynamic=False, **COMPILER) if self.compile else piece

@@ -86,10 +86,8 @@ def sums(ttgir: str) -> tuple[str, ...]:
     the length of the summed axis that a step takes. The width of a tile across that axis has no effect.
     """
     layouts = dict(re.findall(r"^(#\w+) = #ttg\.(.*)$", ttgir, re.MULTILINE))
-    found = []
-    for axis, shape, layout in re.findall(
-        r'"tt\.reduce"\(.*?<\{axis = (\d+).*?\) : \(tensor<([\dx]+)xf32, (.*?)>\) ->', ttgir, re.DOTALL
-    ):
+    found, reduce = [], r'"tt\.reduce"\(.*?<\{axis = (\d+).*?\) : \(tensor<([\dx]+)xf32, (.*?)>\) ->'
+    for axis, shape, layout in re.findall(reduce, ttgir, re.DOTALL):
         text, i = layouts.get(layout, layout), int(axis)
         parts = re.findall(r"(sizePerThread|threadsPerWarp|warpsPerCTA) = \[([\d, ]+)\]", text)
         along = " ".join(f"{name} {sizes.split(', ')[i]}" for name, sizes in parts) if "blocked" in text else text

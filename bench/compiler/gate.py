@@ -25,15 +25,9 @@ from typing import Any, NamedTuple
 import torch
 
 from zonos2_triton.bench.cli_choices import chosen
+from zonos2_triton.bench.compiler import offline_compile
 from zonos2_triton.bench.compiler.cubin_stats import TARGETS, TENSOR_MEMORY, Stats, statistics
-from zonos2_triton.bench.compiler.offline_compile import (
-    Launch,
-    check_compiler,
-    compile_only,
-    fake_tensors,
-    in_short,
-    launch_configs,
-)
+from zonos2_triton.bench.compiler.offline_compile import Launch, check_compiler, compile_only, fake_tensors, in_short
 from zonos2_triton.model.files import write_whole
 from zonos2_triton.model.tables import fitted, text_table
 
@@ -186,7 +180,7 @@ def _alone(task: Task) -> list[Row]:
 def _compiled(task: Task) -> list[Row]:
     spec = importlib.import_module(task.catalogue).KERNELS[task.kernel]
     pairs = product(task.workloads, task.dtypes)
-    with launch_configs(task.config):
+    with offline_compile.launch_configs(task.config):
         rows = [row for pair in pairs for row in _rows(task.kernel, spec, *pair, task.target)]
     return _same_sums(rows, spec.expects)
 

@@ -161,10 +161,8 @@ def check_compiler() -> None:
     from triton.runtime.jit import JITFunction
 
     if triton.knobs.runtime.interpret or not isinstance(triton.language.cdiv, JITFunction):
-        raise ValueError(
-            "the compile gate needs Triton's compiler, but TRITON_INTERPRET is set or was set when triton was imported;"
-            " unset it and start again"
-        )
+        why = "TRITON_INTERPRET is set or was set when triton was imported"
+        raise ValueError(f"the compile gate needs Triton's compiler, but {why}; unset it and start again")
 
 
 @contextmanager

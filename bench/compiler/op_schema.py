@@ -91,9 +91,8 @@ def _numbers(version: str) -> tuple[int, int, int]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 1: the registered schemas are not those of the listing; 2: a version that is too low."""
-    parser = argparse.ArgumentParser(
-        prog="python -m zonos2_triton.bench.compiler.op_schema", description=(__doc__ or "").split("\n")[0]
-    )
+    prog = "python -m zonos2_triton.bench.compiler.op_schema"
+    parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--update", metavar="VERSION", help="make the listing anew, at this version")
     options = parser.parse_args(argv)
     new = registered()

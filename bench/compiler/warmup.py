@@ -22,9 +22,7 @@ from zonos2_triton.bench.suite.presets import DTYPES
 from zonos2_triton.bench.suite.recorder import Budget, NotRun
 
 
-def warmup(
-    arch: str, seconds: float, kernels: Collection[str] = KERNELS.keys(), jobs: int | None = None
-) -> dict[str, Any]:
+def warmup(arch: str, seconds: float, kernels: Collection[str] = KERNELS, jobs: int | None = None) -> dict[str, Any]:
     """How many binaries there are, and which workloads have none. NotRun: an unknown architecture, or no time."""
     if arch not in TARGETS:
         raise NotRun(f"the compile gate does not know {arch}; kernels are compiled when they are first launched")

@@ -142,9 +142,8 @@ def plan(
     frame, sound, real_time = forecast.frame(max_batch_size), forecast.vocoder(max_batch_size), forecast.in_real_time()
     most = fit.max_batch_size if fit else 0
     at_once = {"fit": most, "real_time": real_time, "both": min(most, real_time), "most": MAX_BATCH_SIZE}
-    notes = [
-        f"Vocoder.decode of whole clips takes up to {_gb(MAX_ACTIVATION_BYTES)} more while it runs; speaking does not"
-    ]
+    clips = f"Vocoder.decode of whole clips takes up to {_gb(MAX_ACTIVATION_BYTES)} more while it runs"
+    notes = [f"{clips}; speaking does not"]
     if (held := pages // pages_of(rows)) < max_batch_size:
         held_now = f"{held} requests of this context at once, the others wait" if held else "no request of this context"
         notes.append(f"the cache holds {held_now}: raise kv_cache_tokens")
@@ -199,31 +198,18 @@ def _less(
 
 def _choice(precision: str, vocoder_dtype: str, options: BatchingOptions, prompt: int) -> dict[str, Any]:
     size = sum(each.bytes for each in footprint.memory(precision, vocoder_dtype, options, prompt))
-    asked = {"precision": precision, "vocoder_dtype": vocoder_dtype}
-    return {
-        **asked,
-        "max_batch_size": options.max_batch_size,
-        "kv_cache_tokens": options.kv_cache_tokens,
-        "bytes": size,
-    }
+    sizes = {"max_batch_size": options.max_batch_size, "kv_cache_tokens": options.kv_cache_tokens, "bytes": size}
+    return {"precision": precision, "vocoder_dtype": vocoder_dtype, **sizes}
 
 
 def overview(**asked: Any) -> dict[str, Any]:
     """The same on every GPU. asked: arguments of `plan`."""
     plans = [plan(each, **asked) for each in GPUS]
-    alike = (
-        "max_batch_size",
-        "kv_cache_tokens",
-        "precision",
-        "vocoder_dtype",
-        "has_kernels",
-        "context",
-        "prompt",
-        "notes",
-    )
+    alike = ("max_batch_size", "kv_cache_tokens", "precision", "vocoder_dtype", "has_kernels", "context", "prompt")
     first = plans[0]
     return {
         **{name: first[name] for name in alike},
+        "notes": first["notes"],
         "memory": {name: first["memory"][name] for name in ("bytes", "components")},
         "gpus": [
             {"gpu": each["gpu"], "fits": each["memory"]["fits"], "less": each["memory"]["less"],
@@ -341,10 +327,8 @@ def _precision(name: str) -> str:
 
 def _command(options: argparse.Namespace) -> int:
     """Exit status: 0 it fits, or no GPU is named; 1 it does not."""
-    asked = {
-        name: getattr(options, name) for name in ("max_batch_size", "precision", "context", "prompt", "kv_cache_tokens")
-    }
-    asked["vocoder_dtype"] = options.vocoder_dtype
+    names = "max_batch_size", "precision", "context", "prompt", "kv_cache_tokens", "vocoder_dtype"
+    asked = {name: getattr(options, name) for name in names}
     if options.seconds is not None:
         asked["context"] = context_of(options.seconds, usual_prompt() if options.prompt is None else options.prompt)
     found = plan(find_gpu(options.gpu), **asked) if options.gpu is not None else overview(**asked)

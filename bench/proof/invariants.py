@@ -135,7 +135,7 @@ def stale_cache(case: Case, op: Op = None) -> None:
     """The content of the cache beyond a sequence's end, and of unused pages, changes no bit."""
     if "k_cache" not in case.kernel.mutates:
         return
-    clean = run(case, op)
+    clean = run(case, op)["result"]
     block_table, size = case.inputs["block_table"].long(), case.inputs["k_cache"].shape[1]
     known = case.inputs["cache_seqlens" if "cache_seqlens" in case.inputs else "positions"].tolist()
     stale = torch.ones(case.inputs["k_cache"].shape[:2], dtype=torch.bool)
@@ -143,12 +143,8 @@ def stale_cache(case: Case, op: Op = None) -> None:
         at = torch.arange(max(count, 0))
         stale[pages[at // size], at % size] = False
     caches = {name: case.inputs[name].masked_fill(stale[..., None, None], float("nan")) for name in MUTABLE}
-    _require_same(
-        case,
-        "a cache of NaN where nothing was written",
-        {"result": clean["result"]},
-        {"result": run(case, op, **caches)["result"]},
-    )
+    got = run(case, op, **caches)["result"]
+    _require_same(case, "a cache of NaN where nothing was written", {"result": clean}, {"result": got})
 
 
 def chunked_prefill(case: Case, op: Op = None) -> None:
@@ -163,14 +159,9 @@ def chunked_prefill(case: Case, op: Op = None) -> None:
         whole = run(case, op, **alone)
         cut, caches, parts = rows // 2 + 1, {name: case.inputs[name] for name in MUTABLE}, []
         for begin, end in ((0, cut), (cut, rows)) if cut < rows else ((0, 1), (1, rows)):
-            piece = {
-                **alone,
-                "qkvg": alone["qkvg"][begin:end].clone(),
-                "cache_seqlens": _int32(start + begin),
-                "cu_seqlens": _int32(0, end - begin),
-                "max_seqlen_q": end - begin,
-            }
-            got = run(case, op, **piece, **caches)
+            piece = {"qkvg": alone["qkvg"][begin:end].clone(), "cache_seqlens": _int32(start + begin)}
+            piece |= {"cu_seqlens": _int32(0, end - begin), "max_seqlen_q": end - begin}
+            got = run(case, op, **{**alone, **piece, **caches})
             parts.append(got.pop("result"))
             caches = got
         _require_same(case, f"sequence {unit} in two pieces", whole, {"result": torch.cat(parts), **caches})
@@ -221,22 +212,9 @@ def idempotent(case: Case, op: Op = None) -> None:
     _require_same(case, "NaN where it writes", first, run(case, op, **rings))
 
 
-INVARIANTS: Mapping[str, Callable[[Case, Op], None]] = {
-    check.__name__: check
-    for check in (
-        counters_return,
-        causal,
-        nan_isolated,
-        stale_cache,
-        chunked_prefill,
-        batch_invariant,
-        reads_only_window,
-        steps,
-        idempotent,
-        any_order,
-    )
-}
-
+_OF_FRAMES = (counters_return, causal, nan_isolated, stale_cache, chunked_prefill, batch_invariant)
+_CHECKS = (*_OF_FRAMES, reads_only_window, steps, idempotent, any_order)
+INVARIANTS: Mapping[str, Callable[[Case, Op], None]] = {check.__name__: check for check in _CHECKS}
 ROUNDED_ONCE = (
     *("frame_embedding", "add_rms_norm", "rotary", "output_projection"),
     *("rvq_decode", "conv1d_snake", "conv_transpose1d_snake", "conv1d_tanh"),
@@ -300,9 +278,8 @@ def _require_sorted(case: Case, outputs: Tensors) -> None:
     ids, experts = outputs["expert_ids"], outputs["probs"].shape[1]
     if ((ids < 0) | (ids >= experts)).any():
         raise Broken(f"{case.name}: an expert out of range, of a row of NaN")
-    for name, want in zip(
-        ("sorted_slot_ids", "expert_offsets"), by_expert(ids, experts, case.inputs["positions"]), strict=True
-    ):
+    lists = by_expert(ids, experts, case.inputs["positions"])
+    for name, want in zip(("sorted_slot_ids", "expert_offsets"), lists, strict=True):
         if not torch.equal(outputs[name], want):
             raise Broken(f"{case.name}: {name} does not sort the chosen experts")
 

@@ -105,12 +105,7 @@ def _read(source: str) -> tuple[frozenset[str], list[list[Token]]]:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             names.add(node.name)
         else:
-            names |= {
-                alias.asname or alias.name
-                for child in ast.walk(node)
-                for alias in getattr(child, "names", ())
-                if isinstance(alias, ast.alias)
-            }
+            names |= {each.asname or each.name for each in ast.walk(node) if isinstance(each, ast.alias)}
             names |= {child.id for child in ast.walk(node) if isinstance(child, ast.Name)}
         first = min([node.lineno, *(each.lineno for each in getattr(node, "decorator_list", ()))])
         starts.append(lines[first - 1])
@@ -187,9 +182,8 @@ def _edited(statement: Sequence[Token], edits: Sequence[Edit]) -> list[Token]:
         if indent is not None and edit.begin == edit.end:
             tokens[edit.begin] = replace(tokens[edit.begin], indent=None)
         tokens[edit.begin : edit.end] = [Token(word, 0) for word in edit.words]
-        if (
-            indent is not None and edit.begin < len(tokens) and tokens[edit.begin].indent is None
-        ):  # else the line is gone
+        # Else the line is gone.
+        if indent is not None and edit.begin < len(tokens) and tokens[edit.begin].indent is None:
             tokens[edit.begin] = replace(tokens[edit.begin], indent=indent)
     return tokens
 

@@ -198,10 +198,7 @@ _NAMES = {
 
 
 def _upcast(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
-        for name, value in inputs.items()
-    }
+    return {name: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for name, x in inputs.items()}
 
 
 def _rms(x: Tensor) -> float:

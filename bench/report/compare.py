@@ -30,7 +30,6 @@ CALIBRATION = "calibration/"  # rows of the GPU, and no work of ours
 FIELDS = {"launches", "registers", "spills", "shared", "instructions", "matrix", "wide", "narrow"}
 HEADS = ("item", "verdict", "before", "after", "change", "p", "note")
 
-
 Row = dict[str, Any]
 """One measured item: name (stage/item); before, after (medians, in `unit`), ratio; p (adjusted), verdict, note."""
 

@@ -46,9 +46,8 @@ def _run(mine: Sequence[tuple[str, Result]]) -> dict[str, Any]:
 def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
     """Add the options of the command to `parser`; what comes back runs it and returns its exit status."""
     parser.description = "One self-contained HTML page of result files of `make gpu`."
-    parser.add_argument(
-        "results", nargs="+", type=local_path, metavar="RESULTS", help="JSON files, as in bench/results/"
-    )
+    files = "JSON files, as in bench/results/"
+    parser.add_argument("results", nargs="+", type=local_path, metavar="RESULTS", help=files)
     out = "default: %(default)s; replaced once the page is whole"
     parser.add_argument("-o", "--out", type=local_path, default=Path("report.html"), metavar="FILE", help=out)
     parser.add_argument("--json", action="store_true", help="print the page's path as JSON")

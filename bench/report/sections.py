@@ -177,10 +177,8 @@ def rooflines(result: Result) -> Section:
 
 def comparison(found: Comparison) -> Section:
     """The comparison of an earlier run with this one."""
-    moved, same = (
-        [dict(zip(HEADS, cells(row), strict=True)) for row in found.rows if (row["verdict"] == "same") == is_same]
-        for is_same in (False, True)
-    )
+    rows = [dict(zip(HEADS, cells(row), strict=True)) for row in found.rows]
+    moved, same = ([row for row in rows if (row["verdict"] == "same") == is_same] for is_same in (False, True))
     tables = [Table("Slower or faster", moved), Table("The same", same, folded=True)]
     return Section(f"From {found.before} to {found.after}", [found.counts + "."], tables, problems=found.remarks)
 

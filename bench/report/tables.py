@@ -107,15 +107,9 @@ def _kernel(kernel: Kernel, snapshot: Mapping[str, Mapping[str, int]], result: R
         if key.split("/")[0] == kernel.name and key.split("/")[2:] == [f"{workload.name}-bfloat16", TARGET]
     ]
     timed = passed(result, "timings", f"{kernel.name}/{workload.name}") if result else None
-    return (
-        f"[`{kernel.name}`](kernels/{kernel.name}.py)",
-        kernel.replaces,
-        workload.name,
-        engineering(cost.bytes, "B"),
-        engineering(cost.flops, "FLOP"),
-        "; ".join(compiled),
-        f"{timed['median_us']:.1f} us" if timed else UNMEASURED,
-    )
+    link, time = f"[`{kernel.name}`](kernels/{kernel.name}.py)", f"{timed['median_us']:.1f} us" if timed else UNMEASURED
+    least = engineering(cost.bytes, "B"), engineering(cost.flops, "FLOP")
+    return (link, kernel.replaces, workload.name, *least, "; ".join(compiled), time)
 
 
 def _conditions(result: Result | None) -> str:

@@ -9,18 +9,12 @@ from zonos2_triton.bench.specs.spec import active_experts, spec
 
 # The 8B model's sizes.
 D, HQ, HKV, DH, I, E, R, C, V, P, TEXT = 2048, 16, 4, 128, 3072, 16, 128, 9, 1026, 6144, 520
-
-
 _ROWS: dict[str, Sizes] = {"decode-B1": {"M": 1}, "decode-B64": {"M": 64}, "prefill-2048": {"M": 2048}}
 _DECODE: dict[str, Sizes] = {f"decode-B{B}": {"M": B} for B in (1, 4, 16, 17, 64, 256)}
 _PREFILL: dict[str, Sizes] = {f"prefill-{T}": {"M": T, "prefill": True} for T in (32, 128, 2048)}
 _FEW: dict[str, Sizes] = {"tiny": {"M": 3}, "one-row": {"M": 1}}
-_PIECES: dict[str, Sizes] = {
-    **_FEW,
-    "two-tiles": {"M": 33},
-    "prefill": {"M": 33, "prefill": True},
-    "prefill-row": {"M": 1, "prefill": True},
-}
+_PIECES = {**_FEW, "two-tiles": {"M": 33}, "prefill": {"M": 33, "prefill": True}}
+_PIECES["prefill-row"] = {"M": 1, "prefill": True}
 # Between the parts of another engine: rows that are normed already, and sums that it adds itself.
 _NORMED: dict[str, Sizes] = {f"normed-B{B}": {"M": B, "normed": True} for B in (1, 64)}
 _SUM: Sizes = {"normed": True, "residual": False}

@@ -49,11 +49,9 @@ def prompt_cost(config: Zonos2Config, rows: int, itemsize: int = 2) -> Mapping[s
     c, costs = config, dict(frame_cost(config, rows, 0, itemsize))
     for name in ("decode_attention", "sample_codes", "advance_frame"):
         del costs[name]
-    cache = c.kv_heads * c.head_dim
-    attention = KERNELS["prefill_attention"].cost(
-        T=rows, context=0, B=1, HQ=c.heads, HKV=c.kv_heads, DH=c.head_dim, itemsize=itemsize
-    )
-    costs["prefill_attention"] = _times(c.n_layers, Cost(2 * rows * cache * itemsize, attention.flops))
+    sizes = {"HQ": c.heads, "HKV": c.kv_heads, "DH": c.head_dim, "itemsize": itemsize}
+    flops = KERNELS["prefill_attention"].cost(T=rows, context=0, B=1, **sizes).flops
+    costs["prefill_attention"] = _times(c.n_layers, Cost(2 * rows * c.kv_heads * c.head_dim * itemsize, flops))
     return costs | {"codebook_head": frame_cost(config, 1, 0, itemsize)["codebook_head"]}
 
 

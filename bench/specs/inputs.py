@@ -155,12 +155,8 @@ def prefill_attention(
     most = max(row + start for row, start in zip(rows, contexts, strict=True))
     made = _attention(new, T, B, most, **sizes)
     cuts = [sum(rows[:b]) for b in range(B + 1)]
-    return {
-        **made,
-        "cache_seqlens": new.int32(list(contexts)),
-        "cu_seqlens": new.int32(cuts),
-        "max_seqlen_q": max(rows),
-    }
+    lengths = {"cache_seqlens": new.int32(list(contexts)), "cu_seqlens": new.int32(cuts)}
+    return {**made, **lengths, "max_seqlen_q": max(rows)}
 
 
 def moe_router(

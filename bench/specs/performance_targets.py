@@ -13,7 +13,6 @@ LIBRARIES = ("sdpa", "flash-attn", "flashinfer")  # of attention
 UNMEASURED = "not yet measured on a GPU"
 CHECKS = ("tests", "accuracy", "invariance", "cuda_graph", "sanitizer")
 
-
 # A figure in its goal's unit, and how many repetitions it is the median of; None: it is no time.
 Measurement = tuple[float, int | None]
 

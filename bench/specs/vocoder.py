@@ -9,11 +9,7 @@ from zonos2_triton.bench.specs.spec import spec
 from zonos2_triton.reference.vocoder_layers import LENGTH_UNKNOWN
 
 # Of the vocoder: steps of one clip, and of many.
-_CHUNKS: dict[str, Sizes] = {
-    "chunk-16": {"frames": 16},
-    "clip-128": {"frames": 128},
-    "streams-64": {"B": 64, "frames": 2},
-}
+_CHUNKS = {"chunk-16": {"frames": 16}, "clip-128": {"frames": 128}, "streams-64": {"B": 64, "frames": 2}}
 
 
 def _layers(name: str, at: Mapping[str, Sizes], **sizes: Any) -> dict[str, Sizes]:

@@ -29,15 +29,8 @@ from zonos2_triton.reference.vocoder import VocoderConfig
 
 # Both sides of every size at which a launch takes other tiles.
 BATCHES = (1, 16, 17, 32, 33, 64, 65, 256)
-BATCHED = (
-    "qkv_projection",
-    "decode_attention",
-    "output_projection",
-    "moe_router",
-    "moe_experts",
-    "codebook_head",
-    "sample_codes",
-)
+OF_LAYERS = "qkv_projection", "decode_attention", "output_projection", "moe_router", "moe_experts"
+BATCHED = (*OF_LAYERS, "codebook_head", "sample_codes")
 RAGGED = {"moe_router": 4}  # results from this one on are lists of the whole batch's slots
 
 # Of the 8B model.
@@ -118,10 +111,8 @@ def chunked_prefill(
 
     one, two, three = caches(), caches(), caches()
     whole = attend(slice(0, T), slice(0, 1), [0], [0, T], one)
-    parts = [
-        attend(slice(a, b), slice(0, 1), [a], [0, b - a], two)
-        for a, b in pairwise([0, *(cut for cut in cuts if cut < T), T])
-    ]
+    edges = [0, *(cut for cut in cuts if cut < T), T]
+    parts = [attend(slice(a, b), slice(0, 1), [a], [0, b - a], two) for a, b in pairwise(edges)]
     _check("prefill_attention in chunks", [torch.cat(parts), *two], [whole, *one])
     both = attend(slice(0, T + mate), slice(0, 2), [0, 0], [0, T, T + mate], three)
     attend(slice(T, T + mate), slice(1, 2), [0], [0, mate], one)
@@ -234,7 +225,7 @@ def clips(
 
 def clip_step_meta(
     decoder: VocoderDecoder, lengths: Sequence[int], chunk: int, device: str, delayed: bool = False
-) -> list[Tensor]:  # fmt: skip
+) -> list[Tensor]:
     """step_meta [B, 4] of the steps that take clips of so many frames to their end."""
     frames = torch.tensor(lengths, dtype=torch.int32, device=device)
     codebooks = decoder.config.n_codebooks if delayed else 1

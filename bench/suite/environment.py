@@ -26,9 +26,7 @@ SMI = {
     "power_w": "power.draw", "temperature_c": "temperature.gpu",
 }  # fmt: skip
 # In place of a GPU: every step, at small sizes, on a CPU in Triton's interpreter.
-SMOKE = {
-    "gpu": "CPU smoke run", "arch": "interpreter", "memory_gib": 0.0, "multiprocessors": 0, "l2_bytes": None,
-}  # fmt: skip
+SMOKE = {"gpu": "CPU smoke run", "arch": "interpreter", "memory_gib": 0.0, "multiprocessors": 0, "l2_bytes": None}
 
 
 def environment(seed: int, smoke: bool = False) -> dict[str, Any]:

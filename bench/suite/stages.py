@@ -135,11 +135,8 @@ def _accuracy(preset: Preset) -> Listed:
 
 def _verified(kernel: Kernel, workload: Workload, dtype: str, run: Run, left: float) -> dict[str, Any]:
     report = verify(kernel, workload, run.device.name, DTYPES[dtype], seed=SEED)
-    return {
-        "ratio": round(report.ratio, 3),
-        "rms": {error.output: error.rms for error in report.errors},
-        "torch_rms": {error.output: error.torch_rms for error in report.errors},
-    }
+    rms, torch_rms = ({error.output: getattr(error, of) for error in report.errors} for of in ("rms", "torch_rms"))
+    return {"ratio": round(report.ratio, 3), "rms": rms, "torch_rms": torch_rms}
 
 
 def _invariance(preset: Preset) -> Listed:
@@ -221,10 +218,8 @@ def _end_to_end(preset: Preset) -> Listed:
         return name, seconds, proven
 
     for n in preset.together:
-        yield item(
-            f"first-audio/{n}", 5, lambda run, batch_size: run.end_to_end.first_audio(batch_size, preset.rounds), n
-        )
-        yield item(f"host/B{n}", 5, lambda run, batch_size: run.end_to_end.host(batch_size, preset.scheduler_steps), n)
+        yield item(f"first-audio/{n}", 5, lambda run, n: run.end_to_end.first_audio(n, preset.rounds), n)
+        yield item(f"host/B{n}", 5, lambda run, n: run.end_to_end.host(n, preset.scheduler_steps), n)
     for n in preset.prefills:
         yield item(f"prefill-{n}", 4, lambda run, rows: run.frames.time_prompt(rows, run.device, run.roofline), n)
     yield item("memory", 10, lambda run: run.end_to_end.memory(preset.seconds_of_audio))
@@ -263,9 +258,8 @@ def _timings(preset: Preset) -> Listed:
 def timed(kernel: Kernel, workload: Workload, run: Run, left: float) -> dict[str, Any]:
     """A kernel's time at one workload."""
     prove(kernel, workload, run, left)
-    found = timer.time_kernel(
-        kernel, workload, run.device, DTYPES[TIMED], roofline=run.roofline, datasheet=run.datasheet
-    )
+    rates = {"roofline": run.roofline, "datasheet": run.datasheet}
+    found = timer.time_kernel(kernel, workload, run.device, DTYPES[TIMED], **rates)
     return found | {"dtype": TIMED}
 
 

@@ -42,9 +42,8 @@ class EndToEnd:
     def speaking(self, batch_size: int, frames: int) -> Zonos2:
         """With room for a batch of requests of so many frames, on the kernels where they are compiled."""
         rows = batch_size * -(-(frames + len(self.prompt)) // 64) * 64
-        backbone = Backbone(
-            self.config, self.weights, options=BatchingOptions(max_batch_size=batch_size, kv_cache_tokens=rows)
-        )
+        options = BatchingOptions(max_batch_size=batch_size, kv_cache_tokens=rows)
+        backbone = Backbone(self.config, self.weights, options=options)
         dtype = torch.float16 if backbone.backend == "triton" else torch.float32
         return Zonos2(backbone, Vocoder(self.codec, random_codec(self.codec, self.device, dtype), "auto"))
 
@@ -111,9 +110,8 @@ class EndToEnd:
                 for stream in running:
                     deque(stream.ready(), maxlen=0)
                 if n >= SETTLED:
-                    samples.append(
-                        (spent["model/step"] - spent["model/wait"]) * 1e6 / tts.backbone.scheduler.sync_interval
-                    )
+                    seconds = spent["model/step"] - spent["model/wait"]
+                    samples.append(seconds * 1e6 / tts.backbone.scheduler.sync_interval)
         return {"batch_size": batch_size, **_spread(samples, "us")}
 
     def memory(self, seconds: float) -> dict[str, Any]:

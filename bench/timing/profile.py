@@ -55,9 +55,8 @@ def checked(options: argparse.Namespace) -> argparse.Namespace:
     if options.model == REAL and device.type == "cpu":
         raise ValueError(f"--model {REAL} makes 15 GB of random weights on a GPU, and the device is a CPU")
     if options.model not in (None, REAL) and not local_path(options.model).exists():
-        raise ValueError(
-            f"--model must be a folder with params.json and weights, its weights, or {REAL!r}, got {options.model!r}"
-        )
+        accepted = f"a folder with params.json and weights, its weights, or {REAL!r}"
+        raise ValueError(f"--model must be {accepted}, got {options.model!r}")
     out = options.out / "profile.json.gz" if options.out.is_dir() else options.out
     if not out.name.endswith(ENDINGS):  # by which a viewer knows it
         raise ValueError(f"--out must end in {' or '.join(ENDINGS)}, or be a folder, got {out}")

@@ -187,7 +187,7 @@ def time_kernel(
 
 def rates(
     moved: float, flops: float, microseconds: float, roofline: Roofline = UNKNOWN, datasheet: Roofline = UNKNOWN
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """moved and flops are the least that the call needs. A share of what is not known is None."""
     gbps, tflops = moved / microseconds / 1e3, flops / microseconds / 1e6
     floor = roofline.floor_us(moved, flops)

@@ -113,10 +113,8 @@ class VocoderTimer:
         signal, error = want.double().square().sum(), (samples.double() - want.double()).square().sum()
         found = float((10 * torch.log10(signal / error)).clamp(max=200))  # JSON has no infinity
         if not found >= AGREE_DB[self.dtype]:
-            raise Withheld(
-                f"the kernels' samples are {found:.1f} dB from the plain decoder's, which is less than "
-                f"{AGREE_DB[self.dtype]:g} in {self.dtype}"
-            )
+            least = f"which is less than {AGREE_DB[self.dtype]:g} in {self.dtype}"
+            raise Withheld(f"the kernels' samples are {found:.1f} dB from the plain decoder's, {least}")
         return round(found, 2)
 
     def _torch(self, ids: Tensor) -> Tensor:

@@ -27,10 +27,7 @@ _SHARED = mutants(
     gate_forgotten="{{y = y * tl.sigmoid(gate)[:, None] => pass}}",
     gate_without_sigmoid="{{tl.sigmoid(gate) => gate}}[:, None]",
     no_preamble_scores_not_scaled="{{qk = qk * scale => pass}}",
-    no_preamble_new_key_normed=(
-        "{{ => k = round_to(rms_normalize(k.to(tl.float32), DH, EPS), k.dtype) if cos is None else k; }}"
-        "if cos is not None: k = round_to("
-    ),
+    no_preamble_new_key_normed="{{ => k = round_to(rms_normalize(k.to(tl.float32), DH, EPS), k.dtype) if cos is None else k; }}if cos is not None: k = round_to(",
 )
 
 ATTENTION: Mapping[str, tuple[Mutant, ...]] = {
@@ -102,12 +99,8 @@ ATTENTION: Mapping[str, tuple[Mutant, ...]] = {
         sum_not_rescaled="acc = dot_fp32(p, v, acc{{ * alpha[:, None] => }})",
         last_sum_not_rescaled="tl.zeros_like(v)), acc{{ * alpha[:, None] => }})",
         results_of_the_first_sequence="y_ptr + ({{ => 0 * }}begin + offs_t)[:, None]",
-        no_preamble_queries_normed=(
-            "q = tl.load(token_ptrs[... {{ => q = q if FUSED_PREAMBLE else (q * tl.rsqrt(tl.sum(q * q, axis=1) / DH)[:, None]).to(q.dtype); }}if"
-        ),
+        no_preamble_queries_normed="q = tl.load(token_ptrs[... {{ => q = q if FUSED_PREAMBLE else (q * tl.rsqrt(tl.sum(q * q, axis=1) / DH)[:, None]).to(q.dtype); }}if",
         no_preamble_keys_of_the_gated_width="def _write_cache_kernel(... {{(HQ if FUSED_PREAMBLE else 0) => HQ}}",
-        no_preamble_queries_of_the_gated_width=(
-            "def _prefill_attention_kernel(... {{(HQ if FUSED_PREAMBLE else 0) => HQ}}"
-        ),
+        no_preamble_queries_of_the_gated_width="def _prefill_attention_kernel(... {{(HQ if FUSED_PREAMBLE else 0) => HQ}}",
     ),
 }

@@ -82,9 +82,7 @@ BACKBONE: Mapping[str, tuple[Mutant, ...]] = {
         history_without_a_window="last_seen >= {{step - window => 0}}",
         positive_logits_multiplied="tl.where(x {{> => <}} 0, tl.div_rn",
         temperature_multiplied="x = {{tl.div_rn(x, temperature) => x * temperature}}",
-        temperature_before_the_penalty=(
-            "{{ => x = tl.div_rn(x, temperature); }}x = tl.where(recent, tl.where(... x = {{tl.div_rn(x, temperature) => x}}"
-        ),
+        temperature_before_the_penalty="{{ => x = tl.div_rn(x, temperature); }}x = tl.where(recent, tl.where(... x = {{tl.div_rn(x, temperature) => x}}",
         multiplied_by_a_reciprocal="x = {{tl.div_rn(x, => x * (1.0 /}} temperature)",
         penalty_by_a_reciprocal="tl.where(x > 0, {{tl.div_rn(x, => x * (1.0 /}} penalty)",
         overflow_not_clamped="{{x = tl.minimum(tl.maximum(x, -LARGEST), LARGEST) => pass}}",
@@ -121,10 +119,7 @@ BACKBONE: Mapping[str, tuple[Mutant, ...]] = {
         shares_by_a_reciprocal="{{tl.div_rn(weights, => weights * (1.0 /}} share) * WEIGHT",
         code_before_the_target="axis=0) {{<= => <}} target",
         target_rounded_up="* all_drawn{{ =>  + 0xFFFFFFFF}}) >> 32",
-        target_in_fp32=(
-            "(word.to(tl.{{int64) * all_drawn) >> 32"
-            " => float32) * all_drawn.to(tl.float32) * 2.3283064365386963e-10).to(tl.int64)}}"
-        ),
+        target_in_fp32="(word.to(tl.{{int64) * all_drawn) >> 32 => float32) * all_drawn.to(tl.float32) * 2.3283064365386963e-10).to(tl.int64)}}",
         key_without_the_frame="tl.philox(seed, {{step => 0}}, c, 0, 0)",
         key_without_the_codebook="tl.philox(seed, step, {{c => 0}}, 0, 0)",
         key_of_the_row="(b * C + c) ... tl.philox(seed, step, {{ => b * C + }}c, 0, 0)",

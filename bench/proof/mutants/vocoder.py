@@ -346,10 +346,7 @@ VOCODER: Mapping[str, tuple[Mutant, ...]] = {
         weights_of_two_channels="n, n < {{1 => 2}}, x_ring_len",
         channel_beyond_the_first="tl.where((n == {{0 => 1}})[None, :], acc, 0.0)",
         bias_forgotten="{{ + tl.load(bias_ptr).to(tl.float32) => }}",
-        bias_for_each_column=(
-            "{{tl.where((n == 0)[None, :], acc, 0.0), axis=1) => acc}}"
-            " + tl.load(bias_ptr).to(tl.float32){{ => , axis=1)}}"
-        ),
+        bias_for_each_column="{{tl.where((n == 0)[None, :], acc, 0.0), axis=1) => acc}} + tl.load(bias_ptr).to(tl.float32){{ => , axis=1)}}",
         tanh_forgotten="tl.where(live, {{tanh(out) => out}}, 0.0)",
         dead_samples_sound="{{tl.where(live, tanh(out), 0.0 => tanh(out}})",
         nan_hidden="tl.where(live{{ =>  & (out == out)}}, tanh(out), 0.0)",
