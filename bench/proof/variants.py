@@ -48,9 +48,6 @@ VARIANTS: Mapping[str, Changes] = {
     },
     "moe_router": {
         **_EPSILON,
-        "ties": lambda inputs: {
-            "w3": torch.zeros_like(inputs["w3"]),
-            "balancing_biases": torch.zeros_like(inputs["balancing_biases"]),
-        },
+        "ties": lambda inputs: {name: torch.zeros_like(inputs[name]) for name in ("w3", "balancing_biases")},
     },
 }
