@@ -102,10 +102,8 @@ def planned(
 ) -> dict[str, float]:
     """`components` of what `Zonos2.load` would make with these arguments: on a GPU, unless sync_interval is 1."""
     # Batch sizes of a bucket differ in the cache alone, whose pages are alike.
-    alike = BatchingOptions(
-        buckets(options.max_batch_size)[-1], PAGE_SIZE, options.sync_interval or SYNC_INTERVAL, "off"
-    )
-    found = dict[str, float](_components(dtype, vocoder_dtype, alike, sizes, backend))
+    top = BatchingOptions(buckets(options.max_batch_size)[-1], PAGE_SIZE, options.sync_interval or SYNC_INTERVAL, "off")
+    found = dict[str, float](_components(dtype, vocoder_dtype, top, sizes, backend))
     found["cache"] *= cache_pages(sizes.model, options.max_batch_size, options.kv_cache_tokens)
     return found
 

@@ -215,10 +215,8 @@ def idempotent(case: Case, op: Op = None) -> None:
 _OF_FRAMES = (counters_return, causal, nan_isolated, stale_cache, chunked_prefill, batch_invariant)
 _CHECKS = (*_OF_FRAMES, reads_only_window, steps, idempotent, any_order)
 INVARIANTS: Mapping[str, Callable[[Case, Op], None]] = {check.__name__: check for check in _CHECKS}
-ROUNDED_ONCE = (
-    *("frame_embedding", "add_rms_norm", "rotary", "output_projection"),
-    *("rvq_decode", "conv1d_snake", "conv_transpose1d_snake", "conv1d_tanh"),
-)
+ROUNDED_ONCE = {"frame_embedding", "add_rms_norm", "rotary", "output_projection", "rvq_decode"}
+ROUNDED_ONCE |= {"conv1d_snake", "conv_transpose1d_snake", "conv1d_tanh"}
 MUTABLE = ("k_cache", "v_cache")
 COUNTING = ("decode_attention", "moe_router", "moe_experts")
 IDLE_UNREAD = ("decode_attention",)  # nothing of an idle slot or token is read

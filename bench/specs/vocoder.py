@@ -37,6 +37,7 @@ _FRAMES = (
     (3, 0, _UNKNOWN, 40),
     (7, 5, 12, 10),
 )
+_THREE_TAPS = {"even-K": {"Ci": 64, "taps": 3}, "long-K": {"Ci": 72, "taps": 3}, "tf32": {"tf32": True, "taps": 3}}
 VOCODER = (
     spec(
         "rvq_decode",
@@ -75,9 +76,7 @@ VOCODER = (
             "no-act": {"taps": 3, "y": True, "activated": False},
             "rows": {**_ANY_SLOTS, "dilation": 3, "residual": True, "y": True},
             "many-tiles": {"B": 1, "frames": 16, "samples_per_frame": 33, "Ci": 6, "Co": 70, "taps": 3},
-            "even-K": {"Ci": 64, "taps": 3},
-            "long-K": {"Ci": 72, "taps": 3},
-            "tf32": {"tf32": True, "taps": 3},
+            **_THREE_TAPS,
         },
         mutates=("y", "activated"),
     ),
@@ -145,9 +144,7 @@ VOCODER = (
             "kept": {"delay": 6, "y": True},
             "rows": {**_ANY_SLOTS, "y": True},
             "many-tiles": {"B": 1, "frames": 16, "samples_per_frame": 33, "Ci": 6, "taps": 3},
-            "even-K": {"Ci": 64, "taps": 3},
-            "long-K": {"Ci": 72, "taps": 3},
-            "tf32": {"tf32": True, "taps": 3},
+            **_THREE_TAPS,
         },
         mutates=("y",),
     ),

@@ -258,7 +258,7 @@ def _timings(preset: Preset) -> Listed:
 def timed(kernel: Kernel, workload: Workload, run: Run, left: float) -> dict[str, Any]:
     """A kernel's time at one workload."""
     prove(kernel, workload, run, left)
-    rates = {"roofline": run.roofline, "datasheet": run.datasheet}
+    rates: dict[str, Any] = {"roofline": run.roofline, "datasheet": run.datasheet}
     found = timer.time_kernel(kernel, workload, run.device, DTYPES[TIMED], **rates)
     return found | {"dtype": TIMED}
 
@@ -321,11 +321,8 @@ def _torch_frame(preset: Preset) -> Listed:
 
 
 def _sanitizer(preset: Preset) -> Listed:
-    def sanitized(tool: str, run: Run, left: float) -> dict[str, Any]:
-        return sanitizer.run(tool, left)
-
     for tool in sanitizer.TOOLS:
-        yield tool, 20, partial(sanitized, tool)
+        yield tool, 20, partial(lambda tool, run, left: sanitizer.run(tool, left), tool)
 
 
 # In this order. Seconds that earlier stages leave for each, and its items; the environment comes with every stage.

@@ -77,10 +77,8 @@ def test_every_seeded_defect_is_named(found, kernel, target, words):
 
 def test_what_is_clean_passes(found):
     clean = [row for row in found["rows"] if row.kernel == "clean" and row.target == "sm_90"]
-    assert [(row.config, row.launches, row.grid) for row in clean] == [
-        ("M64-bfloat16", 3, (2,)),
-        ("M64-bfloat16#2", 1, (8,)),
-    ]
+    three, other = ("M64-bfloat16", 3, (2,)), ("M64-bfloat16#2", 1, (8,))
+    assert [(row.config, row.launches, row.grid) for row in clean] == [three, other]
     assert all(not row.failures and row.stats.loads.keys() == {"16"} and not row.stats.matrix for row in clean)
     [tiles] = [row for row in found["rows"] if row.kernel == "large_tiles" and row.target == "sm_90"]
     assert not tiles.failures
