@@ -33,7 +33,7 @@ def ops_of(backend: str, config: "Zonos2Config", device: torch.device, dtype: to
     check_rows("backend 'triton'", dtype, dim=config.dim, ffn_dim=config.ffn_dim, moe_router_dim=config.moe_router_dim)
     most = max(MAX_BATCH_SIZE * config.kv_heads, MAX_PREFILL_TOKENS // 16 + 1, config.dim)
     counters = torch.zeros(most, dtype=torch.int32, device=device)
-    ops = {field.name: _kernel(field.name) for field in fields(Ops)}
+    ops = {field.name: kernel(field.name) for field in fields(Ops)}
     with_counters = {name: partial(ops[name], counters=counters) for name in COUNTING}
     return Ops(**(ops | with_counters))
 
@@ -43,10 +43,10 @@ def vocoder_ops(dtype: torch.dtype) -> VocoderOps:
     from zonos2_triton.kernels.residual_unit import MAX_CHANNELS
 
     widest = 0 if dtype == torch.float32 else MAX_CHANNELS
-    return VocoderOps._make([*map(_kernel, VOCODER_OPERATORS), widest])
+    return VocoderOps._make([*map(kernel, VOCODER_OPERATORS), widest])
 
 
-def _kernel(name: str) -> Callable[..., Any]:
+def kernel(name: str) -> Callable[..., Any]:
     """The operator of a kernel file. Imported here: Triton is heavy, and the reference does without it."""
     op: Callable[..., Any] = getattr(import_module(f"zonos2_triton.kernels.{name}"), name)
     return op

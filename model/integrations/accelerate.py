@@ -24,7 +24,7 @@ KNOWN = (
     "transformers' DacModel, dac.DAC, the model of the official zonos2 engine, the imported package zonos2, an "
     "nn.Module with the official tensor names, or an object that holds some of these as modules"
 )
-PatchSite = tuple[Any, str, object]  # owner, attribute, new value
+PatchSite = tuple[Any, str, Any]  # owner, attribute, new value
 
 
 @dataclass(frozen=True)

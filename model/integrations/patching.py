@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
+Call = Callable[..., Any]
 MISSING = object()
 SAMPLED = 64  # values of each tensor on a GPU that the guard compares
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -46,12 +47,7 @@ class Replacement:
     Copying and pickling are errors.
     """
 
-    def __init__(
-        self,
-        function: Callable[..., Any],
-        original: Callable[..., Any],
-        weights: Callable[[], Iterable[Tensor]] = tuple,
-    ) -> None:
+    def __init__(self, function: Call, original: Call, weights: Callable[[], Iterable[Tensor]] = tuple) -> None:
         """weights: returns the current weights of the operation."""
         update_wrapper(self, original)
         self._function, self._original, self._weights = function, original, weights
@@ -61,7 +57,8 @@ class Replacement:
         return any(weight.requires_grad for weight in self._weights())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.is_grad_enabled() and (self.trainable() or any(map(_requires_grad, (*args, *kwargs.values())))):
+        given = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        if torch.is_grad_enabled() and (self.trainable() or any(tensor.requires_grad for tensor in given)):
             return self._original(*args, **kwargs)
         return self._function(*args, **kwargs)
 
@@ -70,10 +67,6 @@ class Replacement:
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         self.__deepcopy__(None)
-
-
-def _requires_grad(value: object) -> bool:
-    return isinstance(value, Tensor) and value.requires_grad
 
 
 class WeightGuard:
@@ -202,18 +195,14 @@ def check_module(owner: str, root: nn.Module) -> None:
             raise ValueError(f"{owner}: {name} is in training mode: call .eval()")
         if is_compiled(module):
             raise ValueError(f"{owner}: {name} is compiled already: accelerate first, then compile")
-        hooks = *module._forward_hooks.values(), *module._forward_pre_hooks.values()
-        if other := [hook for hook in hooks if not _is_weight_norm(hook)]:
-            raise ValueError(
-                f"{owner}: {name} has a forward hook, which the kernels would pass by: remove {other[0]!r}"
-            )
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+            # torch.nn.utils.weight_norm makes the weight in a hook; its g and v are read instead.
+            if type(hook).__module__ != "torch.nn.utils.weight_norm":
+                raise ValueError(
+                    f"{owner}: {name} has a forward hook, which the kernels would pass by: remove {hook!r}"
+                )
 
 
 def is_compiled(module: Any) -> bool:
     """By torch.compile or Module.compile."""
     return "_orig_mod" in getattr(module, "_modules", ()) or getattr(module, "_compiled_call_impl", None) is not None
-
-
-def _is_weight_norm(hook: object) -> bool:
-    """torch.nn.utils.weight_norm makes the weight in a hook; its g and v are read instead."""
-    return type(hook).__module__ == "torch.nn.utils.weight_norm"

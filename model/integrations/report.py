@@ -74,7 +74,5 @@ class Report:
         tables = text_table(rows, least=least), *([text_table(skipped, heads=False, least=least)] if skipped else ())
         title, n = " ".join(filter(None, (self.integration, self.package_version))), len(self.patched)
         error = "not verified" if self.max_error is None else f"largest error {self.max_error:.1e}"
-        counted = (
-            f"{n} operation{'s' * (n != 1)} by the {self.backend} backend, {error}" if n else "nothing is replaced"
-        )
-        return fitted("\n".join([f"{title}: {counted}", *tables]))
+        counted = f"{n} operation{'s' * (n != 1)} by the {self.backend} backend, {error}"
+        return fitted("\n".join([f"{title}: {counted if n else 'nothing is replaced'}", *tables]))

@@ -3,7 +3,6 @@
 A component that is not as expected, for example quantised, runs `original`. The log says so once.
 """
 
-import importlib
 import logging
 from collections.abc import Callable
 from functools import cache
@@ -16,7 +15,7 @@ from torch import Tensor
 from zonos2_triton._settings import BACKEND, backend
 from zonos2_triton.model.backend import resolve_backend
 from zonos2_triton.model.integrations.accelerate import MARK, accelerate
-from zonos2_triton.model.ops import MAX_BATCH_SIZE
+from zonos2_triton.model.ops import MAX_BATCH_SIZE, kernel
 from zonos2_triton.reference.attention import QK_EPS
 from zonos2_triton.reference.ops import REFERENCE
 from zonos2_triton.reference.sampling import LARGEST, NEVER_SEEN
@@ -116,19 +115,17 @@ def _draw(
     if rep_token_ids is not None:
         known = (rep_token_ids >= 0) & (rep_token_ids < V)
         seen.scatter_(2, torch.where(known, rep_token_ids, V - 1).long(), 0)  # padding, which has no penalty
-    settings = torch.stack(
-        (
-            torch.where(greedy, 1.0, temperature).clamp(MIN_TEMPERATURE, LARGEST),
-            torch.where(k_counts, top_k.clamp(max=top_k_max), all_codes) if top_k_max > 0 else all_codes,
-            torch.where(top_p < 1, top_p.clamp(min=0), off) if any_top_p else off,
-            torch.where(greedy, GREEDY_MIN_P, min_p.clamp(min=0) if any_min_p else off),
-            torch.ones_like(penalty),  # the window: one frame, in which all seen codes lie
-            penalty.clamp(min=1),
-            torch.full_like(penalty, C),
-            off,
-        ),
-        1,
+    columns = (
+        torch.where(greedy, 1.0, temperature).clamp(MIN_TEMPERATURE, LARGEST),
+        torch.where(k_counts, top_k.clamp(max=top_k_max), all_codes) if top_k_max > 0 else all_codes,
+        torch.where(top_p < 1, top_p.clamp(min=0), off) if any_top_p else off,
+        torch.where(greedy, GREEDY_MIN_P, min_p.clamp(min=0) if any_min_p else off),
+        torch.ones_like(penalty),  # the window: one frame, in which all seen codes lie
+        penalty.clamp(min=1),
+        torch.full_like(penalty, C),
+        off,
     )
+    settings = torch.stack(columns, 1)
     seeds = torch.empty(B, dtype=torch.int64, device=logits.device).random_()
     steps = torch.zeros(B, dtype=torch.int32, device=logits.device)
     draw = _operation("sample_codes", logits.device, torch.float32)
@@ -190,10 +187,8 @@ def _runs(component: str, device: torch.device, dtype: torch.dtype) -> bool:
     on a GPU it would wait for the device, which a captured graph cannot."""
     if resolve_backend("auto", device, dtype) == "triton" or (device.type == "cpu" and backend() != "auto"):
         return True
-    _log_once(
-        component,
-        f"no kernels run in {dtype} on {device.type} here, or {BACKEND} asks for others; on a CPU it names one",
-    )
+    reason = f"no kernels run in {dtype} on {device.type} here, or {BACKEND} asks for others; on a CPU it names one"
+    _log_once(component, reason)
     return False
 
 
@@ -202,7 +197,7 @@ def _operation(name: str, device: torch.device, dtype: torch.dtype) -> Callable[
     """The operator of the backend "auto". It allocates its counters: the engine launches on several CUDA streams."""
     if resolve_backend("auto", device, dtype) == "reference":
         return getattr(REFERENCE, name)
-    return getattr(importlib.import_module(f"zonos2_triton.kernels.{name}"), name)
+    return kernel(name)
 
 
 @cache

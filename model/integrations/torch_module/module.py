@@ -16,20 +16,10 @@ from torch import Tensor, nn
 from zonos2_triton.model.backend import current
 from zonos2_triton.model.integrations.accelerate import Candidate, Integration
 from zonos2_triton.model.integrations.patching import Replacement, WeightGuard, check_module, check_weights
+from zonos2_triton.model.integrations.torch_module import structure
 from zonos2_triton.model.integrations.torch_module.attention import attention
 from zonos2_triton.model.integrations.torch_module.moe import experts, router
-from zonos2_triton.model.integrations.torch_module.structure import (
-    BOUNDS,
-    LANDMARKS,
-    NAME,
-    OTHER_DTYPES,
-    Mismatched,
-    Patch,
-    TargetModel,
-    Unsupported,
-    config_of,
-    weights_of,
-)
+from zonos2_triton.model.integrations.torch_module.structure import Mismatched, Patch, TargetModel, Unsupported
 from zonos2_triton.model.integrations.torch_module.token_ops import dense, embedding, head, norm
 from zonos2_triton.model.ops import ops_of
 from zonos2_triton.reference.numeric import exact_numerics
@@ -48,21 +38,21 @@ OPERATIONS: dict[str, tuple[str, Callable[[TargetModel], list[Patch]]]] = {
 class TorchModule(Integration):
     """An nn.Module whose parameters are named as in the official checkpoint."""
 
-    name, package, versions = NAME, None, None
+    name, package, versions = structure.NAME, None, None
     ops = tuple(OPERATIONS)
 
     def recognises(self, obj: object) -> bool:
-        return isinstance(obj, nn.Module) and {name for name, _ in weights_of(obj)} >= LANDMARKS
+        return isinstance(obj, nn.Module) and {name for name, _ in structure.weights_of(obj)} >= structure.LANDMARKS
 
     def check(self, obj: Any) -> Tensor | None:
         check_module(self.name, obj)
-        weight = check_weights(self.name, weights_of(obj), OTHER_DTYPES)
-        config_of(obj)
+        weight = check_weights(self.name, structure.weights_of(obj), structure.OTHER_DTYPES)
+        structure.config_of(obj)
         return weight
 
     def candidates(self, obj: Any, backend: str, ops: Collection[str]) -> list[Candidate]:
-        config = config_of(obj)
-        _, weight = next(weights_of(obj))
+        config = structure.config_of(obj)
+        _, weight = next(structure.weights_of(obj))
         model = TargetModel(obj, config, ops_of(backend, config, weight.device, weight.dtype), weight.new_empty(0))
         with current(weight.device), exact_numerics():
             found = [_candidate(model, op) for op in ops]
@@ -88,7 +78,7 @@ def _candidate(model: TargetModel, op: str) -> Candidate:
 
     names = {module: name for name, module in model.root.named_modules()}
     sites = [(patch.module, "forward", _replacement(model, patch, names[patch.module])) for patch in patches]
-    return Candidate(op, where, sites, check, BOUNDS[model.like.dtype])
+    return Candidate(op, where, sites, check, structure.BOUNDS[model.like.dtype])
 
 
 def _replacement(model: TargetModel, patch: Patch, path: str) -> Replacement:

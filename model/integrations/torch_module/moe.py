@@ -7,18 +7,8 @@ import torch
 from torch import Tensor
 
 from zonos2_triton.model.integrations.accelerate import difference
-from zonos2_triton.model.integrations.torch_module.structure import (
-    BOUNDS,
-    COMPARED,
-    Mismatched,
-    Patch,
-    TargetModel,
-    Unsupported,
-    call_with,
-    flat,
-    is_prefill,
-    one_expert,
-)
+from zonos2_triton.model.integrations.torch_module import structure
+from zonos2_triton.model.integrations.torch_module.structure import COMPARED, Mismatched, Patch, TargetModel, flat
 from zonos2_triton.model.ops import MAX_PREFILL_TOKENS
 from zonos2_triton.reference.config import BALANCING_SIGN
 from zonos2_triton.reference.moe_router import Routing
@@ -48,7 +38,7 @@ def experts(model: TargetModel) -> list[Patch]:
 
 def _mixtures(model: TargetModel) -> range:
     if not model.config.moe_layers:
-        raise Unsupported("no layer is a mixture of experts")
+        raise structure.Unsupported("no layer is a mixture of experts")
     return model.config.moe_layers
 
 
@@ -107,7 +97,7 @@ def _router_convention(model: TargetModel, own: _Router) -> RouterConvention:
     """Find the convention by a comparison with the reference on many tokens."""
     x = model.normal(PROBED, model.config.dim)
     state = model.normal(PROBED, model.config.moe_router_dim) if own.carries else None
-    accepted, result = call_with(own.path, own.module.forward, x, state)
+    accepted, result = structure.call_with(own.path, own.module.forward, x, state)
     results = _checked_results(own.path, result)
     chosen = next(tensor for tensor in results if not tensor.is_floating_point())
     k = chosen.shape[-1]
@@ -151,7 +141,7 @@ def _bias_sign(
         routing = route(signed)
         scores = (routing.probs + wide(signed)).sort(descending=True).values
         gaps = (scores[:, :-1] - scores[:, 1:])[:, : chosen.shape[1]]
-        clear = (gaps > 2 * BOUNDS[model.like.dtype] * scores.abs().amax(1, keepdim=True)).all(1)
+        clear = (gaps > 2 * structure.BOUNDS[model.like.dtype] * scores.abs().amax(1, keepdim=True)).all(1)
         if bool(clear.any()) and torch.equal(routing.expert_ids[clear].long(), chosen[clear].long()):
             fits.append((sign, routing, clear))
     if len(fits) == 1:
@@ -200,7 +190,7 @@ def _one_mixture(model: TargetModel, i: int, path: str) -> Patch:
     def compute(op: Callable[..., Tensor], x: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
         tokens, w13 = flat(x, config.dim), module.w13
         routing = *routing_cache.lookup(ids, config.moe_n_experts), flat(wide(weights), weights.shape[-1])
-        prefill = is_prefill(tokens)
+        prefill = structure.is_prefill(tokens)
         y = op(tokens, None, w13[:, 0::2], w13[:, 1::2], module.w2, 0.0, *routing, prefill=prefill, residual=False)
         return y.view(x.shape)
 
@@ -208,7 +198,7 @@ def _one_mixture(model: TargetModel, i: int, path: str) -> Patch:
     expected, found, failures = compute(REFERENCE.moe_experts, x, weights, ids), [], []
     for weights_first in (True, False):
         try:
-            samples, y = call_with(path, module.forward, x, *_ordered(weights_first, weights, ids))
+            samples, y = structure.call_with(path, module.forward, x, *_ordered(weights_first, weights, ids))
             found.append((difference(y.view(x.shape), expected), weights_first, samples))
         except Mismatched as failure:
             failures.append(failure)
@@ -231,7 +221,7 @@ def _routed_samples(model: TargetModel, i: int) -> tuple[Tensor, Tensor, Tensor]
     config, path = model.config, f"layers.{i}.feed_forward.router"
     module, _ = model.module(path, "x", "state")
     state = model.normal(1, config.moe_router_dim) if i != config.moe_start_from_layer else None
-    _, result = call_with(path, module.forward, model.normal(1, config.dim), state)
+    _, result = structure.call_with(path, module.forward, model.normal(1, config.dim), state)
     k = next(each.shape[-1] for each in _checked_results(path, result) if not each.is_floating_point())
     weights = model.uniform(COMPARED, k) + 0.1
     ids = model.uniform(COMPARED, config.moe_n_experts).argsort(1)[:, :k]
@@ -253,6 +243,6 @@ def _one_expert(model: TargetModel, path: str) -> Patch:
         if module.weight.device != x.device or any(getattr(module, name, None) for name in COMFY_CASTS):
             return original(x)
         gate, up = module.weight[0::2], module.weight[1::2]
-        return one_expert(model, x, gate[None], up[None], module.bias[None])
+        return model.one_expert(x, gate[None], up[None], module.bias[None])
 
     return model.patch(path, module, forward, model.normal(COMPARED, D))

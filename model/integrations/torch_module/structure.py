@@ -195,7 +195,6 @@ class TargetModel:
         return None
 
     def eps(self, path: str) -> float:
-        """The eps of a norm."""
         module = self.submodule(path)
         if isinstance(module, nn.RMSNorm) and module.eps is None:
             return torch.finfo(self.like.dtype).eps
@@ -203,6 +202,12 @@ class TargetModel:
         if not isinstance(eps, float):
             raise Mismatched(f"{path} has no eps, variance_epsilon or norm_eps that is a float, got {eps!r}")
         return eps
+
+    def one_expert(self, x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+        """Every token through the same expert."""
+        tokens = flat(x, self.config.dim)
+        y = self.ops.moe_experts(tokens, None, gate, up, down, 0.0, prefill=is_prefill(tokens), residual=False)
+        return y.view(x.shape)
 
     def patch(self, path: str, module: nn.Module, forward: Callable[..., Any], *samples: Tensor | None) -> Patch:
         """Both get the samples, once. A router and experts must have taken them before."""
@@ -238,10 +243,3 @@ def flat(x: Tensor, width: int) -> Tensor:
 def is_prefill(tokens: Tensor) -> bool:
     """Whether there are more tokens than a decode step has."""
     return len(tokens) > MAX_BATCH_SIZE
-
-
-def one_expert(model: TargetModel, x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
-    """Every token through the same expert."""
-    tokens = flat(x, model.config.dim)
-    y = model.ops.moe_experts(tokens, None, gate, up, down, 0.0, prefill=is_prefill(tokens), residual=False)
-    return y.view(x.shape)

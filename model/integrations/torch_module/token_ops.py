@@ -5,15 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zonos2_triton.model.integrations.patching import sum_embeddings
-from zonos2_triton.model.integrations.torch_module.structure import (
-    COMPARED,
-    Patch,
-    TargetModel,
-    Unsupported,
-    flat,
-    is_prefill,
-    one_expert,
-)
+from zonos2_triton.model.integrations.torch_module import structure
+from zonos2_triton.model.integrations.torch_module.structure import COMPARED, Patch, TargetModel, flat, is_prefill
 
 
 def norm(model: TargetModel) -> list[Patch]:
@@ -56,7 +49,7 @@ def embedding(model: TargetModel) -> list[Patch]:
 def dense(model: TargetModel) -> list[Patch]:
     layers = [i for i in range(model.config.n_layers) if i not in model.config.moe_layers]
     if not layers:
-        raise Unsupported("no layer is dense")
+        raise structure.Unsupported("no layer is dense")
     return [_one_dense(model, f"layers.{i}.feed_forward") for i in layers]
 
 
@@ -68,7 +61,7 @@ def _one_dense(model: TargetModel, path: str) -> Patch:
 
     def forward(x: Tensor) -> Tensor:
         up, gate = w_in.weight.view(2, 1, -1, dim)
-        return one_expert(model, x, gate, up, w_out.weight[None])
+        return model.one_expert(x, gate, up, w_out.weight[None])
 
     return model.patch(path, module, forward, model.normal(COMPARED, dim))
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from zonos2_triton.model.backend import resolve_backend
-from zonos2_triton.model.ops import MAX_BATCH_SIZE
+from zonos2_triton.model.ops import MAX_BATCH_SIZE, kernel
 from zonos2_triton.model.runtime.batch_state import int32
 from zonos2_triton.reference.ops import REFERENCE, Ops
 
@@ -60,13 +60,8 @@ class Captured:
     def assign(self, batch: Any, size: int) -> None:
         """Give a batch the first `size` requests of this memory."""
         whole = self.metadata
-        batch.attn_metadata = replace(
-            whole,
-            positions=whole.positions[:size],
-            block_table=whole.block_table[:size],
-            cache_seqlens=whole.cache_seqlens[:size],
-            cu_seqlens=whole.cu_seqlens[: size + 1],
-        )
+        first = {name: getattr(whole, name)[:size] for name in ("positions", "block_table", "cache_seqlens")}
+        batch.attn_metadata = replace(whole, **first, cu_seqlens=whole.cu_seqlens[: size + 1])
         batch.input_ids, batch.out_loc = self.input_ids[:size], self.out_loc[:size]
 
 
@@ -89,25 +84,17 @@ class Backend:
         reqs, padding = batch.padded_reqs, batch.padded_size - batch.size
         cache_seqlens, lengths = [req.cached_len for req in reqs], [req.extend_len for req in reqs]
         cu_lengths = [0, *accumulate(lengths)]
-        positions = [
-            at for start, length in zip(cache_seqlens, lengths, strict=True) for at in range(start, start + length)
-        ]
+        ranges = [range(start, start + length) for start, length in zip(cache_seqlens, lengths, strict=True)]
+        positions = [*chain(*ranges)]
         decoding = batch.is_decode and len(reqs) <= MAX_BATCH_SIZE
         if decoding:
             cache_seqlens[batch.size :] = [IDLE] * padding
         columns = cache_seqlens, cu_lengths, positions, [req.table_idx for req in reqs]
         packed = int32([*chain(*columns)], self.page_table.device)  # one copy
         seqlens, cu_seqlens, token_positions, slots = packed.split([len(column) for column in columns])
-        width = max(req.device_len for req in reqs)
-        batch.attn_metadata = Metadata(
-            self.kvcache,
-            positions=token_positions,
-            block_table=self.page_table[:, :width][slots.long()],
-            cache_seqlens=seqlens,
-            cu_seqlens=cu_seqlens,
-            max_seqlen_q=max(lengths),
-            decoding=decoding,
-        )
+        pages = self.page_table[:, : max(req.device_len for req in reqs)][slots.long()]
+        ragged = seqlens, cu_seqlens, max(lengths)
+        batch.attn_metadata = Metadata(self.kvcache, token_positions, pages, *ragged, decoding)
 
     def init_capture_graph(self, max_seq_len: int, bs_list: Sequence[int], frame_width: int = 1) -> None:
         """Allocate memory for graphs of up to max(bs_list) requests. RuntimeError: it was called before."""
@@ -124,9 +111,8 @@ class Backend:
             return torch.zeros(shape, dtype=torch.int32, device=device)
 
         cu_seqlens = torch.arange(largest + 1, dtype=torch.int32, device=device)
-        metadata = Metadata(
-            self.kvcache, zeros(largest), zeros(largest, max_seq_len), zeros(largest), cu_seqlens, decoding=True
-        )
+        positions, pages, seqlens = zeros(largest), zeros(largest, max_seq_len), zeros(largest)
+        metadata = Metadata(self.kvcache, positions, pages, seqlens, cu_seqlens, decoding=True)
         ids = zeros(largest, frame_width) if frame_width > 1 else zeros(largest)
         self.captured, self.sizes = Captured(metadata, ids, zeros(largest)), sorted(bs_list)
 
@@ -176,11 +162,9 @@ def attention_ops(backend: str, k_cache: Tensor) -> Ops:
     """A table with the attention of "triton" or "reference", for caches like k_cache [pages, page_size, HKV, DH]."""
     if backend == "reference":
         return REFERENCE
-    from zonos2_triton.kernels.decode_attention import decode_attention
-    from zonos2_triton.kernels.prefill_attention import prefill_attention
     from zonos2_triton.kernels.rotary import check_head_dim
 
     check_head_dim(f"attention backend {BACKEND}", k_cache.shape[3])
     counters = torch.zeros(MAX_BATCH_SIZE * k_cache.shape[2], dtype=torch.int32, device=k_cache.device)
-    decode = partial(decode_attention, counters=counters)
-    return replace(REFERENCE, decode_attention=decode, prefill_attention=prefill_attention)
+    decode = partial(kernel("decode_attention"), counters=counters)
+    return replace(REFERENCE, decode_attention=decode, prefill_attention=kernel("prefill_attention"))

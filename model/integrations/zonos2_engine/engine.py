@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from zonos2_triton.model.integrations.accelerate import Candidate, Integration, PatchSite
-from zonos2_triton.model.integrations.patching import Replacement
+from zonos2_triton.model.integrations.patching import Call, Replacement
 from zonos2_triton.model.integrations.zonos2_engine import layers
 from zonos2_triton.model.integrations.zonos2_engine.attention import Backend
-from zonos2_triton.model.integrations.zonos2_engine.layers import Call, Shared
+from zonos2_triton.model.integrations.zonos2_engine.layers import Shared
 from zonos2_triton.model.integrations.zonos2_engine.structure import NAME, check_structure, rank_config
-from zonos2_triton.model.ops import ops_of
+from zonos2_triton.model.ops import kernel, ops_of
 from zonos2_triton.reference.ops import REFERENCE
 from zonos2_triton.reference.rotary import rotary as reference_rotary
 
@@ -69,16 +69,15 @@ class EngineModel:
     def __init__(self, model: Any, backend: str, ops: Collection[str]) -> None:
         weight, config, blocks = model.out_norm.weight, rank_config(model), model.layers.op_list
         table = ops_of(backend, config, weight.device, weight.dtype)
-        self.shared = Shared(table, _rotary(backend), config, _core())
+        rotary = reference_rotary if backend == "reference" else kernel("rotary")
+        self.shared = Shared(table, rotary, config, _core())
         self.model, self.layers, self.weight, self.ops = model, blocks, weight, ops
         self.mixtures = {i: blocks[i].feed_forward for i in config.moe_layers}
         self.dense_layers = {i: blocks[i].feed_forward for i in range(config.n_layers) if i not in self.mixtures}
         self.generator, self.bound = torch.Generator().manual_seed(0), BOUNDS[weight.dtype]
         self.routes = {i: layers.routing(self.shared, mixture.router) for i, mixture in self.mixtures.items()}
-        self.routers = {
-            i: _replacement(layers.routed(self.routes[i]), mixture.router, "forward")
-            for i, mixture in self.mixtures.items()
-        }
+        routers = {i: mixture.router for i, mixture in self.mixtures.items()}
+        self.routers = {i: _replacement(layers.routed(self.routes[i]), routers[i], "forward") for i in routers}
 
     def embedding(self) -> Candidate:
         owner = self.model.multi_embedder
@@ -185,15 +184,14 @@ class EngineModel:
                     results += [weights.float() + biases[ids.long()], following]
             return new, old
 
-        routers = {i: mixture.router for i, mixture in self.mixtures.items()}
-        sites = [(router, "forward", self.routers[i]) for i, router in routers.items()]
-        for i, router in routers.items():
-            given, dtype = router.balancing_biases, self.weight.dtype
+        sites = [(mixture.router, "forward", self.routers[i]) for i, mixture in self.mixtures.items()]
+        for i, mixture in self.mixtures.items():
+            given, dtype = mixture.router.balancing_biases, self.weight.dtype
             if not torch.equal(given.to(dtype).to(given.dtype), given):  # as in dummy weights
                 name = f"layers.{i}.feed_forward.router.balancing_biases"
                 reason = f"{name} are {given.dtype}, which {dtype} does not hold exactly"
                 return Candidate("router", "", unsupported=reason)
-        return self._candidate("router", _layers(routers), sites, self._both(compare))
+        return self._candidate("router", _layers(self.mixtures), sites, self._both(compare))
 
     def experts(self) -> Candidate:
         if not self.mixtures:
@@ -246,12 +244,7 @@ class EngineModel:
         return self._candidate("head", "fp32 logits", [(self.model, "compute_logits", forward)], self._both(compare))
 
     def _candidate(
-        self,
-        op: str,
-        where: str,
-        sites: Sequence[tuple[Any, str, Any]],
-        check: Callable[[], Pair],
-        bound: float | None = None,
+        self, op: str, where: str, sites: Sequence[PatchSite], check: Callable[[], Pair], bound: float | None = None
     ) -> Candidate:
         """Wrap functions as Replacements of the attributes that they replace."""
         wrapped = list[PatchSite]()
@@ -322,14 +315,6 @@ def _core() -> Any:
     if not hasattr(core, "_GLOBAL_CTX"):
         raise ValueError(f"{NAME}: zonos2.core has no '_GLOBAL_CTX', which the official module has")
     return core
-
-
-def _rotary(backend: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    if backend == "reference":
-        return reference_rotary
-    from zonos2_triton.kernels.rotary import rotary
-
-    return rotary
 
 
 INTEGRATIONS: tuple[Integration, ...] = (Engine(), BuiltEngine())

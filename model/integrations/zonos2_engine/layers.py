@@ -14,14 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zonos2_triton.model.integrations.patching import Replacement, sum_embeddings
+from zonos2_triton.model.integrations.patching import Call, Replacement, sum_embeddings
 from zonos2_triton.model.integrations.zonos2_engine.attention import Metadata
 from zonos2_triton.model.ops import MAX_BATCH_SIZE, MAX_PREFILL_TOKENS
 from zonos2_triton.reference.config import BALANCING_SIGN, Zonos2Config
 from zonos2_triton.reference.moe_router import Routing, by_expert
 from zonos2_triton.reference.ops import Ops
 
-Call = Callable[..., Any]
 Route = Callable[[Tensor, Tensor | None], Routing]  # tokens and the previous router's state -> routing
 EPS = 0.0  # unused: the inputs are normed
 

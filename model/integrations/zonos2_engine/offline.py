@@ -24,7 +24,6 @@ from zonos2_triton.model.runtime.scheduler import BatchingOptions
 from zonos2_triton.model.vocoder import Vocoder
 from zonos2_triton.model.weights.checkpoint import one_file
 from zonos2_triton.model.weights.hub import resolve_path
-from zonos2_triton.reference.config import Zonos2Config
 from zonos2_triton.reference.delay import shear_up
 from zonos2_triton.reference.sampling import Sampling
 from zonos2_triton.reference.scalars import as_int
@@ -123,7 +122,9 @@ class TTSLLM:
         _check(kwargs)
         options = _batching_options(kwargs)
         loaded, self.vocoder, self._comment = _load(model_path, dtype, decode_audio, kwargs)
-        config = _shortened(loaded.config, kwargs.get("max_seq_len_override"))
+        config = loaded.config
+        if (length := kwargs.get("max_seq_len_override")) is not None:
+            config = replace(config, max_seqlen=_count("max_seq_len_override", length, config.max_seqlen))
         names = ("n_codebooks", "codebook_size", "text_vocab", "eoa_id", "audio_pad_id")
         for name, given in zip(names, (n_codebooks, codebook_size, text_vocab, eoa_id, audio_pad_id), strict=True):
             if given is not None and given != getattr(config, name):
@@ -190,14 +191,10 @@ class TTSLLM:
                 cut = f"it was cut off after {len(result.frames)} frames; raise max_tokens, or split the text"
                 warnings.warn(f"prompts[{i}] did not come to its end: {cut}", stacklevel=2)
         sounds = [None] * len(results) if vocoder is None else self._decoded(vocoder, results)
+        rate = (self.vocoder.config if self.vocoder else VocoderConfig()).sample_rate
         return [
-            {
-                "audio_tokens": result.frames.tolist(),
-                "eos_frame": result.eos_frame,
-                "audio": sound,
-                "sample_rate": (self.vocoder.config if self.vocoder else VocoderConfig()).sample_rate,
-            }
-            for result, sound in zip(results, sounds, strict=True)
+            {"audio_tokens": own.frames.tolist(), "eos_frame": own.eos_frame, "audio": sound, "sample_rate": rate}
+            for own, sound in zip(results, sounds, strict=True)
         ]
 
     def generate_one(
@@ -213,12 +210,7 @@ class TTSLLM:
         prompts: Any = [prompt]
         return self.generate(prompts, params, decode_audio, speaking_rate_bucket, quality_buckets)[0]
 
-    def save_audio(
-        self,
-        audio_bytes: bytes,
-        path: str,
-        sample_rate: int = 44100,
-    ) -> None:
+    def save_audio(self, audio_bytes: bytes, path: str, sample_rate: int = 44100) -> None:
         """Write fp32 samples as a 16-bit .wav, for any file name. Samples are clipped to -1..1.
 
         The file appears whole or not at all. TypeError, ValueError: audio_bytes are no finite fp32 samples.
@@ -307,12 +299,6 @@ def _load(
         return tts.backbone, tts.vocoder, tts.comment
     weights = one_file(resolve_path(model_path), "weights", WEIGHTS)
     return Backbone.load(weights, device=resolve_device(device), dtype=dtype, backend=backend), None, ""
-
-
-def _shortened(config: Zonos2Config, length: int | None) -> Zonos2Config:
-    if length is None:
-        return config
-    return replace(config, max_seqlen=_count("max_seq_len_override", length, config.max_seqlen))
 
 
 def _sampling(name: str, params: object) -> Sampling:

@@ -20,12 +20,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from zonos2_triton.model.backend import resolve_backend
+from zonos2_triton.model.ops import kernel
 from zonos2_triton.model.runtime.batch_state import upload
-from zonos2_triton.reference.sample_codes import sample_codes as reference_sample
+from zonos2_triton.reference.ops import REFERENCE
 from zonos2_triton.reference.sampling import NEVER_SEEN, Sampling
 
 LOG = logging.getLogger("zonos2_triton")
 WORD = 2**64
+SAME_NAMES = ("temperature", "top_p", "min_p", "repetition_window", "repetition_penalty", "repetition_codebooks")
 Draw = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -61,7 +63,8 @@ class Sampler:
         """backend: "triton", "reference" or "auto"."""
         self.device, self.n_codebooks = torch.device(device), n_codebooks
         self.codebook_size, self.text_vocab = codebook_size, text_vocab
-        self._draw = _sample(resolve_backend(backend, self.device))
+        reference = resolve_backend(backend, self.device) == "reference"
+        self._draw: Draw = REFERENCE.sample_codes if reference else kernel("sample_codes")
         self._known = WeakKeyDictionary[Any, Known]()
         self._keys = random.Random(_agreed_seed(self.device))  # of requests without a seed, in order of arrival
 
@@ -75,7 +78,7 @@ class Sampler:
         lengths = [min(k.window, req.total_generated, req.device_len) for k, req in zip(known, reqs, strict=True)]
         window = max(lengths, default=0)
         scalars = [
-            [_signed(k.key), req.total_generated, length, req.table_idx, req.device_len - window]
+            [k.key, req.total_generated, length, req.table_idx, req.device_len - window]
             for k, length, req in zip(known, lengths, reqs, strict=True)
         ]
         columns = torch.tensor(scalars, dtype=torch.int64, device="cpu").T.contiguous()
@@ -101,9 +104,8 @@ class Sampler:
 
     def sample_to_tensor(self, logits: Tensor, args: Arguments) -> Tensor:
         """logits [B, C, V] -> int32 [B, C + 1]: the codes, and text_vocab in the text column."""
-        codes, _ = self._draw(
-            logits.float().contiguous(), args.settings, args.seeds, args.steps, self._last_seen(logits, args)
-        )
+        last_seen = self._last_seen(logits, args)
+        codes, _ = self._draw(logits.float().contiguous(), args.settings, args.seeds, args.steps, last_seen)
         return pad(codes, (0, 1), value=args.text_vocab)
 
     def _last_seen(self, logits: Tensor, args: Arguments) -> Tensor:
@@ -121,7 +123,8 @@ class Sampler:
     def _of(self, req: Any) -> Known:
         params, known = req.sampling_params, self._known.get(req)
         if known is None or known.params is not params:
-            key = self._keys.getrandbits(64) if params.seed is None else int(params.seed) % WORD
+            key = self._keys.getrandbits(64) if params.seed is None else int(params.seed)
+            key = (key + WORD // 2) % WORD - WORD // 2  # its low 64 bits as a signed integer
             sampling = _settings(req, self.codebook_size)
             counts = sampling.repetition_penalty > 1 and sampling.repetition_codebooks > 0
             known = Known(params, sampling.packed(), sampling.repetition_window if counts else 0, key)
@@ -133,27 +136,12 @@ def _settings(req: Any, codebook_size: int) -> Sampling:
     """The clamped settings of a request; invalid ones become the default, so that no request fails the others."""
     params = req.sampling_params
     try:
-        sampling = Sampling(
-            temperature=params.temperature,
-            top_k=params.topk if params.topk >= 1 else codebook_size,
-            top_p=params.top_p,
-            min_p=params.min_p,
-            repetition_window=params.repetition_window,
-            repetition_penalty=params.repetition_penalty,
-            repetition_codebooks=params.repetition_codebooks,
-        )
+        top_k = params.topk if params.topk >= 1 else codebook_size
+        sampling = Sampling(top_k=top_k, **{name: getattr(params, name) for name in SAME_NAMES})
     except (TypeError, ValueError) as error:
         LOG.warning("request %s: %s; it gets the default settings", getattr(req, "uid", "?"), error)
         sampling = Sampling()
     return sampling.clamped()
-
-
-def _sample(backend: str) -> Draw:
-    if backend == "reference":
-        return reference_sample
-    from zonos2_triton.kernels.sample_codes import sample_codes
-
-    return sample_codes
 
 
 def _agreed_seed(device: torch.device) -> int:
@@ -164,8 +152,3 @@ def _agreed_seed(device: torch.device) -> int:
     number = torch.tensor([seed], dtype=torch.int64, device=device if dist.get_backend() == "nccl" else "cpu")
     dist.broadcast(number, 0)
     return int(number.item())
-
-
-def _signed(key: int) -> int:
-    """The same 64 bits as a signed integer."""
-    return key - WORD if key >= WORD // 2 else key
