@@ -10,16 +10,11 @@ from zonos2_triton.bench.suite.device_checks import graph_capture, layer_chain
 pytestmark = pytest.mark.gpu
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-SMALL = [
-    pytest.param(kernel, workload, id=f"{kernel.name}-{workload.name}")
-    for kernel in KERNELS.values()
-    for workload in kernel.workloads
-    if not workload.real
-]
+SMALL = [(kernel, each) for kernel in KERNELS.values() for each in kernel.workloads if not each.real]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("kernel", "workload"), SMALL)
+@pytest.mark.parametrize(("kernel", "workload"), SMALL, ids=lambda each: each.name)
 def test_is_as_exact_as_pytorch(kernel, workload, dtype):
     verify(kernel, workload, "cuda", dtype)
 

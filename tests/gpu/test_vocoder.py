@@ -52,9 +52,8 @@ def test_a_batch_is_its_clips(vocoder):
     assert all(map(same_bits, vocoder.decode([aligned(vocoder, each) for each in frames]), wanted))
     streams = vocoder.streams(len(frames), chunk=5)
     first = streams.push([each[:16] for each in frames], last=[len(each) <= 16 for each in frames])
-    second = streams.push(
-        [each[16:] if len(each) > 16 else None for each in frames], last=[len(each) > 16 for each in frames]
-    )
+    rest = [each[16:] if len(each) > 16 else None for each in frames]
+    second = streams.push(rest, last=[each is not None for each in rest])
     assert all(map(same_bits, map(torch.cat, zip(first, second, strict=True)), wanted))
 
 
@@ -87,9 +86,8 @@ def test_a_step_neither_waits_nor_allocates(vocoder):
 
 
 def speaking(tiny_folder, decoder, **options):
-    backbone = Backbone.load(
-        tiny_folder / "model.safetensors", None, "cuda", torch.bfloat16, "triton", BatchingOptions(**options)
-    )
+    weights, options = tiny_folder / "model.safetensors", BatchingOptions(**options)
+    backbone = Backbone.load(weights, None, "cuda", torch.bfloat16, "triton", options)
     backbone.attach_vocoder(decoder)
     return backbone
 
@@ -101,24 +99,16 @@ def requests(backbone, count):
 
 
 @pytest.mark.parametrize(
-    ("cuda_graphs", "max_batch_size", "sync_interval"),
-    [("off", 8, 3), ("lazy", 1, 8), ("lazy", 8, 3), ("at_load", 4, 8)],
+    ("graphs", "size", "every"), [("off", 8, 3), ("lazy", 1, 8), ("lazy", 8, 3), ("at_load", 4, 8)]
 )
-def test_samples_of_the_scheduler_are_the_clip(
-    tiny_folder, vocoder, caplog, cuda_graphs, max_batch_size, sync_interval
-):
-    backbone = speaking(
-        tiny_folder,
-        vocoder.decoder,
-        max_batch_size=max_batch_size,
-        sync_interval=sync_interval,
-        cuda_graphs=cuda_graphs,
-    )
+def test_samples_of_the_scheduler_are_the_clip(tiny_folder, vocoder, caplog, graphs, size, every):
+    options = {"cuda_graphs": graphs, "max_batch_size": size, "sync_interval": every}
+    backbone = speaking(tiny_folder, vocoder.decoder, **options)
     addresses = [ring.data_ptr() for ring in backbone.scheduler.vocoder_runner._rings.tensors()]
     for result in backbone.generate(*requests(backbone, 11)):
         assert same_bits(result.samples.cpu(), clip(vocoder, result.frames, result.eos_frame).cpu())
     assert not caplog.records, "capture failed"
-    assert bool(backbone.scheduler._vocoder_graphs.captured) == (cuda_graphs != "off")
+    assert bool(backbone.scheduler._vocoder_graphs.captured) == (graphs != "off")
     assert addresses == [ring.data_ptr() for ring in backbone.scheduler.vocoder_runner._rings.tensors()]
 
 

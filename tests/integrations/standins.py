@@ -32,7 +32,6 @@ def importable(folder, *standins):
 
 
 def module(name, **members):
-    """A module with these members."""
     made = ModuleType(name)
     vars(made).update(members)
     return made

@@ -37,8 +37,6 @@ class Doubler(nn.Module):
 
 
 class DoublerIntegration:
-    """An integration for it."""
-
     name, package, versions, ops = "Doubler", "torch", ("2", "3"), ("double", "shift")
     factor = 1.0  # error of the replacement
     mismatches: dict[str, str] = {}  # noqa: RUF012

@@ -38,8 +38,6 @@ EVERY = pytest.param([*KERNELS], True, marks=[pytest.mark.slow, interpreted])
 
 
 class Everything(torch.nn.Module):
-    """One call of some operators."""
-
     def forward(self, inputs):
         return {name: OPS[name](**arguments) for name, arguments in inputs.items()}
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from tests.integrations.wheels import unpacked
+from zonos2_triton.bench.proof.invariants import same_bits
 from zonos2_triton.model import Vocoder, VocoderConfig, accelerate
 from zonos2_triton.model.integrations.accelerate import MARK, difference
 from zonos2_triton.model.integrations.dac.codec import BOUNDS
@@ -23,10 +24,6 @@ CLIPS = [*((rates, 1, 13) for rates in ((8, 8, 4, 2), (5, 3), (1, 4), (2,))), *(
 HALVES = (torch.bfloat16, torch.float16)
 REFERENCES = [("reference", dtype) for dtype in BOUNDS]
 KERNELS = [pytest.param("triton", dtype, marks=pytest.mark.slow) for dtype in (torch.float32, *HALVES)]
-
-
-def same_bits(a, b):
-    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.view(torch.uint8), b.view(torch.uint8))
 
 
 def check_same(got, want, dtype=torch.float32, op="decoder"):

@@ -94,7 +94,6 @@ class Loud(nn.Conv1d):
 
 
 def put(model, old, new):
-    """Replace a module by another."""
     for parent in model.modules():
         for name, child in parent.named_children():
             if child is old:

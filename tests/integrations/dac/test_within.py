@@ -14,8 +14,6 @@ from zonos2_triton.model.integrations.patching import Replacement
 
 
 class Speaker(nn.Module):
-    """A model that holds codecs."""
-
     def __init__(self, **codecs):
         super().__init__()
         self.text = nn.Linear(2, 2)

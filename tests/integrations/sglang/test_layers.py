@@ -31,18 +31,11 @@ def forward(layers, x, lengths):
 OTHERS = {"moe_balancing_strategy": "quantile"}, {"moe_router_topk": 3, "special_topk_layers": {}}, {"n_kv_heads": 1}
 KERNELS = (pytest.mark.interpreter, pytest.mark.slow)
 CASES = [*((dtype, {}) for dtype in BOUNDS), *((torch.float32, changes) for changes in OTHERS)]
+RUNS = [*(("reference", *case) for case in CASES), pytest.param("triton", *CASES[0], marks=pytest.mark.interpreter)]
+RUNS += [pytest.param("triton", *case, marks=KERNELS) for case in CASES[1:]]
 
 
-@pytest.mark.parametrize(
-    ("backend", "dtype", "changes"),
-    [
-        *(("reference", *case) for case in CASES),
-        pytest.param("triton", *CASES[0], marks=pytest.mark.interpreter),
-        *(pytest.param("triton", *case, marks=KERNELS) for case in CASES[1:]),
-    ],
-    indirect=["backend"],
-    ids=str,
-)
+@pytest.mark.parametrize(("backend", "dtype", "changes"), RUNS, indirect=["backend"], ids=str)
 def test_layers_are_what_they_were(stack, backend, seeded, dtype, changes):
     layers, x = stack(dtype, **changes), seeded(7, 64, dtype=dtype)
     before = forward(layers, x, [4, 3])

@@ -180,8 +180,6 @@ class OneExpert(nn.Module):
 
 
 class Apart(nn.Module):
-    """Experts as separate modules."""
-
     def __init__(self, experts):
         super().__init__()
         self.experts = nn.ModuleList(map(OneExpert, experts.w13, experts.w2))

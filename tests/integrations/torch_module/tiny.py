@@ -34,7 +34,6 @@ def each(model, path):
 
 
 def variant(model, path, forward):
-    """Replace the forward of the modules at a path."""
     for module in each(model, path):
         module.__class__ = type("Variant", (type(module),), {"forward": forward})
     return model

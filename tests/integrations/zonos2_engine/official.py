@@ -5,7 +5,6 @@ It is read from PYTHONPATH: the folder python/ of Zyphra/ZONOS2; checked with co
 
 import sys
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from functools import cache
@@ -13,7 +12,6 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -31,9 +29,6 @@ SIZES = {
 }  # fmt: skip
 STAND_IN = Path(__file__).parent / "stand_in"
 PAGES = 128  # of the cache, one position each
-
-
-Official = Callable[[str], Any]  # path below zonos2 -> module
 
 
 @contextmanager
@@ -265,8 +260,6 @@ class Ranks:
         return x.copy_(total)
 
     def run(self, work):
-        """The results of work(rank)."""
-
         def process(rank):
             threading.current_thread().name = str(rank)
             with self.baton, torch.inference_mode():

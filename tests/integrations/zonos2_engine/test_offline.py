@@ -207,7 +207,6 @@ def test_calls_that_are_refused(mute, prompts, options, kind, message):
 
 @pytest.fixture
 def made(tiny_folder):
-    """(arguments) -> a TTSLLM with them."""
     return lambda **options: TTSLLM(str(tiny_folder), torch.float32, decode_audio=False, device="cpu", **options)
 
 

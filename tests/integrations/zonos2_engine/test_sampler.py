@@ -31,8 +31,6 @@ REQUESTS = [
 
 
 class Request:
-    """A request with the engine's attributes."""
-
     def __init__(self, slot, settings, generated):
         self.sampling_params = SimpleNamespace(**DEFAULTS | settings)
         self.table_idx, self.total_generated, self.device_len, self.uid = slot, generated, 3 + generated, slot

@@ -1,6 +1,6 @@
 """The registry of attention backends."""
 
-from zonos2.attention.base import BaseAttnBackend, HybridBackend
+from zonos2.attention.base import BaseAttnBackend, HybridBackend  # noqa: F401
 
 
 class Registry:
@@ -18,6 +18,3 @@ def create_attention_backend(backend, config, kvcache, page_table):
     if backend == "auto":
         backend = "fi"
     return SUPPORTED_ATTENTION_BACKENDS._registry[backend](config, kvcache, page_table)
-
-
-__all__ = ["SUPPORTED_ATTENTION_BACKENDS", "BaseAttnBackend", "HybridBackend", "create_attention_backend"]

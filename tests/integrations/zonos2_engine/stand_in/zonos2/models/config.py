@@ -19,5 +19,4 @@ class ModelConfig(SimpleNamespace):
         made = cls(**vars(c), **{name: getattr(c, own) for name, own in RENAMED.items()})
         made.quality_buckets, made.special_topk_layers = given.quality_buckets, dict(c.special_topk_layers)
         made.rotary_config, made.hidden_act = SimpleNamespace(**rotary, scaling=None), "silu"
-        made.norm_topk_prob = False
         return made
