@@ -58,32 +58,23 @@ def found(root):
     return {path: (node.count, node.us) for path, node in root.walk()}
 
 
+# By range: calls, microseconds of the host, and those on the device of what was launched inside.
+FRAME = ("model/frames", "model/frame")
+TIMES = {("model/frames",): (1, 60, 38), FRAME: (2, 50, 38), (*FRAME, "model/layer"): (2, 25, 12)}
+TIMES |= {(*FRAME, "model/layer", "kernel/moe_experts"): (1, 6, 7), ("codec/decode",): (1, 40, 0)}
+
+
+@pytest.mark.parametrize("on_device", [False, True])
 @pytest.mark.parametrize("events", [TRACE, TRACE[::-1]], ids=["in order", "reversed"])
-def test_host_time_is_that_of_the_ranges(events):
-    assert found(of_trace(events, on_device=False)) == {
-        ("model/frames",): (1, 60),
-        ("model/frames", "model/frame"): (2, 50),
-        ("model/frames", "model/frame", "model/layer"): (2, 25),
-        ("model/frames", "model/frame", "model/layer", "kernel/moe_experts"): (1, 6),
-        ("codec/decode",): (1, 40),
-    }
-
-
-def test_device_time_is_that_of_what_was_launched_inside():
-    """Wherever on the device's own clock it ran; a graph's kernels belong to the launch of the graph."""
-    assert found(of_trace(TRACE, on_device=True)) == {
-        ("model/frames",): (1, 38),
-        ("model/frames", "model/frame"): (2, 38),
-        ("model/frames", "model/frame", "model/layer"): (2, 12),
-        ("model/frames", "model/frame", "model/layer", "kernel/moe_experts"): (1, 7),
-        ("codec/decode",): (1, 0),
-    }
+def test_times_are_those_of_the_ranges(events, on_device):
+    """On a device, wherever on its own clock it ran; a graph's kernels belong to the launch of the graph."""
+    want = {path: (count, us[on_device]) for path, (count, *us) in TIMES.items()}
+    assert found(of_trace(events, on_device)) == want
 
 
 def test_rows_have_shares_and_floors():
     root = of_trace(TRACE, on_device=False)
-    frame = ("model/frames", "model/frame")
-    work = {(*frame, "model/layer"): (2e4, 2e6), (*frame, "model/layer", "kernel/moe_experts"): (6e3, 0)}
+    work = {(*FRAME, "model/layer"): (2e4, 2e6), (*FRAME, "model/layer", "kernel/moe_experts"): (6e3, 0)}
     by_name = {row["range"]: row for row in rows(root, work, Roofline(1.0, 1.0))}
     layer = by_name["model/layer"]
     assert (layer["count"], layer["total_us"], layer["mean_us"]) == (2, 25, 12.5)
