@@ -7,7 +7,8 @@ a tensor whose last axis alone is dense.
 
 import inspect
 import math
-from typing import Annotated, NamedTuple, get_args, get_origin
+from collections.abc import Mapping
+from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
 import torch
 import triton
@@ -22,20 +23,19 @@ MAX_BATCH = 256  # sequences that decode together
 STRIDED = "strided"
 
 
-class Arg(NamedTuple):
-    """A tensor and what it must be: "M D" names its axes. An axis has one size everywhere; a number is that size.
+class ArgSpec(NamedTuple):
+    """What a tensor must be: "M D" names its axes. An axis has one size everywhere; a number is that size.
 
     "D/2", "B+1" and "M*K" follow from the sizes of other arguments.
     """
 
-    tensor: Tensor | None
-    axes: str
-    dtype: torch.dtype | tuple[torch.dtype, ...] | None = None  # None: a float like the first argument's
+    axes: tuple[str, ...]
+    dtypes: tuple[torch.dtype, ...] | None = None  # None: a float like the first argument's
     strided: bool = False  # only the last axis must be dense
 
 
-def arg_specs(signature: inspect.Signature) -> dict[str, tuple[str, tuple[torch.dtype, ...] | None, bool]]:
-    """Axes, dtype and strided of each annotated parameter, in the order that binds sizes.
+def arg_specs(signature: inspect.Signature) -> dict[str, ArgSpec]:
+    """The annotated parameters' specs, in the order that binds sizes.
 
     Required tensors come first, then optional ones, then those with derived axes.
     """
@@ -43,44 +43,43 @@ def arg_specs(signature: inspect.Signature) -> dict[str, tuple[str, tuple[torch.
     for name, parameter in signature.parameters.items():
         if get_origin(parameter.annotation) is Annotated:
             kind, axes, *more = get_args(parameter.annotation)
-            dtype = tuple(entry for entry in more if isinstance(entry, torch.dtype)) or None
-            found[name] = (axes, dtype, STRIDED in more), (any(c in axes for c in "/+*"), kind is not Tensor)
+            dtypes = tuple(entry for entry in more if isinstance(entry, torch.dtype)) or None
+            spec = ArgSpec(tuple(axes.split()), dtypes, STRIDED in more)
+            found[name] = spec, (any(c in axes for c in "/+*"), kind is not Tensor)
     return {name: spec for name, (spec, _) in sorted(found.items(), key=lambda item: item[1][1])}
 
 
-def check(op: str, /, **arguments: Arg) -> dict[str, int]:
-    """The sizes that the axes of `arguments` are bound to. Arguments whose tensor is None are left out.
+def check(op: str, specs: Mapping[str, ArgSpec], arguments: Mapping[str, Any]) -> None:
+    """Holds the arguments to their specs. Arguments that are None or left out are skipped.
 
     Raises before any launch: ValueError for a wrong shape, device, stride or alignment, TypeError for a wrong dtype;
     the message names op, argument, what came and what is accepted.
     """
     sizes: dict[str, int] = {}
-    present = {name: arg.tensor for name, arg in arguments.items() if arg.tensor is not None}
-    like = next((name for name in present if arguments[name].dtype is None), next(iter(present)))
-    first = present[like]
-    for name, tensor in present.items():
-        _, axes, dtype, strided = arguments[name]
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}")
-        _check_shape(op, name, tensor, axes.split(), sizes)
-        _check_dtype(op, name, tensor, dtype, first, like)
+    present = [(name, arguments[name], spec) for name, spec in specs.items() if arguments.get(name) is not None]
+    like, first, _ = next((entry for entry in present if entry[2].dtypes is None), present[0])
+    for name, tensor, (axes, dtypes, strided) in present:
+        _check_shape(op, name, tensor, axes, sizes)
+        _check_dtype(op, name, tensor, dtypes, first, like)
         _check_memory(op, name, tensor, strided, first, like)
-    return sizes
 
 
-def _check_shape(op: str, name: str, tensor: Tensor, axes: list[str], sizes: dict[str, int]) -> None:
-    got = dict(zip(axes, tensor.shape, strict=False))
-    known = {axis: _known(axis, sizes) for axis in axes}
-    fits = all(known[axis] in (None, n) for axis, n in zip(axes, tensor.shape, strict=False))
-    if tensor.ndim != len(axes) or not fits:
-        want = ", ".join(axis if known[axis] is None or axis.isdecimal() else f"{axis}={known[axis]}" for axis in axes)
-        raise ValueError(f"{op}: {name} must have shape [{want}], got {list(tensor.shape)}")
-    if empty := [axis for axis, n in got.items() if n == 0]:
-        raise ValueError(f"{op}: {name} is empty: {empty[0]} must be at least 1, got shape {list(tensor.shape)}")
-    sizes.update(got)
+def _check_shape(op: str, name: str, tensor: Tensor, axes: tuple[str, ...], sizes: dict[str, int]) -> None:
+    shape = tensor.shape
+    known = [_known(axis, sizes) for axis in axes]
+    if len(shape) != len(axes) or any(size not in (None, n) for size, n in zip(known, shape, strict=True)):
+        named = zip(axes, known, strict=True)
+        want = ", ".join(axis if size is None or axis.isdecimal() else f"{axis}={size}" for axis, size in named)
+        raise ValueError(f"{op}: {name} must have shape [{want}], got {list(shape)}")
+    for axis, n in zip(axes, shape, strict=True):
+        if n == 0:
+            raise ValueError(f"{op}: {name} is empty: {axis} must be at least 1, got shape {list(shape)}")
+        sizes[axis] = n
 
 
 def _known(axis: str, sizes: dict[str, int]) -> int | None:
+    if axis in sizes:
+        return sizes[axis]
     if axis.isdecimal():
         return int(axis)
     if axis.endswith("/2"):
@@ -91,10 +90,9 @@ def _known(axis: str, sizes: dict[str, int]) -> int | None:
 
 
 def _check_dtype(
-    op: str, name: str, tensor: Tensor, dtype: torch.dtype | tuple[torch.dtype, ...] | None, first: Tensor, like: str
+    op: str, name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...] | None, first: Tensor, like: str
 ) -> None:
-    if dtype is not None:
-        dtypes = dtype if isinstance(dtype, tuple) else (dtype,)
+    if dtypes is not None:
         if tensor.dtype not in dtypes:
             raise TypeError(f"{op}: {name} must be {' or '.join(map(str, dtypes))}, got {tensor.dtype}")
     elif tensor.dtype not in FLOATS:

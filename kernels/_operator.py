@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.library import CustomOpDef  # type: ignore[attr-defined]
 
-from zonos2_triton.kernels._args import Arg, arg_specs, check
+from zonos2_triton.kernels._args import arg_specs, check
 
 
 class Cost(NamedTuple):
@@ -43,11 +43,11 @@ def operator(
 
     def register(function: Callable[P, Iterator[R]]) -> Callable[P, R]:
         name, signature = function.__name__, inspect.signature(function)
-        specs = arg_specs(signature)
+        specs, parameters = arg_specs(signature), tuple(signature.parameters)
 
         def start(args: Any, kwargs: Any) -> tuple[dict[str, Any], Iterator[R]]:
-            arguments = {**dict(zip(signature.parameters, args, strict=False)), **kwargs}
-            check(name, **{key: Arg(arguments.get(key), *spec) for key, spec in specs.items()})
+            arguments = dict(zip(parameters, args, strict=False), **kwargs)
+            check(name, specs, arguments)
             return arguments, function(*args, **kwargs)
 
         def run(*args: P.args, **kwargs: P.kwargs) -> R:
