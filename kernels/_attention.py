@@ -118,7 +118,7 @@ def check_attention(
     check_rows(op, qkvg.dtype, DH=DH)
     if (qk_temperature is None) != (cos_sin_cache is None):
         raise ValueError(f"{op}: qk_temperature and cos_sin_cache must be given together, or neither")
-    HQ = len(qk_temperature) if qk_temperature is not None else width // DH - 2 * HKV
+    HQ = qk_temperature.shape[0] if qk_temperature is not None else width // DH - 2 * HKV
     if qk_temperature is None and (HQ < 1 or HQ % HKV or width % DH):
         raise ValueError(
             f"{op}: qkvg must have (HQ + 2 * HKV) * DH columns without qk_temperature and cos_sin_cache, HQ a "
@@ -132,4 +132,4 @@ def check_attention(
         )
     check_range(op, "block_table", block_table, 0, pages - 1, "the cache's pages")
     capacity = block_table.shape[1] * page_size
-    return HQ, capacity if cos_sin_cache is None else min(capacity, len(cos_sin_cache))
+    return HQ, capacity if cos_sin_cache is None else min(capacity, cos_sin_cache.shape[0])

@@ -166,8 +166,8 @@ def zeroed_counters(like: Tensor, n: int, counters: Tensor | None, op: str) -> T
         raise ValueError(f"{op}: counters must be one axis of int32 on {like.device}, got {_describe(counters)}")
     if not counters.is_contiguous():
         raise ValueError(f"{op}: counters must be contiguous, got strides {counters.stride()}")
-    if len(counters) < n:
-        raise ValueError(f"{op}: counters must hold at least {n} numbers, got {len(counters)}")
+    if counters.shape[0] < n:
+        raise ValueError(f"{op}: counters must hold at least {n} numbers, got {counters.shape[0]}")
     return counters
 
 

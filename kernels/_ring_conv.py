@@ -212,10 +212,10 @@ def check_step(
     for name, value, least in (*sizes, ("delay", delay, 0), ("tail_trim", tail_trim, 0)):
         if value < least:
             raise ValueError(f"{op}: {name} must be at least {least}, got {value}")
-    if len(step_meta) * frames * samples_per_frame * outputs > MAX_POSITIONS:
+    if step_meta.shape[0] * frames * samples_per_frame * outputs > MAX_POSITIONS:
         raise ValueError(
-            f"{op}: a step makes at most {MAX_POSITIONS} positions, got {len(step_meta)} slots of {frames} frames of "
-            f"{samples_per_frame * outputs}; take fewer frames"
+            f"{op}: a step makes at most {MAX_POSITIONS} positions, got {step_meta.shape[0]} slots of {frames} frames "
+            f"of {samples_per_frame * outputs}; take fewer frames"
         )
     if may_sync(step_meta):
         done, count, length, _ = step_meta.unbind(1)

@@ -132,7 +132,7 @@ def conv1d_snake(
     activated: Annotated[Tensor | None, "B Ra Co"] = None,
     tf32: bool = False,
 ) -> Iterator[None]:
-    (B, R, Ci), Co, positions = x.shape, len(weight), frames * samples_per_frame
+    (B, R, Ci), Co, positions = x.shape, weight.shape[0], frames * samples_per_frame
     taps = check_taps("conv1d_snake", weight, x, dilation)
     check_step("conv1d_snake", x, step_meta, frames, samples_per_frame, delay, tail_trim, tf32)
     least = positions + (taps - 1) * dilation

@@ -131,7 +131,7 @@ def conv_transpose1d_snake(
     activated: Annotated[Tensor | None, "B Ra Co"] = None,
     tf32: bool = False,
 ) -> Iterator[None]:
-    (B, R, Ci), Co, inputs = x.shape, len(bias), frames * samples_per_frame
+    (B, R, Ci), Co, inputs = x.shape, bias.shape[0], frames * samples_per_frame
     if stride < 1:
         raise ValueError(f"conv_transpose1d_snake: stride must be at least 1, got {stride}")
     if weight.shape != (stride * Co, 2 * Ci):

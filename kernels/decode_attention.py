@@ -230,7 +230,7 @@ def decode_attention(
     positions: Annotated[Tensor, "B", torch.int32],
     counters: Tensor | None = None,
 ) -> Iterator[Tensor]:
-    op, B, (_, page_size, HKV, DH), W = "decode_attention", len(qkvg), k_cache.shape, block_table.shape[1]
+    op, B, (_, page_size, HKV, DH), W = "decode_attention", qkvg.shape[0], k_cache.shape, block_table.shape[1]
     HQ, capacity = check_attention(op, qkvg, qk_temperature, cos_sin_cache, k_cache, block_table)
     check_batch(op, B, instead="prefill_attention")
     held = "what the pages and the rotary table hold, or negative: idle"

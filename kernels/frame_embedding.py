@@ -82,7 +82,7 @@ def frame_embedding(
     check_range(op, "ids of codes", ids[:, :-1], 0, codebook_vocab - 1, "the codebook's rows")
     check_range(op, "ids of text", ids[:, -1], 0, rows - text - 1, "the text's rows")
     if speakers is not None and speaker_index is not None:
-        check_range(op, "speaker_index", speaker_index, -(2**31), len(speakers) - 1, "rows of speakers")
+        check_range(op, "speaker_index", speaker_index, -(2**31), speakers.shape[0] - 1, "rows of speakers")
     h = table.new_empty(M, D)
     yield h
     _frame_embedding_kernel[(M,)](

@@ -223,7 +223,7 @@ def prefill_attention(
     cu_seqlens: Annotated[Tensor, "B+1", torch.int32],
     max_seqlen_q: int,
 ) -> Iterator[Tensor]:
-    op, T, (_, page_size, HKV, DH), (B, W) = "prefill_attention", len(qkvg), k_cache.shape, block_table.shape
+    op, T, (_, page_size, HKV, DH), (B, W) = "prefill_attention", qkvg.shape[0], k_cache.shape, block_table.shape
     HQ, capacity = check_attention(op, qkvg, qk_temperature, cos_sin_cache, k_cache, block_table)
     if not 1 <= max_seqlen_q <= T:
         raise ValueError(f"{op}: max_seqlen_q must be in 1..{T}, the rows that there are, got {max_seqlen_q}")

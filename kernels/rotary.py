@@ -55,7 +55,7 @@ def rotary(
     M, H, DH = x.shape
     check_head_dim("rotary", DH)
     check_rows("rotary", x.dtype, DH=DH)
-    check_range("rotary", "positions", positions, 0, len(cos_sin_cache) - 1, "the rows of cos_sin_cache")
+    check_range("rotary", "positions", positions, 0, cos_sin_cache.shape[0] - 1, "the rows of cos_sin_cache")
     y = torch.empty_like(x)
     yield y
     launch = launch_config("rotary", "row", x.dtype)

@@ -10,11 +10,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._dynamo.source import ConstantSource
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.utils import _pytree as pytree
 
 from tests.kernels.operator_suite import EXACT, OperatorTests, inputs_of, interpreted
 from zonos2_triton import kernels
 from zonos2_triton.bench.catalogue import KERNELS
+from zonos2_triton.bench.proof.invariants import ROWS
 from zonos2_triton.kernels import _operator
 from zonos2_triton.kernels._operator import cpu_fallback, runs_kernel, zeroed_counters
 from zonos2_triton.reference.numeric import SWITCHES
@@ -52,6 +56,27 @@ def test_every_operator_is_in_the_catalogue_and_has_a_test_file():
     assert sorted(KERNELS) == modules
     assert all(name == kernel.name for name, kernel in KERNELS.items())
     assert [name for name in modules if not Path(__file__).with_name(f"test_{name}.py").exists()] == []
+
+
+@interpreted
+@pytest.mark.parametrize("name", KERNELS)
+def test_meta_function_keeps_the_batch_symbolic(name):
+    """One graph of torch.compile(dynamic=True) or torch.export serves any number of tokens, slots and sequences."""
+    env, inputs = ShapeEnv(), inputs_of(name)
+    mode = FakeTensorMode(shape_env=env)
+
+    def fake(key, tensor):
+        dynamic = [DimDynamic.STATIC] * tensor.ndim
+        if key in (*ROWS[name], "sorted_slot_ids"):  # [M * K]
+            dynamic[0] = DimDynamic.DYNAMIC
+        context = StatelessSymbolicContext(dynamic_sizes=dynamic)
+        return mode.from_tensor(tensor, source=ConstantSource(key), symbolic_context=context)
+
+    fakes = {key: fake(key, x) if isinstance(x, torch.Tensor) else x for key, x in inputs.items()}
+    KERNELS[name].op(**fakes)
+    batches = {key: fakes[key].shape[0].node.expr for key in ROWS[name] if inputs.get(key) is not None}
+    assert batches
+    assert [key for key, size in batches.items() if env.replace(size).is_number] == []
 
 
 @interpreted
