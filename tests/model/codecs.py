@@ -48,7 +48,6 @@ def aligned(vocoder, frames, eos_frame=None):
 
 
 def clip(vocoder, frames, eos_frame=None):
-    """Samples of the whole clip at once."""
     return vocoder.decode(aligned(vocoder, frames, eos_frame)[None])[0]
 
 

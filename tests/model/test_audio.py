@@ -19,16 +19,8 @@ STEP = 2**-15  # of 16 bits; samples are scaled by 32767 and read back over 3276
 FORMATS = [".wav", ".flac", ".ogg", ".opus", ".mp3"]
 KINDS = {"x.WAV": "WAV PCM_16", "x.ogg": "OGG VORBIS", "x.y.flac": "FLAC PCM_16", "x.Mp3": "MP3 MPEG_LAYER_III"}
 KINDS |= {"x.opus": "OGG OPUS"}
-SAMPLES = {  # a sample, and what is written of it; a wrapped 2.0 would be -2
-    2.0: 32767,
-    -1.0: -32767,
-    3e38: 32767,
-    0.0: 0,
-    0.4 / 32767: 0,
-    0.6 / 32767: 1,
-    -0.6 / 32767: -1,
-    32766.6 / 32767: 32767,
-}
+SAMPLES = {2.0: 32767, -1.0: -32767, 3e38: 32767, 0.0: 0}  # and what is written; a wrapped 2.0 would be -2
+SAMPLES |= {0.4 / 32767: 0, 0.6 / 32767: 1, -0.6 / 32767: -1, 32766.6 / 32767: 32767}
 
 
 def tone(n=4410, rate=44_100):
@@ -65,7 +57,6 @@ class TestSave:
 
     @pytest.mark.parametrize("ending", [".wav", ".ogg"])
     def test_no_samples(self, tmp_path, ending):
-        """A clip without samples."""
         Audio(torch.zeros(0), 44_100).save(tmp_path / f"x{ending}")
         samples, rate = read_audio(tmp_path / f"x{ending}")
         assert (samples.shape, rate) == ((1, 0), 44_100)
@@ -170,10 +161,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize(
         ("make", "error", "message"),
-        [
-            (os.mkdir, IsADirectoryError, "Is a directory"),
-            (os.mkfifo, OSError, "it exists and is no regular file"),
-        ],
+        [(os.mkdir, IsADirectoryError, "Is a directory"), (os.mkfifo, OSError, "it exists and is no regular file")],
     )
     def test_what_is_no_file_stays(self, tmp_path, make, error, message):
         make(tmp_path / "x.wav")

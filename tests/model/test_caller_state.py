@@ -8,19 +8,9 @@ import torch
 from torch.nn import Parameter
 
 from tests.model.codecs import random_codec
+from zonos2_triton import Audio, Backbone, Sampling, SpeakerEncoder, Vocoder, Zonos2, build_prompt
 from zonos2_triton.bench.proof.invariants import same_bits
-from zonos2_triton.model import (
-    TTSLLM,
-    Audio,
-    Backbone,
-    Sampling,
-    SpeakerEncoder,
-    TTSSamplingParams,
-    Vocoder,
-    Zonos2,
-    Zonos2Config,
-    build_prompt,
-)
+from zonos2_triton.model import TTSLLM, TTSSamplingParams, Zonos2Config
 from zonos2_triton.model.audio import read_audio
 from zonos2_triton.model.weights.tiny import CODEC, PARAMS, codec_weights, write_tiny
 from zonos2_triton.reference.delay import shear, shear_up
@@ -174,7 +164,6 @@ def test_no_bit_depends_on_it(tiny_folder, entry, state):
 
 
 def test_who_drives_the_loop_is_nothing_to_the_others(tiny_folder, tts):
-    """Frames of a request that another thread's call computes under autocast."""
     alone = tts.backbone.generate([PROMPT], SAMPLING)[0].frames
     first, second = (tts.backbone.stream(PROMPT, SAMPLING) for _ in range(2))
 

@@ -170,11 +170,7 @@ WRONG_ROUNDS = {
     "no-slots": ({"frames": []}, ValueError, "frames must hold one entry for each of the 3 slots, got 0"),
     "fewer-ends": ({"eos_frames": [31]}, ValueError, "eos_frames must hold one entry for each of the 3 slots, got 1"),
     "width": ({"frames": [TWO, TWO[:, :2], None]}, ValueError, r"slot 1: frames must be .* \[n, 3\], got \[2, 2\]"),
-    "closed": (
-        {"frames": [TWO, TWO, TWO[:0]]},
-        ValueError,
-        "slot 2: this stream was closed by last=True; open another",
-    ),
+    "closed": ({"frames": [TWO, TWO, TWO[:0]]}, ValueError, "slot 2: this .* was closed by last=True; open another"),
     "end-decoded": ({"eos_frames": [30, 17, None]}, ValueError, "slot 1: eos_frame must be at least 18, which are"),
     "end-not-pushed": ({"last": [True, True, False]}, ValueError, "slot 0: eos_frame must be at most the 29 .* got 30"),
 }
@@ -183,7 +179,6 @@ WRONG_ROUNDS = {
 class TestSlots:
     @given(rounds(), *waits, st.none() | st.integers(0, 30))
     def test_each_slot_is_a_stream_of_its_own(self, codecs, rounds, chunk, first_chunk, lookahead):
-        """Slots that begin late, idle, end early and begin again."""
         vocoder, options = codecs[3, 2], {"chunk": chunk, "first_chunk": first_chunk, "lookahead": lookahead}
         streams, alone = vocoder.streams(3, **options), [vocoder.streams(1, **options) for _ in range(3)]
         for entries in rounds:
@@ -200,7 +195,6 @@ class TestSlots:
                 assert streams.signal_to_error(slot) == alone[slot].signal_to_error()
 
     def test_one_step_for_all(self, five):
-        """One step for any number of busy slots, none without; an idle slot takes no part."""
         streams = five.streams(3)
         seen, watched = step_meta_of(five)
         with watched:
@@ -208,11 +202,8 @@ class TestSlots:
             streams.push([frames_of(3), frames_of(3), frames_of(13)])
             streams.push([frames_of(13), None, frames_of(2)], eos_frames=[None, 16, None])
             streams.push([None, None, None])
-        assert [[slot[:2] for slot in step_meta] for step_meta in seen] == [
-            [[0, 16], [0, 16], [0, 0]],
-            [[16, 2], [16, 0], [0, 0]],
-            [[18, 16], [16, 12], [0, 13]],
-        ]
+        steps = [[slot[:2] for slot in step_meta] for step_meta in seen]
+        assert steps == [[[0, 16], [0, 16], [0, 0]], [[16, 2], [16, 0], [0, 0]], [[18, 16], [16, 12], [0, 13]]]
 
     @pytest.mark.parametrize("case", WRONG_ROUNDS)
     def test_a_refused_push_changes_no_slot(self, five, case):

@@ -67,7 +67,6 @@ def test_a_new_file_has_the_mode_of_the_umask(tmp_path):
 @pytest.mark.parametrize("owner", [os, Path], ids=["owner", "place"])
 @pytest.mark.parametrize("number", [errno.EBUSY, errno.EXDEV, errno.EPERM], ids=errno.errorcode.get)
 def test_what_cannot_be_given_away_or_taken_is_written_over(old, monkeypatch, owner, number):
-    """Another user's file, which stays theirs; a mounted file."""
     fail = Mock(side_effect=OSError(number, os.strerror(number)))
     monkeypatch.setattr(owner, "chown" if owner is os else "replace", fail)
     inode = old.stat().st_ino

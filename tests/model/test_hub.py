@@ -109,7 +109,6 @@ def test_files_that_are_fetched():
 
 @pytest.mark.parametrize("name", ["gone", "/gone", "a/b/c", "owner/name\n", "./gone", Path("owner/name")], ids=repr)
 def test_neither_here_nor_a_hub_id(monkeypatch, name):
-    """Known without the extra."""
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(FileNotFoundError, match="is neither a file or folder here nor a hub id") as raised:
         resolve_path(name)

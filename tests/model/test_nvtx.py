@@ -39,7 +39,6 @@ class Recorder:
         return [payload for _, found, payload in self.entered if found == name]
 
     def parents(self, name):
-        """Names of the direct parents of ranges of this name."""
         return {parent for parent, found, _ in self.entered if found == name}
 
 
@@ -59,7 +58,6 @@ def test_off_is_one_shared_nothing():
 
 
 def test_recorded_listens_for_the_time_of_its_block_and_on_top_of_another():
-    """Ranges nest, and close where their block fails."""
     outer, inner = Recorder(), Recorder()
     with recorded(outer):
         with annotate("model/a"), recorded(inner), annotate("model/b", 2):

@@ -12,18 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from zonos2_triton.model import (
-    TTSLLM,
-    Audio,
-    Backbone,
-    BatchingOptions,
-    Sampling,
-    SpeakerEncoder,
-    SpeakerEncoderConfig,
-    Vocoder,
-    Zonos2,
-    build_prompt,
-)
+from zonos2_triton import Audio, Backbone, BatchingOptions, Sampling, SpeakerEncoder, Vocoder, Zonos2, build_prompt
+from zonos2_triton.model import TTSLLM, SpeakerEncoderConfig
 from zonos2_triton.model.prompt import PromptOptions
 from zonos2_triton.reference.delay import shear_up
 from zonos2_triton.reference.sampling_params import SamplingOptions
@@ -54,7 +44,6 @@ def test_speaking_is_prompt_generation_and_decoding(tts, sampling, frames):
 
 
 def limit_of(tts, text, sampling, **settings):
-    """How many frames a text may take at most."""
     stream = tts.stream(text, sampling=sampling, **settings)
     request = tts.backbone.scheduler.waiting[-1]
     stream.close()
@@ -122,9 +111,7 @@ def test_says_that_the_end_was_not_reached(tts):
 @pytest.mark.parametrize("sampling", [Sampling(seed=7), Sampling(seed=7, max_frames=8)], ids=["default", "given"])
 def test_a_full_context_asks_for_shorter_texts(tts, sampling):
     full = shortened(tts, 8 + len(build_prompt(tts.backbone.config, "Hello.")))
-    with pytest.warns(
-        UserWarning, match=r"after 8 frames, 0.09 s; the model's context of 33 tokens is full: split the"
-    ):
+    with pytest.warns(UserWarning, match="after 8 frames, 0.09 s; the model's context of 33 tokens is full: split the"):
         assert full.speak("Hello.", sampling=sampling).ended == "max_frames"
 
 
@@ -195,9 +182,8 @@ def test_of_several_files_one_can_be_named(folder, tts):
         shutil.copy(files[part], path.with_name(f"a{path.suffix}"))
     named: dict[str, object] = {"model": folder}
     for part, file in files.items():
-        with pytest.raises(
-            ValueError, match=rf"several files for .*: a\{file.suffix}, b.*; name one of them instead of"
-        ) as error:
+        several = rf"several files for .*: a\{file.suffix}, b.*; name one of them instead of"
+        with pytest.raises(ValueError, match=several) as error:
             Zonos2.load(device="cpu", **named)
         assert part == "model" or f"by {part}= or --{part.replace('_', '-')}" in str(error.value)
         named[part] = file
@@ -208,7 +194,6 @@ def test_of_several_files_one_can_be_named(folder, tts):
 
 
 def test_files_of_other_programs_are_left_alone(folder, tts):
-    """Files of Finder, Jupyter and others in the folder."""
     for part in (folder, folder / "dac", folder / "speaker_encoder"):
         for name in ("._model.safetensors", "._weights.pth", "._dac.pth", ".DS_Store", "._config.json"):
             (part / name).write_bytes(b"\0\5\26\7")
@@ -271,9 +256,8 @@ def test_settings_of_the_sampling_are_keywords_too(tts):
     want = tts.speak("a", sampling=SHORT).samples
     assert torch.equal(tts.speak("a", seed=7, max_frames=12, ignore_eos=True).samples, want)
     assert torch.equal(torch.cat(list(tts.stream("a", seed=7, max_frames=12, ignore_eos=True))), want)
-    assert torch.equal(
-        tts.speak("a", sampling=replace(SHORT, seed=8, max_frames=20), seed=7, max_frames=12).samples, want
-    )
+    other = replace(SHORT, seed=8, max_frames=20)
+    assert torch.equal(tts.speak("a", sampling=other, seed=7, max_frames=12).samples, want)
     both = tts.speak(["a", "a"], sampling=[replace(SHORT, seed=8), replace(SHORT, temperature=0.1)], seed=7)
     assert torch.equal(both[0].samples, want)
     assert not torch.equal(both[1].samples, want)
@@ -328,9 +312,7 @@ def test_says_which_of_several_texts_is_wrong(tts):
         tts.speak(["text", 5])
     with pytest.raises(ValueError, match=r"^text\[1\] is too long: its prompt has 2067 tokens"):
         tts.speak(["a", "x" * 2048])
-    with pytest.raises(
-        ValueError, match=r"^text\[1\]: max_frames is 2029, but .* holds 2028 frames; only the default is"
-    ):
+    with pytest.raises(ValueError, match=r"^text\[1\]: max_frames is 2029, .* holds 2028 frames; only the default is"):
         tts.speak(["", "a"], max_frames=2029)
 
 

@@ -43,7 +43,6 @@ optional_buckets = [st.none() | st.integers(0, n - 1) for n in COUNTS]
     quality=st.none() | st.tuples(*optional_buckets),
 )
 def test_round_trip(text, speaker, clean, accurate, rate, quality):
-    """Every argument of a prompt can be read back from its tokens."""
     ids = build_prompt(CONFIG, text, speaker, clean, accurate, rate, quality)
     column = ids[: -len(SILENCE), 9].tolist()
     assert (ids[: -len(SILENCE), :9] == 1025).all()

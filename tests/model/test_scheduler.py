@@ -21,7 +21,6 @@ TEXTS = ("", "a", "hello", "ab" * 20, "xyz")
 
 
 def assert_empty(backbone):
-    """No slot, page or request is left behind."""
     scheduler = backbone.scheduler
     scheduler.sweep()
     assert sorted(scheduler.state.free_pages) == list(range(scheduler.pages))
@@ -104,7 +103,6 @@ def test_late_comers_change_nothing_and_are_not_changed(make, requests, alone, s
 
 
 def test_a_prompt_in_small_pieces_holds_nobody_up_for_long(make, monkeypatch):
-    """A step prefills no more tokens than allowed once a request runs."""
     backbone = make(max_batch_size=4, max_prefill_tokens=16)
     seen = []
     forward = reference.forward
@@ -127,7 +125,6 @@ def test_a_prompt_in_small_pieces_holds_nobody_up_for_long(make, monkeypatch):
 
 
 def test_no_frame_is_asked_for_that_nobody_waits_for(make, requests, monkeypatch):
-    """No frame is launched beyond max_frames of the longest request."""
     backbone, asked = make(max_batch_size=2, sync_interval=8), []
     run = backbone.scheduler._graphs.run
     monkeypatch.setattr(backbone.scheduler._graphs, "run", lambda n: (asked.append(n), run(n)))
@@ -143,9 +140,8 @@ def test_logits_that_are_not_finite_end_one_request(make, requests, alone, sync_
 
     def sick(logits, settings, seeds, steps, last_seen):
         ill = (seeds == 3) & (steps == 2)
-        return REFERENCE.sample_codes(
-            torch.where(ill[:, None, None], torch.nan, logits), settings, seeds, steps, last_seen
-        )
+        logits = torch.where(ill[:, None, None], torch.nan, logits)
+        return REFERENCE.sample_codes(logits, settings, seeds, steps, last_seen)
 
     backbone.ops = replace(backbone.ops, sample_codes=sick)
     results = backbone.generate(prompts, samplings, return_exceptions=True)
@@ -198,7 +194,6 @@ def test_cancelled_and_forgotten_streams_give_their_places_back(make, requests, 
 
 
 def test_a_consumer_that_stops_reading_holds_nobody_up(make, requests, alone):
-    """Its frames are kept on the host; its slot and pages are freed."""
     backbone, (prompts, samplings) = make(max_batch_size=1, sync_interval=2), requests
     idle, busy = (backbone.stream(prompts[i], samplings[i]) for i in (2, 4))
     first = next(idle)
@@ -252,14 +247,8 @@ def test_a_frame_is_one_replay_and_nothing_else(golden_weights, requests):
     """No operation, so no allocation and no wait for the device, within a step; each step waits once."""
     backbone, replay = Backbone(*golden_weights, "reference"), Mock()
     capture = Mock(return_value=replay)  # in place of CUDA graphs
-    scheduler = Scheduler(
-        backbone.model,
-        REFERENCE,
-        BatchingOptions(max_batch_size=6, sync_interval=8),
-        per_sequence=False,
-        capture=capture,
-    )
-    backbone._scheduler = scheduler
+    options = BatchingOptions(max_batch_size=6, sync_interval=8)
+    scheduler = backbone._scheduler = Scheduler(backbone.model, REFERENCE, options, False, capture)
     streams = [backbone.stream(p, Sampling(seed=1, max_frames=50)) for p in requests[0]]
     with scheduler.exclusive():
         scheduler._admit()
@@ -304,7 +293,6 @@ def test_graphs_are_captured_once_by_bucket():
 
 
 def test_frames_go_on_without_graphs_where_capture_fails(caplog):
-    """Frames run without graphs, with one warning that says why."""
     refused, ran = Mock(side_effect=RuntimeError("operation not permitted when stream is capturing")), []
     graphs = Graphs(ran.append, 20, refused)
     for batch_size in (3, 9, 3):

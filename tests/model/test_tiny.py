@@ -103,7 +103,6 @@ def test_audio_is_neither_silent_nor_clipped(tiny_folder, other_folder, seed):
 
 @pytest.mark.parametrize("name", ["torch.save", "_write_json"])
 def test_a_full_disk_is_an_error_of_the_system(tmp_path, monkeypatch, name):
-    """torch raises its own exception."""
     full = "No space left on device"
     faults = {"torch.save": RuntimeError(full), "_write_json": OSError(28, full)}
     monkeypatch.setattr(f"zonos2_triton.model.weights.tiny.{name}", Mock(side_effect=faults[name]))

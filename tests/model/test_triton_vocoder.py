@@ -53,13 +53,9 @@ def mixed():
 @pytest.fixture(scope="module")
 def real():
     """The 44.1 kHz codec on the meta device, in three precisions."""
-    shapes = layout(VocoderConfig())
-    return {
-        dtype: Vocoder(
-            VocoderConfig(), {n: torch.empty(s, dtype=dtype, device="meta") for n, s in shapes.items()}, "triton"
-        )
-        for dtype in (torch.float32, torch.bfloat16, torch.float16)
-    }
+    dtypes, shapes = (torch.float32, torch.bfloat16, torch.float16), layout(VocoderConfig())
+    states = {dtype: {n: torch.empty(s, dtype=dtype, device="meta") for n, s in shapes.items()} for dtype in dtypes}
+    return {dtype: Vocoder(VocoderConfig(), state, "triton") for dtype, state in states.items()}
 
 
 def relative(got, want):
@@ -83,9 +79,8 @@ class TestPrecision:
         codes = golden.tensors("dac_tiny")["odd.codes"][:1]
         library = golden.vocoder("odd", dtype=dtype, backend="reference")
         got = Vocoder(library.config, library.state, "triton").trace(codes)
-        exact, single = (
-            Vocoder.from_state(library.config, library.state, dtype=wide) for wide in (torch.float64, torch.float32)
-        )
+        fp64, fp32 = torch.float64, torch.float32
+        exact, single = (Vocoder.from_state(library.config, library.state, dtype=wide) for wide in (fp64, fp32))
         true, theirs = exact.trace(codes), library.trace(codes)
         errors = {stage: (relative(got[stage], true[stage]), relative(theirs[stage], true[stage])) for stage in true}
         assert all(ours < OF_LIBRARY * bound for ours, bound in errors.values()), errors
@@ -164,7 +159,6 @@ class TestStreams:
 
 class TestBatches:
     def test_rows_depend_on_themselves_alone(self, mixed):
-        """Clips of different lengths, in any batch, in one step or several."""
         lengths = (5, 0, 1)
         clips = [aligned(mixed, frames_of(n, seed=n)) for n in lengths]
         wanted = [mixed.decode(codes[None])[0] for codes in clips]
@@ -176,7 +170,6 @@ class TestBatches:
 
 
 def allocated(seen):
-    """Allocated bytes of rings and samples."""
     made = zip(seen.names, seen.bytes, strict=True)
     return sum(size for name, size in made if name in ("aten::new_empty", "zonos2_triton::conv1d_tanh"))
 
@@ -209,7 +202,6 @@ class TestRealSizes:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
     @pytest.mark.parametrize("rows", [1, 2, 7, 64])
     def test_activations_are_bounded(self, real, dtype, rows):
-        """A step takes as many frames as fit, and allocates the planned bytes."""
         decoder, together = real[dtype].decoder, real[dtype]._frames_per_step(rows)
         assert together > 1
         room = decoder.ring_bytes(rows, together)

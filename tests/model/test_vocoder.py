@@ -263,17 +263,17 @@ class TestRejects:
             codecs["odd"].decode([CODES[0], clip])
 
     @pytest.mark.parametrize(
-        ("name", "value", "rule"),
-        [("mode", "fast", "'exact' or 'overlap'"), ("overlap", -1, "integer from 0"), ("chunk", 0, "integer from 1")],
+        ("mode", "name", "value", "rule"),
+        [
+            ("fast", "mode", "fast", "'exact' or 'overlap'"),
+            ("overlap", "overlap", -1, "integer from 0"),
+            *((mode, "chunk", 0, "integer from 1") for mode in ("overlap", "exact")),
+            ("exact", "first_chunk", 0, "integer from 1"),
+        ],
     )
-    def test_stream_settings(self, codecs, name, value, rule):
+    def test_stream_settings(self, codecs, mode, name, value, rule):
         with pytest.raises(ValueError, match=f"{name} must be .*{rule}, got {value!r}"):
-            codecs["odd"].stream(**{"mode": "overlap", name: value})
-
-    @pytest.mark.parametrize("name", ["chunk", "first_chunk"])
-    def test_settings_of_a_stream_that_takes_windows(self, codecs, name):
-        with pytest.raises(ValueError, match=f"{name} must be an integer from 1, got 0"):
-            codecs["odd"].stream(**{name: 0})
+            codecs["odd"].stream(**{"mode": mode, name: value})
 
     @pytest.mark.parametrize(
         ("name", "value", "message"),

@@ -68,7 +68,7 @@ def requests(backbone, count):
 
 
 @pytest.mark.parametrize(
-    ("max_batch_size", "sync_interval", "pipelined", "padded", "tight"),
+    ("batch_size", "sync_interval", "pipelined", "padded", "tight"),
     [
         pytest.param(1, 4, False, False, True, marks=pytest.mark.slow),
         pytest.param(2, 8, True, False, False, marks=pytest.mark.slow),
@@ -77,13 +77,11 @@ def requests(backbone, count):
         (8, 5, False, False, False),
     ],
 )
-def test_what_is_spoken_is_the_clip(
-    make, vocoder, monkeypatch, max_batch_size, sync_interval, pipelined, padded, tight
-):
+def test_what_is_spoken_is_the_clip(make, vocoder, monkeypatch, batch_size, sync_interval, pipelined, padded, tight):
     """Slots move, are reused and end anywhere in a scheduler step. If memory is tight, the vocoder takes several."""
     if tight:
-        monkeypatch.setattr(vocoder_runner, "MAX_RING_BYTES", vocoder.decoder.ring_bytes(max_batch_size, 6))
-    backbone = make(pipelined, padded, max_batch_size=max_batch_size, sync_interval=sync_interval)
+        monkeypatch.setattr(vocoder_runner, "MAX_RING_BYTES", vocoder.decoder.ring_bytes(batch_size, 6))
+    backbone = make(pipelined, padded, max_batch_size=batch_size, sync_interval=sync_interval)
     assert (backbone.scheduler.vocoder_runner.steps > 1) == tight
     prompts, samplings = requests(backbone, 8)
     results = backbone.generate(prompts, samplings)
@@ -136,7 +134,6 @@ def test_a_cancelled_request_takes_nothing_along(make, vocoder):
 
 
 def test_a_faulty_row_is_silent(make, vocoder):
-    """From the step on in which it was found; the other request goes on."""
     backbone = make(max_batch_size=2, sync_interval=40)
     prompt = build_prompt(backbone.config, "a")
     sick, healthy = (backbone.stream(prompt, Sampling(seed=s, max_frames=60, ignore_eos=True)) for s in (8, 0))
@@ -162,7 +159,6 @@ def test_who_runs_already_is_not_left_without_sound(golden_weights, vocoder):
 @pytest.mark.interpreter
 @pytest.mark.usefixtures("quick_interpreter")
 def test_the_pipeline_on_kernels(two_layers):
-    """The kernels of the backbone pass the codes on to those of the vocoder."""
     vocoder = random_codec((8,), "triton", latent_dim=4, decoder_dim=4, n_codebooks=9, codebook_size=1024)
     tts = Zonos2(Backbone(*two_layers, "triton", BatchingOptions(max_batch_size=1, sync_interval=2)), vocoder)
     sampling = Sampling(seed=3, max_frames=3, ignore_eos=True)
@@ -172,10 +168,7 @@ def test_the_pipeline_on_kernels(two_layers):
 
 @pytest.mark.parametrize("same_device", [True, False], ids=["same-device", "by-the-host"])
 def test_the_pipeline(golden_weights, vocoder, same_device, monkeypatch):
-    """If the devices differ, the host passes the codes on, with the same samples."""
-    backbone = Backbone(
-        *golden_weights, backend="reference", options=BatchingOptions(max_batch_size=1, sync_interval=2)
-    )
+    backbone = Backbone(*golden_weights, "reference", BatchingOptions(max_batch_size=1, sync_interval=2))
     with monkeypatch.context() as patch:
         patch.setattr(backbone, "backend", "triton")
         if not same_device:
@@ -190,7 +183,6 @@ def test_the_pipeline(golden_weights, vocoder, same_device, monkeypatch):
 
 
 def test_nothing_is_asked_of_the_device(make, vocoder, monkeypatch):
-    """No operation of a step reads a value back or makes a shape from one."""
     runner = make(max_batch_size=2).scheduler.vocoder_runner
     operations = SimpleNamespace(**{name: lambda *_, **__: None for name in vocoder.decoder.ops._fields})
     operations.conv1d_tanh = lambda *_, **__: torch.zeros(2, runner.frames * vocoder.config.hop)

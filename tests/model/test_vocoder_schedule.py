@@ -36,12 +36,10 @@ def test_the_example(state, step_meta):
     assert planned(EXAMPLE, *state) == step_meta
 
 
-STATES = st.tuples(
-    st.integers(0, 30), st.integers(0, 40), st.integers(NO_END, 40), st.booleans(), st.booleans()
-)  # done, received, eos_frame, closed, begun
-SCHEDULES = st.builds(
-    Schedule, st.integers(1, 9), st.integers(0, 10), st.integers(0, 10), st.integers(1, 16), st.integers(1, 5)
-)
+ints = st.integers
+# done, received, eos_frame, closed, begun
+STATES = st.tuples(ints(0, 30), ints(0, 40), ints(NO_END, 40), st.booleans(), st.booleans())
+SCHEDULES = st.builds(Schedule, ints(1, 9), ints(0, 10), ints(0, 10), ints(1, 16), ints(1, 5))
 
 
 @given(SCHEDULES, st.lists(STATES, min_size=1, max_size=8), st.integers(1, 20))
@@ -55,7 +53,6 @@ def test_the_device_plans_every_slot_as_the_host_plans_one(schedule, states, fra
 
 @given(SCHEDULES, st.integers(0, 30), st.booleans(), st.integers(1, 20), st.integers(1, 7))
 def test_a_clip_goes_through_once_from_its_first_frame_to_the_last_of_its_context(schedule, n, ends, frames, message):
-    """For any messages; no step takes a frame before it is complete, unless the clip is over."""
     delayed = n + schedule.codebooks - 1
     done, received, closed = 0, 0, False
     while not closed:

@@ -65,7 +65,6 @@ class TestResample:
         assert decibels(got.square().mean() / 0.5) < ceiling_db
 
     def test_sound_stays_where_it_was(self):
-        """A click in the middle of a second stays there, and its height is the share of the rate that is left."""
         x = torch.zeros(48_000, dtype=torch.float64)
         x[24_000] = 1
         got = resample(x, 48_000)
@@ -94,7 +93,6 @@ class TestResample:
 class TestFilterbank:
     @pytest.mark.needs("transformers")
     def test_oracle(self):
-        """As the transformers library makes it."""
         from transformers.audio_utils import mel_filter_bank
 
         want = mel_filter_bank(N_FFT // 2 + 1, MELS, 0.0, TOP_HZ, SAMPLE_RATE, norm="slaney", mel_scale="slaney")

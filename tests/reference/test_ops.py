@@ -43,9 +43,8 @@ def test_rotary_turns_neighbours_as_complex_numbers(randn):
     x, positions = randn(6, 2, 8), torch.tensor([0, 1, 2, 500, 6142, 6143])
     frequencies = 1e4 ** (-torch.arange(0, 8, 2, dtype=torch.float64) / 8)
     turned = torch.view_as_complex(x.reshape(6, 2, 4, 2)) * torch.exp(1j * positions[:, None, None] * frequencies)
-    torch.testing.assert_close(
-        rotary(x, positions, compute_cos_sin_cache(6144, 8, 1e4, x)), torch.view_as_real(turned).reshape(6, 2, 8)
-    )
+    want, table = torch.view_as_real(turned).reshape(6, 2, 8), compute_cos_sin_cache(6144, 8, 1e4, x)
+    torch.testing.assert_close(rotary(x, positions, table), want)
 
 
 def attention_of(q, k, v, starts):
@@ -263,10 +262,8 @@ def test_head_is_capped_and_codebook_major(randn):
     assert got.abs().max() <= 15
     plain = torch.einsum("td,cvd->tcv", x, weight.reshape(2, 5, 4))
     torch.testing.assert_close(codebook_head(x, None, weight, 2, EPS, 0.0), plain)
-    normed = F.rms_norm(x, (4,), norm_weight, EPS)
-    torch.testing.assert_close(
-        codebook_head(x, norm_weight, weight, 2, EPS, 15.0), codebook_head(normed, None, weight, 2, EPS, 15.0)
-    )
+    of_normed = codebook_head(F.rms_norm(x, (4,), norm_weight, EPS), None, weight, 2, EPS, 15.0)
+    torch.testing.assert_close(codebook_head(x, norm_weight, weight, 2, EPS, 15.0), of_normed)
 
 
 def test_frame_embedding_counts_every_row_and_replaces_those_with_a_speaker(randn):

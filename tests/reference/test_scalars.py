@@ -8,17 +8,8 @@ import pytest
 import torch
 
 from tests.model.codecs import frames_of, random_codec
-from zonos2_triton.model import (
-    Audio,
-    BatchingOptions,
-    Sampling,
-    SpeakerEncoder,
-    SpeakerEncoderConfig,
-    TTSSamplingParams,
-    VocoderConfig,
-    Zonos2Config,
-    build_prompt,
-)
+from zonos2_triton import Audio, BatchingOptions, Sampling, SpeakerEncoder, build_prompt
+from zonos2_triton.model import SpeakerEncoderConfig, TTSSamplingParams, VocoderConfig, Zonos2Config
 from zonos2_triton.model.integrations.zonos2_engine.offline import _batching_options, _sampling
 from zonos2_triton.model.weights.tiny import PARAMS, write_tiny
 from zonos2_triton.reference.scalars import as_int, as_python
