@@ -25,10 +25,8 @@ BLOCK = 1 << 16  # samples; libsndfile crashes when it writes millions at once t
 FORMATS = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS")}
 FORMATS |= {".opus": ("OGG", "OPUS"), ".mp3": ("MP3", "MPEG_LAYER_III")}
 # Sample rates of a format; other rates are resampled to the next higher one.
-RATES = {
-    ".opus": (8000, 12_000, 16_000, 24_000, 48_000),
-    ".mp3": (8000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000),
-}
+RATES: dict[str, tuple[int, ...]] = {".opus": (8000, 12_000, 16_000, 24_000, 48_000)}
+RATES |= {".mp3": (8000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)}
 NEVER_EMPTY = (".flac", ".opus", ".mp3")  # an empty one is a file that libsndfile cannot read
 
 

@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
+from functools import partial
 from importlib.metadata import entry_points
 from types import FrameType
 from typing import NoReturn
@@ -36,17 +37,12 @@ TOOLS = {
 # Defaults that a number does not describe.
 DEFAULTS = {"seed": "a new one each time", "max_frames": "1024, and 16 more for each byte of the text"}
 # Ranges of the command line, other than from 0. The library clamps instead, as the official request path does.
-RANGES = {
-    "top_p": (0, 1),
-    "min_p": (0, 1),
-    "repetition_penalty": (1, math.inf),
-    "repetition_codebooks": (-1, 9),
-    "max_frames": (1, math.inf),
-    "seed": (0, 2**64 - 1),
-}
+RANGES = {"top_p": (0, 1), "min_p": (0, 1), "repetition_penalty": (1, math.inf), "repetition_codebooks": (-1, 9)}
+RANGES |= {"max_frames": (1, math.inf), "seed": (0, 2**64 - 1)}
 FILES = ("say", "tiny", "gpu", "profile", "report")  # commands whose result is a file, not what they print
 INTERRUPTED = 130  # a shell's status after Ctrl-C
 STOPPED = "zonos2-triton: interrupted; nothing was written"
+REPORTED = (ValueError, TypeError, OSError, ImportError, ArithmeticError, MemoryError)  # in one line
 Run = Callable[[argparse.Namespace], int]
 
 
@@ -78,23 +74,17 @@ def _run(argv: list[str]) -> int:
                 hint = "; a text of several words needs quotes" if words else ""
                 options.parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
             run: Run = options.load(options)
-            _handle(before, _interrupt)
+            _handle(before, signal.default_int_handler)  # raises KeyboardInterrupt
             return int(run(options))
     except KeyboardInterrupt:
         print(STOPPED, file=sys.stderr)
         return INTERRUPTED
-    except _reported() as error:
+    except (*REPORTED, getattr(sys.modules.get("torch"), "OutOfMemoryError", MemoryError)) as error:
         print(f"zonos2-triton: error: {error}", file=sys.stderr)
         return 2
     finally:
         for stop, handler in before.items():
             signal.signal(stop, handler)
-
-
-def _reported() -> tuple[type[BaseException], ...]:
-    """Errors that are reported in one line."""
-    errors = (ValueError, TypeError, OSError, ImportError, ArithmeticError, MemoryError)
-    return (*errors, getattr(sys.modules.get("torch"), "OutOfMemoryError", MemoryError))
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
@@ -110,10 +100,6 @@ def _leave(signum: int, frame: FrameType | None) -> None:
     """The handler while modules load: torch and numpy may swallow an exception then, or fail in their own ways."""
     os.write(2, f"{STOPPED}\n".encode())
     os._exit(INTERRUPTED)
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 class _Parser(argparse.ArgumentParser):
@@ -142,7 +128,8 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     parser.add_argument("-V", "--version", action="version", version=version)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    say = commands.add_parser("say", help="speak a text into a sound file", formatter_class=_Help)
+    layout = partial(argparse.HelpFormatter, max_help_position=32)
+    say = commands.add_parser("say", help="speak a text into a sound file", formatter_class=layout)
     say.set_defaults(load=_say)
     say.add_argument("text", help="what to say; - reads it from standard input")
     model = "folder with params.json and weights, the weights in it, or a hub id"
@@ -193,20 +180,11 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     for tool in sorted(entry_points(group="zonos2_triton.commands")):
         command = commands.add_parser(tool.name, help=TOOLS.get(tool.name))
         if tool.name == chosen:
-            command.set_defaults(load=_loaded(tool.load()(command)))
+            command.set_defaults(load=partial(lambda run, _: run, tool.load()(command)))
     for command in commands.choices.values():
         command.add_argument("-V", "--version", action="version", version=version, help=argparse.SUPPRESS)
         command.set_defaults(parser=command)
     return parser
-
-
-def _loaded(run: Run) -> Callable[[argparse.Namespace], Run]:
-    return lambda _: run
-
-
-class _Help(argparse.HelpFormatter):
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=32)
 
 
 def _say(options: argparse.Namespace) -> Run:

@@ -4,15 +4,8 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 # Names used elsewhere that spelling does not lead to.
-OTHER_WORDS = {
-    "max_length": "max_frames",
-    "max_new_tokens": "max_frames",
-    "max_tokens": "max_frames",
-    "rate": "speaking_rate",
-    "reference_audio": "speaker",
-    "speed": "speaking_rate",
-    "voice": "speaker",
-}
+OTHER_WORDS = dict.fromkeys(("max_length", "max_new_tokens", "max_tokens"), "max_frames")
+OTHER_WORDS |= {"rate": "speaking_rate", "speed": "speaking_rate", "reference_audio": "speaker", "voice": "speaker"}
 
 
 def did_you_mean(name: str, accepted: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 import os
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -35,15 +36,9 @@ def save_spectrogram(audio: Audio, path: str | Path, title: str) -> None:
     figure = Figure(figsize=(10, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    image = axes.imshow(
-        decibels.numpy(),
-        origin="lower",
-        aspect="auto",
-        extent=(0, len(samples) / audio.sample_rate, 0, audio.sample_rate / 2000),
-        vmin=-RANGE_DB,
-        vmax=0,
-        cmap="magma",
-    )
+    extent = (0, len(samples) / audio.sample_rate, 0, audio.sample_rate / 2000)
+    look: dict[str, Any] = {"origin": "lower", "aspect": "auto", "vmin": -RANGE_DB, "vmax": 0, "cmap": "magma"}
+    image = axes.imshow(decibels.numpy(), extent=extent, **look)
     axes.set(xlabel="time (s)", ylabel="frequency (kHz)")
     title = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in title)  # a file may have any name
     axes.set_title(title, loc="left", fontsize="small", wrap=True, parse_math=False)

@@ -230,19 +230,11 @@ def _text(given: str) -> str:
 
 
 def _report(out: str, tts: Zonos2, made: _Made, audio_s: float, wall_s: float) -> dict[str, Any]:
-    return {
-        "out": out,
-        "frames": made.frames,
-        "ended": made.ended,
-        "audio_s": round(audio_s, 3),
-        "wall_s": round(wall_s, 3),
-        "rtf": round(wall_s / audio_s, 4) if audio_s else None,
-        "first_audio_s": made.first_audio and round(made.first_audio, 3),
-        "device": str(tts.backbone.device),
-        "dtype": str(tts.backbone.dtype).removeprefix("torch."),
-        "backend": tts.backbone.backend,
-        "notice": tts.notice,
-    }
+    model, rtf = tts.backbone, round(wall_s / audio_s, 4) if audio_s else None
+    report = {"out": out, "frames": made.frames, "ended": made.ended}
+    report |= {"audio_s": round(audio_s, 3), "wall_s": round(wall_s, 3), "rtf": rtf}
+    report |= {"first_audio_s": made.first_audio and round(made.first_audio, 3), "device": str(model.device)}
+    return report | {"dtype": str(model.dtype).removeprefix("torch."), "backend": model.backend, "notice": tts.notice}
 
 
 def _closing_line(report: dict[str, Any]) -> str:

@@ -146,9 +146,14 @@ class Vocoder:
         if self.backend == "reference":
             return [self.windows.clip(clip) for clip in clips]
         samples = []
-        for i in range(0, len(clips), MAX_CLIPS):
+        for together in (clips[i : i + MAX_CLIPS] for i in range(0, len(clips), MAX_CLIPS)):
+            lengths = [clip.shape[1] for clip in together]
             with current(self.device):
-                samples += self._in_steps(clips[i : i + MAX_CLIPS])
+                size = (len(together), max(lengths), len(together[0]))
+                codes = torch.zeros(size, dtype=torch.int32, device=self.device)
+                for slot, clip in zip(codes, together, strict=True):
+                    slot[: clip.shape[1]] = clip.T
+                samples += self._stepped(codes, lengths)
         return samples
 
     @isolated()
@@ -180,13 +185,6 @@ class Vocoder:
             for latents in z.mT.split(MAX_CLIPS):
                 samples += self._stepped(latents, [z.shape[2]] * len(latents))
         return torch.stack(samples)
-
-    def _in_steps(self, clips: list[Tensor]) -> list[Tensor]:
-        lengths = [clip.shape[1] for clip in clips]
-        codes = torch.zeros(len(clips), max(lengths), len(clips[0]), dtype=torch.int32, device=self.device)
-        for slot, clip in zip(codes, clips, strict=True):
-            slot[: clip.shape[1]] = clip.T
-        return self._stepped(codes, lengths)
 
     def _stepped(self, codes: Tensor, lengths: list[int]) -> list[Tensor]:
         """codes [B, longest, C], or latents [B, longest, D]."""

@@ -52,13 +52,8 @@ class Graphs:
         try:
             self.captured[size] = capture(lambda: self.frame(size))
         except Exception as error:  # a frame runs without a graph, whatever the reason
-            LOG.warning(
-                "CUDA graphs are off: capturing the frame of a batch of %d failed (%s: %s); frames are launched one "
-                "kernel after the other",
-                size,
-                type(error).__name__,
-                error,
-            )
+            why = f"capturing the frame of a batch of {size} failed ({type(error).__name__}: {error})"
+            LOG.warning("CUDA graphs are off: %s; frames are launched one kernel after the other", why)
             self._capture = None
             self.captured.clear()
 

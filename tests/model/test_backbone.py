@@ -125,11 +125,6 @@ def test_rejects_a_placement(golden, placement, message):
             load(**placement)
 
 
-def test_a_folder_is_no_file_of_weights(tiny_folder):
-    with pytest.raises(FileNotFoundError, match=f"{tiny_folder} is not a file"):
-        Backbone.load(tiny_folder)
-
-
 @pytest.mark.interpreter
 def test_rejects_a_gpu_that_is_not_there(golden, tiny_folder):
     for device in ("cuda", 0, np.int64(1)):

@@ -2,6 +2,7 @@
 
 import threading
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 import torch
@@ -60,15 +61,9 @@ def loose():
         torch.backends.mkldnn.enabled = True
 
 
-STATES = {
-    "inference_mode": torch.inference_mode,
-    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
-    "device": lambda: torch.device("meta"),
-    "float64": lambda: process_wide(default_dtype=torch.float64),
-    "bfloat16": lambda: process_wide(default_dtype=torch.bfloat16),
-    "deterministic": deterministic,
-    "loose": loose,
-}
+STATES = {"inference_mode": torch.inference_mode, "deterministic": deterministic, "loose": loose}
+STATES |= {"autocast": partial(torch.autocast, "cpu", torch.bfloat16), "device": partial(torch.device, "meta")}
+STATES |= {name: partial(process_wide, default_dtype=getattr(torch, name)) for name in ("float64", "bfloat16")}
 
 
 def streamed(stream, frames):

@@ -62,6 +62,7 @@ def test_a_new_file_has_the_mode_of_the_umask(tmp_path):
     finally:
         os.umask(before)
     assert [mode(path) for path in (tmp_path / "x", recorder.path, folder)] == [0o640, 0o640, 0o750]
+    assert {mode(path) for path in folder.rglob("*") if path.is_file()} == {0o640}  # save_file makes files of 0600
 
 
 @pytest.mark.parametrize("owner", [os, Path], ids=["owner", "place"])

@@ -150,15 +150,10 @@ def test_a_generation_is_the_expected_tree(tts, spoken):
     assert {name: spoken.parents(name) for name in parents} == parents
     rows = [len(build_prompt(config, text)) for text in ("Hello.", "a")]
     in_layers = [n for n in rows for _ in range(config.n_layers)]
-    payloads = {
-        "model/generate": [2],
-        "model/prefill": rows,
-        "model/layer": [*range(config.n_layers)] * (prompts + steps),
-        "model/frame": [2] * frames,
-        "kernel/prefill_attention": in_layers,
-        "kernel/qkv_projection": in_layers + [1] * (steps * config.n_layers),
-        "codec/decode": [SHORT.max_frames] * 2,
-    }
+    payloads = {"model/generate": [2], "model/prefill": rows, "model/frame": [2] * frames}
+    payloads |= {"codec/decode": [SHORT.max_frames] * 2, "kernel/prefill_attention": in_layers}
+    payloads["kernel/qkv_projection"] = in_layers + [1] * (steps * config.n_layers)
+    payloads["model/layer"] = [*range(config.n_layers)] * (prompts + steps)
     assert {name: spoken.payloads(name) for name in payloads} == payloads
 
 

@@ -241,6 +241,7 @@ class TestPicture:
     @pytest.mark.parametrize("name", ["$a_{.wav", "a\nb\a.wav", "a\udce9.wav"], ids=["formula", "control", "no-utf8"])
     def test_any_name(self, say, tmp_path, name):
         assert say("--spectrogram", tmp_path / "x.png", out=name)[0] == 0
+        assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
         assert files(tmp_path) == sorted([name, "x.png"])
 
     def test_its_failure_is_known_before_the_sound(self, say, tmp_path, monkeypatch):

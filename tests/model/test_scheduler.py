@@ -67,9 +67,6 @@ def assert_same(results, alone, failed=()):
         assert i in failed or torch.equal(results[i].frames, want)
 
 
-pipelined = pytest.mark.parametrize("pipelined", [False, True], ids=["", "pipelined"])
-
-
 @pytest.mark.parametrize(
     ("pipelined", "options"),
     [
@@ -177,7 +174,7 @@ def test_a_callback_that_raises_ends_its_own_request(make, requests, alone):
     assert torch.equal(codes([first, *mine]), alone[3])
 
 
-@pipelined
+@pytest.mark.parametrize("pipelined", [False, True], ids=["", "pipelined"])
 def test_cancelled_and_forgotten_streams_give_their_places_back(make, requests, alone, pipelined):
     backbone, (prompts, samplings) = make(pipelined, max_batch_size=2, kv_cache_tokens=256), requests
     closed, forgotten, waiting = (backbone.stream(prompts[i], samplings[i]) for i in (3, 2, 1))

@@ -62,13 +62,6 @@ def test_notice_of_one_part_is_enough(tts, monkeypatch, part):
     assert tts.comment == f"synthetic speech by zonos2-triton; {NOTICE}"
 
 
-def test_files_have_the_mode_of_new_files(tmp_path):
-    """A server under another account reads them; safetensors' save_file makes files of 0600."""
-    (tmp_path / "new").touch()
-    files = [path for path in write_tiny(tmp_path / "tiny").rglob("*") if path.is_file()]
-    assert {path.stat().st_mode for path in files} == {(tmp_path / "new").stat().st_mode}
-
-
 def test_folder_with_files_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="is no empty folder; name a new folder"):

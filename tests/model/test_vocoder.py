@@ -17,7 +17,6 @@ WINDOWED_FP64_ATOL = 1e-7  # the one rounding to fp32
 CODES = torch.zeros(1, 9, 2, dtype=torch.int64)
 
 both_codecs = pytest.mark.parametrize("name", ["even", "odd"])
-all_codecs = pytest.mark.parametrize("name", ["even", "odd", "all_odd"])
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +187,7 @@ class TestInSteps:
             made = [frame for done, count, *_ in step_meta for frame in range(done, done + count)]
             assert made == [*range(length + vocoder.decoder.right_context if length else 0)]
 
-    @all_codecs
+    @pytest.mark.parametrize("name", ["even", "odd", "all_odd"])
     def test_what_a_frame_waits_for(self, codecs, name):
         """As in the reference: a sample is final when the last frame that it depends on has come."""
         config, decoder = codecs[name].config, codecs[name].decoder

@@ -177,11 +177,6 @@ def test_corrupt_json(tmp_path, content, message):
         Zonos2Config.from_json(tmp_path / "params.json")
 
 
-def test_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"params\.json"):
-        Zonos2Config.from_json(tmp_path / "params.json")
-
-
 @pytest.mark.parametrize("strategy", BALANCING_SIGN)
 def test_balancing_sign_reaches_the_router(golden, strategy):
     ours = golden.backbone()
