@@ -222,20 +222,15 @@ class Backbone:
         names = [f"prompts[{i}]" for i in range(n)] if names is None else names
         samplings, voices = for_each("sampling", sampling, n), for_each("speakers", speakers, n)
         requests = []
-        for i, (prompt, own, voice) in enumerate(zip(prompts, samplings, voices, strict=True)):
+        for i, (name, prompt, own, voice) in enumerate(zip(names, prompts, samplings, voices, strict=True)):
             if not isinstance(own, Sampling):
                 raise TypeError(f"sampling[{i}] must be a Sampling object, got {own!r}")
-            prompt = self._checked_prompt(names[i], prompt)
-            voice = self.checked_speaker(f"speakers[{i}]", voice)
-            requests.append(Request(names[i], prompt, own, voice, self.config))
+            ids, top = self._checked_ids(name, prompt), self.config.max_seqlen
+            if len(ids) >= top:
+                raise ValueError(f"{name} has {len(ids)} tokens, which leaves no room for a frame: max_seqlen is {top}")
+            requests.append(Request(name, ids, own, self.checked_speaker(f"speakers[{i}]", voice), self.config))
         self.scheduler.submit(requests)
         return [Stream(self.scheduler, request) for request in requests]
-
-    def _checked_prompt(self, name: str, ids: Tensor) -> Tensor:
-        ids, most = self._checked_ids(name, ids), self.config.max_seqlen
-        if len(ids) >= most:
-            raise ValueError(f"{name} has {len(ids)} tokens, which leaves no room for a frame: max_seqlen is {most}")
-        return ids
 
     def _checked_ids(self, name: str, ids: Tensor) -> Tensor:
         config, width = self.config, self.config.n_codebooks + 1

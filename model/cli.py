@@ -67,7 +67,7 @@ def _run(argv: list[str]) -> int:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("default")
-            warnings.showwarning = _show_warning
+            warnings.showwarning = lambda said, *_, **__: print(f"zonos2-triton: warning: {said}", file=sys.stderr)
             options, unknown = _parser(argv[0] if argv else "").parse_known_args(argv)
             if unknown:
                 words = "text" in options and not unknown[0].startswith("-")
@@ -85,10 +85,6 @@ def _run(argv: list[str]) -> int:
     finally:
         for stop, handler in before.items():
             signal.signal(stop, handler)
-
-
-def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"zonos2-triton: warning: {message}", file=sys.stderr)
 
 
 def _handle(stops: Iterable[signal.Signals], handler: Callable[[int, FrameType | None], object]) -> None:

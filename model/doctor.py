@@ -111,18 +111,14 @@ def as_text(report: dict[str, Any]) -> str:
 
 def _integrations() -> dict[str, dict[str, str | None]]:
     """Packages that `accelerate` patches, with the installed and the known versions."""
-    found: dict[str, dict[str, str | None]] = {}
     try:
         from zonos2_triton.model.integrations.accelerate import known_integrations
 
         integrations = known_integrations()
     except Exception:  # a missing package, reported above
         return {}
-    for integration in integrations:
-        if integration.package is not None and integration.versions is not None:
-            low, high = integration.versions
-            found[integration.package] = {"version": _version(integration.package), "from": low, "below": high}
-    return found
+    known = ((each.package, each.versions) for each in integrations if each.package and each.versions)
+    return {package: {"version": _version(package), "from": low, "below": high} for package, (low, high) in known}
 
 
 def _version(name: str) -> str | None:

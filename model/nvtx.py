@@ -8,7 +8,7 @@ layers show with BatchingOptions(cuda_graphs="off").
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeVar, cast
 
 from zonos2_triton import _settings
@@ -88,13 +88,10 @@ def ranged(ops: Table) -> Table:
     if _sink is None:
         return ops
     fields: dict[str, Any] = ops._asdict() if isinstance(ops, tuple) else vars(ops)  # type: ignore[attr-defined]
-    within = {name: _within(f"kernel/{name}", op) for name, op in fields.items() if callable(op)}
+    within = {name: partial(_within, f"kernel/{name}", op) for name, op in fields.items() if callable(op)}
     return type(ops)(**(fields | within))
 
 
-def _within(name: str, op: Callable[..., Any]) -> Callable[..., Any]:
-    def run(*args: Any, **kwargs: Any) -> Any:
-        with annotate(name, len(args[0])):
-            return op(*args, **kwargs)
-
-    return run
+def _within(name: str, op: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    with annotate(name, len(args[0])):
+        return op(*args, **kwargs)

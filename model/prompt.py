@@ -103,11 +103,8 @@ def _quality(config: Zonos2Config, quality: Quality) -> list[int]:
     if len(quality) > len(counts):
         raise ValueError(f"quality must name at most {len(counts)} buckets ({', '.join(features)}), got {len(quality)}")
     first = config.conditioning_base + config.speaking_rate_num_buckets
-    return [
-        first + sum(counts[:i]) + _bucket(f"quality[{i}] ({features[i]})", bucket, counts[i])
-        for i, bucket in enumerate(quality)
-        if bucket is not None
-    ]
+    given = [(i, bucket) for i, bucket in enumerate(quality) if bucket is not None]
+    return [first + sum(counts[:i]) + _bucket(f"quality[{i}] ({features[i]})", b, counts[i]) for i, b in given]
 
 
 def _bucket(name: str, bucket: int, count: int) -> int:
@@ -124,6 +121,5 @@ def _utf8(text: str) -> bytes:
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ValueError(
-            f"text cannot be encoded: character {error.start} is the lone surrogate {text[error.start]!a}"
-        ) from error
+        at, lone = error.start, text[error.start]
+        raise ValueError(f"text cannot be encoded: character {at} is the lone surrogate {lone!a}") from error

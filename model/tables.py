@@ -31,7 +31,8 @@ def text_table(
         more = len(columns) > keys + 1
         floors = [_narrowest(column, r, more) for column, r in zip(columns, right, strict=True)]
         widths = _fitted(widths, floors, limit - indent)
-        if more and (count := max(_that_fit(widths, limit - indent), keys + 1)) < len(columns):
+        ends = accumulate(widths, lambda end, width: end + len(BETWEEN) + width)
+        if more and (count := max(sum(end <= limit - indent for end in ends), keys + 1)) < len(columns):
             parts = [row[:count] for row in rows], [(*row[:keys], *row[count:]) for row in rows]
             return "\n\n".join(text_table(part, heads, keys, indent, least[:keys]) for part in parts)
         floors = [width if r else LEAST for width, r in zip(widths, right, strict=True)]
@@ -90,12 +91,6 @@ def _fitted(widths: Sequence[int], least: Sequence[int], limit: int) -> list[int
             break
         fitted[max(able, key=fitted.__getitem__)] -= 1
     return fitted
-
-
-def _that_fit(widths: Sequence[int], limit: int) -> int:
-    """The number of first columns that fit."""
-    ends = accumulate(widths, lambda end, width: end + len(BETWEEN) + width)
-    return sum(end <= limit for end in ends)
 
 
 def _line(cells: Sequence[str], widths: Sequence[int], right: Sequence[bool], indent: int) -> str:

@@ -32,11 +32,6 @@ def chosen_by_user() -> str | None:
     return next((name for name in NUMBER if re.match(r" *\+?0*[1-9]\d* *(,|$)", os.environ.get(name, ""))), None)
 
 
-def threads_for(largest: int) -> int | None:
-    """Threads for a model whose largest weight has so many elements; None: torch's default."""
-    return 1 if largest <= SMALL and chosen_by_user() is None else None
-
-
 def threads_hint(threads: int, default: int) -> str:
     """The note about a number of threads that is not torch's default."""
     return (
@@ -50,22 +45,19 @@ def diagnosis(default: int) -> dict[str, str | int | None]:
     by = chosen_by_user()
     waiting = next((name for name in WAITING if name in os.environ), None)
     why = f"{by} says so" if by else f"one is enough where no weight has more than {SMALL} numbers"
-    return {
-        "default": default,
-        "small_model": default if by else 1,
-        "why": f"{why}; the reference's sound for a seed may depend on it",
-        "waiting": f"as {waiting} says" if waiting else "asleep",
-    }
+    why = f"{why}; the reference's sound for a seed may depend on it"
+    wait = f"as {waiting} says" if waiting else "asleep"
+    return {"default": default, "small_model": default if by else 1, "why": why, "waiting": wait}
 
 
 @contextmanager
 def computing(weights: Iterable["Tensor"]) -> Iterator[int]:
-    """Inside, torch uses the number of CPU threads that fits the weights."""
+    """Inside, torch uses one CPU thread if the weights are small and the user has not chosen a number."""
     import torch
 
     sizes = [weight.numel() for weight in weights if weight.device.type == "cpu"]
     before = torch.get_num_threads()
-    torch.set_num_threads((threads_for(max(sizes)) if sizes else None) or before)
+    torch.set_num_threads(1 if sizes and max(sizes) <= SMALL and chosen_by_user() is None else before)
     try:
         yield torch.get_num_threads()
     finally:

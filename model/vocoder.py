@@ -221,17 +221,14 @@ class Vocoder:
         codes = self._checked_clips(codes)
         if self.config.samples(codes.shape[2]) == 0:
             raise ValueError(f"codes must hold at least one frame to be traced, and a sample, got {codes.shape[2]}")
-        if self.backend == "triton":
-            with current(self.device):
-                return self._traced(codes)
-        return reference.decode(self.config, self.state, codes)
-
-    def _traced(self, codes: Tensor) -> dict[str, Tensor]:
+        if self.backend == "reference":
+            return reference.decode(self.config, self.state, codes)
         decoder, (B, _, T) = self.decoder, codes.shape
         frames = T + decoder.right_context
-        rings = decoder.rings(B, frames, keep_stages=True)  # so long that no position is overwritten
-        (step_meta,) = same_clips(B, T, frames, decoder.right_context, self.device)
-        audio = decoder.step(rings, _by_frame(codes), step_meta, frames)
+        with current(self.device):
+            rings = decoder.rings(B, frames, keep_stages=True)  # so long that no position is overwritten
+            (step_meta,) = same_clips(B, T, frames, decoder.right_context, self.device)
+            audio = decoder.step(rings, _by_frame(codes), step_meta, frames)
         stages, length = {"z": rings.z[:, :T].mT, "conv_in": rings.first.y[:, :T].mT}, T  # type: ignore[index]
         for i, (block, rate) in enumerate(zip(rings.blocks, self.config.decoder_rates, strict=True)):
             length = rate * length - rate % 2
@@ -241,12 +238,7 @@ class Vocoder:
 
     @isolated()
     def stream(
-        self,
-        mode: str = "exact",
-        overlap: int = 4,
-        chunk: int = 16,
-        lookahead: int | None = None,
-        first_chunk: int = 1,
+        self, mode: str = "exact", overlap: int = 4, chunk: int = 16, lookahead: int | None = None, first_chunk: int = 1
     ) -> ExactStream | WindowStream | OverlapStream:
         """A stream for the delayed frames of one clip, as they are generated.
 

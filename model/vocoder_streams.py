@@ -236,8 +236,9 @@ class Streams:
         for name, given in (("frames", frames), ("eos_frames", eos_frames), ("last", last)):
             if len(given) != count:
                 raise ValueError(f"{name} must hold one entry for each of the {count} slots, got {len(given)}")
+        none = torch.zeros(0, self.config.n_codebooks, dtype=torch.int64, device="cpu")
         messages = [
-            None if new is None and eos is None and not end else (self._empty() if new is None else new, eos, end)
+            None if new is None and eos is None and not end else (none if new is None else new, eos, end)
             for new, eos, end in zip(frames, eos_frames, last, strict=True)
         ]
         checked = [
@@ -263,9 +264,6 @@ class Streams:
 
     def _slot(self, index: int, batch_size: int) -> _Slot:
         return _Slot(self.config, self.schedule, f"slot {index}: " if batch_size > 1 else "")
-
-    def _empty(self) -> Tensor:
-        return torch.zeros(0, self.config.n_codebooks, dtype=torch.int64, device="cpu")
 
     def _advance(self) -> list[Tensor]:
         nothing = torch.zeros(0, dtype=torch.float32, device=self.device)

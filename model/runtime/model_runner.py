@@ -73,12 +73,8 @@ class ModelRunner:
             if request.speaker is not None and request.num_prefilled == 0:
                 index[cuts[i]] = len(speakers)
                 speakers.append(project_speaker(request.speaker, self.model.speaker))
-        starts = [request.num_prefilled for request, _ in chunks]
-        return reference.Batch(
-            upload(ids, self.device),
-            upload(pages, self.device),
-            int32(starts, self.device),
-            int32(cuts, self.device),
-            max(tokens for _, tokens in chunks),
-            *((torch.stack(speakers), int32(index, self.device)) if speakers else ()),
-        )
+        ids, pages = upload(ids, self.device), upload(pages, self.device)
+        starts = int32([request.num_prefilled for request, _ in chunks], self.device)
+        voices = (torch.stack(speakers), int32(index, self.device)) if speakers else ()
+        longest = max(tokens for _, tokens in chunks)
+        return reference.Batch(ids, pages, starts, int32(cuts, self.device), longest, *voices)

@@ -202,8 +202,6 @@ class Scheduler:
         finally:
             self.state.positions.copy_(before)
 
-    # Admission and prefill.
-
     def _admit(self) -> None:
         """Give pages to waiting requests, first come first served; then prefill a chunk of their prompts."""
         while self.waiting and len(self.running) + len(self.prefilling) < self.options.max_batch_size:
@@ -250,8 +248,6 @@ class Scheduler:
                 request.num_scheduled = 1
             self.prefilling = [request for request in self.prefilling if request not in ready]
             self.running += ready
-
-    # Frames.
 
     def _advance(self) -> PendingSync | None:
         """Launch the frames up to the next synchronisation, and the copies that it reads."""

@@ -3,7 +3,8 @@
 import json
 import pickle
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -205,7 +206,7 @@ def load_weights(
     """
     check_layout(checkpoint.path, checkpoint.shapes, layout)
     unchanged = device.type == "cpu" and all(checkpoint.dtypes[name] == dtype for name in layout)
-    groups = [list(layout)] if unchanged else _by_layer(layout)
+    groups = [[*layout]] if unchanged else [[*names] for _, names in groupby(layout, lambda name: name.split(".")[:2])]
     weights: dict[str, Tensor] = {}
     faults: list[str] = []
     for names in groups:
@@ -217,13 +218,6 @@ def load_weights(
     return weights
 
 
-def _by_layer(names: Iterable[str]) -> list[list[str]]:
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        groups.setdefault(".".join(name.split(".")[:2]), []).append(name)
-    return list(groups.values())
-
-
 def one_file(path: Path, what: str, patterns: Iterable[str], remedy: str = "instead of the folder") -> Path:
     """`path` if it is a file; in a folder, the file that the first matching pattern finds. remedy: for the error.
 
@@ -232,20 +226,14 @@ def one_file(path: Path, what: str, patterns: Iterable[str], remedy: str = "inst
     if path.is_file():
         return path
     patterns = list(patterns)
-    for found in _matches(path, patterns):
-        names = ", ".join(file.name for file in found)
+    for pattern in patterns:
+        visible = (file for file in path.glob(pattern) if not file.name.startswith("."))  # Finder writes ._*
+        found = sorted(file for file in visible if file.is_file())
+        names, missing = ", ".join(file.name for file in found), f"*{SAFETENSORS_INDEX}"
         if len(found) > 1 and all(SHARD.search(file.name) for file in found):
-            raise ValueError(
-                f"{path} holds {names}: shards, without the index that comes with them, *{SAFETENSORS_INDEX}"
-            )
+            raise ValueError(f"{path} holds {names}: shards, without the index that comes with them, {missing}")
         if len(found) > 1:
             raise ValueError(f"{path} holds several files for {what}: {names}; name one of them {remedy}")
-        return found[0]
+        if found:
+            return found[0]
     raise FileNotFoundError(f"{path} holds no {what}; looked for {', '.join(patterns)}")
-
-
-def _matches(folder: Path, patterns: list[str]) -> Iterator[list[Path]]:
-    for pattern in patterns:
-        visible = (path for path in folder.glob(pattern) if not path.name.startswith("."))  # Finder writes ._*
-        if found := sorted(path for path in visible if path.is_file()):
-            yield found
