@@ -20,10 +20,7 @@ def random_codec(rates, backend="reference", dtype=torch.float32, **sizes):
 
 
 def integer_codec(rates, **sizes):
-    """fp64, small integers, a snake that changes nothing, and a power of two before the tanh.
-
-    Every sum is exact in any order, so each sample is right or wrong.
-    """
+    """fp64, small integers, a snake that changes nothing: sums are exact in any order, a sample is right or wrong."""
     config = VocoderConfig(**{**SMALL, "latent_dim": 6, "codebook_dim": 2, "decoder_rates": rates, **sizes})
     generator = torch.Generator().manual_seed(0)
     state = {n: torch.randint(-1, 2, shape, generator=generator) for n, shape in reference.layout(config).items()}

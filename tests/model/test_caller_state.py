@@ -42,16 +42,6 @@ def process_wide(**settings):
 
 
 @contextmanager
-def deterministic():
-    """torch.empty is filled with NaN, too."""
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
-@contextmanager
 def loose():
     torch.backends.mkldnn.enabled = False
     try:
@@ -61,7 +51,8 @@ def loose():
         torch.backends.mkldnn.enabled = True
 
 
-STATES = {"inference_mode": torch.inference_mode, "deterministic": deterministic, "loose": loose}
+STATES = {"inference_mode": torch.inference_mode, "loose": loose}
+STATES |= {"deterministic": partial(process_wide, deterministic_debug_mode=2)}  # fills torch.empty with NaN, too
 STATES |= {"autocast": partial(torch.autocast, "cpu", torch.bfloat16), "device": partial(torch.device, "meta")}
 STATES |= {name: partial(process_wide, default_dtype=getattr(torch, name)) for name in ("float64", "bfloat16")}
 

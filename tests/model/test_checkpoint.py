@@ -49,12 +49,8 @@ def assert_same(loaded, expected):
     assert wrong == []
 
 
-@pytest.fixture(scope="module")
-def real(golden):
-    return golden.json("checkpoint_layout")
-
-
-def test_layout_is_the_real_one(real):
+def test_layout_is_the_real_one(golden):
+    real = golden.json("checkpoint_layout")
     config = Zonos2Config.from_params(real["params_json"])
     layout = Backbone.layout(config)
     assert len(layout) == 507
@@ -190,7 +186,6 @@ def test_a_prefix_of_every_name_is_told_first_with_its_remedy(load, weights, pre
 
 
 def test_of_many_misfits_the_first_are_named(load, weights):
-    """Also behind a prefix."""
     n = len(weights)
     with pytest.raises(ValueError, match="do not fit") as raised:
         load({f"w{i}": torch.zeros(1) for i in range(n)})

@@ -199,8 +199,7 @@ def test_interrupted_while_generating(spawn, tiny_folder, tmp_path, stop, stream
     assert process.wait(timeout=300) == 130
     assert shown.endswith(b"zonos2-triton: interrupted; nothing was written\r\n")
     assert b"Traceback" not in shown
-    assert files(tmp_path) == ["out.wav"]
-    assert (tmp_path / "out.wav").read_text() == "older"
+    assert (files(tmp_path), (tmp_path / "out.wav").read_text()) == (["out.wav"], "older")
 
 
 @pytest.mark.parametrize("command", [["say", "a", "--model", "b", "--out", "c.wav"], ["plan", "--gpu", "h200"]])
@@ -218,8 +217,7 @@ def test_interrupted_while_torch_is_loaded(spawn, tmp_path, command):
 def test_what_a_picture_needs_is_known_before_the_model_is_read(say, tmp_path, monkeypatch):
     monkeypatch.setattr("zonos2_triton.model.plot.find_spec", lambda name: None)
     status, _, err = say("--spectrogram", tmp_path / "x.png", model="nowhere")
-    assert status == 2
-    assert "a spectrogram needs matplotlib: pip install matplotlib\n" in err
+    assert (status, "a spectrogram needs matplotlib: pip install matplotlib\n" in err) == (2, True)
 
 
 def test_a_tiny_that_fails_or_is_interrupted_leaves_nothing(tmp_path, capsys, monkeypatch):

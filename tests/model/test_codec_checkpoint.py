@@ -25,15 +25,12 @@ def weights(golden):
     return golden.tensors("dac_tiny", "odd.weights.")
 
 
-def renamed(weights, g, v):
-    return {tensor.replace("weight_g", g).replace("weight_v", v): value for tensor, value in weights.items()}
-
-
 class TestState:
     @pytest.mark.parametrize("prefix", ["parametrizations.", ""], ids=["parametrizations", "without-the-word"])
     def test_spellings_of_weight_norm(self, odd, weights, prefix):
-        names = (f"{prefix}weight.original{i}" for i in range(2))
-        assert torch.equal(Vocoder.from_state(odd.config, renamed(weights, *names)).decode(CODES), odd.decode(CODES))
+        g, v = (f"{prefix}weight.original{i}" for i in range(2))
+        renamed = {tensor.replace("weight_g", g).replace("weight_v", v): value for tensor, value in weights.items()}
+        assert torch.equal(Vocoder.from_state(odd.config, renamed).decode(CODES), odd.decode(CODES))
 
     def test_folded(self, odd, weights):
         """As torch itself folds it."""
@@ -50,12 +47,9 @@ class TestState:
         torch.testing.assert_close(got, torch._weight_norm(v, g, 0), atol=1e-15, rtol=1e-14)
 
     def test_encode_side_is_ignored(self, odd, weights):
-        more = {
-            "encoder.block.0.weight_v": torch.full((2, 2), torch.nan),
-            "encoder.steps": torch.tensor(3),
-            "quantizer.quantizers.0.in_proj.weight_g": torch.ones(4, 1, 1),
-            "quantizer.quantizers.0.in_proj.bias": torch.full((4,), torch.inf),
-        }
+        more = {"encoder.block.0.weight_v": torch.full((2, 2), torch.nan), "encoder.steps": torch.tensor(3)}
+        more["quantizer.quantizers.0.in_proj.weight_g"] = torch.ones(4, 1, 1)
+        more["quantizer.quantizers.0.in_proj.bias"] = torch.full((4,), torch.inf)
         assert torch.equal(Vocoder.from_state(odd.config, {**weights, **more}).decode(CODES), odd.decode(CODES))
 
     @pytest.mark.parametrize("half", ["g", "v"])
@@ -78,8 +72,7 @@ class TestState:
         ],
     )
     def test_wrong_tensors(self, odd, weights, tensor, value, message):
-        """A g that broadcasts would give a wrong sound in silence; 0 / |0| is NaN: finite tensors, a weight that is
-        not."""
+        """A g that broadcasts would give a wrong sound in silence; 0 / |0| is NaN."""
         weights[f"{CONV}.{tensor}"] = value
         with pytest.raises(ValueError, match=rf"{CONV}\..*{message}"):
             Vocoder.from_state(odd.config, weights)

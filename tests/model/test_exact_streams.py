@@ -234,8 +234,7 @@ class TestSlots:
                 five.streams(**{"batch_size": 1, name: wrong})
 
     def test_a_long_clip_is_not_kept(self, five):
-        """The cost of a message does not grow with the clip. A caller may reuse its buffer, though the frames are
-        decoded later."""
+        """A caller may reuse its buffer, though the frames are decoded later."""
         streams, frames, buffer = five.streams(1), frames_of(360), torch.zeros(18, 3, dtype=torch.int64)
         sizes, chunks = [], []
         for i, part in enumerate(frames.split(18)):

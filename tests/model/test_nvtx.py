@@ -119,20 +119,13 @@ def test_without_the_package_the_switch_warns_once_and_nothing_is_on(monkeypatch
     assert caplog.messages == ["ZONOS2_TRITON_NVTX=1 has no effect: the package nvtx is not installed"]
 
 
-@pytest.fixture(scope="module")
-def spoken(tts):
-    """The ranges of two spoken texts, whose samples are as without a listener."""
-    texts, recorder = ["Hello.", "a"], Recorder()
-    with recorded(recorder):
-        sounds = tts.speak(texts, sampling=SHORT)
-    with recorded(None):
-        quiet = tts.speak(texts, sampling=SHORT)
-    assert all(torch.equal(a.samples, b.samples) for a, b in zip(sounds, quiet, strict=True))
-    return recorder
-
-
-def test_a_generation_is_the_expected_tree(tts, spoken):
+def test_a_generation_is_the_expected_tree(tts):
     """The reference computes each sequence alone: a frame of two requests is two forwards. No token comes twice."""
+    texts, spoken = ["Hello.", "a"], Recorder()
+    with recorded(spoken):
+        sounds = tts.speak(texts, sampling=SHORT)
+    quiet = tts.speak(texts, sampling=SHORT)
+    assert all(torch.equal(a.samples, b.samples) for a, b in zip(sounds, quiet, strict=True))
     config, prompts, frames = tts.backbone.config, 2, SHORT.max_frames - 1
     steps = 2 * frames
     expected = {
@@ -148,7 +141,7 @@ def test_a_generation_is_the_expected_tree(tts, spoken):
                "kernel/moe_experts": {"model/layer"}, "kernel/sample_codes": {"model/sample"},
                "model/frame": {"model/frames"}, "kernel/codebook_head": {"model/start", "model/frame"}}  # fmt: skip
     assert {name: spoken.parents(name) for name in parents} == parents
-    rows = [len(build_prompt(config, text)) for text in ("Hello.", "a")]
+    rows = [len(build_prompt(config, text)) for text in texts]
     in_layers = [n for n in rows for _ in range(config.n_layers)]
     payloads = {"model/generate": [2], "model/prefill": rows, "model/frame": [2] * frames}
     payloads |= {"codec/decode": [SHORT.max_frames] * 2, "kernel/prefill_attention": in_layers}

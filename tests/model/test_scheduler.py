@@ -100,22 +100,16 @@ def test_late_comers_change_nothing_and_are_not_changed(make, requests, alone, s
 
 
 def test_a_prompt_in_small_pieces_holds_nobody_up_for_long(make, monkeypatch):
-    backbone = make(max_batch_size=4, max_prefill_tokens=16)
-    seen = []
-    forward = reference.forward
-
-    def counted(model, batch, *more):
-        seen.append(len(batch.ids))
-        return forward(model, batch, *more)
-
-    monkeypatch.setattr(reference, "forward", counted)
+    backbone, forward = make(max_batch_size=4, max_prefill_tokens=16), Mock(wraps=reference.forward)
+    monkeypatch.setattr(reference, "forward", forward)
     backbone.scheduler.per_sequence = False  # only for how work is shared out: the reference takes prompts whole
     long = [build_prompt(backbone.config, "x" * 40) for _ in range(2)]
     first = backbone.stream(long[0], Sampling(seed=1, max_frames=20, ignore_eos=True))
     next(first)
     rest = backbone.stream(long[1], Sampling(seed=2, max_frames=3, ignore_eos=True))
-    seen.clear()
+    forward.reset_mock()
     list(rest)
+    seen = [len(call.args[1].ids) for call in forward.call_args_list]
     assert max(seen) == 16
     assert sum(n for n in seen if n > 1) >= len(long[1]) - 1
     first.close()
@@ -294,8 +288,7 @@ def test_frames_go_on_without_graphs_where_capture_fails(caplog):
     graphs = Graphs(ran.append, 20, refused)
     for batch_size in (3, 9, 3):
         graphs.run(batch_size)
-    assert ran == [3, 9, 3]
-    assert len(caplog.records) == 1
+    assert (ran, len(caplog.records)) == ([3, 9, 3], 1)
     assert "RuntimeError: operation not permitted when stream is capturing" in caplog.text
 
 

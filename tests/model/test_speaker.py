@@ -21,15 +21,19 @@ def stored(golden):
     return golden.tensors("speaker_encoder_tiny")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def weights(golden):
     return golden.tensors("speaker_encoder_tiny", "weights.")
 
 
 @pytest.fixture(scope="module")
-def encoder(golden):
-    config = SpeakerEncoderConfig(**golden.json("speaker_encoder_tiny")["config"])
-    return SpeakerEncoder.from_state(config, golden.tensors("speaker_encoder_tiny", "weights."))
+def settings(golden):
+    return golden.json("speaker_encoder_tiny")["config"]
+
+
+@pytest.fixture(scope="module")
+def encoder(settings, weights):
+    return SpeakerEncoder.from_state(SpeakerEncoderConfig(**settings), weights)
 
 
 @pytest.fixture
@@ -181,10 +185,6 @@ class TestConfig:
 
 class TestLoad:
     @pytest.fixture
-    def settings(self, golden):
-        return golden.json("speaker_encoder_tiny")["config"]
-
-    @pytest.fixture
     def folder(self, tmp_path, weights, settings):
         save_file(weights, tmp_path / "model.safetensors", {"notice": "for tests"})
         (tmp_path / "config.json").write_text(json.dumps({**settings, "model_type": "other keys are left aside"}))
@@ -193,8 +193,7 @@ class TestLoad:
     def test_folder(self, folder, encoder, voice):
         for path in (folder, str(folder)):
             loaded = SpeakerEncoder.load(path)
-            assert loaded.config == encoder.config
-            assert loaded.metadata["notice"] == "for tests"
+            assert (loaded.config, loaded.metadata["notice"]) == (encoder.config, "for tests")
             torch.testing.assert_close(loaded.embed(voice, 24_000), encoder.embed(voice, 24_000), atol=1e-5, rtol=0)
 
     def test_prefixed_names_in_another_file_name(self, folder, weights, encoder, voice):

@@ -58,8 +58,7 @@ def test_notice_of_one_part_is_enough(tts, monkeypatch, part):
     for other in PARTS:
         if other != part:
             monkeypatch.setattr(getattr(tts, other), "metadata", {})
-    assert tts.notice == NOTICE
-    assert tts.comment == f"synthetic speech by zonos2-triton; {NOTICE}"
+    assert (tts.notice, tts.comment) == (NOTICE, f"synthetic speech by zonos2-triton; {NOTICE}")
 
 
 def test_folder_with_files_is_refused(tmp_path):
@@ -83,10 +82,7 @@ def test_params_have_the_real_keys(golden, tiny_folder):
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_audio_is_neither_silent_nor_clipped(tiny_folder, other_folder, seed):
-    """Silent: RMS below 0.02 of full scale (-34 dB). Clipped: more than one sample in a thousand beyond 0.99.
-
-    Measured 2026-11-22 on a 2-core CPU: RMS 0.12 to 0.17, peaks 0.56 to 0.84.
-    """
+    """Measured 2026-11-22 on a 2-core CPU: RMS 0.12 to 0.17, peaks 0.56 to 0.84."""
     tts = Zonos2.load((tiny_folder, other_folder)[seed], device="cpu")
     samples = tts.speak("It means nothing.", sampling=Sampling(seed=0, max_frames=40, ignore_eos=True)).samples
     assert len(samples) == 40 * 512

@@ -13,15 +13,12 @@ from zonos2_triton.reference.network import Batch, Cache, Stages
 pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("quick_interpreter")]
 
 
-def shortened(backbone):
-    """The first three layers: dense, a mixture of two experts per token, one of one with the router's state."""
-    config = dataclasses.replace(backbone.config, n_layers=3, moe_end_from_layer=0)
-    return Backbone(config, backbone.weights, backbone.backend)
-
-
 @pytest.fixture(scope="module")
 def short_backbone(golden):
-    return shortened(golden.backbone(dtype=torch.float32, backend="triton"))
+    """The first three layers: dense, a mixture of two experts per token, one of one with the router's state."""
+    backbone = golden.backbone(dtype=torch.float32, backend="triton")
+    config = dataclasses.replace(backbone.config, n_layers=3, moe_end_from_layer=0)
+    return Backbone(config, backbone.weights, backbone.backend)
 
 
 def forward(backbone, pieces, page_size=8, dtype=None):

@@ -1,7 +1,5 @@
-"""The vocoder on its kernels, interpreted: golden vectors, half precision, and bitwise equal clips.
-
-Clips are decoded whole, in steps, batched and streamed. test_vocoder.py and test_exact_streams.py test the schedule by
-the reference of the kernels."""
+"""The vocoder on its kernels, interpreted. Two other files test the schedule by the reference of the kernels:
+test_vocoder.py and test_exact_streams.py."""
 
 import pytest
 import torch
@@ -33,10 +31,7 @@ def launches():
 
 @pytest.fixture(scope="module")
 def small():
-    """One block, 5 samples a frame, 3 channels; a clip is one sample shorter, and the lookahead is 12 frames.
-
-    Residual units are one launch, which is twice as fast in the interpreter as two.
-    """
+    """One block, 5 samples a frame, 3 channels. Units are one launch, twice as fast in the interpreter as two."""
     vocoder = random_codec((5,), "triton", decoder_dim=6)
     vocoder.decoder.ops = vocoder.decoder.ops._replace(widest_unit=3)
     return vocoder
@@ -169,35 +164,23 @@ class TestBatches:
         assert all(same_bits(audio, wanted[0]) for audio in traced)
 
 
-def allocated(seen):
-    made = zip(seen.names, seen.bytes, strict=True)
-    return sum(size for name, size in made if name in ("aten::new_empty", "zonos2_triton::conv1d_tanh"))
-
-
 class TestRealSizes:
     """On the meta device: launches are checked and counted, nothing is computed."""
 
-    @pytest.mark.parametrize(
-        ("rows", "dtype", "units"),
-        [
-            (1, torch.bfloat16, [["conv1d_snake"] * 6] * 2 + [["residual_unit"] * 3] * 2),
-            (64, torch.bfloat16, [["conv1d_snake"] * 6] * 2 + [["residual_unit"] * 3] * 2),
-            (1, torch.float32, [["conv1d_snake"] * 6] * 4),
-        ],
-        ids=str,
-    )
-    def test_launches(self, real, rows, dtype, units):
+    @pytest.mark.parametrize(("n", "dtype"), [(1, torch.bfloat16), (64, torch.bfloat16), (1, torch.float32)], ids=str)
+    def test_launches(self, real, n, dtype):
         """A step is 25 launches for any number of slots; 31 in fp32."""
-        vocoder = real[dtype]
-        streams, frames = vocoder.streams(rows), torch.zeros(24, 9, dtype=torch.int64)
+        vocoder, wide = real[dtype], [["conv1d_snake"] * 6] * 2
+        units = wide + (wide if dtype == torch.float32 else [["residual_unit"] * 3] * 2)
+        streams, frames = vocoder.streams(n), torch.zeros(24, 9, dtype=torch.int64)
         with Operations() as seen:
-            ready = streams.push([frames] * rows)
-            streams.push([frames[:15]] * rows)  # too few
+            ready = streams.push([frames] * n)
+            streams.push([frames[:15]] * n)  # too few
         blocks = [kernel for made in units for kernel in ["conv_transpose1d_snake", *made]]
         kernels = [name.removeprefix("zonos2_triton::") for name in seen.names if name.startswith("zonos2_triton::")]
         assert kernels == ["rvq_decode", "conv1d_snake", *blocks, "conv1d_tanh"]
         assert len(kernels) == (31 if dtype == torch.float32 else 25)
-        assert [len(samples) for samples in ready] == [16 * 512 - vocoder.decoder.delay] * rows
+        assert [len(samples) for samples in ready] == [16 * 512 - vocoder.decoder.delay] * n
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
     @pytest.mark.parametrize("rows", [1, 2, 7, 64])
@@ -208,7 +191,8 @@ class TestRealSizes:
         assert room <= vocoder_module.MAX_ACTIVATION_BYTES < decoder.ring_bytes(rows, together + 1)
         with Operations() as seen:
             decoder.rings(rows, together)
-        assert allocated(seen) == room
+        made = zip(seen.names, seen.bytes, strict=True)
+        assert sum(size for name, size in made if name == "aten::new_empty") == room
 
 
 class TestLatents:

@@ -148,12 +148,9 @@ class TestShortClips:
     @both_codecs
     def test_no_frames_make_no_samples(self, codecs, way, name):
         vocoder, none = way(codecs[name]), torch.zeros(2, 9, 0, dtype=torch.int64)
-        audio = vocoder.decode(none)
-        assert (audio.shape, audio.dtype) == ((2, 0), torch.float32)
-        assert vocoder.decode([]) == []
-        latents = torch.zeros(2, vocoder.config.latent_dim, 0)
-        assert vocoder.decode_latents(latents).shape == (2, 0)
-        assert vocoder.config.samples(0) == 0
+        audio, latents = vocoder.decode(none), torch.zeros(2, vocoder.config.latent_dim, 0)
+        assert (audio.shape, audio.dtype, vocoder.decode([])) == ((2, 0), torch.float32, [])
+        assert (vocoder.decode_latents(latents).shape, vocoder.config.samples(0)) == ((2, 0), 0)
         with pytest.raises(ValueError, match="codes must hold at least one frame to be traced"):
             vocoder.trace(none)
 

@@ -22,8 +22,7 @@ ENDS = torch.tensor([[99, 0], [0, 0], [99, 0], [2, 8], [5, 3], [9, 0], [14, 6], 
 
 @pytest.fixture(scope="module")
 def vocoder(in_steps):
-    """A vocoder in steps, by the reference of the kernels, for the backbone's codes. Every sum is exact, so each sample
-    is right or wrong."""
+    """A vocoder in steps, by the reference of the kernels, for the backbone's codes. Every sum is exact."""
     return in_steps(integer_codec((3, 2), n_codebooks=9, codebook_size=1024))
 
 
@@ -39,10 +38,7 @@ def ending(logits, settings, seeds, steps, last_seen):
 
 @pytest.fixture
 def make(golden_weights, vocoder):
-    """A backbone with a vocoder. padded: its batches are those of graphs, with idle slots.
-
-    They are captured as graphs are: after two calls in the idle context, which must change nothing.
-    """
+    """padded: batches of graphs, with idle slots; captured after two calls in the idle context that change nothing."""
 
     def made(pipelined=False, padded=False, **options):
         backbone = Backbone(*golden_weights, backend="reference", options=BatchingOptions(**options))

@@ -85,7 +85,5 @@ def test_whole_clips(lengths, frames, right_context, codebooks):
 
 def test_a_preview_is_of_slots_that_moved_and_are_not_flushed():
     schedule = Schedule(codebooks=3, right_context=10, lookahead=4)
-    assert schedule.preview(True, 20, LENGTH_UNKNOWN) == 6
-    assert schedule.preview(True, 20, 20) == 6
-    assert schedule.preview(True, 30, 20) == 0
-    assert schedule.preview(False, 20, LENGTH_UNKNOWN) == 0
+    cases = (True, 20, LENGTH_UNKNOWN), (True, 20, 20), (True, 30, 20), (False, 20, LENGTH_UNKNOWN)
+    assert [schedule.preview(*case) for case in cases] == [6, 6, 0, 0]

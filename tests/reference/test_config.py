@@ -34,17 +34,11 @@ def read(tmp_path):
 def test_real_sizes(read):
     config, derived = read(), LAYOUT["derived"]
     assert config.heads == derived["n_heads"] == 16
-    assert config.kv_heads == 4
     assert config.ffn_dim == derived["intermediate_size"] == 3072
     assert list(config.moe_layers) == derived["moe_layers"] == list(range(3, 27))
     assert {str(i): config.experts_per_token(i) for i in config.moe_layers} == derived["top_k_per_moe_layer"]
     assert config.experts_per_token(26) == 2
-    assert config.max_experts_per_token == 2
     assert list(config.quality_bucket_counts) == derived["quality_bucket_counts"]
-    assert config.codebook_vocab == 1026
-    assert (config.background_ids, config.accurate_ids) == (2, 1)
-    assert config.conditioning_base == 448
-    assert config.moe_balancing_strategy == "legacy"
 
 
 @pytest.mark.parametrize(("multiplier", "width"), [(1.5, 96), (1.51, 96), (1.52, 128), (0.25, 32)])
@@ -59,10 +53,9 @@ def test_n_heads_may_widen_the_attention_beyond_dim(golden, dim, head_dim):
     config = Zonos2Config.from_params(params)
     shapes = Backbone.layout(config)
     assert config.heads == 4
-    assert shapes["layers.0.attention.wq.weight"] == [4 * head_dim, dim]
-    assert shapes["layers.0.attention.wo.weight"] == [dim, 4 * head_dim]
-    assert shapes["layers.0.attention.gater.weight"] == [4, dim]
-    assert shapes["layers.0.attention.temp"] == [1, 4, 1]
+    wide = {"wq.weight": [4 * head_dim, dim], "wo.weight": [dim, 4 * head_dim]}
+    wide |= {"gater.weight": [4, dim], "temp": [1, 4, 1]}
+    assert {name: shapes[f"layers.0.attention.{name}"] for name in wide} == wide
     weights = {name: torch.full(shape, 0.01) for name, shape in shapes.items()}
     ids = torch.zeros(2, 10, dtype=torch.int64)
     assert reference.trace(reference.bind(config, weights), ids)["logits"].shape == (2, 9, 1026)
@@ -73,7 +66,9 @@ NO_QUALITIES = {"quality_num_buckets": 0, "quality_features": [], "quality_bucke
 NO_MARKERS = {"speaker_background_token_enabled": False, "accurate_mode_token_enabled": False}
 ALL_DENSE = {"moe_start_from_layer": 27, "special_topk_layers": None}
 ONE_EXPERT = {"moe_n_experts": 1, "moe_router_topk": 3, "special_topk_layers": {}}
+SIZES = {"kv_heads": 4, "max_experts_per_token": 2, "codebook_vocab": 1026, "moe_balancing_strategy": "legacy"}
 LIMITS = {
+    "real": ({}, SIZES | {"background_ids": 2, "accurate_ids": 1, "conditioning_base": 448}),
     "no n_kv_heads: as many as heads": ({"n_kv_heads": None}, {"kv_heads": 16}),
     "every expert chosen": ({"special_topk_layers": {"26": 16}}, {"max_experts_per_token": 16}),
     "dense layers fill the model": (ALL_DENSE, {"moe_layers": range(27, 27), "max_experts_per_token": 0}),

@@ -189,12 +189,8 @@ def test_draw_changes_code_where_the_rule_does(monkeypatch, cases, name):
         assert torch.equal(draw(probs.expand(part.shape[-1], -1, -1), 0, 0), invert(probs, part).T)
 
 
-def fp32_sums(probs, drawn):
-    return torch.searchsorted(probs.cumsum(-1), (drawn.float() / 2**32).contiguous(), right=True)
-
-
 BROKEN_RULES = {
-    "fp32 sums": fp32_sums,
+    "fp32 sums": lambda probs, w: torch.searchsorted(probs.cumsum(-1), (w.float() / 2**32).contiguous(), right=True),
     "less instead of not above": partial(invert, right=False),
     "24 bits of the word": partial(invert, target=lambda drawn, total: (drawn >> 8) * total >> 24),
     "not divided by the sum": partial(invert, target=lambda drawn, total: drawn * 2**WEIGHT_BITS >> 32),
