@@ -50,8 +50,7 @@ def fused(function: Callable[..., Any], device: str) -> Callable[..., Any]:
 def decode_rows(inputs: Inputs) -> Rows:
     """One of each sequence; none is idle: an engine leaves those out of the batch."""
     positions = inputs["positions"].long()
-    sequence = torch.arange(len(positions), device=positions.device)
-    return _rows(inputs, sequence, positions, positions + 1)
+    return _rows(inputs, torch.arange(len(positions), device=positions.device), positions, positions + 1)
 
 
 def prefill_inputs(inputs: Inputs) -> Rows:

@@ -294,8 +294,7 @@ def advance_frame(
     eos_frames.copy_(torch.where(ends, (steps - last_end).clamp(min=0), eos_frames))
     max_frames.copy_(torch.where(ends, torch.minimum(max_frames, steps + C + 1), max_frames))
     counted, at = counts[:, None], codes.long()[..., None]
-    now = torch.where(counted[..., None], steps[:, None, None], last_seen.gather(2, at))
-    last_seen.scatter_(2, at, now)
+    last_seen.scatter_(2, at, torch.where(counted[..., None], steps[:, None, None], last_seen.gather(2, at)))
     ids[:, :C] = torch.where(counted, codes, ids[:, :C])
     ids[:, C] = torch.where(counts, text_id, ids[:, C])
     place = torch.arange(len(codes), device=codes.device), (steps % frames.shape[1]).long()

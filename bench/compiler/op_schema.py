@@ -49,8 +49,7 @@ def changes(old: Schemas, new: Schemas) -> list[Change]:
         elif schema != old[name]:
             before, after = (torch._C.parse_schema(text) for text in (old[name], schema))
             compatible = after.is_backward_compatible_with(before)  # type: ignore[attr-defined]
-            level = "minor" if compatible else "major"
-            found.append(Change(level, f"{name} is {schema}, it was {old[name]}"))
+            found.append(Change("minor" if compatible else "major", f"{name} is {schema}, it was {old[name]}"))
     return found
 
 

@@ -105,8 +105,7 @@ def grid(entry: Entry) -> list[Entry]:
         value, (low, high) = entry[name], LIMITS.get(name, BLOCKS)
         near = range(value - 1, value + 3) if name == "num_stages" else (value // 2, value, 2 * value)
         axes.append([(name, each) for each in near if low <= each <= high])
-    found = [{**entry, **dict(numbers)} for numbers in product(*axes)]
-    return sorted(found, key=lambda each: each != entry)
+    return sorted([{**entry, **dict(numbers)} for numbers in product(*axes)], key=lambda each: each != entry)
 
 
 def refuse(candidate: Candidate, table: Candidate) -> None:

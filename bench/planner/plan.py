@@ -192,8 +192,7 @@ def _less(
         for each in (None, rows) if options.kv_cache_tokens is None else (rows,):
             if found := footprint.most(*dtypes, prompt, capacity, each, options.max_batch_size):
                 return _choice(*dtypes, found, prompt) | {"fits": True}
-    smallest = BatchingOptions(1, pages_of(rows) * PAGE_SIZE)
-    return _choice(least, "float16", smallest, prompt) | {"fits": False}
+    return _choice(least, "float16", BatchingOptions(1, pages_of(rows) * PAGE_SIZE), prompt) | {"fits": False}
 
 
 def _choice(precision: str, vocoder_dtype: str, options: BatchingOptions, prompt: int) -> dict[str, Any]:
@@ -235,8 +234,7 @@ def as_text(found: dict[str, Any]) -> str:
     lines += [(p["name"], f"{p['bytes'] / 1e9:.3f}", p["kind"]) for p in memory["components"]]
     if "gpus" in found:
         together = text_table([*lines, ("together", f"{memory['bytes'] / 1e9:.3f}", "")])
-        gpus = text_table([HEADS, *map(_line, found["gpus"])])
-        return fitted("\n\n".join([asked, together, gpus, notes]))
+        return fitted("\n\n".join([asked, together, text_table([HEADS, *map(_line, found["gpus"])]), notes]))
     about = "{name} ({arch}): {memory_gb:g} GB, {gb_per_s:g} GB/s, {tflop_per_s:g} TFLOP/s in bf16\nsource: {source}"
     first, most = found["first_audio"], MAX_BATCH_SIZE
     head = "\n".join([about.format(**found["gpu"]), asked])

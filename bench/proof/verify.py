@@ -132,8 +132,7 @@ class Case:
         torch_rms, least = _rms(torch_off[some]), floor(self.dtype, name) * torch.finfo(self.dtype).eps
         exact = torch_rms == 0
         limit = 0.0 if exact else max(most * torch_rms, least * _rms(oracle[some]))
-        worst = max(float(torch_off.max()), least * float(oracle.abs().max()))
-        furthest = 0.0 if exact else spread * worst
+        furthest = 0.0 if exact else spread * max(float(torch_off.max()), least * float(oracle.abs().max()))
         error = Error(name, _rms(off[some]), torch_rms, limit)
         if not off.max() <= furthest:  # so that NaN fails
             wrong = ~(off <= furthest)

@@ -152,8 +152,7 @@ def prefill_attention(
 ) -> Sizes:
     """rows and contexts: new and cached positions of each sequence, where they are not T / B and `context`."""
     rows, contexts = rows or (T // B,) * B, contexts or (context,) * B
-    most = max(row + start for row, start in zip(rows, contexts, strict=True))
-    made = _attention(new, T, B, most, **sizes)
+    made = _attention(new, T, B, max(row + start for row, start in zip(rows, contexts, strict=True)), **sizes)
     cuts = [sum(rows[:b]) for b in range(B + 1)]
     lengths = {"cache_seqlens": new.int32(list(contexts)), "cu_seqlens": new.int32(cuts)}
     return {**made, **lengths, "max_seqlen_q": max(rows)}

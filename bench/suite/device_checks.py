@@ -68,8 +68,7 @@ def batch_invariant(
         for rows in (range(n), range(most - 1, most - 1 - n, -1)):
             got = _run(kernel, _rows_of(kernel, inputs, rows))
             _check(f"{kernel}, {n} rows from {rows[0]}", got, [part[list(rows)] for part in alone])
-    runs = [_run(kernel, _rows_of(kernel, inputs, range(most))) for _ in range(2)]
-    _check(f"{kernel}, a second run", *runs)
+    _check(f"{kernel}, a second run", *[_run(kernel, _rows_of(kernel, inputs, range(most))) for _ in range(2)])
     poisoned = _rows_of(kernel, inputs, range(most))
     poisoned[ROWS[kernel][0]][most // 2] = float("nan")
     others = [row for row in range(most) if row != most // 2]
@@ -83,8 +82,7 @@ def chunked_rows(
     """Rows of a prefill in chunks that begin at `cuts`, and all at once: the same bits."""
     inputs = KERNELS[kernel].make_inputs(device, dtype, **sizes)
     whole = _run(kernel, inputs)
-    edges = [0, *(cut for cut in cuts if cut < sizes["M"]), sizes["M"]]
-    for a, b in pairwise(edges):
+    for a, b in pairwise([0, *(cut for cut in cuts if cut < sizes["M"]), sizes["M"]]):
         got = _run(kernel, _rows_of(kernel, inputs, range(a, b)))
         _check(f"{kernel}, rows {a} to {b - 1} of a prefill", got, [part[a:b] for part in whole])
 

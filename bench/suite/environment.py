@@ -47,8 +47,7 @@ def environment(seed: int, smoke: bool = False) -> dict[str, Any]:
 
 
 def _gpu() -> dict[str, Any]:
-    index = torch.cuda.current_device()
-    gpu: Any = torch.cuda.get_device_properties(index)
+    gpu: Any = torch.cuda.get_device_properties(torch.cuda.current_device())
     hip = torch.version.hip
     return {
         "gpu": gpu.name,

@@ -259,8 +259,7 @@ def timed(kernel: Kernel, workload: Workload, run: Run, left: float) -> dict[str
     """A kernel's time at one workload."""
     prove(kernel, workload, run, left)
     rates: dict[str, Any] = {"roofline": run.roofline, "datasheet": run.datasheet}
-    found = timer.time_kernel(kernel, workload, run.device, DTYPES[TIMED], **rates)
-    return found | {"dtype": TIMED}
+    return timer.time_kernel(kernel, workload, run.device, DTYPES[TIMED], **rates) | {"dtype": TIMED}
 
 
 def prove(kernel: Kernel, workload: Workload, run: Run, left: float) -> None:

@@ -214,8 +214,7 @@ def copy_bandwidth(device: Device, size: int = 1 << 30, seconds: float = 0.5) ->
     """Bandwidth of a large copy within the device; reads and writes count."""
     # Not zeros: memory and links may spend less on them.
     source = torch.randint(-128, 127, (size,), dtype=torch.int8, device=device.name)
-    target = torch.empty_like(source)
-    timing = measure([partial(target.copy_, source)], device, seconds, "flushed")
+    timing = measure([partial(torch.empty_like(source).copy_, source)], device, seconds, "flushed")
     return timing | {"bytes": 2 * size, "gb_per_s": round(2 * size / timing["median_us"] / 1e3, 1)}
 
 

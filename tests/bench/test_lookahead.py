@@ -18,8 +18,7 @@ TABLE = [re.findall(r" (.*?) \|", row) for row in README.splitlines() if row.sta
 def test_less_lookahead_is_earlier_and_further_off():
     config = VocoderConfig(latent_dim=8, decoder_dim=16, decoder_rates=(8, 8, 4, 2), codebook_dim=2)
     vocoder = Vocoder.from_state(config, codec_weights(config, torch.Generator().manual_seed(0)), backend="reference")
-    frames = torch.randint(1024, (40, 9), generator=torch.Generator().manual_seed(1))
-    found = [*rows(vocoder, frames)]
+    found = [*rows(vocoder, torch.randint(1024, (40, 9), generator=torch.Generator().manual_seed(1)))]
     assert [row[:2] for row in found] == [tuple(row[:2]) for row in TABLE]
     assert [first.split()[0] for _, first, _ in found] == [f"{8 + n + 1}" for n in LOOKAHEADS] + [f"{8 + 16}"]
     assert found[0][2] == "above 100 dB"  # the reference adds up in another order

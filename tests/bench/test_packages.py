@@ -119,8 +119,7 @@ def test_a_model_generates_with_flash_attention(tts, calls):
     backbone.ops = dataclasses.replace(backbone.ops, prefill_attention=flash_attention.prefill_attention)
     got = [generation.frames for generation in backbone.generate(prompts, sampling)]
     assert calls == ["flash_attn_varlen_func"] * len(prompts) * backbone.config.n_layers
-    same = (torch.stack(got) == torch.stack(want)).float().mean()
-    assert same > 0.9  # fp16: a tie may fall otherwise
+    assert (torch.stack(got) == torch.stack(want)).float().mean() > 0.9  # fp16: a tie may fall otherwise
 
 
 def test_what_flash_attention_needs(monkeypatch):

@@ -57,8 +57,7 @@ def test_the_trace_holds_every_range(recorded, tts):
 def test_bytes_are_the_kernels_own_costs(recorded, tts):
     report, _ = recorded
     config = tts.backbone.config
-    context = len(build_prompt(config, TEXT)) + (FRAMES - 1) // 2
-    parts = frame_cost(config, 1, context, 4)
+    parts = frame_cost(config, 1, len(build_prompt(config, TEXT)) + (FRAMES - 1) // 2, 4)
     assert only(report, "model/frame")["bytes"] == total(parts).bytes
     attention = only(report, "model/frame", "model/layer", "kernel/decode_attention")
     assert (attention["count"], attention["bytes"]) == (

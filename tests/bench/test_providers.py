@@ -120,8 +120,7 @@ def test_why_it_is_missing(installed, monkeypatch):
         module = SimpleNamespace(__spec__=ModuleSpec(package, None)) if installed else None
         monkeypatch.setitem(sys.modules, package, module)
     for name, kernel, workload, dtype, device, why in WHY_MISSING_THOUGH_INSTALLED if installed else WHY_MISSING:
-        sized = workload and at(kernel, workload)
-        found = BY_NAME[name].missing(KERNELS[kernel], sized, dtype, device)
+        found = BY_NAME[name].missing(KERNELS[kernel], workload and at(kernel, workload), dtype, device)
         assert str(found).startswith(str(why))
 
 

@@ -123,8 +123,7 @@ def test_a_frame_is_its_layers_its_head_and_its_draw():
 def test_prompts_are_read_together_or_one_after_the_other(calls):
     """Attention stays within a prompt, for any batch."""
     work, config = work_of({"model/prefill": calls, "model/start": 1}), whole_model()
-    rows = ROWS * STREAMS // calls
-    parts = prompt_cost(config, rows)
+    parts = prompt_cost(config, ROWS * STREAMS // calls)
     head = frame_cost(config, STREAMS, ROWS)["codebook_head"].bytes
     assert work["model/prefill",][0] == calls * (total(parts).bytes - parts["codebook_head"].bytes)
     attention = work["model/prefill", "model/layer", "kernel/prefill_attention"][1]

@@ -49,8 +49,7 @@ def test_samples_take_turns_and_clear_the_cache():
     assert found["median_us"] == pytest.approx((3.2 + 5.1) / 2 * 1e3 / 5)  # three came before
     assert found["p20_us"] < found["median_us"] < found["p80_us"]
     log.clear()
-    flushed = measure(calls[:1], device, 0.0, "flushed", least=5)
-    assert flushed["calls_per_sample"] == 1
+    assert measure(calls[:1], device, 0.0, "flushed", least=5)["calls_per_sample"] == 1
     assert log == [0] * 4 + ["clear", 0] * 7
 
 
