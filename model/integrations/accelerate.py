@@ -258,14 +258,12 @@ def _modules(at: Any) -> Mapping[str, nn.Module | None]:
     return {name: value for name, value in attributes.items() if isinstance(value, nn.Module)}
 
 
-def _check_owner(prefix: str, owner: Any) -> None:
+def _check_owner(at: str, owner: Any) -> None:
     """ValueError: the owner runs something else than the modules that it holds."""
     if is_compiled(owner):
-        raise ValueError(f"{prefix}{type(owner).__name__} is compiled already: accelerate first, then compile")
+        raise ValueError(f"{at}{type(owner).__name__} is compiled already: accelerate first, then compile")
     if isinstance(owner, nn.DataParallel) and len(owner.device_ids) > 1:
-        raise ValueError(
-            f"{prefix}DataParallel copies it to other devices at each call: accelerate and call its .module"
-        )
+        raise ValueError(f"{at}DataParallel copies it to other devices at each call: accelerate and call its .module")
 
 
 def _chosen_ops(name: str, targets: Sequence[_Target], only: Collection[str] | None) -> frozenset[str]:

@@ -288,16 +288,14 @@ def _count(name: str, value: object, most: int = 2**31 - 1) -> int:
     return number
 
 
-def _load(
-    model_path: str, dtype: torch.dtype, decode_audio: bool, kwargs: Options
-) -> tuple[Backbone, Vocoder | None, str]:
+def _load(path: str, dtype: torch.dtype, decode_audio: bool, kwargs: Options) -> tuple[Backbone, Vocoder | None, str]:
     """The backbone, the codec if it is needed, and the comment for audio files."""
     device, backend = kwargs.get("device"), kwargs.get("backend", "auto")
     if decode_audio:
         codec, codec_dtype = kwargs.get("vocoder"), kwargs.get("vocoder_dtype", torch.float32)
-        tts = Zonos2.load(model_path, device, dtype, backend, codec, vocoder_dtype=codec_dtype)
+        tts = Zonos2.load(path, device, dtype, backend, codec, vocoder_dtype=codec_dtype)
         return tts.backbone, tts.vocoder, tts.comment
-    weights = one_file(resolve_path(model_path), "weights", WEIGHTS)
+    weights = one_file(resolve_path(path), "weights", WEIGHTS)
     return Backbone.load(weights, device=resolve_device(device), dtype=dtype, backend=backend), None, ""
 
 

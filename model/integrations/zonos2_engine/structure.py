@@ -100,10 +100,8 @@ def layout(config: Zonos2Config, ranks: int = 1) -> dict[str, list[int]]:
 def check_structure(model: Any) -> Tensor:
     """One of its weights. ValueError: the structure is not the official one, or the weights are not usable."""
     config, ranks = rank_config(model), ranks_of(model)
-    if len(component(model, "layers.op_list")) != config.n_layers:
-        raise ValueError(
-            f"{NAME}: layers must hold config.num_layers={config.n_layers}, got {len(model.layers.op_list)}"
-        )
+    if (n := len(component(model, "layers.op_list"))) != config.n_layers:
+        raise ValueError(f"{NAME}: layers must hold config.num_layers={config.n_layers}, got {n}")
     for path, found, expected in _settings(model, config):
         if found != expected:
             raise ValueError(f"{NAME}: {path} must be {expected!r}, got {found!r}")

@@ -101,11 +101,10 @@ def put(model, old, new):
 
 
 def shorter(model):
-    block = model.decoder.block[0] if hasattr(model.decoder, "block") else model.decoder.model[1].block
-    if hasattr(block, "res_unit2"):
-        del block.res_unit2
+    if hasattr(model.decoder, "block"):
+        del model.decoder.block[0].res_unit2
     else:
-        del block[3]
+        del model.decoder.model[1].block[3]
 
 
 def thresholded(model):
