@@ -32,6 +32,7 @@ class ArgSpec(NamedTuple):
     axes: tuple[str, ...]
     dtypes: tuple[torch.dtype, ...] | None = None  # None: a float like the first argument's
     strided: bool = False  # only the last axis must be dense
+    optional: bool = False  # may be None
 
 
 def arg_specs(signature: inspect.Signature) -> dict[str, ArgSpec]:
@@ -44,21 +45,26 @@ def arg_specs(signature: inspect.Signature) -> dict[str, ArgSpec]:
         if get_origin(parameter.annotation) is Annotated:
             kind, axes, *more = get_args(parameter.annotation)
             dtypes = tuple(entry for entry in more if isinstance(entry, torch.dtype)) or None
-            spec = ArgSpec(tuple(axes.split()), dtypes, STRIDED in more)
-            found[name] = spec, (any(c in axes for c in "/+*"), kind is not Tensor)
+            spec = ArgSpec(tuple(axes.split()), dtypes, STRIDED in more, kind is not Tensor)
+            found[name] = spec, (any(c in axes for c in "/+*"), spec.optional)
     return {name: spec for name, (spec, _) in sorted(found.items(), key=lambda item: item[1][1])}
 
 
 def check(op: str, specs: Mapping[str, ArgSpec], arguments: Mapping[str, Any]) -> None:
-    """Holds the arguments to their specs. Arguments that are None or left out are skipped.
+    """Holds the arguments to their specs. An optional argument may be None or left out.
 
-    Raises before any launch: ValueError for a wrong shape, device, stride or alignment, TypeError for a wrong dtype;
-    the message names op, argument, what came and what is accepted.
+    Raises before any launch: ValueError for a wrong shape, device, stride or alignment, TypeError for a wrong dtype or
+    None; the message names op, argument, what came and what is accepted.
     """
     sizes: dict[str, int] = {}
-    present = [(name, arguments[name], spec) for name, spec in specs.items() if arguments.get(name) is not None]
+    present = []
+    for name, spec in specs.items():
+        if (tensor := arguments.get(name)) is not None:
+            present.append((name, tensor, spec))
+        elif not spec.optional:  # the dispatcher lets None pass for a tensor
+            raise TypeError(f"{op}: {name} must be a tensor, got None")
     like, first, _ = next((entry for entry in present if entry[2].dtypes is None), present[0])
-    for name, tensor, (axes, dtypes, strided) in present:
+    for name, tensor, (axes, dtypes, strided, _) in present:
         _check_shape(op, name, tensor, axes, sizes)
         _check_dtype(op, name, tensor, dtypes, first, like)
         _check_memory(op, name, tensor, strided, first, like)

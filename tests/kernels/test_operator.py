@@ -60,6 +60,18 @@ def test_every_operator_is_in_the_catalogue_and_has_a_test_file():
 
 @interpreted
 @pytest.mark.parametrize("name", KERNELS)
+def test_none_is_refused_where_a_tensor_is_required(name):
+    """The dispatcher lets None pass for any tensor."""
+    schema = getattr(torch.ops.zonos2_triton, name).default._schema
+    required = [argument.name for argument in schema.arguments if str(argument.type) == "Tensor"]
+    assert required
+    for argument in required:
+        with pytest.raises(TypeError, match=f"^{name}: {argument} must be a tensor, got None"):
+            KERNELS[name].op(**{**inputs_of(name), argument: None})
+
+
+@interpreted
+@pytest.mark.parametrize("name", KERNELS)
 def test_meta_function_keeps_the_batch_symbolic(name):
     """One graph of torch.compile(dynamic=True) or torch.export serves any number of tokens, slots and sequences."""
     env, inputs = ShapeEnv(), inputs_of(name)
