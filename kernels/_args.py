@@ -24,7 +24,7 @@ STRIDED = "strided"
 
 
 class ArgSpec(NamedTuple):
-    """What a tensor must be: "M D" names its axes. An axis has one size everywhere; a number is that size.
+    """The shape and dtype of a tensor: "M D" names its axes. An axis has one size everywhere; a number is that size.
 
     "D/2", "B+1" and "M*K" follow from the sizes of other arguments.
     """
