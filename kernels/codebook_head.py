@@ -54,8 +54,8 @@ def _codebook_head_kernel(
     acc, _ = gemm_tile(w_rows, None, mask_n, x_rows, mask_m, norm_ptr, D, eps, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K)
     if CAP:
         acc = softcap * tanh(acc / softcap)
-    at = offs_m.to(tl.int64)[None, :] * N + offs_n[:, None]
-    tl.store(logits_ptr + at, acc, mask=mask_n[:, None] & mask_m[None, :])
+    offs = offs_m.to(tl.int64)[None, :] * N + offs_n[:, None]
+    tl.store(logits_ptr + offs, acc, mask=mask_n[:, None] & mask_m[None, :])
 
 
 @operator()

@@ -114,10 +114,10 @@ def _moe_experts_up_kernel(
     expert, slots, mask_m, _ = _slot_tile(sorted_slot_ids_ptr, expert_offsets_ptr, M, E, E_POW2, TOP_K, BLOCK_M)
     if sorted_slot_ids_ptr is not None and expert >= E:
         return
-    w_at = expert * stride_expert + offs_n.to(tl.int64) * stride_row
+    offs_w = expert * stride_expert + offs_n.to(tl.int64) * stride_row
     x_rows = x_ptr + slots // TOP_K * D
     gate, up = gemm_tile(
-        gate_ptr + w_at, up_ptr + w_at, mask_n, x_rows, mask_m, norm_ptr, D, eps, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K
+        gate_ptr + offs_w, up_ptr + offs_w, mask_n, x_rows, mask_m, norm_ptr, D, eps, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K
     )
     h = round_to(silu(gate) * up, h_ptr.dtype.element_ty)
     tl.store(h_ptr + slots[None, :] * I + offs_n[:, None], h, mask=mask_n[:, None] & mask_m[None, :])
@@ -163,14 +163,14 @@ def _moe_experts_down_kernel(
     if sorted_slot_ids_ptr is not None:
         has_weight = mask_m & (expert + 0 * slots < E)  # of a block's shape; the weight of an idle slot may be NaN
         acc = acc * tl.load(expert_weights_ptr + slots, mask=has_weight, other=0.0)[None, :]
-    at = slots[None, :] * D + offs_n[:, None]
+    offs = slots[None, :] * D + offs_n[:, None]
     mask = mask_n[:, None] & mask_m[None, :]
     if TOP_K == 1:
         if residual_ptr is not None:
-            acc = tl.load(residual_ptr + at, mask=mask, other=0.0).to(tl.float32) + acc
-        tl.store(y_ptr + at, round_to(acc, y_ptr.dtype.element_ty), mask=mask)
+            acc = tl.load(residual_ptr + offs, mask=mask, other=0.0).to(tl.float32) + acc
+        tl.store(y_ptr + offs, round_to(acc, y_ptr.dtype.element_ty), mask=mask)
     else:
-        tl.store(partial_ptr + at, acc, mask=mask)
+        tl.store(partial_ptr + offs, acc, mask=mask)
         if last_to_arrive(counters_ptr + tl.program_id(1), tiles_m):
             _sum_partials(partial_ptr, residual_ptr, y_ptr, offs_n, mask_n, M, D, TOP_K, BLOCK_N, BLOCK_M)
 
@@ -191,15 +191,15 @@ def _sum_partials(
     """y of all tokens, in the columns offs_n: the partials in the order of choice, then the residual."""
     for start in range(0, M, BLOCK_M):
         offs_m = start + tl.arange(0, BLOCK_M)
-        at = offs_m.to(tl.int64)[None, :] * D + offs_n[:, None]
+        offs = offs_m.to(tl.int64)[None, :] * D + offs_n[:, None]
         mask = mask_n[:, None] & (offs_m < M)[None, :]
         y = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
         for j in tl.static_range(TOP_K):
-            partial_at = (offs_m.to(tl.int64)[None, :] * TOP_K + j) * D + offs_n[:, None]
-            y += tl.load(partial_ptr + partial_at, mask=mask, other=0.0)
+            offs_partial = (offs_m.to(tl.int64)[None, :] * TOP_K + j) * D + offs_n[:, None]
+            y += tl.load(partial_ptr + offs_partial, mask=mask, other=0.0)
         if residual_ptr is not None:
-            y += tl.load(residual_ptr + at, mask=mask, other=0.0).to(tl.float32)
-        tl.store(y_ptr + at, round_to(y, y_ptr.dtype.element_ty), mask=mask)
+            y += tl.load(residual_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+        tl.store(y_ptr + offs, round_to(y, y_ptr.dtype.element_ty), mask=mask)
 
 
 @operator(mutates_args=("counters",))

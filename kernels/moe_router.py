@@ -113,12 +113,12 @@ def _moe_router_kernel(
     x_rows = x_ptr + offs_m.to(tl.int64) * D
     s, _ = gemm_tile(w_rows, None, mask_r, x_rows, mask_m, norm_ptr, D, eps, EVEN_K, BLOCK_R, BLOCK_M, BLOCK_K)
     s += tl.load(down_bias_ptr + offs_r, mask=mask_r, other=0.0).to(tl.float32)[:, None]
-    at = offs_m.to(tl.int64)[None, :] * R + offs_r[:, None]
+    offs = offs_m.to(tl.int64)[None, :] * R + offs_r[:, None]
     mask = mask_r[:, None] & mask_m[None, :]
     if router_state_ptr is not None:
         state_scale = tl.load(state_scale_ptr + offs_r, mask=mask_r, other=0.0).to(tl.float32)
-        s += tl.load(router_state_ptr + at, mask=mask, other=0.0).to(tl.float32) * state_scale[:, None]
-    tl.store(s_ptr + at, round_to(s, s_ptr.dtype.element_ty), mask=mask)
+        s += tl.load(router_state_ptr + offs, mask=mask, other=0.0).to(tl.float32) * state_scale[:, None]
+    tl.store(s_ptr + offs, round_to(s, s_ptr.dtype.element_ty), mask=mask)
     if last_to_arrive(counters_ptr + 1 + tile, tl.num_programs(0)):
         h = _normed_state(s_ptr, state_norm_ptr, offs_m, mask_m, eps, R, R_POW2)
         h = _gelu_layer(h, w1_ptr, b1_ptr, R, R_POW2, BLOCK_M)
@@ -147,8 +147,8 @@ def _normed_state(s_ptr, state_norm_ptr, offs_m, mask_m, eps, R: tl.constexpr, R
     """rms_norm(s) [R_POW2, BLOCK_M] of a tile of tokens, rounded. Tokens are columns, as in `gemm_tile`."""
     offs_r = tl.arange(0, R_POW2)
     mask_r = offs_r < R
-    at = offs_m.to(tl.int64)[None, :] * R + offs_r[:, None]
-    s = tl.load(s_ptr + at, mask=mask_r[:, None] & mask_m[None, :], other=0.0).to(tl.float32)
+    offs = offs_m.to(tl.int64)[None, :] * R + offs_r[:, None]
+    s = tl.load(s_ptr + offs, mask=mask_r[:, None] & mask_m[None, :], other=0.0).to(tl.float32)
     h = s * tl.rsqrt(tl.sum(s * s, axis=0) / R + eps)[None, :]
     norm_w = tl.load(state_norm_ptr + offs_r, mask=mask_r, other=0.0).to(tl.float32)
     return round_to(h * norm_w[:, None], s_ptr.dtype.element_ty)
@@ -159,8 +159,8 @@ def _gelu_layer(h, w_ptr, b_ptr, R: tl.constexpr, R_POW2: tl.constexpr, BLOCK_M:
     """gelu(w h + b) [R_POW2, BLOCK_M], rounded to h's dtype."""
     offs_r = tl.arange(0, R_POW2)
     mask_r = offs_r < R
-    w_at = offs_r[:, None] * R + offs_r[None, :]
-    w = tl.load(w_ptr + w_at, mask=mask_r[:, None] & mask_r[None, :], other=0.0)
+    offs_w = offs_r[:, None] * R + offs_r[None, :]
+    w = tl.load(w_ptr + offs_w, mask=mask_r[:, None] & mask_r[None, :], other=0.0)
     acc = dot_fp32(w, h, tl.zeros((R_POW2, BLOCK_M), tl.float32))
     b = tl.load(b_ptr + offs_r, mask=mask_r, other=0.0).to(tl.float32)
     return round_to(gelu(acc + b[:, None]), h.dtype)
@@ -236,11 +236,11 @@ def _sort_by_expert(
         slots = start + tl.arange(0, BLOCK_SORT)
         ids, idle = _slot_expert(expert_ids_ptr, positions_ptr, slots, N, TOP_K, E_POW2)
         one_hot = (ids[:, None] == offs_e[None, :]).to(tl.int32)
-        place = tl.sum(one_hot * (next_free[None, :] + tl.cumsum(one_hot, axis=0) - 1), axis=1)
+        offs_sorted = tl.sum(one_hot * (next_free[None, :] + tl.cumsum(one_hot, axis=0) - 1), axis=1)
         if positions_ptr is not None:
-            place += idle * (next_idle + tl.cumsum(idle, axis=0) - 1)
+            offs_sorted += idle * (next_idle + tl.cumsum(idle, axis=0) - 1)
             next_idle += tl.sum(idle, axis=0)
-        tl.store(sorted_slot_ids_ptr + place, slots, mask=slots < N)
+        tl.store(sorted_slot_ids_ptr + offs_sorted, slots, mask=slots < N)
         next_free += tl.sum(one_hot, axis=0)
 
 

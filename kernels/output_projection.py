@@ -46,11 +46,11 @@ def _output_projection_kernel(
     w_rows = w_ptr + offs_n.to(tl.int64) * K
     y_rows = y_ptr + offs_m.to(tl.int64) * K
     acc, _ = gemm_tile(w_rows, None, mask_n, y_rows, mask_m, None, K, 0.0, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K)
-    at = offs_m.to(tl.int64)[None, :] * D + offs_n[:, None]
+    offs = offs_m.to(tl.int64)[None, :] * D + offs_n[:, None]
     mask = mask_n[:, None] & mask_m[None, :]
     if residual_ptr is not None:
-        acc += tl.load(residual_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    tl.store(x_ptr + at, round_to(acc, x_ptr.dtype.element_ty), mask=mask)
+        acc += tl.load(residual_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+    tl.store(x_ptr + offs, round_to(acc, x_ptr.dtype.element_ty), mask=mask)
 
 
 @operator()

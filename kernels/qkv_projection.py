@@ -63,8 +63,8 @@ def _qkv_projection_kernel(
     w_rows = w_ptr + offs_n.to(tl.int64) * D
     x_rows = x_ptr + offs_m.to(tl.int64) * D
     acc, _ = gemm_tile(w_rows, None, mask_n, x_rows, mask_m, norm_ptr, D, eps, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K)
-    at = offs_m.to(tl.int64)[None, :] * (NQ + 2 * NKV + G) + (before + offs_n)[:, None]
-    tl.store(y_ptr + at, round_to(acc, y_ptr.dtype.element_ty), mask=mask_n[:, None] & mask_m[None, :])
+    offs = offs_m.to(tl.int64)[None, :] * (NQ + 2 * NKV + G) + (before + offs_n)[:, None]
+    tl.store(y_ptr + offs, round_to(acc, y_ptr.dtype.element_ty), mask=mask_n[:, None] & mask_m[None, :])
 
 
 @operator()
