@@ -24,7 +24,7 @@ lie at multiples of BLOCK_KV, in two loops. For the tile of sequence 0 above, wi
     blocks        0 .. 3       4 .. 7, of which 7 is beyond the end
     tokens see    all of it    only positions up to their own: causal mask
 
-So a token's bits depend neither on the tokens beside it nor on the pieces that the prompt comes in. Later tokens never
+So a token's bits depend neither on the tokens beside it nor on the chunks that the prompt comes in. Later tokens never
 reach it: where a value is not finite, only the tokens that may see it become NaN.
 """
 
@@ -226,7 +226,7 @@ def prefill_attention(
     op, T, (_, page_size, HKV, DH), (B, W) = "prefill_attention", qkvg.shape[0], k_cache.shape, block_table.shape
     HQ, capacity = check_attention(op, qkvg, qk_temperature, cos_sin_cache, k_cache, block_table)
     if not 1 <= max_seqlen_q <= T:
-        raise ValueError(f"{op}: max_seqlen_q must be in 1..{T}, the rows that there are, got {max_seqlen_q}")
+        raise ValueError(f"{op}: max_seqlen_q must be in 1..{T}, the tokens of qkvg, got {max_seqlen_q}")
     if may_sync(cache_seqlens):
         _check_sequences(cache_seqlens, cu_seqlens, max_seqlen_q, T, capacity)
     y = qkvg.new_empty(T, HQ * DH)
@@ -265,13 +265,13 @@ def prefill_attention(
 
 
 def _check_sequences(cache_seqlens: Tensor, cu_seqlens: Tensor, max_seqlen_q: int, T: int, capacity: int) -> None:
-    rows, held = cu_seqlens.diff(), "what the pages and the rotary table hold"
+    tokens, held = cu_seqlens.diff(), "what the pages and the rotary table hold"
     for name, values, low, high, what in (
-        ("rows of a sequence", rows, 1, max_seqlen_q, "max_seqlen_q being the most"),
-        ("the first of cu_seqlens", cu_seqlens[:1], 0, 0, "the first row of qkvg"),
-        ("the last of cu_seqlens", cu_seqlens[-1:], T, T, "the rows of qkvg"),
+        ("tokens of a sequence", tokens, 1, max_seqlen_q, "max_seqlen_q being the most"),
+        ("the first of cu_seqlens", cu_seqlens[:1], 0, 0, "the first token of qkvg"),
+        ("the last of cu_seqlens", cu_seqlens[-1:], T, T, "the tokens of qkvg"),
         ("cache_seqlens", cache_seqlens, 0, capacity - 1, held),
-        ("cache_seqlens + rows", cache_seqlens + rows, 1, capacity, held),
+        ("cache_seqlens + tokens", cache_seqlens + tokens, 1, capacity, held),
     ):
         check_range("prefill_attention", name, values, low, high, what)
 
