@@ -35,7 +35,7 @@ from torch import Tensor
 
 from zonos2_triton.kernels._args import check_range, may_sync
 from zonos2_triton.kernels._math import dot_fp32, round_to, snake
-from zonos2_triton.kernels._operator import Cost
+from zonos2_triton.kernels._operator import Cost, Launch
 
 LENGTH_UNKNOWN = 2**31 - 1
 MAX_POSITIONS = 2**31 - 2**16  # of a step
@@ -204,8 +204,11 @@ def check_step(
     tail_trim: int,
     tf32: bool,
     outputs: int = 1,
-) -> None:
-    """ValueError: numbers that no step has, or too many positions. outputs: positions made of one of the input."""
+) -> Launch:
+    """The launch arguments of a step. ValueError: numbers that no step has, or too many positions.
+
+    outputs: positions made of one of the input.
+    """
     if tf32 and x.dtype != torch.float32:
         raise ValueError(f"{op}: tf32 is a way to multiply torch.float32, got {x.dtype}")
     sizes = ("frames", frames, 1), ("samples_per_frame", samples_per_frame, 1)
@@ -223,6 +226,8 @@ def check_step(
         check_range(op, "frames before the step (step_meta[:, 0])", done, 0, latest, "frames of a clip")
         check_range(op, "frames of the step (step_meta[:, 1])", count, 0, frames, "at most `frames`")
         check_range(op, "frames of the clip (step_meta[:, 2])", length, 0, LENGTH_UNKNOWN, "or LENGTH_UNKNOWN")
+    timing = {"samples_per_frame": samples_per_frame, "delay": delay, "tail_trim": tail_trim}
+    return {"step_meta_ptr": step_meta, "B": step_meta.shape[0], "frames": frames, **timing, "TF32": tf32}
 
 
 def check_taps(op: str, weight: Tensor, x: Tensor, dilation: int = 1, axis: str = "Ci") -> int:
@@ -257,9 +262,11 @@ def needs_int64(*rings: Tensor | None) -> bool:
     return any(ring is not None and ring.numel() >= INT64_FROM for ring in rings)
 
 
-def ring_len(ring: Tensor | None) -> int:
-    """Positions that a ring holds; 1 for a ring that is absent."""
-    return 1 if ring is None else ring.shape[1]
+def ring_arguments(**rings: Tensor | None) -> Launch:
+    """The launch arguments of a kernel's rings, by name: pointers, lengths (1 where a ring is absent), INT64."""
+    pointers = {f"{name}_ptr": ring for name, ring in rings.items()}
+    lengths = {f"{name}_ring_len": 1 if ring is None else ring.shape[1] for name, ring in rings.items()}
+    return {**pointers, **lengths, "INT64": needs_int64(*rings.values())}
 
 
 def layer_cost(positions: int, macs: int, weights: int, moved: int, wide: int, itemsize: int) -> Cost:

@@ -35,9 +35,8 @@ from zonos2_triton.kernels._ring_conv import (
     check_taps,
     implicit_gemm,
     layer_cost,
-    needs_int64,
+    ring_arguments,
     ring_index,
-    ring_len,
     ring_offset,
     step_positions,
     store_epilogue,
@@ -132,9 +131,9 @@ def conv1d_snake(
     activated: Annotated[Tensor | None, "B Ra Co"] = None,
     tf32: bool = False,
 ) -> Iterator[None]:
-    (B, R, Ci), Co, positions = x.shape, weight.shape[0], frames * samples_per_frame
+    (B, _, Ci), Co, positions = x.shape, weight.shape[0], frames * samples_per_frame
     taps = check_taps("conv1d_snake", weight, x, dilation)
-    check_step("conv1d_snake", x, step_meta, frames, samples_per_frame, delay, tail_trim, tf32)
+    step = check_step("conv1d_snake", x, step_meta, frames, samples_per_frame, delay, tail_trim, tf32)
     least = positions + (taps - 1) * dilation
     check_ring("conv1d_snake", "x", x, least, "those of a step and the taps around them")
     check_ring("conv1d_snake", "residual", residual, positions)
@@ -142,30 +141,16 @@ def conv1d_snake(
     yield
     launch = launch_config("conv1d_snake", "first" if samples_per_frame == 1 else "taps", x.dtype, tf32=tf32)
     _conv1d_snake_kernel[(triton.cdiv(B * positions, launch["BLOCK_M"]), triton.cdiv(Co, launch["BLOCK_N"]))](
-        x_ptr=x,
         w_ptr=weight,
         bias_ptr=bias,
-        residual_ptr=residual,
         alpha_ptr=alpha,
-        y_ptr=y,
-        activated_ptr=activated,
-        step_meta_ptr=step_meta,
-        B=B,
-        frames=frames,
         n_blocks=taps * triton.cdiv(Ci, launch["BLOCK_K"]),
-        samples_per_frame=samples_per_frame,
-        delay=delay,
-        tail_trim=tail_trim,
         dilation=dilation,
-        x_ring_len=R,
-        residual_ring_len=ring_len(residual),
-        y_ring_len=ring_len(y),
-        activated_ring_len=ring_len(activated),
+        **step,
+        **ring_arguments(x=x, residual=residual, y=y, activated=activated),
         CI=Ci,
         CO=Co,
         TAPS=taps,
-        TF32=tf32,
-        INT64=needs_int64(x, residual, y, activated),
         **launch,
     )
 

@@ -34,9 +34,8 @@ from zonos2_triton.kernels._ring_conv import (
     check_taps,
     implicit_gemm,
     layer_cost,
-    needs_int64,
+    ring_arguments,
     ring_index,
-    ring_len,
     ring_offset,
     step_positions,
 )
@@ -113,33 +112,23 @@ def conv1d_tanh(
     y: Annotated[Tensor | None, "B Ry 1", torch.float32] = None,
     tf32: bool = False,
 ) -> Iterator[Tensor]:
-    (B, R, Ci), positions = x.shape, frames * samples_per_frame
+    (B, _, Ci), positions = x.shape, frames * samples_per_frame
     taps = check_taps("conv1d_tanh", weight, x)
-    check_step("conv1d_tanh", x, step_meta, frames, samples_per_frame, delay, tail_trim, tf32)
+    step = check_step("conv1d_tanh", x, step_meta, frames, samples_per_frame, delay, tail_trim, tf32)
     check_ring("conv1d_tanh", "x", x, positions + taps - 1, "those of a step and the taps around them")
     check_ring("conv1d_tanh", "y", y, positions)
     samples = x.new_empty((B, positions), dtype=torch.float32)
     yield samples
     launch = launch_config("conv1d_tanh", "taps", x.dtype, tf32=tf32)
     _conv1d_tanh_kernel[(triton.cdiv(B * positions, launch["BLOCK_M"]),)](
-        x_ptr=x,
         w_ptr=weight,
         bias_ptr=bias,
         samples_ptr=samples,
-        y_ptr=y,
-        step_meta_ptr=step_meta,
-        B=B,
-        frames=frames,
         n_blocks=taps * triton.cdiv(Ci, launch["BLOCK_K"]),
-        samples_per_frame=samples_per_frame,
-        delay=delay,
-        tail_trim=tail_trim,
-        x_ring_len=R,
-        y_ring_len=ring_len(y),
+        **step,
+        **ring_arguments(x=x, y=y),
         CI=Ci,
         TAPS=taps,
-        TF32=tf32,
-        INT64=needs_int64(x),
         **launch,
     )
 

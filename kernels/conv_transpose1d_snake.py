@@ -37,10 +37,9 @@ from zonos2_triton.kernels._ring_conv import (
     check_step,
     implicit_gemm,
     layer_cost,
-    needs_int64,
     ring_advance,
+    ring_arguments,
     ring_index,
-    ring_len,
     ring_offset,
     step_positions,
     store_epilogue,
@@ -131,7 +130,7 @@ def conv_transpose1d_snake(
     activated: Annotated[Tensor | None, "B Ra Co"] = None,
     tf32: bool = False,
 ) -> Iterator[None]:
-    (B, R, Ci), Co, inputs = x.shape, bias.shape[0], frames * samples_per_frame
+    (B, _, Ci), Co, inputs = x.shape, bias.shape[0], frames * samples_per_frame
     if stride < 1:
         raise ValueError(f"conv_transpose1d_snake: stride must be at least 1, got {stride}")
     if weight.shape != (stride * Co, 2 * Ci):
@@ -139,34 +138,22 @@ def conv_transpose1d_snake(
             f"conv_transpose1d_snake: weight must have shape [stride * Co={stride * Co}, 2 * Ci={2 * Ci}], got "
             f"{list(weight.shape)}"
         )
-    check_step("conv_transpose1d_snake", x, step_meta, frames, samples_per_frame, delay, tail_trim, tf32, stride)
+    step = check_step("conv_transpose1d_snake", x, step_meta, frames, samples_per_frame, delay, tail_trim, tf32, stride)
     check_ring("conv_transpose1d_snake", "x", x, inputs + 1, "those of a step and the one before")
     check_outputs("conv_transpose1d_snake", inputs * stride, alpha, y, activated)
     yield
     launch = launch_config("conv_transpose1d_snake", "taps", x.dtype, tf32=tf32)
     grid = triton.cdiv(B * inputs, launch["BLOCK_M"]), triton.cdiv(stride * Co, launch["BLOCK_N"])
     _conv_transpose1d_snake_kernel[grid](
-        x_ptr=x,
         w_ptr=weight,
         bias_ptr=bias,
         alpha_ptr=alpha,
-        y_ptr=y,
-        activated_ptr=activated,
-        step_meta_ptr=step_meta,
-        B=B,
-        frames=frames,
         n_blocks=2 * triton.cdiv(Ci, launch["BLOCK_K"]),
-        samples_per_frame=samples_per_frame,
-        delay=delay,
-        tail_trim=tail_trim,
-        x_ring_len=R,
-        y_ring_len=ring_len(y),
-        activated_ring_len=ring_len(activated),
+        **step,
+        **ring_arguments(x=x, y=y, activated=activated),
         CI=Ci,
         CO=Co,
         STRIDE=stride,
-        TF32=tf32,
-        INT64=needs_int64(x, y, activated),
         **launch,
     )
 

@@ -37,9 +37,8 @@ from zonos2_triton.kernels._ring_conv import (
     check_taps,
     im2col_tile,
     layer_cost,
-    needs_int64,
+    ring_arguments,
     ring_index,
-    ring_len,
     ring_offset,
     step_positions,
     store_epilogue,
@@ -153,11 +152,11 @@ def residual_unit(
     activated: Annotated[Tensor | None, "B Ra C"] = None,
     tf32: bool = False,
 ) -> Iterator[None]:
-    (B, R, C), positions = x.shape, frames * samples_per_frame
+    (B, _, C), positions = x.shape, frames * samples_per_frame
     taps = check_taps("residual_unit", weight, x, dilation, "C")
     if C > MAX_CHANNELS:
         raise ValueError(f"residual_unit: C must be at most {MAX_CHANNELS}, got {C}; use two of conv1d_snake")
-    check_step("residual_unit", x, step_meta, frames, samples_per_frame, delay, tail_trim, tf32)
+    step = check_step("residual_unit", x, step_meta, frames, samples_per_frame, delay, tail_trim, tf32)
     least = positions + (taps - 1) * dilation
     check_ring("residual_unit", "x", x, least, "those of a step and the taps around them")
     check_ring("residual_unit", "residual", residual, positions)
@@ -167,33 +166,19 @@ def residual_unit(
     n_tiles = 3 if C > 128 else 1
     launch = launch_config("residual_unit", "wide" if n_tiles == 3 else "narrow", x.dtype, tf32=tf32)
     _residual_unit_kernel[(triton.cdiv(B * positions, launch["BLOCK_M"]),)](
-        x_ptr=x,
-        residual_ptr=residual,
         w_ptr=weight,
         bias_ptr=bias,
         inner_alpha_ptr=inner_alpha,
         inner_w_ptr=inner_weight,
         inner_bias_ptr=inner_bias,
         alpha_ptr=alpha,
-        y_ptr=y,
-        activated_ptr=activated,
-        step_meta_ptr=step_meta,
-        B=B,
-        frames=frames,
         n_blocks=taps * triton.cdiv(C, launch["BLOCK_K"]),
-        samples_per_frame=samples_per_frame,
-        delay=delay,
-        tail_trim=tail_trim,
         dilation=dilation,
-        x_ring_len=R,
-        residual_ring_len=ring_len(residual),
-        y_ring_len=ring_len(y),
-        activated_ring_len=ring_len(activated),
+        **step,
+        **ring_arguments(x=x, residual=residual, y=y, activated=activated),
         C=C,
         TAPS=taps,
         N_TILES=n_tiles,
-        TF32=tf32,
-        INT64=needs_int64(x, residual, y, activated),
         BLOCK_N=max(16, triton.next_power_of_2(triton.cdiv(C, n_tiles))),
         **launch,
     )

@@ -160,7 +160,7 @@ _DILATION = {
     "reach_of_all_taps": "reach = {{TAPS // 2 => (TAPS - 1)}} * step",
     "delay_without_reach": "samples_per_frame, delay{{ + reach => }}, tail_trim",
     "delay_before_the_reach": "samples_per_frame, delay {{+ => -}} reach, tail_trim",
-    "dilation_of_one": "dilation={{dilation => 1}}, x_ring_len=R",
+    "dilation_of_one": "dilation={{dilation => 1}}, **step",
 }
 
 # The lengths of a kernel's rings, as its arguments.
