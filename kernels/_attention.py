@@ -6,6 +6,7 @@ from torch import Tensor
 
 from zonos2_triton.kernels._args import check_range, check_rows
 from zonos2_triton.kernels._math import apply_rotary, dot_fp32, rms_normalize, round_to
+from zonos2_triton.kernels._operator import Launch
 from zonos2_triton.kernels.rotary import check_head_dim
 
 QK_EPS = 1e-6  # of the head norms
@@ -110,9 +111,13 @@ def check_attention(
     qk_temperature: Tensor | None,
     cos_sin_cache: Tensor | None,
     k_cache: Tensor,
+    v_cache: Tensor,
     block_table: Tensor,
-) -> tuple[int, int]:
-    """The number of query heads HQ, and how many positions pages and cos_sin_cache hold; ValueError as documented."""
+) -> tuple[int, int, Launch]:
+    """HQ query heads, the positions that pages and cos_sin_cache hold, and the launch arguments of all kernels.
+
+    ValueError as documented.
+    """
     (_, width), (pages, page_size, HKV, DH) = qkvg.shape, k_cache.shape
     check_head_dim(op, DH)
     check_rows(op, qkvg.dtype, DH=DH)
@@ -132,4 +137,8 @@ def check_attention(
         )
     check_range(op, "block_table", block_table, 0, pages - 1, "the cache's pages")
     capacity = block_table.shape[1] * page_size
-    return HQ, capacity if cos_sin_cache is None else min(capacity, cos_sin_cache.shape[0])
+    if cos_sin_cache is not None:
+        capacity = min(capacity, cos_sin_cache.shape[0])
+    pointers = {"qkvg_ptr": qkvg, "cos_sin_ptr": cos_sin_cache, "k_ptr": k_cache, "v_ptr": v_cache}
+    sizes = {"W": block_table.shape[1], "page_size": page_size, "HQ": HQ, "HKV": HKV, "DH": DH, "QK_EPS": QK_EPS}
+    return HQ, capacity, {**pointers, "block_table_ptr": block_table, **sizes}

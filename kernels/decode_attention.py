@@ -47,7 +47,6 @@ from torch import Tensor
 from zonos2_triton.kernels._args import check_batch, check_range
 from zonos2_triton.kernels._attention import (
     LOG2E,
-    QK_EPS,
     check_attention,
     kv_offsets,
     load_cos_sin,
@@ -231,7 +230,7 @@ def decode_attention(
     counters: Tensor | None = None,
 ) -> Iterator[Tensor]:
     op, B, (_, page_size, HKV, DH), W = "decode_attention", qkvg.shape[0], k_cache.shape, block_table.shape[1]
-    HQ, capacity = check_attention(op, qkvg, qk_temperature, cos_sin_cache, k_cache, block_table)
+    HQ, capacity, shared = check_attention(op, qkvg, qk_temperature, cos_sin_cache, k_cache, v_cache, block_table)
     check_batch(op, B, instead="prefill_attention")
     held = "what the pages and the rotary table hold, or negative: idle"
     check_range(op, "positions", positions, -(2**31), capacity - 1, held)
@@ -241,26 +240,16 @@ def decode_attention(
     launch = launch_config(op, "split", qkvg.dtype)
     GROUP, splits = HQ // HKV, triton.cdiv(W * page_size, launch["KV_PER_SPLIT"])
     _decode_attention_kernel[(splits, HKV, B)](
-        qkvg_ptr=qkvg,
         qk_temperature_ptr=qk_temperature,
-        cos_sin_ptr=cos_sin_cache,
-        k_ptr=k_cache,
-        v_ptr=v_cache,
-        block_table_ptr=block_table,
         positions_ptr=positions,
         y_ptr=y,
         partial_acc_ptr=qkvg.new_empty((B, HKV, splits, GROUP, DH), dtype=torch.float32),
         partial_ml_ptr=qkvg.new_empty((B, HKV, splits, 2, GROUP), dtype=torch.float32),
         counters_ptr=counters,
-        W=W,
-        page_size=page_size,
         scale=DH**-0.5 * LOG2E,
-        HQ=HQ,
-        HKV=HKV,
-        DH=DH,
         BLOCK_G=max(16, triton.next_power_of_2(GROUP)),
-        QK_EPS=QK_EPS,
         BLOCK_SPLITS=BLOCK_SPLITS,
+        **shared,
         **launch,
     )
 

@@ -219,7 +219,7 @@ def moe_experts(
 ) -> Iterator[Tensor]:
     (M, D), (E, I, _) = x.shape, gate.shape
     TOP_K = 1 if expert_weights is None else expert_weights.shape[1]
-    _check(x, gate, up, sorted_slot_ids, expert_offsets, expert_weights)
+    _check(x, gate, up, sorted_slot_ids=sorted_slot_ids, expert_offsets=expert_offsets, expert_weights=expert_weights)
     if not prefill:
         check_batch("moe_experts", M)
     y = torch.empty_like(x)
@@ -237,38 +237,29 @@ def moe_experts(
     added = x if residual else None
     if prefill and norm_weight is not None:
         x, norm_weight = rms_norm(x, norm_weight, eps), None
-    constexprs = {"E": E, "E_POW2": triton.next_power_of_2(E + 1), "TOP_K": TOP_K}
+    shared = {"sorted_slot_ids_ptr": sorted_slot_ids, "expert_offsets_ptr": expert_offsets, "M": M, "D": D, "I": I}
+    shared |= {"E": E, "E_POW2": triton.next_power_of_2(E + 1), "TOP_K": TOP_K}
     _moe_experts_up_kernel[(_tiles_m(slots, E, launch["BLOCK_M"]), triton.cdiv(I, launch["BLOCK_N"]))](
         x_ptr=x,
         norm_ptr=norm_weight,
         gate_ptr=gate,
         up_ptr=up,
-        sorted_slot_ids_ptr=sorted_slot_ids,
-        expert_offsets_ptr=expert_offsets,
         h_ptr=h,
-        M=M,
-        D=D,
-        I=I,
         stride_expert=gate.stride(0),
         stride_row=gate.stride(1),
         eps=eps,
-        **constexprs,
+        **shared,
         **launch,
     )
     _moe_experts_down_kernel[(_tiles_m(slots, E + routed, launch_down["BLOCK_M"]), tiles_n)](
         residual_ptr=added,
         h_ptr=h,
         down_ptr=down,
-        sorted_slot_ids_ptr=sorted_slot_ids,
-        expert_offsets_ptr=expert_offsets,
         expert_weights_ptr=expert_weights,
         partial_ptr=partial,
         y_ptr=y,
         counters_ptr=counters if TOP_K > 1 else None,
-        M=M,
-        D=D,
-        I=I,
-        **constexprs,
+        **shared,
         **launch_down,
     )
 
@@ -278,20 +269,12 @@ def _tiles_m(slots: int, groups: int, block_m: int) -> int:
     return (slots + min(groups, slots) * (block_m - 1)) // block_m
 
 
-def _check(
-    x: Tensor,
-    gate: Tensor,
-    up: Tensor,
-    sorted_slot_ids: Tensor | None,
-    expert_offsets: Tensor | None,
-    expert_weights: Tensor | None,
-) -> None:
+def _check(x: Tensor, gate: Tensor, up: Tensor, **routing: Tensor | None) -> None:
     E, I, D = gate.shape
     check_rows("moe_experts", x.dtype, D=D, I=I)
     check_rows("moe_experts", x.dtype, **{f"stride {axis} of gate": gate.stride(axis) for axis in (0, 1)})
     if gate.stride() != up.stride():
         raise ValueError(f"moe_experts: up must have the strides of gate, {gate.stride()}, got {up.stride()}")
-    routing = {"sorted_slot_ids": sorted_slot_ids, "expert_offsets": expert_offsets, "expert_weights": expert_weights}
     given = [name for name, value in routing.items() if value is not None]
     if len(given) not in (0, 3):
         raise ValueError(
@@ -299,6 +282,7 @@ def _check(
         )
     if not given and E != 1:
         raise ValueError(f"moe_experts: without sorted_slot_ids, gate must hold one expert, got E={E}")
+    sorted_slot_ids, expert_offsets = routing["sorted_slot_ids"], routing["expert_offsets"]
     if sorted_slot_ids is not None and expert_offsets is not None and may_sync(sorted_slot_ids):
         slots = len(sorted_slot_ids)
         check_range("moe_experts", "sorted_slot_ids", sorted_slot_ids, 0, slots - 1, "the slots")

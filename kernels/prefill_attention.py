@@ -39,7 +39,6 @@ from torch import Tensor
 from zonos2_triton.kernels._args import check_range, may_sync
 from zonos2_triton.kernels._attention import (
     LOG2E,
-    QK_EPS,
     check_attention,
     kv_offsets,
     load_cos_sin,
@@ -223,8 +222,8 @@ def prefill_attention(
     cu_seqlens: Annotated[Tensor, "B+1", torch.int32],
     max_seqlen_q: int,
 ) -> Iterator[Tensor]:
-    op, T, (_, page_size, HKV, DH), (B, W) = "prefill_attention", qkvg.shape[0], k_cache.shape, block_table.shape
-    HQ, capacity = check_attention(op, qkvg, qk_temperature, cos_sin_cache, k_cache, block_table)
+    op, T, (_, _, HKV, DH), B = "prefill_attention", qkvg.shape[0], k_cache.shape, block_table.shape[0]
+    HQ, capacity, shared = check_attention(op, qkvg, qk_temperature, cos_sin_cache, k_cache, v_cache, block_table)
     if not 1 <= max_seqlen_q <= T:
         raise ValueError(f"{op}: max_seqlen_q must be in 1..{T}, the tokens of qkvg, got {max_seqlen_q}")
     if may_sync(cache_seqlens):
@@ -238,21 +237,7 @@ def prefill_attention(
             f"{op}: {'qkvg' if qk_temperature is None else 'qk_temperature'} must have at most {attend['BLOCK_M']} "
             f"heads for each of the cache's HKV={HKV}, got {HQ}"
         )
-    shared = {
-        "qkvg_ptr": qkvg,
-        "cos_sin_ptr": cos_sin_cache,
-        "k_ptr": k_cache,
-        "v_ptr": v_cache,
-        "block_table_ptr": block_table,
-        "cache_seqlens_ptr": cache_seqlens,
-        "cu_seqlens_ptr": cu_seqlens,
-        "W": W,
-        "page_size": page_size,
-        "HQ": HQ,
-        "HKV": HKV,
-        "DH": DH,
-        "QK_EPS": QK_EPS,
-    }
+    shared |= {"cache_seqlens_ptr": cache_seqlens, "cu_seqlens_ptr": cu_seqlens}
     _write_cache_kernel[(triton.cdiv(max_seqlen_q, write["BLOCK_Q"]), HKV, B)](**shared, **write)
     _prefill_attention_kernel[(triton.cdiv(max_seqlen_q, block_q), HKV, B)](
         qk_temperature_ptr=qk_temperature,
