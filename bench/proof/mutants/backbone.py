@@ -260,10 +260,7 @@ BACKBONE: Mapping[str, tuple[Mutant, ...]] = {
             "tl.where(expert < E, I, 0) ... acc = {{tl.load(residual_ptr + offs, mask=mask, other=0.0).to(tl.float32)"
             " => tl.where(expert < E, tl.load(residual_ptr + offs, mask=mask, other=0.0).to(tl.float32), 0.0)}} + acc"
         ),
-        idle_rows_left_unwritten=(
-            "expert, slots, mask_m, tiles_m = ... and tl.program_id(0) >= "
-            "{{tiles_m => tl.where((expert < E) | (residual_ptr is not None), tiles_m, 0)}}:"
-        ),
+        idle_rows_left_unwritten="expert, slots, mask_m, tiles_m = ... and tl.program_id(0) >= {{tiles_m => tl.where((expert < E) | (residual_ptr is not None), tiles_m, 0)}}:",
         idle_slots_beyond_the_axis="next_power_of_2(E{{ + 1 => }})",
         room_for_the_experts_only="_tiles_m(slots, E{{ + routed => }}, ",
         gate_and_up_swapped="silu({{gate) * up => up) * gate}}",

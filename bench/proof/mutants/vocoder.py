@@ -164,7 +164,7 @@ _DILATION = {
 }
 
 # The lengths of a kernel's rings, as its arguments.
-_RING_SIZES = "step_meta_ptr, B, frames, n_blocks, samples_per_frame, delay, tail_trim, step, x_ring_len, residual_ring_len, y_ring_len, activated_ring_len, ... "
+_SIZES = "step_meta_ptr, B, frames, n_blocks, samples_per_frame, delay, tail_trim, step, x_ring_len, residual_ring_len, y_ring_len, activated_ring_len, ... "
 
 VOCODER: Mapping[str, tuple[Mutant, ...]] = {
     "conv1d_snake": mutants(
@@ -186,18 +186,17 @@ VOCODER: Mapping[str, tuple[Mutant, ...]] = {
             "reach = TAPS // 2 * step ... "
             "at = ring_offset(slot, ring_index(t{{ =>  - reach}}, residual_ring_len), residual_ring_len, CO, INT64) acc += tl.load(residual_ptr"
         ),
-        residual_at_the_index_of_x=_RING_SIZES + "ring_index(t, {{residual_ring_len => x_ring_len}})",
-        residual_at_the_index_of_y=_RING_SIZES + "ring_index(t, {{residual_ring_len => y_ring_len}})",
+        residual_at_the_index_of_x=_SIZES + "ring_index(t, {{residual_ring_len => x_ring_len}})",
+        residual_at_the_index_of_y=_SIZES + "ring_index(t, {{residual_ring_len => y_ring_len}})",
         residual_of_the_first_slot="at = ring_offset({{ => 0 * }}slot, ring_index(t, residual_ring_len), residual_ring_len, CO, INT64) acc += tl.load(residual_ptr",
-        residual_with_the_length_of_x=_RING_SIZES
-        + "ring_index(t, residual_ring_len), {{residual_ring_len => x_ring_len}},",
+        residual_with_the_length_of_x=_SIZES + "ring_index(t, residual_ring_len), {{residual_ring_len => x_ring_len}},",
         residual_of_what_is_masked="mask = live[:, None] & ... residual_ptr + at[:, None] + n[None, :], mask={{mask => live[:, None]}},",
-        y_at_the_index_of_x=_RING_SIZES + "y_offs = ring_offset(slot, ring_index(t, {{y_ring_len => x_ring_len}})",
-        y_in_the_first_slot=_RING_SIZES + "ring_offset({{ => 0 * }}slot, ring_index(t, y_ring_len)",
-        activated_at_the_index_of_y=_RING_SIZES + "ring_index(t, {{activated_ring_len => y_ring_len}})",
-        activated_with_the_length_of_y=_RING_SIZES
+        y_at_the_index_of_x=_SIZES + "y_offs = ring_offset(slot, ring_index(t, {{y_ring_len => x_ring_len}})",
+        y_in_the_first_slot=_SIZES + "ring_offset({{ => 0 * }}slot, ring_index(t, y_ring_len)",
+        activated_at_the_index_of_y=_SIZES + "ring_index(t, {{activated_ring_len => y_ring_len}})",
+        activated_with_the_length_of_y=_SIZES
         + "ring_index(t, activated_ring_len), {{activated_ring_len => y_ring_len}},",
-        activated_before_the_reach=_RING_SIZES
+        activated_before_the_reach=_SIZES
         + "reach = TAPS // 2 * step ... ring_index(t{{ =>  - reach}}, activated_ring_len)",
     ),
     "conv_transpose1d_snake": mutants(
@@ -245,7 +244,7 @@ VOCODER: Mapping[str, tuple[Mutant, ...]] = {
         **_TILES,
         **_DILATION,
         **_ORDERS,
-        ring_of_the_residual=_RING_SIZES + "im2col_tile(x_ptr, slot, at, {{x_ring_len => residual_ring_len}},",
+        ring_of_the_residual=_SIZES + "im2col_tile(x_ptr, slot, at, {{x_ring_len => residual_ring_len}},",
         taps_from_the_middle="at = ring_index(t{{ - reach => }}, x_ring_len)",
         bounds_of_the_middle="tap_range(t{{ - reach => }}, clip_len, live)",
         second_tile_twice="n0 + BLOCK_N, n0 + {{2 *  => }}BLOCK_N",
@@ -276,17 +275,15 @@ VOCODER: Mapping[str, tuple[Mutant, ...]] = {
         bias_for_the_inner_bias="tl.load({{inner_bias_ptr => bias_ptr}} + n",
         residual_forgotten="out += {{ => 0.0 * }}tl.load(residual_ptr",
         residual_is_what_was_activated="{{residual_ptr => x_ptr}} + residual_offs",
-        residual_at_the_index_of_x=_RING_SIZES
+        residual_at_the_index_of_x=_SIZES
         + "residual_offs = ring_offset(slot, ring_index(t, {{residual_ring_len => x_ring_len}})",
         residual_of_the_first_tap="reach = TAPS // 2 * step ... residual_offs = ring_offset(slot, ring_index(t{{ =>  - reach}}, residual_ring_len)",
-        residual_with_the_length_of_x=_RING_SIZES
-        + "ring_index(t, residual_ring_len), {{residual_ring_len => x_ring_len}},",
-        y_at_the_index_of_activated=_RING_SIZES + "ring_index(t, {{y_ring_len => activated_ring_len}})",
-        y_with_the_length_of_the_residual=_RING_SIZES
-        + "ring_index(t, y_ring_len), {{y_ring_len => residual_ring_len}},",
-        activated_with_the_length_of_y=_RING_SIZES
+        residual_with_the_length_of_x=_SIZES + "ring_index(t, residual_ring_len), {{residual_ring_len => x_ring_len}},",
+        y_at_the_index_of_activated=_SIZES + "ring_index(t, {{y_ring_len => activated_ring_len}})",
+        y_with_the_length_of_the_residual=_SIZES + "ring_index(t, y_ring_len), {{y_ring_len => residual_ring_len}},",
+        activated_with_the_length_of_y=_SIZES
         + "ring_index(t, activated_ring_len), {{activated_ring_len => y_ring_len}},",
-        activated_in_the_first_slot=_RING_SIZES + "ring_offset({{ => 0 * }}slot, ring_index(t, activated_ring_len)",
+        activated_in_the_first_slot=_SIZES + "ring_offset({{ => 0 * }}slot, ring_index(t, activated_ring_len)",
         first_tile_only="tl.static_range({{N_TILES => 1}})",
         tiles_in_one_place="n = {{tile * BLOCK_N + n0 => n0 * 1}}",
         one_channel_too_many="mask_n = n {{< => <=}} C",
