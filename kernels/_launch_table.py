@@ -33,26 +33,21 @@ def _amd(launch: Launch) -> Launch:
 
 Configs = dict[str, tuple[Launch, ...]]
 _ROW: Configs = {"*": (_config(4, 1),), "interpreter": (_config(1, 1),)}
-_FP32 = (_gemm(16, 64, 16, 4, 2),)
 _INTERPRETER = (_gemm(32, 64, 16, 1, 1), _gemm(32, 64, 32, 1, 1))
-_NORMED: Configs = {  # the norm folded in: sums of squares are registers by BLOCK_K and BLOCK_M
-    "*": (_gemm(16, 128, 16, 4, 8), _gemm(16, 128, 32, 4, 6), _gemm(32, 128, 64, 8, 3)),
-    "fp32": _FP32,
-    "interpreter": _INTERPRETER,
-}
-_NORMED["gfx942"] = tuple(_amd(launch) for launch in _NORMED["*"])
-_NO_NORM: Configs = {
-    "*": (_gemm(16, 128, 16, 4, 8), _gemm(16, 128, 32, 4, 6), _gemm(32, 128, 64, 4, 3)),
-    "fp32": _FP32,
-    "interpreter": _INTERPRETER,
-}
-_NO_NORM["gfx942"] = tuple(_amd(launch) for launch in _NO_NORM["*"])
-_HEAD: Configs = {
-    "*": (_gemm(32, 128, 16, 4, 6), _gemm(32, 128, 32, 4, 4), _gemm(32, 128, 64, 8, 3)),
-    "fp32": _FP32,
-    "interpreter": (_gemm(512, 64, 16, 1, 1), _gemm(512, 64, 32, 1, 1)),
-}
-_HEAD["gfx942"] = tuple(_amd(launch) for launch in _HEAD["*"])
+
+
+def _decode(*launches: Launch, interpreter: tuple[Launch, ...] = _INTERPRETER) -> Configs:
+    amd = tuple(_amd(launch) for launch in launches)
+    return {"*": launches, "gfx942": amd, "fp32": (_gemm(16, 64, 16, 4, 2),), "interpreter": interpreter}
+
+
+# The norm folded in: sums of squares are registers by BLOCK_K and BLOCK_M.
+_NORMED = _decode(_gemm(16, 128, 16, 4, 8), _gemm(16, 128, 32, 4, 6), _gemm(32, 128, 64, 8, 3))
+_NO_NORM = _decode(_gemm(16, 128, 16, 4, 8), _gemm(16, 128, 32, 4, 6), _gemm(32, 128, 64, 4, 3))
+_HEAD = _decode(
+    *(_gemm(32, 128, 16, 4, 6), _gemm(32, 128, 32, 4, 4), _gemm(32, 128, 64, 8, 3)),
+    interpreter=(_gemm(512, 64, 16, 1, 1), _gemm(512, 64, 32, 1, 1)),
+)
 _PREFILL: Configs = {
     "*": (_gemm(64, 64, 64, 4, 3),),
     "sm_90": (_gemm(64, 64, 32, 4, 4), _gemm(128, 64, 128, 8, 4)),
@@ -76,6 +71,17 @@ _DOWN: Configs = {
     "fp32": (_config(4, 2, BLOCK_R=16, BLOCK_K=64),),
     "interpreter": (_config(1, 1, BLOCK_R=16, BLOCK_K=64),),
 }
+
+
+def _unit(k: int) -> Configs:
+    return {
+        "*": (_config(8, 3, BLOCK_K=k, BLOCK_M=32),),
+        **dict.fromkeys(("sm_90", "gfx942"), (_config(8, 3, BLOCK_K=k, BLOCK_M=64),)),
+        **dict.fromkeys(("fp32", "tf32"), (_config(4, 2, BLOCK_K=32, BLOCK_M=16),)),
+        "interpreter": (_config(1, 1, BLOCK_K=64, BLOCK_M=256),),
+    }
+
+
 LAUNCH_CONFIGS: dict[tuple[str, str], Configs] = {
     ("add_rms_norm", "row"): _ROW,
     ("frame_embedding", "row"): _ROW,
@@ -93,10 +99,7 @@ LAUNCH_CONFIGS: dict[tuple[str, str], Configs] = {
         "interpreter": (_gemm(512, 64, 64, 1, 1),),
     },
     ("moe_router", "down"): _DOWN,
-    ("moe_router", "normed"): {
-        **_DOWN,
-        "sm_120": (_config(4, 8, BLOCK_R=16, BLOCK_K=64),),
-    },  # 128: Triton 3.6 spills
+    ("moe_router", "normed"): {**_DOWN, "sm_120": (_config(4, 8, BLOCK_R=16, BLOCK_K=64),)},  # 128: Triton 3.6 spills
     ("moe_experts_up", "decode"): {
         **_NORMED,
         "*": (_gemm(16, 128, 16, 4, 6), _gemm(16, 128, 32, 4, 4), _gemm(32, 128, 64, 8, 2)),
@@ -122,22 +125,9 @@ LAUNCH_CONFIGS: dict[tuple[str, str], Configs] = {
     ("conv1d_snake", "first"): {**_CONV, **dict.fromkeys(("*", "sm_90", "sm_100"), (_gemm(64, 64, 32, 4, 4),))},
     ("conv1d_snake", "taps"): _CONV,
     ("conv_transpose1d_snake", "taps"): {**_CONV, "sm_100": (_gemm(128, 64, 64, 8, 3),)},
-    ("residual_unit", "wide"): {
-        "*": (_config(8, 3, BLOCK_K=64, BLOCK_M=32),),
-        **dict.fromkeys(("sm_90", "gfx942"), (_config(8, 3, BLOCK_K=64, BLOCK_M=64),)),
-        **dict.fromkeys(("fp32", "tf32"), (_config(4, 2, BLOCK_K=32, BLOCK_M=16),)),
-        "interpreter": (_config(1, 1, BLOCK_K=64, BLOCK_M=256),),
-    },
-    ("residual_unit", "narrow"): {
-        "*": (_config(8, 3, BLOCK_K=32, BLOCK_M=32),),
-        **dict.fromkeys(("sm_90", "gfx942"), (_config(8, 3, BLOCK_K=32, BLOCK_M=64),)),
-        **dict.fromkeys(("fp32", "tf32"), (_config(4, 2, BLOCK_K=32, BLOCK_M=16),)),
-        "interpreter": (_config(1, 1, BLOCK_K=64, BLOCK_M=256),),
-    },
-    ("conv1d_tanh", "taps"): {
-        "*": (_gemm(16, 32, 64, 4, 3),),
-        "interpreter": (_gemm(16, 64, 256, 1, 1),),
-    },
+    ("residual_unit", "wide"): _unit(64),
+    ("residual_unit", "narrow"): _unit(32),
+    ("conv1d_tanh", "taps"): {"*": (_gemm(16, 32, 64, 4, 3),), "interpreter": (_gemm(16, 64, 256, 1, 1),)},
     ("prefill_attention", "write"): {"*": (_config(4, 1, BLOCK_Q=16),), "interpreter": (_config(1, 1, BLOCK_Q=16),)},
     ("prefill_attention", "attend"): {
         "*": (_config(8, 2, BLOCK_M=128, BLOCK_KV=32),),

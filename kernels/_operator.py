@@ -26,9 +26,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def operator(
-    mutates_args: Sequence[str] = (),
-) -> Callable[[Callable[P, Iterator[R]]], Callable[P, R]]:
+def operator(mutates_args: Sequence[str] = ()) -> Callable[[Callable[P, Iterator[R]]], Callable[P, R]]:
     """Declares an operator once: custom op, schema, meta function, CPU fallback and argument checks.
 
     The decorated generator is named as its file. Its annotations say what `check` holds tensors to, before anything

@@ -45,17 +45,8 @@ class Ops:
 
 
 REFERENCE = Ops(
-    frame_embedding,
-    add_rms_norm,
-    qkv_projection,
-    decode_attention,
-    prefill_attention,
-    output_projection,
-    moe_router,
-    moe_experts,
-    codebook_head,
-    sample_codes,
-    advance_frame,
+    *(frame_embedding, add_rms_norm, qkv_projection, decode_attention, prefill_attention, output_projection),
+    *(moe_router, moe_experts, codebook_head, sample_codes, advance_frame),
 )
 
 

@@ -7,13 +7,7 @@ from zonos2_triton.reference.add_rms_norm import rms_norm
 
 
 def qkv_projection(
-    x: Tensor,
-    norm_weight: Tensor | None,
-    wq: Tensor,
-    wkv: Tensor,
-    gater: Tensor,
-    eps: float,
-    prefill: bool = False,
+    x: Tensor, norm_weight: Tensor | None, wq: Tensor, wkv: Tensor, gater: Tensor, eps: float, prefill: bool = False
 ) -> Tensor:
     """x [M, D] -> [M, HQ * DH + 2 * HKV * DH + HQ]: queries, keys, values and head gates of rms_norm(x), side by side.
 

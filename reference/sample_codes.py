@@ -7,11 +7,7 @@ from zonos2_triton.reference.sampling import distributions, draw
 
 
 def sample_codes(
-    logits: Tensor,
-    settings: Tensor,
-    seeds: Tensor,
-    steps: Tensor,
-    last_seen: Tensor,
+    logits: Tensor, settings: Tensor, seeds: Tensor, steps: Tensor, last_seen: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The next frame of B requests: logits [B, C, V] -> codes [B, C] int32, nonfinite [B, C] int32.
 

@@ -112,24 +112,16 @@ def output_projection(new: Inputs, M: int, K: int, D: int, prefill: bool = False
 
 
 def _attention(
-    new: Inputs,
-    rows: int,
-    B: int,
-    context: int,
-    HQ: int,
-    HKV: int,
-    DH: int,
-    page_size: int = 64,
-    no_preamble: bool = False,
+    new: Inputs, T: int, B: int, most: int, HQ: int, HKV: int, DH: int, page_size: int = 64, no_preamble: bool = False
 ) -> Sizes:
-    """The arguments of both attentions, with room for `context` positions a sequence.
+    """The arguments of both attentions for T tokens, with room for `most` positions a sequence.
 
     no_preamble: without qk_temperature and cos_sin_cache.
     """
-    each = -(-context // page_size)
+    each = -(-most // page_size)
     cache = B * each, page_size, HKV, DH
     return {
-        "qkvg": new.randn(rows, (HQ + 2 * HKV) * DH + (not no_preamble) * HQ),
+        "qkvg": new.randn(T, (HQ + 2 * HKV) * DH + (not no_preamble) * HQ),
         "qk_temperature": None if no_preamble else 1 + 0.2 * new.randn(HQ),
         "cos_sin_cache": None if no_preamble else compute_cos_sin_cache(each * page_size, DH, 1e4, new.randn(1)),
         "k_cache": new.randn(*cache),
