@@ -38,7 +38,7 @@ lint: $(READY)  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p zonos2_triton
 
-gate: $(READY)  ## compile every kernel for every architecture, judge the result, compare it with the snapshot
+gate: $(READY)  ## compile every kernel for every architecture, check the binaries, compare them with the snapshot
 	$(BIN)/zonos2-triton compile
 
 # On a GPU machine nothing is installed: its own Python, torch and Triton run the rooms where they lie.

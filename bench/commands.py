@@ -40,7 +40,7 @@ NO_GPU = "no GPU: small workloads in Triton's interpreter, a smoke test; no figu
 
 def verify_command(parser: argparse.ArgumentParser) -> Command:
     """Add the options of `verify` to `parser`; what comes back runs it and returns its exit status."""
-    parser.description = "Kernels against the reference in fp64 and in plain PyTorch, on every workload of theirs."
+    parser.description = "Compare kernels with the reference in fp64 and with plain PyTorch, on all their workloads."
     _naming(parser)
     parser.add_argument("--dtype", nargs="+", metavar="NAME", help=f"of {', '.join(DTYPES)}; default: all")
     parser.add_argument("--seed", type=int, default=SEED, help="of the inputs; default: %(default)s")
@@ -50,7 +50,7 @@ def verify_command(parser: argparse.ArgumentParser) -> Command:
 
 def bench_command(parser: argparse.ArgumentParser) -> Command:
     """Likewise of `bench`."""
-    parser.description = "Time kernels beside plain PyTorch and other libraries; or compare two files of results."
+    parser.description = "Time kernels next to plain PyTorch and other libraries; or compare two files of results."
     _naming(parser)
     parser.add_argument("-o", "--out", type=local_path, metavar="DIR", help="keep the results in a file there")
     parser.add_argument("--csv", type=local_path, metavar="FILE", help="also write a row for each timing, as CSV")

@@ -25,11 +25,11 @@ from zonos2_triton.reference.sampling_params import Sampling
 DTYPES = ("float64", "float32", "bfloat16", "float16")  # as model.backend has them, which needs torch
 # Commands of bench/, which model/ may not import: entry points, loaded when called.
 TOOLS = {
-    "bench": "time kernels beside PyTorch and other libraries, or compare two files of results",
-    "compile": "compile every kernel for GPUs that need not be there, and judge the result",
+    "bench": "time kernels next to PyTorch and other libraries, or compare two files of results",
+    "compile": "compile every kernel for GPUs that are not installed, and check the binaries",
     "gpu": "on a GPU: correctness, then every timing, into a file of results",
     "plan": "what a GPU can serve: memory, time of a frame, batch size, time to first audio",
-    "profile": "where the time of a generation goes, by range, beside the least it could take",
+    "profile": "where the time of a generation goes, by range, compared with the least it could take",
     "report": "a page of results: rooflines, tables, comparisons",
     "tune": "try launch configurations of a kernel, and write those that are better",
     "verify": "every kernel against the reference, here and now",

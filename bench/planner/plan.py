@@ -299,11 +299,11 @@ def _gb(size: float) -> str:
 
 def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
     """Add the options of the command to `parser`; what comes back runs it and returns its exit status."""
-    parser.description = "Memory, floors and batch size of the 8B model on a GPU that need not be here."
+    parser.description = "Memory, floors and batch size of the 8B model on a GPU that need not be installed."
     names, codecs = ", ".join(gpu.name for gpu in GPUS), ", ".join(VOCODER_DTYPES)
     parser.add_argument("--gpu", metavar="NAME", help=f"{names}; default: all of them")
     parser.add_argument("--max-batch-size", type=int, default=DEFAULT_BATCH_SIZE, metavar="N",
-                        help="requests that speak at once; default: %(default)s")  # fmt: skip
+                        help="requests that run at the same time; default: %(default)s")  # fmt: skip
     parser.add_argument("--kv-cache-tokens", type=int, metavar="N",
                         help="tokens of the cache for all requests; default: 4 contexts, or one a request")  # fmt: skip
     parser.add_argument("--dtype", "--precision", dest="precision", default="bf16", metavar="D", type=_precision,

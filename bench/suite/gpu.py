@@ -139,7 +139,9 @@ def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     parser.add_argument("--budget", type=float, default=BUDGET, metavar="SECONDS", help="default: %(default)g")
     parser.add_argument("-o", "--out", type=local_path, metavar="DIR",
                         help=f"for the JSON; default: bench/results, of a smoke run {SMOKE_RESULTS}")  # fmt: skip
-    parser.add_argument("--rerun", action="store_true", help="also what has a result of this GPU and commit")
+    parser.add_argument(
+        "--rerun", action="store_true", help="run also steps that already have a result of this GPU and commit"
+    )
     parser.add_argument("--names", action="store_true", help="run nothing: list what would run on a GPU")
     parser.add_argument("--smoke", action="store_true", help="on a CPU: every step at a small size, interpreted")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
