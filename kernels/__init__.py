@@ -3,42 +3,20 @@
 Importing this package registers all of them, and so imports Triton.
 """
 
-from zonos2_triton.kernels import (
-    add_rms_norm,
-    advance_frame,
-    codebook_head,
-    conv1d_snake,
-    conv1d_tanh,
-    conv_transpose1d_snake,
-    decode_attention,
-    frame_embedding,
-    moe_experts,
-    moe_router,
-    output_projection,
-    prefill_attention,
-    qkv_projection,
-    residual_unit,
-    rotary,
-    rvq_decode,
-    sample_codes,
-)
-
-__all__ = [
-    "add_rms_norm",
-    "advance_frame",
-    "codebook_head",
-    "conv1d_snake",
-    "conv1d_tanh",
-    "conv_transpose1d_snake",
-    "decode_attention",
-    "frame_embedding",
-    "moe_experts",
-    "moe_router",
-    "output_projection",
-    "prefill_attention",
-    "qkv_projection",
-    "residual_unit",
-    "rotary",
-    "rvq_decode",
-    "sample_codes",
-]
+from zonos2_triton.kernels import add_rms_norm as add_rms_norm
+from zonos2_triton.kernels import advance_frame as advance_frame
+from zonos2_triton.kernels import codebook_head as codebook_head
+from zonos2_triton.kernels import conv1d_snake as conv1d_snake
+from zonos2_triton.kernels import conv1d_tanh as conv1d_tanh
+from zonos2_triton.kernels import conv_transpose1d_snake as conv_transpose1d_snake
+from zonos2_triton.kernels import decode_attention as decode_attention
+from zonos2_triton.kernels import frame_embedding as frame_embedding
+from zonos2_triton.kernels import moe_experts as moe_experts
+from zonos2_triton.kernels import moe_router as moe_router
+from zonos2_triton.kernels import output_projection as output_projection
+from zonos2_triton.kernels import prefill_attention as prefill_attention
+from zonos2_triton.kernels import qkv_projection as qkv_projection
+from zonos2_triton.kernels import residual_unit as residual_unit
+from zonos2_triton.kernels import rotary as rotary
+from zonos2_triton.kernels import rvq_decode as rvq_decode
+from zonos2_triton.kernels import sample_codes as sample_codes

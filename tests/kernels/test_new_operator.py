@@ -42,7 +42,7 @@ BEFORE = {
     "bench/specs/backbone.py": ('    spec(\n        "rotary",', SPEC),
     "bench/specs/inputs.py": ("def rotary(", INPUTS),
     "kernels/_launch_table.py": ('    ("rotary", "row")', '    ("scale_add", "row"): _ROW,\n'),
-    "kernels/__init__.py": ("    conv_transpose1d_snake,", "    scale_add,\n"),
+    "kernels/__init__.py": ("sample_codes as", "scale_add as scale_add\nfrom zonos2_triton.kernels import "),
     "bench/proof/mutants/backbone.py": ('    "rotary": mutants(', MUTANTS),
 }
 
