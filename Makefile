@@ -23,7 +23,7 @@ test: $(READY)  ## every kernel, every room and the whole pipeline
 # In one process: those that -n starts would not run under -O. The warning says what a test file does not concern.
 test-full: $(READY)  ## what make test leaves out, python -O; the kernels on every other pair of torch and Triton
 	$(PYTEST) -m "slow or hypothesis" --hypothesis-profile=full
-	$(BIN)/python -O -m pytest -W ignore::pytest.PytestConfigWarning tests/integrations/dac/test_swap.py \
+	$(BIN)/python -O -m pytest -W ignore::pytest.PytestConfigWarning tests/integrations/dac/test_patch.py \
 		tests/integrations/zonos2_engine/test_offline.py tests/model/test_pipeline.py tests/bench/test_plan.py
 	$(BIN)/zonos2-triton compile
 	for lock in $(filter-out $(LOCK),$(wildcard .ci/torch-*.txt)); do \

@@ -31,7 +31,7 @@ from zonos2_triton.bench.suite.presets import DTYPES, FULL, SMOKE
 from zonos2_triton.bench.suite.recorder import Budget, Recorder
 from zonos2_triton.bench.suite.stages import SEED, Run, plan
 from zonos2_triton.bench.timing import timer
-from zonos2_triton.model.files import write_whole
+from zonos2_triton.model.files import check_writable, write_whole
 from zonos2_triton.model.tables import fitted, text_row
 
 Command = Callable[[argparse.Namespace], int]
@@ -132,6 +132,8 @@ def _bench(options: argparse.Namespace) -> int:
     on_gpu = torch.cuda.is_available()
     preset = FULL if on_gpu else SMOKE
     preset = replace(preset, kernels=_selected(options, preset.timed))
+    if options.csv:
+        check_writable(options.csv)
     if not on_gpu:
         interpreting()
     stages = ["calibration", "timings", "baselines"]

@@ -34,8 +34,19 @@ TOOLS = {
     "tune": "try launch configurations of a kernel, and write those that are better",
     "verify": "every kernel against the reference, here and now",
 }
-# Defaults that a number does not describe.
+# Defaults that a number does not describe, and what the settings mean.
 DEFAULTS = {"seed": "a new one each time", "max_frames": "1024, and 16 more for each byte of the text"}
+MEANING = {
+    "temperature": "0: the most probable code",
+    "top_k": "draw from the k most probable codes",
+    "top_p": "draw from the most probable codes of this sum; 0 or 1: off",
+    "min_p": "drop codes below this share of the largest probability; 0: off",
+    "repetition_window": "frames whose codes are penalised; 0: off",
+    "repetition_penalty": "factor of their logits; 1: off",
+    "repetition_codebooks": "penalise the first N codebooks; -1: all",
+    "max_frames": "86 are a second",
+    "seed": "makes the result reproducible",
+}
 # Ranges of the command line, other than from 0. The library clamps instead, as the official request path does.
 RANGES = {"top_p": (0, 1), "min_p": (0, 1), "repetition_penalty": (1, math.inf), "repetition_codebooks": (-1, 9)}
 RANGES |= {"max_frames": (1, math.inf), "seed": (0, 2**64 - 1)}
@@ -142,14 +153,14 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     backend = "default: the kernels on a GPU, else the reference"
     say.add_argument("--backend", choices=BACKENDS, default="auto", help=backend)
     say.add_argument("--vocoder", metavar="PATH", help="codec file, folder or hub id; default: in the model's folder")
-    dtypes, tf32 = [*DTYPES, "tf32"], "as --dtype, or tf32: float32 that the kernels may multiply so"
+    dtypes, tf32 = [*DTYPES, "tf32"], "as --dtype, or tf32: float32 with products in TF32; default: float32"
     say.add_argument("--vocoder-dtype", choices=dtypes, default="float32", metavar="DTYPE", help=tf32)
     say.add_argument("--speaker-encoder", metavar="PATH", help="folder or hub id; default: in the model's folder")
     closing = "print the closing line as JSON; with --out - on standard error"
     say.add_argument("--json", action="store_true", help=closing)
     prompt = say.add_argument_group("conditioning")
     prompt.add_argument("--speaking-rate", type=int, metavar="BUCKET", help="0 slow to 7 fast")
-    quality = "may be repeated; the official server adds trailing_silence_s=3"
+    quality = "such as lufs=3; may be repeated; the official server adds trailing_silence_s=3"
     prompt.add_argument("--quality", action="append", default=[], metavar="FEATURE=BUCKET", help=quality)
     prompt.add_argument("--clean-background", action="store_true", help="the speaker's recording is clean")
     prompt.add_argument("--expressive", action="store_true", help="follow the speaker less strictly")
@@ -161,7 +172,9 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
         else:
             kind = float if isinstance(field.default, float) else int
             default = DEFAULTS.get(field.name, field.default)
-            sampling.add_argument(name, type=kind, metavar="N", default=field.default, help=f"default: {default}")
+            sampling.add_argument(
+                name, type=kind, metavar="N", default=field.default, help=f"{MEANING[field.name]}; default: {default}"
+            )
 
     tiny = commands.add_parser("tiny", help="write a tiny model with random weights, for trying things out")
     tiny.set_defaults(load=_tiny)

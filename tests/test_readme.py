@@ -166,6 +166,8 @@ def test_make_has_these_targets():
     assert {"demo", "test", "gpu"} <= used <= targets
     for stages in re.findall(r"--stage ([\w,]+)", called):
         assert {*stages.split(",")} <= STAGES.keys()
+    files = re.findall(r"tests/[\w/.]+\.py", makefile)
+    assert [path for path in files if not (ROOT / path).exists()] == []
     locks = set(re.findall(r"LOCK=(\.ci/\S+\.txt)", EVERYTHING))
     assert locks <= {f".ci/{path.name}" for path in (ROOT / ".ci").iterdir()}
 

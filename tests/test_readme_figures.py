@@ -12,7 +12,7 @@ from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.compiler.cubin_stats import TARGETS
 from zonos2_triton.bench.compiler.gate import SNAPSHOTS
 from zonos2_triton.bench.planner.footprint import memory
-from zonos2_triton.bench.planner.plan import usual_prompt
+from zonos2_triton.bench.planner.plan import frames_to_sound, usual_prompt
 from zonos2_triton.bench.proof.bounds import RATIO, SAMPLE_RATIO
 from zonos2_triton.bench.specs.backbone import FRAME
 from zonos2_triton.bench.specs.vocoder import VOCODER
@@ -49,6 +49,8 @@ def gb(precision, requests):
     return sum(each.bytes for each in memory(precision, "float32", options, usual_prompt())) / 1e9
 
 
+LAYOUT = json.loads((GOLDEN / "checkpoint_layout.json").read_text(encoding="utf-8"))["tensors"]
+WEIGHTS_GB = sum(math.prod(each["shape"]) for each in LAYOUT.values()) * 2 / 1e9  # in bf16
 CODEC_MB = sum(map(math.prod, layout(VocoderConfig()).values())) * 4 / 1e6  # of its weights in fp32
 FIRST = 8 + 10 + 1  # frames: the delay of the last codebook, the lookahead, and one
 STATED = {
@@ -56,11 +58,15 @@ STATED = {
         f"at most {SAMPLE_RATIO:g} times that of plain PyTorch in the same dtype, and {RATIO:g} times for attention",
         f"bf16: {gb('bf16', 1):.1f} GB for one request, {gb('bf16', 16):.1f} GB for 16 (24 GB GPU); "
         f"fp32: {gb('fp32', 1):.0f} GB",
+        f"weights only: {WEIGHTS_GB:.1f} GB in bf16",
         f"after {FIRST} frames, {FIRST * VocoderConfig().hop / 44.1:.0f} ms of sound",
         "NVIDIA " + ", ".join(TARGETS).replace(", sm_", ", ").replace(", gfx942", " "),
         f"the compile gate of {WORDS[len(TARGETS)]} architectures",
     ],
-    "bench/README.md": [f"at the 8B model's shapes for {WORDS[len(TARGETS)]} architectures"],
+    "bench/README.md": [
+        f"at the 8B model's shapes for {WORDS[len(TARGETS)]} architectures",
+        f"The weights alone take {WEIGHTS_GB:.1f} GB in bf16",
+    ],
     "kernels/README.md": [
         f"**The vocoder** is {len(step_costs(VocoderConfig(), 1, 1, 2))} launches per step in half precision, "
         f"{len(step_costs(VocoderConfig(), 1, 1, 4))} in fp32"
@@ -69,6 +75,7 @@ STATED = {
         f"| `max_batch_size` | {OPTIONS.max_batch_size} | requests that decode together, at most {MAX_BATCH_SIZE};",
         f'| `cuda_graphs` | `"{OPTIONS.cuda_graphs}"` |',
         f"| `max_prefill_tokens` | {OPTIONS.max_prefill_tokens} |",
+        f"`tts.stream` has sound after {frames_to_sound()}.",
     ],
     "reference/README.md": [f"A frame is {VocoderConfig().hop} samples"],
     "model/integrations/README.md": [

@@ -339,9 +339,13 @@ def table(rows: Iterable[Row]) -> str:
 def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
     """Add the options of the command to `parser`; what comes back runs it and returns its exit status."""
     parser.description = "Compile every kernel for GPUs that are not installed, and check the binaries."
-    parser.add_argument("--target", nargs="+", action="extend", metavar="ARCH", help=f"of {', '.join(TARGETS)}")
-    parser.add_argument("--kernel", nargs="+", action="extend", metavar="NAME", help="kernels of the catalogue")
-    parser.add_argument("--dtype", nargs="+", action="extend", metavar="NAME", help=f"of {', '.join(DTYPES)}")
+    parser.add_argument(
+        "--target", nargs="+", action="extend", metavar="ARCH", help=f"of {', '.join(TARGETS)}; default: all"
+    )
+    parser.add_argument("--kernel", nargs="+", action="extend", metavar="NAME", help="default: all of the catalogue")
+    parser.add_argument(
+        "--dtype", nargs="+", action="extend", metavar="NAME", help=f"of {', '.join(DTYPES)}; default: all"
+    )
     parser.add_argument("--set", nargs="+", default=(), metavar="NAME=VALUE", help="other sizes, M=7; no comparison")
     parser.add_argument("--jobs", type=int, metavar="N", help="processes; default: one per core")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")

@@ -38,7 +38,7 @@ from zonos2_triton.bench.timing import timer
 from zonos2_triton.kernels import _launch_config
 from zonos2_triton.kernels._launch_config import BLOCKS, LIMITS, MOST_ROWS
 from zonos2_triton.kernels._launch_table import LAUNCH_CONFIGS
-from zonos2_triton.model.files import write_whole
+from zonos2_triton.model.files import check_writable, write_whole
 from zonos2_triton.model.tables import fitted, text_table
 
 Entry = dict[str, Any]  # of a launch configuration file
@@ -214,6 +214,8 @@ def _command(options: argparse.Namespace) -> int:
     (first, *_) = chosen("workload", options.workload and [options.workload], real)
     workload = kernel.resized(real[first], options.set) if options.set else real[first]
     check_compiler()
+    if options.out:
+        check_writable(options.out)
     groups = tune(kernel, workload, dtype, target, options.jobs)
     entries, by = best(groups), "time" if on_gpu else "compiled code"
     if options.out:

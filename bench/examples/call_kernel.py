@@ -3,7 +3,7 @@
     python -m zonos2_triton.bench.examples.call_kernel                      # GPU: the compiled kernel
     TRITON_INTERPRET=1 python -m zonos2_triton.bench.examples.call_kernel   # CPU: Triton's interpreter
 
-The sum is exact. The norm differs by about 5e-7, a rounding of fp32: the kernel adds in another order. Without the
+The sum is exact. The norm differs by less than 5e-7, a rounding of fp32: the kernel adds in another order. Without the
 variable, an operator on a CPU is its reference, and both differences are zero.
 """
 

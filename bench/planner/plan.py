@@ -306,11 +306,11 @@ def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
                         help="requests that run at the same time; default: %(default)s")  # fmt: skip
     parser.add_argument("--kv-cache-tokens", type=int, metavar="N",
                         help="tokens of the cache for all requests; default: 4 contexts, or one a request")  # fmt: skip
-    parser.add_argument("--dtype", "--precision", dest="precision", default="bf16", metavar="D", type=_precision,
+    parser.add_argument("--dtype", dest="precision", default="bf16", metavar="D", type=_precision,
                         help=f"of the backbone: {', '.join(PRECISIONS)}; the last two are of the experts' weights "
                         "alone; default: %(default)s")  # fmt: skip
     parser.add_argument("--vocoder-dtype", default="float32", metavar="D", help=f"{codecs}; default: %(default)s")
-    length, rows = parser.add_mutually_exclusive_group(), "tokens behind each request; default: %(default)s"
+    length, rows = parser.add_mutually_exclusive_group(), "cached tokens of each request; default: %(default)s"
     length.add_argument("--context", type=int, default=CONTEXT, metavar="N", help=rows)
     length.add_argument("--seconds", type=float, metavar="S", help="of audio instead: the context at its end")
     parser.add_argument("--prompt", type=int, metavar="N", help="tokens of each prompt; default: a sentence's")
@@ -327,6 +327,7 @@ def _command(options: argparse.Namespace) -> int:
     """Exit status: 0 it fits, or no GPU is named; 1 it does not."""
     names = "max_batch_size", "precision", "context", "prompt", "kv_cache_tokens", "vocoder_dtype"
     asked = {name: getattr(options, name) for name in names}
+    chosen("--dtype", [options.precision], PRECISIONS)
     if options.seconds is not None:
         asked["context"] = context_of(options.seconds, usual_prompt() if options.prompt is None else options.prompt)
     found = plan(find_gpu(options.gpu), **asked) if options.gpu is not None else overview(**asked)

@@ -164,7 +164,7 @@ def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     """Add the options of the command to `parser`; what comes back runs it and returns its exit status."""
     parser.description = "Where the time of a generation goes: time by range, and a trace to look at."
     parser.add_argument("--model", metavar="DIR", help=f"default: a tiny one; {REAL}: random weights of the 8B shape")
-    parser.add_argument("--frames", type=int, default=16, metavar="N", help="of each stream; default: %(default)s")
+    parser.add_argument("--frames", type=int, default=16, metavar="N", help="of each request; default: %(default)s")
     parser.add_argument(
         "--batch-size", type=int, default=1, metavar="N", help="requests that decode together; default: 1"
     )

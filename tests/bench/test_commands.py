@@ -131,6 +131,13 @@ def test_lists_of_values_per_row_are_left_out_of_other_sizes(kernel):
         assert not [x for x in kernel.resized(workload, []).sizes.values() if isinstance(x, tuple)]
 
 
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_timed(capsys, tmp_path):
+    assert main(["bench", "--kernel", "rotary", "--csv", str(tmp_path / "none" / "a.csv")]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "cannot write" in said.err
+
+
 def test_csv_has_a_row_for_each_timing():
     result = results.load(Path(__file__).parent / "results" / "sample.json")
     rows = [*csv.DictReader(as_csv(result).splitlines())]

@@ -251,8 +251,13 @@ def test_command_without_a_card(run):
     assert found["gpus"][0]["frame"] == plan(H200, 256, kv_cache_tokens=300_000)["frame"]["both"]
 
 
+def test_a_dtype_that_is_not_known_names_the_option(capsys):
+    assert cli.main(["plan", "--dtype", "float64"]) == 2
+    assert "--dtype must be one of bf16, fp16, fp32, int8, int4, got 'float64'" in capsys.readouterr().err
+
+
 def test_command_in_json(run):
-    status, said = run("--gpu", "mi300x", "--precision", "int4", "--json")
+    status, said = run("--gpu", "mi300x", "--dtype", "int4", "--json")
     assert status == 0
     assert json.loads(said) == plan(find_gpu("mi300x"), precision="int4")
     asked = run("--gpu", "h200", "--dtype", "float16", "--vocoder-dtype", "bfloat16", "--json")[1]
