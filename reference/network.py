@@ -223,9 +223,7 @@ def forward(
                 positions = None if prefill else batch.cache_seqlens
                 routing = Routing(*ops.moe_router(x, router_state=state, **layer.router, eps=eps, positions=positions))
                 state = routing.router_state
-                sent = {
-                    name: getattr(routing, name) for name in ("sorted_slot_ids", "expert_offsets", "expert_weights")
-                }
+                sent = {key: getattr(routing, key) for key in ("sorted_slot_ids", "expert_offsets", "expert_weights")}
                 x = ops.moe_experts(x, **layer.experts, eps=eps, **sent, prefill=prefill)
                 if stages is not None:
                     stages.routings.append(routing)

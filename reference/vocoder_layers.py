@@ -4,10 +4,8 @@ Each of B batch slots holds a clip, of which a step computes a few frames. Betwe
 channels]: position p of a clip lies at index p mod R. Positions outside of the clip are never read: they count as zero,
 whatever the ring holds. So a slot starts a new clip by its `step_meta` alone, and a step may be repeated.
 
-`step_meta` [B, 4] int32 says where each slot is: the frames done before this step, and the frames of this step. Zero
-frames: the slot sits out. The third number is the frames of the clip, or LENGTH_UNKNOWN. The fourth is the frames of
-codes that have come, or ~n where no more will. `kernels/_ring_conv.py` shows an example. With tf32, products read fp32
-operands as tf32.
+`step_meta` [B, 4] int32 says where each slot is; `kernels/_ring_conv.py` lists its numbers and shows an example. With
+tf32, products read fp32 operands as tf32.
 """
 
 from typing import NamedTuple

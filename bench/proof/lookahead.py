@@ -38,9 +38,7 @@ def told(error: float) -> str:
 def rows(vocoder: Vocoder, frames: Tensor, lookaheads: Sequence[int] = LOOKAHEADS) -> Iterator[tuple[str, str, str]]:
     """Lines of the table: stream, frames pushed at the first sample, dB; frames [n, 9], delayed, are pushed singly."""
     truth = vocoder.decode(shear_up(frames, vocoder.config.codebook_size + 1).T[None])[0]
-    kinds: list[tuple[str, dict[str, Any]]] = [
-        (f"`lookahead={n}`", {"lookahead": n, "chunk": CHUNK}) for n in lookaheads
-    ]
+    kinds: list[tuple[str, Any]] = [(f"`lookahead={n}`", {"lookahead": n, "chunk": CHUNK}) for n in lookaheads]
     kinds += [('`mode="overlap"`, the official cross-fade', {"mode": "overlap"})]
     for kind, options in kinds:
         stream = vocoder.stream(**options)

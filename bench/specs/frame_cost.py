@@ -21,26 +21,23 @@ def frame_cost(config: Zonos2Config, sequences: int, context: int, itemsize: int
     def one(op: str, **sizes: Any) -> Cost:
         return _streamed(KERNELS[op].cost, sequences, itemsize=itemsize, **sizes)
 
-    def mixture(k: int) -> Cost:
-        return one("moe_experts", D=c.dim, I=c.ffn_dim, active=active_experts(sequences, c.moe_n_experts, k), k=k)
+    def experts(k: int, active: float, **more: Any) -> Cost:
+        return one("moe_experts", D=c.dim, I=c.ffn_dim, active=active, k=k, **more)
 
     cached = {"B": sequences, "HQ": c.heads, "HKV": c.kv_heads, "DH": c.head_dim, "itemsize": itemsize}
     attention, rows = (KERNELS["decode_attention"].cost(context=n, **cached) for n in (context, -1))
+    codes = {"B": sequences, "C": c.n_codebooks, "itemsize": itemsize}
     return {
         "frame_embedding": one("frame_embedding", D=c.dim, columns=c.n_codebooks + 1),
         "qkv_projection": _times(c.n_layers, one("qkv_projection", D=c.dim, NQ=q_dim, NKV=kv_dim, G=c.heads)),
         "decode_attention": _times(c.n_layers, Cost(attention.bytes - rows.bytes, attention.flops)),
         "output_projection": _times(c.n_layers, one("output_projection", K=q_dim, D=c.dim)),
         "moe_router": _sum([one("moe_router", D=c.dim, R=c.moe_router_dim, E=c.moe_n_experts, k=k) for k in ks]),
-        "moe_experts": _sum([mixture(k) for k in ks]),
-        "moe_experts (dense)": _times(
-            c.n_layers - len(ks), one("moe_experts", D=c.dim, I=c.ffn_dim, active=1, k=1, routed=False)
-        ),
+        "moe_experts": _sum([experts(k, active_experts(sequences, c.moe_n_experts, k)) for k in ks]),
+        "moe_experts (dense)": _times(c.n_layers - len(ks), experts(1, 1, routed=False)),
         "codebook_head": one("codebook_head", D=c.dim, N=c.n_codebooks * c.codebook_vocab),
-        "sample_codes": KERNELS["sample_codes"].cost(
-            B=sequences, C=c.n_codebooks, V=c.codebook_vocab, itemsize=itemsize
-        ),
-        "advance_frame": KERNELS["advance_frame"].cost(B=sequences, C=c.n_codebooks, itemsize=itemsize),
+        "sample_codes": KERNELS["sample_codes"].cost(**codes, V=c.codebook_vocab),
+        "advance_frame": KERNELS["advance_frame"].cost(**codes),
     }
 
 

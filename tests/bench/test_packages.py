@@ -25,13 +25,11 @@ MORE = {  # where flash-attn's pages end, too
     ),
 }
 CASES = [
-    pytest.param(
-        one, kernel, w, dtype, marks=pytest.mark.needs(one.package), id=f"{one.name}-{kernel.name}-{w.name}-{dtype}"
-    )
+    pytest.param(one, op, w, dtype, marks=pytest.mark.needs(one.package), id=f"{one.name}-{op.name}-{w.name}-{dtype}")
     for one, dtype in product(PACKAGES.values(), HALF)
-    for kernel in (KERNELS[name] for name in one.prepares)
-    for w in (*kernel.workloads, *([MORE[kernel.name]] if one.name == "flash-attn" else []))
-    if one.fits(kernel, w) is None and -1 not in w.sizes.get("contexts", ())  # no idle rows
+    for op in (KERNELS[name] for name in one.prepares)
+    for w in (*op.workloads, *([MORE[op.name]] if one.name == "flash-attn" else []))
+    if one.fits(op, w) is None and -1 not in w.sizes.get("contexts", ())  # no idle rows
 ]
 
 

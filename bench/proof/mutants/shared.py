@@ -22,9 +22,7 @@ TURNED = mutants(
     sine_of_the_wrong_sign="(even * cos {{- => +}} odd * sin, {{even * sin + odd * cos => odd * cos - even * sin}})",
     pair_swapped="(even * {{cos - => sin +}} odd * {{sin => cos}}, even * {{sin + => cos -}} odd * {{cos => sin}})",
 )
-HEAD_NORM = mutants(
-    "_math", head_norm_without_epsilon="/ DH{{ + EPS => }})", head_norm_of_the_sum="{{/ DH  => }}+ EPS)"
-)
+HEAD_NORM = mutants("_math", head_norm_without_epsilon="/ DH{{ + EPS => }})", head_norm_of_sum="{{/ DH  => }}+ EPS)")
 TANH = mutants(
     "_math",
     tanh_without_sign="{{tl.where(x < 0, -t, t) => t}}",
@@ -55,9 +53,7 @@ NORMED = mutants(
     scale_forgotten="{{acc = acc * scale => pass}} acc_up =",
 )
 GATED = mutants("_gemm", up_not_scaled="acc = acc * scale {{acc_up = acc_up * scale => pass}} return")
-CAPPED = mutants(
-    "_gemm", cap_before_the_norm="acc = {{acc => (15.0 - 30.0 / (tl.exp(acc / 7.5) + 1.0))}} * scale acc_up"
-)
+CAPPED = mutants("_gemm", cap_before_norm="acc = {{acc => (15.0 - 30.0 / (tl.exp(acc / 7.5) + 1.0))}} * scale acc_up")
 
 # Of all tiles of rows; each is its own program.
 ROW_TILES = {
