@@ -18,6 +18,7 @@ PREFIX = "ZONOS2_TRITON_"
 BACKEND, DISABLE, LOG, NVTX, LAUNCH_CONFIG, SGLANG = VARIABLES = tuple(
     PREFIX + name for name in ("BACKEND", "DISABLE", "LOG", "NVTX", "LAUNCH_CONFIG", "SGLANG")
 )
+NO_VARIABLE = f"no variable of this name; there are {', '.join(VARIABLES)}"
 BACKENDS = ("reference", "triton", "auto")
 LEVELS = {
     "debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR,
@@ -92,7 +93,7 @@ def present() -> dict[str, tuple[str, str | None]]:
         if name in readers:
             found[name] = value, _fault(readers[name])
         elif name.startswith(PREFIX):
-            found[name] = value, f"no variable of this name; there are {', '.join(VARIABLES)}"
+            found[name] = value, NO_VARIABLE
     return found
 
 
@@ -156,4 +157,11 @@ def _wrong(name: str, value: str, accepted: str) -> ValueError:
     return ValueError(f"{name} is {value!r}; accepted: {accepted}")
 
 
+def warn_unknown() -> None:
+    """Warns of variables with this prefix that nothing reads: a slip, or an old name."""
+    for name in sorted(name for name in os.environ if name.startswith(PREFIX) and name not in VARIABLES):
+        LOGGER.warning("%s is set: %s", name, NO_VARIABLE)
+
+
 start_log()
+warn_unknown()

@@ -151,6 +151,12 @@ def test_what_counts_at_import_is_told_there_and_no_error(imports, name, accepte
     assert done.stderr == f"{name} is 'yes'; accepted: {accepted}; it counts as unset\n"
 
 
+def test_a_variable_that_nothing_reads_is_told_at_import():
+    done = run(f"{SETTINGS}; raise SystemExit", ZONOS2_TRITON_BACKND="triton")
+    names = ", ".join(_settings.VARIABLES)
+    assert done.stderr == f"ZONOS2_TRITON_BACKND is set: no variable of this name; there are {names}\n"
+
+
 def test_ranges_are_on_from_the_import_on():
     done = run("from zonos2_triton.model import nvtx; print(nvtx.annotate('a/b'))", **{NVTX: "1"})
     assert "_NvtxRange" in done.stdout
