@@ -66,7 +66,9 @@ def bench_command(parser: argparse.ArgumentParser) -> Command:
 def _naming(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kernel", nargs="+", metavar="NAME", help="default: all of the catalogue")
     parser.add_argument("--workload", nargs="+", metavar="NAME", help="default: all of each kernel; with --set: one")
-    parser.add_argument("--set", nargs="+", default=(), metavar="NAME=VALUE", help="other sizes of the workload: M=7")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="other sizes of the workload: M=7"
+    )
 
 
 def _selected(options: argparse.Namespace, offered: Callable[[Kernel], list[Workload]]) -> dict[str, Kernel]:
@@ -125,10 +127,14 @@ def _bench(options: argparse.Namespace) -> int:
     """Exit status: 0 done; 1 times are withheld from a wrong kernel, nothing was timed, or a comparison found nothing
     to compare, or worse."""
     if options.compare:
+        if options.csv or options.set:
+            raise ValueError("--compare reads two files; --csv and --set are for a run")
         before, after = map(read, options.compare)
         comparison = compare(before, after, options.threshold, options.allow_different_gpus)
         print(json.dumps(comparison.as_json(), indent=1) if options.json else comparison.as_text())
         return 1 if comparison.worse or not comparison.common else 0
+    if options.csv:
+        check_writable(options.csv)
     on_gpu = torch.cuda.is_available()
     preset = FULL if on_gpu else SMOKE
     preset = replace(preset, kernels=_selected(options, preset.timed))

@@ -346,7 +346,9 @@ def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     parser.add_argument(
         "--dtype", nargs="+", action="extend", metavar="NAME", help=f"of {', '.join(DTYPES)}; default: all"
     )
-    parser.add_argument("--set", nargs="+", default=(), metavar="NAME=VALUE", help="other sizes, M=7; no comparison")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="other sizes, M=7; no comparison"
+    )
     parser.add_argument("--jobs", type=int, metavar="N", help="processes; default: one per core")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     parser.add_argument(

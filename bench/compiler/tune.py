@@ -29,7 +29,13 @@ from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.cli_choices import chosen
 from zonos2_triton.bench.compiler.cubin_stats import TARGETS
 from zonos2_triton.bench.compiler.gate import CATALOGUE, DTYPES, Row, Task, compile_all, worker_pool
-from zonos2_triton.bench.compiler.offline_compile import check_compiler, compile_only, fake_tensors, launch_configs
+from zonos2_triton.bench.compiler.offline_compile import (
+    check_compiler,
+    compile_only,
+    fake_tensors,
+    in_short,
+    launch_configs,
+)
 from zonos2_triton.bench.compiler.warmup import without_gpu
 from zonos2_triton.bench.proof.invariants import same_bits
 from zonos2_triton.bench.specs.spec import Kernel, Workload
@@ -83,7 +89,10 @@ def launches(name: str, workload: Workload, dtype: str, target: str) -> list[Ent
         for module in users:
             if getattr(module, "launch_config", None) is original:
                 stack.enter_context(patch.object(module, "launch_config", recorded))
-        kernel.op._init_fn(**kernel.make_inputs(torch.device("cuda"), getattr(torch, dtype), **workload.sizes))
+        try:
+            kernel.op._init_fn(**kernel.make_inputs(torch.device("cuda"), getattr(torch, dtype), **workload.sizes))
+        except Exception as error:  # of sizes that contradict each other
+            raise ValueError(f"{name} cannot run at {workload.name}: {in_short(error)}") from None
     return [entry | {"dtype": dtype} for entry in found.values()]
 
 
@@ -188,7 +197,9 @@ def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     parser.description = "Try launch configurations of a kernel; write those that beat the launch table."
     parser.add_argument("--kernel", required=True, metavar="NAME", help="of the catalogue")
     parser.add_argument("--workload", metavar="NAME", help="default: the first at the 8B model's shapes")
-    parser.add_argument("--set", nargs="+", default=(), metavar="NAME=VALUE", help="other sizes of the workload: M=7")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="other sizes of the workload: M=7"
+    )
     parser.add_argument(
         "--dtype", default=DTYPES[0], metavar="NAME", help=f"of {', '.join(DTYPES)}; default: the first"
     )
@@ -213,6 +224,8 @@ def _command(options: argparse.Namespace) -> int:
     real = {workload.name: workload for workload in kernel.workloads if workload.real}
     (first, *_) = chosen("workload", options.workload and [options.workload], real)
     workload = kernel.resized(real[first], options.set) if options.set else real[first]
+    if options.out:
+        check_writable(options.out)
     check_compiler()
     if options.out:
         check_writable(options.out)

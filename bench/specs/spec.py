@@ -16,6 +16,7 @@ from zonos2_triton.bench.compiler.gate import Expectations, Expected
 from zonos2_triton.bench.specs import inputs
 from zonos2_triton.bench.specs.inputs import Sizes
 from zonos2_triton.kernels import _operator
+from zonos2_triton.kernels._launch_config import MOST_ROWS
 from zonos2_triton.kernels._operator import Cost
 
 
@@ -54,16 +55,24 @@ class Kernel:
 
         ValueError: an unknown name or a bad value; the message says what is accepted.
         """
-        values = {name: value for w in self.workloads for name, value in w.sizes.items()}
-        kinds = {name: type(value) for name, value in values.items() if isinstance(value, int | float)}
-        changes = dict(_size(self.name, setting, kinds) for setting in settings)
+        values = [item for w in self.workloads for item in w.sizes.items()]
+        kinds = {name: type(value) for name, value in values if isinstance(value, int | float)}
+        least = {name: 0 if kind is float or (name, 0) in values else 1 for name, kind in kinds.items()}
+        changes: dict[str, float] = {}
+        for setting in settings:
+            name, value = _size(self.name, setting, kinds, least)
+            if name in changes:
+                raise ValueError(f"--set must name {name} of {self.name} once, got also {setting!r}")
+            changes[name] = value
         sizes = {name: value for name, value in workload.sizes.items() if not isinstance(value, tuple)} | changes
+        if sizes.get("k", 1) > sizes.get("E", math.inf):
+            raise ValueError(f"k of {self.name} must be at most E={sizes['E']}, got {sizes['k']}")
         if sizes.get("active") and "active" not in changes and sizes.get("routed", True):
             sizes["active"] = active_experts(sizes["M"], sizes["E"], sizes["k"])
         return Workload(",".join([workload.name, *settings]), sizes, workload.real)
 
 
-def _size(kernel: str, setting: str, kinds: Mapping[str, type]) -> tuple[str, float]:
+def _size(kernel: str, setting: str, kinds: Mapping[str, type], least: Mapping[str, int]) -> tuple[str, float]:
     name, equals, text = setting.partition("=")
     if not equals:
         raise ValueError(f"--set must be NAME=VALUE, such as {next(iter(kinds))}=7, got {setting!r}")
@@ -75,9 +84,10 @@ def _size(kernel: str, setting: str, kinds: Mapping[str, type]) -> tuple[str, fl
         value = kinds[name](text)
     except ValueError:
         value = -1
-    if not 0 <= value < math.inf:
-        kind = "an integer" if kinds[name] is int else "a finite number"
-        raise ValueError(f"{name} of {kernel} must be {kind} of at least 0, got {text!r}")
+    low, high = least[name], MOST_ROWS if kinds[name] is int else math.inf
+    if not low <= value <= high or value == math.inf:
+        accepted = f"an integer in {low}..{high}" if kinds[name] is int else "a finite number of at least 0"
+        raise ValueError(f"{name} of {kernel} must be {accepted}, got {text!r}")
     return name, value
 
 

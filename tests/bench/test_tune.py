@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from zonos2_triton.bench.compiler import tune
 from zonos2_triton.bench.compiler.cubin_stats import Stats
 from zonos2_triton.bench.compiler.gate import Row
 from zonos2_triton.bench.compiler.offline_compile import launch_configs
-from zonos2_triton.bench.compiler.tune import Candidate, best, grid, measure, refuse
+from zonos2_triton.bench.compiler.tune import Candidate, best, grid, launches, measure, refuse
 from zonos2_triton.bench.timing import timer
 from zonos2_triton.kernels._launch_config import launch_config
 from zonos2_triton.kernels._launch_table import LAUNCH_CONFIGS
@@ -98,12 +99,20 @@ def test_on_a_device_candidates_are_timed_and_hold_the_bits_of_the_table(monkeyp
         ("--kernel rotary --dtype float32", "dtype must be one of bfloat16, float16, got 'float32'"),
         ("--kernel rotary --target sm_1", "target must be one of"),
         ("--kernel rotary --jobs 0", "jobs must be at least 1, got 0"),
+        ("--kernel rotary --out no/launch.json", "cannot write no/launch.json: No such file or directory"),
     ],
 )
 def test_bad_options_are_refused(options, said, capsys, tmp_path):
-    assert main(["tune", *options.split(), "--out", str(tmp_path / "launch.json")]) == 2
+    assert main(["tune", "--out", str(tmp_path / "launch.json"), *options.split()]) == 2
     assert said in capsys.readouterr().err
     assert [*tmp_path.iterdir()] == []
+
+
+def test_sizes_that_contradict_each_other_are_told(monkeypatch):
+    monkeypatch.setattr(tune, "compile_only", lambda _: nullcontext())  # which refuses the interpreter's process
+    sizes = ROTARY.resized(TINY, ["DH=7"])
+    with pytest.raises(ValueError, match="rotary cannot run at tiny,DH=7: "):
+        launches("rotary", sizes, "bfloat16", "sm_90")
 
 
 @pytest.mark.slow
