@@ -133,8 +133,6 @@ def _bench(options: argparse.Namespace) -> int:
         comparison = compare(before, after, options.threshold, options.allow_different_gpus)
         print(json.dumps(comparison.as_json(), indent=1) if options.json else comparison.as_text())
         return 1 if comparison.worse or not comparison.common else 0
-    if options.csv:
-        check_writable(options.csv)
     on_gpu = torch.cuda.is_available()
     preset = FULL if on_gpu else SMOKE
     preset = replace(preset, kernels=_selected(options, preset.timed))

@@ -227,8 +227,6 @@ def _command(options: argparse.Namespace) -> int:
     if options.out:
         check_writable(options.out)
     check_compiler()
-    if options.out:
-        check_writable(options.out)
     groups = tune(kernel, workload, dtype, target, options.jobs)
     entries, by = best(groups), "time" if on_gpu else "compiled code"
     if options.out:

@@ -171,7 +171,6 @@ BAD = {
     "compile --kernel moe_experts --set k=17": "k of moe_experts must be at most E=16, got 17",
     "bench --kernel rotary --set M=7 M=8": "--set must name M of rotary once, got also 'M=8'",
     "bench --kernel rotary --set Q=7 --set M=8": "a size of rotary must be one of DH, H, M, P, got 'Q'",
-    "bench --csv no/a.csv": "cannot write no/a.csv: No such file or directory",
     "bench --csv a.csv --compare a b": "--compare reads two files; --csv and --set are for a run",
     "bench --kernel rotary --set M=-1": "M of rotary must be an integer in 1..2147483647, got '-1'",
     "bench --kernel codebook_head --set softcap=nan": "softcap of codebook_head must be a finite number of at least 0",
