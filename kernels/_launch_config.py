@@ -34,7 +34,7 @@ def launch_config(op: str, variant: str, dtype: torch.dtype, rows: int = 1, tf32
 
 
 DTYPES = ("float32", "tf32", "float16", "bfloat16")
-MOST_ROWS = 2**31 - 1
+MAX_ROWS = 2**31 - 1
 # The least and the most of each number; all but num_stages are powers of two. Matrix units take no fewer than 16.
 LIMITS = {"num_warps": (1, 32), "num_stages": (1, 16)}
 BLOCKS = (16, 1024)
@@ -87,7 +87,7 @@ def _override(where: str, entry: Any) -> tuple[tuple[str, str], Override]:
         _check_number(f"{where}.{key}", key, number)
     if not numbers:
         raise ValueError(f"{where}: must have at least one of {', '.join(sorted(known))}")
-    least, most = 1, MOST_ROWS
+    least, most = 1, MAX_ROWS
     if "rows" in entry:
         least, most = _rows(f"{where}.rows", entry["rows"], variant)
         if "BLOCK_K" in numbers:
@@ -107,7 +107,7 @@ def _rows(where: str, rows: Any, variant: str) -> tuple[int, int]:
     if variant not in ("decode", "prefill"):
         raise ValueError(f"{where}: variant {variant} has the same tiles for any number of rows")
     whole = isinstance(rows, list) and len(rows) == 2 and all(type(n) is int for n in rows)
-    if not whole or not 1 <= rows[0] <= rows[1] <= MOST_ROWS:
+    if not whole or not 1 <= rows[0] <= rows[1] <= MAX_ROWS:
         raise ValueError(f"{where}: must be [least, most], both at least 1, got {rows!r}")
     return rows[0], rows[1]
 

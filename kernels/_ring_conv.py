@@ -84,8 +84,14 @@ def ring_advance(index, distance, R):
 
 
 @triton.jit
-def ring_offset(slot, index, R, channels, INT64: tl.constexpr):
-    """The offset of the first channel at a ring index. INT64: a ring has 2^31 elements or more."""
+def ring_offset(
+    slot,  # [BLOCK_M], or [BLOCK_M, 1]
+    index,  # [BLOCK_M], or [BLOCK_M, BLOCK_N]
+    R,
+    channels,
+    INT64: tl.constexpr,
+):
+    """The offsets of the first channel at ring indices, in their shape. INT64: a ring has 2^31 elements or more."""
     if INT64:
         return (slot.to(tl.int64) * R + index) * channels
     else:
@@ -93,11 +99,15 @@ def ring_offset(slot, index, R, channels, INT64: tl.constexpr):
 
 
 @triton.jit
-def tap_range(first, clip_len, live):
-    """begin, end: positions first + i lie in the clip for begin <= i < end."""
+def tap_range(
+    first,  # [BLOCK_M] int64
+    clip_len,  # [BLOCK_M] int64
+    mask_m,  # [BLOCK_M]
+):
+    """begin, end [BLOCK_M] int32: positions first + i lie in the clip for begin <= i < end."""
     begin = tl.minimum(tl.maximum(-first, 0), 1 << 30).to(tl.int32)
     end = tl.minimum(tl.maximum(clip_len - first, 0), 1 << 30).to(tl.int32)
-    return begin, tl.where(live, end, 0)
+    return begin, tl.where(mask_m, end, 0)
 
 
 @triton.jit
@@ -131,8 +141,16 @@ def im2col_tile(
 
 
 @triton.jit
-def weight_tile(w_ptr, n, k, mask_n, mask_k, K: tl.constexpr, EVEN: tl.constexpr):
-    """The right operand [BLOCK_K, BLOCK_N]: columns k of rows n of weights [N, K]. EVEN: mask_k holds everywhere."""
+def weight_tile(
+    w_ptr,  # [N, K]
+    n,  # [BLOCK_N]
+    k,  # [BLOCK_K]
+    mask_n,  # [BLOCK_N]
+    mask_k,  # [BLOCK_K]
+    K: tl.constexpr,
+    EVEN: tl.constexpr,
+):
+    """The right operand [BLOCK_K, BLOCK_N]: columns k of rows n of the weights. EVEN: mask_k holds everywhere."""
     mask = mask_n[None, :]
     if not EVEN:
         mask = mask & mask_k[:, None]
@@ -146,7 +164,7 @@ def implicit_gemm(
     slot,  # [BLOCK_M]
     first,  # [BLOCK_M] position of the first tap
     clip_len,  # [BLOCK_M]
-    live,  # [BLOCK_M]
+    mask_m,  # [BLOCK_M]
     n,  # [BLOCK_N]
     mask_n,  # [BLOCK_N]
     R,
@@ -165,7 +183,7 @@ def implicit_gemm(
     n_blocks is TAPS * cdiv(CI, BLOCK_K). It is no constant, for the compiler would unroll the loop.
     """
     index = ring_index(first, R)
-    begin, end = tap_range(first, clip_len, live)
+    begin, end = tap_range(first, clip_len, mask_m)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for i in range(n_blocks):
         x, k, mask_k = im2col_tile(x_ptr, slot, index, R, begin, end, i, dilation, CI, BLOCK_K, INT64)

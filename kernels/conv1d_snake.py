@@ -2,9 +2,9 @@
 
 Shapes     x [B, R, Ci], residual, y and activated [B, R', Co], rings of any lengths that hold the positions of a step;
            weight [Co, taps * Ci], channels last, taps odd; bias, alpha [Co]; step_meta [B, 4], and samples_per_frame,
-           delay, tail_trim of x, as `_ring_conv` shows them. The outputs' delay is delay + taps // 2 * dilation.
-           residual, y and activated with alpha are optional; y or activated is given. Both are changed in place.
-           snake(y) = y + sin(alpha y)^2 / (alpha + 1e-9).
+           delay, tail_trim of x, as `_ring_conv` shows them. Taps lie `dilation` positions apart. The outputs'
+           delay is delay + taps // 2 * dilation. residual, y and activated with alpha are optional; y or activated is
+           given. Both are changed in place. snake(y) = y + sin(alpha y)^2 / (alpha + 1e-9).
 Dtypes     one of fp32, fp16, bf16, but step_meta int32, and y and residual fp32; fp32 accumulation; activated is
            rounded once. tf32=True multiplies fp32 as tf32.
 Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; step_meta out of range
@@ -75,11 +75,11 @@ def _conv1d_snake_kernel(
 ):
     """Grid (tiles of positions, tiles of CO): a program computes a tile of y and activated."""
     reach = TAPS // 2 * dilation
-    slot, _, t, clip_len, live = step_positions(
+    slot, _, t, clip_len, mask_m = step_positions(
         step_meta_ptr, B, frames, samples_per_frame, delay + reach, tail_trim, BLOCK_M
     )
-    live = live & (t >= 0) & (t < clip_len)
-    if tl.max(live.to(tl.int32), axis=0) == 0:
+    mask_m = mask_m & (t >= 0) & (t < clip_len)
+    if tl.max(mask_m.to(tl.int32), axis=0) == 0:
         return
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_n = n < CO
@@ -90,7 +90,7 @@ def _conv1d_snake_kernel(
         slot,
         first,
         clip_len,
-        live,
+        mask_m,
         n,
         mask_n,
         x_ring_len,
@@ -105,7 +105,7 @@ def _conv1d_snake_kernel(
         BLOCK_K,
     )
     acc += tl.load(bias_ptr + n, mask=mask_n, other=0.0).to(tl.float32)[None, :]
-    mask = live[:, None] & mask_n[None, :]
+    mask = mask_m[:, None] & mask_n[None, :]
     if residual_ptr is not None:
         residual_offs = ring_offset(slot, ring_index(t, residual_ring_len), residual_ring_len, CO, INT64)
         acc += tl.load(residual_ptr + residual_offs[:, None] + n[None, :], mask=mask, other=0.0)

@@ -66,10 +66,10 @@ def _conv1d_tanh_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """Grid (tiles of positions,): a program computes a tile of samples."""
-    slot, column, t, clip_len, live = step_positions(
+    slot, column, t, clip_len, mask_m = step_positions(
         step_meta_ptr, B, frames, samples_per_frame, delay + TAPS // 2, tail_trim, BLOCK_M
     )
-    live = live & (t >= 0) & (t < clip_len)
+    mask_m = mask_m & (t >= 0) & (t < clip_len)
     n = tl.arange(0, BLOCK_N)
     first = t - TAPS // 2
     acc = implicit_gemm(
@@ -78,7 +78,7 @@ def _conv1d_tanh_kernel(
         slot,
         first,
         clip_len,
-        live,
+        mask_m,
         n,
         n < 1,
         x_ring_len,
@@ -94,8 +94,8 @@ def _conv1d_tanh_kernel(
     )
     out = tl.sum(tl.where((n == 0)[None, :], acc, 0.0), axis=1) + tl.load(bias_ptr).to(tl.float32)
     if y_ptr is not None:
-        tl.store(y_ptr + ring_offset(slot, ring_index(t, y_ring_len), y_ring_len, 1, INT64), out, mask=live)
-    samples = tl.where(live, tanh(out), 0.0)
+        tl.store(y_ptr + ring_offset(slot, ring_index(t, y_ring_len), y_ring_len, 1, INT64), out, mask=mask_m)
+    samples = tl.where(mask_m, tanh(out), 0.0)
     tl.store(samples_ptr + slot * (frames * samples_per_frame) + column, samples, mask=slot < B)
 
 

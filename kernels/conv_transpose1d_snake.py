@@ -75,9 +75,11 @@ def _conv_transpose1d_snake_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """Grid (tiles of inputs, tiles of STRIDE * CO): a program computes some phases and channels of its outputs."""
-    slot, _, q, clip_len, live = step_positions(step_meta_ptr, B, frames, samples_per_frame, delay, tail_trim, BLOCK_M)
-    live = live & (q >= 0) & (q <= clip_len)  # the last outputs have their later input beyond the end
-    if tl.max(live.to(tl.int32), axis=0) == 0:
+    slot, _, q, clip_len, mask_m = step_positions(
+        step_meta_ptr, B, frames, samples_per_frame, delay, tail_trim, BLOCK_M
+    )
+    mask_m = mask_m & (q >= 0) & (q <= clip_len)  # the last outputs have their later input beyond the end
+    if tl.max(mask_m.to(tl.int32), axis=0) == 0:
         return
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_n = n < STRIDE * CO
@@ -88,7 +90,7 @@ def _conv_transpose1d_snake_kernel(
         slot,
         first,
         clip_len,
-        live,
+        mask_m,
         n,
         mask_n,
         x_ring_len,
@@ -105,7 +107,7 @@ def _conv_transpose1d_snake_kernel(
     phase, channel = n // CO, n % CO
     acc += tl.load(bias_ptr + channel, mask=mask_n, other=0.0).to(tl.float32)[None, :]
     t = q * STRIDE - (STRIDE + 1) // 2
-    begin, end = tap_range(t, clip_len * STRIDE - STRIDE % 2, live)
+    begin, end = tap_range(t, clip_len * STRIDE - STRIDE % 2, mask_m)
     mask = mask_n[None, :] & (phase[None, :] >= begin[:, None]) & (phase[None, :] < end[:, None])
     y_index = ring_advance(ring_index(t, y_ring_len)[:, None], phase[None, :], y_ring_len)
     y_offs = ring_offset(slot[:, None], y_index, y_ring_len, CO, INT64)

@@ -65,7 +65,7 @@ BLOCK_SPLITS = 4  # splits that are merged at a time
 
 @triton.jit(do_not_specialize=["W"])
 def _decode_attention_kernel(
-    qkvg_ptr,  # [B, (HQ + 2 * HKV) * DH + HQ]: queries, keys, values, gates
+    qkvg_ptr,  # [B, (HQ + 2 * HKV) * DH + HQ]: queries, keys, values, gates; without qk_temperature_ptr no gates
     qk_temperature_ptr,  # [HQ], or None: no QK norm, no rotary, no gate
     cos_sin_ptr,  # [P, 2, DH / 2] fp32, or None with qk_temperature
     k_ptr,  # [pages, page_size, HKV, DH]

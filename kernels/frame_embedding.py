@@ -48,12 +48,12 @@ def _frame_embedding_kernel(
     mask = offs < D
     x = tl.zeros((BLOCK_D,), tl.float32)
     for c in tl.static_range(COLUMNS):
-        entry = tl.load(ids_ptr + m * COLUMNS + c).to(tl.int64) + c * codebook_vocab
-        x += tl.load(table_ptr + entry * D + offs, mask=mask, other=0.0).to(tl.float32)
+        table_row = tl.load(ids_ptr + m * COLUMNS + c).to(tl.int64) + c * codebook_vocab
+        x += tl.load(table_ptr + table_row * D + offs, mask=mask, other=0.0).to(tl.float32)
     if speakers_ptr is not None:
         speaker = tl.load(speaker_index_ptr + m).to(tl.int64)
-        voice = tl.load(speakers_ptr + tl.maximum(speaker, 0) * D + offs, mask=mask, other=0.0)
-        x = tl.where(speaker >= 0, voice.to(tl.float32), x)
+        speaker_row = tl.load(speakers_ptr + tl.maximum(speaker, 0) * D + offs, mask=mask, other=0.0)
+        x = tl.where(speaker >= 0, speaker_row.to(tl.float32), x)
     if NORM:
         x = x * tl.rsqrt(tl.sum(x * x, axis=0) / D + eps)
     tl.store(h_ptr + m * D + offs, round_to(x, h_ptr.dtype.element_ty), mask=mask)

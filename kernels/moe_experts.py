@@ -54,15 +54,15 @@ from zonos2_triton.kernels.add_rms_norm import rms_norm
 
 @triton.jit
 def _slot_tile(
-    sorted_slot_ids_ptr,
-    expert_offsets_ptr,
+    sorted_slot_ids_ptr,  # [M * TOP_K] int32, or None: dense
+    expert_offsets_ptr,  # [E + 1] int32, or None
     M,
     E: tl.constexpr,
     E_POW2: tl.constexpr,
     TOP_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
-    """This program's tile: its expert, its slots, which of them exist; and the number of tiles.
+    """This program's tile: its expert, its slots [BLOCK_M] and their mask [BLOCK_M]; and the number of tiles.
 
     The expert is E for idle slots, and above E for a program beyond the last tile.
     """
@@ -73,11 +73,11 @@ def _slot_tile(
         begins = tl.load(expert_offsets_ptr + offs_e, mask=offs_e <= E, other=M * TOP_K)
         ends = tl.load(expert_offsets_ptr + 1 + offs_e, mask=offs_e < E, other=M * TOP_K)
         counts = (ends - begins + BLOCK_M - 1) // BLOCK_M
-        before = tl.cumsum(counts, axis=0)  # tiles of the experts up to each
-        expert = tl.sum((before <= tile).to(tl.int32), axis=0)
-        mine = offs_e == expert
-        first = tl.sum(tl.where(mine, begins + (tile - before + counts) * BLOCK_M, 0), axis=0) + offs_m
-        mask = first < tl.sum(tl.where(mine, ends, 0), axis=0)
+        tile_ends = tl.cumsum(counts, axis=0)  # of each expert, the tile after its last
+        expert = tl.sum((tile_ends <= tile).to(tl.int32), axis=0)
+        is_expert = offs_e == expert
+        first = tl.sum(tl.where(is_expert, begins + (tile - tile_ends + counts) * BLOCK_M, 0), axis=0) + offs_m
+        mask = first < tl.sum(tl.where(is_expert, ends, 0), axis=0)
         slots = tl.load(sorted_slot_ids_ptr + first, mask=mask, other=0).to(tl.int64)
         return expert.to(tl.int64), slots, mask, tl.sum(counts, axis=0)
     else:  # one expert, whose slots are the tokens
@@ -177,11 +177,11 @@ def _moe_experts_down_kernel(
 
 @triton.jit
 def _sum_partials(
-    partial_ptr,
-    residual_ptr,
-    y_ptr,
-    offs_n,
-    mask_n,
+    partial_ptr,  # [M * TOP_K, D] fp32
+    residual_ptr,  # [M, D], or None
+    y_ptr,  # [M, D]
+    offs_n,  # [BLOCK_N]
+    mask_n,  # [BLOCK_N]
     M,
     D,
     TOP_K: tl.constexpr,

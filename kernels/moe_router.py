@@ -183,11 +183,11 @@ def _softmax_layer(
 @triton.jit
 def _topk(
     probs,  # [E_POW2, BLOCK_M]
-    balancing_biases_ptr,
-    expert_ids_ptr,
-    expert_weights_ptr,
-    offs_m,
-    mask_m,
+    balancing_biases_ptr,  # [E]
+    expert_ids_ptr,  # [M, TOP_K] int32
+    expert_weights_ptr,  # [M, TOP_K] fp32
+    offs_m,  # [BLOCK_M]
+    mask_m,  # [BLOCK_M]
     E: tl.constexpr,
     TOP_K: tl.constexpr,
     E_POW2: tl.constexpr,
@@ -210,11 +210,11 @@ def _topk(
 
 @triton.jit
 def _sort_by_expert(
-    expert_ids_ptr,
-    positions_ptr,
-    sorted_slot_ids_ptr,
-    expert_offsets_ptr,
-    N,
+    expert_ids_ptr,  # [N] int32
+    positions_ptr,  # [N / TOP_K] int32, or None: no token is idle
+    sorted_slot_ids_ptr,  # [N] int32
+    expert_offsets_ptr,  # [E + 1] int32
+    N,  # M * TOP_K
     E: tl.constexpr,
     TOP_K: tl.constexpr,
     BLOCK_SORT: tl.constexpr,
@@ -245,8 +245,15 @@ def _sort_by_expert(
 
 
 @triton.jit
-def _slot_expert(expert_ids_ptr, positions_ptr, slots, N, TOP_K: tl.constexpr, E_POW2: tl.constexpr):
-    """The expert of each slot, E_POW2 where there is none; and 1 where the slot's token is idle, else 0."""
+def _slot_expert(
+    expert_ids_ptr,  # [N] int32
+    positions_ptr,  # [N / TOP_K] int32, or None: no token is idle
+    slots,  # [BLOCK_SORT]
+    N,
+    TOP_K: tl.constexpr,
+    E_POW2: tl.constexpr,
+):
+    """[BLOCK_SORT] each: the expert of a slot, E_POW2 where there is none; and 1 where its token is idle, else 0."""
     ids = tl.load(expert_ids_ptr + slots, mask=slots < N, other=E_POW2)
     idle = tl.zeros_like(slots)
     if positions_ptr is not None:

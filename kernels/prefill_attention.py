@@ -93,7 +93,7 @@ def _write_cache_kernel(
 
 @triton.jit(do_not_specialize=["W"])
 def _prefill_attention_kernel(
-    qkvg_ptr,  # [T, (HQ + 2 * HKV) * DH + HQ]: queries, keys, values, gates
+    qkvg_ptr,  # [T, (HQ + 2 * HKV) * DH + HQ]: queries, keys, values, gates; without qk_temperature_ptr no gates
     qk_temperature_ptr,  # [HQ], or None: no preamble, no gate
     cos_sin_ptr,  # [P, 2, DH / 2] fp32, or None with qk_temperature
     k_ptr,  # [pages, page_size, HKV, DH]
@@ -200,11 +200,11 @@ def _attend(
         m, l, alpha, p = online_softmax(qk, m, l, q.dtype)
         v = tl.load(v_ptr + kv_offs[:, None] + offs_d[None, :], mask=mask_kv[:, None], other=0.0)  # [BLOCK_KV, DH]
         if CAUSAL:
-            sound = finite(v)
-            unsound = tl.min(sound.to(tl.int32), axis=1) == 0
-            acc = dot_fp32(p, tl.where(sound, v, tl.zeros_like(v)), acc * alpha[:, None])
-            reached = tl.max((mask_qk & unsound[None, :]).to(tl.int32), axis=1) > 0
-            acc = tl.where(reached[:, None], float("nan"), acc)
+            is_finite = finite(v)
+            has_nonfinite = tl.min(is_finite.to(tl.int32), axis=1) == 0
+            acc = dot_fp32(p, tl.where(is_finite, v, tl.zeros_like(v)), acc * alpha[:, None])
+            nan_rows = tl.max((mask_qk & has_nonfinite[None, :]).to(tl.int32), axis=1) > 0
+            acc = tl.where(nan_rows[:, None], float("nan"), acc)
         else:
             acc = dot_fp32(p, v, acc * alpha[:, None])
     return m, l, acc
@@ -232,7 +232,7 @@ def prefill_attention(
     yield y
     write, attend = (launch_config(op, variant, qkvg.dtype) for variant in ("write", "attend"))
     block_q = attend["BLOCK_M"] // (HQ // HKV)
-    if block_q == 0:
+    if block_q == 0:  # checked after the yield, for it needs the launch configuration
         raise ValueError(
             f"{op}: {'qkvg' if qk_temperature is None else 'qk_temperature'} must have at most {attend['BLOCK_M']} "
             f"heads for each of the cache's HKV={HKV}, got {HQ}"

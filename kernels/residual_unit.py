@@ -2,9 +2,10 @@
 
 Shapes     x, residual, y and activated [B, R, C], rings of any lengths that hold the positions of a step; weight [C,
            taps * C], channels last, taps odd; inner_weight [C, C]; bias, inner_bias, inner_alpha, alpha [C]; C <= 192.
-           step_meta [B, 4], and samples_per_frame, delay, tail_trim of x, as `_ring_conv` shows them. The outputs'
-           delay is delay + taps // 2 * dilation. x is snake(residual), which the layer before has stored. y, or
-           activated with alpha, may be None; both are changed in place. snake(y) = y + sin(alpha y)^2 / (alpha + 1e-9).
+           step_meta [B, 4], and samples_per_frame, delay, tail_trim of x, as `_ring_conv` shows them. Taps lie
+           `dilation` positions apart. The outputs' delay is delay + taps // 2 * dilation. x is snake(residual), which
+           the layer before has stored. y, or activated with alpha, may be None; both are changed in place.
+           snake(y) = y + sin(alpha y)^2 / (alpha + 1e-9).
 Dtypes     one of fp32, fp16, bf16, but step_meta int32, and y and residual fp32; fp32 accumulation; the input of the
            inner convolution and activated are rounded once each. tf32=True multiplies fp32 as tf32.
 Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; step_meta out of range
@@ -50,7 +51,14 @@ MAX_CHANNELS = 192
 
 
 @triton.jit
-def _activate(acc, bias_ptr, alpha_ptr, n, C: tl.constexpr, dtype: tl.constexpr):
+def _activate(
+    acc,  # [BLOCK_M, BLOCK_N] fp32
+    bias_ptr,  # [C]
+    alpha_ptr,  # [C]
+    n,  # [BLOCK_N]
+    C: tl.constexpr,
+    dtype: tl.constexpr,
+):
     """snake(acc + bias), rounded: channels n of the input of the inner convolution."""
     acc += tl.load(bias_ptr + n, mask=n < C, other=0.0).to(tl.float32)[None, :]
     return round_to(snake(acc, tl.load(alpha_ptr + n, mask=n < C, other=1.0).to(tl.float32)), dtype)
@@ -91,14 +99,14 @@ def _residual_unit_kernel(
 ):
     """Grid (tiles of positions,): a program computes all channels of its positions, as N_TILES accumulators."""
     reach = TAPS // 2 * dilation
-    slot, _, t, clip_len, live = step_positions(
+    slot, _, t, clip_len, mask_m = step_positions(
         step_meta_ptr, B, frames, samples_per_frame, delay + reach, tail_trim, BLOCK_M
     )
-    live = live & (t >= 0) & (t < clip_len)
-    if tl.max(live.to(tl.int32), axis=0) == 0:
+    mask_m = mask_m & (t >= 0) & (t < clip_len)
+    if tl.max(mask_m.to(tl.int32), axis=0) == 0:
         return
     index = ring_index(t - reach, x_ring_len)
-    begin, end = tap_range(t - reach, clip_len, live)
+    begin, end = tap_range(t - reach, clip_len, mask_m)
     n0 = tl.arange(0, BLOCK_N)
     n1, n2 = n0 + BLOCK_N, n0 + 2 * BLOCK_N
     K: tl.constexpr = TAPS * C
@@ -127,7 +135,7 @@ def _residual_unit_kernel(
             out = dot_fp32(h1, weight_tile(inner_w_ptr, n, n1, mask_n, n1 < C, C, C % BLOCK_N == 0), out, TF32)
             out = dot_fp32(h2, weight_tile(inner_w_ptr, n, n2, mask_n, n2 < C, C, C % BLOCK_N == 0), out, TF32)
         out += tl.load(inner_bias_ptr + n, mask=mask_n, other=0.0).to(tl.float32)[None, :]
-        mask = live[:, None] & mask_n[None, :]
+        mask = mask_m[:, None] & mask_n[None, :]
         out += tl.load(residual_ptr + residual_offs + n[None, :], mask=mask, other=0.0)
         store_epilogue(out, y_ptr, activated_ptr, alpha_ptr, y_offs, activated_offs, mask, n, mask_n)
 

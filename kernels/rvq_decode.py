@@ -76,19 +76,19 @@ def _rvq_decode_kernel(
     BLOCK_N: tl.constexpr,
 ):
     """Grid (tiles of frames, tiles of D): a program computes a tile of z."""
-    slot, _, frame, clip_len, live = step_positions(step_meta_ptr, B, frames, 1, 0, 0, BLOCK_M)
-    live = live & (frame < clip_len)
-    known = tl.load(step_meta_ptr + slot * 4 + 3, mask=live, other=0)[:, None]
-    closed = known < 0
-    known = tl.where(closed, ~known, known)
+    slot, _, frame, clip_len, mask_m = step_positions(step_meta_ptr, B, frames, 1, 0, 0, BLOCK_M)
+    mask_m = mask_m & (frame < clip_len)
+    known_frames = tl.load(step_meta_ptr + slot * 4 + 3, mask=mask_m, other=0)[:, None]
+    is_complete = known_frames < 0
+    known_frames = tl.where(is_complete, ~known_frames, known_frames)
     p = tl.arange(0, P)
     c = tl.where(p < C * K, p // K, p - C * K)[None, :]  # codebook of a column
     arrival = frame.to(tl.int32)[:, None] + c * DELAYED  # the frame of the ring that holds the code
-    mask = live[:, None] & (p < C * K + C)[None, :]
+    mask = mask_m[:, None] & (p < C * K + C)[None, :]
     code_offs = (slot[:, None] * N + arrival % N) * W + c
-    code = tl.load(codes_ptr + code_offs, mask=mask & (arrival < known), other=NO_CODE)
+    code = tl.load(codes_ptr + code_offs, mask=mask & (arrival < known_frames), other=NO_CODE)
     code = tl.minimum(tl.maximum(code, 0), V - 1)
-    used = mask & ((arrival < known) | closed)
+    used = mask & ((arrival < known_frames) | is_complete)
     vector_ptrs = tables_ptr + (c * V + code) * K + (p % K)[None, :]
     x = tl.load(vector_ptrs, mask=used & (p < C * K)[None, :], other=0.0)
     x = tl.where((p < C * K)[None, :], x, used.to(tl.float32).to(x.dtype))
@@ -98,15 +98,15 @@ def _rvq_decode_kernel(
     acc = dot_fp32(x, w, tl.zeros((BLOCK_M, BLOCK_N), tl.float32), TF32)
     z_offs = ring_offset(slot, ring_index(frame, z_ring_len), z_ring_len, D, INT64)
     z = round_to(acc, z_ptr.dtype.element_ty)
-    tl.store(z_ptr + z_offs[:, None] + n[None, :], z, mask=live[:, None] & mask_n[None, :])
+    tl.store(z_ptr + z_offs[:, None] + n[None, :], z, mask=mask_m[:, None] & mask_n[None, :])
 
 
 def _code_frames(step_meta: Tensor, delay: int) -> int:
     """The frames of codes that a step reads of a slot at most, from its first frame on."""
-    done, count, length, known = step_meta.long().unbind(1)
+    done, count, length, known_frames = step_meta.long().unbind(1)
     last = torch.minimum(done + count, length)
-    came = torch.minimum(torch.maximum(known, ~known), last + delay) - done
-    return int(torch.where((count > 0) & (done < last), came, 0).max())
+    available = torch.minimum(torch.maximum(known_frames, ~known_frames), last + delay) - done
+    return int(torch.where((count > 0) & (done < last), available, 0).max())
 
 
 @operator(mutates_args=("z",))

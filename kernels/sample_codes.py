@@ -37,7 +37,7 @@ LARGEST = 3.4028234663852886e38  # of the finite fp32 numbers
 MASS = 2.0**40  # of the largest weight, in the integers that weights are compared and normalised by
 WEIGHT = 2.0**30  # of a probability of one, in the integers that are drawn from
 SETTINGS = 8  # numbers of a request
-MOST_CODES = 8192  # a row of logits is one tile
+MAX_CODES = 8192  # a row of logits is one tile
 
 
 @triton.jit(do_not_specialize_on_alignment=["seeds_ptr", "steps_ptr", "last_seen_ptr"])  # batches begin at any slot
@@ -73,9 +73,9 @@ def _sample_codes_kernel(
     x = tl.load(logits_ptr + row * V + offs, mask=mask, other=float("-inf"))
     last_seen = tl.load(last_seen_ptr + row * V + offs, mask=mask, other=0)
 
-    unsound = tl.sum(((x != x) | (x == float("inf"))).to(tl.int32), axis=0) > 0
-    fault = unsound | (tl.sum((x > float("-inf")).to(tl.int32), axis=0) == 0)
-    x = tl.where(fault, 0.0, x)
+    has_nan_or_posinf = tl.sum(((x != x) | (x == float("inf"))).to(tl.int32), axis=0) > 0
+    is_invalid = has_nan_or_posinf | (tl.sum((x > float("-inf")).to(tl.int32), axis=0) == 0)
+    x = tl.where(is_invalid, 0.0, x)
     recent = (last_seen >= step - window) & (offs < tl.where(c < penalised, V - 2, 0))  # end and padding are spared
     x = tl.where(recent, tl.where(x > 0, tl.div_rn(x, penalty), x * penalty), x)
     x = tl.div_rn(x, temperature)
@@ -88,15 +88,15 @@ def _sample_codes_kernel(
     weights = tl.where(weights >= min_p, weights, 0.0)
 
     total = tl.sum((weights * MASS).to(tl.int64), axis=0)
-    share = tl.where(total > 0, total, 1).to(tl.float32) * (1.0 / MASS)
-    drawn = (tl.div_rn(weights, share) * WEIGHT).to(tl.int32)
+    total_weight = tl.where(total > 0, total, 1).to(tl.float32) * (1.0 / MASS)
+    drawn = (tl.div_rn(weights, total_weight) * WEIGHT).to(tl.int32)
     word, _, _, _ = tl.philox(seed, step, c, 0, 0)
     all_drawn = tl.sum(drawn, axis=0).to(tl.int64)
     target = (word.to(tl.int64) * all_drawn) >> 32
     code = tl.sum((mask & (tl.cumsum(drawn, axis=0) <= target)).to(tl.int32), axis=0)
     code = tl.where(total > 0, code, tl.min(tl.where(x == highest, offs, V), axis=0))
-    tl.store(codes_ptr + row, tl.where(fault, V - 1, code))
-    tl.store(nonfinite_ptr + row, fault.to(tl.int32))
+    tl.store(codes_ptr + row, tl.where(is_invalid, V - 1, code))
+    tl.store(nonfinite_ptr + row, is_invalid.to(tl.int32))
 
 
 @triton.jit
@@ -109,9 +109,9 @@ def _kth_largest(x, k):
     count = tl.full((), 0, tl.int32)
     while (bit != 0) & (count != k):
         more = least | bit
-        reached = tl.sum((keys >= more).to(tl.int32), axis=0)
-        least = tl.where(reached >= k, more, least)
-        count = tl.where(reached >= k, reached, count)
+        n_at_least = tl.sum((keys >= more).to(tl.int32), axis=0)
+        least = tl.where(n_at_least >= k, more, least)
+        count = tl.where(n_at_least >= k, n_at_least, count)
         bit = bit >> 1
     return tl.min(tl.where(keys >= least, x, float("inf")), axis=0)
 
@@ -122,14 +122,14 @@ def _nucleus(weights, top_p, MASS: tl.constexpr):
     mass = (weights * MASS).to(tl.int64)
     limit = (tl.sum(mass, axis=0).to(tl.float64) * top_p.to(tl.float64)).to(tl.int64)
     keys = weights.to(tl.int32, bitcast=True)  # in the order of the numbers, which are not negative
-    border = tl.zeros((), tl.int32)  # the largest weight that more than the limit is not below
+    threshold = tl.zeros((), tl.int32)  # the largest weight that more than the limit is not below
     for i in range(30):  # the bits of 1.0 and less
-        more = border | (tl.full((), 1, tl.int32) << (29 - i))
-        border = tl.where(tl.sum(tl.where(keys >= more, mass, 0), axis=0) > limit, more, border)
-    tied = keys == border
-    above = tl.sum(tl.where(keys > border, mass, 0), axis=0)
+        more = threshold | (tl.full((), 1, tl.int32) << (29 - i))
+        threshold = tl.where(tl.sum(tl.where(keys >= more, mass, 0), axis=0) > limit, more, threshold)
+    tied = keys == threshold
+    above = tl.sum(tl.where(keys > threshold, mass, 0), axis=0)
     before = above + tl.cumsum(tl.where(tied, mass, 0), axis=0) - mass  # of those that tie
-    return tl.where((keys > border) | (tied & (before <= limit)), weights, 0.0)
+    return tl.where((keys > threshold) | (tied & (before <= limit)), weights, 0.0)
 
 
 @operator()
@@ -141,9 +141,9 @@ def sample_codes(
     last_seen: Annotated[Tensor, "B C V", torch.int32],
 ) -> Iterator[tuple[Tensor, Tensor]]:
     B, C, V = logits.shape
-    if not 3 <= V <= MOST_CODES:
+    if not 3 <= V <= MAX_CODES:
         raise ValueError(
-            f"sample_codes: logits must have 3..{MOST_CODES} codes a row, two of them end and padding, got {V}"
+            f"sample_codes: logits must have 3..{MAX_CODES} codes a row, two of them end and padding, got {V}"
         )
     _check_settings(settings)
     codes, nonfinite = (logits.new_empty((B, C), dtype=torch.int32) for _ in range(2))

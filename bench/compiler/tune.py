@@ -42,7 +42,7 @@ from zonos2_triton.bench.specs.spec import Kernel, Workload
 from zonos2_triton.bench.suite.environment import environment
 from zonos2_triton.bench.timing import timer
 from zonos2_triton.kernels import _launch_config
-from zonos2_triton.kernels._launch_config import BLOCKS, LIMITS, MOST_ROWS
+from zonos2_triton.kernels._launch_config import BLOCKS, LIMITS, MAX_ROWS
 from zonos2_triton.kernels._launch_table import LAUNCH_CONFIGS
 from zonos2_triton.model.files import check_writable, write_whole
 from zonos2_triton.model.tables import fitted, text_table
@@ -104,7 +104,7 @@ def _range(op: str, variant: str, config: dict[str, Any]) -> Entry:
     if variant not in ("decode", "prefill") or len(configs) == 1:
         return {}
     least = configs[at - 1]["BLOCK_M"] + 1 if at else 1
-    return {"rows": [least, MOST_ROWS if at == len(configs) - 1 else config["BLOCK_M"]]}
+    return {"rows": [least, MAX_ROWS if at == len(configs) - 1 else config["BLOCK_M"]]}
 
 
 def grid(entry: Entry) -> list[Entry]:

@@ -16,7 +16,7 @@ from zonos2_triton.bench.compiler.gate import Expectations, Expected
 from zonos2_triton.bench.specs import inputs
 from zonos2_triton.bench.specs.inputs import Sizes
 from zonos2_triton.kernels import _operator
-from zonos2_triton.kernels._launch_config import MOST_ROWS
+from zonos2_triton.kernels._launch_config import MAX_ROWS
 from zonos2_triton.kernels._operator import Cost
 
 
@@ -84,7 +84,7 @@ def _size(kernel: str, setting: str, kinds: Mapping[str, type], least: Mapping[s
         value = kinds[name](text)
     except ValueError:
         value = -1
-    low, high = least[name], MOST_ROWS if kinds[name] is int else math.inf
+    low, high = least[name], MAX_ROWS if kinds[name] is int else math.inf
     if not low <= value <= high or value == math.inf:
         accepted = f"an integer in {low}..{high}" if kinds[name] is int else "a finite number of at least 0"
         raise ValueError(f"{name} of {kernel} must be {accepted}, got {text!r}")

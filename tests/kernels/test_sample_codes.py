@@ -29,7 +29,7 @@ class TestSampleCodes(OperatorTests):
     name = "sample_codes"
     accuracy = EXACT
     slow_workloads = ["settings", "ties", "last-bits"]
-    # 9 x 1026 logits and as many frames of history in; 8 settings, seed and step; a code and a fault of 9 codebooks
+    # 9 x 1026 logits and as many frames of history in; 8 settings, seed and step; a code and a flag of 9 codebooks
     costs = {"decode-B1": (2 * 4 * 9 * 1026 + 8 * 4 + 8 + 4 + 2 * 4 * 9, 60 * 9 * 1026)}
     wrong = [
         wrong(r"settings must have shape \[B=2, 8\], got \[2, 7\]", settings=lambda s: s[:, :7].clone()),
