@@ -50,6 +50,7 @@ NOT_RUN = {
     'zonos2-triton say "Hello." --model ZONOS2/ --out - |': "a sound card; tests/model/test_say.py reads the pipe",
     "zonos2-triton profile --model 8b": "a GPU",
     "ZONOS2_TRITON_NVTX=1 nsys": "Nsight Systems",
+    "zonos2-triton verify --kernel scale_add": "an example operator; tests/kernels/test_new_operator.py",
     "zonos2-triton compile": "Triton's compiler, where the interpreter is on; tests/bench/test_gate.py",
     "zonos2-triton tune": "Triton's compiler likewise; tests/bench/test_tune.py",
     "nsys": "Nsight Systems",
