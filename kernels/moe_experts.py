@@ -23,11 +23,11 @@ Slot m * K + j is choice j of token m. Two launches work on tiles of up to BLOCK
 The tiles of expert 0 come first, then those of expert 1, and so on. Last come the tiles of idle slots, which lie at or
 after expert_offsets[E]: they go to no expert and add nothing. For example, with K = 1, E = 2 and BLOCK_M = 2:
 
-    sorted_slot_ids = [3, 0, 1, 4, 2], expert_offsets = [0, 3, 4]
+    sorted_slot_ids = [0, 1, 3, 4, 2], expert_offsets = [0, 3, 4]
 
     tile        0         1       2       3         4 and more
     expert      0         0       1       2 = E     none: the program returns
-    slots       3, 0      1       4       2
+    slots       0, 1      3       4       2
 
 Each chosen expert is read once in decoding, unless it has more slots than BLOCK_M. Without sorted_slot_ids every token
 goes through the one expert, unweighted: the dense layer. prefill=True norms by a launch of its own and takes tiles that
@@ -90,7 +90,7 @@ def _moe_experts_up_kernel(
     x_ptr,  # [M, D]
     norm_ptr,  # [D], or None: x is normed already
     gate_ptr,  # [E, I, D], of strides (stride_expert, stride_row, 1)
-    up_ptr,  # as gate
+    up_ptr,  # [E, I, D], of gate's strides
     sorted_slot_ids_ptr,  # [M * TOP_K] int32, or None: dense
     expert_offsets_ptr,  # [E + 1] int32, or None
     h_ptr,  # [M * TOP_K, I]

@@ -103,6 +103,20 @@ def test_no_accuracy_is_taken_for_granted():
         claims.test_accuracy("float32", {})
 
 
+@pytest.mark.parametrize("path", sorted(Path(kernels.__file__).parent.glob("*.py")), ids=lambda path: path.stem)
+def test_a_kernel_file_can_be_read(path):
+    """The formatter is on, a jit body has at most 80 lines, and each pointer of a kernel stands with its shape."""
+    text = path.read_text(encoding="utf-8")
+    lines = text.splitlines()
+    assert "fmt: " not in text
+    functions = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)]
+    for function in (node for node in functions if any("jit" in ast.unparse(each) for each in node.decorator_list)):
+        assert function.end_lineno - function.body[0].lineno < 80, function.name
+        pointers = [each for each in function.args.args if each.arg.endswith("_ptr")]
+        shapeless = [each.arg for each in pointers if "# [" not in lines[each.lineno - 1]]
+        assert not (function.name.endswith("_kernel") and shapeless), (function.name, shapeless)
+
+
 def test_the_only_atomic_counts():
     """The only atomic is of an integer, in a function that never waits: sums of floats have a fixed order."""
     calls = {

@@ -312,7 +312,9 @@ def test_says_which_of_several_texts_is_wrong(tts):
         tts.speak(["text", 5])
     with pytest.raises(ValueError, match=r"^text\[1\] is too long: its prompt has 2067 tokens"):
         tts.speak(["a", "x" * 2048])
-    with pytest.raises(ValueError, match=r"^text\[1\]: max_frames is 2029, .* holds 2028 frames; only the default is"):
+    with pytest.raises(
+        ValueError, match=r"^text\[1\]: max_frames is 2029, but .* holds 2028 frames; only the default is"
+    ):
         tts.speak(["", "a"], max_frames=2029)
 
 
