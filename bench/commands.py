@@ -23,7 +23,7 @@ from zonos2_triton.bench.proof.bounds import RATIO
 from zonos2_triton.bench.proof.interpreter import interpreting
 from zonos2_triton.bench.proof.verify import Mismatch, verify
 from zonos2_triton.bench.report.compare import compare, read
-from zonos2_triton.bench.report.measurements import as_csv
+from zonos2_triton.bench.report.timings_csv import as_csv
 from zonos2_triton.bench.specs.spec import Kernel, Workload
 from zonos2_triton.bench.suite import gpu
 from zonos2_triton.bench.suite.environment import environment

@@ -17,7 +17,7 @@ from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.compiler import gate
 from zonos2_triton.bench.compiler.cubin_stats import TARGETS
 from zonos2_triton.bench.proof import bounds
-from zonos2_triton.bench.report.measurements import FIGURES, as_csv
+from zonos2_triton.bench.report.timings_csv import FIGURES, as_csv
 from zonos2_triton.bench.suite import results, stages
 from zonos2_triton.bench.suite.recorder import NotRun
 from zonos2_triton.bench.timing import profile
