@@ -71,7 +71,11 @@ FRAME = (
         "ten gathers, their sum, the speaker's row, the norm",
         {"_frame_embedding_kernel": Expected(max_instructions=1200, stream16=True, max_narrow=24)},
         real={"D": D, "columns": C + 1, "V": V, "text": TEXT},
-        at={**_ROWS, "prefill-2048": {"M": 2048, "voices": 2}, "no-norm-B64": {"M": 64, "norm": False}},
+        at={
+            **{f"decode-B{B}": {"M": B} for B in (1, 4, 16, 64)},
+            "prefill-2048": {"M": 2048, "voices": 2},
+            "no-norm-B64": {"M": 64, "norm": False},
+        },
         small={"D": 48, "columns": 10, "V": 11, "text": 7},
         edges={
             **_FEW,
@@ -126,6 +130,7 @@ FRAME = (
             "decode-B1-first": {"B": 1, "context": 0},
             "decode-B1": {"B": 1, "context": 1000},
             "decode-B1-full": {"B": 1, "context": P - 1},
+            "decode-B4": {"B": 4, "context": 1000},
             "decode-B16": {"B": 16, "context": 1000},
             "decode-B16-4000": {"B": 16, "context": 4000},
             **{f"decode-B{B}": {"B": B, "context": 1000} for B in (64, 256)},
@@ -198,7 +203,7 @@ FRAME = (
         {"_moe_router_kernel": Expected(max_instructions=12000, max_narrow=400, **_PRODUCT)},
         real={"D": D, "R": R, "E": E, "k": 1},
         at={
-            **{f"decode-B{B}": {"M": B} for B in (1, 16, 64, 256)},
+            **{f"decode-B{B}": {"M": B} for B in (1, 4, 16, 64, 256)},
             "decode-top2": {"M": 16, "k": 2},
             "decode-B16-idle": {"M": 16, "idle": (15,)},
             "first-layer": {"M": 1, "carry": False},
@@ -229,12 +234,11 @@ FRAME = (
         real={"D": D, "I": I, "E": E, "k": 1},
         at={
             **{f"decode-B{B}": {"M": B, "active": active_experts(B, E, 1)} for B in (1, 4, 16, 64, 256)},
-            "decode-top2": {"M": 1, "k": 2, "active": 2},
-            "decode-B64-top2": {"M": 64, "k": 2, "active": active_experts(64, E, 2)},
+            **{f"decode-B{B}-top2": {"M": B, "k": 2, "active": active_experts(B, E, 2)} for B in (1, 4, 16, 64)},
             "prefill-128": {"M": 128, "active": E, "prefill": True},
             "prefill-2048": {"M": 2048, "active": E, "prefill": True},
             "prefill-top2": {"M": 2048, "k": 2, "active": E, "prefill": True},
-            **{f"dense-B{B}": {"M": B, **_DENSE} for B in (1, 64)},
+            **{f"dense-B{B}": {"M": B, **_DENSE} for B in (1, 4, 16, 64)},
             "dense-prefill-2048": {"M": 2048, **_DENSE, "prefill": True},
             **{f"sum-B{B}": {"M": B, "active": active_experts(B, E, 1), **_SUM} for B in (16, 256)},
             "sum-B16-top2": {"M": 16, "k": 2, "active": active_experts(16, E, 2), **_SUM},
@@ -319,7 +323,7 @@ FRAME = (
         "history, end of audio, countdown, next ids",
         {"_advance_frame_kernel": Expected(max_instructions=250)},
         real={"C": C, "V": V, "N": 16},
-        at={f"decode-B{B}": {"B": B} for B in (1, 64, 256)},
+        at={f"decode-B{B}": {"B": B} for B in (1, 4, 16, 64, 256)},
         small={"C": 5, "V": 11, "N": 4},
         edges={
             "tiny": {"B": 2},
