@@ -13,14 +13,14 @@ import torch
 import triton
 
 from zonos2_triton import _settings
-from zonos2_triton.kernels._launch_table import ARCHITECTURES, LAUNCH_CONFIGS
+from zonos2_triton.kernels._launch_table import ARCHITECTURES, DEPENDENT, LAUNCH_CONFIGS
 from zonos2_triton.kernels._operator import Launch, interpreted
 
 LOG = logging.getLogger("zonos2_triton")
 
 
 def launch_config(op: str, variant: str, dtype: torch.dtype, rows: int = 1, tf32: bool = False) -> Launch:
-    """Keyword arguments of a launch for so many rows: blocks, num_warps, num_stages."""
+    """Keyword arguments of a launch for so many rows: blocks, num_warps, num_stages, and those of dependent launch."""
     configs, arch = LAUNCH_CONFIGS[op, variant], architecture()
     if arch != "interpreter" and dtype == torch.float32:
         arch = "tf32" if tf32 else "fp32"
@@ -30,7 +30,7 @@ def launch_config(op: str, variant: str, dtype: torch.dtype, rows: int = 1, tf32
     for override in overrides().get((op, variant), ()):
         if override.dtype in (None, kind) and override.least <= rows <= override.most:
             launch = {**launch, **override.numbers}
-    return launch
+    return {**launch, **dependent_launch()} if op in DEPENDENT else launch
 
 
 DTYPES = ("float32", "tf32", "float16", "bfloat16")
@@ -116,6 +116,28 @@ def gemm_config(op: str, prefill: bool, dtype: torch.dtype, rows: int, K: int) -
     """`launch_config` of a matrix product over K."""
     launch = launch_config(op, "prefill" if prefill else "decode", dtype, rows)
     return {**launch, "EVEN_K": K % launch["BLOCK_K"] == 0}
+
+
+FIRST_WITH_PDL = 90  # sm_90
+
+
+def dependent_launch() -> Launch:
+    """The arguments of dependent launch (`_dependent_launch`): on where the GPU has it and ZONOS2_TRITON_PDL allows it.
+
+    ValueError: ZONOS2_TRITON_PDL=1 asks for it on another device.
+    """
+    wanted, name = _settings.dependent_launch(), "the interpreter"
+    exists = False
+    if not interpreted():
+        target = triton.runtime.driver.active.get_current_target()
+        exists = target.backend == "cuda" and target.arch >= FIRST_WITH_PDL
+        name = f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch)
+    if wanted and not exists:
+        raise ValueError(
+            f"{_settings.PDL} is '1', but {name} has no programmatic dependent launch; sm_{FIRST_WITH_PDL} and newer "
+            "have it; accepted here: 0, or unset"
+        )
+    return {"PDL": True, "launch_pdl": True} if exists and wanted is not False else {"PDL": False}
 
 
 def architecture() -> str:

@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from zonos2_triton.kernels._args import check_batch, check_rows
+from zonos2_triton.kernels._dependent_launch import prefetch_l2, wait_for_previous_launch
 from zonos2_triton.kernels._gemm import gemm_tile
 from zonos2_triton.kernels._launch_config import gemm_config
 from zonos2_triton.kernels._math import round_to
@@ -38,12 +39,16 @@ def _output_projection_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Grid (tiles of M, tiles of D): a program owns a tile of x."""
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_m, mask_n = offs_m < M, offs_n < D
     w_rows = w_ptr + offs_n.to(tl.int64) * K
+    first = tl.program_id(1) * BLOCK_N
+    prefetch_l2(w_ptr + first.to(tl.int64) * K, tl.minimum(D - first, BLOCK_N) * K * (tl.program_id(0) == 0), PDL)
+    wait_for_previous_launch(PDL)
     y_rows = y_ptr + offs_m.to(tl.int64) * K
     acc, _ = gemm_tile(w_rows, None, mask_n, y_rows, mask_m, None, K, 0.0, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K)
     offs = offs_m.to(tl.int64)[None, :] * D + offs_n[:, None]

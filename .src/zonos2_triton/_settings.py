@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 Value = TypeVar("Value")
 PREFIX = "ZONOS2_TRITON_"
-BACKEND, DISABLE, LOG, NVTX, LAUNCH_CONFIG, SGLANG = VARIABLES = tuple(
-    PREFIX + name for name in ("BACKEND", "DISABLE", "LOG", "NVTX", "LAUNCH_CONFIG", "SGLANG")
+BACKEND, DISABLE, LOG, NVTX, LAUNCH_CONFIG, PDL, SGLANG = VARIABLES = tuple(
+    PREFIX + name for name in ("BACKEND", "DISABLE", "LOG", "NVTX", "LAUNCH_CONFIG", "PDL", "SGLANG")
 )
 NO_VARIABLE = f"no variable of this name; there are {', '.join(VARIABLES)}"
 BACKENDS = ("reference", "triton", "auto")
@@ -67,6 +67,11 @@ def launch_config() -> tuple[str, Any] | None:
         raise ValueError(f"{LAUNCH_CONFIG} names {path!r}, which is not JSON: {error}") from error
 
 
+def dependent_launch() -> bool | None:
+    """Whether launches are programmatic dependent ones; None: where the GPU has them."""
+    return _switch(PDL) if os.environ.get(PDL) else None
+
+
 def sglang_components() -> frozenset[str]:
     """The components of SGLang's model that run on the kernels, of SGLANG_COMPONENTS."""
     value = os.environ.get(SGLANG, "")
@@ -87,7 +92,8 @@ def log_level() -> str | None:
 
 def present() -> dict[str, tuple[str, str | None]]:
     """Every variable with this prefix that is set: its value, and what is wrong with it, or None."""
-    readers = dict(zip(VARIABLES, (backend, disabled, log_level, nvtx, launch_config, sglang_components), strict=True))
+    functions = (backend, disabled, log_level, nvtx, launch_config, dependent_launch, sglang_components)
+    readers = dict(zip(VARIABLES, functions, strict=True))
     found: dict[str, tuple[str, str | None]] = {}
     for name, value in sorted(os.environ.items()):
         if name in readers:

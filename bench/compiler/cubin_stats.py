@@ -61,6 +61,7 @@ class Stats:
     matrix: Mapping[str, int] = field(default_factory=dict)  # by family: HMMA, HGMMA, UTCHMMA, mfma
     barriers: int = 0
     traps: int = 0
+    early: Mapping[str, int] = field(default_factory=dict)  # accesses ahead of a dependent launch's wait
     sums: tuple[str, ...] = ()  # in which order floats are added: see `sums`
 
     @property
@@ -104,7 +105,7 @@ def sums(ttgir: str) -> tuple[str, ...]:
 
 
 def _nvidia(kernel: Any, target: Target) -> Stats:
-    usage, opcodes = _disassembled(kernel)
+    usage, opcodes, early = _disassembled(kernel)
     warps, registers = kernel.metadata.num_warps, usage["REG"]
     shared = kernel.metadata.shared + max(0, usage["SHARED"] - RESERVED_SHARED * (int(target.arch) >= 90))
     blocks = _blocks(target, registers, shared, warps)
@@ -133,27 +134,36 @@ def _nvidia(kernel: Any, target: Target) -> Stats:
         matrix=dict(matrix),
         barriers=_count(opcodes, "BAR"),
         traps=opcodes["BPT.TRAP"],
+        early=early,
     )
 
 
-def _disassembled(kernel: Any) -> tuple[dict[str, int], Counter[str]]:
-    """Resource usage and opcodes; kept in Triton's cache beside the binary, for cuobjdump takes half a second."""
+GLOBAL_ACCESS = re.compile(r"(LDG|STG|LD|ST|ATOM|ATOMG|RED|REDG|LDGSTS|UTMALDG|UTMASTG|UBLKCP)(\.|$)")
+
+
+def _disassembled(kernel: Any) -> tuple[dict[str, int], Counter[str], dict[str, int]]:
+    """Resource usage, opcodes, and accesses ahead of the last wait of a dependent launch.
+
+    They are kept in Triton's cache beside the binary, for cuobjdump takes half a second.
+    """
     from triton import knobs
     from triton.runtime.cache import get_cache_manager
 
-    cache, name = get_cache_manager(kernel.hash), "opcodes.json"
+    cache, name = get_cache_manager(kernel.hash), "disassembled.json"
     if known := cache.get_file(name):
-        usage, opcodes = json.loads(Path(known).read_text(encoding="utf-8"))
-        return usage, Counter(opcodes)
+        usage, opcodes, early = json.loads(Path(known).read_text(encoding="utf-8"))
+        return usage, Counter(opcodes), early
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
         command = [knobs.nvidia.cuobjdump.path, "-sass", "-res-usage", file.name]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     usage = {key: int(n) for key, n in re.findall(r"\b(REG|STACK|SHARED):(\d+)", text)}
-    opcodes = Counter(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", text, re.MULTILINE))
-    cache.put(json.dumps([usage, opcodes]), name, binary=False)
-    return usage, opcodes
+    listed = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", text, re.MULTILINE)
+    wait = max((i for i, opcode in enumerate(listed) if opcode == "ACQBULK"), default=0)
+    opcodes, early = Counter(listed), dict(Counter(filter(GLOBAL_ACCESS.match, listed[:wait])))
+    cache.put(json.dumps([usage, opcodes, early]), name, binary=False)
+    return usage, opcodes, early
 
 
 def _blocks(target: Target, registers: int, shared: int, warps: int) -> int:

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import torch
 
 from zonos2_triton.bench.cli_choices import chosen
-from zonos2_triton.bench.compiler import offline_compile
+from zonos2_triton.bench.compiler import dependent_launch, offline_compile
 from zonos2_triton.bench.compiler.cubin_stats import TARGETS, TENSOR_MEMORY, Stats, statistics
 from zonos2_triton.bench.compiler.offline_compile import Launch, check_compiler, compile_only, fake_tensors, in_short
 from zonos2_triton.model.files import write_whole
@@ -234,7 +234,7 @@ def _judged(launch: Launch, target: str, expects: Expectations) -> tuple[Stats |
     expected = _expected(launch.function, expects)
     if expected is None:
         return stats, [f"the catalogue states no expectation for {launch.function}"]
-    return stats, judge(stats, target, expected)
+    return stats, [*judge(stats, target, expected), *dependent_launch.violations(launch.kernel, stats)]
 
 
 def _expected(function: str, expects: Expectations) -> Expected | None:

@@ -1,4 +1,4 @@
-"""Checks on kernels while Triton's CPU interpreter runs them: bounds, undefined lanes, data races, order.
+"""Checks on kernels while Triton's CPU interpreter runs them: bounds, undefined lanes, data races, waits, order.
 
 The interpreter runs one program after another, reads and writes whatever address it is given, and fills lanes that a
 load masks off with zeros. A GPU does none of that, so a kernel may pass here and fail there. `checked()` closes the
@@ -29,12 +29,17 @@ from triton.runtime import interpreter
 
 from zonos2_triton.bench.proof import races
 from zonos2_triton.bench.proof.poison import extent_bytes
+from zonos2_triton.kernels._dependent_launch import wait_for_previous_launch
 
 DataRace = races.DataRace
 
 
 class OutOfBounds(IndexError):
     """A lane that is not masked off addresses memory outside every tensor argument of the launch."""
+
+
+class NoWait(RuntimeError):
+    """A program of a dependent launch accesses memory, or ends, without a wait for the previous launch."""
 
 
 def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
@@ -82,6 +87,9 @@ class Arguments:
         groups = [(self.memories[k], addresses[inside & (number == k)]) for k in np.unique(number[inside])]
         return groups, addresses[~inside]
 
+    def name(self, address: int) -> str:
+        return self.memories[bisect_right(self.starts, address) - 1].names
+
     def nearest(self, address: int, size: int) -> str:
         at = bisect_right(self.starts, address) - 1
         below, above = self.memories[1:][at - 1 : at], self.memories[at + 1 : at + 2]
@@ -109,8 +117,10 @@ class Checks:
 
     history: races.History  # of the launch that runs
 
-    def __init__(self, bounds: bool, undefined: bool, races: bool, order: int | Literal["reversed"] | None) -> None:
-        self.bounds, self.undefined, self.races, self.order = bounds, undefined, races, order
+    def __init__(
+        self, bounds: bool, undefined: bool, races: bool, waits: bool, order: int | Literal["reversed"] | None
+    ) -> None:
+        self.bounds, self.undefined, self.races, self.waits, self.order = bounds, undefined, races, waits, order
         self.builder = interpreter.interpreter_builder
         self.launches = 0  # how many were checked
         self.inside_atomic = False
@@ -142,15 +152,18 @@ class Checks:
         def checked_launch(executor: Any, *args: Any, **kwargs: Any) -> None:
             self.launches += 1
             self.kernel = executor.fn.__name__
+            self.waited = True  # no program has begun
+            self.dependent = self.waits and "PDL" in executor.arg_names
             self.patched = {id(executor.fn.__globals__)}
             try:
                 with np.errstate(all="ignore"):  # undefined lanes take part in arithmetic, and a GPU has no signals
                     launch(executor, *args, **kwargs)
+                self._end_program()
             except interpreter.InterpreterError as error:
                 cause: BaseException = error
                 while isinstance(cause, interpreter.InterpreterError) and cause.__cause__ is not None:
                     cause = cause.__cause__
-                if isinstance(cause, OutOfBounds | DataRace | AssertionError):
+                if isinstance(cause, OutOfBounds | DataRace | NoWait | AssertionError):
                     raise cause from None
                 raise
 
@@ -167,6 +180,7 @@ class Checks:
             if id(function.fn.__globals__) not in self.patched:
                 interpreter._patch_lang(function.fn)
                 self.patched.add(id(function.fn.__globals__))
+            self.waited |= function.fn is wait_for_previous_launch.fn
             try:
                 return function.rewrite()(*args, **kwargs)
             except Exception as error:
@@ -185,7 +199,13 @@ class Checks:
         self.sequence = programs
         self.history = races.History(self.kernel, grid)
 
+    def _end_program(self) -> None:
+        if not self.waited:
+            raise NoWait(f"{self.kernel}: program {self.builder.grid_idx} ended without a wait for the previous launch")
+
     def _set_grid_idx(self, *index: int) -> None:
+        self._end_program()
+        self.waited = not self.dependent
         program = int(self.sequence[np.ravel_multi_index(index, self.grid)])
         self.original["set_grid_idx"](*(int(i) for i in np.unravel_index(program, self.grid)))
         self.history.begin(program)
@@ -196,6 +216,9 @@ class Checks:
         if not addresses.size:
             return addresses
         size = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
+        if not self.waited:
+            does = f"{races.DOES[kind]} {addresses.size} elements of {self.arguments.name(int(addresses[0]))}"
+            raise NoWait(f"{self.kernel}: program {self.builder.grid_idx} {does} before its wait")
         groups, outside = self.arguments.locate(addresses, size)
         if self.bounds and outside.size:
             where = self.arguments.nearest(int(outside[0]), size)
@@ -252,13 +275,19 @@ def _lanes_on(mask: Any, pointers: Any) -> NDArray[np.bool_] | None:
 
 @contextmanager
 def checked(
-    *, bounds: bool = True, undefined: bool = True, races: bool = True, order: int | Literal["reversed"] | None = None
+    *,
+    bounds: bool = True,
+    undefined: bool = True,
+    races: bool = True,
+    waits: bool = True,
+    order: int | Literal["reversed"] | None = None,
 ) -> Iterator[Checks]:
     """Checks each kernel that the interpreter launches inside the block; `launches` of what it yields counts them.
 
     bounds     each address that is not masked off lies in the strided extent of a tensor argument: OutOfBounds
     undefined  lanes that a load without `other` masks off are NaN or a wild integer, not 0
     races      no two accesses of one launch depend on which program or thread comes first: DataRace
+    waits      a kernel with a parameter PDL waits for the previous launch before any access, and on every path: NoWait
     order      the programs of a grid run shuffled by this seed, or "reversed"
 
     tl.device_assert raises AssertionError.
@@ -266,7 +295,7 @@ def checked(
     """
     if not triton.knobs.runtime.interpret:
         raise RuntimeError("checked: compiled kernels are not; set TRITON_INTERPRET=1 before triton is imported")
-    checks = Checks(bounds, undefined, races, order)
+    checks = Checks(bounds, undefined, races, waits, order)
     with ExitStack() as patches:
         patches.enter_context(patch.multiple(interpreter.interpreter_builder, **checks.builder_members()))
         patches.enter_context(patch.multiple(interpreter.GridExecutor, **checks.executor_members()))

@@ -21,6 +21,7 @@ from zonos2_triton.bench import catalogue
 from zonos2_triton.bench.compiler import warmup
 from zonos2_triton.bench.compiler.gate import Expected, run
 from zonos2_triton.bench.compiler.offline_compile import compile_only, fake_tensors
+from zonos2_triton.kernels._dependent_launch import prefetch_l2, wait_for_previous_launch
 
 
 @triton.jit
@@ -62,6 +63,40 @@ def _broken_kernel(x_ptr):
 def _refused_kernel(x_ptr, y_ptr, BLOCK: tl.constexpr):
     offs = tl.arange(0, BLOCK)
     tl.store(y_ptr + offs, tl.load(x_ptr + offs, cache_modifier=".cg", eviction_policy="evict_first"))
+
+
+@triton.jit
+def _dependent_kernel(x_ptr, n, WHERE: tl.constexpr, PDL: tl.constexpr):
+    """The wait where it should be, or where it should not be."""
+    p = tl.program_id(0)
+    prefetch_l2(x_ptr + p * 8, 8, PDL)
+    x = 0.0
+    if WHERE == "after load":
+        x += tl.load(x_ptr + p).to(tl.float32)
+    if WHERE == "twice":
+        wait_for_previous_launch(PDL)
+    if WHERE == "branch":
+        if p < n:
+            wait_for_previous_launch(PDL)
+            x += tl.load(x_ptr + p).to(tl.float32)
+    elif WHERE == "early return":
+        if p >= n:
+            return
+        wait_for_previous_launch(PDL)
+    elif WHERE == "loop":
+        for i in range(n):
+            wait_for_previous_launch(PDL)
+            x += tl.load(x_ptr + i * 1024 + p).to(tl.float32)
+    elif WHERE != "nowhere":
+        wait_for_previous_launch(PDL)
+    tl.store(x_ptr + p, x.to(tl.bfloat16))
+
+
+WAITS = "before", "after load", "twice", "branch", "early return", "loop", "nowhere"
+
+
+def _dependent(where, **more):
+    return _toy(lambda x: _dependent_kernel[(64,)](x, x.shape[0], WHERE=where, PDL=True, **more))
 
 
 def _scaled(x, n, BLOCK):
@@ -121,6 +156,8 @@ KERNELS: dict[str, Any] = {
     "silent": _toy(lambda x: None),
     "unstated": _toy(lambda x: _scaled(x, x.shape[0], 2048), {"_other_kernel": Expected(400)}),
     "crash": _toy(lambda x: os._exit(3)),
+    **{where.replace(" ", "_"): _dependent(where, launch_pdl=True) for where in WAITS},
+    "no_attribute": _dependent("before", launch_pdl=False),
     "batch_dependent": _toy(
         lambda x: _columns_kernel[(1,)](x, x, K=64, BLOCK=x.shape[0]),
         {"*": Expected(10_000, invariant=True)},

@@ -33,6 +33,13 @@ DEFECTS = [
     ("refused", "sm_90", "Modifier '.evict_first' cannot be combined with modifier '.cg'"),
     ("host", "sm_90", "the host code failed: ValueError: x must have two axes"),
     ("silent", "sm_90", "the op launches no kernel"),
+    ("after_load", "sm_90", "ahead of the wait for the previous launch: `"),
+    ("twice", "sm_90", "2 waits for the previous launch; there must be one"),
+    ("branch", "sm_90", "not every path waits for the previous launch"),
+    ("early_return", "sm_90", "not every path waits for the previous launch"),
+    ("loop", "sm_90", "not every path waits for the previous launch"),
+    ("nowhere", "sm_90", "0 waits for the previous launch; there must be one"),
+    ("no_attribute", "sm_90", "it waits for the previous launch, but has no launch_pdl"),
     ("unstated", "sm_90", "the catalogue states no expectation for _scale_kernel"),
 ]
 
@@ -80,6 +87,8 @@ def test_what_is_clean_passes(found):
     three, other = ("M64-bfloat16", 3, (2,)), ("M64-bfloat16#2", 1, (8,))
     assert [(row.config, row.launches, row.grid) for row in clean] == [three, other]
     assert all(not row.failures and row.stats.loads.keys() == {"16"} and not row.stats.matrix for row in clean)
+    [dependent] = [row for row in found["rows"] if row.kernel == "before"]
+    assert not dependent.failures
     [tiles] = [row for row in found["rows"] if row.kernel == "large_tiles" and row.target == "sm_90"]
     assert not tiles.failures
     assert (tiles.stats.matrix.keys(), tiles.stats.loads.keys()) == ({"HGMMA"}, {"async 16"})

@@ -7,8 +7,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime import interpreter
 
-from zonos2_triton.bench.proof.interpreter import OutOfBounds, checked
+from zonos2_triton.bench.proof.interpreter import NoWait, OutOfBounds, checked
 from zonos2_triton.bench.proof.poison import poisoned
+from zonos2_triton.kernels._dependent_launch import prefetch_l2, wait_for_previous_launch
 from zonos2_triton.kernels._interpreter import repair
 
 pytestmark = pytest.mark.interpreter
@@ -59,6 +60,35 @@ def _undefined_kernel(x_ptr, y_ptr, BLOCK: tl.constexpr):
 def _grid_kernel(y_ptr):
     p = (tl.program_id(0) * 3 + tl.program_id(1)) * 4 + tl.program_id(2)
     tl.store(y_ptr + p, p.to(tl.float32))
+
+
+@triton.jit
+def _wait_inside(PDL: tl.constexpr):
+    wait_for_previous_launch(PDL)
+
+
+@triton.jit
+def _dependent_kernel(x_ptr, n, WHERE: tl.constexpr, PDL: tl.constexpr):
+    """x += 1 in the first n programs, with the wait where it should not be, or where it should."""
+    p = tl.program_id(0)
+    prefetch_l2(x_ptr + p, 4, PDL)
+    if WHERE == "before":
+        _wait_inside(PDL)
+    if WHERE == "before load" or WHERE == "after load":
+        if WHERE == "after load":
+            tl.load(x_ptr + p)
+        wait_for_previous_launch(PDL)
+    if p < n:
+        if WHERE == "branch":
+            wait_for_previous_launch(PDL)
+        if WHERE == "after store":
+            tl.store(x_ptr + p, 1.0)
+            wait_for_previous_launch(PDL)
+        elif WHERE == "after atomic":
+            tl.atomic_add(x_ptr + p, 1.0)
+            wait_for_previous_launch(PDL)
+        else:
+            tl.store(x_ptr + p, tl.load(x_ptr + p) + 1)
 
 
 def launch(kernel, programs, *arguments, order=None, **constants):
@@ -142,6 +172,29 @@ def test_device_assert():
     launch(_assert_kernel, 1, torch.ones(1), 2.0)
     with pytest.raises(AssertionError, match="too large"):
         launch(_assert_kernel, 1, torch.ones(1), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("where", "programs", "words"),
+    [
+        ("after load", 2, r"_dependent_kernel: program \(0, 0, 0\) loads 1 elements? .*x_ptr before its wait"),
+        ("after store", 2, r"program \(0, 0, 0\) stores 1 elements? .*x_ptr before its wait"),
+        ("after atomic", 2, r"program \(0, 0, 0\) atomically updates 1 elements? .*x_ptr before its wait"),
+        ("nowhere", 2, r"program \(0, 0, 0\) loads"),
+        ("branch", 3, r"_dependent_kernel: program \(2, 0, 0\) ended without a wait"),
+        ("branch", 4, r"_dependent_kernel: program \(2, 0, 0\) ended without a wait"),
+    ],
+)
+def test_wait_for_the_previous_launch(where, programs, words):
+    with pytest.raises(NoWait, match=words):
+        launch(_dependent_kernel, programs, torch.zeros(4), 2, WHERE=where, PDL=False)
+
+
+@pytest.mark.parametrize("where", ["before", "before load"])
+def test_a_wait_before_everything_passes(where):
+    x = torch.zeros(4)
+    launch(_dependent_kernel, 4, x, 2, WHERE=where, PDL=False)
+    assert x.tolist() == [1, 1, 0, 0]
 
 
 def state():

@@ -10,7 +10,7 @@ import torch
 import triton
 from triton.runtime import interpreter
 
-from zonos2_triton._settings import LAUNCH_CONFIG
+from zonos2_triton._settings import LAUNCH_CONFIG, PDL
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.proof.invariants import INVARIANTS, exact
 from zonos2_triton.bench.proof.verify import Case
@@ -73,6 +73,38 @@ def test_an_unknown_card_gets_the_nearest_and_the_log_says_so_once(on_card, capl
     with caplog.at_level(logging.WARNING, "zonos2_triton"):
         assert [architecture(), architecture()] == [nearest, nearest]
     assert caplog.messages == [f"no tiles were chosen for {name}; it runs with those of {nearest}"]
+
+
+HAVE_PDL = {"sm_80": False, "sm_89": False, "sm_90": True, "sm_103": True, "sm_120": True, "gfx942": False}
+
+
+@pytest.mark.parametrize(("name", "exists"), HAVE_PDL.items())
+def test_a_launch_is_a_dependent_one_where_the_card_has_that_and_the_switch_allows_it(
+    on_card, monkeypatch, name, exists
+):
+    def flags():
+        launch = launch_config("output_projection", "decode", torch.bfloat16)
+        return launch["PDL"], launch.get("launch_pdl")
+
+    on_card(*card(name))
+    on, off = (True, True), (False, None)
+    assert flags() == (on if exists else off)
+    monkeypatch.setenv(PDL, "0")
+    assert flags() == off
+    monkeypatch.setenv(PDL, "1")
+    if exists:
+        assert flags() == on
+    else:
+        with pytest.raises(ValueError, match=f"{PDL} is '1', but {name} has no programmatic dependent launch; sm_90"):
+            flags()
+
+
+@pytest.mark.interpreter
+def test_the_interpreter_has_no_dependent_launch(monkeypatch):
+    assert launch_config("output_projection", "decode", torch.bfloat16)["PDL"] is False
+    monkeypatch.setenv(PDL, "1")
+    with pytest.raises(ValueError, match=f"{PDL} is '1', but the interpreter has no programmatic dependent launch"):
+        launch_config("output_projection", "decode", torch.bfloat16)
 
 
 def test_tiles_are_as_wide_as_the_rows_need(on_card):

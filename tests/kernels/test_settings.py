@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from zonos2_triton import _settings
-from zonos2_triton._settings import BACKEND, DISABLE, LAUNCH_CONFIG, LOG, NVTX, PREFIX, SGLANG, SGLANG_COMPONENTS
+from zonos2_triton._settings import BACKEND, DISABLE, LAUNCH_CONFIG, LOG, NVTX, PDL, PREFIX, SGLANG, SGLANG_COMPONENTS
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("unset")
@@ -30,6 +30,7 @@ def test_unset_they_change_nothing():
     assert _settings.backend() == "auto"
     assert (_settings.disabled(), _settings.nvtx(), _settings.launch_config()) == (False, False, None)
     assert _settings.sglang_components() == frozenset()
+    assert _settings.dependent_launch() is None
     assert _settings.log_level() is None
     assert _settings.present() == {}
 
@@ -39,6 +40,12 @@ def test_switches(monkeypatch, value, on):
     for reader, name in ((_settings.disabled, DISABLE), (_settings.nvtx, NVTX)):
         monkeypatch.setenv(name, value)
         assert reader() is on
+
+
+@pytest.mark.parametrize(("value", "wanted"), [("", None), ("0", False), ("1", True)])
+def test_dependent_launch(monkeypatch, value, wanted):
+    monkeypatch.setenv(PDL, value)
+    assert _settings.dependent_launch() is wanted
 
 
 COMPONENTS = {"": (), "0": ()} | dict.fromkeys(("1", "all"), SGLANG_COMPONENTS)
@@ -56,6 +63,7 @@ def test_components_of_sglang(monkeypatch, value, components):
     [
         (_settings.backend, BACKEND, "cuda", "reference, triton, auto"),
         (_settings.disabled, DISABLE, "true", "0, 1"),
+        (_settings.dependent_launch, PDL, "on", "0, 1"),
         (_settings.log_level, LOG, "INFO", "debug, info, warning, error, off"),
         (_settings.sglang_components, SGLANG, "attention,moe", "0, 1, all, or a list of attention, exp"),
         (_settings.sglang_components, SGLANG, "attention,", "0, 1, all, or a list"),
