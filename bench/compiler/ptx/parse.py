@@ -179,7 +179,7 @@ _SPECIAL = re.compile(
 )
 _ENTRY = re.compile(r"\.entry\s+([\w$]+)\s*\((.*?)\)\s*((?:\.\w+[^\n{]*\s*)*)\{", re.S)
 _PARAM = re.compile(
-    r"\.param\s+(?:\.align\s+\d+\s+)?\.(\w+)\s+(\.ptr\s+)?(?:\.[a-z]\w*\s+|\.align\s+\d+\s+)*([\w$]+)(?:\[(\d+)\])?"
+    r"\.param\s+(?:\.align\s+\d+\s+)?\.(\w+)\s+(\.ptr\s+)?(?:\.align\s+\d+\s+|\.[a-z]\w*\s+)*([\w$]+)(?:\[(\d+)\])?"
 )
 _LABEL = re.compile(r"([$\w]+):(?!:)\s*")
 _NUMBER = re.compile(r"-?(0[xX][0-9a-fA-F]+U?|\d+U?)$")
