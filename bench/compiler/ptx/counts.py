@@ -11,7 +11,7 @@ CLASSES = (
     "int", "float", "special", "matrix", "shared_load", "shared_store", "ldmatrix", "global_load", "global_store",
     "cp_async", "atomic", "shuffle", "barrier", "branch", "other",
 )  # fmt: skip
-"""Classes of instructions. "special": the unit for ex2, rsqrt, division. "other": mov, parameters, fences: mostly free."""
+"""Classes of instructions. "special": the unit for ex2, rsqrt, division. "other", such as mov, is mostly free."""
 
 TRAFFIC = (
     "wavefronts", "ideal_wavefronts", "load_sectors", "load_requests", "load_bytes", "store_sectors", "store_requests",

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from zonos2_triton.bench.compiler.ptx.counts import SPACES
 from zonos2_triton.bench.compiler.ptx.parse import Address, Function, Instruction, Register, Symbol
@@ -35,7 +36,7 @@ def blocks(function: Function) -> dict[int, Block]:
     leaders |= {i + 1 for i, each in enumerate(code) if each.name in _ENDS or is_barrier(each)}
     order = sorted(leaders)
     found = {}
-    for first, last in zip(order, order[1:], strict=False):
+    for first, last in pairwise(order):
         end = code[last - 1]
         following = set()
         if end.name == "bra":

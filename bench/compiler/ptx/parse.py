@@ -56,31 +56,10 @@ Scalar = Register | Special | Immediate | Symbol | None
 Operand = Scalar | Address | tuple[Scalar, ...]
 """A tuple is a vector {a, b}, or a pair of results a|b."""
 
-NO_RESULT = frozenset(
-    [
-        "st",
-        "red",
-        "bar",
-        "barrier",
-        "bra",
-        "ret",
-        "exit",
-        "cp",
-        "fence",
-        "membar",
-        "wgmma",
-        "stmatrix",
-        "mbarrier",
-        "prefetch",
-        "discard",
-        "griddepcontrol",
-        "trap",
-        "nanosleep",
-        "pragma",
-        "setmaxnreg",
-        "applypriority",
-    ]
-)
+NO_RESULT = (
+    "st", "red", "bar", "barrier", "bra", "ret", "exit", "cp", "fence", "membar", "stmatrix", "prefetch", "discard",
+    "griddepcontrol", "trap", "nanosleep", "pragma", "setmaxnreg", "applypriority",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
