@@ -17,7 +17,7 @@ from zonos2_triton.kernels._operator import Launch
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
 
 # Operators whose kernels wait for the previous launch, and so may start before its end.
-DEPENDENT = frozenset({"output_projection"})
+DEPENDENT = frozenset({"advance_frame", "output_projection", "prefill_attention", "rotary", "sample_codes"})
 
 
 def _config(num_warps: int, num_stages: int, **blocks: int) -> Launch:

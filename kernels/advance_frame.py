@@ -35,6 +35,7 @@ import triton.language as tl
 from torch import Tensor
 
 from zonos2_triton.kernels._args import check_range
+from zonos2_triton.kernels._dependent_launch import wait_for_previous_launch
 from zonos2_triton.kernels._launch_config import launch_config
 from zonos2_triton.kernels._operator import Cost, operator
 
@@ -73,8 +74,10 @@ def _advance_frame_kernel(
     SLOT_FREE: tl.constexpr,
     SLOT_NONFINITE: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Grid (B,): a program owns a slot."""
+    wait_for_previous_launch(PDL)
     b = tl.program_id(0).to(tl.int64)
     position = tl.load(positions_ptr + b)
     if position < 0:

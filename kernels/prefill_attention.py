@@ -48,6 +48,7 @@ from zonos2_triton.kernels._attention import (
     store_output,
     write_new_kv,
 )
+from zonos2_triton.kernels._dependent_launch import wait_for_previous_launch
 from zonos2_triton.kernels._launch_config import launch_config
 from zonos2_triton.kernels._math import dot_fp32, finite
 from zonos2_triton.kernels._operator import Cost, operator
@@ -69,8 +70,10 @@ def _write_cache_kernel(
     DH: tl.constexpr,
     QK_EPS: tl.constexpr,
     BLOCK_Q: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Grid (tiles of max_seqlen_q, HKV, B): a program writes BLOCK_Q tokens' keys and values of one head."""
+    wait_for_previous_launch(PDL)
     hk, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
     first_token, cache_len = tl.load(cu_seqlens_ptr + b).to(tl.int64), tl.load(cache_seqlens_ptr + b)
     new_len = tl.load(cu_seqlens_ptr + b + 1) - first_token
@@ -112,12 +115,14 @@ def _prefill_attention_kernel(
     BLOCK_Q: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_KV: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Grid (tiles of max_seqlen_q, HKV, B): a program owns BLOCK_Q tokens' queries of one key/value head.
 
     A row of the tile is (token, query head of the group): BLOCK_Q * GROUP of the BLOCK_M rows are used. Later tiles,
     which see more, come first.
     """
+    wait_for_previous_launch(PDL)
     hk, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
     first_token, cache_len = tl.load(cu_seqlens_ptr + b).to(tl.int64), tl.load(cache_seqlens_ptr + b)
     new_len = (tl.load(cu_seqlens_ptr + b + 1) - first_token).to(tl.int32)

@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from zonos2_triton.kernels._args import check_range, check_rows
+from zonos2_triton.kernels._dependent_launch import wait_for_previous_launch
 from zonos2_triton.kernels._launch_config import launch_config
 from zonos2_triton.kernels._math import apply_rotary, round_to
 from zonos2_triton.kernels._operator import Cost, operator
@@ -31,8 +32,10 @@ def _rotary_kernel(
     H,
     DH: tl.constexpr,
     BLOCK_H: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Grid (M,): a program owns the heads of a token."""
+    wait_for_previous_launch(PDL)
     m = tl.program_id(0).to(tl.int64)
     offs_h = tl.arange(0, BLOCK_H)
     offs_d = tl.arange(0, DH)

@@ -29,6 +29,7 @@ import triton.language as tl
 from torch import Tensor
 
 from zonos2_triton.kernels._args import may_sync
+from zonos2_triton.kernels._dependent_launch import wait_for_previous_launch
 from zonos2_triton.kernels._launch_config import launch_config
 from zonos2_triton.kernels._math import exp_nonpositive
 from zonos2_triton.kernels._operator import Cost, operator
@@ -55,8 +56,10 @@ def _sample_codes_kernel(
     MASS: tl.constexpr,
     WEIGHT: tl.constexpr,
     BLOCK_V: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Grid (C, B): a program owns a row of logits."""
+    wait_for_previous_launch(PDL)
     c, b, C = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
     row = (b * C + c).to(tl.int64)
     offs = tl.arange(0, BLOCK_V)
