@@ -19,8 +19,22 @@ from zonos2_triton.kernels._operator import Launch, interpreted
 LOG = logging.getLogger("zonos2_triton")
 
 
+_kept: dict[tuple[Any, ...], tuple[object, Launch]] = {}  # by what a choice follows from: the overrides, and the choice
+
+
 def launch_config(op: str, variant: str, dtype: torch.dtype, rows: int = 1, tf32: bool = False) -> Launch:
-    """Keyword arguments of a launch for so many rows: blocks, num_warps, num_stages, and those of dependent launch."""
+    """Keyword arguments of a launch for so many rows: blocks, num_warps, num_stages, and those of dependent launch.
+
+    A choice is made once and kept: callers must not change it.
+    """
+    key, found = (op, variant, dtype, rows, tf32, _target(), wanted_pdl()), overrides()
+    kept = _kept.get(key)
+    if kept is None or kept[0] is not found:
+        kept = _kept[key] = found, _chosen(op, variant, dtype, rows, tf32)
+    return kept[1]
+
+
+def _chosen(op: str, variant: str, dtype: torch.dtype, rows: int, tf32: bool) -> Launch:
     configs, arch = LAUNCH_CONFIGS[op, variant], architecture()
     if arch != "interpreter" and dtype == torch.float32:
         arch = "tf32" if tf32 else "fp32"
@@ -121,18 +135,21 @@ def gemm_config(op: str, prefill: bool, dtype: torch.dtype, rows: int, K: int) -
 FIRST_WITH_PDL = 90  # sm_90
 
 
+@cache  # so that the variable is read once
+def wanted_pdl() -> bool | None:
+    """Whether ZONOS2_TRITON_PDL wants dependent launch; None: where the GPU has it."""
+    return _settings.dependent_launch()
+
+
 def dependent_launch() -> Launch:
     """The arguments of dependent launch (`_dependent_launch`): on where the GPU has it and ZONOS2_TRITON_PDL allows it.
 
     ValueError: ZONOS2_TRITON_PDL=1 asks for it on another device.
     """
-    wanted, name = _settings.dependent_launch(), "the interpreter"
-    exists = False
-    if not interpreted():
-        target = triton.runtime.driver.active.get_current_target()
-        exists = target.backend == "cuda" and target.arch >= FIRST_WITH_PDL
-        name = f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch)
+    target, wanted = _target(), wanted_pdl()
+    exists = target is not None and target.backend == "cuda" and target.arch >= FIRST_WITH_PDL
     if wanted and not exists:
+        name = "the interpreter" if target is None else _name(target)
         raise ValueError(
             f"{_settings.PDL} is '1', but {name} has no programmatic dependent launch; sm_{FIRST_WITH_PDL} and newer "
             "have it; accepted here: 0, or unset"
@@ -142,10 +159,25 @@ def dependent_launch() -> Launch:
 
 def architecture() -> str:
     """The current device's architecture, of ARCHITECTURES, or "interpreter"."""
+    target = _target()
+    return "interpreter" if target is None else _nearest(_name(target))
+
+
+def _target() -> Any:
+    """Triton's target for the current device; None: the interpreter."""
     if interpreted():
-        return "interpreter"
-    target = triton.runtime.driver.active.get_current_target()
-    return _nearest(f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch))
+        return None
+    driver = triton.runtime.driver.active
+    return _target_of(driver, driver.get_current_device())
+
+
+@cache  # of drivers and their devices: a driver asks the device each time
+def _target_of(driver: Any, device: Any) -> Any:
+    return driver.get_current_target()
+
+
+def _name(target: Any) -> str:
+    return f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch)
 
 
 @cache  # so that the log says it once

@@ -3,11 +3,11 @@
 import json
 import logging
 import re
-from types import SimpleNamespace
 
 import pytest
 import torch
 import triton
+from triton.backends.compiler import GPUTarget
 from triton.runtime import interpreter
 
 from zonos2_triton._settings import LAUNCH_CONFIG, PDL
@@ -15,9 +15,14 @@ from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.proof.invariants import INVARIANTS, exact
 from zonos2_triton.bench.proof.verify import Case
 from zonos2_triton.kernels import _launch_config
-from zonos2_triton.kernels._launch_config import architecture, gemm_config, launch_config, overrides
+from zonos2_triton.kernels._launch_config import architecture, gemm_config, launch_config, overrides, wanted_pdl
 from zonos2_triton.kernels._launch_table import ARCHITECTURES, LAUNCH_CONFIGS
 from zonos2_triton.reference.ops import VOCODER_OPERATORS
+
+
+class Driver:
+    def __init__(self, target):
+        self.get_current_target, self.get_current_device = lambda: target, lambda: 0
 
 
 @pytest.fixture
@@ -26,8 +31,7 @@ def on_card(monkeypatch):
 
     def choose(backend, arch):
         monkeypatch.setattr(_launch_config, "interpreted", lambda: False)
-        driver = SimpleNamespace(get_current_target=lambda: SimpleNamespace(backend=backend, arch=arch))
-        monkeypatch.setattr(triton.runtime.driver, "_active", driver)
+        monkeypatch.setattr(triton.runtime.driver, "_active", Driver(GPUTarget(backend, arch, 32)))
 
     _launch_config._nearest.cache_clear()
     yield choose
@@ -75,13 +79,23 @@ def test_an_unknown_card_gets_the_nearest_and_the_log_says_so_once(on_card, capl
     assert caplog.messages == [f"no tiles were chosen for {name}; it runs with those of {nearest}"]
 
 
+@pytest.fixture
+def switch(monkeypatch):
+    """As if the environment had held this value of ZONOS2_TRITON_PDL from the start."""
+
+    def choose(value):
+        monkeypatch.setenv(PDL, value)
+        wanted_pdl.cache_clear()
+
+    yield choose
+    wanted_pdl.cache_clear()
+
+
 HAVE_PDL = {"sm_80": False, "sm_89": False, "sm_90": True, "sm_103": True, "sm_120": True, "gfx942": False}
 
 
 @pytest.mark.parametrize(("name", "exists"), HAVE_PDL.items())
-def test_a_launch_is_a_dependent_one_where_the_card_has_that_and_the_switch_allows_it(
-    on_card, monkeypatch, name, exists
-):
+def test_a_launch_is_a_dependent_one_where_the_card_has_that_and_the_switch_allows_it(on_card, switch, name, exists):
     def flags():
         launch = launch_config("output_projection", "decode", torch.bfloat16)
         return launch["PDL"], launch.get("launch_pdl")
@@ -89,9 +103,9 @@ def test_a_launch_is_a_dependent_one_where_the_card_has_that_and_the_switch_allo
     on_card(*card(name))
     on, off = (True, True), (False, None)
     assert flags() == (on if exists else off)
-    monkeypatch.setenv(PDL, "0")
+    switch("0")
     assert flags() == off
-    monkeypatch.setenv(PDL, "1")
+    switch("1")
     if exists:
         assert flags() == on
     else:
@@ -100,9 +114,9 @@ def test_a_launch_is_a_dependent_one_where_the_card_has_that_and_the_switch_allo
 
 
 @pytest.mark.interpreter
-def test_the_interpreter_has_no_dependent_launch(monkeypatch):
+def test_the_interpreter_has_no_dependent_launch(switch):
     assert launch_config("output_projection", "decode", torch.bfloat16)["PDL"] is False
-    monkeypatch.setenv(PDL, "1")
+    switch("1")
     with pytest.raises(ValueError, match=f"{PDL} is '1', but the interpreter has no programmatic dependent launch"):
         launch_config("output_projection", "decode", torch.bfloat16)
 
