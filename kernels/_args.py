@@ -26,7 +26,7 @@ STRIDED = "strided"
 class ArgSpec(NamedTuple):
     """The shape and dtype of a tensor: "M D" names its axes. An axis has one size everywhere; a number is that size.
 
-    "D/2", "B+1" and "M*K" follow from the sizes of other arguments.
+    "D/16", rounded up, "B+1" and "M*K" follow from the sizes of other arguments.
     """
 
     axes: tuple[str, ...]
@@ -88,8 +88,9 @@ def _known(axis: str, sizes: dict[str, int]) -> int | None:
         return sizes[axis]
     if axis.isdecimal():
         return int(axis)
-    if axis.endswith("/2"):
-        return sizes[axis[:-2]] // 2
+    if "/" in axis:
+        name, divisor = axis.split("/")
+        return -(-sizes[name] // int(divisor))
     if axis.endswith("+1"):
         return sizes[axis[:-2]] + 1
     return math.prod(sizes.get(factor, 1) for factor in axis.split("*")) if "*" in axis else sizes.get(axis)

@@ -8,7 +8,7 @@ Tiles of fewer than 64 weights keep sm_90 on the same instruction at every width
 import triton
 import triton.language as tl
 
-from zonos2_triton.kernels._math import dot_fp32, round_to
+from zonos2_triton.kernels._math import dot_fp32
 
 
 @triton.jit
@@ -18,22 +18,16 @@ def gemm_tile(
     mask_n,  # [BLOCK_N]
     x_rows,  # [BLOCK_M] pointers to rows of K activations
     mask_m,  # [BLOCK_M]
-    norm_ptr,  # [K] weights of an RMS norm of x, or None
     K,
-    eps,
     EVEN_K: tl.constexpr,  # K is a multiple of BLOCK_K
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """w h and up h, [BLOCK_N, BLOCK_M] fp32, where h = rms_norm(x), or x without a norm.
-
-    The norm takes one pass over x: norm_w * x is rounded and multiplied, and the product is scaled by 1 / rms(x).
-    """
+    """w x and up x, [BLOCK_N, BLOCK_M] fp32."""
     offs_k = tl.arange(0, BLOCK_K)
     acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     acc_up = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-    sum_sq = tl.zeros((BLOCK_K, BLOCK_M), tl.float32)
     for start in range(0, K, BLOCK_K):
         k = start + offs_k
         mask_w = mask_n[:, None]
@@ -43,20 +37,8 @@ def gemm_tile(
             mask_x = mask_x & (k < K)[:, None]
         w = tl.load(w_rows[:, None] + k[None, :], mask=mask_w, other=0.0)  # [BLOCK_N, BLOCK_K]
         x = tl.load(x_rows[None, :] + k[:, None], mask=mask_x, other=0.0)  # [BLOCK_K, BLOCK_M]
-        if norm_ptr is not None:
-            wide = x.to(tl.float32)
-            sum_sq += wide * wide  # element by element: summed over K once, after the loop
-            if EVEN_K:
-                norm_w = tl.load(norm_ptr + k).to(tl.float32)
-            else:
-                norm_w = tl.load(norm_ptr + k, mask=k < K, other=0.0).to(tl.float32)
-            x = round_to(wide * norm_w[:, None], w.dtype)
         acc = dot_fp32(w, x, acc)
         if up_rows is not None:
             up = tl.load(up_rows[:, None] + k[None, :], mask=mask_w, other=0.0)
             acc_up = dot_fp32(up, x, acc_up)
-    if norm_ptr is not None:
-        scale = tl.rsqrt(tl.sum(sum_sq, axis=0) / K + eps)[None, :]
-        acc = acc * scale
-        acc_up = acc_up * scale
     return acc, acc_up

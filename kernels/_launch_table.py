@@ -72,6 +72,7 @@ _DOWN: Configs = {
     "*": (_config(4, 6, BLOCK_R=16, BLOCK_K=128),),
     "gfx942": (_config(4, 2, BLOCK_R=16, BLOCK_K=128),),
     "fp32": (_config(4, 2, BLOCK_R=16, BLOCK_K=64),),
+    "sm_120": (_config(4, 8, BLOCK_R=16, BLOCK_K=64),),  # 128: Triton 3.6 spills
     "interpreter": (_config(1, 1, BLOCK_R=16, BLOCK_K=64),),
 }
 
@@ -102,7 +103,6 @@ LAUNCH_CONFIGS: dict[tuple[str, str], Configs] = {
         "interpreter": (_gemm(512, 64, 64, 1, 1),),
     },
     ("moe_router", "down"): _DOWN,
-    ("moe_router", "normed"): {**_DOWN, "sm_120": (_config(4, 8, BLOCK_R=16, BLOCK_K=64),)},  # 128: Triton 3.6 spills
     ("moe_experts_up", "decode"): {
         **_NORMED,
         "*": (_gemm(16, 128, 16, 4, 6), _gemm(16, 128, 32, 4, 4), _gemm(32, 128, 64, 8, 2)),

@@ -54,28 +54,17 @@ def add_rms_norm(
     weight: Annotated[Tensor | None, "D"],
     eps: float,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    check_rows("add_rms_norm", x.dtype, D=x.shape[1])
+    M, D = x.shape
+    check_rows("add_rms_norm", x.dtype, D=D)
     s, h = torch.empty_like(x), torch.empty_like(x)
     yield s, h
     if residual is None:
         s.copy_(x)
-    _launch(x, residual, weight, None if residual is None else s, h, eps)
-
-
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """The first launch of the projections in prefill, which then have no norm of their own."""
-    h = torch.empty_like(x)
-    _launch(x, None, weight, None, h, eps)
-    return h
-
-
-def _launch(x: Tensor, residual: Tensor | None, weight: Tensor | None, s: Tensor | None, h: Tensor, eps: float) -> None:
-    M, D = x.shape
     _add_rms_norm_kernel[(M,)](
         x,
         residual,
         weight,
-        s,
+        None if residual is None else s,
         h,
         D=D,
         eps=eps,

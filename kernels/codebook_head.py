@@ -8,7 +8,7 @@ Raises     ValueError, TypeError naming operation, argument, what came and what 
 Reference  zonos2_triton.reference.codebook_head.codebook_head
 Source     Zyphra/ZONOS2, models/zonos2.py; the soft-cap as in Gemma 2, arXiv:2408.00118.
 
-prefill=True norms by a launch of its own and takes tiles that suit many tokens. A token's result depends on itself and
+prefill=True takes tiles that suit many tokens. A token's result depends on itself and
 on `prefill` alone.
 """
 
@@ -24,14 +24,14 @@ from zonos2_triton.kernels._args import check_batch, check_rows
 from zonos2_triton.kernels._gemm import gemm_tile
 from zonos2_triton.kernels._launch_config import gemm_config
 from zonos2_triton.kernels._math import tanh
+from zonos2_triton.kernels._norm import check_norm, input_bytes, load_sum_sq, n_norm_groups, prepare_norm, rms_scale
 from zonos2_triton.kernels._operator import Cost, operator
-from zonos2_triton.kernels.add_rms_norm import rms_norm
 
 
 @triton.jit(do_not_specialize=["M"])  # one binary for every batch
 def _codebook_head_kernel(
-    x_ptr,  # [M, D]
-    norm_ptr,  # [D], or None: x is normed already
+    x_ptr,  # [M, D]: x_scaled; or x, normed already
+    sum_sq_ptr,  # [M, N_GROUPS] fp32, or None
     w_ptr,  # [N, D]
     logits_ptr,  # [M, N] fp32
     M,
@@ -40,6 +40,7 @@ def _codebook_head_kernel(
     eps,
     softcap,
     CAP: tl.constexpr,
+    N_GROUPS: tl.constexpr,
     EVEN_K: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -51,7 +52,11 @@ def _codebook_head_kernel(
     mask_m, mask_n = offs_m < M, offs_n < N
     w_rows = w_ptr + offs_n.to(tl.int64) * D
     x_rows = x_ptr + offs_m.to(tl.int64) * D
-    acc, _ = gemm_tile(w_rows, None, mask_n, x_rows, mask_m, norm_ptr, D, eps, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K)
+    if sum_sq_ptr is not None:
+        sum_sq = load_sum_sq(sum_sq_ptr, offs_m, mask_m, N_GROUPS)
+    acc, _ = gemm_tile(w_rows, None, mask_n, x_rows, mask_m, D, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K)
+    if sum_sq_ptr is not None:
+        acc *= rms_scale(sum_sq, D, eps, BLOCK_M)
     if CAP:
         acc = softcap * tanh(acc / softcap)
     offs = offs_m.to(tl.int64)[None, :] * N + offs_n[:, None]
@@ -67,32 +72,36 @@ def codebook_head(
     eps: float,
     softcap: float,
     prefill: bool = False,
+    x_scaled: Annotated[Tensor | None, "M D"] = None,
+    sum_sq: Annotated[Tensor | None, "M D/16", torch.float32] = None,
 ) -> Iterator[Tensor]:
     (M, D), N = x.shape, weight.shape[0]
     check_rows("codebook_head", x.dtype, D=D)
+    check_norm("codebook_head", norm_weight, x_scaled, sum_sq)
     if n_codebooks < 1 or N % n_codebooks:
         raise ValueError(f"codebook_head: weight must have a multiple of n_codebooks={n_codebooks} rows, got {N}")
     if not prefill:
         check_batch("codebook_head", M)
     logits = x.new_empty((M, n_codebooks, N // n_codebooks), dtype=torch.float32)
     yield logits
-    if prefill and norm_weight is not None:
-        x, norm_weight = rms_norm(x, norm_weight, eps), None
+    x, sum_sq = prepare_norm(x, norm_weight, x_scaled, sum_sq)
     launch = gemm_config("codebook_head", prefill, x.dtype, M, D)
     _codebook_head_kernel[(triton.cdiv(M, launch["BLOCK_M"]), triton.cdiv(N, launch["BLOCK_N"]))](
         x,
-        norm_weight,
+        sum_sq,
         weight,
         logits,
         M=M,
         D=D,
         N=N,
         eps=eps,
+        N_GROUPS=n_norm_groups(D),
         softcap=softcap,
         CAP=softcap != 0,
         **launch,
     )
 
 
-def cost(M: int, D: int, N: int, itemsize: int) -> Cost:
-    return Cost(bytes=(N * D + D + M * D) * itemsize + 4 * M * N, flops=2 * M * N * D)
+def cost(M: int, D: int, N: int, itemsize: int, normed: bool = False, prepared: bool = True) -> Cost:
+    tokens = input_bytes(M, D, itemsize, normed, prepared)
+    return Cost(bytes=N * D * itemsize + tokens + 4 * M * N, flops=2 * M * N * D)

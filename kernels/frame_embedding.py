@@ -25,6 +25,7 @@ from torch import Tensor
 from zonos2_triton.kernels._args import check_range, check_rows
 from zonos2_triton.kernels._launch_config import launch_config
 from zonos2_triton.kernels._math import round_to
+from zonos2_triton.kernels._norm import NORM_GROUP, norm_bytes, norm_results, store_norm
 from zonos2_triton.kernels._operator import Cost, operator
 
 
@@ -34,7 +35,10 @@ def _frame_embedding_kernel(
     table_ptr,  # [C * V + text ids, D]
     speakers_ptr,  # [S, D], or None
     speaker_index_ptr,  # [M] int32, or None
+    norm_ptr,  # [D], of the norm that follows, or None
     h_ptr,  # [M, D]
+    x_scaled_ptr,  # [M, D]
+    sum_sq_ptr,  # [M, cdiv(D, 16)] fp32
     D,
     codebook_vocab,
     eps,
@@ -56,7 +60,11 @@ def _frame_embedding_kernel(
         x = tl.where(speaker >= 0, speaker_row.to(tl.float32), x)
     if NORM:
         x = x * tl.rsqrt(tl.sum(x * x, axis=0) / D + eps)
-    tl.store(h_ptr + m * D + offs, round_to(x, h_ptr.dtype.element_ty), mask=mask)
+    h = round_to(x, h_ptr.dtype.element_ty)
+    tl.store(h_ptr + m * D + offs, h, mask=mask)
+    if norm_ptr is not None:
+        offs_m = m + tl.arange(0, 1)
+        store_norm(h[:, None], norm_ptr, x_scaled_ptr, sum_sq_ptr, 0, offs_m, offs_m >= 0, D, BLOCK_D, 1)
 
 
 @operator()
@@ -68,7 +76,8 @@ def frame_embedding(
     speakers: Annotated[Tensor | None, "S D"] = None,
     speaker_index: Annotated[Tensor | None, "M", torch.int32] = None,
     norm: bool = True,
-) -> Iterator[Tensor]:
+    next_norm_weight: Annotated[Tensor | None, "D"] = None,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     op, (M, columns), (rows, D) = "frame_embedding", ids.shape, table.shape
     check_rows(op, table.dtype, D=D)
     if (speakers is None) != (speaker_index is None):
@@ -84,23 +93,28 @@ def frame_embedding(
     if speakers is not None and speaker_index is not None:
         check_range(op, "speaker_index", speaker_index, -(2**31), speakers.shape[0] - 1, "rows of speakers")
     h = table.new_empty(M, D)
-    yield h
+    x_scaled, sum_sq = norm_results(h, M, D, next_norm_weight)
+    yield h, x_scaled, sum_sq
     _frame_embedding_kernel[(M,)](
         ids,
         table,
         speakers,
         speaker_index,
+        next_norm_weight,
         h,
+        x_scaled,
+        sum_sq,
         D=D,
         codebook_vocab=codebook_vocab,
         eps=eps,
         COLUMNS=columns,
         NORM=norm,
-        BLOCK_D=triton.next_power_of_2(D),
+        BLOCK_D=max(NORM_GROUP, triton.next_power_of_2(D)),
         **launch_config(op, "row", table.dtype),
     )
 
 
-def cost(M: int, D: int, columns: int, itemsize: int, norm: bool = True) -> Cost:
+def cost(M: int, D: int, columns: int, itemsize: int, norm: bool = True, next_norm: bool = True) -> Cost:
     """Each token reads its rows of the table once."""
-    return Cost(bytes=(columns + 1) * M * D * itemsize + 4 * M * columns, flops=(columns + 3 * norm) * M * D)
+    prepared = norm_bytes(M, D, itemsize) + D * itemsize if next_norm else 0
+    return Cost(bytes=(columns + 1) * M * D * itemsize + 4 * M * columns + prepared, flops=(columns + 3 * norm) * M * D)

@@ -48,8 +48,18 @@ from zonos2_triton.kernels._args import STRIDED, check_batch, check_range, check
 from zonos2_triton.kernels._gemm import gemm_tile
 from zonos2_triton.kernels._launch_config import gemm_config
 from zonos2_triton.kernels._math import last_to_arrive, round_to, silu
+from zonos2_triton.kernels._norm import (
+    check_norm,
+    input_bytes,
+    load_sum_sq,
+    n_norm_groups,
+    norm_bytes,
+    norm_results,
+    prepare_norm,
+    rms_scale,
+    store_norm,
+)
 from zonos2_triton.kernels._operator import Cost, operator, zeroed_counters
-from zonos2_triton.kernels.add_rms_norm import rms_norm
 
 
 @triton.jit
@@ -87,8 +97,8 @@ def _slot_tile(
 
 @triton.jit(do_not_specialize=["M"])  # one binary for every batch
 def _moe_experts_up_kernel(
-    x_ptr,  # [M, D]
-    norm_ptr,  # [D], or None: x is normed already
+    x_ptr,  # [M, D]: x_scaled; or x, normed already
+    sum_sq_ptr,  # [M, N_GROUPS] fp32, or None
     gate_ptr,  # [E, I, D], of strides (stride_expert, stride_row, 1)
     up_ptr,  # [E, I, D], of gate's strides
     sorted_slot_ids_ptr,  # [M * TOP_K] int32, or None: dense
@@ -103,6 +113,7 @@ def _moe_experts_up_kernel(
     E: tl.constexpr,
     E_POW2: tl.constexpr,  # E + 1 as an axis of a tile
     TOP_K: tl.constexpr,
+    N_GROUPS: tl.constexpr,
     EVEN_K: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -116,9 +127,15 @@ def _moe_experts_up_kernel(
         return
     offs_w = expert * stride_expert + offs_n.to(tl.int64) * stride_row
     x_rows = x_ptr + slots // TOP_K * D
+    if sum_sq_ptr is not None:
+        sum_sq = load_sum_sq(sum_sq_ptr, slots // TOP_K, mask_m, N_GROUPS)
     gate, up = gemm_tile(
-        gate_ptr + offs_w, up_ptr + offs_w, mask_n, x_rows, mask_m, norm_ptr, D, eps, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K
+        gate_ptr + offs_w, up_ptr + offs_w, mask_n, x_rows, mask_m, D, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K
     )
+    if sum_sq_ptr is not None:
+        scale = rms_scale(sum_sq, D, eps, BLOCK_M)
+        gate *= scale
+        up *= scale
     h = round_to(silu(gate) * up, h_ptr.dtype.element_ty)
     tl.store(h_ptr + slots[None, :] * I + offs_n[:, None], h, mask=mask_n[:, None] & mask_m[None, :])
 
@@ -132,7 +149,10 @@ def _moe_experts_down_kernel(
     expert_offsets_ptr,  # [E + 1] int32, or None
     expert_weights_ptr,  # [M, TOP_K] fp32, or None
     partial_ptr,  # [M * TOP_K, D] fp32, or None for TOP_K = 1
+    norm_ptr,  # [D], of the norm that follows, or None
     y_ptr,  # [M, D]
+    x_scaled_ptr,  # [M, D]
+    sum_sq_ptr,  # [M, cdiv(D, 16)] fp32
     counters_ptr,  # [tiles of D] int32, or None for TOP_K = 1
     M,
     D,
@@ -159,7 +179,7 @@ def _moe_experts_down_kernel(
     if sorted_slot_ids_ptr is not None:
         length = tl.where(expert < E, I, 0)  # without an expert, the sum is over nothing
     h_rows = h_ptr + slots * I
-    acc, _ = gemm_tile(w_rows, None, mask_n, h_rows, mask_m, None, length, 0.0, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K)
+    acc, _ = gemm_tile(w_rows, None, mask_n, h_rows, mask_m, length, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K)
     if sorted_slot_ids_ptr is not None:
         has_weight = mask_m & (expert + 0 * slots < E)  # of a block's shape; the weight of an idle slot may be NaN
         acc = acc * tl.load(expert_weights_ptr + slots, mask=has_weight, other=0.0)[None, :]
@@ -168,27 +188,49 @@ def _moe_experts_down_kernel(
     if TOP_K == 1:
         if residual_ptr is not None:
             acc = tl.load(residual_ptr + offs, mask=mask, other=0.0).to(tl.float32) + acc
-        tl.store(y_ptr + offs, round_to(acc, y_ptr.dtype.element_ty), mask=mask)
+        y = round_to(acc, y_ptr.dtype.element_ty)
+        tl.store(y_ptr + offs, y, mask=mask)
+        if norm_ptr is not None:
+            first_n = tl.program_id(1) * BLOCK_N
+            store_norm(y, norm_ptr, x_scaled_ptr, sum_sq_ptr, first_n, slots, mask_m, D, BLOCK_N, BLOCK_M)
     else:
         tl.store(partial_ptr + offs, acc, mask=mask)
         if last_to_arrive(counters_ptr + tl.program_id(1), tiles_m):
-            _sum_partials(partial_ptr, residual_ptr, y_ptr, offs_n, mask_n, M, D, TOP_K, BLOCK_N, BLOCK_M)
+            first_n = tl.program_id(1) * BLOCK_N
+            _sum_partials(
+                partial_ptr,
+                residual_ptr,
+                norm_ptr,
+                y_ptr,
+                x_scaled_ptr,
+                sum_sq_ptr,
+                first_n,
+                M,
+                D,
+                TOP_K,
+                BLOCK_N,
+                BLOCK_M,
+            )
 
 
 @triton.jit
 def _sum_partials(
     partial_ptr,  # [M * TOP_K, D] fp32
     residual_ptr,  # [M, D], or None
+    norm_ptr,  # [D], or None
     y_ptr,  # [M, D]
-    offs_n,  # [BLOCK_N]
-    mask_n,  # [BLOCK_N]
+    x_scaled_ptr,  # [M, D]
+    sum_sq_ptr,  # [M, cdiv(D, 16)] fp32
+    first_n,
     M,
     D,
     TOP_K: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
-    """y of all tokens, in the columns offs_n: the partials in the order of choice, then the residual."""
+    """y of all tokens, in BLOCK_N columns from first_n: the partials in the order of choice, then the residual."""
+    offs_n = first_n + tl.arange(0, BLOCK_N)
+    mask_n = offs_n < D
     for start in range(0, M, BLOCK_M):
         offs_m = start + tl.arange(0, BLOCK_M)
         offs = offs_m.to(tl.int64)[None, :] * D + offs_n[:, None]
@@ -199,7 +241,10 @@ def _sum_partials(
             y += tl.load(partial_ptr + offs_partial, mask=mask, other=0.0)
         if residual_ptr is not None:
             y += tl.load(residual_ptr + offs, mask=mask, other=0.0).to(tl.float32)
-        tl.store(y_ptr + offs, round_to(y, y_ptr.dtype.element_ty), mask=mask)
+        y = round_to(y, y_ptr.dtype.element_ty)
+        tl.store(y_ptr + offs, y, mask=mask)
+        if norm_ptr is not None:
+            store_norm(y, norm_ptr, x_scaled_ptr, sum_sq_ptr, first_n, offs_m, offs_m < M, D, BLOCK_N, BLOCK_M)
 
 
 @operator(mutates_args=("counters",))
@@ -215,15 +260,20 @@ def moe_experts(
     expert_weights: Annotated[Tensor | None, "M K", torch.float32] = None,
     prefill: bool = False,
     residual: bool = True,
+    x_scaled: Annotated[Tensor | None, "M D"] = None,
+    sum_sq: Annotated[Tensor | None, "M D/16", torch.float32] = None,
+    next_norm_weight: Annotated[Tensor | None, "D"] = None,
     counters: Tensor | None = None,
-) -> Iterator[Tensor]:
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     (M, D), (E, I, _) = x.shape, gate.shape
     TOP_K = 1 if expert_weights is None else expert_weights.shape[1]
     _check(x, gate, up, sorted_slot_ids=sorted_slot_ids, expert_offsets=expert_offsets, expert_weights=expert_weights)
+    check_norm("moe_experts", norm_weight, x_scaled, sum_sq)
     if not prefill:
         check_batch("moe_experts", M)
     y = torch.empty_like(x)
-    yield y
+    y_scaled, y_sum_sq = norm_results(x, M, D, next_norm_weight)
+    yield y, y_scaled, y_sum_sq
     routed, slots = sorted_slot_ids is not None, M * TOP_K
     # A tile holds the slots of an expert that gets twice its share.
     rows_per_expert = min(slots, 2 * triton.cdiv(slots, E)) if routed else slots
@@ -235,19 +285,19 @@ def moe_experts(
         partial = x.new_empty((slots, D), dtype=torch.float32)
         counters = zeroed_counters(x, tiles_n, counters, "moe_experts")
     added = x if residual else None
-    if prefill and norm_weight is not None:
-        x, norm_weight = rms_norm(x, norm_weight, eps), None
+    x, sum_sq = prepare_norm(x, norm_weight, x_scaled, sum_sq)
     shared = {"sorted_slot_ids_ptr": sorted_slot_ids, "expert_offsets_ptr": expert_offsets, "M": M, "D": D, "I": I}
     shared |= {"E": E, "E_POW2": triton.next_power_of_2(E + 1), "TOP_K": TOP_K}
     _moe_experts_up_kernel[(_tiles_m(slots, E, launch["BLOCK_M"]), triton.cdiv(I, launch["BLOCK_N"]))](
         x_ptr=x,
-        norm_ptr=norm_weight,
+        sum_sq_ptr=sum_sq,
         gate_ptr=gate,
         up_ptr=up,
         h_ptr=h,
         stride_expert=gate.stride(0),
         stride_row=gate.stride(1),
         eps=eps,
+        N_GROUPS=n_norm_groups(D),
         **shared,
         **launch,
     )
@@ -257,7 +307,10 @@ def moe_experts(
         down_ptr=down,
         expert_weights_ptr=expert_weights,
         partial_ptr=partial,
+        norm_ptr=next_norm_weight,
         y_ptr=y,
+        x_scaled_ptr=y_scaled,
+        sum_sq_ptr=y_sum_sq,
         counters_ptr=counters if TOP_K > 1 else None,
         **shared,
         **launch_down,
@@ -291,9 +344,24 @@ def _check(x: Tensor, gate: Tensor, up: Tensor, **routing: Tensor | None) -> Non
 
 
 def cost(
-    M: int, D: int, I: int, active: float, k: int, itemsize: int, routed: bool = True, normed: bool = False
+    M: int,
+    D: int,
+    I: int,
+    active: float,
+    k: int,
+    itemsize: int,
+    routed: bool = True,
+    normed: bool = False,
+    prepared: bool = True,
+    residual: bool = True,
+    next_norm: bool = True,
 ) -> Cost:
     """active: how many experts are read; h between the launches is counted as written and read once."""
     weights = round(active * 3 * I * D)
-    rows = 2 * M * D + (not normed) * D + 2 * M * k * I
-    return Cost(bytes=(weights + rows) * itemsize + (8 * M * k if routed else 0), flops=6 * M * k * I * D)
+    moved = M * D + 2 * M * k * I
+    if residual and prepared and not normed:
+        moved += M * D  # x, which the experts do not read
+    tokens = input_bytes(M, D, itemsize, normed, prepared) + (8 * M * k if routed else 0)
+    if next_norm:
+        tokens += norm_bytes(M, D, itemsize) + D * itemsize
+    return Cost(bytes=(weights + moved) * itemsize + tokens, flops=6 * M * k * I * D)

@@ -57,6 +57,7 @@ from zonos2_triton.kernels._args import check_rows
 from zonos2_triton.kernels._gemm import gemm_tile
 from zonos2_triton.kernels._launch_config import launch_config
 from zonos2_triton.kernels._math import dot_fp32, gelu, last_to_arrive, round_to
+from zonos2_triton.kernels._norm import check_norm, input_bytes, load_sum_sq, n_norm_groups, prepare_norm, rms_scale
 from zonos2_triton.kernels._operator import Cost, operator, zeroed_counters
 
 BLOCK_M = 16  # the least for AMD's matrix instructions; larger tiles would save little, as the weights are small
@@ -66,8 +67,8 @@ MAX_EXPERTS = 256  # the one-hot tile of the sort is [BLOCK_SORT, E_POW2]
 
 @triton.jit(do_not_specialize=["M"])  # one binary for every batch
 def _moe_router_kernel(
-    x_ptr,  # [M, D]
-    norm_ptr,  # [D], or None: x is normed already
+    x_ptr,  # [M, D]: x_scaled; or x, normed already
+    sum_sq_ptr,  # [M, N_GROUPS] fp32, or None
     router_state_ptr,  # [M, R], or None
     state_scale_ptr,  # [R], or None
     down_ptr,  # [R, D]
@@ -95,6 +96,7 @@ def _moe_router_kernel(
     TOP_K: tl.constexpr,
     R_POW2: tl.constexpr,  # R and E as axes of a tile
     E_POW2: tl.constexpr,
+    N_GROUPS: tl.constexpr,
     EVEN_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_SORT: tl.constexpr,
@@ -111,7 +113,11 @@ def _moe_router_kernel(
     mask_m, mask_r = offs_m < M, offs_r < R
     w_rows = down_ptr + offs_r.to(tl.int64) * D
     x_rows = x_ptr + offs_m.to(tl.int64) * D
-    s, _ = gemm_tile(w_rows, None, mask_r, x_rows, mask_m, norm_ptr, D, eps, EVEN_K, BLOCK_R, BLOCK_M, BLOCK_K)
+    if sum_sq_ptr is not None:
+        sum_sq = load_sum_sq(sum_sq_ptr, offs_m, mask_m, N_GROUPS)
+    s, _ = gemm_tile(w_rows, None, mask_r, x_rows, mask_m, D, EVEN_K, BLOCK_R, BLOCK_M, BLOCK_K)
+    if sum_sq_ptr is not None:
+        s *= rms_scale(sum_sq, D, eps, BLOCK_M)
     s += tl.load(down_bias_ptr + offs_r, mask=mask_r, other=0.0).to(tl.float32)[:, None]
     offs = offs_m.to(tl.int64)[None, :] * R + offs_r[:, None]
     mask = mask_r[:, None] & mask_m[None, :]
@@ -280,10 +286,13 @@ def moe_router(
     k: int,
     eps: float,
     positions: Annotated[Tensor | None, "M", torch.int32] = None,
+    x_scaled: Annotated[Tensor | None, "M D"] = None,
+    sum_sq: Annotated[Tensor | None, "M D/16", torch.float32] = None,
     counters: Tensor | None = None,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]]:
     (M, D), (E, R) = x.shape, w3.shape
     check_rows("moe_router", x.dtype, D=D, R=R)
+    check_norm("moe_router", norm_weight, x_scaled, sum_sq)
     if (router_state is None) != (state_scale is None):
         raise ValueError("moe_router: router_state and state_scale must be given together")
     if E > MAX_EXPERTS:
@@ -297,10 +306,11 @@ def moe_router(
     sorted_slot_ids = x.new_empty(M * k, dtype=torch.int32)
     expert_offsets = x.new_empty(E + 1, dtype=torch.int32)
     yield expert_ids, expert_weights, probs, s, sorted_slot_ids, expert_offsets
-    launch = launch_config("moe_router", "down" if norm_weight is not None else "normed", x.dtype)
+    x, sum_sq = prepare_norm(x, norm_weight, x_scaled, sum_sq)
+    launch = launch_config("moe_router", "down", x.dtype)
     _moe_router_kernel[(triton.cdiv(R, launch["BLOCK_R"]), tiles_m)](
         x_ptr=x,
-        norm_ptr=norm_weight,
+        sum_sq_ptr=sum_sq,
         router_state_ptr=router_state,
         state_scale_ptr=state_scale,
         down_ptr=down_weight,
@@ -328,6 +338,7 @@ def moe_router(
         TOP_K=k,
         R_POW2=max(16, triton.next_power_of_2(R)),
         E_POW2=max(16, triton.next_power_of_2(E)),
+        N_GROUPS=n_norm_groups(D),
         EVEN_K=D % launch["BLOCK_K"] == 0,
         BLOCK_M=BLOCK_M,
         BLOCK_SORT=BLOCK_SORT,
@@ -335,9 +346,10 @@ def moe_router(
     )
 
 
-def cost(M: int, D: int, R: int, E: int, k: int, itemsize: int, normed: bool = False) -> Cost:
+def cost(M: int, D: int, R: int, E: int, k: int, itemsize: int, normed: bool = False, prepared: bool = True) -> Cost:
     weights = R * D + 2 * R * R + E * R
-    vectors = (not normed) * D + 5 * R + E
-    rows = M * (D + 2 * R)
+    vectors = 5 * R + E
+    states = 2 * M * R
     numbers = M * (E + 3 * k) + E + 1
-    return Cost(bytes=(weights + vectors + rows) * itemsize + 4 * numbers, flops=2 * M * weights)
+    tokens = input_bytes(M, D, itemsize, normed, prepared)
+    return Cost(bytes=(weights + vectors + states) * itemsize + tokens + 4 * numbers, flops=2 * M * weights)

@@ -1,8 +1,10 @@
-"""The projection out of attention, added to the residual stream: x = residual + weight y.
+"""The projection out of attention, added to the residual stream: x = residual + weight y; and the norm that follows.
 
-Shapes     y [M, K]; weight [D, K]; residual, x [M, D]. M tokens; K = query heads times head dimension. A residual of
-           None adds nothing.
-Dtypes     one of fp32, fp16, bf16; fp32 accumulation; the sum rounded once.
+Shapes     y [M, K]; weight [D, K]; residual, x [M, D]; next_norm_weight [D]; x_scaled [M, D] and
+           sum_sq [M, cdiv(D, 16)] as `_norm` says. M tokens; K = query heads times head dimension. A residual of None
+           adds nothing. Without next_norm_weight, x_scaled and sum_sq are empty.
+Dtypes     one of fp32, fp16, bf16, but sum_sq fp32; fp32 accumulation; x rounded once, then x_scaled. In fp16,
+           |next_norm_weight * x| must stay below 65,504.
 Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; more than 256 tokens but in
            prefill.
 Reference  zonos2_triton.reference.output_projection.output_projection
@@ -23,6 +25,7 @@ from zonos2_triton.kernels._dependent_launch import prefetch_l2, wait_for_previo
 from zonos2_triton.kernels._gemm import gemm_tile
 from zonos2_triton.kernels._launch_config import gemm_config
 from zonos2_triton.kernels._math import round_to
+from zonos2_triton.kernels._norm import norm_bytes, norm_results, store_norm
 from zonos2_triton.kernels._operator import Cost, operator
 
 
@@ -31,7 +34,10 @@ def _output_projection_kernel(
     y_ptr,  # [M, K]
     w_ptr,  # [D, K]
     residual_ptr,  # [M, D], or None
+    norm_ptr,  # [D], of the norm that follows, or None
     x_ptr,  # [M, D]
+    x_scaled_ptr,  # [M, D]
+    sum_sq_ptr,  # [M, cdiv(D, 16)] fp32
     M,
     D,
     K,
@@ -50,12 +56,16 @@ def _output_projection_kernel(
     prefetch_l2(w_ptr + first.to(tl.int64) * K, tl.minimum(D - first, BLOCK_N) * K * (tl.program_id(0) == 0), PDL)
     wait_for_previous_launch(PDL)
     y_rows = y_ptr + offs_m.to(tl.int64) * K
-    acc, _ = gemm_tile(w_rows, None, mask_n, y_rows, mask_m, None, K, 0.0, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K)
+    acc, _ = gemm_tile(w_rows, None, mask_n, y_rows, mask_m, K, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K)
     offs = offs_m.to(tl.int64)[None, :] * D + offs_n[:, None]
     mask = mask_n[:, None] & mask_m[None, :]
     if residual_ptr is not None:
         acc += tl.load(residual_ptr + offs, mask=mask, other=0.0).to(tl.float32)
-    tl.store(x_ptr + offs, round_to(acc, x_ptr.dtype.element_ty), mask=mask)
+    x = round_to(acc, x_ptr.dtype.element_ty)
+    tl.store(x_ptr + offs, x, mask=mask)
+    if norm_ptr is not None:
+        first_n = tl.program_id(1) * BLOCK_N
+        store_norm(x, norm_ptr, x_scaled_ptr, sum_sq_ptr, first_n, offs_m, mask_m, D, BLOCK_N, BLOCK_M)
 
 
 @operator()
@@ -64,17 +74,20 @@ def output_projection(
     weight: Annotated[Tensor, "D K"],
     residual: Annotated[Tensor | None, "M D"],
     prefill: bool = False,
-) -> Iterator[Tensor]:
+    next_norm_weight: Annotated[Tensor | None, "D"] = None,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     (M, K), D = y.shape, weight.shape[0]
     check_rows("output_projection", y.dtype, K=K, D=D)
     if not prefill:
         check_batch("output_projection", M)
     x = y.new_empty(M, D)
-    yield x
+    x_scaled, sum_sq = norm_results(x, M, D, next_norm_weight)
+    yield x, x_scaled, sum_sq
     launch = gemm_config("output_projection", prefill, y.dtype, M, K)
     grid = triton.cdiv(M, launch["BLOCK_M"]), triton.cdiv(D, launch["BLOCK_N"])
-    _output_projection_kernel[grid](y, weight, residual, x, M=M, D=D, K=K, **launch)
+    _output_projection_kernel[grid](y, weight, residual, next_norm_weight, x, x_scaled, sum_sq, M=M, D=D, K=K, **launch)
 
 
-def cost(M: int, K: int, D: int, itemsize: int, residual: bool = True) -> Cost:
-    return Cost(bytes=(D * K + M * (K + (1 + residual) * D)) * itemsize, flops=2 * M * D * K)
+def cost(M: int, K: int, D: int, itemsize: int, residual: bool = True, next_norm: bool = True) -> Cost:
+    prepared = norm_bytes(M, D, itemsize) + D * itemsize if next_norm else 0
+    return Cost(bytes=(D * K + M * (K + (1 + residual) * D)) * itemsize + prepared, flops=2 * M * D * K)

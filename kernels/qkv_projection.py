@@ -9,13 +9,14 @@ Raises     ValueError, TypeError naming operation, argument, what came and what 
 Reference  zonos2_triton.reference.qkv_projection.qkv_projection
 Source     Zyphra/ZONOS2, models/zonos2.py, Attention.
 
-prefill=True norms by a launch of its own and takes tiles that suit many tokens. A token's result depends on itself and
+prefill=True takes tiles that suit many tokens. A token's result depends on itself and
 on `prefill` alone.
 """
 
 from collections.abc import Iterator
 from typing import Annotated
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -24,14 +25,14 @@ from zonos2_triton.kernels._args import check_batch, check_rows
 from zonos2_triton.kernels._gemm import gemm_tile
 from zonos2_triton.kernels._launch_config import gemm_config
 from zonos2_triton.kernels._math import round_to
+from zonos2_triton.kernels._norm import check_norm, input_bytes, load_sum_sq, n_norm_groups, prepare_norm, rms_scale
 from zonos2_triton.kernels._operator import Cost, operator
-from zonos2_triton.kernels.add_rms_norm import rms_norm
 
 
 @triton.jit(do_not_specialize=["M"])  # one binary for every batch
 def _qkv_projection_kernel(
-    x_ptr,  # [M, D]
-    norm_ptr,  # [D], or None: x is normed already
+    x_ptr,  # [M, D]: x_scaled; or x, normed already
+    sum_sq_ptr,  # [M, N_GROUPS] fp32, or None
     wq_ptr,  # [NQ, D]
     wkv_ptr,  # [2, NKV, D]
     gater_ptr,  # [G, D]
@@ -42,6 +43,7 @@ def _qkv_projection_kernel(
     NKV,
     G,
     eps,
+    N_GROUPS: tl.constexpr,
     EVEN_K: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -62,7 +64,11 @@ def _qkv_projection_kernel(
     mask_n = offs_n < n_rows
     w_rows = w_ptr + offs_n.to(tl.int64) * D
     x_rows = x_ptr + offs_m.to(tl.int64) * D
-    acc, _ = gemm_tile(w_rows, None, mask_n, x_rows, mask_m, norm_ptr, D, eps, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K)
+    if sum_sq_ptr is not None:
+        sum_sq = load_sum_sq(sum_sq_ptr, offs_m, mask_m, N_GROUPS)
+    acc, _ = gemm_tile(w_rows, None, mask_n, x_rows, mask_m, D, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K)
+    if sum_sq_ptr is not None:
+        acc *= rms_scale(sum_sq, D, eps, BLOCK_M)
     offs = offs_m.to(tl.int64)[None, :] * (NQ + 2 * NKV + G) + (before + offs_n)[:, None]
     tl.store(y_ptr + offs, round_to(acc, y_ptr.dtype.element_ty), mask=mask_n[:, None] & mask_m[None, :])
 
@@ -76,20 +82,22 @@ def qkv_projection(
     gater: Annotated[Tensor, "G D"],
     eps: float,
     prefill: bool = False,
+    x_scaled: Annotated[Tensor | None, "M D"] = None,
+    sum_sq: Annotated[Tensor | None, "M D/16", torch.float32] = None,
 ) -> Iterator[Tensor]:
     (M, D), NQ, NKV, G = x.shape, wq.shape[0], wkv.shape[1], gater.shape[0]
     check_rows("qkv_projection", x.dtype, D=D)
+    check_norm("qkv_projection", norm_weight, x_scaled, sum_sq)
     if not prefill:
         check_batch("qkv_projection", M)
     y = x.new_empty(M, NQ + 2 * NKV + G)
     yield y
-    if prefill and norm_weight is not None:
-        x, norm_weight = rms_norm(x, norm_weight, eps), None
+    x, sum_sq = prepare_norm(x, norm_weight, x_scaled, sum_sq)
     launch = gemm_config("qkv_projection", prefill, x.dtype, M, D)
     tiles_n = sum(triton.cdiv(n, launch["BLOCK_N"]) for n in (NQ, 2 * NKV, G))
     _qkv_projection_kernel[(triton.cdiv(M, launch["BLOCK_M"]), tiles_n)](
         x,
-        norm_weight,
+        sum_sq,
         wq,
         wkv,
         gater,
@@ -100,10 +108,12 @@ def qkv_projection(
         NKV=NKV,
         G=G,
         eps=eps,
+        N_GROUPS=n_norm_groups(D),
         **launch,
     )
 
 
-def cost(M: int, D: int, NQ: int, NKV: int, G: int, itemsize: int, normed: bool = False) -> Cost:
+def cost(M: int, D: int, NQ: int, NKV: int, G: int, itemsize: int, normed: bool = False, prepared: bool = True) -> Cost:
     N = NQ + 2 * NKV + G
-    return Cost(bytes=(N * D + (not normed) * D + M * (D + N)) * itemsize, flops=2 * M * N * D)
+    tokens = input_bytes(M, D, itemsize, normed, prepared)
+    return Cost(bytes=(N * D + M * N) * itemsize + tokens, flops=2 * M * N * D)

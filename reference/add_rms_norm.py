@@ -1,6 +1,7 @@
 """Root mean square normalisation."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from zonos2_triton.reference.numeric import wide
@@ -11,6 +12,20 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     y = wide(x)
     y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps)
     return (y if weight is None else y * wide(weight)).to(x.dtype)
+
+
+def prepare_norm(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The first half of a norm, which the producer of x does: x_scaled and sum_sq, both empty without a weight.
+
+    x [M, D], weight [D] -> weight * x [M, D], rounded once; sums of x^2 over groups of 16 columns, wide
+    [M, cdiv(D, 16)]. A group is summed by halves: the same bits as a kernel's.
+    """
+    if weight is None:
+        return x.new_empty(0), wide(x.new_empty(0))
+    squares = F.pad(wide(x).square(), (0, -x.shape[1] % 16)).unflatten(1, (-1, 16))
+    for half in (8, 4, 2, 1):
+        squares = squares[..., :half] + squares[..., half:]
+    return (wide(x) * wide(weight)).to(x.dtype), squares[..., 0]
 
 
 def add_rms_norm(x: Tensor, residual: Tensor | None, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:

@@ -16,11 +16,13 @@ def codebook_head(
     eps: float,
     softcap: float,
     prefill: bool = False,
+    x_scaled: Tensor | None = None,
+    sum_sq: Tensor | None = None,
 ) -> Tensor:
     """x [M, D], weight [C * V, D] -> wide logits [M, C, V] = softcap * tanh(weight h / softcap); softcap 0: no cap.
 
     h = rms_norm(x), or x itself where norm_weight is None: it is normed already. The product is rounded to x's dtype
-    before the cap, as the official head does. `prefill` is for kernels.
+    before the cap, as the official head does. `prefill`, x_scaled and sum_sq are for kernels.
     """
     h = x if norm_weight is None else rms_norm(x, norm_weight, eps)
     logits = wide(h @ weight.T)

@@ -5,7 +5,7 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor
 
-from zonos2_triton.reference.add_rms_norm import rms_norm
+from zonos2_triton.reference.add_rms_norm import prepare_norm, rms_norm
 from zonos2_triton.reference.numeric import wide
 
 
@@ -26,7 +26,10 @@ def moe_experts(
     expert_weights: Tensor | None = None,
     prefill: bool = False,
     residual: bool = True,
-) -> Tensor:
+    x_scaled: Tensor | None = None,
+    sum_sq: Tensor | None = None,
+    next_norm_weight: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
     """x [M, D] -> x + the weighted sum of `swiglu` of rms_norm(x) by each token's experts, [M, D], rounded once.
 
     gate, up [E, I, D] and down [E, D, I]. Slot m * K + k is choice k of token m, with weight expert_weights[m, k].
@@ -34,8 +37,25 @@ def moe_experts(
     Slots at or after expert_offsets[E] are idle: they go to no expert and add nothing.
 
     Without those three every token goes through the one expert, unweighted. norm_weight None: x is normed already.
-    residual False: the weighted sum alone, without x. `prefill` is for kernels.
+    residual False: the weighted sum alone, without x. Then come x_scaled and sum_sq of the result, as `prepare_norm`
+    makes them for the norm that follows. The arguments `prefill`, x_scaled and sum_sq are for kernels.
     """
+    y = _experts(x, norm_weight, gate, up, down, eps, sorted_slot_ids, expert_offsets, expert_weights, residual)
+    return y, *prepare_norm(y, next_norm_weight)
+
+
+def _experts(
+    x: Tensor,
+    norm_weight: Tensor | None,
+    gate: Tensor,
+    up: Tensor,
+    down: Tensor,
+    eps: float,
+    sorted_slot_ids: Tensor | None,
+    expert_offsets: Tensor | None,
+    expert_weights: Tensor | None,
+    residual: bool,
+) -> Tensor:
     h = x if norm_weight is None else rms_norm(x, norm_weight, eps)
     if sorted_slot_ids is None or expert_offsets is None or expert_weights is None:
         y = swiglu(h, gate[0], up[0], down[0])

@@ -38,6 +38,8 @@ def moe_router(
     k: int,
     eps: float,
     positions: Tensor | None = None,
+    x_scaled: Tensor | None = None,
+    sum_sq: Tensor | None = None,
 ) -> Routing:
     """x [M, D], router_state [M, R] or None -> Routing.
 
@@ -46,7 +48,7 @@ def moe_router(
     softmax(mlp(rms_norm(s))) with an exact (erf) GELU between the three layers. The choice is the top k of
     probabilities + balancing_biases, the lower expert first where they tie; the weights are the probabilities.
     norm_weight None: x is normed already. A token with a negative position (positions [M]) is idle: it goes to no
-    expert.
+    expert. x_scaled and sum_sq are for kernels.
     """
     h = x if norm_weight is None else rms_norm(x, norm_weight, eps)
     s = F.linear(h, down_weight, down_bias)

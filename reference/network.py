@@ -195,47 +195,58 @@ def forward(
     ops: Ops = REFERENCE,
     stages: Stages | None = None,
     around: Callable[[int], AbstractContextManager[object]] = lambda i: UNWATCHED,
-) -> Tensor:
-    """New tokens of some sequences -> [M, D], the residual stream after the last layer. Their keys enter the cache.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """New tokens of some sequences -> the residual stream after the last layer. Their keys enter the cache.
 
-    A prompt may be fed at once, in chunks or token by token; a token costs O(cache length). around(i) is a context
-    around layer i.
+    The stream is x [M, D], and x_scaled and sum_sq of `prepare_norm` for the norm that follows. A prompt may be fed at
+    once, in chunks or token by token; a token costs O(cache length). around(i) is a context around layer i.
     """
     config, eps, prefill = model.config, model.config.norm_eps, batch.cu_seqlens is not None
-    x = ops.frame_embedding(batch.ids, model.table, config.codebook_vocab, eps, batch.speakers, batch.speaker_index)
+    norms = [*(layer.projection["norm_weight"] for layer in model.layers), model.out_norm]
+    voices = {"speakers": batch.speakers, "speaker_index": batch.speaker_index}
+    x, x_scaled, sum_sq = ops.frame_embedding(
+        batch.ids, model.table, config.codebook_vocab, eps, **voices, next_norm_weight=norms[0]
+    )
     state = None
     if stages is not None:
         stages.hidden_states.append(x)
     for i, layer in enumerate(model.layers):
         with around(i):
-            qkvg = ops.qkv_projection(x, **layer.projection, eps=eps, prefill=prefill)
+            normed = {"eps": eps, "x_scaled": x_scaled, "sum_sq": sum_sq}
+            qkvg = ops.qkv_projection(x, **layer.projection, **normed, prefill=prefill)
             caches = cache.k[i], cache.v[i], batch.block_table, batch.cache_seqlens
             places = layer.qk_temperature, model.cos_sin_cache, *caches
             if batch.cu_seqlens is not None:
                 y = ops.prefill_attention(qkvg, *places, batch.cu_seqlens, batch.max_seqlen_q)
             else:
                 y = ops.decode_attention(qkvg, *places)
-            x = ops.output_projection(y, layer.output, x, prefill)
+            x, x_scaled, sum_sq = ops.output_projection(y, layer.output, x, prefill, layer.experts["norm_weight"])
+            normed = {"eps": eps, "x_scaled": x_scaled, "sum_sq": sum_sq}
+            sent: dict[str, Tensor] = {}
             if layer.router is None:
                 state = None
-                x = ops.moe_experts(x, **layer.experts, eps=eps, prefill=prefill)
             else:
                 positions = None if prefill else batch.cache_seqlens
-                routing = Routing(*ops.moe_router(x, router_state=state, **layer.router, eps=eps, positions=positions))
+                found = ops.moe_router(x, router_state=state, **layer.router, **normed, positions=positions)
+                routing = Routing(*found)
                 state = routing.router_state
                 sent = {key: getattr(routing, key) for key in ("sorted_slot_ids", "expert_offsets", "expert_weights")}
-                x = ops.moe_experts(x, **layer.experts, eps=eps, **sent, prefill=prefill)
                 if stages is not None:
                     stages.routings.append(routing)
+            x, x_scaled, sum_sq = ops.moe_experts(
+                x, **layer.experts, **normed, **sent, prefill=prefill, next_norm_weight=norms[i + 1]
+            )
             if stages is not None:
                 stages.hidden_states.append(x)
-    return x
+    return x, x_scaled, sum_sq
 
 
-def logits(model: Model, x: Tensor, ops: Ops = REFERENCE) -> Tensor:
-    """Any tokens [M, D] of `forward` -> fp32 or fp64 [M, C, V]."""
-    config = model.config
-    return ops.codebook_head(x, model.out_norm, model.head, config.n_codebooks, config.norm_eps, config.loss_softcap)
+def logits(
+    model: Model, x: Tensor, x_scaled: Tensor | None = None, sum_sq: Tensor | None = None, ops: Ops = REFERENCE
+) -> Tensor:
+    """Any tokens of `forward`, x [M, D] alone or with the others -> fp32 or fp64 [M, C, V]."""
+    sizes = model.config.n_codebooks, model.config.norm_eps, model.config.loss_softcap
+    return ops.codebook_head(x, model.out_norm, model.head, *sizes, x_scaled=x_scaled, sum_sq=sum_sq)
 
 
 def trace(model: Model, ids: Tensor, speaker: Tensor | None = None, ops: Ops = REFERENCE) -> dict[str, Tensor]:
@@ -246,7 +257,7 @@ def trace(model: Model, ids: Tensor, speaker: Tensor | None = None, ops: Ops = R
     config, stages = model.config, Stages()
     vector = None if speaker is None else project_speaker(speaker, model.speaker)
     page = torch.zeros(1, dtype=torch.int32, device=ids.device)
-    x = forward(model, Batch.single(ids, 0, page, vector), Cache(config, 1, len(ids), model.table), ops, stages)
+    x, *_ = forward(model, Batch.single(ids, 0, page, vector), Cache(config, 1, len(ids), model.table), ops, stages)
     _, normed = ops.add_rms_norm(x, None, model.out_norm, config.norm_eps)
 
     def stacked(name: str, slots: int, fill: float) -> Tensor:

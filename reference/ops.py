@@ -31,14 +31,14 @@ class Ops:
     `dataclasses.replace(ops, moe_router=REFERENCE.moe_router)` swaps one: a wrong operation is found by bisection.
     """
 
-    frame_embedding: Callable[..., Tensor]
+    frame_embedding: Callable[..., tuple[Tensor, Tensor, Tensor]]
     add_rms_norm: Callable[..., tuple[Tensor, Tensor]]
     qkv_projection: Callable[..., Tensor]
     decode_attention: Callable[..., Tensor]
     prefill_attention: Callable[..., Tensor]
-    output_projection: Callable[..., Tensor]
+    output_projection: Callable[..., tuple[Tensor, Tensor, Tensor]]
     moe_router: Callable[..., tuple[Tensor, ...]]
-    moe_experts: Callable[..., Tensor]
+    moe_experts: Callable[..., tuple[Tensor, Tensor, Tensor]]
     codebook_head: Callable[..., Tensor]
     sample_codes: Callable[..., tuple[Tensor, Tensor]]
     advance_frame: Callable[..., None]

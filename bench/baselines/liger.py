@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from zonos2_triton.bench.baselines.attention_adapter import Call, Inputs
+from zonos2_triton.reference.add_rms_norm import prepare_norm
 
 CASTING, OFFSET, IN_PLACE = "gemma", 0.0, False
 
@@ -43,17 +44,19 @@ def rotary(inputs: Inputs) -> Call:
 def moe_experts(inputs: Inputs) -> Call:
     """The dense layer as LigerSwiGLUMLP has it: products by PyTorch, one kernel between them; the norm before it.
 
-    The residual is added in the last product. Without a norm's weight, or a residual, neither is done.
+    The residual is added in the last product. Without a norm's weight, or a residual, neither is done. PyTorch makes
+    what the norm that follows takes.
     """
     from liger_kernel.ops.swiglu import LigerSiLUMulFunction as Function
 
     x, norm_weight, eps = inputs["x"], inputs["norm_weight"], inputs["eps"]
     gate, up, down = (inputs[name][0].T for name in ("gate", "up", "down"))
 
-    def run() -> Tensor:
+    def run() -> tuple[Tensor, ...]:
         h = x if norm_weight is None else _rms_norm(x, norm_weight, eps)
         inner = Function.apply(h @ gate, h @ up)
-        return torch.addmm(x, inner, down) if inputs["residual"] else inner @ down
+        y = torch.addmm(x, inner, down) if inputs["residual"] else inner @ down
+        return y, *prepare_norm(y, inputs["next_norm_weight"])
 
     return run
 

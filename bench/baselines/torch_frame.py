@@ -199,7 +199,7 @@ class TorchFrame:
             raise Withheld(f"{made} are more than {most:g} from the reference's, the furthest {furthest}")
 
     def _enter(self, ids: Tensor) -> Tensor:
-        return frame_embedding(ids, self.model.table, self.config.codebook_vocab, self.config.norm_eps)
+        return frame_embedding(ids, self.model.table, self.config.codebook_vocab, self.config.norm_eps)[0]
 
     def _layer(self, attend: Attention) -> Layered:
         eps = self.config.norm_eps

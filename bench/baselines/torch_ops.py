@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zonos2_triton.reference import sampling
-from zonos2_triton.reference.add_rms_norm import rms_norm
+from zonos2_triton.reference.add_rms_norm import prepare_norm, rms_norm
 from zonos2_triton.reference.advance_frame import SLOT_FREE, SLOT_NONFINITE
 from zonos2_triton.reference.attention import QK_EPS
 from zonos2_triton.reference.moe_router import by_expert
@@ -197,17 +197,22 @@ def moe_experts(
     expert_weights: Tensor | None = None,
     prefill: bool = False,
     residual: bool = True,
-) -> Tensor:
+    x_scaled: Tensor | None = None,
+    sum_sq: Tensor | None = None,
+    next_norm_weight: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
     h = x if norm_weight is None else rms_norm(x, norm_weight, eps)
     if sorted_slot_ids is None or expert_offsets is None or expert_weights is None:
         y = swiglu(h, gate[0], up[0], down[0])
-        return (wide(x) + wide(y)).to(x.dtype) if residual else y
+        y = (wide(x) + wide(y)).to(x.dtype) if residual else y
+        return y, *prepare_norm(y, next_norm_weight)
     sorted_ids = torch.searchsorted(
         expert_offsets[1:], torch.arange(len(sorted_slot_ids), device=x.device, dtype=expert_offsets.dtype), right=True
     )
     ids = torch.zeros_like(sorted_ids).scatter(0, sorted_slot_ids.long(), sorted_ids).view(expert_weights.shape)
     y = mixture(h, gate, up, down, ids, expert_weights)
-    return (wide(x) + y if residual else y).to(x.dtype)
+    y = (wide(x) + y if residual else y).to(x.dtype)
+    return y, *prepare_norm(y, next_norm_weight)
 
 
 def choose(

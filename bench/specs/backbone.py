@@ -17,7 +17,9 @@ _PIECES = {**_FEW, "two-tiles": {"M": 33}, "prefill": {"M": 33, "prefill": True}
 _PIECES["prefill-row"] = {"M": 1, "prefill": True}
 # Between the parts of another engine: rows that are normed already, and sums that it adds itself.
 _NORMED: dict[str, Sizes] = {f"normed-B{B}": {"M": B, "normed": True} for B in (1, 64)}
-_SUM: Sizes = {"normed": True, "residual": False}
+_SUM: Sizes = {"normed": True, "residual": False, "next_norm": False}
+_UNPREPARED: Sizes = {"prepared": False}  # the norm's first half is a launch of its own
+_ALONE: Sizes = {"residual": False, "next_norm": False}
 _BARE: Sizes = {"no_preamble": True}
 _DENSE: Sizes = {"E": 1, "active": 1, "routed": False}
 # Requests that differ in what their settings switch on; of `sample_codes`.
@@ -61,8 +63,8 @@ _ENDS: tuple[dict[str, Any], ...] = (
     {"eoa_ids": 0},  # what lies in lanes beyond the codebooks, too
     {"ends": (1,), "eos_frames": 0, "positions": 0},
 )
-_NORM = Expected(max_instructions=600, stream16=True)  # the first launch of a prefill
-# Narrow loads of products: the norm's weight, and in `moe_experts` the slots, once for each layout that needs them.
+_PREPARE = Expected(max_instructions=1200, stream16=True)
+# Narrow loads of products: in `moe_experts` the slots, once for each layout that needs them.
 _PRODUCT = {"invariant": True, "matrix": True, "stream16": True}
 
 FRAME = (
@@ -74,20 +76,20 @@ FRAME = (
         at={
             **{f"decode-B{B}": {"M": B} for B in (1, 4, 16, 64)},
             "prefill-2048": {"M": 2048, "voices": 2},
-            "no-norm-B64": {"M": 64, "norm": False},
+            "no-norm-B64": {"M": 64, "norm": False, "next_norm": False},
         },
         small={"D": 48, "columns": 10, "V": 11, "text": 7},
         edges={
             **_FEW,
             "speakers": {"M": 5, "voices": 2},
-            "no-norm": {"M": 5, "voices": 2, "norm": False},
+            "no-norm": {"M": 5, "voices": 2, "norm": False, "next_norm": False},
             "wide-D": {"M": 2, "D": 264},
         },
     ),
     spec(
         "add_rms_norm",
         "residual add, norm",
-        {"_add_rms_norm_kernel": _NORM},
+        {"_add_rms_norm_kernel": Expected(max_instructions=600, stream16=True)},
         real={"D": D},
         at=_ROWS,
         small={"D": 48},
@@ -107,10 +109,10 @@ FRAME = (
         "attention norm; query, key, value and gate projections",
         {
             "_qkv_projection_kernel": Expected(max_instructions=6000, max_narrow=80, **_PRODUCT),
-            "_add_rms_norm_kernel": _NORM,
+            "_prepare_norm_kernel": _PREPARE,
         },
         real={"D": D, "NQ": HQ * DH, "NKV": HKV * DH, "G": HQ},
-        at={**_DECODE, **_PREFILL, **_NORMED},
+        at={**_DECODE, **_PREFILL, **_NORMED, "unprepared-B16": {"M": 16, **_UNPREPARED}},
         small={"D": 48, "NQ": 64, "NKV": 32, "G": 4},
         edges={
             **_PIECES,
@@ -118,6 +120,8 @@ FRAME = (
             "narrow": {"M": 5, "NQ": 16, "NKV": 16, "G": 1},
             "normed": {"M": 33, "normed": True},
             "prefill-normed": {"M": 33, "normed": True, "prefill": True},
+            "unprepared": {"M": 33, **_UNPREPARED},
+            "prefill-unprepared": {"M": 33, **_UNPREPARED, "prefill": True},
             "long-K": {"M": 2, "D": 136, "NQ": 16, "NKV": 16, "G": 8},
         },
     ),
@@ -187,20 +191,24 @@ FRAME = (
         "output projection, residual add",
         {"_output_projection_kernel": Expected(max_instructions=5000, max_narrow=40, **_PRODUCT)},
         real={"K": HQ * DH, "D": D},
-        at={**_DECODE, **_PREFILL, **{f"no-residual-B{B}": {"M": B, "residual": False} for B in (1, 64)}},
+        at={**_DECODE, **_PREFILL, **{f"no-residual-B{B}": {"M": B, **_ALONE} for B in (1, 64)}},
         small={"K": 64, "D": 48},
         edges={
             **_PIECES,
             "odd-K": {"M": 2, "K": 40},
-            "no-residual": {"M": 33, "residual": False},
+            "no-residual": {"M": 33, **_ALONE},
             "prefill-no-residual": {"M": 33, "residual": False, "prefill": True},
             "long-K": {"M": 2, "K": 136, "D": 16},
+            "ragged-groups": {"M": 17, "D": 40},
         },
     ),
     spec(
         "moe_router",
         "feed-forward norm, down-projection, carried state, norm, 3 layers, softmax, choice, slots by expert",
-        {"_moe_router_kernel": Expected(max_instructions=12000, max_narrow=400, **_PRODUCT)},
+        {
+            "_moe_router_kernel": Expected(max_instructions=12000, max_narrow=400, **_PRODUCT),
+            "_prepare_norm_kernel": _PREPARE,
+        },
         real={"D": D, "R": R, "E": E, "k": 1},
         at={
             **{f"decode-B{B}": {"M": B} for B in (1, 4, 16, 64, 256)},
@@ -208,6 +216,7 @@ FRAME = (
             "decode-B16-idle": {"M": 16, "idle": (15,)},
             "first-layer": {"M": 1, "carry": False},
             "normed-B16": {"M": 16, "normed": True},
+            "unprepared-B16": {"M": 16, **_UNPREPARED},
             "prefill-2048": {"M": 2048},
         },
         small={"D": 48, "R": 24, "E": 4, "k": 1},
@@ -220,6 +229,7 @@ FRAME = (
             "sorted-in-parts": {"M": 70, "k": 2},
             "idle": {"M": 70, "k": 2, "idle": (1, 5, 68)},
             "normed": {"M": 17, "normed": True},
+            "unprepared": {"M": 17, **_UNPREPARED},
             "long-D": {"M": 2, "D": 136},
         },
     ),
@@ -229,7 +239,7 @@ FRAME = (
         {
             "_moe_experts_up_kernel": Expected(max_instructions=9000, max_narrow=80, **_PRODUCT),
             "_moe_experts_down_kernel": Expected(max_instructions=6000, max_narrow=160, **_PRODUCT),
-            "_add_rms_norm_kernel": _NORM,
+            "_prepare_norm_kernel": _PREPARE,
         },
         real={"D": D, "I": I, "E": E, "k": 1},
         at={
@@ -241,6 +251,7 @@ FRAME = (
             **{f"dense-B{B}": {"M": B, **_DENSE} for B in (1, 4, 16, 64)},
             "dense-prefill-2048": {"M": 2048, **_DENSE, "prefill": True},
             **{f"sum-B{B}": {"M": B, "active": active_experts(B, E, 1), **_SUM} for B in (16, 256)},
+            "unprepared-B16": {"M": 16, "active": active_experts(16, E, 1), **_UNPREPARED},
             "sum-B16-top2": {"M": 16, "k": 2, "active": active_experts(16, E, 2), **_SUM},
             "prefill-sum-2048": {"M": 2048, "active": E, "prefill": True, **_SUM},
             "dense-sum-B64": {"M": 64, **_DENSE, **_SUM},
@@ -261,6 +272,8 @@ FRAME = (
             "prefill": {"M": 40, "k": 2, "prefill": True},
             "dense-prefill": {"M": 33, **_DENSE, "prefill": True},
             "normed": {"M": 35, "k": 2, "skew": True, "normed": True},
+            "unprepared": {"M": 35, "k": 2, "skew": True, **_UNPREPARED},
+            "dense-prefill-unprepared": {"M": 33, **_DENSE, **_UNPREPARED, "prefill": True},
             "sum": {"M": 35, "skew": True, "idle": (1, 33), **_SUM},
             "sum-top2": {"M": 5, "k": 2, "idle": (1, 3), **_SUM},
             "dense-sum": {"M": 33, **_DENSE, **_SUM},
@@ -274,13 +287,14 @@ FRAME = (
         "output norm, 9 x 1026 logits, soft-cap",
         {
             "_codebook_head_kernel": Expected(max_instructions=6000, max_narrow=80, **_PRODUCT),
-            "_add_rms_norm_kernel": _NORM,
+            "_prepare_norm_kernel": _PREPARE,
         },
         real={"D": D, "N": C * V, "codebooks": C},
         at={
             **_DECODE,
             "prefill-128": {"M": 128, "prefill": True},
             "prefill-normed": {"M": 128, "prefill": True, "normed": True},
+            "unprepared-B16": {"M": 16, **_UNPREPARED},
         },
         small={"D": 48, "N": 27, "codebooks": 3},
         edges={
@@ -288,6 +302,7 @@ FRAME = (
             "two-tiles": {"M": 33},
             "no-cap": {"M": 2, "softcap": 0.0},
             "normed": {"M": 3, "normed": True},
+            "unprepared": {"M": 3, **_UNPREPARED},
             "prefill": {"M": 33, "prefill": True},
             "wide": {"M": 2, "N": 1026, "codebooks": 1},
             "long-K": {"M": 2, "D": 136},

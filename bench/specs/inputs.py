@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zonos2_triton.reference.add_rms_norm import prepare_norm
 from zonos2_triton.reference.moe_router import by_expert
 from zonos2_triton.reference.numeric import exp_nonpositive
 from zonos2_triton.reference.rotary import compute_cos_sin_cache
@@ -74,16 +75,29 @@ class Inputs:
         return ids[:, :k].to(self.device)
 
 
+def _tokens(new: Inputs, M: int, D: int, normed: bool, prepared: bool) -> Sizes:
+    """Tokens x and the norm before a product. normed: they need none; prepared: their producer has left its half."""
+    x, gain = new.randn(M, D), None if normed else new.gain(D)
+    half: tuple[Tensor | None, Tensor | None] = None, None
+    if prepared and gain is not None:
+        sum_sq = torch.empty(M, -(-D // 16), device=new.device, dtype=torch.float32)
+        half = (torch.empty_like(x), sum_sq) if new.dry else prepare_norm(x, gain)
+    return {"x": x, "norm_weight": gain, "x_scaled": half[0], "sum_sq": half[1]}
+
+
 def frame_embedding(
-    new: Inputs, M: int, D: int, columns: int, V: int, text: int, voices: int = 0, norm: bool = True
-) -> Sizes:
+    new: Inputs, M: int, D: int, columns: int, V: int, text: int, voices: int = 0, norm: bool = True,
+    next_norm: bool = True,
+) -> Sizes:  # fmt: skip
     ids = torch.cat([new.randint(0, V, M, columns - 1), new.randint(0, text, M, 1)], 1)
     voiced: Sizes = {"speakers": None, "speaker_index": None}
     if voices:
         index = [row % (voices + 1) - 1 for row in range(M)]
         voiced = {"speakers": new.randn(voices, D), "speaker_index": new.int32(index)}
     table = new.randn((columns - 1) * V + text, D)
-    return {"ids": ids, "table": table, "codebook_vocab": V, "eps": EPS, **voiced, "norm": norm}
+    gain = new.gain(D) if next_norm else None
+    options = {"codebook_vocab": V, "eps": EPS, **voiced, "norm": norm, "next_norm_weight": gain}
+    return {"ids": ids, "table": table, **options}
 
 
 def add_rms_norm(new: Inputs, M: int, D: int, residual: bool = True) -> Sizes:
@@ -99,16 +113,20 @@ def rotary(new: Inputs, M: int, H: int, DH: int, P: int) -> Sizes:
 
 
 def qkv_projection(
-    new: Inputs, M: int, D: int, NQ: int, NKV: int, G: int, prefill: bool = False, normed: bool = False
-) -> Sizes:
-    x, gain = new.randn(M, D), None if normed else new.gain(D)
+    new: Inputs, M: int, D: int, NQ: int, NKV: int, G: int, prefill: bool = False, normed: bool = False,
+    prepared: bool = True,
+) -> Sizes:  # fmt: skip
+    tokens = _tokens(new, M, D, normed, prepared)
     weights = {"wq": new.weight(NQ, D), "wkv": new.weight(2, NKV, D), "gater": new.weight(G, D)}
-    return {"x": x, "norm_weight": gain, **weights, "eps": EPS, "prefill": prefill}
+    return {**tokens, **weights, "eps": EPS, "prefill": prefill}
 
 
-def output_projection(new: Inputs, M: int, K: int, D: int, prefill: bool = False, residual: bool = True) -> Sizes:
-    y, weight = new.randn(M, K), new.weight(D, K)
-    return {"y": y, "weight": weight, "residual": new.randn(M, D) if residual else None, "prefill": prefill}
+def output_projection(
+    new: Inputs, M: int, K: int, D: int, prefill: bool = False, residual: bool = True, next_norm: bool = True
+) -> Sizes:
+    y, weight, x = new.randn(M, K), new.weight(D, K), new.randn(M, D) if residual else None
+    gain = new.gain(D) if next_norm else None
+    return {"y": y, "weight": weight, "residual": x, "prefill": prefill, "next_norm_weight": gain}
 
 
 def _attention(
@@ -151,13 +169,13 @@ def prefill_attention(
 
 
 def moe_router(
-    new: Inputs, M: int, D: int, R: int, E: int, k: int, carry: bool = True, idle: Numbers = (), normed: bool = False
-) -> Sizes:
+    new: Inputs, M: int, D: int, R: int, E: int, k: int, carry: bool = True, idle: Numbers = (), normed: bool = False,
+    prepared: bool = True,
+) -> Sizes:  # fmt: skip
     """idle: rows with a negative position; none: positions are not given."""
     positions = new.int32([-1 if row in idle else row for row in range(M)]) if idle else None
     return {
-        "x": new.randn(M, D),
-        "norm_weight": None if normed else new.gain(D),
+        **_tokens(new, M, D, normed, prepared),
         "router_state": new.randn(M, R) if carry else None,
         "state_scale": new.gain(R) if carry else None,
         "down_weight": new.weight(R, D),
@@ -175,7 +193,8 @@ def moe_router(
 
 def moe_experts(
     new: Inputs, M: int, D: int, I: int, E: int, k: int, active: float = 0, prefill: bool = False,
-    routed: bool = True, skew: bool = False, idle: Numbers = (), normed: bool = False, residual: bool = True,
+    routed: bool = True, skew: bool = False, idle: Numbers = (), normed: bool = False, prepared: bool = True,
+    residual: bool = True, next_norm: bool = True,
 ) -> Sizes:  # fmt: skip
     """skew as in `Inputs.choices`; `active` is for `cost`; idle: rows that go to no expert, with weights of NaN."""
     w13 = new.weight(E, 2 * I, D)
@@ -186,17 +205,18 @@ def moe_experts(
         ids[list(idle)], weights[list(idle)] = E, float("nan")
         chosen = dict(zip(("sorted_slot_ids", "expert_offsets"), by_expert(ids, E), strict=True))
         chosen["expert_weights"] = weights
-    chosen |= {"gate": gate, "up": up, "norm_weight": None if normed else new.gain(D), "down": new.weight(E, D, I)}
-    return {"x": new.randn(M, D), **chosen, "eps": EPS, "prefill": prefill, "residual": residual}
+    chosen |= {"gate": gate, "up": up, "down": new.weight(E, D, I), "eps": EPS, "prefill": prefill}
+    tokens, gain = _tokens(new, M, D, normed, prepared), new.gain(D) if next_norm else None
+    return {**tokens, **chosen, "residual": residual, "next_norm_weight": gain}
 
 
 def codebook_head(
     new: Inputs, M: int, D: int, N: int, codebooks: int, prefill: bool = False, softcap: float = 15.0,
-    normed: bool = False,
+    normed: bool = False, prepared: bool = True,
 ) -> Sizes:  # fmt: skip
-    x, gain, weight = new.randn(M, D), None if normed else new.gain(D), 4 * new.weight(N, D)
+    tokens, weight = _tokens(new, M, D, normed, prepared), 4 * new.weight(N, D)
     options = {"n_codebooks": codebooks, "eps": EPS, "softcap": softcap, "prefill": prefill}
-    return {"x": x, "norm_weight": gain, "weight": weight, **options}
+    return {**tokens, "weight": weight, **options}
 
 
 def sample_codes(

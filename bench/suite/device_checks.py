@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zonos2_triton.bench.catalogue import KERNELS
-from zonos2_triton.bench.proof.invariants import ROWS
+from zonos2_triton.bench.proof.units import NORM, ROWS
 from zonos2_triton.bench.proof.verify import Mismatch
 from zonos2_triton.bench.specs.inputs import Sizes
 from zonos2_triton.bench.timing.timer import Call, cuda_graph
@@ -70,7 +70,9 @@ def batch_invariant(
             _check(f"{kernel}, {n} rows from {rows[0]}", got, [part[list(rows)] for part in alone])
     _check(f"{kernel}, a second run", *[_run(kernel, _rows_of(kernel, inputs, range(most))) for _ in range(2)])
     poisoned = _rows_of(kernel, inputs, range(most))
-    poisoned[ROWS[kernel][0]][most // 2] = float("nan")
+    for name in (ROWS[kernel][0], *NORM):
+        if poisoned.get(name) is not None:
+            poisoned[name][most // 2] = float("nan")
     others = [row for row in range(most) if row != most // 2]
     got = [part[others] for part in _run(kernel, poisoned)]
     _check(f"{kernel}, beside a row of NaN", got, [part[others] for part in alone])
@@ -151,8 +153,8 @@ def graph_capture(
     captured = deepcopy(eager)
 
     def step(cache: reference.Cache) -> Tensor:
-        x = reference.forward(model, reference.Batch(ids, table, starts), cache, ops)
-        return reference.logits(model, x, ops)
+        stream = reference.forward(model, reference.Batch(ids, table, starts), cache, ops)
+        return reference.logits(model, *stream, ops=ops)
 
     with torch.inference_mode():
         step(captured)  # compiles
@@ -284,7 +286,7 @@ def _run(kernel: str, inputs: dict[str, Any]) -> list[Tensor]:
     spec = KERNELS[kernel]
     results = spec.op(**inputs | {name: inputs[name].clone() for name in spec.mutates})
     results = [results] if isinstance(results, Tensor) else list(results)
-    return results[: RAGGED.get(kernel, len(results))]
+    return [part for part in results[: RAGGED.get(kernel, len(results))] if part.numel()]
 
 
 def _check(what: str, got: Sequence[Tensor], want: Sequence[Tensor]) -> None:

@@ -84,8 +84,8 @@ class FrameTimer:
         batch = reference.Batch.single(ids, 0, page)
 
         def prefill() -> Tensor:
-            x = reference.forward(self.model, batch, cache, self.ops)
-            return reference.logits(self.model, x[-1:], self.ops)
+            stream = reference.forward(self.model, batch, cache, self.ops)
+            return reference.logits(self.model, *(part[-1:].clone() for part in stream), ops=self.ops)
 
         if not bool(prefill().isfinite().all()):
             raise FloatingPointError("the logits of a prompt are not finite")

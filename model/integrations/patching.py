@@ -158,7 +158,8 @@ def sum_embeddings(op: Callable[..., Tensor], embeddings: Tensor) -> Tensor:
     """
     C, M, _ = embeddings.shape
     ids = torch.arange(M, dtype=torch.int32, device=embeddings.device)[:, None].expand(M, C).contiguous()
-    return op(ids, embeddings.flatten(0, 1), M, 0.0, norm=False)
+    total: Tensor = op(ids, embeddings.flatten(0, 1), M, 0.0, norm=False)[0]
+    return total
 
 
 def check_weights(owner: str, tensors: Iterable[tuple[str, Tensor]], other_dtypes: tuple[str, ...] = ()) -> Tensor:

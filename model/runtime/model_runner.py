@@ -27,16 +27,18 @@ class ModelRunner:
 
     def prefill(self, chunks: Sequence[tuple[Request, int]]) -> None:
         """Take so many more tokens of each prompt into the cache."""
-        x = reference.forward(self.model, self._prompts(chunks), self.state.cache, ranged(self.ops), None, in_layer)
+        stream = reference.forward(
+            self.model, self._prompts(chunks), self.state.cache, ranged(self.ops), None, in_layer
+        )
         for (request, tokens), end in zip(chunks, accumulate(tokens for _, tokens in chunks), strict=True):
             request.num_prefilled += tokens
-            request.hidden = x[end - 1]
+            request.hidden = [part[end - 1] for part in stream]
 
     def start(self, requests: Sequence[Request], first: int) -> None:
         """The first frame of requests whose prompts are in the cache; their slots begin at `first`."""
         groups = [[request] for request in requests] if self.per_sequence else [requests]
-        stacked = [torch.stack([request.hidden for request in group]) for group in groups]
-        logits = [reference.logits(self.model, x, ranged(self.ops)) for x in stacked]
+        stacked = [map(torch.stack, zip(*(request.hidden for request in group), strict=True)) for group in groups]
+        logits = [reference.logits(self.model, *stream, ops=ranged(self.ops)) for stream in stacked]
         self.sample(torch.cat(logits), slice(first, first + len(requests)))
 
     def frame(self, batch_size: int) -> None:
@@ -51,8 +53,8 @@ class ModelRunner:
     def logits(self, slots: slice) -> Tensor:
         """Logits [B, C, V] after the newest frame of these slots, which is fed back."""
         ops = ranged(self.ops)
-        x = reference.forward(self.model, self.state.batch(slots), self.state.cache, ops, None, in_layer)
-        return reference.logits(self.model, x, ops)
+        stream = reference.forward(self.model, self.state.batch(slots), self.state.cache, ops, None, in_layer)
+        return reference.logits(self.model, *stream, ops=ops)
 
     def sample(self, logits: Tensor, slots: slice) -> None:
         """Sample the next frame of these slots and update their state."""

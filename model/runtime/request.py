@@ -78,7 +78,7 @@ class Request:
         self.cache_len = len(prompt) + self.max_frames - 1  # the last frame is not fed back
         self.pages: list[int] = []
         self.num_prefilled = 0  # tokens of the prompt in the cache
-        self.hidden: Tensor  # [D], after the newest of them
+        self.hidden: list[Tensor]  # x, x_scaled and sum_sq after the newest of them, one axis each
         self.num_scheduled = 0  # frames launched; an ended request made fewer
         self.frames: deque[Frame] = deque()  # not read yet
         self.error: BaseException | None = None

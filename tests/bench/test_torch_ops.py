@@ -73,7 +73,8 @@ def test_every_way_through_the_experts(name, way, monkeypatch):
 def test_choice_without_sorting(name):
     inputs = made("moe_router", name)
     want = KERNELS["moe_router"].reference(**inputs)
-    del inputs["positions"]
+    for unknown in ("positions", "x_scaled", "sum_sq"):
+        del inputs[unknown]
     ids, weights, state = torch_ops.choose(**inputs)
     assert torch.equal(ids.int(), want.expert_ids)
     torch.testing.assert_close((weights, state), (want.expert_weights, want.router_state), rtol=1e-12, atol=1e-12)
@@ -82,7 +83,8 @@ def test_choice_without_sorting(name):
 def test_of_choices_that_tie_the_lower_comes_first():
     inputs = made("moe_router", "all-experts")
     inputs |= {name: torch.zeros_like(inputs[name]) for name in ("w3", "balancing_biases")}
-    del inputs["positions"]
+    for unknown in ("positions", "x_scaled", "sum_sq"):
+        del inputs[unknown]
     assert torch_ops.choose(**inputs)[0].tolist() == [[0, 1, 2, 3]] * 2
 
 

@@ -25,9 +25,10 @@ from triton.runtime import interpreter
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.proof import bounds
 from zonos2_triton.bench.proof.interpreter import checked
-from zonos2_triton.bench.proof.invariants import INVARIANTS, ROWS, exact, rounded_once, same_bits, variants
+from zonos2_triton.bench.proof.invariants import INVARIANTS, exact, rounded_once, same_bits, variants
 from zonos2_triton.bench.proof.mutation import case_of, small
 from zonos2_triton.bench.proof.poison import poisoned
+from zonos2_triton.bench.proof.units import ROWS
 from zonos2_triton.bench.proof.verify import Case
 from zonos2_triton.bench.specs.inputs import Sizes
 from zonos2_triton.bench.specs.spec import Workload
@@ -69,6 +70,14 @@ def odd_width(axis: str, width: int) -> tuple[Wrong, Wrong]:
         wrong(f"{axis} must be a multiple of 4 for torch.float32, got {width}", sizes={axis: width}),
         wrong(f"{axis} must be a multiple of 8 for torch.bf.*, got {even}", dtype=torch.bfloat16, sizes={axis: even}),
     )
+
+
+# What a product's norm must come with.
+NORM_WRONG = (
+    *(wrong("x_scaled and sum_sq must be given together", **{name: None}) for name in ("x_scaled", "sum_sq")),
+    wrong("x_scaled and sum_sq must come with norm_weight, got None", norm_weight=None),
+    wrong(r"sum_sq must have shape \[M=\d+, D/16=3\], got \[\d+, 2\]", sum_sq=lambda s: s[:, :2].clone()),
+)
 
 
 def at(index: Any, value: float) -> Callable[[Tensor], Tensor]:

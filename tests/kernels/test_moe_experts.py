@@ -1,31 +1,32 @@
 import pytest
 import torch
 
-from tests.kernels.operator_suite import DTYPES, CountingTests, at, interpreted, odd_width, wrong
+from tests.kernels.operator_suite import DTYPES, NORM_WRONG, CountingTests, at, interpreted, odd_width, wrong
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.proof.interpreter import checked
 from zonos2_triton.bench.proof.poison import poisoned
 
 MIXTURE = {"M": 24, "D": 256, "I": 128, "E": 4, "k": 2}
 DENSE = {"M": 32, "D": 256, "I": 256, "E": 1, "k": 1, "routed": False}
-SUM = {"normed": True, "residual": False}
+SUM = {"normed": True, "residual": False, "next_norm": False}
 ROUTING = ("sorted_slot_ids", "expert_offsets", "expert_weights")
 
 
 class TestExperts(CountingTests):
     name = "moe_experts"
-    forms = ["sum", "dense-sum"]
+    forms = ["sum", "dense-sum", "unprepared"]
     fullest = "top2"
     counted = "top2"
     accuracy = [MIXTURE, {**MIXTURE, **SUM}, DENSE, {**MIXTURE, "M": 40, "prefill": True}]
     costs = {
-        # one expert's three matrices of 3072 x 2048; x in and out, the norm; h written and read; slot and weight
-        "decode-B1": ((3 * 3072 * 2048 + 2 * 2048 + 2048 + 2 * 3072) * 2 + 2 * 4, 2 * 3 * 3072 * 2048),
+        # one expert's three matrices of 3072 x 2048; x and x_scaled in and out, the norm that follows; h written and
+        # read; slot, weight, 128 sums in and out
+        "decode-B1": ((3 * 3072 * 2048 + 5 * 2048 + 2 * 3072) * 2 + (2 + 256) * 4, 2 * 3 * 3072 * 2048),
         # all experts; of 2048 rows x in and the sum out, h written and read; slots and weights
         "prefill-sum-2048": ((16 * 3 * 3072 + 2 * 2048 + 2 * 3072) * 2048 * 2 + 2048 * 8, 2048 * 6 * 3072 * 2048),
     }
     wrong = [
-        wrong(r"gate must have shape \[E, I, D=48\], got", norm_weight=None, gate=lambda w: w[..., :44]),
+        wrong(r"gate must have shape \[E, I, D=48\], got", "normed", gate=lambda w: w[..., :44]),
         wrong(r"up must have shape \[E=4, I=40, D=48\], got \[2, ", up=lambda w: w[:2]),
         wrong(r"up must have the strides of gate, \(.*\), got \(", up=torch.Tensor.contiguous),
         wrong(
@@ -43,6 +44,7 @@ class TestExperts(CountingTests):
         ),
         wrong("without sorted_slot_ids, gate must hold one expert, got E=4", **dict.fromkeys(ROUTING)),
         wrong("at most 256 tokens decode together, got 257; prefill=True takes any", "tiny", sizes={"M": 257}),
+        *NORM_WRONG,
         *odd_width("I", 42),
     ]
 
@@ -56,4 +58,4 @@ class TestExperts(CountingTests):
             weights = {name: inputs[name].fill_(torch.nan) for name in ("norm_weight", "gate", "up", "down")}
             want = inputs["x"] if residual else torch.zeros_like(inputs["x"])
             with checked(), poisoned():
-                assert torch.equal(kernel.op(**{**inputs, **weights}), want)
+                assert torch.equal(kernel.op(**{**inputs, **weights})[0], want)

@@ -38,7 +38,7 @@ MUTANTS = """    "scale_add": mutants(
     ),
 """
 BEFORE = {
-    "bench/proof/invariants.py": ('    "rotary": ("x",', '    "scale_add": ("x", "residual"),\n'),
+    "bench/proof/units.py": ('    "rotary": ("x",', '    "scale_add": ("x", "residual"),\n'),
     "bench/specs/backbone.py": ('    spec(\n        "rotary",', SPEC),
     "bench/specs/inputs.py": ("def rotary(", INPUTS),
     "kernels/_launch_table.py": ('    ("rotary", "row")', '    ("scale_add", "row"): _ROW,\n'),

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from tests.kernels.operator_suite import EXACT, OperatorTests, inputs_of, interpreted
 from zonos2_triton import kernels
 from zonos2_triton.bench.catalogue import KERNELS
-from zonos2_triton.bench.proof.invariants import ROWS
+from zonos2_triton.bench.proof.units import ROWS
 from zonos2_triton.kernels import _operator
 from zonos2_triton.kernels._operator import cpu_fallback, runs_kernel, zeroed_counters
 from zonos2_triton.reference.numeric import SWITCHES

@@ -44,8 +44,9 @@ def forward(backbone, pieces, page_size=8, dtype=None):
             batch = dataclasses.replace(batch, cu_seqlens=torch.tensor(cuts, dtype=torch.int32), max_seqlen_q=longest)
         stages = Stages()
         with torch.inference_mode():
-            x = reference.forward(model, batch, cache, backbone.ops, stages)
-            logits = reference.logits(model, x[[b - 1 for b in cuts[1:]]], backbone.ops)
+            stream = reference.forward(model, batch, cache, backbone.ops, stages)
+            last = [part[[b - 1 for b in cuts[1:]]] for part in stream]
+            logits = reference.logits(model, *last, ops=backbone.ops)
         for i, (n, (a, b)) in enumerate(zip(here, pairwise(cuts), strict=True)):
             seen[n][0].append(torch.stack(stages.hidden_states)[:, a:b])
             seen[n][1].append(logits[i : i + 1])
@@ -121,8 +122,8 @@ def test_a_row_that_is_not_finite_changes_no_bit_of_earlier_rows_and_mates(short
         cache, voice = Cache(config, 12, 8, model.table), torch.full((1, config.dim), value)
         starts, cuts = torch.zeros(3, dtype=torch.int32), torch.tensor([0, 4, 25, 35], dtype=torch.int32)
         batch = Batch(torch.cat([a, b, c]), pages, starts, cuts, 21, speakers=voice, speaker_index=index)
-        first = reference.forward(model, batch, cache, ops)
-        second = reference.forward(model, Batch(row, pages, cuts.diff()), cache, ops)
+        first, *_ = reference.forward(model, batch, cache, ops)
+        second, *_ = reference.forward(model, Batch(row, pages, cuts.diff()), cache, ops)
         return first, second, torch.stack([*cache.k, *cache.v])
 
     (first, second, cached), (want_first, want_second, want_cached) = run(torch.nan), run(0.5)

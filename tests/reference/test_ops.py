@@ -8,18 +8,28 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from zonos2_triton.reference.add_rms_norm import add_rms_norm, rms_norm
+from zonos2_triton.reference import ops
+from zonos2_triton.reference.add_rms_norm import add_rms_norm, prepare_norm, rms_norm
 from zonos2_triton.reference.codebook_head import codebook_head
 from zonos2_triton.reference.decode_attention import decode_attention
-from zonos2_triton.reference.frame_embedding import frame_embedding, project_speaker
-from zonos2_triton.reference.moe_experts import moe_experts, swiglu
+from zonos2_triton.reference.frame_embedding import project_speaker
+from zonos2_triton.reference.moe_experts import swiglu
 from zonos2_triton.reference.moe_router import by_expert, moe_router
-from zonos2_triton.reference.output_projection import output_projection
 from zonos2_triton.reference.prefill_attention import prefill_attention
 from zonos2_triton.reference.qkv_projection import qkv_projection
 from zonos2_triton.reference.rotary import compute_cos_sin_cache, rotary
 
 EPS = 0.5
+
+
+def first(op):
+    """The result without what it leaves for the norm that follows."""
+    return lambda *args, **options: op(*args, **options)[0]
+
+
+frame_embedding, output_projection, moe_experts = (
+    first(getattr(ops, name)) for name in ("frame_embedding", "output_projection", "moe_experts")
+)
 
 
 @pytest.fixture
@@ -158,6 +168,29 @@ def test_what_is_normed_already_is_taken_as_it_is(randn):
         total = moe_experts(x, weight, *parts, *choice, residual=False)
         assert torch.equal(moe_experts(h, None, *parts, *choice, residual=False), total)
         torch.testing.assert_close(moe_experts(x, weight, *parts, *choice), x + total)
+
+
+def test_a_norm_in_two_halves_is_the_norm(randn):
+    for D in (48, 40, 3):
+        x, weight = randn(5, D), randn(D)
+        x_scaled, sum_sq = prepare_norm(x, weight)
+        assert sum_sq.shape == (5, -(-D // 16))
+        torch.testing.assert_close(sum_sq[:, 0], x[:, :16].square().sum(1))
+        normed = x_scaled * torch.rsqrt(sum_sq.sum(1, keepdim=True) / D + EPS)
+        torch.testing.assert_close(normed, rms_norm(x, weight, EPS))
+    assert [part.numel() for part in prepare_norm(x, None)] == [0, 0]
+
+
+def test_producers_prepare_the_norm_of_what_they_return(randn):
+    x, weight, gate, up, down = randn(5, 8), randn(8), randn(1, 4, 8), randn(1, 4, 8), randn(1, 8, 4)
+    made = [
+        ops.output_projection(randn(5, 4), randn(8, 4), x, next_norm_weight=weight),
+        ops.moe_experts(x, None, gate, up, down, EPS, next_norm_weight=weight),
+        ops.frame_embedding(torch.zeros(5, 3, dtype=torch.int32), randn(9, 8), 4, EPS, next_norm_weight=weight),
+    ]
+    for y, *prepared in made:
+        for ours, others in zip(prepared, prepare_norm(y, weight), strict=True):
+            assert torch.equal(ours, others)
 
 
 def test_add_rms_norm_returns_the_sum_and_its_norm(randn):

@@ -48,7 +48,8 @@ def attention(original: Callable[..., Tensor], module: Any, x: Tensor, positions
     q, k = module.rotary(positions, q.flatten(1), k.flatten(1))
     y = module.attn(q, k, v.contiguous(), forward_batch).view(n_tokens, heads, head_dim)
     y = (y * torch.sigmoid(gate)[..., None]).flatten(1)
-    return _operation("output_projection", x.device, x.dtype)(y, module.wo, None, prefill)
+    x, *_ = _operation("output_projection", x.device, x.dtype)(y, module.wo, None, prefill)
+    return x
 
 
 def experts(
@@ -74,7 +75,7 @@ def experts(
     route, compute = (_operation(name, x.device, x.dtype) for name in ("moe_router", "moe_experts"))
     _, weights, _, state, *order = route(x, None, state, scale, *network, router.top_k, router.eps)
     prefill = x.shape[0] > MAX_BATCH_SIZE
-    y = compute(x, None, gate, up, block.experts.w2_weight, 0.0, *order, weights, prefill, residual=False)
+    y, *_ = compute(x, None, gate, up, block.experts.w2_weight, 0.0, *order, weights, prefill, residual=False)
     return y, state
 
 

@@ -69,7 +69,7 @@ def _one_attention(model: TargetModel, step_tensors: _StepTensors, path: str) ->
         else:
             y = ops.decode_attention(qkvg, qk_temperature, cos_sin_cache, *pages)
         cache.length = start + T
-        return ops.output_projection(y, wo.weight, None, prefill).view(x.shape)
+        return ops.output_projection(y, wo.weight, None, prefill)[0].view(x.shape)
 
     samples = [model.normal(2 * n, config.dim).view(2, n, config.dim) for n in (5, 1, 1)]
     parameters = inspect.signature(original).parameters

@@ -187,11 +187,11 @@ def _one_mixture(model: TargetModel, i: int, path: str) -> Patch:
     model.check_shapes(f"{path}.w13", f"{path}.w2")
     module, _ = model.module(path, "x", "weights", "ids")
 
-    def compute(op: Callable[..., Tensor], x: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
+    def compute(op: Callable[..., tuple[Tensor, ...]], x: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
         tokens, w13 = flat(x, config.dim), module.w13
         routing = *routing_cache.lookup(ids, config.moe_n_experts), flat(wide(weights), weights.shape[-1])
         prefill = structure.is_prefill(tokens)
-        y = op(tokens, None, w13[:, 0::2], w13[:, 1::2], module.w2, 0.0, *routing, prefill=prefill, residual=False)
+        y, *_ = op(tokens, None, w13[:, 0::2], w13[:, 1::2], module.w2, 0.0, *routing, prefill=prefill, residual=False)
         return y.view(x.shape)
 
     x, weights, ids = _routed_samples(model, i)

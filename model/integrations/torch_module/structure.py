@@ -206,7 +206,7 @@ class TargetModel:
     def one_expert(self, x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
         """Every token through the same expert."""
         tokens = flat(x, self.config.dim)
-        y = self.ops.moe_experts(tokens, None, gate, up, down, 0.0, prefill=is_prefill(tokens), residual=False)
+        y, *_ = self.ops.moe_experts(tokens, None, gate, up, down, 0.0, prefill=is_prefill(tokens), residual=False)
         return y.view(x.shape)
 
     def patch(self, path: str, module: nn.Module, forward: Callable[..., Any], *samples: Tensor | None) -> Patch:

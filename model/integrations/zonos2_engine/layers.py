@@ -146,7 +146,7 @@ def attention(shared: Shared, layer: Any) -> Call:
         qkvg = ops.qkv_projection(x, None, layer.wq.weight, layer.wkv.weight, layer.gater.weight, EPS, prefill)
         qk_temperature = layer.temp.flatten().to(x.dtype)  # bf16 in models of every dtype
         y = metadata.attend(ops, qkvg, qk_temperature, cos_sin_cache(layer.attn.rotary), layer.attn.layer_id)
-        return summed(layer.wo, layer.wo._tp_size, ops.output_projection(y, layer.wo.weight, None, prefill))
+        return summed(layer.wo, layer.wo._tp_size, ops.output_projection(y, layer.wo.weight, None, prefill)[0])
 
     return forward
 
@@ -226,7 +226,8 @@ def mixture(shared: Shared, fused: Any, x: Tensor, weights: Tensor, *order: Tens
     """This rank's part of the weighted sum of each token's experts; order: sorted_slot_ids and expert_offsets."""
     gate, up = fused.gate_up_proj.chunk(2, 1)
     prefill = shared.prefill(len(x))
-    return shared.ops.moe_experts(x, None, gate, up, fused.down_proj, EPS, *order, weights, prefill, residual=False)
+    experts = shared.ops.moe_experts
+    return experts(x, None, gate, up, fused.down_proj, EPS, *order, weights, prefill, residual=False)[0]
 
 
 def dense(shared: Shared, layer: Any) -> Call:
@@ -235,7 +236,9 @@ def dense(shared: Shared, layer: Any) -> Call:
     def forward(x: Tensor) -> Tensor:
         up, gate = layer.w_in.weight.unsqueeze(1)
         prefill = shared.prefill(len(x))
-        y = shared.ops.moe_experts(x, None, gate, up, layer.w_out.weight[None], EPS, prefill=prefill, residual=False)
+        y, *_ = shared.ops.moe_experts(
+            x, None, gate, up, layer.w_out.weight[None], EPS, prefill=prefill, residual=False
+        )
         return summed(layer.w_out, layer.w_out._tp_size, y)
 
     return forward
