@@ -38,20 +38,25 @@ Decode = Callable[[Bits], Bits]
 
 
 class Operation(NamedTuple):
-    """The types of an instruction's operands, and its function of arrays."""
+    """The numpy types of an instruction's operands, and its function of arrays."""
 
-    results: tuple[type[np.generic], ...]
-    sources: tuple[type[np.generic], ...]  # as many as it may have
+    results: tuple[Any, ...]
+    sources: tuple[Any, ...]  # as many as it may have
     function: Callable[..., tuple[Bits, ...]]
 
 
-UNSIGNED: dict[int, type[np.generic]] = {8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
-SIGNED: dict[int, type[np.generic]] = {8: np.int8, 16: np.int16, 32: np.int32, 64: np.int64}
+UNSIGNED: dict[int, Any] = {8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
+SIGNED: dict[int, Any] = {8: np.int8, 16: np.int16, 32: np.int32, 64: np.int64}
 FLOATS = {"f16": 16, "bf16": 16, "f32": 32, "f64": 64}
 PACKED = {"f16x2": "f16", "bf16x2": "bf16", "f32x2": "f32"}
 INTEGERS = tuple(kind + size for kind in "usb" for size in ("8", "16", "32", "64"))
 U32 = UNSIGNED[32]
-NAN = {"f16": np.uint16(0x7FFF), "bf16": np.uint16(0x7FFF), "f32": np.uint32(0x7FFFFFFF), "tf32": np.uint32(0x7FFFFFFF)}
+NAN: dict[str, Any] = {
+    "f16": np.uint16(0x7FFF),
+    "bf16": np.uint16(0x7FFF),
+    "f32": np.uint32(0x7FFFFFFF),
+    "tf32": np.uint32(0x7FFFFFFF),
+}
 
 
 @cache
@@ -90,7 +95,7 @@ class _Modifiers(list[str]):
         return bool(self.take(word, default="no") == word)
 
 
-def register(kind: str) -> type[np.generic]:
+def register(kind: str) -> Any:
     """The type of a register that holds a value of a PTX type."""
     if kind == "pred":
         return np.bool_
@@ -214,7 +219,7 @@ def _shift_left(a: Bits, amount: Bits) -> Bits:
 
 
 def _shift_right(a: Bits, amount: Bits) -> Bits:
-    """Of a signed type: the sign comes in."""
+    """The sign of a signed type comes in."""
     bits = 8 * a.dtype.itemsize
     shifted = a >> np.minimum(amount, U32(bits - 1)).astype(a.dtype)
     return shifted if a.dtype.kind == "i" else np.where(amount < bits, shifted, a.dtype.type(0))
@@ -243,7 +248,7 @@ def _funnel(words: _Modifiers) -> Operation:
     return _pure("b32", 3, shf)
 
 
-def _ones(n: Bits, kind: type[np.generic]) -> Bits:
+def _ones(n: Bits, kind: Any) -> Bits:
     """The lowest n bits set."""
     return ~_shift_left(np.asarray(~kind(0)), n)
 
@@ -356,7 +361,11 @@ def _brev(words: _Modifiers) -> Operation:
 
 def _selp(words: _Modifiers) -> Operation:
     kind = register(words.take(*INTEGERS, *FLOATS, *PACKED))
-    return Operation((kind,), (kind, kind, np.bool_), lambda a, b, p: (np.where(p, a, b),))
+
+    def select(a: Bits, b: Bits, p: Bits) -> tuple[Bits]:
+        return (np.where(p, a, b),)
+
+    return Operation((kind,), (kind, kind, np.bool_), select)
 
 
 def _mov(words: _Modifiers) -> Operation:
@@ -489,7 +498,7 @@ def _flushing(function: Function) -> Function:
     return lambda *a: _flush(function(*map(_flush, a)))
 
 
-def _halves(function: Function, whole: type[np.generic], part: type[np.generic]) -> Function:
+def _halves(function: Function, whole: Any, part: Any) -> Function:
     """A function of each part of a packed register."""
 
     def apply(*a: Bits) -> Bits:
@@ -636,7 +645,7 @@ _COMBINE: dict[str, Function] = {"and": operator.and_, "or": operator.or_, "xor"
 
 
 def _comparison(words: _Modifiers) -> Function:
-    """Of the bits. The name of the type stays in `words`."""
+    """A comparison of bits. The name of the type stays in `words`."""
     kind = words[-1]
     if kind in INTEGERS:
         name = words.take(*_COMPARE, *_UNSIGNED_COMPARE)
@@ -804,6 +813,7 @@ def _between_floats(target: str, load: Decode, rounding: str, saturate: bool, re
 def _cvt_packed(words: _Modifiers, target: str, source: str) -> Operation:
     """Two numbers in one register: of two sources the first is the upper half."""
     relu = words.flag("relu")
+    result: Any
     if source[:4] in FP8:
         words.take("rn")
         if source[4:] != "x2" or target != "f16x2":
