@@ -34,6 +34,11 @@ class ArgSpec(NamedTuple):
     strided: bool = False  # only the last axis must be dense
     optional: bool = False  # may be None
 
+    @property
+    def is_weight(self) -> bool:
+        """Whether it has no axis of tokens, slots or sequences, so that calls may share it: a weight, a cache."""
+        return not any(axis[0] in "MBT" or "+" in axis or "*" in axis for axis in self.axes)
+
 
 def arg_specs(signature: inspect.Signature) -> dict[str, ArgSpec]:
     """The annotated parameters' specs, in the order that binds sizes.

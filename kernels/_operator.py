@@ -3,6 +3,7 @@
 import inspect
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from importlib import import_module
 from typing import Annotated, Any, NamedTuple, ParamSpec, TypeVar, get_args, get_origin
 
@@ -61,6 +62,7 @@ def operator(mutates_args: Sequence[str] = ()) -> Callable[[Callable[P, Iterator
 
         run.__name__, run.__doc__ = name, function.__doc__
         run.__signature__ = _schema_signature(signature)  # type: ignore[attr-defined]
+        run.__wrapped__ = function  # type: ignore[attr-defined]
         namespace = function.__module__.split(".")[0]
         op = torch.library.custom_op(f"{namespace}::{name}", run, mutates_args=mutates_args)
         op.register_fake(meta)
@@ -69,6 +71,39 @@ def operator(mutates_args: Sequence[str] = ()) -> Callable[[Callable[P, Iterator
         return op
 
     return register
+
+
+MOST_WEIGHTS = 4096  # sets of weights of one operator that are known to be right
+
+
+def direct(op: Callable[P, R]) -> Callable[P, R]:
+    """The operator as a plain function, for a model that calls it again and again where the kernels run.
+
+    It saves the host the dispatcher, which only gradients and tracing need. Arguments are checked when the operator
+    first gets these weights: the tensors that have no axis of tokens, slots or sequences.
+    """
+    function: Callable[P, Iterator[R]] = op._init_fn.__wrapped__  # type: ignore[attr-defined]
+    signature = inspect.signature(function)
+    name, specs, parameters = function.__name__, arg_specs(signature), tuple(signature.parameters)
+    weights = [(i, each) for i, each in enumerate(parameters) if each in specs and specs[each].is_weight]
+    known: dict[tuple[int, ...], list[Any]] = {}  # the tensors by their ids, which stay theirs as they are kept
+
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        given = len(args)
+        held = [args[i] if i < given else kwargs.get(each) for i, each in weights]
+        key = tuple(map(id, held))
+        if key not in known:
+            check(name, specs, dict(zip(parameters, args, strict=False), **kwargs))
+            if len(known) == MOST_WEIGHTS:
+                known.clear()
+            known[key] = held
+        body = function(*args, **kwargs)
+        results = next(body)
+        next(body, None)
+        return results
+
+    call.__name__ = name
+    return call
 
 
 def _schema_signature(signature: inspect.Signature) -> inspect.Signature:
@@ -108,6 +143,7 @@ def _bump_versions(op: CustomOpDef) -> None:
         op._lib.impl(op._name, bumped, "ADInplaceOrView", with_keyset=True, allow_override=True)
 
 
+@cache
 def interpreted() -> bool:
     """Whether kernels run in Triton's interpreter, which is settled when triton is imported."""
     return bool(triton.knobs.runtime.interpret)

@@ -19,14 +19,18 @@ PAGE_SIZE = 64  # positions in a page of the KV cache
 COUNTING = ("decode_attention", "moe_router", "moe_experts")  # operators whose programs count arrivals
 
 
-def ops_of(backend: str, config: "Zonos2Config", device: torch.device, dtype: torch.dtype) -> Ops:
+def ops_of(
+    backend: str, config: "Zonos2Config", device: torch.device, dtype: torch.dtype, dispatched: bool = False
+) -> Ops:
     """The table of "reference" or "triton". The kernels share counters, so one table launches one frame at a time.
 
+    dispatched: the operators of torch.ops, which torch.compile can trace; otherwise plain functions, where kernels run.
     ValueError: sizes that the kernels do not support.
     """
     if backend == "reference":
         return REFERENCE
     from zonos2_triton.kernels._args import check_rows
+    from zonos2_triton.kernels._operator import direct, interpreted
     from zonos2_triton.kernels.rotary import check_head_dim
 
     check_head_dim("backend 'triton'", config.head_dim)
@@ -34,6 +38,8 @@ def ops_of(backend: str, config: "Zonos2Config", device: torch.device, dtype: to
     most = max(MAX_BATCH_SIZE * config.kv_heads, MAX_PREFILL_TOKENS // 16 + 1, config.dim)
     counters = torch.zeros(most, dtype=torch.int32, device=device)
     ops = {field.name: kernel(field.name) for field in fields(Ops)}
+    if not dispatched and (device.type != "cpu" or interpreted()):
+        ops = {name: direct(op) for name, op in ops.items()}
     with_counters = {name: partial(ops[name], counters=counters) for name in COUNTING}
     return Ops(**(ops | with_counters))
 

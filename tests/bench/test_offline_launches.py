@@ -5,7 +5,6 @@ counted and not made; what the compiler makes of them is the compile gate's.
 """
 
 from collections import Counter
-from functools import partial
 from unittest.mock import patch
 
 import pytest
@@ -21,7 +20,6 @@ from zonos2_triton.model.runtime.model_runner import ModelRunner
 from zonos2_triton.model.runtime.vocoder_runner import VocoderRunner
 from zonos2_triton.model.vocoder_decoder import VocoderDecoder, VocoderOps
 from zonos2_triton.reference import network as reference
-from zonos2_triton.reference.ops import Ops
 from zonos2_triton.reference.vocoder import VocoderConfig, layout
 
 pytestmark = pytest.mark.interpreter
@@ -58,8 +56,6 @@ def launches():
 
 def launching(op):
     """For tensors without storage the dispatcher would take what only tells the results' shapes."""
-    if isinstance(op, partial):
-        return partial(op.func._init_fn, **op.keywords)
     return getattr(op, "_init_fn", op)
 
 
@@ -71,9 +67,8 @@ def test_a_frame_launches_its_kernels_and_asks_the_device_nothing(launches):
     """Two dense layers of 5 launches, two mixtures of 6; embedding, head, draw, and what follows from it."""
     config = layer_chain()
     model = reference.bind(config, weights(reference.layout(config)))
-    ops = vars(ops_of("triton", config, CUDA, torch.bfloat16))
     slots = BatchState(config, 8, 64, 9, model.table)
-    frames = ModelRunner(model, Ops(**{name: launching(op) for name, op in ops.items()}), slots, per_sequence=False)
+    frames = ModelRunner(model, ops_of("triton", config, CUDA, torch.bfloat16), slots, per_sequence=False)
     with Seen() as seen:
         frames.frame(4)
     assert launches.total() == 1 + 2 * 5 + 2 * 6 + 3

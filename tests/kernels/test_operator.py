@@ -19,8 +19,9 @@ from tests.kernels.operator_suite import EXACT, OperatorTests, inputs_of, interp
 from zonos2_triton import kernels
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.proof.units import ROWS
+from zonos2_triton.bench.proof.verify import Case
 from zonos2_triton.kernels import _operator
-from zonos2_triton.kernels._operator import cpu_fallback, runs_kernel, zeroed_counters
+from zonos2_triton.kernels._operator import cpu_fallback, direct, runs_kernel, zeroed_counters
 from zonos2_triton.reference.numeric import SWITCHES
 
 # In a process that does not interpret: every operator is its reference, and says so without a launch.
@@ -160,6 +161,31 @@ def test_the_kernel_runs_where_it_can(monkeypatch):
         assert runs_kernel(x) is interprets
     with torch._subclasses.fake_tensor.FakeTensorMode():
         assert runs_kernel(torch.zeros(1))
+
+
+@interpreted
+@pytest.mark.parametrize("name", ["output_projection", "advance_frame"])
+def test_an_operator_as_a_plain_function_does_the_same(name):
+    kernel = KERNELS[name]
+    case = Case(kernel, next(workload for workload in kernel.workloads if workload.name == "tiny"))
+    plain, dispatched = case.run(direct(kernel.op)), case.run()
+    assert plain.keys() == dispatched.keys()
+    assert all(torch.equal(plain[key], dispatched[key]) for key in plain)
+
+
+@interpreted
+def test_a_plain_function_checks_its_arguments_once_for_the_same_weights(monkeypatch):
+    checked, check = [], _operator.check
+    monkeypatch.setattr(_operator, "check", lambda *arguments: checked.append(arguments[0]) or check(*arguments))
+    project, (y, weight) = direct(OPS["output_projection"]), (torch.ones(2, 64), torch.ones(32, 64))
+    with pytest.raises(ValueError, match=r"^output_projection: weight must have shape \[D, K=64\], got \[32, 48\]"):
+        project(y, torch.ones(32, 48), None)
+    for tokens in (y, y[:1], torch.zeros(5, 64)):
+        project(tokens, weight, None)
+    assert len(checked) == 2
+    project(y, weight.clone(), None)
+    project(y, weight=weight, residual=None)
+    assert len(checked) == 3
 
 
 def test_results_are_nobody_elses_memory(monkeypatch):

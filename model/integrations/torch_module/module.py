@@ -53,7 +53,9 @@ class TorchModule(Integration):
     def candidates(self, obj: Any, backend: str, ops: Collection[str]) -> list[Candidate]:
         config = structure.config_of(obj)
         _, weight = next(structure.weights_of(obj))
-        model = TargetModel(obj, config, ops_of(backend, config, weight.device, weight.dtype), weight.new_empty(0))
+        model = TargetModel(
+            obj, config, ops_of(backend, config, weight.device, weight.dtype, True), weight.new_empty(0)
+        )
         with current(weight.device), exact_numerics():
             found = [_candidate(model, op) for op in ops]
         model.release_weights()
