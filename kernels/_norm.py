@@ -5,7 +5,7 @@
     w rms_norm(x) = (w x_scaled) / sqrt(sum(sum_sq) / D + eps)
 
 So a product reads x_scaled alone, and scales its accumulator once. Both are made of x as it is stored. Sums are taken
-by halves: the first half of the terms plus the second, until one is left. Each addition has two operands, so neither
+in pairs: neighbours are added, then neighbouring sums, until one is left. Each addition has two operands, so neither
 the layout of a tile nor its size changes a bit, and a producer, `prepare_norm` and the reference agree in all of them.
 """
 
@@ -27,17 +27,17 @@ def log2(n):
 
 
 @triton.jit
-def sum_by_halves(x, A: tl.constexpr, N: tl.constexpr, B: tl.constexpr):
+def sum_in_pairs(x, A: tl.constexpr, N: tl.constexpr, B: tl.constexpr):
     """x [A, N, B] -> its sums over N, [A, B]; N is a power of two."""
     for i in tl.static_range(log2(N)):
-        x = tl.sum(x.reshape(A, 2, N >> (i + 1), B), axis=1)
+        x = tl.sum(x.reshape(A, N >> (i + 1), 2, B), axis=2)
     return x.reshape(A, B)
 
 
 @triton.jit
 def store_norm(
     x,  # [BLOCK_N, BLOCK_M], rounded
-    norm_ptr,  # [D], of the norm that follows
+    norm_w,  # [BLOCK_N], of the norm that follows
     x_scaled_ptr,  # [M, D]
     sum_sq_ptr,  # [M, cdiv(D, GROUP)] fp32
     first_n,  # the tile's first column, a multiple of GROUP
@@ -51,12 +51,11 @@ def store_norm(
     offs_n = first_n + tl.arange(0, BLOCK_N)
     mask_n = offs_n < D
     wide = x.to(tl.float32)
-    norm_w = tl.load(norm_ptr + offs_n, mask=mask_n, other=0.0).to(tl.float32)
-    x_scaled = round_to(wide * norm_w[:, None], x_scaled_ptr.dtype.element_ty)
+    x_scaled = round_to(wide * norm_w.to(tl.float32)[:, None], x_scaled_ptr.dtype.element_ty)
     offs = offs_m.to(tl.int64)[None, :] * D + offs_n[:, None]
     tl.store(x_scaled_ptr + offs, x_scaled, mask=mask_n[:, None] & mask_m[None, :])
     squares = tl.where(mask_n[:, None], wide * wide, 0.0)
-    sum_sq = sum_by_halves(squares.reshape(BLOCK_N // GROUP, GROUP, BLOCK_M), BLOCK_N // GROUP, GROUP, BLOCK_M)
+    sum_sq = sum_in_pairs(squares.reshape(BLOCK_N // GROUP, GROUP, BLOCK_M), BLOCK_N // GROUP, GROUP, BLOCK_M)
     offs_g = first_n // GROUP + tl.arange(0, BLOCK_N // GROUP)
     n_groups = tl.cdiv(D, GROUP)
     offs = offs_m.to(tl.int64)[None, :] * n_groups + offs_g[:, None]
@@ -85,7 +84,7 @@ def rms_scale(
 ):
     """1 / rms(x), [1, BLOCK_M]: what a product with x_scaled is multiplied by."""
     BLOCK_GROUPS: tl.constexpr = sum_sq.shape[1]
-    total = sum_by_halves(sum_sq.reshape(BLOCK_M, BLOCK_GROUPS, 1), BLOCK_M, BLOCK_GROUPS, 1)
+    total = sum_in_pairs(sum_sq.reshape(BLOCK_M, BLOCK_GROUPS, 1), BLOCK_M, BLOCK_GROUPS, 1)
     return tl.rsqrt(total / D + eps).reshape(1, BLOCK_M)
 
 
@@ -102,7 +101,8 @@ def _prepare_norm_kernel(
     offs_m = tl.program_id(0) + tl.arange(0, 1)
     offs = tl.arange(0, BLOCK_D)
     x = tl.load(x_ptr + offs_m.to(tl.int64)[None, :] * D + offs[:, None], mask=(offs < D)[:, None], other=0.0)
-    store_norm(x, norm_ptr, x_scaled_ptr, sum_sq_ptr, 0, offs_m, offs_m >= 0, D, BLOCK_D, 1)
+    norm_w = tl.load(norm_ptr + offs, mask=offs < D, other=0.0)
+    store_norm(x, norm_w, x_scaled_ptr, sum_sq_ptr, 0, offs_m, offs_m >= 0, D, BLOCK_D, 1)
 
 
 def n_norm_groups(D: int) -> int:

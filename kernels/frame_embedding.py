@@ -64,7 +64,8 @@ def _frame_embedding_kernel(
     tl.store(h_ptr + m * D + offs, h, mask=mask)
     if norm_ptr is not None:
         offs_m = m + tl.arange(0, 1)
-        store_norm(h[:, None], norm_ptr, x_scaled_ptr, sum_sq_ptr, 0, offs_m, offs_m >= 0, D, BLOCK_D, 1)
+        norm_w = tl.load(norm_ptr + offs, mask=mask, other=0.0)
+        store_norm(h[:, None], norm_w, x_scaled_ptr, sum_sq_ptr, 0, offs_m, offs_m >= 0, D, BLOCK_D, 1)
 
 
 @operator()

@@ -169,7 +169,8 @@ def _moe_experts_down_kernel(
 
     For TOP_K = 1 it adds the residual itself; otherwise the last program of a tile of D sums the partials.
     """
-    offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    first_n = tl.program_id(1) * BLOCK_N
+    offs_n = first_n + tl.arange(0, BLOCK_N)
     mask_n = offs_n < D
     expert, slots, mask_m, tiles_m = _slot_tile(sorted_slot_ids_ptr, expert_offsets_ptr, M, E, E_POW2, TOP_K, BLOCK_M)
     if sorted_slot_ids_ptr is not None and tl.program_id(0) >= tiles_m:
@@ -178,29 +179,32 @@ def _moe_experts_down_kernel(
     length = I
     if sorted_slot_ids_ptr is not None:
         length = tl.where(expert < E, I, 0)  # without an expert, the sum is over nothing
+    offs = slots[None, :] * D + offs_n[:, None]
+    mask = mask_n[:, None] & mask_m[None, :]
+    if sorted_slot_ids_ptr is not None:  # these loads are under way in the product
+        has_weight = mask_m & (expert + 0 * slots < E)  # of a block's shape; the weight of an idle slot may be NaN
+        weights = tl.load(expert_weights_ptr + slots, mask=has_weight, other=0.0)
+    if TOP_K == 1 and residual_ptr is not None:
+        residual = tl.load(residual_ptr + offs, mask=mask, other=0.0)
+    norm_w = tl.load(norm_ptr + offs_n, mask=mask_n, other=0.0) if norm_ptr is not None else None
     h_rows = h_ptr + slots * I
     acc, _ = gemm_tile(w_rows, None, mask_n, h_rows, mask_m, length, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K)
     if sorted_slot_ids_ptr is not None:
-        has_weight = mask_m & (expert + 0 * slots < E)  # of a block's shape; the weight of an idle slot may be NaN
-        acc = acc * tl.load(expert_weights_ptr + slots, mask=has_weight, other=0.0)[None, :]
-    offs = slots[None, :] * D + offs_n[:, None]
-    mask = mask_n[:, None] & mask_m[None, :]
+        acc = acc * weights[None, :]
     if TOP_K == 1:
         if residual_ptr is not None:
-            acc = tl.load(residual_ptr + offs, mask=mask, other=0.0).to(tl.float32) + acc
+            acc += residual.to(tl.float32)
         y = round_to(acc, y_ptr.dtype.element_ty)
         tl.store(y_ptr + offs, y, mask=mask)
-        if norm_ptr is not None:
-            first_n = tl.program_id(1) * BLOCK_N
-            store_norm(y, norm_ptr, x_scaled_ptr, sum_sq_ptr, first_n, slots, mask_m, D, BLOCK_N, BLOCK_M)
+        if norm_w is not None:
+            store_norm(y, norm_w, x_scaled_ptr, sum_sq_ptr, first_n, slots, mask_m, D, BLOCK_N, BLOCK_M)
     else:
         tl.store(partial_ptr + offs, acc, mask=mask)
         if last_to_arrive(counters_ptr + tl.program_id(1), tiles_m):
-            first_n = tl.program_id(1) * BLOCK_N
             _sum_partials(
                 partial_ptr,
                 residual_ptr,
-                norm_ptr,
+                norm_w,
                 y_ptr,
                 x_scaled_ptr,
                 sum_sq_ptr,
@@ -217,7 +221,7 @@ def _moe_experts_down_kernel(
 def _sum_partials(
     partial_ptr,  # [M * TOP_K, D] fp32
     residual_ptr,  # [M, D], or None
-    norm_ptr,  # [D], or None
+    norm_w,  # [BLOCK_N], or None
     y_ptr,  # [M, D]
     x_scaled_ptr,  # [M, D]
     sum_sq_ptr,  # [M, cdiv(D, 16)] fp32
@@ -243,8 +247,8 @@ def _sum_partials(
             y += tl.load(residual_ptr + offs, mask=mask, other=0.0).to(tl.float32)
         y = round_to(y, y_ptr.dtype.element_ty)
         tl.store(y_ptr + offs, y, mask=mask)
-        if norm_ptr is not None:
-            store_norm(y, norm_ptr, x_scaled_ptr, sum_sq_ptr, first_n, offs_m, offs_m < M, D, BLOCK_N, BLOCK_M)
+        if norm_w is not None:
+            store_norm(y, norm_w, x_scaled_ptr, sum_sq_ptr, first_n, offs_m, offs_m < M, D, BLOCK_N, BLOCK_M)
 
 
 @operator(mutates_args=("counters",))

@@ -56,16 +56,19 @@ def _output_projection_kernel(
     prefetch_l2(w_ptr + first.to(tl.int64) * K, tl.minimum(D - first, BLOCK_N) * K * (tl.program_id(0) == 0), PDL)
     wait_for_previous_launch(PDL)
     y_rows = y_ptr + offs_m.to(tl.int64) * K
-    acc, _ = gemm_tile(w_rows, None, mask_n, y_rows, mask_m, K, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K)
     offs = offs_m.to(tl.int64)[None, :] * D + offs_n[:, None]
     mask = mask_n[:, None] & mask_m[None, :]
     if residual_ptr is not None:
-        acc += tl.load(residual_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+        residual = tl.load(residual_ptr + offs, mask=mask, other=0.0)  # under way in the product
+    if norm_ptr is not None:
+        norm_w = tl.load(norm_ptr + offs_n, mask=mask_n, other=0.0)
+    acc, _ = gemm_tile(w_rows, None, mask_n, y_rows, mask_m, K, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K)
+    if residual_ptr is not None:
+        acc += residual.to(tl.float32)
     x = round_to(acc, x_ptr.dtype.element_ty)
     tl.store(x_ptr + offs, x, mask=mask)
     if norm_ptr is not None:
-        first_n = tl.program_id(1) * BLOCK_N
-        store_norm(x, norm_ptr, x_scaled_ptr, sum_sq_ptr, first_n, offs_m, mask_m, D, BLOCK_N, BLOCK_M)
+        store_norm(x, norm_w, x_scaled_ptr, sum_sq_ptr, first, offs_m, mask_m, D, BLOCK_N, BLOCK_M)
 
 
 @operator()

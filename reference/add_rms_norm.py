@@ -18,13 +18,13 @@ def prepare_norm(x: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
     """The first half of a norm, which the producer of x does: x_scaled and sum_sq, both empty without a weight.
 
     x [M, D], weight [D] -> weight * x [M, D], rounded once; sums of x^2 over groups of 16 columns, wide
-    [M, cdiv(D, 16)]. A group is summed by halves: the same bits as a kernel's.
+    [M, cdiv(D, 16)]. A group is summed in pairs: the same bits as a kernel's.
     """
     if weight is None:
         return x.new_empty(0), wide(x.new_empty(0))
     squares = F.pad(wide(x).square(), (0, -x.shape[1] % 16)).unflatten(1, (-1, 16))
-    for half in (8, 4, 2, 1):
-        squares = squares[..., :half] + squares[..., half:]
+    while squares.shape[-1] > 1:
+        squares = squares[..., 0::2] + squares[..., 1::2]
     return (wide(x) * wide(weight)).to(x.dtype), squares[..., 0]
 
 
