@@ -44,12 +44,15 @@ def _chosen(op: str, variant: str, dtype: torch.dtype, rows: int, tf32: bool) ->
     for override in overrides().get((op, variant), ()):
         if override.dtype in (None, kind) and override.least <= rows <= override.most:
             launch = {**launch, **override.numbers}
+    if launch.get("BLOCK_M", 16) < 16 and architecture() == "gfx942":
+        raise ValueError(f"{_settings.LAUNCH_CONFIG}: BLOCK_M of {op} {variant} must be at least 16 on gfx942, got 8")
     return {**launch, **dependent_launch()} if op in DEPENDENT else launch
 
 
 DTYPES = ("float32", "tf32", "float16", "bfloat16")
 MAX_ROWS = 2**31 - 1
-# The least and the most of each number; all but num_stages are powers of two. Matrix units take no fewer than 16.
+# The least and the most of each number; all but num_stages are powers of two. Matrix units take no fewer than 16, but
+# NVIDIA's take 8 tokens, where the table has such a BLOCK_M; a slice of K is no shorter either.
 LIMITS = {"num_warps": (1, 32), "num_stages": (1, 16)}
 BLOCKS = (16, 1024)
 
@@ -92,13 +95,14 @@ def _override(where: str, entry: Any) -> tuple[tuple[str, str], Override]:
     dtype = entry.get("dtype")
     if "dtype" in entry and dtype not in DTYPES:
         raise ValueError(f"{where}.dtype: must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    known = {key for launches in LAUNCH_CONFIGS[op, variant].values() for launch in launches for key in launch}
-    known -= {"enable_fp_fusion", "matrix_instr_nonkdim"}  # every bit rests on them
+    table = [launch for launches in LAUNCH_CONFIGS[op, variant].values() for launch in launches]
+    known = {key for launch in table for key in launch}
+    known -= {"enable_fp_fusion", "matrix_instr_nonkdim", "K_SLICES"}  # every bit rests on them
     numbers = {key: entry[key] for key in entry if key not in ("op", "variant", "dtype", "rows")}
     for key, number in numbers.items():
         if key not in known:
             raise ValueError(f"{where}.{key}: {op} {variant} has no such number; it has {', '.join(sorted(known))}")
-        _check_number(f"{where}.{key}", key, number)
+        _check_number(f"{where}.{key}", key, number, table)
     if not numbers:
         raise ValueError(f"{where}: must have at least one of {', '.join(sorted(known))}")
     least, most = 1, MAX_ROWS
@@ -109,8 +113,12 @@ def _override(where: str, entry: Any) -> tuple[tuple[str, str], Override]:
     return (op, variant), Override(dtype, least, most, numbers)
 
 
-def _check_number(where: str, key: str, number: Any) -> None:
+def _check_number(where: str, key: str, number: Any, table: list[Launch]) -> None:
     low, high = LIMITS.get(key, BLOCKS)
+    if key == "BLOCK_M":
+        low = min(low, *(launch["BLOCK_M"] for launch in table))
+    if key == "BLOCK_K":
+        low *= max(launch.get("K_SLICES", 1) for launch in table)
     whole = isinstance(number, int) and not isinstance(number, bool) and low <= number <= high
     if not whole or (key != "num_stages" and number & (number - 1)):
         kind = "an integer" if key == "num_stages" else "a power of two"

@@ -84,8 +84,8 @@ def sums(ttgir: str) -> tuple[str, ...]:
     """Everything that decides the order in which a kernel adds floats. Two kernels that agree here round sums alike.
 
     For a reduction: the layout of its axis over registers, lanes and warps; an axis of two has one order. For a matrix
-    product: the instruction, and the length of the summed axis that a step takes. The width of a tile across that axis
-    has no effect.
+    product: the instruction, the length of the summed axis that a step takes, and its slices. The width of a tile
+    across that axis has no effect.
     """
     layouts = dict(re.findall(r"^(#\w+) = #ttg\.(.*)$", ttgir, re.MULTILINE))
     found, reduce = [], r'"tt\.reduce"\(.*?<\{axis = (\d+).*?\) : \(tensor<([\dx]+)xf32, (.*?)>\) ->'
@@ -96,14 +96,17 @@ def sums(ttgir: str) -> tuple[str, ...]:
         parts = re.findall(r"(sizePerThread|threadsPerWarp|warpsPerCTA) = \[([\d, ]+)\]", text)
         along = " ".join(f"{name} {sizes.split(', ')[i]}" for name, sizes in parts) if "blocked" in text else text
         found.append(f"reduce {shape.split('x')[i]}: {along}")
-    product = r"(tt\.dot|ttng\.warp_group_dot|ttng\.tc_gen5_mma) .*?(?:tensor|memdesc)<\d+x(\d+)x"
-    for op, steps, layout in re.findall(product + r"(?:.*-> tensor<.*, (#\w+)>)?", ttgir):
+    product = r"(tt\.dot|ttng\.warp_group_dot|ttng\.tc_gen5_mma) .*?(?:tensor|memdesc)<((?:\d+x)+)"
+    for op, dims, layout in re.findall(product + r"(?:.*-> tensor<.*, (#\w+)>)?", ttgir):
+        *slices, _, steps = dims[:-1].split("x")
         text = layouts.get(layout, layout)
         shape = re.search(r"instrShape = \[([\d, ]+)\]", text)
         sizes = shape[1].split(", ") if shape else []
         version = re.search(r"(version\w* = \d+)", text)
-        depth = "x".join(sizes) if "mfma" in text else sizes[2] if len(sizes) > 2 else "all"
-        found.append(f"product by {steps}: {op} {text.split('<')[0]} {version[1] if version else ''} of {depth}")
+        # The last of three sizes is along K; where a product has slices, NVIDIA's are slices, M and N.
+        depth = "x".join(sizes) if "mfma" in text else sizes[2] if len(sizes) > 2 and not slices else "all"
+        sliced = f" in {slices[0]} slices" if slices else ""
+        found.append(f"product by {steps}{sliced}: {op} {text.split('<')[0]} {version[1] if version else ''} of {depth}")
     return tuple(sorted(set(found)))
 
 

@@ -353,6 +353,16 @@ def test_a_sum_of_two_numbers_has_no_order():
     assert sums(pairs) == sums(pairs.replace("[16, 2]", "[8, 4]"))
 
 
+def test_sums_of_slices_are_what_a_batch_must_not_change():
+    """The step is the last size of the weights, whose tile may be taller; the number of slices counts."""
+    sliced = TTGIR.replace("<16x128", "<4x16x128").replace("<128x32xbf16", "<4x128x32xbf16")
+    sliced = sliced.replace("<16x32", "<4x16x32").replace("[16, 8]", "[1, 16, 8]")
+    assert sums(sliced) == sums(sliced.replace("4x16x", "4x32x")) != sums(TTGIR)
+    assert sums(sliced) == sums(sliced.replace("x32x", "x8x"))
+    for place, other in [("4x16x128", "2x16x128"), ("128xbf16", "64xbf16")]:
+        assert sums(sliced) != sums(sliced.replace(place, other))
+
+
 def test_role_of_a_workload():
     same = {"decode": ["B1-bfloat16", "B64-top2-bfloat16", "B64-bfloat16#2"], "decode-top2": ["bfloat16"]}
     same |= {"prefill": ["2048-float16"], "dense-prefill": ["2048-bfloat16"]}
