@@ -55,6 +55,7 @@ MAX_ROWS = 2**31 - 1
 # NVIDIA's take 8 tokens, where the table has such a BLOCK_M; a slice of K is no shorter either.
 LIMITS = {"num_warps": (1, 32), "num_stages": (1, 16)}
 BLOCKS = (16, 1024)
+FIXED = {"enable_fp_fusion", "matrix_instr_nonkdim", "K_SLICES"}  # no file replaces them: every bit rests on them
 
 
 class Override(NamedTuple):
@@ -97,7 +98,7 @@ def _override(where: str, entry: Any) -> tuple[tuple[str, str], Override]:
         raise ValueError(f"{where}.dtype: must be one of {', '.join(DTYPES)}, got {dtype!r}")
     table = [launch for launches in LAUNCH_CONFIGS[op, variant].values() for launch in launches]
     known = {key for launch in table for key in launch}
-    known -= {"enable_fp_fusion", "matrix_instr_nonkdim", "K_SLICES"}  # every bit rests on them
+    known -= FIXED
     numbers = {key: entry[key] for key in entry if key not in ("op", "variant", "dtype", "rows")}
     for key, number in numbers.items():
         if key not in known:
@@ -137,7 +138,7 @@ def _rows(where: str, rows: Any, variant: str) -> tuple[int, int]:
 def gemm_config(op: str, prefill: bool, dtype: torch.dtype, rows: int, K: int) -> Launch:
     """`launch_config` of a matrix product over K."""
     launch = launch_config(op, "prefill" if prefill else "decode", dtype, rows)
-    return {**launch, "EVEN_K": K % launch["BLOCK_K"] == 0}
+    return {"K_SLICES": 1, **launch, "EVEN_K": K % launch["BLOCK_K"] == 0}
 
 
 FIRST_WITH_PDL = 90  # sm_90

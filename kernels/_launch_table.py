@@ -8,8 +8,17 @@ Bits depend on the variant (decode or prefill), never on how many rows come toge
 of rows, and no sum runs over it. The compile gate checks that every BLOCK_M of a variant gets the same matrix
 instruction and the same order of every reduction.
 
-In decoding, BLOCK_N is so small that the weights of one token spread over every multiprocessor of a large GPU. So many
-stages are in flight that each multiprocessor waits for about 28 KB of weights.
+In decoding, a product reads its weights once, and shared memory must keep up with that. Counted for an H200, whose
+multiprocessor gets 32 GB/s, or 28 KB in a round trip of 0.9 us:
+
+* BLOCK_N = 16, an instruction's height, spreads few weights over all multiprocessors: 128 programs for 2,048 outputs.
+  At 64 tokens a tile of x is four times the weights' and costs each program the same, so qkv_projection and
+  codebook_head take 32. The product of gate and up has two tiles of weights for one of x, and stays at 16.
+* BLOCK_M = 8, an instruction's width on NVIDIA, halves what 1 to 8 tokens move through shared memory; so do few tokens
+  of one expert. AMD's instructions take 16.
+* K_SLICES = 4 for 4 warps: each reads its own quarter of every step. With two, or none, warps would read a tile twice.
+* BLOCK_K = 256: 64 a slice, 128 bytes, is the shortest row that shared memory swizzles without bank conflicts.
+* num_stages leaves 24 to 32 KB of weights under way. Blackwell's and Ada's small chips have 99 KB of shared memory.
 """
 
 from zonos2_triton.kernels._operator import Launch
@@ -30,27 +39,31 @@ def _gemm(n: int, k: int, m: int, num_warps: int, num_stages: int) -> Launch:
 
 
 def _amd(launch: Launch) -> Launch:
-    """The 16 x 16 instruction at every width. Wide tiles would get the 32 x 32 one, which adds in another order."""
-    return {**launch, "num_stages": 2, "matrix_instr_nonkdim": 16}
+    """The 16 x 16 instruction at every width. Wide tiles would get the 32 x 32 one, which adds in another order.
+
+    One slice: Triton does not swizzle tiles of slices there.
+    """
+    return {**launch, "BLOCK_K": 128, "num_stages": 2, "K_SLICES": 1, "matrix_instr_nonkdim": 16}
 
 
 Configs = dict[str, tuple[Launch, ...]]
 _ROW: Configs = {"*": (_config(4, 1),), "interpreter": (_config(1, 1),)}
-_INTERPRETER = (_gemm(32, 64, 16, 1, 1), _gemm(32, 64, 32, 1, 1))
 
 
-def _decode(*launches: Launch, interpreter: tuple[Launch, ...] = _INTERPRETER) -> Configs:
-    amd = tuple(_amd(launch) for launch in launches)
-    return {"*": launches, "gfx942": amd, "fp32": (_gemm(16, 64, 16, 4, 2),), "interpreter": interpreter}
+def _decode(*tiles: tuple[int, int, int], interpreter_n: int = 32) -> Configs:
+    """tiles: BLOCK_N, BLOCK_M and num_stages for more and more tokens."""
+    launches = tuple({**_gemm(n, 256, m, 4, stages), "K_SLICES": 4} for n, m, stages in tiles)
+    return {
+        "*": launches,
+        "gfx942": tuple(_amd(launch) for launch in launches if launch["BLOCK_M"] >= 16),
+        "fp32": (_gemm(16, 64, 16, 4, 2),),
+        "interpreter": tuple({**_gemm(interpreter_n, 64, m, 1, 1), "K_SLICES": 4} for m in (16, 32)),
+    }
 
 
-# The norm folded in: sums of squares are registers by BLOCK_K and BLOCK_M.
-_NORMED = _decode(_gemm(16, 128, 16, 4, 8), _gemm(16, 128, 32, 4, 6), _gemm(32, 128, 64, 8, 3))
-_NO_NORM = _decode(_gemm(16, 128, 16, 4, 8), _gemm(16, 128, 32, 4, 6), _gemm(32, 128, 64, 4, 3))
-_HEAD = _decode(
-    *(_gemm(32, 128, 16, 4, 6), _gemm(32, 128, 32, 4, 4), _gemm(32, 128, 64, 8, 3)),
-    interpreter=(_gemm(512, 64, 16, 1, 1), _gemm(512, 64, 32, 1, 1)),
-)
+_TALL = (16, 8, 5), (16, 16, 5), (32, 32, 4), (32, 64, 3)  # 3,088 outputs and more
+_SHORT = _decode((16, 8, 5), (16, 16, 5), (16, 32, 4), (16, 64, 3))  # 2,048: no taller, or multiprocessors would idle
+_GATED = _decode((16, 8, 3), (16, 16, 3), (16, 32, 3), (16, 64, 3))  # two matrices: twice the weights in a stage
 _PREFILL: Configs = {
     "*": (_gemm(64, 64, 64, 4, 3),),
     "sm_90": (_gemm(64, 64, 32, 4, 4), _gemm(128, 64, 128, 8, 4)),
@@ -92,28 +105,24 @@ LAUNCH_CONFIGS: dict[tuple[str, str], Configs] = {
     ("rotary", "row"): _ROW,
     ("sample_codes", "row"): {"*": (_config(8, 1),), "interpreter": (_config(1, 1),)},
     ("advance_frame", "row"): {"*": (_config(1, 1),)},
-    ("qkv_projection", "decode"): _NORMED,
+    ("qkv_projection", "decode"): _decode(*_TALL),
     ("qkv_projection", "prefill"): _PREFILL,
-    ("output_projection", "decode"): _NO_NORM,
+    ("output_projection", "decode"): _SHORT,
     ("output_projection", "prefill"): _PREFILL,
-    ("codebook_head", "decode"): _HEAD,
+    ("codebook_head", "decode"): _decode(*_TALL, interpreter_n=512),
     ("codebook_head", "prefill"): {
         **_PREFILL,
         "*": (_gemm(64, 64, 64, 8, 3),),
         "interpreter": (_gemm(512, 64, 64, 1, 1),),
     },
     ("moe_router", "down"): _DOWN,
-    ("moe_experts_up", "decode"): {
-        **_NORMED,
-        "*": (_gemm(16, 128, 16, 4, 6), _gemm(16, 128, 32, 4, 4), _gemm(32, 128, 64, 8, 2)),
-        "gfx942": _NORMED["gfx942"][:2],
-    },
+    ("moe_experts_up", "decode"): _GATED,
     ("moe_experts_up", "prefill"): {
         **_PREFILL,
         "sm_90": (_gemm(64, 64, 32, 4, 4), _gemm(64, 64, 128, 8, 3)),
         "sm_100": (_gemm(128, 64, 32, 4, 3), _gemm(128, 64, 128, 8, 3)),
     },
-    ("moe_experts_down", "decode"): _NO_NORM,
+    ("moe_experts_down", "decode"): _SHORT,
     ("moe_experts_down", "prefill"): _PREFILL,
     ("decode_attention", "split"): {
         "*": (_config(4, 3, KV_PER_SPLIT=128, BLOCK_KV=64),),

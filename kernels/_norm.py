@@ -19,6 +19,7 @@ from zonos2_triton.kernels._math import round_to
 
 NORM_GROUP = 16  # columns of an element of sum_sq: the rows of a matrix instruction
 GROUP = tl.constexpr(NORM_GROUP)
+FEW_TOKENS = tl.constexpr(32)  # of a tile whose sum_sq fits into registers while a product is made
 
 
 @triton.constexpr_function
@@ -69,7 +70,7 @@ def load_sum_sq(
     mask_m,  # [BLOCK_M]
     N_GROUPS: tl.constexpr,
 ):
-    """[BLOCK_M, N_GROUPS as a power of two]. To be called before a product, so that the load is under way in it."""
+    """[BLOCK_M, N_GROUPS as a power of two]. Loaded before a product of FEW_TOKENS, so that it is under way in it."""
     offs_g = tl.arange(0, triton.next_power_of_2(N_GROUPS))
     offs = tokens.to(tl.int64)[:, None] * N_GROUPS + offs_g[None, :]
     return tl.load(sum_sq_ptr + offs, mask=mask_m[:, None] & (offs_g < N_GROUPS)[None, :], other=0.0)

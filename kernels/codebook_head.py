@@ -24,7 +24,15 @@ from zonos2_triton.kernels._args import check_batch, check_rows
 from zonos2_triton.kernels._gemm import gemm_tile
 from zonos2_triton.kernels._launch_config import gemm_config
 from zonos2_triton.kernels._math import tanh
-from zonos2_triton.kernels._norm import check_norm, input_bytes, load_sum_sq, n_norm_groups, prepare_norm, rms_scale
+from zonos2_triton.kernels._norm import (
+    FEW_TOKENS,
+    check_norm,
+    input_bytes,
+    load_sum_sq,
+    n_norm_groups,
+    prepare_norm,
+    rms_scale,
+)
 from zonos2_triton.kernels._operator import Cost, operator
 
 
@@ -45,6 +53,7 @@ def _codebook_head_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    K_SLICES: tl.constexpr,
 ):
     """Grid (tiles of M, tiles of N): a program owns a tile of logits."""
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -52,10 +61,12 @@ def _codebook_head_kernel(
     mask_m, mask_n = offs_m < M, offs_n < N
     w_rows = w_ptr + offs_n.to(tl.int64) * D
     x_rows = x_ptr + offs_m.to(tl.int64) * D
-    if sum_sq_ptr is not None:
+    if sum_sq_ptr is not None and BLOCK_M <= FEW_TOKENS:
         sum_sq = load_sum_sq(sum_sq_ptr, offs_m, mask_m, N_GROUPS)
-    acc, _ = gemm_tile(w_rows, None, mask_n, x_rows, mask_m, D, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K)
+    acc, _ = gemm_tile(w_rows, None, mask_n, x_rows, mask_m, D, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K, K_SLICES)
     if sum_sq_ptr is not None:
+        if BLOCK_M > FEW_TOKENS:
+            sum_sq = load_sum_sq(sum_sq_ptr, offs_m, mask_m, N_GROUPS)
         acc *= rms_scale(sum_sq, D, eps, BLOCK_M)
     if CAP:
         acc = softcap * tanh(acc / softcap)

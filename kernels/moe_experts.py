@@ -49,6 +49,7 @@ from zonos2_triton.kernels._gemm import gemm_tile
 from zonos2_triton.kernels._launch_config import gemm_config
 from zonos2_triton.kernels._math import last_to_arrive, round_to, silu
 from zonos2_triton.kernels._norm import (
+    FEW_TOKENS,
     check_norm,
     input_bytes,
     load_sum_sq,
@@ -118,6 +119,7 @@ def _moe_experts_up_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    K_SLICES: tl.constexpr,
 ):
     """Grid (tiles of slots, tiles of I): a program owns a tile of h = silu(gate x) * up x."""
     offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -127,12 +129,14 @@ def _moe_experts_up_kernel(
         return
     offs_w = expert * stride_expert + offs_n.to(tl.int64) * stride_row
     x_rows = x_ptr + slots // TOP_K * D
-    if sum_sq_ptr is not None:
+    if sum_sq_ptr is not None and BLOCK_M <= FEW_TOKENS:
         sum_sq = load_sum_sq(sum_sq_ptr, slots // TOP_K, mask_m, N_GROUPS)
     gate, up = gemm_tile(
-        gate_ptr + offs_w, up_ptr + offs_w, mask_n, x_rows, mask_m, D, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K
+        gate_ptr + offs_w, up_ptr + offs_w, mask_n, x_rows, mask_m, D, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K, K_SLICES
     )
     if sum_sq_ptr is not None:
+        if BLOCK_M > FEW_TOKENS:
+            sum_sq = load_sum_sq(sum_sq_ptr, slots // TOP_K, mask_m, N_GROUPS)
         scale = rms_scale(sum_sq, D, eps, BLOCK_M)
         gate *= scale
         up *= scale
@@ -164,6 +168,7 @@ def _moe_experts_down_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    K_SLICES: tl.constexpr,
 ):
     """Grid (tiles of slots, tiles of D): a program owns a tile of y, or of the weighted partials.
 
@@ -188,7 +193,7 @@ def _moe_experts_down_kernel(
         residual = tl.load(residual_ptr + offs, mask=mask, other=0.0)
     norm_w = tl.load(norm_ptr + offs_n, mask=mask_n, other=0.0) if norm_ptr is not None else None
     h_rows = h_ptr + slots * I
-    acc, _ = gemm_tile(w_rows, None, mask_n, h_rows, mask_m, length, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K)
+    acc, _ = gemm_tile(w_rows, None, mask_n, h_rows, mask_m, length, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K, K_SLICES)
     if sorted_slot_ids_ptr is not None:
         acc = acc * weights[None, :]
     if TOP_K == 1:

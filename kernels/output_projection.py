@@ -45,6 +45,7 @@ def _output_projection_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    K_SLICES: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Grid (tiles of M, tiles of D): a program owns a tile of x."""
@@ -62,7 +63,7 @@ def _output_projection_kernel(
         residual = tl.load(residual_ptr + offs, mask=mask, other=0.0)  # under way in the product
     if norm_ptr is not None:
         norm_w = tl.load(norm_ptr + offs_n, mask=mask_n, other=0.0)
-    acc, _ = gemm_tile(w_rows, None, mask_n, y_rows, mask_m, K, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K)
+    acc, _ = gemm_tile(w_rows, None, mask_n, y_rows, mask_m, K, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K, K_SLICES)
     if residual_ptr is not None:
         acc += residual.to(tl.float32)
     x = round_to(acc, x_ptr.dtype.element_ty)

@@ -25,7 +25,15 @@ from zonos2_triton.kernels._args import check_batch, check_rows
 from zonos2_triton.kernels._gemm import gemm_tile
 from zonos2_triton.kernels._launch_config import gemm_config
 from zonos2_triton.kernels._math import round_to
-from zonos2_triton.kernels._norm import check_norm, input_bytes, load_sum_sq, n_norm_groups, prepare_norm, rms_scale
+from zonos2_triton.kernels._norm import (
+    FEW_TOKENS,
+    check_norm,
+    input_bytes,
+    load_sum_sq,
+    n_norm_groups,
+    prepare_norm,
+    rms_scale,
+)
 from zonos2_triton.kernels._operator import Cost, operator
 
 
@@ -48,6 +56,7 @@ def _qkv_projection_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    K_SLICES: tl.constexpr,
 ):
     """Grid (tiles of M, tiles of NQ + tiles of 2 NKV + tiles of G): a program owns a tile of one matrix's outputs."""
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -64,10 +73,12 @@ def _qkv_projection_kernel(
     mask_n = offs_n < n_rows
     w_rows = w_ptr + offs_n.to(tl.int64) * D
     x_rows = x_ptr + offs_m.to(tl.int64) * D
-    if sum_sq_ptr is not None:
+    if sum_sq_ptr is not None and BLOCK_M <= FEW_TOKENS:
         sum_sq = load_sum_sq(sum_sq_ptr, offs_m, mask_m, N_GROUPS)
-    acc, _ = gemm_tile(w_rows, None, mask_n, x_rows, mask_m, D, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K)
+    acc, _ = gemm_tile(w_rows, None, mask_n, x_rows, mask_m, D, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K, K_SLICES)
     if sum_sq_ptr is not None:
+        if BLOCK_M > FEW_TOKENS:
+            sum_sq = load_sum_sq(sum_sq_ptr, offs_m, mask_m, N_GROUPS)
         acc *= rms_scale(sum_sq, D, eps, BLOCK_M)
     offs = offs_m.to(tl.int64)[None, :] * (NQ + 2 * NKV + G) + (before + offs_n)[:, None]
     tl.store(y_ptr + offs, round_to(acc, y_ptr.dtype.element_ty), mask=mask_n[:, None] & mask_m[None, :])

@@ -123,8 +123,10 @@ def test_the_interpreter_has_no_dependent_launch(switch):
 
 def test_tiles_are_as_wide_as_the_rows_need(on_card):
     on_card("cuda", 90)
-    for rows, width in {1: 16, 16: 16, 17: 32, 32: 32, 33: 64, 64: 64, 256: 64}.items():
+    for rows, width in {1: 8, 8: 8, 9: 16, 16: 16, 17: 32, 32: 32, 33: 64, 64: 64, 256: 64}.items():
         assert gemm_config("qkv_projection", False, torch.bfloat16, rows, 2048)["BLOCK_M"] == width, rows
+    on_card("hip", "gfx942")  # whose matrix instructions take 16
+    assert gemm_config("qkv_projection", False, torch.bfloat16, 1, 2048)["BLOCK_M"] == 16
 
 
 @pytest.mark.interpreter
@@ -138,11 +140,11 @@ def test_the_interpreter_and_fp32_have_tiles_of_their_own(on_card):
 
 @pytest.mark.parametrize(("op", "variant"), LAUNCH_CONFIGS)
 def test_what_decides_the_order_of_sums_is_the_same_at_every_width(op, variant):
-    """BLOCK_K is a step of a sum; splits and blocks of attention are places in the cache."""
+    """BLOCK_K is a step of a sum, in slices; splits and blocks of attention are places in the cache."""
     for name, choice in LAUNCH_CONFIGS[op, variant].items():
         widths = [launch.get("BLOCK_M", 0) for launch in choice]
         assert widths == sorted(widths), name
-        for key in ("BLOCK_K", "KV_PER_SPLIT", "BLOCK_KV"):
+        for key in ("BLOCK_K", "K_SLICES", "KV_PER_SPLIT", "BLOCK_KV"):
             assert len({launch.get(key) for launch in choice}) == 1, name
         assert not any(launch["enable_fp_fusion"] for launch in choice), name
 
@@ -176,11 +178,11 @@ def test_a_file_overrides_what_it_names_for_the_dtype_and_the_rows_it_names(on_c
     one, many, prefill = numbers(), numbers(rows=17), numbers(variant="prefill")
     half = {"dtype": "bfloat16"}
     overridden([entry(**half, BLOCK_K=64, num_stages=3), entry(**half, rows=[17, 32], num_warps=8, num_stages=7)])
-    assert (one, many) == ((32, 128, 16, 4, 6), (32, 128, 32, 4, 4))
-    assert numbers() == (32, 64, 16, 4, 3)
-    assert numbers(rows=16) == (32, 64, 16, 4, 3)
+    assert (one, many) == ((16, 256, 8, 4, 5), (32, 256, 32, 4, 4))
+    assert numbers() == (16, 64, 8, 4, 3)
+    assert numbers(rows=16) == (16, 64, 16, 4, 3)
     assert numbers(rows=17) == numbers(rows=32) == (32, 64, 32, 8, 7)
-    assert numbers(rows=33)[3:] == (8, 3)
+    assert numbers(rows=33)[3:] == (4, 3)
     assert numbers(dtype=torch.float16) == one
     assert numbers(variant="prefill") == prefill
     assert launch_config("codebook_head", "decode", torch.bfloat16)["enable_fp_fusion"] is False
@@ -209,6 +211,8 @@ def test_the_file_is_read_once_and_the_log_says_so(overridden, caplog):
 
 WRONG_NUMBERS = {
     "BLOCK_N": ("a power of two in 16..1024", (48, 8, 32.0)),
+    "BLOCK_M": ("a power of two in 8..1024", (4, 24)),
+    "BLOCK_K": ("a power of two in 64..1024", (32,)),  # 16 for each slice
     "num_warps": ("a power of two in 1..32", (3, True)),
     "num_stages": ("an integer in 1..16", (0, "3")),
     "rows": ("[least, most], both at least 1", ([1], [0, 4], [4, 2])),
@@ -230,6 +234,8 @@ WRONG_NUMBERS = {
             ".BLOCK_Z: codebook_head decode has no such number; it has BLOCK_K, BLOCK_M, BLOCK_N, num_s",
         ),
         ([entry(enable_fp_fusion=True)], ".enable_fp_fusion: codebook_head decode has no such number"),
+        ([entry(K_SLICES=2)], ".K_SLICES: codebook_head decode has no such number"),
+        ([entry(variant="prefill", BLOCK_M=8)], ".BLOCK_M: must be a power of two in 16..1024, got 8"),
         ([entry(rows=[1, 4], BLOCK_K=64)], ".BLOCK_K: cannot be had for some rows alone: bits would depend on"),
         ([entry("conv1d_tanh", "taps", rows=[1, 4], BLOCK_M=64)], "[0].rows: variant taps has the same tiles for any"),
         *(
@@ -246,10 +252,21 @@ def test_a_wrong_file_is_refused_by_name_and_place(overridden, entries, message)
             launch_config("codebook_head", "decode", torch.float32)
 
 
+def test_a_file_cannot_ask_amd_for_tiles_of_8_tokens(on_card, overridden):
+    overridden([entry(BLOCK_M=8)])
+    on_card("cuda", 80)
+    assert numbers(rows=64)[2] == 8
+    on_card("hip", "gfx942")
+    with pytest.raises(
+        ValueError, match=rf"^{LAUNCH_CONFIG}: BLOCK_M of codebook_head decode must be at least 16 on g"
+    ):
+        numbers()
+
+
 def test_all_numbers_of_the_table_might_be_in_a_file():
     for (op, variant), choices in LAUNCH_CONFIGS.items():
         for launch in (launch for name in choices if name != "interpreter" for launch in choices[name]):
-            numbers = {key: launch[key] for key in launch if key not in ("enable_fp_fusion", "matrix_instr_nonkdim")}
+            numbers = {key: launch[key] for key in launch if key not in _launch_config.FIXED}
             pair, override = _launch_config._override("", entry(op, variant, **numbers))
             assert (pair, override.numbers) == ((op, variant), numbers)
 
@@ -258,7 +275,7 @@ def test_all_numbers_of_the_table_might_be_in_a_file():
 @pytest.mark.parametrize(
     ("name", "variant", "workload", "launched"),
     [
-        ("codebook_head", "decode", "two-tiles", {"BLOCK_K": 32, "BLOCK_N": 64, "BLOCK_M": 32}),
+        ("codebook_head", "decode", "two-tiles", {"BLOCK_K": 128, "BLOCK_N": 64, "BLOCK_M": 8}),
         ("decode_attention", "split", "split-edges", {"KV_PER_SPLIT": 32, "BLOCK_KV": 16}),
         pytest.param("conv1d_snake", "taps", "rows", {"BLOCK_M": 16, "BLOCK_K": 16}, marks=pytest.mark.slow),
     ],

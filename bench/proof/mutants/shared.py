@@ -40,9 +40,12 @@ COUNTED = mutants(
 MULTIPLIED = mutants(
     "_gemm",
     tail_of_K_not_masked="if {{not EVEN_K => K < 0}}: mask_w",
-    tail_of_K_one_too_long="(k {{< => <=}} K)[None, :] mask_x = mask_x & (k {{< => <=}} K)[:, None]",
-    tail_of_K_one_too_short="mask_x & (k < K{{ =>  - 1}})[:, None]",
+    tail_of_K_one_too_long="(start + k_w {{< => <=}} K) mask_x = mask_x & (start + k_x {{< => <=}} K)",
+    tail_of_K_one_too_short="mask_x & (start + k_x < K{{ =>  - 1}})",
     last_block_of_K_only="acc = dot_fp32(w, x, {{acc => tl.zeros_like(acc)}}) if up_rows is not None",
+    slice_forgotten="acc = left{{ + right => }}",
+    slices_overlap="[:, None, None] * {{DEPTH => 1}}",
+    weights_of_the_first_slice="k_w = {{first_k + => }} tl.arange",
 )
 NORMED = mutants(
     "_gemm",
