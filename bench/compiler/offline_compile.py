@@ -4,7 +4,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import IO, Any
@@ -26,6 +26,10 @@ class Launch:
     grid: tuple[int, ...]  # of the first launch
     error: str | None = None
     count: int = 1
+
+
+Launched = Callable[[Any, dict[str, Any], tuple[int, ...]], None]
+"""Called with a compiled kernel, the arguments of one launch by name, and its grid."""
 
 
 class _Driver:
@@ -94,10 +98,11 @@ def _indexed(x: torch.Tensor, index: Any) -> torch.Tensor:
 
 
 @contextmanager
-def compile_only(target: str) -> Iterator[list[Launch]]:
+def compile_only(target: str, launched: Launched | None = None) -> Iterator[list[Launch]]:
     """Inside, every launch of a Triton kernel compiles for `target` instead of running, and is listed.
 
-    A failure of the compiler is listed too, and does not stop the host code.
+    A failure of the compiler is listed too, and does not stop the host code. `launched` is called for each launch that
+    compiles.
     """
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
@@ -120,13 +125,15 @@ def compile_only(target: str) -> Iterator[list[Launch]]:
                 kernel, error = run(self, *map(pointer, args), grid=grid, warmup=True, **pointers), None
             except Exception as problem:
                 kernel, error = None, in_short(problem, log)
-        name = self.fn.__name__
+        name, size = self.fn.__name__, tuple(grid(bound) if callable(grid) else grid)
         for launch in launches:
             if (launch.function, launch.error) == (name, error) and launch.kernel is kernel:
                 launch.count += 1
                 break
         else:
-            launches.append(Launch(name, kernel, tuple(grid(bound) if callable(grid) else grid), error))
+            launches.append(Launch(name, kernel, size, error))
+        if launched and kernel is not None:
+            launched(kernel, bound, size)
         return kernel
 
     driver.set_active(fake)

@@ -140,21 +140,22 @@ def needed(function: Function, is_real: Callable[[str], bool]) -> list[bool]:
 
 
 def _origins(function: Function) -> dict[str, frozenset[str]]:
-    """By 64-bit register: the pointer parameters that it is computed from."""
+    """By register: the pointer parameters that it is computed from, without what memory holds."""
     pointers = {param.name for param in function.params if param.size == 8}
     found: dict[str, frozenset[str]] = {}
     changed = True
     while changed:
         changed = False
         for each in function.instructions:
-            if not any(register.type == "b64" for register in each.writes):
-                continue
             reached: set[str] = set()
             for part in each.sources:
-                if isinstance(part, Register):
-                    reached |= found.get(part.name, frozenset())
-                if isinstance(part, Address) and isinstance(part.base, Symbol) and part.base.name in pointers:
-                    reached.add(part.base.name)
+                if isinstance(part, Address) and (each.name != "ld" or space(each) != "param"):
+                    continue
+                base = part.base if isinstance(part, Address) else part
+                if isinstance(base, Register):
+                    reached |= found.get(base.name, frozenset())
+                if isinstance(base, Symbol) and base.name in pointers:
+                    reached.add(base.name)
             for register in each.writes:
                 if reached - found.get(register.name, frozenset()):
                     found[register.name] = found.get(register.name, frozenset()) | reached

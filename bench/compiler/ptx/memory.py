@@ -59,6 +59,7 @@ class Segment:
     base: int
     size: int
     data: np.ndarray | None  # bytes
+    whole: bool = True  # stores count even where floats have no values: it holds integers
 
     @property
     def end(self) -> int:
