@@ -25,8 +25,10 @@ from zonos2_triton.kernels._operator import Launch
 
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
 
-# Operators whose kernels wait for the previous launch, and so may start before its end.
-DEPENDENT = frozenset({"advance_frame", "output_projection", "prefill_attention", "rotary", "sample_codes"})
+# Operators whose kernels do not wait for the previous launch yet.
+INDEPENDENT = frozenset(
+    {"codebook_head", "decode_attention", "moe_experts_down", "moe_experts_up", "moe_router", "qkv_projection"}
+)
 
 
 def _config(num_warps: int, num_stages: int, **blocks: int) -> Launch:

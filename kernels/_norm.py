@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from zonos2_triton.kernels._dependent_launch import wait_for_previous_launch
 from zonos2_triton.kernels._launch_config import launch_config
 from zonos2_triton.kernels._math import round_to
 
@@ -97,8 +98,10 @@ def _prepare_norm_kernel(
     sum_sq_ptr,  # [M, cdiv(D, GROUP)] fp32
     D,
     BLOCK_D: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Grid (M,): a program owns a token."""
+    wait_for_previous_launch(PDL)
     offs_m = tl.program_id(0) + tl.arange(0, 1)
     offs = tl.arange(0, BLOCK_D)
     x = tl.load(x_ptr + offs_m.to(tl.int64)[None, :] * D + offs[:, None], mask=(offs < D)[:, None], other=0.0)

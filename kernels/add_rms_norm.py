@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from zonos2_triton.kernels._args import check_rows
+from zonos2_triton.kernels._dependent_launch import wait_for_previous_launch
 from zonos2_triton.kernels._launch_config import launch_config
 from zonos2_triton.kernels._math import round_to
 from zonos2_triton.kernels._operator import Cost, operator
@@ -32,8 +33,10 @@ def _add_rms_norm_kernel(
     D,
     eps,
     BLOCK_D: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Grid (M,): a program owns a token."""
+    wait_for_previous_launch(PDL)
     row = tl.program_id(0).to(tl.int64) * D
     offs = tl.arange(0, BLOCK_D)
     mask = offs < D

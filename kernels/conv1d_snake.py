@@ -25,6 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from zonos2_triton.kernels._dependent_launch import wait_for_previous_launch
 from zonos2_triton.kernels._launch_config import launch_config
 from zonos2_triton.kernels._operator import Cost, operator
 from zonos2_triton.kernels._ring_conv import (
@@ -72,8 +73,10 @@ def _conv1d_snake_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Grid (tiles of positions, tiles of CO): a program computes a tile of y and activated."""
+    wait_for_previous_launch(PDL)
     reach = TAPS // 2 * dilation
     slot, _, t, clip_len, mask_m = step_positions(
         step_meta_ptr, B, frames, samples_per_frame, delay + reach, tail_trim, BLOCK_M

@@ -24,6 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from zonos2_triton.kernels._dependent_launch import wait_for_previous_launch
 from zonos2_triton.kernels._launch_config import launch_config
 from zonos2_triton.kernels._math import tanh
 from zonos2_triton.kernels._operator import Cost, operator
@@ -64,8 +65,10 @@ def _conv1d_tanh_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Grid (tiles of positions,): a program computes a tile of samples."""
+    wait_for_previous_launch(PDL)
     slot, column, t, clip_len, mask_m = step_positions(
         step_meta_ptr, B, frames, samples_per_frame, delay + TAPS // 2, tail_trim, BLOCK_M
     )

@@ -28,6 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from zonos2_triton.kernels._dependent_launch import wait_for_previous_launch
 from zonos2_triton.kernels._launch_config import launch_config
 from zonos2_triton.kernels._operator import Cost, operator
 from zonos2_triton.kernels._ring_conv import (
@@ -73,8 +74,10 @@ def _conv_transpose1d_snake_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Grid (tiles of inputs, tiles of STRIDE * CO): a program computes some phases and channels of its outputs."""
+    wait_for_previous_launch(PDL)
     slot, _, q, clip_len, mask_m = step_positions(
         step_meta_ptr, B, frames, samples_per_frame, delay, tail_trim, BLOCK_M
     )

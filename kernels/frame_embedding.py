@@ -23,6 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from zonos2_triton.kernels._args import check_range, check_rows
+from zonos2_triton.kernels._dependent_launch import wait_for_previous_launch
 from zonos2_triton.kernels._launch_config import launch_config
 from zonos2_triton.kernels._math import round_to
 from zonos2_triton.kernels._norm import NORM_GROUP, norm_bytes, norm_results, store_norm
@@ -45,8 +46,10 @@ def _frame_embedding_kernel(
     COLUMNS: tl.constexpr,
     NORM: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Grid (M,): a program owns a token."""
+    wait_for_previous_launch(PDL)
     m = tl.program_id(0).to(tl.int64)
     offs = tl.arange(0, BLOCK_D)
     mask = offs < D

@@ -34,6 +34,7 @@ import triton.language as tl
 from torch import Tensor
 
 from zonos2_triton.kernels._args import check_range, may_sync
+from zonos2_triton.kernels._dependent_launch import wait_for_previous_launch
 from zonos2_triton.kernels._launch_config import launch_config
 from zonos2_triton.kernels._math import dot_fp32, round_to
 from zonos2_triton.kernels._operator import Cost, operator
@@ -74,8 +75,10 @@ def _rvq_decode_kernel(
     INT64: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Grid (tiles of frames, tiles of D): a program computes a tile of z."""
+    wait_for_previous_launch(PDL)
     slot, _, frame, clip_len, mask_m = step_positions(step_meta_ptr, B, frames, 1, 0, 0, BLOCK_M)
     mask_m = mask_m & (frame < clip_len)
     known_frames = tl.load(step_meta_ptr + slot * 4 + 3, mask=mask_m, other=0)[:, None]
