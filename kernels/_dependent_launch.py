@@ -54,3 +54,19 @@ def prefetch_l2(ptr, count, PDL: tl.constexpr):
             is_pure=False,
             pack=1,
         )
+
+
+@triton.jit
+def prefetch_rows(
+    w_ptr,  # [N, width], rows of weights that lie `stride` apart
+    first,
+    N,
+    width,
+    stride,
+    BLOCK_N: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Asks for rows first .. first + BLOCK_N - 1 in L2, in the programs of the first tile of tokens alone."""
+    rows = tl.minimum(N - first, BLOCK_N)
+    count = tl.where(tl.program_id(0) == 0, (rows - 1) * stride + width, 0)
+    prefetch_l2(w_ptr + first.to(tl.int64) * stride, count, PDL)

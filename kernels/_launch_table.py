@@ -26,9 +26,7 @@ from zonos2_triton.kernels._operator import Launch
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
 
 # Operators whose kernels do not wait for the previous launch yet.
-INDEPENDENT = frozenset(
-    {"codebook_head", "decode_attention", "moe_experts_down", "moe_experts_up", "moe_router", "qkv_projection"}
-)
+INDEPENDENT = frozenset({"decode_attention", "moe_router"})
 
 
 def _config(num_warps: int, num_stages: int, **blocks: int) -> Launch:

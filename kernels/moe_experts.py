@@ -45,6 +45,7 @@ import triton.language as tl
 from torch import Tensor
 
 from zonos2_triton.kernels._args import STRIDED, check_batch, check_range, check_rows, may_sync
+from zonos2_triton.kernels._dependent_launch import prefetch_l2, prefetch_rows, wait_for_previous_launch
 from zonos2_triton.kernels._gemm import gemm_tile
 from zonos2_triton.kernels._launch_config import gemm_config
 from zonos2_triton.kernels._math import last_to_arrive, round_to, silu
@@ -61,6 +62,8 @@ from zonos2_triton.kernels._norm import (
     store_norm,
 )
 from zonos2_triton.kernels._operator import Cost, operator, zeroed_counters
+
+PREFETCHED_TILES = tl.constexpr(2)  # tiles of slots whose weights of the second launch the first one asks for in L2
 
 
 @triton.jit
@@ -102,6 +105,7 @@ def _moe_experts_up_kernel(
     sum_sq_ptr,  # [M, N_GROUPS] fp32, or None
     gate_ptr,  # [E, I, D], of strides (stride_expert, stride_row, 1)
     up_ptr,  # [E, I, D], of gate's strides
+    down_ptr,  # [E, D, I]
     sorted_slot_ids_ptr,  # [M * TOP_K] int32, or None: dense
     expert_offsets_ptr,  # [E + 1] int32, or None
     h_ptr,  # [M * TOP_K, I]
@@ -120,11 +124,17 @@ def _moe_experts_up_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
     K_SLICES: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Grid (tiles of slots, tiles of I): a program owns a tile of h = silu(gate x) * up x."""
-    offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    first_n = tl.program_id(1) * BLOCK_N
+    offs_n = first_n + tl.arange(0, BLOCK_N)
     mask_n = offs_n < I
-    expert, slots, mask_m, _ = _slot_tile(sorted_slot_ids_ptr, expert_offsets_ptr, M, E, E_POW2, TOP_K, BLOCK_M)
+    if sorted_slot_ids_ptr is None:
+        prefetch_rows(gate_ptr, first_n, I, D, stride_row, BLOCK_N, PDL)
+        prefetch_rows(up_ptr, first_n, I, D, stride_row, BLOCK_N, PDL)
+    wait_for_previous_launch(PDL)
+    expert, slots, mask_m, tiles_m = _slot_tile(sorted_slot_ids_ptr, expert_offsets_ptr, M, E, E_POW2, TOP_K, BLOCK_M)
     if sorted_slot_ids_ptr is not None and expert >= E:
         return
     offs_w = expert * stride_expert + offs_n.to(tl.int64) * stride_row
@@ -134,6 +144,10 @@ def _moe_experts_up_kernel(
     gate, up = gemm_tile(
         gate_ptr + offs_w, up_ptr + offs_w, mask_n, x_rows, mask_m, D, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K, K_SLICES
     )
+    if sorted_slot_ids_ptr is not None:  # few experts are certain now, and fit into L2: memory need not rest
+        rows = tl.where(tiles_m <= PREFETCHED_TILES, tl.cdiv(D, tl.num_programs(1)), 0)
+        first_row = tl.program_id(1) * rows
+        prefetch_l2(down_ptr + (expert * D + first_row) * I, tl.minimum(D - first_row, rows) * I, PDL)
     if sum_sq_ptr is not None:
         if BLOCK_M > FEW_TOKENS:
             sum_sq = load_sum_sq(sum_sq_ptr, slots // TOP_K, mask_m, N_GROUPS)
@@ -169,6 +183,7 @@ def _moe_experts_down_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
     K_SLICES: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Grid (tiles of slots, tiles of D): a program owns a tile of y, or of the weighted partials.
 
@@ -177,6 +192,9 @@ def _moe_experts_down_kernel(
     first_n = tl.program_id(1) * BLOCK_N
     offs_n = first_n + tl.arange(0, BLOCK_N)
     mask_n = offs_n < D
+    if sorted_slot_ids_ptr is None:
+        prefetch_rows(down_ptr, first_n, D, I, I, BLOCK_N, PDL)
+    wait_for_previous_launch(PDL)
     expert, slots, mask_m, tiles_m = _slot_tile(sorted_slot_ids_ptr, expert_offsets_ptr, M, E, E_POW2, TOP_K, BLOCK_M)
     if sorted_slot_ids_ptr is not None and tl.program_id(0) >= tiles_m:
         return
@@ -302,6 +320,7 @@ def moe_experts(
         sum_sq_ptr=sum_sq,
         gate_ptr=gate,
         up_ptr=up,
+        down_ptr=down,
         h_ptr=h,
         stride_expert=gate.stride(0),
         stride_row=gate.stride(1),

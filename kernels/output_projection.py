@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from zonos2_triton.kernels._args import check_batch, check_rows
-from zonos2_triton.kernels._dependent_launch import prefetch_l2, wait_for_previous_launch
+from zonos2_triton.kernels._dependent_launch import prefetch_rows, wait_for_previous_launch
 from zonos2_triton.kernels._gemm import gemm_tile
 from zonos2_triton.kernels._launch_config import gemm_config
 from zonos2_triton.kernels._math import round_to
@@ -54,7 +54,7 @@ def _output_projection_kernel(
     mask_m, mask_n = offs_m < M, offs_n < D
     w_rows = w_ptr + offs_n.to(tl.int64) * K
     first = tl.program_id(1) * BLOCK_N
-    prefetch_l2(w_ptr + first.to(tl.int64) * K, tl.minimum(D - first, BLOCK_N) * K * (tl.program_id(0) == 0), PDL)
+    prefetch_rows(w_ptr, first, D, K, K, BLOCK_N, PDL)
     wait_for_previous_launch(PDL)
     y_rows = y_ptr + offs_m.to(tl.int64) * K
     offs = offs_m.to(tl.int64)[None, :] * D + offs_n[:, None]

@@ -22,6 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from zonos2_triton.kernels._args import check_batch, check_rows
+from zonos2_triton.kernels._dependent_launch import prefetch_rows, wait_for_previous_launch
 from zonos2_triton.kernels._gemm import gemm_tile
 from zonos2_triton.kernels._launch_config import gemm_config
 from zonos2_triton.kernels._math import round_to
@@ -57,6 +58,7 @@ def _qkv_projection_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
     K_SLICES: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Grid (tiles of M, tiles of NQ + tiles of 2 NKV + tiles of G): a program owns a tile of one matrix's outputs."""
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -72,6 +74,8 @@ def _qkv_projection_kernel(
     offs_n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_n = offs_n < n_rows
     w_rows = w_ptr + offs_n.to(tl.int64) * D
+    prefetch_rows(w_ptr, tile * BLOCK_N, n_rows, D, D, BLOCK_N, PDL)
+    wait_for_previous_launch(PDL)
     x_rows = x_ptr + offs_m.to(tl.int64) * D
     if sum_sq_ptr is not None and BLOCK_M <= FEW_TOKENS:
         sum_sq = load_sum_sq(sum_sq_ptr, offs_m, mask_m, N_GROUPS)
