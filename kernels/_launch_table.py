@@ -26,7 +26,7 @@ from zonos2_triton.kernels._operator import Launch
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
 
 # Operators whose kernels do not wait for the previous launch yet.
-INDEPENDENT = frozenset({"decode_attention", "moe_router"})
+INDEPENDENT = frozenset({"decode_attention"})
 
 
 def _config(num_warps: int, num_stages: int, **blocks: int) -> Launch:
@@ -81,12 +81,11 @@ _CONV: Configs = {
     "fp32": (_gemm(32, 32, 32, 4, 2),),
     "interpreter": (_gemm(64, 64, 256, 1, 1),),
 }
-_DOWN: Configs = {
-    "*": (_config(4, 6, BLOCK_R=16, BLOCK_K=128),),
-    "gfx942": (_config(4, 2, BLOCK_R=16, BLOCK_K=128),),
-    "fp32": (_config(4, 2, BLOCK_R=16, BLOCK_K=64),),
-    "sm_120": (_config(4, 8, BLOCK_R=16, BLOCK_K=64),),  # 128: Triton 3.6 spills
-    "interpreter": (_config(1, 1, BLOCK_R=16, BLOCK_K=64),),
+_ROUTER: Configs = {
+    "*": (_config(8, 1, BLOCK_R=16, BLOCK_K=256),),
+    "sm_100": (_config(4, 1, BLOCK_R=16, BLOCK_K=256),),
+    "fp32": (_config(8, 1, BLOCK_R=16, BLOCK_K=64),),
+    "interpreter": (_config(1, 1, BLOCK_R=16, BLOCK_K=32),),
 }
 
 
@@ -115,7 +114,7 @@ LAUNCH_CONFIGS: dict[tuple[str, str], Configs] = {
         "*": (_gemm(64, 64, 64, 8, 3),),
         "interpreter": (_gemm(512, 64, 64, 1, 1),),
     },
-    ("moe_router", "down"): _DOWN,
+    ("moe_router", "down"): _ROUTER,
     ("moe_experts_up", "decode"): _GATED,
     ("moe_experts_up", "prefill"): {
         **_PREFILL,

@@ -16,13 +16,15 @@ Raises     ValueError, TypeError naming operation, argument, what came and what 
 Reference  zonos2_triton.reference.moe_router.moe_router
 Source     Zyphra/ZONOS2, models/zonos2.py, the router with a state across depth.
 
-One launch has three roles. Each program projects a tile of s. An atomic counter finds the last program to arrive, which
-then sees what the others stored and goes on:
+One launch has three roles. Each program multiplies a tile of down_weight by a split of D. An atomic counter finds the
+last program to arrive, which then sees what the others stored and goes on. It adds the splits in their order:
 
-    program (tile of R, tile of M)    role      when                           stores
-    each                              project   at once                        its tile of s
-    the last of a tile of M           network   its tile's s is whole          probs, expert_ids, expert_weights
-    the last of all                   sort      every expert is chosen         sorted_slot_ids, expert_offsets
+    program (tile of R, split of D, tile of M)    role       when                    stores
+    each                                          project    at once                 partial sums
+    the last of a tile of M                       network    all sums are there      s, probs, ids, weights
+    the last of all                               sort       every expert is chosen  sorted_slot_ids, expert_offsets
+
+With one tile of M, the program of the network sorts: it has all choices in registers.
 
 A slot is one choice of one token, a (token, expert) pair: slot m * k + j is choice j of token m.
 
@@ -54,11 +56,12 @@ import triton.language as tl
 from torch import Tensor
 
 from zonos2_triton.kernels._args import check_rows
-from zonos2_triton.kernels._gemm import gemm_tile
+from zonos2_triton.kernels._dependent_launch import prefetch_l2, wait_for_previous_launch
 from zonos2_triton.kernels._launch_config import launch_config
 from zonos2_triton.kernels._math import dot_fp32, gelu, last_to_arrive, round_to
 from zonos2_triton.kernels._norm import check_norm, input_bytes, load_sum_sq, n_norm_groups, prepare_norm, rms_scale
 from zonos2_triton.kernels._operator import Cost, operator, zeroed_counters
+from zonos2_triton.kernels._sort_slots import sort_by_expert, sort_tile
 
 BLOCK_M = 16  # the least for AMD's matrix instructions; larger tiles would save little, as the weights are small
 BLOCK_SORT = 128  # slots that are sorted at a time
@@ -87,6 +90,7 @@ def _moe_router_kernel(
     s_ptr,  # [M, R]
     sorted_slot_ids_ptr,  # [M * TOP_K] int32
     expert_offsets_ptr,  # [E + 1] int32
+    partial_ptr,  # [SPLITS, M, R] fp32
     counters_ptr,  # [1 + tiles of M] int32: tiles that are done, then the programs of each tile
     M,
     D,
@@ -96,18 +100,25 @@ def _moe_router_kernel(
     TOP_K: tl.constexpr,
     R_POW2: tl.constexpr,  # R and E as axes of a tile
     E_POW2: tl.constexpr,
+    SPLITS: tl.constexpr,
     N_GROUPS: tl.constexpr,
     EVEN_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_SORT: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PDL: tl.constexpr,
 ):
-    """Grid (tiles of R, tiles of M): a program projects a tile of s.
+    """Grid (tiles of R, SPLITS, tiles of M): a program multiplies a tile of R by its split of D.
 
-    The last one of a tile of M runs its network, and the last of these sorts all slots.
+    The last one of a tile of M adds the splits and runs the network. The last of these sorts all slots.
     """
-    tile, tiles_m = tl.program_id(1), tl.num_programs(1)
+    split, tile, tiles_m = tl.program_id(1), tl.program_id(2), tl.num_programs(2)
+    _prefetch_share(down_ptr, R * D, PDL)
+    _prefetch_share(w1_ptr, R * R, PDL)
+    _prefetch_share(w2_ptr, R * R, PDL)
+    _prefetch_share(w3_ptr, E * R, PDL)
+    wait_for_previous_launch(PDL)
     offs_m = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     mask_m, mask_r = offs_m < M, offs_r < R
@@ -115,81 +126,149 @@ def _moe_router_kernel(
     x_rows = x_ptr + offs_m.to(tl.int64) * D
     if sum_sq_ptr is not None:
         sum_sq = load_sum_sq(sum_sq_ptr, offs_m, mask_m, N_GROUPS)
-    s, _ = gemm_tile(w_rows, None, mask_r, x_rows, mask_m, D, EVEN_K, BLOCK_R, BLOCK_M, BLOCK_K)
+    acc = _split_product(w_rows, mask_r, x_rows, mask_m, D, EVEN_K, BLOCK_R, BLOCK_M, BLOCK_K)
     if sum_sq_ptr is not None:
-        s *= rms_scale(sum_sq, D, eps, BLOCK_M)
-    s += tl.load(down_bias_ptr + offs_r, mask=mask_r, other=0.0).to(tl.float32)[:, None]
+        acc *= rms_scale(sum_sq, D, eps, BLOCK_M)
+    offs = (split.to(tl.int64) * M + offs_m[None, :]) * R + offs_r[:, None]
+    tl.store(partial_ptr + offs, acc, mask=mask_r[:, None] & mask_m[None, :])
+
+    if last_to_arrive(counters_ptr + 1 + tile, tl.num_programs(0) * tl.num_programs(1)):
+        dtype: tl.constexpr = s_ptr.dtype.element_ty
+        WIDE: tl.constexpr = dtype == tl.float32  # two layers would not fit into the shared memory of small GPUs
+        w1, b1 = tl.zeros((R_POW2, R_POW2), dtype), tl.zeros((R_POW2,), dtype)
+        w2, b2 = w1, b1
+        w3, balancing_biases = tl.zeros((E_POW2, R_POW2), dtype), tl.zeros((E_POW2,), dtype)
+        h, idle = tl.zeros((R_POW2, BLOCK_M), dtype), tl.zeros_like(offs_m)
+        # Triton copies a tile to shared memory right after its load, and the next load waits for that. What an `if`
+        # returns is copied after it: these loads take one round trip. The compiler does not know that M is above 0.
+        if M > 0:
+            w1, b1 = _layer(w1_ptr, b1_ptr, R, R, R_POW2, R_POW2)
+            if not WIDE:
+                w2, b2 = _layer(w2_ptr, b2_ptr, R, R, R_POW2, R_POW2)
+            w3, balancing_biases = _layer(w3_ptr, balancing_biases_ptr, E, R, E_POW2, R_POW2)
+            if positions_ptr is not None:
+                idle = (tl.load(positions_ptr + offs_m, mask=mask_m, other=0) < 0).to(tl.int32)
+            h = _normed_state(
+                partial_ptr,
+                down_bias_ptr,
+                router_state_ptr,
+                state_scale_ptr,
+                state_norm_ptr,
+                s_ptr,
+                offs_m,
+                mask_m,
+                M,
+                eps,
+                R,
+                R_POW2,
+                SPLITS,
+            )
+        h = _gelu_layer(w1, h, b1)
+        if WIDE:
+            w2, b2 = _layer(w2_ptr, b2_ptr, R, R, R_POW2, R_POW2)
+        h = _gelu_layer(w2, h, b2)
+        result_ptrs = probs_ptr, expert_ids_ptr, expert_weights_ptr
+        choice = _topk(w3, h, balancing_biases, *result_ptrs, offs_m, mask_m, E, TOP_K, E_POW2, BLOCK_M)
+        if tiles_m == 1:
+            sort_tile(choice, idle, offs_m, sorted_slot_ids_ptr, expert_offsets_ptr, E, TOP_K, E_POW2)
+        elif last_to_arrive(counters_ptr, tiles_m):
+            routing_ptrs = sorted_slot_ids_ptr, expert_offsets_ptr
+            sort_by_expert(expert_ids_ptr, positions_ptr, *routing_ptrs, M * TOP_K, E, TOP_K, BLOCK_SORT, E_POW2)
+
+
+@triton.jit
+def _prefetch_share(ptr, count, PDL: tl.constexpr):
+    """Asks for this program's share of `count` weights in L2, in the programs of the first tile of M alone."""
+    share = tl.cdiv(tl.cdiv(count, tl.num_programs(0) * tl.num_programs(1)), 16) * 16
+    begin = (tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)) * share
+    prefetch_l2(ptr + begin, tl.where(tl.program_id(2) == 0, tl.minimum(count - begin, share), 0), PDL)
+
+
+@triton.jit
+def _split_product(
+    w_rows,  # [BLOCK_R] pointers to rows of D weights
+    mask_r,  # [BLOCK_R]
+    x_rows,  # [BLOCK_M] pointers to rows of D activations
+    mask_m,  # [BLOCK_M]
+    D,
+    EVEN_K: tl.constexpr,  # D is a multiple of BLOCK_K
+    BLOCK_R: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """w x, [BLOCK_R, BLOCK_M] fp32, over the columns of this program's split."""
+    k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
+    mask_w, mask_x = mask_r[:, None], mask_m[None, :]
+    if not EVEN_K:
+        mask_w, mask_x = mask_w & (k < D)[None, :], mask_x & (k < D)[:, None]
+    w = tl.load(w_rows[:, None] + k[None, :], mask=mask_w, other=0.0)  # [BLOCK_R, BLOCK_K]
+    x = tl.load(x_rows[None, :] + k[:, None], mask=mask_x, other=0.0)  # [BLOCK_K, BLOCK_M]
+    return dot_fp32(w, x, tl.zeros((BLOCK_R, BLOCK_M), tl.float32))
+
+
+@triton.jit
+def _layer(w_ptr, b_ptr, N: tl.constexpr, K: tl.constexpr, N_POW2: tl.constexpr, K_POW2: tl.constexpr):
+    """The weights [N_POW2, K_POW2] and biases [N_POW2] of a layer."""
+    offs_n, offs_k = tl.arange(0, N_POW2), tl.arange(0, K_POW2)
+    mask_n = offs_n < N
+    mask = mask_n[:, None] & (offs_k < K)[None, :]
+    w = tl.load(w_ptr + offs_n[:, None] * K + offs_k[None, :], mask=mask, other=0.0)
+    return w, tl.load(b_ptr + offs_n, mask=mask_n, other=0.0)
+
+
+@triton.jit
+def _normed_state(
+    partial_ptr,  # [SPLITS, M, R] fp32
+    down_bias_ptr,  # [R]
+    router_state_ptr,  # [M, R], or None
+    state_scale_ptr,  # [R], or None
+    state_norm_ptr,  # [R]
+    s_ptr,  # [M, R]
+    offs_m,  # [BLOCK_M]
+    mask_m,  # [BLOCK_M]
+    M,
+    eps,
+    R: tl.constexpr,
+    R_POW2: tl.constexpr,
+    SPLITS: tl.constexpr,
+):
+    """Stores s of a tile of tokens; rms_norm(s) [R_POW2, BLOCK_M], rounded. Tokens are columns, as in `gemm_tile`."""
+    offs_r = tl.arange(0, R_POW2)
+    mask_r = offs_r < R
     offs = offs_m.to(tl.int64)[None, :] * R + offs_r[:, None]
     mask = mask_r[:, None] & mask_m[None, :]
+    norm_w = tl.load(state_norm_ptr + offs_r, mask=mask_r, other=0.0)
+    bias = tl.load(down_bias_ptr + offs_r, mask=mask_r, other=0.0)
     if router_state_ptr is not None:
-        state_scale = tl.load(state_scale_ptr + offs_r, mask=mask_r, other=0.0).to(tl.float32)
-        s += tl.load(router_state_ptr + offs, mask=mask, other=0.0).to(tl.float32) * state_scale[:, None]
-    tl.store(s_ptr + offs, round_to(s, s_ptr.dtype.element_ty), mask=mask)
-    if last_to_arrive(counters_ptr + 1 + tile, tl.num_programs(0)):
-        h = _normed_state(s_ptr, state_norm_ptr, offs_m, mask_m, eps, R, R_POW2)
-        h = _gelu_layer(h, w1_ptr, b1_ptr, R, R_POW2, BLOCK_M)
-        h = _gelu_layer(h, w2_ptr, b2_ptr, R, R_POW2, BLOCK_M)
-        probs = _softmax_layer(h, w3_ptr, R, E, R_POW2, E_POW2, BLOCK_M)
-        offs_e = tl.arange(0, E_POW2)
-        mask_e = (offs_e < E)[:, None]
-        tl.store(probs_ptr + offs_m.to(tl.int64)[None, :] * E + offs_e[:, None], probs, mask=mask_e & mask_m[None, :])
-        _topk(probs, balancing_biases_ptr, expert_ids_ptr, expert_weights_ptr, offs_m, mask_m, E, TOP_K, E_POW2)
-        if last_to_arrive(counters_ptr, tiles_m):
-            _sort_by_expert(
-                expert_ids_ptr,
-                positions_ptr,
-                sorted_slot_ids_ptr,
-                expert_offsets_ptr,
-                M * TOP_K,
-                E,
-                TOP_K,
-                BLOCK_SORT,
-                E_POW2,
-            )
+        state_scale = tl.load(state_scale_ptr + offs_r, mask=mask_r, other=0.0)
+        state = tl.load(router_state_ptr + offs, mask=mask, other=0.0)
+    s = tl.load(partial_ptr + offs, mask=mask, other=0.0)
+    for split in tl.static_range(1, SPLITS):
+        s += tl.load(partial_ptr + split * M.to(tl.int64) * R + offs, mask=mask, other=0.0)
+    dtype: tl.constexpr = s_ptr.dtype.element_ty
+    s += bias.to(tl.float32)[:, None]
+    if router_state_ptr is not None:
+        s += state.to(tl.float32) * state_scale.to(tl.float32)[:, None]
+    s = round_to(s, dtype)
+    tl.store(s_ptr + offs, s, mask=mask)
+    h = s.to(tl.float32)
+    h *= tl.rsqrt(tl.sum(h * h, axis=0) / R + eps)[None, :]
+    return round_to(h * norm_w.to(tl.float32)[:, None], dtype)
 
 
 @triton.jit
-def _normed_state(s_ptr, state_norm_ptr, offs_m, mask_m, eps, R: tl.constexpr, R_POW2: tl.constexpr):
-    """rms_norm(s) [R_POW2, BLOCK_M] of a tile of tokens, rounded. Tokens are columns, as in `gemm_tile`."""
-    offs_r = tl.arange(0, R_POW2)
-    mask_r = offs_r < R
-    offs = offs_m.to(tl.int64)[None, :] * R + offs_r[:, None]
-    s = tl.load(s_ptr + offs, mask=mask_r[:, None] & mask_m[None, :], other=0.0).to(tl.float32)
-    h = s * tl.rsqrt(tl.sum(s * s, axis=0) / R + eps)[None, :]
-    norm_w = tl.load(state_norm_ptr + offs_r, mask=mask_r, other=0.0).to(tl.float32)
-    return round_to(h * norm_w[:, None], s_ptr.dtype.element_ty)
-
-
-@triton.jit
-def _gelu_layer(h, w_ptr, b_ptr, R: tl.constexpr, R_POW2: tl.constexpr, BLOCK_M: tl.constexpr):
-    """gelu(w h + b) [R_POW2, BLOCK_M], rounded to h's dtype."""
-    offs_r = tl.arange(0, R_POW2)
-    mask_r = offs_r < R
-    offs_w = offs_r[:, None] * R + offs_r[None, :]
-    w = tl.load(w_ptr + offs_w, mask=mask_r[:, None] & mask_r[None, :], other=0.0)
-    acc = dot_fp32(w, h, tl.zeros((R_POW2, BLOCK_M), tl.float32))
-    b = tl.load(b_ptr + offs_r, mask=mask_r, other=0.0).to(tl.float32)
-    return round_to(gelu(acc + b[:, None]), h.dtype)
-
-
-@triton.jit
-def _softmax_layer(
-    h, w3_ptr, R: tl.constexpr, E: tl.constexpr, R_POW2: tl.constexpr, E_POW2: tl.constexpr, BLOCK_M: tl.constexpr
-):
-    """softmax(w3 h) over the experts, [E_POW2, BLOCK_M] fp32."""
-    offs_r, offs_e = tl.arange(0, R_POW2), tl.arange(0, E_POW2)
-    mask_r, mask_e = offs_r < R, offs_e < E
-    w3 = tl.load(w3_ptr + offs_e[:, None] * R + offs_r[None, :], mask=mask_e[:, None] & mask_r[None, :], other=0.0)
-    z = dot_fp32(w3, h, tl.zeros((E_POW2, BLOCK_M), tl.float32))
-    z = tl.where(mask_e[:, None], z, float("-inf"))
-    z = tl.exp(z - tl.max(z, axis=0)[None, :])
-    return z / tl.sum(z, axis=0)[None, :]
+def _gelu_layer(w, h, b):
+    """gelu(w h + b), rounded to h's dtype, of h [K, BLOCK_M], w [N, K] and b [N]."""
+    acc = dot_fp32(w, h, tl.zeros((w.shape[0], h.shape[1]), tl.float32))
+    return round_to(gelu(acc + b.to(tl.float32)[:, None]), h.dtype)
 
 
 @triton.jit
 def _topk(
-    probs,  # [E_POW2, BLOCK_M]
-    balancing_biases_ptr,  # [E]
+    w3,  # [E_POW2, R_POW2]
+    h,  # [R_POW2, BLOCK_M]
+    balancing_biases,  # [E_POW2]
+    probs_ptr,  # [M, E] fp32
     expert_ids_ptr,  # [M, TOP_K] int32
     expert_weights_ptr,  # [M, TOP_K] fp32
     offs_m,  # [BLOCK_M]
@@ -197,75 +276,34 @@ def _topk(
     E: tl.constexpr,
     TOP_K: tl.constexpr,
     E_POW2: tl.constexpr,
+    BLOCK_M: tl.constexpr,
 ):
-    """Stores the ids and weights of the TOP_K experts with the largest probs + balancing_biases."""
-    offs_e = tl.arange(0, E_POW2)
+    """Stores probs, and ids and weights of the TOP_K experts with the largest probs + balancing_biases.
+
+    [E_POW2, BLOCK_M] int32: which choice of a token an expert is, or -1.
+    """
+    offs_e = tl.arange(0, E_POW2)[:, None]
     mask_e = offs_e < E
-    score = probs + tl.load(balancing_biases_ptr + offs_e, mask=mask_e, other=0.0).to(tl.float32)[:, None]
+    z = dot_fp32(w3, h, tl.zeros((E_POW2, BLOCK_M), tl.float32))
+    z = tl.where(mask_e, z, float("-inf"))
+    z = tl.exp(z - tl.max(z, axis=0)[None, :])
+    probs = z / tl.sum(z, axis=0)[None, :]
     # NaN is below every number; experts that were taken, or do not exist, are below NaN: ids stay in range.
-    score = tl.where(mask_e[:, None], tl.where(score == score, score, -1e30), float("-inf"))
+    score = probs + balancing_biases.to(tl.float32)[:, None]
+    score = tl.where(mask_e, tl.where(score == score, score, -1e30), float("-inf"))
+    choice = tl.full((E_POW2, BLOCK_M), -1, tl.int32)
     for j in tl.static_range(TOP_K):
         best = tl.max(score, axis=0)
-        chosen = tl.min(tl.where(score == best[None, :], offs_e[:, None], E_POW2), axis=0)
-        taken = offs_e[:, None] == chosen[None, :]
-        slots = offs_m.to(tl.int64) * TOP_K + j
-        tl.store(expert_ids_ptr + slots, chosen, mask=mask_m)
-        tl.store(expert_weights_ptr + slots, tl.sum(tl.where(taken, probs, 0.0), axis=0), mask=mask_m)
+        expert = tl.min(tl.where(score == best[None, :], offs_e, E_POW2), axis=0)
+        taken = offs_e == expert[None, :]
+        choice = tl.where(taken, j, choice)
         score = tl.where(taken, float("-inf"), score)
-
-
-@triton.jit
-def _sort_by_expert(
-    expert_ids_ptr,  # [N] int32
-    positions_ptr,  # [N / TOP_K] int32, or None: no token is idle
-    sorted_slot_ids_ptr,  # [N] int32
-    expert_offsets_ptr,  # [E + 1] int32
-    N,  # M * TOP_K
-    E: tl.constexpr,
-    TOP_K: tl.constexpr,
-    BLOCK_SORT: tl.constexpr,
-    E_POW2: tl.constexpr,
-):
-    """The stable counting sort of N slots by expert, in one program; those of idle tokens come last."""
-    offs_e = tl.arange(0, E_POW2)
-    counts = tl.zeros((E_POW2,), tl.int32)
-    for start in range(0, N, BLOCK_SORT):
-        slots = start + tl.arange(0, BLOCK_SORT)
-        ids, _ = _slot_expert(expert_ids_ptr, positions_ptr, slots, N, TOP_K, E_POW2)
-        counts += tl.sum((ids[:, None] == offs_e[None, :]).to(tl.int32), axis=0)
-    ends = tl.cumsum(counts, axis=0)
-    tl.store(expert_offsets_ptr + 1 + offs_e, ends, mask=offs_e < E)
-    tl.store(expert_offsets_ptr, 0)
-    next_free = ends - counts  # each expert's next place in sorted_slot_ids
-    next_idle = tl.sum(counts, axis=0)
-    for start in range(0, N, BLOCK_SORT):
-        slots = start + tl.arange(0, BLOCK_SORT)
-        ids, idle = _slot_expert(expert_ids_ptr, positions_ptr, slots, N, TOP_K, E_POW2)
-        one_hot = (ids[:, None] == offs_e[None, :]).to(tl.int32)
-        offs_sorted = tl.sum(one_hot * (next_free[None, :] + tl.cumsum(one_hot, axis=0) - 1), axis=1)
-        if positions_ptr is not None:
-            offs_sorted += idle * (next_idle + tl.cumsum(idle, axis=0) - 1)
-            next_idle += tl.sum(idle, axis=0)
-        tl.store(sorted_slot_ids_ptr + offs_sorted, slots, mask=slots < N)
-        next_free += tl.sum(one_hot, axis=0)
-
-
-@triton.jit
-def _slot_expert(
-    expert_ids_ptr,  # [N] int32
-    positions_ptr,  # [N / TOP_K] int32, or None: no token is idle
-    slots,  # [BLOCK_SORT]
-    N,
-    TOP_K: tl.constexpr,
-    E_POW2: tl.constexpr,
-):
-    """[BLOCK_SORT] each: the expert of a slot, E_POW2 where there is none; and 1 where its token is idle, else 0."""
-    ids = tl.load(expert_ids_ptr + slots, mask=slots < N, other=E_POW2)
-    idle = tl.zeros_like(slots)
-    if positions_ptr is not None:
-        idle = (tl.load(positions_ptr + slots // TOP_K, mask=slots < N, other=0) < 0).to(tl.int32)
-        ids = tl.where(idle == 1, E_POW2, ids)
-    return ids, idle
+    tokens = offs_m.to(tl.int64)[None, :]
+    tl.store(probs_ptr + tokens * E + offs_e, probs, mask=mask_e & mask_m[None, :])
+    chosen = (choice >= 0) & mask_m[None, :]
+    tl.store(expert_ids_ptr + tokens * TOP_K + choice, offs_e + 0 * choice, mask=chosen)
+    tl.store(expert_weights_ptr + tokens * TOP_K + choice, probs, mask=chosen)
+    return tl.where(mask_m[None, :], choice, -1)
 
 
 @operator(mutates_args=("counters",))
@@ -308,7 +346,9 @@ def moe_router(
     yield expert_ids, expert_weights, probs, s, sorted_slot_ids, expert_offsets
     x, sum_sq = prepare_norm(x, norm_weight, x_scaled, sum_sq)
     launch = launch_config("moe_router", "down", x.dtype)
-    _moe_router_kernel[(triton.cdiv(R, launch["BLOCK_R"]), tiles_m)](
+    splits = triton.cdiv(D, launch["BLOCK_K"])
+    partial = x.new_empty((splits, M, R), dtype=torch.float32)
+    _moe_router_kernel[(triton.cdiv(R, launch["BLOCK_R"]), splits, tiles_m)](
         x_ptr=x,
         sum_sq_ptr=sum_sq,
         router_state_ptr=router_state,
@@ -329,6 +369,7 @@ def moe_router(
         s_ptr=s,
         sorted_slot_ids_ptr=sorted_slot_ids,
         expert_offsets_ptr=expert_offsets,
+        partial_ptr=partial,
         counters_ptr=counters,
         M=M,
         D=D,
@@ -339,6 +380,7 @@ def moe_router(
         R_POW2=max(16, triton.next_power_of_2(R)),
         E_POW2=max(16, triton.next_power_of_2(E)),
         N_GROUPS=n_norm_groups(D),
+        SPLITS=splits,
         EVEN_K=D % launch["BLOCK_K"] == 0,
         BLOCK_M=BLOCK_M,
         BLOCK_SORT=BLOCK_SORT,

@@ -228,6 +228,7 @@ FRAME = (
             "many-experts": {"M": 5, "E": 20, "k": 2},
             "sorted-in-parts": {"M": 70, "k": 2},
             "idle": {"M": 70, "k": 2, "idle": (1, 5, 68)},
+            "idle-tile": {"M": 7, "k": 2, "idle": (1, 4)},
             "normed": {"M": 17, "normed": True},
             "unprepared": {"M": 17, **_UNPREPARED},
             "long-D": {"M": 2, "D": 136},

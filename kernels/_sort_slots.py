@@ -1,0 +1,82 @@
+"""Sorts slots, one for each choice of each token, by their expert: `moe_router` says what its lists hold."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def sort_tile(
+    choice,  # [E_POW2, BLOCK_M] int32, -1: not chosen, or no token
+    idle,  # [BLOCK_M] int32: 1 or 0
+    offs_m,  # [BLOCK_M]
+    sorted_slot_ids_ptr,  # [M * TOP_K] int32
+    expert_offsets_ptr,  # [E + 1] int32
+    E: tl.constexpr,
+    TOP_K: tl.constexpr,
+    E_POW2: tl.constexpr,
+):
+    """The result of `sort_by_expert`, for slots of one tile of tokens, without a load or a loop."""
+    offs_e = tl.arange(0, E_POW2)
+    active = ((choice >= 0) & (idle == 0)[None, :]).to(tl.int32)
+    counts = tl.sum(active, axis=1)
+    ends = tl.cumsum(counts, axis=0)
+    offs_sorted = (ends - counts)[:, None] + tl.cumsum(active, axis=1) - active
+    idle_begins = tl.sum(counts, axis=0) + (tl.cumsum(idle, axis=0) - idle) * TOP_K
+    offs_sorted = tl.where((idle == 1)[None, :], idle_begins[None, :] + choice, offs_sorted)
+    tl.store(sorted_slot_ids_ptr + offs_sorted, offs_m[None, :] * TOP_K + choice, mask=choice >= 0)
+    tl.store(expert_offsets_ptr + 1 + offs_e, ends, mask=offs_e < E)
+    tl.store(expert_offsets_ptr, 0)
+
+
+@triton.jit
+def sort_by_expert(
+    expert_ids_ptr,  # [N] int32
+    positions_ptr,  # [N / TOP_K] int32, or None: no token is idle
+    sorted_slot_ids_ptr,  # [N] int32
+    expert_offsets_ptr,  # [E + 1] int32
+    N,  # M * TOP_K
+    E: tl.constexpr,
+    TOP_K: tl.constexpr,
+    BLOCK_SORT: tl.constexpr,
+    E_POW2: tl.constexpr,
+):
+    """The stable counting sort of N slots by expert, in one program; those of idle tokens come last."""
+    offs_e = tl.arange(0, E_POW2)
+    counts = tl.zeros((E_POW2,), tl.int32)
+    for start in range(0, N, BLOCK_SORT):
+        slots = start + tl.arange(0, BLOCK_SORT)
+        ids, _ = _slot_expert(expert_ids_ptr, positions_ptr, slots, N, TOP_K, E_POW2)
+        counts += tl.sum((ids[None, :] == offs_e[:, None]).to(tl.int32), axis=1)
+    ends = tl.cumsum(counts, axis=0)
+    tl.store(expert_offsets_ptr + 1 + offs_e, ends, mask=offs_e < E)
+    tl.store(expert_offsets_ptr, 0)
+    next_free = ends - counts  # each expert's next place in sorted_slot_ids
+    next_idle = tl.sum(counts, axis=0)
+    for start in range(0, N, BLOCK_SORT):
+        slots = start + tl.arange(0, BLOCK_SORT)
+        ids, idle = _slot_expert(expert_ids_ptr, positions_ptr, slots, N, TOP_K, E_POW2)
+        one_hot = (ids[None, :] == offs_e[:, None]).to(tl.int32)
+        offs_sorted = next_free[:, None] + tl.cumsum(one_hot, axis=1) - 1
+        tl.store(sorted_slot_ids_ptr + offs_sorted, slots[None, :] + 0 * one_hot, mask=one_hot == 1)
+        next_free += tl.sum(one_hot, axis=1)
+        if positions_ptr is not None:
+            tl.store(sorted_slot_ids_ptr + next_idle + tl.cumsum(idle, axis=0) - 1, slots, mask=idle == 1)
+            next_idle += tl.sum(idle, axis=0)
+
+
+@triton.jit
+def _slot_expert(
+    expert_ids_ptr,  # [N] int32
+    positions_ptr,  # [N / TOP_K] int32, or None: no token is idle
+    slots,  # [BLOCK_SORT]
+    N,
+    TOP_K: tl.constexpr,
+    E_POW2: tl.constexpr,
+):
+    """[BLOCK_SORT] each: the expert of a slot, E_POW2 where there is none; and 1 where its token is idle, else 0."""
+    ids = tl.load(expert_ids_ptr + slots, mask=slots < N, other=E_POW2)
+    idle = tl.zeros_like(slots)
+    if positions_ptr is not None:
+        idle = (tl.load(positions_ptr + slots // TOP_K, mask=slots < N, other=0) < 0).to(tl.int32)
+        ids = tl.where(idle == 1, E_POW2, ids)
+    return ids, idle
