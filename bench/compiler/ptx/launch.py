@@ -25,7 +25,7 @@ from zonos2_triton.bench.compiler.ptx.memory import GlobalMemory, Segment
 from zonos2_triton.bench.compiler.ptx.parse import Function, PtxError, parse
 
 LAZY_BYTES = 1 << 16  # float tensors above this have no values where launches are only counted
-SAMPLE = 1 << 19  # threads of a launch that are counted; a larger launch is counted by some of its programs
+SAMPLE = 1 << 16  # threads of a launch that are counted; a larger launch is counted by some of its programs
 
 
 @dataclass(frozen=True)
@@ -170,15 +170,26 @@ def _launches(target: str, run: Callable[[Launch], Counts]) -> Iterator[list[Cou
         yield made
 
 
-def count(spec: Any, workload: Any, dtype: torch.dtype, target: str) -> list[Counts]:
-    """The counts of each launch of a workload of the catalogue, in order. Large tensors of floats take no memory.
+@contextmanager
+def counting(target: str) -> Iterator[list[tuple[Launch, Counts]]]:
+    """Inside, launches on CPU tensors are counted, and listed. Large tensors of floats take no memory."""
+    found: list[tuple[Launch, Counts]] = []
+
+    def run(launch: Launch) -> Counts:
+        found.append((launch, _counted(launch)))
+        return found[-1][1]
+
+    with _LazyFloats(), _launches(target, run):
+        yield found
+
+
+def count(spec: Any, workload: Any, dtype: torch.dtype, target: str) -> list[tuple[Launch, Counts]]:
+    """The launches of a workload of the catalogue with their counts, in order.
 
     Errors are those of `on_cpu`, and of the operator.
     """
-    with _LazyFloats():
-        arguments = spec.make_inputs("cpu", dtype, **workload.sizes)
-        with _launches(target, _counted) as made:
-            spec.op._init_fn(**arguments)
+    with counting(target) as made:
+        spec.op._init_fn(**spec.make_inputs("cpu", dtype, **workload.sizes))
     return made
 
 
@@ -186,5 +197,6 @@ def _counted(launch: Launch) -> Counts:
     programs = int(np.prod(launch.grid))
     threads = launch.kernel.metadata.num_warps * 32
     each = max(1, SAMPLE // threads)
-    sample = None if programs <= each else np.unique(np.linspace(0, programs - 1, each).astype(np.int64)).tolist()
+    # At random, the same each time: programs at equal steps may all have one role.
+    sample = None if programs <= each else sorted(np.random.default_rng(0).permutation(programs)[:each].tolist())
     return run_launch(launch, values=False, programs=sample)

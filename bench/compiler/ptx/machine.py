@@ -132,7 +132,8 @@ class Machine:
         self._class = [CLASSES.index(classify(each)) for each in self.code]
         self._latency = [self._latency_of(each) for each in self.code]
         self._params = {param.name: PARAM_BYTES * i for i, param in enumerate(function.params, 1)}
-        self._conflicts: dict[int, list[int]] = {}  # by instruction: executions, transactions, ideal
+        self._conflicts: dict[int, list[int]] = {}  # by instruction: executions, wavefronts, ideal
+        self._requests: dict[int, list[int]] = {}  # by instruction: executions, sectors
         self._visits = np.zeros(len(self.code) + 1, np.int64)  # times that a path ran it
         self._seen: dict[Any, Any] = {}
         self.under_way = 0
@@ -182,7 +183,8 @@ class Machine:
             while waiting and (merged := self._merged(batch, waiting[-1])):
                 batch = merged
                 waiting.pop()
-            more = self._run_until_parted(batch, self._next(waiting[-1]).pc if waiting else len(self.code) + 1)
+            ahead = [pc for pc in (self._next(other).pc for other in waiting) if pc > self._next(batch).pc]
+            more = self._run_until_parted(batch, min(ahead, default=len(self.code) + 1))
             for each in more:
                 (waiting if each.paths else done).append(each)
         return done
@@ -636,7 +638,7 @@ class Machine:
         batch.add(f"{kind}_requests", asked)
         batch.add(f"{kind}_bytes", lanes * width)
         share = len(batch.programs) // len(addresses)
-        note = self._conflicts.setdefault(pc, [0, 0, 0])
+        note = self._requests.setdefault(pc, [0, 0])
         note[0] += int(np.sum(asked) if on is not None else self.warps * len(addresses)) * share
         note[1] += int(by_program.sum()) * share
 
@@ -1082,9 +1084,9 @@ class Machine:
             if note[2] and note[1] > note[2]
         ]
         exposed = [
-            Access(self.code[pc].text, self.code[pc].source, *map(int, self._conflicts[pc][:2]), 0)
+            Access(self.code[pc].text, self.code[pc].source, *map(int, self._requests[pc]), 0)
             for pc in exposed_loads(self.function)
-            if pc in self._conflicts and self._visits[pc] > len(done)
+            if pc in self._requests and self._visits[pc] > len(done)
         ]
         return Counts(
             self.function.name, self.function.target, grid, total,
