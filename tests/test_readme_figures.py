@@ -10,6 +10,7 @@ import torch
 
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.compiler.cubin_stats import TARGETS
+from zonos2_triton.bench.compiler.estimate import FILL_US, GAP_US, START_US
 from zonos2_triton.bench.compiler.gate import SNAPSHOTS
 from zonos2_triton.bench.planner.footprint import memory
 from zonos2_triton.bench.planner.plan import frames_to_sound, usual_prompt
@@ -66,6 +67,8 @@ STATED = {
     "bench/README.md": [
         f"at the 8B model's shapes for {WORDS[len(TARGETS)]} architectures",
         f"The weights alone take {WEIGHTS_GB:.1f} GB in bf16",
+        f"launch {START_US:g} us + max({FILL_US:g} us + max(floor, shared, issue), chain)",
+        f"frame the sum of launch + {GAP_US:g} us",
     ],
     "kernels/README.md": [
         f"**The vocoder** is {len(step_costs(VocoderConfig(), 1, 1, 2))} launches per step in half precision, "

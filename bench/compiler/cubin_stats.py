@@ -88,7 +88,8 @@ def sums(ttgir: str) -> tuple[str, ...]:
     across that axis has no effect.
     """
     layouts = dict(re.findall(r"^(#\w+) = #ttg\.(.*)$", ttgir, re.MULTILINE))
-    found, reduce = [], r'"tt\.reduce"\(.*?<\{axis = (\d+).*?\) : \(tensor<([\dx]+)xf32, (.*?)>\) ->'
+    within = r'(?:(?!"tt\.reduce").)*?'  # of one reduction: others may be of another type
+    found, reduce = [], rf'"tt\.reduce"\({within}<\{{axis = (\d+){within}\) : \(tensor<([\dx]+)xf32, (.*?)>\) ->'
     for axis, shape, layout in re.findall(reduce, ttgir, re.DOTALL):
         text, i = layouts.get(layout, layout), int(axis)
         if shape.split("x")[i] == "2":

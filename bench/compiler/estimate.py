@@ -5,24 +5,27 @@ The formula, in microseconds:
     floor    least bytes / copy bandwidth, or FLOPs / matrix rate: the slower of the two
     shared   shared-memory wavefronts of the fullest multiprocessor, one a clock
     issue    warp instructions of the fullest multiprocessor, four a clock
-    chain    the longest program by itself: its dependent round trips to memory, and the longest of its wavefronts, its
-             longest warp's instructions, and its products in order with its barriers; once per round of programs
-    launch = START + max(ROUND_TRIP + max(floor, shared, issue), chain)
+    chain    the longest program by itself, once per round of programs: its longest chain of dependent instructions by
+             the latencies of `ptx.counts.LATENCY`, and the wavefronts that bank conflicts add; or, where that is more,
+             the instructions of its longest warp
+    launch = START + max(FILL + max(floor, shared, issue), chain)
     frame  = sum of launch + GAP, for launches that run one after the other; `dependent_us` for those that overlap
 
 Programs are dealt to the multiprocessors in turn; programs that return at once are left out. An estimate ranks kernels
 and shows what limits one. It is no measurement: constants that are marked "assumed" await one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from zonos2_triton.bench.compiler.ptx.counts import Counts
 from zonos2_triton.bench.specs.gpus import Gpu, find_gpu
 from zonos2_triton.bench.specs.roofline import Roofline
+from zonos2_triton.kernels._operator import Cost
 
 GPU = "h200"  # that estimates are of where none is named
 COPY_SHARE = 4.3 / 4.8  # of the data sheet's bandwidth: copies on an H200, measured
@@ -30,9 +33,7 @@ CLOCK_SHARE = 0.96  # of the boost clock: 1.9 GHz on an H200, assumed
 L2_GB_PER_S = 5500  # reads that hit an H200's L2 cache, assumed; by others, of an H100 PCIe: 5.5 to 5.7 TB/s
 SCHEDULERS = 4  # warp instructions that a multiprocessor issues in a clock: white papers since Volta
 CLOCKS_PER_INSTRUCTION = 2  # of one warp by itself, assumed
-MMA_CLOCKS = 33  # until a product can add to the sum of the one before: Luo et al. 2024, arXiv:2402.13499
-BARRIER_CLOCKS = 30  # with the wait for what it orders, assumed
-ROUND_TRIP_US = 0.6  # of a load that depends on another one, between 0.3 in the L2 cache and 0.9 under load; assumed
+FILL_US = 0.6  # from the first load to its data, between 0.3 in the L2 cache and 0.9 under load; assumed
 START_US = 0.9  # from the end of a launch's gap to its first load, and from its last store to its end; assumed
 GAP_US = 1.1  # between launches of a CUDA graph, assumed
 # A dependent launch is charged the same gap, from the end of a launch to the first load after the wait of the next: all
@@ -62,16 +63,58 @@ REFERENCE = rates_of(find_gpu(GPU))
 
 
 @dataclass(frozen=True)
-class Load:
-    """The counts of a launch that its time is estimated from. Arrays hold one number for each live program."""
+class Counted:
+    """The counts of a launch that are kept. The fullest multiprocessor is that of `REFERENCE`."""
 
-    wavefronts: NDArray[np.float64]
-    instructions: NDArray[np.float64]  # of all its warps
-    round_trips: int  # the most of one program; the first load is one
-    warp_instructions: float = 0  # the most of one warp
-    products: float = 0  # matrix products in order, the most of one warp
-    barriers: float = 0  # the most of one program
-    resident: int = 32  # programs that fit into a multiprocessor
+    launch: int  # of its operation, from 0
+    live: int  # programs that do not return at once
+    wavefronts: int  # of the fullest multiprocessor
+    issued: int  # warp instructions of the fullest multiprocessor
+    chain: int  # clocks of the longest program, times the rounds of programs
+    round_trips: int  # dependent ones to global memory, the most of one program
+    conflict: float  # the worst: wavefronts of an instruction for each that would do
+    exposed: int  # global loads in loops that wait in the iteration that issues them
+    under_way: int  # bytes of cp.async for each multiprocessor, on average
+    moved: int  # bytes that its programs load and store; several may load the same
+
+
+# By how much a count of a snapshot may grow before it is worse: a factor, and a number.
+SLACK = {
+    "wavefronts": (1.05, 50), "issued": (1.1, 50), "chain": (1.1, 100), "round_trips": (1, 0), "conflict": (1, 0.05),
+    "exposed": (1, 0),
+}  # fmt: skip
+
+
+def summary(counts: Counts, launch: int, resident: int) -> Counted:
+    """The kept counts of a launch of which `resident` programs fit into a multiprocessor.
+
+    Programs that the machine did not run are taken to be like those that it ran, in their order.
+    """
+    n, live = REFERENCE.multiprocessors, np.flatnonzero(counts.live)
+    of_grid = live[np.arange(counts.live_programs) % max(1, len(live))]
+    wavefronts, ideal = (np.array(counts.traffic[name]) for name in ("wavefronts", "ideal_wavefronts"))
+    issued = np.sum([numbers for kind, numbers in counts.instructions.items() if kind != "other"], 0)  # moves are free
+    in_order = np.array(counts.cycles) + wavefronts - ideal
+    longest = np.array(counts.longest_warp) * CLOCKS_PER_INSTRUCTION
+    rounds = max(1, -(-len(of_grid) // (n * max(1, resident))))
+    return Counted(
+        launch=launch,
+        live=len(of_grid),
+        wavefronts=fullest(wavefronts[of_grid], n),
+        issued=fullest(issued[of_grid], n),
+        chain=rounds * int(np.maximum(in_order, longest).max()),
+        round_trips=max(counts.round_trips),
+        conflict=round(counts.ways, 2),
+        exposed=len(counts.exposed_loads),
+        under_way=round(counts.bytes_under_way * min(resident, len(of_grid) / n)),
+        moved=round(sum(counts.total(kind) for kind in ("load_bytes", "store_bytes", "async_bytes"))),
+    )
+
+
+def fullest(of_programs: NDArray[np.int64], multiprocessors: int) -> int:
+    """The largest sum of a multiprocessor, to which programs are dealt in turn."""
+    padded = np.pad(of_programs, (0, -len(of_programs) % multiprocessors))
+    return int(padded.reshape(-1, multiprocessors).sum(0).max(initial=0))
 
 
 class Estimate(NamedTuple):
@@ -84,37 +127,22 @@ class Estimate(NamedTuple):
 
     @property
     def us(self) -> float:
-        return START_US + max(ROUND_TRIP_US + max(self.floor, self.shared, self.issue), self.chain)
+        return START_US + max(FILL_US + max(self.floor, self.shared, self.issue), self.chain)
 
     @property
     def limit(self) -> str:
         """The part that decides: "floor" (memory or matrix rate), "shared", "issue" or "chain"."""
-        streamed = {name: getattr(self, name) + ROUND_TRIP_US for name in ("floor", "shared", "issue")}
+        streamed = {name: getattr(self, name) + FILL_US for name in ("floor", "shared", "issue")}
         parts = streamed | {"chain": self.chain}
         return max(parts, key=lambda name: parts[name])
 
 
-def estimate(load: Load, moved: float, flops: float, rates: Rates = REFERENCE) -> Estimate:
-    """A launch that moves so many bytes at least."""
-    n = max(1, len(load.wavefronts))
-    in_order = max(
-        load.wavefronts.max(initial=0),
-        load.warp_instructions * CLOCKS_PER_INSTRUCTION,
-        load.products * MMA_CLOCKS + load.barriers * BARRIER_CLOCKS,
-    )
-    rounds = -(-n // (rates.multiprocessors * max(1, load.resident)))
-    return Estimate(
-        rates.roofline.floor_us(moved, flops) or 0.0,
-        rates.us(fullest(load.wavefronts, rates.multiprocessors)),
-        rates.us(fullest(load.instructions, rates.multiprocessors) / SCHEDULERS),
-        rounds * (load.round_trips * ROUND_TRIP_US + rates.us(in_order)),
-    )
-
-
-def fullest(of_programs: NDArray[np.float64], multiprocessors: int) -> float:
-    """The largest sum of a multiprocessor, to which programs are dealt in turn."""
-    padded = np.pad(of_programs, (0, -len(of_programs) % multiprocessors))
-    return float(padded.reshape(-1, multiprocessors).sum(0).max(initial=0))
+def estimate(counted: Counted, moved: float, flops: float, rates: Rates = REFERENCE) -> Estimate:
+    """A launch that moves so many bytes at least. A GPU with fewer multiprocessors has more programs on each."""
+    share = max(1.0, REFERENCE.multiprocessors / rates.multiprocessors)
+    floor = rates.roofline.floor_us(moved, flops) or 0.0
+    clocks = share * counted.wavefronts, share * counted.issued / SCHEDULERS, counted.chain
+    return Estimate(floor, *map(rates.us, clocks))
 
 
 class Step(NamedTuple):
@@ -124,6 +152,16 @@ class Step(NamedTuple):
     estimate: Estimate
     bytes: float
     certain: float  # bytes that do not depend on an earlier launch, such as weights that are always read
+
+
+def steps(cost: Cost, launches: Sequence[tuple[str, Counted]], certain: bool, rates: Rates = REFERENCE) -> list[Step]:
+    """The launches of an operation, by name. They share its least bytes and FLOPs as they share the bytes they move."""
+    made, moved = [], max(1, sum(counted.moved for _, counted in launches))
+    for name, counted in launches:
+        share = counted.moved / moved
+        found = estimate(counted, share * cost.bytes, share * cost.flops, rates)
+        made.append(Step(name, found, share * cost.bytes, certain * share * cost.bytes))
+    return made
 
 
 def serial_us(steps: Sequence[Step]) -> float:
@@ -148,8 +186,47 @@ def dependent_us(steps: Sequence[Step], rates: Rates = REFERENCE, ahead: float =
         fetched = served
         if step.bytes > early:
             served = max(served, released) + (step.bytes - early) / speed
-            fetched = served + ROUND_TRIP_US
+            fetched = served + FILL_US
         e = step.estimate
-        work = max(ROUND_TRIP_US + max(early / (L2_GB_PER_S * 1e3), e.shared, e.issue), e.chain)
+        work = max(FILL_US + max(early / (L2_GB_PER_S * 1e3), e.shared, e.issue), e.chain)
         ended_before, ended = ended, max(released + work, fetched) + DRAIN_US
     return ended
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Bounds on the counts of decode launches. `held` are those that fail the gate; the others are printed."""
+
+    shared: Mapping[int, float]  # by the most tokens: share of shared-memory time in the floor
+    issue: float = 0.4  # share of issue time in the floor
+    under_way: int = 25_000  # bytes of cp.async a multiprocessor: 4.3 TB/s x 0.9 us / 132 is 29 KB; some are in L2
+    live: int = 119  # programs: 0.9 of 132 multiprocessors
+    round_trips: int | None = None
+    shared_us: float | None = None  # in place of `shared`
+    conflict: float = 2.0
+    exposed: int = 0
+    held: Collection[str] = ()
+
+    def over(self, counted: Counted, found: Estimate, tokens: int) -> dict[str, str]:
+        """The bounds that a launch for so many tokens does not keep, by name, in words."""
+        return dict(self._over(counted, found, tokens))
+
+    def _over(self, counted: Counted, found: Estimate, tokens: int) -> Iterator[tuple[str, str]]:
+        shares = [share for most, share in sorted(self.shared.items()) if tokens <= most]
+        if shares and found.shared > shares[0] * found.floor:
+            share = found.shared / found.floor
+            yield "shared", f"shared memory takes {share:.2f} of the floor, at most {shares[0]:g}"
+        if found.issue > self.issue * found.floor:
+            yield "issue", f"instructions take {found.issue / found.floor:.2f} of the floor, at most {self.issue:g}"
+        if self.shared_us is not None and found.shared > self.shared_us:
+            yield "shared_us", f"shared memory takes {found.shared:.1f} us, at most {self.shared_us:g}"
+        if counted.under_way < self.under_way:
+            yield "under_way", f"{counted.under_way} bytes under way a multiprocessor, at least {self.under_way}"
+        if counted.live < self.live:
+            yield "live", f"{counted.live} programs, at least {self.live}"
+        for name, what in (("round_trips", "dependent round trips"), ("conflict", "wavefronts for one")):
+            most, value = getattr(self, name), getattr(counted, name)
+            if most is not None and value > most:
+                yield name, f"{value:g} {what}, at most {most:g}"
+        if counted.exposed > self.exposed:
+            yield "exposed", f"{counted.exposed} loads in loops wait where they are issued, at most {self.exposed}"

@@ -2,7 +2,8 @@
 
 The host code of each op runs unchanged on tensors without storage, at the shapes of the 8B model. Each launch compiles
 for the target instead of running, with the argument specialisation that the real launch would have. What the compiler
-made is then judged by what the catalogue expects, and compared with a snapshot per Triton version.
+made is then judged by what the catalogue expects, and compared with a snapshot per Triton version. In bf16 for sm_90
+the PTX machine also counts what each launch executes: estimated times and bounds come from these counts.
 """
 
 import argparse
@@ -24,16 +25,22 @@ from typing import Any, NamedTuple
 
 import torch
 
+from zonos2_triton._settings import local_path
 from zonos2_triton.bench.cli_choices import chosen
 from zonos2_triton.bench.compiler import dependent_launch, offline_compile
 from zonos2_triton.bench.compiler.cubin_stats import TARGETS, TENSOR_MEMORY, Stats, statistics
+from zonos2_triton.bench.compiler.estimate import SLACK, Bounds, Counted, Step, steps, summary
 from zonos2_triton.bench.compiler.offline_compile import Launch, check_compiler, compile_only, fake_tensors, in_short
+from zonos2_triton.bench.compiler.ptx.counts import Counts
+from zonos2_triton.bench.compiler.ptx.launch import count
 from zonos2_triton.model.files import write_whole
 from zonos2_triton.model.tables import fitted, text_table
 
 CATALOGUE = "zonos2_triton.bench.catalogue"
 DTYPES = "bfloat16", "float16"  # of weights that models come in; fp32 is for tests, and spills
 SNAPSHOTS = Path(__file__).parent / "snapshots"
+COUNTED_TARGET, COUNTED_DTYPE = "sm_90", "bfloat16"  # counts are of these launches
+DECODE = "decode", "dense"  # variants that bounds are of
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,7 @@ class Expected:
     stream16: bool = False  # the weight stream is read 16 bytes at a time
     max_narrow: int | None = None  # with stream16: loads that are narrower; None: no more than those of 16 bytes
     invariant: bool = False  # adds in one order at every number of rows of a variant: bits do not depend on the batch
+    bounds: Bounds | None = None  # on the counts of decode launches
 
 
 Expectations = Mapping[str, Expected]
@@ -64,6 +72,10 @@ class Row:
     stats: Stats | None = None
     grid: tuple[int, ...] = ()
     launches: int = 0
+    counted: Counted | None = None
+    step: Step | None = None  # its estimate
+    counts: Mapping[str, Any] | None = None  # in words and totals, for a reader
+    over: tuple[str, ...] = ()  # bounds that the counts do not keep, and that fail nothing yet
 
     @property
     def key(self) -> str:
@@ -215,13 +227,65 @@ def _rows(name: str, spec: Any, workload: Any, dtype: str, target: str) -> Itera
     if not launches and not failure:
         failure = "the op launches no kernel"
     seen = Counter[str]()
+    rows = []
     for launch in launches:
         seen[launch.function] += 1
         number = f"#{seen[launch.function]}" if seen[launch.function] > 1 else ""
         stats, failures = _judged(launch, target, spec.expects)
-        yield Row(name, launch.function, config + number, target, tuple(failures), stats, launch.grid, launch.count)
+        row = Row(name, launch.function, config + number, target, tuple(failures), stats, launch.grid, launch.count)
+        rows.append(row)
+    if (target, dtype) == (COUNTED_TARGET, COUNTED_DTYPE) and not failure and all(row.stats for row in rows):
+        rows = _with_counts(rows, launches, spec, workload)
+    yield from rows
     if failure:
         yield Row(name, "", config, target, (failure,))
+
+
+def _with_counts(rows: Sequence[Row], launches: Sequence[Launch], spec: Any, workload: Any) -> list[Row]:
+    """The rows of a workload with counts, estimates, and the bounds that they do not keep."""
+    try:
+        made = count(spec, workload, getattr(torch, COUNTED_DTYPE), COUNTED_TARGET)
+        by_binary = {launch.kernel.hash: counts for launch, counts in reversed(made)}
+        found = [by_binary[launch.kernel.hash] for launch in launches]
+    except Exception as problem:
+        return [replace(row, failures=(*row.failures, f"cannot be counted: {in_short(problem)}")) for row in rows]
+    kept = [
+        (row.function, summary(counts, i, row.stats.blocks if row.stats else 1))
+        for i, (row, counts) in enumerate(zip(rows, found, strict=True))
+    ]
+    estimated = steps(spec.cost_of(workload, itemsize=2), kept, certain=True)
+    return [
+        _bounded(replace(row, counted=counted, step=step, counts=as_json(counts)), spec.expects, workload.sizes)
+        for row, counts, (_, counted), step in zip(rows, found, kept, estimated, strict=True)
+    ]
+
+
+def _bounded(row: Row, expects: Expectations, sizes: Mapping[str, Any]) -> Row:
+    """The row with the bounds that its counts do not keep: failures, or words where they do not hold yet."""
+    expected = _expected(row.function, expects)
+    bounds = expected.bounds if expected and variant_of(row.config) in DECODE else None
+    if bounds is None or row.counted is None or row.step is None:
+        return row
+    over = bounds.over(row.counted, row.step.estimate, sizes.get("M", sizes.get("B", 0)))
+    failures = [text for name, text in over.items() if name in bounds.held]
+    rest = tuple(f"{name}: {text}" for name, text in over.items() if name not in bounds.held)
+    return replace(row, failures=(*row.failures, *failures), over=rest)
+
+
+def as_json(counts: Counts) -> dict[str, Any]:
+    """The counts of a launch: totals of its programs, and the accesses that cost most, with their lines."""
+    return {
+        "programs": counts.programs,
+        "live": counts.live_programs,
+        "ran": len(counts.ran),
+        "instructions": {name: round(counts.total(name)) for name in counts.instructions},
+        "traffic": {name: round(counts.total(name)) for name in counts.traffic},
+        "round_trips": max(counts.round_trips),
+        "cycles": max(counts.cycles),
+        "bytes_under_way": counts.bytes_under_way,
+        "conflicts": [asdict(access) | {"ways": access.ways} for access in counts.conflicts],
+        "exposed_loads": [asdict(access) for access in counts.exposed_loads],
+    }
 
 
 def _judged(launch: Launch, target: str, expects: Expectations) -> tuple[Stats | None, list[str]]:
@@ -241,31 +305,32 @@ def _expected(function: str, expects: Expectations) -> Expected | None:
     return next((expected for pattern, expected in expects.items() if fnmatchcase(function, pattern)), None)
 
 
-def _measured(rows: Iterable[Row]) -> dict[str, dict[str, int]]:
+def _measured(rows: Iterable[Row]) -> dict[str, dict[str, float]]:
     """The content of a snapshot: the rows that compiled, by key."""
     found = {}
     for row in rows:
         if stats := row.stats:
             kept = {name: getattr(stats, name) for name in ("registers", "spills", "shared", "instructions")}
             more = {"matrix": sum(stats.matrix.values()), "wide": stats.wide, "narrow": stats.narrow}
-            found[row.key] = {"launches": row.launches, **kept, **more}
+            counted = asdict(row.counted) if row.counted else {}
+            found[row.key] = {"launches": row.launches, **kept, **more, **counted}
     return found
 
 
-def compare(rows: Iterable[Row], snapshot: Mapping[str, Mapping[str, int]]) -> list[Change]:
+def compare(rows: Iterable[Row], snapshot: Mapping[str, Mapping[str, float]]) -> list[Change]:
     """How rows differ from their snapshot. Kernels, dtypes and targets that the rows leave out are not missed."""
     now = _measured(rows)
     covered = {_subject(key) for key in now}
     return differences(now, {key: values for key, values in snapshot.items() if _subject(key) in covered})
 
 
-def differences(now: Mapping[str, Mapping[str, int]], snapshot: Mapping[str, Mapping[str, int]]) -> list[Change]:
+def differences(now: Mapping[str, Mapping[str, float]], snapshot: Mapping[str, Mapping[str, float]]) -> list[Change]:
     """How one snapshot differs from another, all of it."""
     changes = [Change(key, "new", False) for key in now if key not in snapshot]
     changes += [Change(key, "gone", False) for key in snapshot if key not in now]
     for key, values in now.items():
         for name, new in values.items():
-            old = snapshot[key].get(name, 0) if key in snapshot else new
+            old = snapshot[key].get(name, new) if key in snapshot else new
             if new != old and name != "launches":
                 changes.append(Change(key, f"{name} {old} -> {new}", _is_worse(name, old, new)))
     before, after = _launches(snapshot), _launches(now)
@@ -275,13 +340,18 @@ def differences(now: Mapping[str, Mapping[str, int]], snapshot: Mapping[str, Map
     return changes
 
 
-def _is_worse(name: str, old: int, new: int) -> bool:
+def _is_worse(name: str, old: float, new: float) -> bool:
     if name == "registers":
         return new > old * 1.1 and new > old + 8
     if name == "instructions":
         return new > old * 1.15
     if name in ("matrix", "wide"):
         return new < old
+    if name == "under_way":
+        return new < old * 0.9
+    if name in SLACK:
+        factor, slack = SLACK[name]
+        return new > old * factor + slack
     return name == "spills" and new > old
 
 
@@ -291,7 +361,7 @@ def _subject(key: str) -> tuple[str, str, str]:
     return kernel, config.split("#")[0].rsplit("-", 1)[-1], target
 
 
-def _launches(rows: Mapping[str, Mapping[str, int]]) -> Counter[str]:
+def _launches(rows: Mapping[str, Mapping[str, float]]) -> Counter[str]:
     """The launches of all functions of a workload."""
     total = Counter[str]()
     for key, values in rows.items():
@@ -300,7 +370,7 @@ def _launches(rows: Mapping[str, Mapping[str, int]]) -> Counter[str]:
     return total
 
 
-def read_snapshot(path: Path) -> dict[str, dict[str, int]] | None:
+def read_snapshot(path: Path) -> dict[str, dict[str, float]] | None:
     """None: there is none for this version of Triton."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
@@ -320,19 +390,26 @@ def table(rows: Iterable[Row]) -> str:
     """One line per binary; workloads that share it share the line."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        groups.setdefault(repr((row.kernel, row.function, row.target, row.stats, row.failures)), []).append(row)
-    heads = "kernel,function,workload,target,regs,shared,occ,instr,matrix,16 B,verdict"
+        groups.setdefault(repr((row.kernel, row.function, row.target, row.stats, row.failures, row.step)), []).append(
+            row
+        )
+    heads = "kernel,function,workload,target,regs,shared,occ,instr,matrix,16 B,us,limit,conflict,KB,exposed,verdict"
     lines = [tuple(heads.split(","))]
     for group in groups.values():
         row, stats = group[0], group[0].stats
         more = f" +{len(group) - 1}" if len(group) > 1 else ""
-        numbers = ("",) * 6
+        numbers, counts = ("",) * 6, ("",) * 5
         if stats:
             loads = f"{stats.wide}/{stats.wide + stats.narrow}"
             numbers = (str(stats.registers), str(stats.shared), f"{stats.occupancy:.2f}", str(stats.instructions),
                        " ".join(f"{family} {n}" for family, n in stats.matrix.items()), loads)  # fmt: skip
+        if (counted := row.counted) and row.step:
+            us, ways = f"{row.step.estimate.us:.1f}", f"{counted.conflict:g}"
+            counts = us, row.step.estimate.limit, ways, f"{counted.under_way / 1e3:.0f}", str(counted.exposed)
         verdict = "FAIL: " + "; ".join(row.failures) if row.failures else "pass"
-        lines.append((row.kernel, row.function, row.config + more, row.target, *numbers, verdict))
+        if row.over:
+            verdict += "; over the bound: " + "; ".join(row.over)
+        lines.append((row.kernel, row.function, row.config + more, row.target, *numbers, *counts, verdict))
     return text_table(lines, keys=4)
 
 
@@ -351,6 +428,8 @@ def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
     )
     parser.add_argument("--jobs", type=int, metavar="N", help="processes; default: one per core")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
+    others = "a folder of checkouts: count other people's kernels beside ours, and nothing else"
+    parser.add_argument("--compare", type=local_path, metavar="FOLDER", help=others)
     parser.add_argument(
         "--update-snapshot", action="store_true", help="write the compiled statistics as the new snapshot"
     )
@@ -359,6 +438,12 @@ def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
 
 def _command(options: argparse.Namespace) -> int:
     """Exit status: 0 all as meant, 1 failures, changes for the worse, or no snapshot of this version of Triton."""
+    if options.compare:
+        from zonos2_triton.bench.compiler import others
+
+        check_compiler()
+        print(others.compare(options.compare, importlib.import_module(CATALOGUE).KERNELS))
+        return 0
     if options.set and options.update_snapshot:
         raise ValueError("--update-snapshot takes the named workloads, not --set")
     rows = run(options.target, options.kernel, options.jobs, dtypes=options.dtype, settings=options.set)

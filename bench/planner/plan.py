@@ -6,7 +6,8 @@
 Options and defaults are those of `Zonos2.load`; without --gpu it goes through all GPUs. Every time is a floor: bytes
 over bandwidth, or operations over the matrix rate, whichever takes longer, at the data sheet's rates. A backbone's
 bytes are weights and cache, the vocoder's all that its kernels move. Memory is that of the tensors that loading makes;
-the rest is an estimate, and marked so.
+the rest is an estimate, and marked so. Estimated times come from counts of the compiled kernels
+(`bench/compiler/estimate.py`), where there are any: in bf16 on NVIDIA GPUs, for batches that were counted.
 """
 
 import argparse
@@ -18,6 +19,15 @@ from functools import cache
 from typing import Any, cast
 
 from zonos2_triton.bench.cli_choices import chosen
+from zonos2_triton.bench.compiler.estimate import rates_of
+from zonos2_triton.bench.compiler.frame_estimate import (
+    BATCH_SIZES,
+    PROMPT,
+    estimates,
+    frame_us,
+    newest_snapshot,
+    prompt_us,
+)
 from zonos2_triton.bench.planner import footprint
 from zonos2_triton.bench.planner.footprint import CODEC, MODEL, PRECISIONS, VOCODER_DTYPES, decoder, expert_share
 from zonos2_triton.bench.specs.frame_cost import frame_cost, prompt_cost
@@ -176,8 +186,25 @@ def plan(
         },
         "largest_batch": at_once,
         "first_audio": forecast.first_audio(max_batch_size, prompt),
+        "estimate": _estimate(forecast, max_batch_size) if precision == "bf16" else None,
         "notes": notes,
     }
+
+
+def _estimate(forecast: Forecast, batch_size: int) -> dict[str, Any] | None:
+    """Estimated times of the next larger batch that was counted; None: there is none, or it has no counts."""
+    counted = next((n for n in BATCH_SIZES if n >= batch_size), None)
+    if counted is None or not forecast.gpu.arch.startswith("sm_"):
+        return None
+    rates = rates_of(forecast.gpu)
+    launches = estimates(newest_snapshot(), rates)
+    frame, prompt = frame_us(MODEL, counted, launches, rates), prompt_us(MODEL, launches)
+    if frame is None or prompt is None:
+        return None
+    frames = frames_to_sound()
+    first = prompt + (frames - 1) * frame[0] + frames * forecast.vocoder(counted)
+    sizes = {"batch_size": counted, "context": CONTEXT, "prompt": PROMPT}
+    return {**sizes, "frame": {"us": frame[0]}, "dependent_frame": {"us": frame[1]}, "first_audio": {"us": first}}
 
 
 def _less(
@@ -253,6 +280,14 @@ def as_text(found: dict[str, Any]) -> str:
         [(f"batch size, of {most}", ""), *((name, str(found["largest_batch"][key])) for name, key in counts.items())],
         [("first audio", "ms at least"), *((name, f"{first[key]['us'] / 1e3:.2f}") for name, key in times.items())],
     ]
+    if estimate := found["estimate"]:
+        about = "estimate, batch size {batch_size}, {context} tokens behind, prompt of {prompt}".format(**estimate)
+        rows = {
+            "frame": "frame",
+            "frame of dependent launches": "dependent_frame",
+            "text to first audio": "first_audio",
+        }
+        tables.append([(about, "ms"), *((name, f"{estimate[key]['us'] / 1e3:.2f}") for name, key in rows.items())])
     advice = [] if memory["fits"] else [_advice(found)]
     return fitted("\n\n".join([head, text_table(tables[0]), *advice, *map(text_table, tables[1:]), notes]))
 

@@ -4,7 +4,6 @@ python -m zonos2_triton.bench.report.tables    # writes them between their marks
 """
 
 import ast
-import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +11,8 @@ from pathlib import Path
 import torch
 
 from zonos2_triton.bench.catalogue import KERNELS
-from zonos2_triton.bench.compiler.gate import SNAPSHOTS
+from zonos2_triton.bench.compiler.estimate import REFERENCE, Step
+from zonos2_triton.bench.compiler.frame_estimate import Place, Snapshot, estimates, newest_snapshot
 from zonos2_triton.bench.figures import engineering
 from zonos2_triton.bench.proof import bounds
 from zonos2_triton.bench.proof.mutants import MUTANTS, distinct
@@ -25,14 +25,17 @@ ROOT = Path(__file__).resolve().parents[2]
 LOCKED = ("torch", "triton", "numpy", "einops", "safetensors", "transformers")
 TARGET = "sm_90"
 CONDITIONS = ("gpu", "driver", "power_limit_w", "torch", "triton", "commit", "date")
-HEADS = ("kernel", "replaces", "workload", "bytes", "FLOPs", f"{TARGET}: registers, shared memory", "time")
+HEADS = (
+    "kernel", "replaces", "workload", "bytes", "FLOPs", f"{TARGET}: registers, shared memory", "floor, H200",
+    "estimate, H200", "time"
+)  # fmt: skip
 
 
 def kernel_table(result: Result | None) -> str:
     """Markdown: a line per kernel, for its smallest workload at the 8B model's shapes, in bf16."""
-    newest_triton = max(SNAPSHOTS.glob("triton-*.json"), key=lambda path: [*map(int, path.stem[7:].split("."))])
-    snapshot = json.loads(newest_triton.read_text(encoding="utf-8"))
-    rows = [_kernel(kernel, snapshot, result) for kernel in KERNELS.values()]
+    snapshot = newest_snapshot()
+    launches = estimates(snapshot)
+    rows = [_kernel(kernel, snapshot, launches, result) for kernel in KERNELS.values()]
     return _markdown([HEADS, *rows]) + _conditions(result)
 
 
@@ -97,7 +100,9 @@ TABLES: dict[str, dict[str, Callable[[Result | None], str]]] = {
 }
 
 
-def _kernel(kernel: Kernel, snapshot: Mapping[str, Mapping[str, int]], result: Result | None) -> tuple[str, ...]:
+def _kernel(
+    kernel: Kernel, snapshot: Snapshot, launches: Mapping[Place, list[Step]], result: Result | None
+) -> tuple[str, ...]:
     real = [workload for workload in kernel.workloads if workload.real]
     workload = next((each for each in real if each.name == "decode-B1"), real[0])
     cost = kernel.cost_of(workload, itemsize=2)
@@ -109,7 +114,11 @@ def _kernel(kernel: Kernel, snapshot: Mapping[str, Mapping[str, int]], result: R
     timed = passed(result, "timings", f"{kernel.name}/{workload.name}") if result else None
     link, time = f"[`{kernel.name}`](kernels/{kernel.name}.py)", f"{timed['median_us']:.1f} us" if timed else UNMEASURED
     least = engineering(cost.bytes, "B"), engineering(cost.flops, "FLOP")
-    return (link, kernel.replaces, workload.name, *least, "; ".join(compiled), time)
+    floor, estimate = f"{REFERENCE.roofline.floor_us(*cost):.1f} us", UNMEASURED
+    if steps := launches.get((kernel.name, workload.name)):
+        limits = ", ".join(dict.fromkeys(step.estimate.limit for step in steps))
+        estimate = f"{sum(step.estimate.us for step in steps):.1f} us: {limits}"
+    return (link, kernel.replaces, workload.name, *least, "; ".join(compiled), floor, estimate, time)
 
 
 def _conditions(result: Result | None) -> str:

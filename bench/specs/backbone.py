@@ -75,6 +75,7 @@ FRAME = (
         real={"D": D, "columns": C + 1, "V": V, "text": TEXT},
         at={
             **{f"decode-B{B}": {"M": B} for B in (1, 4, 16, 64)},
+            "prefill-128": {"M": 128, "voices": 1},
             "prefill-2048": {"M": 2048, "voices": 2},
             "no-norm-B64": {"M": 64, "norm": False, "next_norm": False},
         },
@@ -167,6 +168,7 @@ FRAME = (
         real={"HQ": HQ, "HKV": HKV, "DH": DH},
         at={
             "prefill-32": {"B": 1, "T": 32, "context": 0},
+            "prefill-128": {"B": 1, "T": 128, "context": 0},
             "prefill-2048": {"B": 1, "T": 2048, "context": 0},
             "prefill-8-of-128": {"B": 8, "T": 1024, "context": 0},
             "chunk-512-after-1024": {"B": 1, "T": 512, "context": 1024},
@@ -217,7 +219,7 @@ FRAME = (
             "first-layer": {"M": 1, "carry": False},
             "normed-B16": {"M": 16, "normed": True},
             "unprepared-B16": {"M": 16, **_UNPREPARED},
-            "prefill-2048": {"M": 2048},
+            **{f"prefill-{T}": {"M": T} for T in (128, 2048)},
         },
         small={"D": 48, "R": 24, "E": 4, "k": 1},
         edges={
@@ -250,7 +252,7 @@ FRAME = (
             "prefill-2048": {"M": 2048, "active": E, "prefill": True},
             "prefill-top2": {"M": 2048, "k": 2, "active": E, "prefill": True},
             **{f"dense-B{B}": {"M": B, **_DENSE} for B in (1, 4, 16, 64)},
-            "dense-prefill-2048": {"M": 2048, **_DENSE, "prefill": True},
+            **{f"dense-prefill-{T}": {"M": T, **_DENSE, "prefill": True} for T in (128, 2048)},
             **{f"sum-B{B}": {"M": B, "active": active_experts(B, E, 1), **_SUM} for B in (16, 256)},
             "unprepared-B16": {"M": 16, "active": active_experts(16, E, 1), **_UNPREPARED},
             "sum-B16-top2": {"M": 16, "k": 2, "active": active_experts(16, E, 2), **_SUM},

@@ -1,4 +1,4 @@
-"""Estimated times: the formula on counts made by hand, a published frame, and judged times of older kernels."""
+"""Estimated times: the formula on counts made by hand, and a published frame."""
 
 from dataclasses import replace
 
@@ -6,26 +6,29 @@ import numpy as np
 import pytest
 
 from zonos2_triton.bench.compiler.estimate import (
+    FILL_US,
     GAP_US,
     REFERENCE,
-    ROUND_TRIP_US,
     START_US,
+    Bounds,
+    Counted,
     Estimate,
-    Load,
     Step,
     dependent_us,
     estimate,
     fullest,
     rates_of,
     serial_us,
+    summary,
 )
+from zonos2_triton.bench.compiler.ptx.counts import Counts
 from zonos2_triton.bench.specs.gpus import GPUS
 
 COPY = REFERENCE.roofline.gb_per_s * 1e3  # bytes a microsecond
 
 
-def even(programs, wavefronts=0.0, instructions=0.0, **more):
-    return Load(np.full(programs, wavefronts), np.full(programs, instructions), **{"round_trips": 1, **more})
+COUNTED = Counted(launch=0, live=264, wavefronts=3800, issued=15200, chain=9500, round_trips=2, conflict=1.0, exposed=0,
+                  under_way=28_000, moved=10**6)  # fmt: skip
 
 
 def test_an_h200_is_the_reference():
@@ -47,17 +50,19 @@ def test_every_gpu_has_rates():
     ("programs", "most"), [([7], 7), ([1] * 132, 1), ([1] * 133, 2), ([1] * 264, 2), ([5, *[1] * 131, 5], 10), ([], 0)]
 )
 def test_programs_are_dealt_in_turn(programs, most):
-    assert fullest(np.array(programs, float), 132) == most
+    assert fullest(np.array(programs, int), 132) == most
 
 
 def test_each_part_by_hand():
-    found = estimate(even(193, 1900, 7600, round_trips=3, products=128, barriers=40), 4.3e6, 0)
-    clock = REFERENCE.clock_ghz * 1e3
-    assert found.floor == pytest.approx(1.0)
-    assert found.shared == pytest.approx(2 * 1900 / clock)
-    assert found.issue == pytest.approx(2 * 7600 / 4 / clock)
-    assert found.chain == pytest.approx(3 * ROUND_TRIP_US + (128 * 33 + 40 * 30) / clock)
+    found, clock = estimate(COUNTED, 4.3e6, 0), REFERENCE.clock_ghz * 1e3
+    assert found == pytest.approx((1.0, 3800 / clock, 15200 / 4 / clock, 9500 / clock))
     assert found.us == pytest.approx(START_US + found.chain)
+
+
+def test_fewer_multiprocessors_have_more_programs_each():
+    half = estimate(COUNTED, 0, 0, REFERENCE._replace(multiprocessors=66))
+    assert half.shared == pytest.approx(2 * estimate(COUNTED, 0, 0).shared)
+    assert estimate(COUNTED, 0, 0, REFERENCE._replace(multiprocessors=264)) == estimate(COUNTED, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -68,42 +73,76 @@ def test_the_limit_is_the_longest_part(parts, limit):
     assert Estimate(*parts).limit == limit
 
 
-def test_more_rounds_of_programs_lengthen_the_chain():
-    one, three = (estimate(even(n, 100, products=1000, resident=2), 0, 0).chain for n in (264, 265 + 264))
-    assert three == pytest.approx(3 * one)
-
-
 def test_a_matrix_rate_is_a_floor_too():
-    assert estimate(even(1), 1, 989.5e6).floor == pytest.approx(1.0)
+    assert estimate(COUNTED, 1, 989.5e6).floor == pytest.approx(1.0)
 
 
-# Counts of the kernels at one token before x was prepared by its producer, and the times that were judged from them.
-# Shared memory in microseconds of the fullest multiprocessor, programs, round trips, products in order.
-JUDGED = {
-    "qkv_projection": (15.5, 2.9, 14.0, 193, 1, 128, 42),
-    "decode_attention": (15.0, 0.5, 10.9, 32, 8, 0, 0),
-    "output_projection": (4.7, 2.0, 2.4, 128, 1, 128, 40),
-    "moe_experts up": (27.0, 5.9, 25.4, 192, 2, 128, 42),
-    "moe_experts down": (7.0, 2.9, 3.5, 128, 2, 192, 60),
-    "codebook_head": (23.5, 8.8, 22.0, 289, 1, 128, 42),
-}
+def counts(**change):
+    """Two programs that ran, of six; one is live."""
+    known = {
+        "kernel": "_k", "target": "sm_90", "grid": (6,), "programs": 6, "ran": (0, 1), "threads": 128,
+        "live": (False, True), "instructions": {"int": (5, 600), "other": (9, 900)}, "longest_warp": (4, 300),
+        "longest_warp_matrix": (0, 8), "round_trips": (0, 2), "cycles": (10, 500), "bytes_under_way": 132_000,
+        "traffic": {"wavefronts": (0, 400), "ideal_wavefronts": (0, 100), "load_bytes": (0, 10),
+                    "store_bytes": (0, 20), "async_bytes": (0, 30)},
+    }  # fmt: skip
+    return Counts(**{**known, **change})
 
 
-@pytest.mark.parametrize("name", JUDGED)
-def test_judged_times_of_older_kernels(name):
-    us, floor, shared, programs, trips, products, barriers = JUDGED[name]
-    each = shared * REFERENCE.clock_ghz * 1e3 / -(-programs // 132)
-    load = even(programs, each, round_trips=trips, products=products, barriers=barriers)
-    assert estimate(load, floor * COPY, 0).us == pytest.approx(us, rel=0.12)
+def test_summary_of_counts():
+    """Programs that did not run are like those that did; idle ones take no time; conflicts lengthen the chain."""
+    assert summary(counts(), 1, 4) == Counted(
+        launch=1, live=3, wavefronts=400, issued=600, chain=500 + 400 - 100, round_trips=2, conflict=1.0, exposed=0,
+        under_way=3000, moved=180,
+    )  # fmt: skip
+    assert summary(counts(longest_warp=(4, 700)), 0, 4).chain == 1400
+    assert summary(counts(live=(False, False)), 0, 4).wavefronts == 0
 
 
-def step(megabytes, chain=ROUND_TRIP_US, certain=1.0):
+def test_more_rounds_of_programs_lengthen_the_chain():
+    one, three = (summary(counts(grid=(2 * n,), programs=2 * n), 0, 2) for n in (264, 2 * 264 + 1))
+    assert (one.wavefronts, three.wavefronts) == (2 * 400, 5 * 400)
+    assert three.chain == 3 * one.chain
+    assert one.under_way == 2 * 132_000
+
+
+BOUNDS = Bounds({4: 0.8, 16: 1.0}, held=("conflict",))
+FINE = {"floor": 5.0, "shared": 4.0, "issue": 2.0, "chain": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "counts", "parts", "words"),
+    [
+        ("shared", {}, {"shared": 4.1}, "shared memory takes 0.82 of the floor, at most 0.8"),
+        ("issue", {}, {"issue": 2.1}, "instructions take 0.42 of the floor, at most 0.4"),
+        ("under_way", {"under_way": 24_999}, {}, "24999 bytes under way a multiprocessor, at least 25000"),
+        ("live", {"live": 97}, {}, "97 programs, at least 119"),
+        ("conflict", {"conflict": 2.5}, {}, "2.5 wavefronts for one, at most 2"),
+        ("exposed", {"exposed": 1}, {}, "1 loads in loops wait where they are issued, at most 0"),
+        ("round_trips", {"round_trips": 6}, {}, "6 dependent round trips, at most 5"),
+        ("shared_us", {}, {"shared": 3.9}, "shared memory takes 3.9 us, at most 3"),
+    ],
+)
+def test_bounds_name(name, counts, parts, words):
+    more = {"round_trips": 5} if name == "round_trips" else {"shared_us": 3.0} if name == "shared_us" else {}
+    bounds, found = replace(BOUNDS, **more), Estimate(**(FINE | parts))
+    assert bounds.over(replace(COUNTED, **counts), found, 4) == {name: words}
+
+
+def test_bounds_follow_the_number_of_tokens():
+    assert BOUNDS.over(COUNTED, Estimate(**FINE), 4) == {}
+    wide = Estimate(**(FINE | {"shared": 5.0}))
+    assert set(BOUNDS.over(COUNTED, wide, 1)) == {"shared"}
+    assert BOUNDS.over(COUNTED, wide, 16) == BOUNDS.over(COUNTED, wide, 64) == {}
+
+
+def step(megabytes, chain=FILL_US, certain=1.0):
     floor = megabytes * 1e6 / COPY
     return Step("", Estimate(floor, 0, 0, chain), megabytes * 1e6, certain * megabytes * 1e6)
 
 
 def test_launches_one_after_the_other():
-    assert serial_us([step(43)] * 3) == pytest.approx(3 * (10 + ROUND_TRIP_US + START_US + GAP_US))
+    assert serial_us([step(43)] * 3) == pytest.approx(3 * (10 + FILL_US + START_US + GAP_US))
 
 
 def test_a_published_frame():
@@ -130,8 +169,3 @@ def test_what_dependent_launches_gain():
 
 def test_a_chain_is_not_hidden_by_dependent_launches():
     assert dependent_us([step(4.3, chain=20)] * 10) > 10 * 20
-
-
-def test_a_launch_without_live_programs():
-    found = estimate(replace(even(1), wavefronts=np.array([]), instructions=np.array([])), 0, 0)
-    assert found.us == pytest.approx(START_US + ROUND_TRIP_US)

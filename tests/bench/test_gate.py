@@ -19,6 +19,7 @@ import torch
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.compiler import gate
 from zonos2_triton.bench.compiler.cubin_stats import TARGETS, Stats, statistics, sums
+from zonos2_triton.bench.compiler.estimate import Counted
 from zonos2_triton.bench.compiler.gate import SNAPSHOTS, Expected, Row, compare, judge, variant_of
 from zonos2_triton.bench.compiler.offline_compile import fake_tensors
 from zonos2_triton.model.cli import main
@@ -280,6 +281,28 @@ def test_compare(tmp_path, change, text, worse):
     assert compare([row()], snapshot) == []
     [found] = compare([row(**change)], snapshot)
     assert (found.text, found.worse) == (text, worse)
+
+
+COUNTED = Counted(launch=0, live=264, wavefronts=3800, issued=15200, chain=9500, round_trips=2, conflict=1.0, exposed=0,
+                  under_way=28_000, moved=10**6)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "kept", "worse"),
+    [
+        ("wavefronts", 4040, 4041), ("issued", 16770, 16771), ("chain", 10550, 10551), ("round_trips", 2, 3),
+        ("conflict", 1.05, 1.06), ("exposed", 0, 1), ("under_way", 25_200, 25_199), ("live", 1, None),
+    ],
+)  # fmt: skip
+def test_compare_counts(tmp_path, name, kept, worse):
+    """Counts may grow a little; a snapshot without them is not compared."""
+    counted = dataclasses.replace(row(), counted=COUNTED)
+    before, without = baseline_of(tmp_path, counted), baseline_of(tmp_path / "without", row())
+    for value, is_worse in ((kept, False), (worse, True)):
+        if value is not None:
+            now = dataclasses.replace(row(), counted=dataclasses.replace(COUNTED, **{name: value}))
+            assert [change.worse for change in compare([now], before)] == [is_worse] * (value != getattr(COUNTED, name))
+            assert compare([now], without) == []
 
 
 def test_compare_new_and_gone(tmp_path):

@@ -1,0 +1,89 @@
+"""Estimated times of operations, of a frame and of a prompt, from the counts in a snapshot of the compile gate."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from functools import cache
+
+from zonos2_triton.bench.catalogue import KERNELS
+from zonos2_triton.bench.compiler.estimate import REFERENCE, Counted, Rates, Step, dependent_us, serial_us, steps
+from zonos2_triton.bench.compiler.gate import COUNTED_DTYPE, COUNTED_TARGET, SNAPSHOTS
+from zonos2_triton.bench.specs.spec import Workload
+from zonos2_triton.reference.config import Zonos2Config
+
+Snapshot = Mapping[str, Mapping[str, float]]
+Place = tuple[str, str]  # operator, workload
+NAMES = [field.name for field in fields(Counted)]
+BATCH_SIZES = (1, 4, 16, 64)  # of frames that are estimated, at 1,000 positions
+PROMPT = 128  # tokens of the prompt that is estimated
+
+
+@cache
+def newest_snapshot() -> Snapshot:
+    """The snapshot of the newest Triton that has one."""
+    path = max(SNAPSHOTS.glob("triton-*.json"), key=lambda path: [*map(int, path.stem[7:].split("."))])
+    found: Snapshot = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def estimates(snapshot: Snapshot, rates: Rates = REFERENCE) -> dict[Place, list[Step]]:
+    """The launches of each workload whose counts the snapshot holds, in order."""
+    launches: dict[Place, list[tuple[str, Counted]]] = {}
+    for key, values in snapshot.items():
+        kernel, function, config, target = key.split("/")
+        workload, _, dtype = config.split("#")[0].rpartition("-")
+        if (target, dtype) == (COUNTED_TARGET, COUNTED_DTYPE) and "launch" in values:
+            counted = Counted(**{name: values[name] for name in NAMES})  # type: ignore[arg-type]
+            launches.setdefault((kernel, workload), []).append((f"{kernel}/{function}", counted))
+    found = {}
+    for kernel in KERNELS.values():
+        for workload in kernel.workloads:
+            ordered = sorted(launches.get((kernel.name, workload.name), ()), key=lambda launch: launch[1].launch)
+            if ordered:
+                cost = kernel.cost_of(workload, itemsize=2)
+                found[kernel.name, workload.name] = steps(cost, ordered, is_certain(workload), rates)
+    return found
+
+
+def is_certain(workload: Workload) -> bool:
+    """Whether a launch knows what it reads before the launch before it has ended: all but weights of routed experts."""
+    return not ("active" in workload.sizes and workload.sizes.get("routed", True))
+
+
+def frame_places(config: Zonos2Config, batch_size: int) -> list[Place]:
+    """The operations of a frame, in order, and their workloads. The router of two experts is taken for that of one."""
+    name = f"decode-B{batch_size}"
+    places = [("frame_embedding", name)]
+    for i in range(config.n_layers):
+        places += [(op, name) for op in ("qkv_projection", "decode_attention", "output_projection")]
+        if i in config.moe_layers:
+            experts = name if config.experts_per_token(i) == 1 else f"{name}-top{config.experts_per_token(i)}"
+            places += [("moe_router", name), ("moe_experts", experts)]
+        else:
+            places += [("moe_experts", f"dense-B{batch_size}")]
+    return [*places, *((op, name) for op in ("codebook_head", "sample_codes", "advance_frame"))]
+
+
+def frame_us(
+    config: Zonos2Config, batch_size: int, found: Mapping[Place, Sequence[Step]], rates: Rates = REFERENCE
+) -> tuple[float, float] | None:
+    """Microseconds of a frame: its launches one after the other, and dependent ones. None: a count is missing."""
+    places = frame_places(config, batch_size)
+    if any(place not in found for place in places):
+        return None
+    launches = [step for place in places for step in found[place]]
+    return serial_us(launches), dependent_us(launches, rates)
+
+
+def prompt_us(config: Zonos2Config, found: Mapping[Place, Sequence[Step]]) -> float | None:
+    """Microseconds of the launches of a prompt of `PROMPT` tokens up to its logits; the host may take longer."""
+    name, places = f"prefill-{PROMPT}", []
+    for op, workload in frame_places(config, 1)[:-2]:  # nothing is sampled
+        if op == "codebook_head":
+            places.append((op, workload))
+        else:
+            dense = "dense-" if workload.startswith("dense") else ""
+            places.append((op.replace("decode_attention", "prefill_attention"), dense + name))
+    if any(place not in found for place in places):
+        return None
+    return serial_us([step for place in places for step in found[place]])
