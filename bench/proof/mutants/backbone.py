@@ -223,7 +223,7 @@ BACKBONE: Mapping[str, tuple[Mutant, ...]] = {
     ),
     "output_projection": mutants(
         "output_projection",
-        shared.TRUNCATED + shared.MULTIPLIED + shared.PREPARED,
+        shared.TRUNCATED + shared.MULTIPLIED + shared.PREPARED_TILES,
         **shared.ROW_TILES,
         x_scaled_of_what_is_not_rounded="x = round_to(acc, ... store_norm({{x => acc}}, norm_w",
         one_column_too_many="offs_n {{< => <=}} D",
@@ -237,7 +237,7 @@ BACKBONE: Mapping[str, tuple[Mutant, ...]] = {
     ),
     "moe_router": mutants(
         "moe_router",
-        shared.COUNTED + shared.GELU + _SORTED,
+        shared.NORMED + shared.COUNTED + shared.GELU + _SORTED,
         **shared.ROW_TILES,
         scale_forgotten="{{acc *= rms_scale(sum_sq, D, eps, BLOCK_M) => pass}}",
         x_not_scaled_by_the_weight="{{x => x_scaled}}, sum_sq = prepare_norm(x, norm_weight, x_scaled, sum_sq)",
@@ -276,9 +276,9 @@ BACKBONE: Mapping[str, tuple[Mutant, ...]] = {
     ),
     "moe_experts": mutants(
         "moe_experts",
-        shared.TRUNCATED + shared.MULTIPLIED + shared.NORMED + shared.PREPARED + shared.COUNTED + shared.SILU,
+        shared.TRUNCATED + shared.MULTIPLIED + shared.NORMED + shared.PREPARED_TILES + shared.COUNTED + shared.SILU,
         shared.GATED,
-        squares_of_the_slots="load_sum_sq(sum_sq_ptr, slots{{ // TOP_K => }}, mask_m",
+        squares_of_the_slots="BLOCK_M <= FEW_TOKENS: sum_sq = load_sum_sq(sum_sq_ptr, slots{{ // TOP_K => }}, mask_m",
         x_not_scaled_by_the_weight="{{x => x_scaled}}, sum_sq = prepare_norm(x, norm_weight, x_scaled, sum_sq)",
         x_scaled_of_what_is_not_rounded="y = round_to(acc, ... store_norm({{y => acc}}, norm_w",
         idle_slots_multiplied="length = tl.where(expert {{< => <=}} E, I, 0)",

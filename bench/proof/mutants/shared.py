@@ -41,23 +41,27 @@ MULTIPLIED = mutants(
     "_gemm",
     tail_of_K_not_masked="if {{not EVEN_K => K < 0}}: mask_w",
     tail_of_K_one_too_long="(start + k_w {{< => <=}} K) mask_x = mask_x & (start + k_x {{< => <=}} K)",
-    tail_of_K_one_too_short="mask_x & (start + k_x < K{{ =>  - 1}})",
+    tail_of_K_one_too_short="mask_w = mask_w & (start + k_w < K) mask_x = mask_x & (start + k_x < K{{ =>  - 1}})",
     last_block_of_K_only="acc = dot_fp32(w, x, {{acc => tl.zeros_like(acc)}}) if up_rows is not None",
     slice_forgotten="acc = left{{ + right => }}",
     slices_overlap="[:, None, None] * {{DEPTH => 1}}",
-    weights_of_the_first_slice="k_w = {{first_k + => }} tl.arange",
+    weights_of_the_first_slice="k_w = {{first_k +  => }}tl.arange(0, DEPTH)[None, None, :]",
 )
 PREPARED = mutants(
     "_norm",
     next_norm_weight_forgotten="round_to(wide{{ * norm_w.to(tl.float32)[:, None] => }}, x_scaled_ptr",
     sums_in_halves="x = tl.sum(x.reshape(A, {{N >> (i + 1), 2, B), axis=2 => 2, N >> (i + 1), B), axis=1}})",
-    groups_of_the_first_tile="offs_g = {{first_n // GROUP +  => }}tl.arange",
     one_group_too_many="mask=(offs_g {{< => <=}} n_groups)[:, None]",
     one_group_too_few="mask=(offs_g < n_groups{{ =>  - 1}})[:, None]",
     groups_of_a_token_too_close="offs_m.to(tl.int64)[None, :] * {{n_groups => (n_groups - 1)}} + offs_g",
+    x_scaled_of_columns_not_masked="x_scaled, mask={{mask_n[:, None] &  => }}mask_m[None, :]",
+)
+# Of producers whose programs own tiles; those of `frame_embedding` own a token.
+PREPARED_TILES = PREPARED + mutants(
+    "_norm",
+    groups_of_the_first_tile="offs_g = {{first_n // GROUP +  => }}tl.arange",
     sums_of_tokens_not_masked="(offs_g < n_groups)[:, None]{{ & mask_m[None, :] => }}",
     x_scaled_of_tokens_not_masked="x_scaled, mask=mask_n[:, None]{{ & mask_m[None, :] => }}",
-    x_scaled_of_columns_not_masked="x_scaled, mask={{mask_n[:, None] &  => }}mask_m[None, :]",
 )
 NORMED = mutants(
     "_norm",
