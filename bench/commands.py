@@ -19,6 +19,8 @@ import torch
 from zonos2_triton._settings import local_path
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.cli_choices import chosen
+from zonos2_triton.bench.compiler.gate import DTYPES as COMPILED_DTYPES
+from zonos2_triton.bench.compiler.ptx.launch import on_cpu
 from zonos2_triton.bench.proof.bounds import RATIO
 from zonos2_triton.bench.proof.interpreter import interpreting
 from zonos2_triton.bench.proof.verify import Mismatch, verify
@@ -44,6 +46,8 @@ def verify_command(parser: argparse.ArgumentParser) -> Command:
     _naming(parser)
     parser.add_argument("--dtype", nargs="+", metavar="NAME", help=f"of {', '.join(DTYPES)}; default: all")
     parser.add_argument("--seed", type=int, default=SEED, help="of the inputs; default: %(default)s")
+    parser.add_argument("--compiled", metavar="TARGET",
+                        help="run the PTX compiled for it, such as sm_90, on the CPU, in 16 bits")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     return _verify
 
@@ -89,22 +93,28 @@ def _selected(options: argparse.Namespace, offered: Callable[[Kernel], list[Work
 
 def _verify(options: argparse.Namespace) -> int:
     """Exit status: 0 all agree, 1 one does not, or fails to run."""
-    on_gpu = torch.cuda.is_available()
+    target: str | None = options.compiled
+    if target:
+        with on_cpu(target):  # raises where it cannot be
+            pass
+    on_gpu = torch.cuda.is_available() and not target
     kernels = _selected(options, lambda kernel: [w for w in kernel.workloads if on_gpu or not w.real]).values()
-    dtypes = chosen("dtype", options.dtype, DTYPES)
-    if not on_gpu:
+    dtypes = chosen("dtype", options.dtype, COMPILED_DTYPES if target else DTYPES)
+    if not on_gpu and not target:
         interpreting()
+    where = f"compiled for {target}, on the PTX machine" if target else NO_GPU
     found: list[dict[str, Any]] = []
     say = print if not options.json else (lambda *_: None)
-    say(fitted(f"on {torch.cuda.get_device_name()}" if on_gpu else NO_GPU))
+    say(fitted(f"on {torch.cuda.get_device_name()}" if on_gpu else where))
     cases = [(kernel, w, dtype) for kernel in kernels for w in kernel.workloads for dtype in dtypes]
     widths = [max(map(len, names)) for names in zip(*((k.name, w.name) for k, w, _ in cases), strict=True)]
     widths.append(max(map(len, DTYPES)))
-    with nullcontext() if on_gpu else gpu.quiet_interpreter():
+    with nullcontext() if on_gpu or target else gpu.quiet_interpreter():
         for kernel, workload, dtype in cases:
             row: dict[str, Any] = {"kernel": kernel.name, "workload": workload.name, "dtype": dtype}
             try:
-                report = verify(kernel, workload, "cuda" if on_gpu else "cpu", DTYPES[dtype], seed=options.seed)
+                op = _on_machine(kernel, target) if target else None
+                report = verify(kernel, workload, "cuda" if on_gpu else "cpu", DTYPES[dtype], op, options.seed)
                 worst = report.worst
                 row |= {"passed": True, "ratio": round(worst.ratio, 3), "bound": round(worst.bound, 3)}
                 by_floor = ", by the floor" if worst.bound > RATIO else ""
@@ -118,9 +128,19 @@ def _verify(options: argparse.Namespace) -> int:
             found.append(row)
     wrong = [row for row in found if not row["passed"]]
     if options.json:
-        print(json.dumps({"device": "cuda" if on_gpu else "interpreter", "results": found}, indent=1))
+        print(json.dumps({"device": "cuda" if on_gpu else target or "interpreter", "results": found}, indent=1))
     say(f"{len(found) - len(wrong)} passed, {len(wrong)} failed")
     return 1 if wrong else 0
+
+
+def _on_machine(kernel: Kernel, target: str) -> Callable[..., Any]:
+    """The operator, by the code that is compiled for `target`."""
+
+    def run(**inputs: Any) -> Any:
+        with on_cpu(target):
+            return kernel.op(**inputs)
+
+    return run
 
 
 def _bench(options: argparse.Namespace) -> int:

@@ -120,12 +120,12 @@ def case(kind, k, seed=0):
 SHAPES = [("bf16", 16), ("bf16", 8), ("f16", 16), ("f16", 8), ("tf32", 8), ("tf32", 4), ("e4m3", 32)]
 
 
-def wrong(kind, k, swap=None, lane=None):
-    """How many results are not the rounded sum. swap: two registers of A to exchange. lane: a neighbour's B instead."""
+def wrong(kind, k, exchanged=None, lane=None):
+    """How many results are not the rounded sum. exchanged: two registers of A. lane: a neighbour's B instead."""
     a, b, c, x, y, z = case(kind, k)
-    if swap:
+    if exchanged:
         a = a.copy()
-        a[:, :, list(swap)] = a[:, :, list(swap[::-1])]
+        a[:, :, list(exchanged)] = a[:, :, list(exchanged[::-1])]
     if lane is not None:
         b = b.copy()
         b[:, lane] = b[:, lane ^ 1]
@@ -140,8 +140,8 @@ def test_products(kind, k):
 
 
 def test_misplaced_registers_are_noticed():
-    assert wrong("bf16", 16, swap=(1, 2)) > 100
-    assert wrong("tf32", 8, swap=(0, 1)) > 100
+    assert wrong("bf16", 16, exchanged=(1, 2)) > 100
+    assert wrong("tf32", 8, exchanged=(0, 1)) > 100
     assert wrong("bf16", 16, lane=9) == 16  # the column of that lane
 
 

@@ -202,10 +202,12 @@ class Machine:
 
     def _run_until_parted(self, batch: Batch, limit: int) -> list[Batch]:
         """Runs up to the instruction where another batch waits, or until programs part."""
+        moved = False  # batches at one instruction that do not merge take turns
         while batch.paths:
             path = self._next(batch)
-            if path.pc >= limit and len(batch.paths) == 1:
+            if moved and path.pc >= limit and len(batch.paths) == 1:
                 return [batch]
+            moved = True
             parted = self._run_block(batch, path)
             if parted:
                 return parted

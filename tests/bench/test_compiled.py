@@ -1,0 +1,87 @@
+"""Compiled kernels on the PTX machine: their results, invariants that need the compiled code, and planted faults.
+
+The compiler runs in processes of its own: where there is no GPU, this one has Triton's interpreter.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from zonos2_triton.bench.catalogue import KERNELS
+from zonos2_triton.bench.specs.backbone import FRAME
+
+# Few programs, and every kind of instruction that decode kernels have.
+FEW = [
+    ("frame_embedding", "speakers", "float16"),
+    ("qkv_projection", "tiny", "bfloat16"),
+    ("decode_attention", "tiny", "float16"),
+    ("moe_experts", "idle", "bfloat16"),
+    ("sample_codes", "half", "float16"),
+    ("advance_frame", "ends", "bfloat16"),
+]
+# Kernel, workload, check, fault, and the error that must come.
+MISTAKES = [
+    ("decode_attention", "tiny", "exact", "a stage less is waited for", "Mismatch: .*result: "),
+    ("decode_attention", "tiny", "exact", "no wait", "Mismatch: .*result: "),
+    ("add_rms_norm", "wide-D", "exact", "another lane", "Mismatch: .*normed: "),
+    ("qkv_projection", "tiny", "exact", "swapped registers", "Mismatch: .*result: "),
+    ("output_projection", "tiny", "rounded_once", "cut off", "halves of a last place, not 1"),
+]
+BATCHED = [
+    ("qkv_projection", "two-tiles"),
+    ("moe_experts", "skewed"),
+    ("codebook_head", "two-tiles"),
+]  # M of 33, 35, 33
+
+
+def compiling(module, *arguments):
+    """The output of a module in a process that compiles."""
+    path = f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}"
+    environment = os.environ | {"TRITON_INTERPRET": "0", "PYTHONPATH": path}
+    run = subprocess.run([sys.executable, "-m", module, *arguments], env=environment, capture_output=True, text=True)
+    assert run.stdout, run.stderr
+    return run.stdout
+
+
+def errors(*tasks):
+    """What `compiled_runs` says of each task."""
+    return [json.loads(line) for line in compiling("compiled_runs", *map(json.dumps, tasks)).splitlines()]
+
+
+def test_results_and_planted_faults():
+    tasks = [(*case, ("sm_80", "sm_90")[i % 2], "exact", None) for i, case in enumerate(FEW)]
+    faults = [(*fault[:2], "bfloat16", "sm_80", *fault[2:4]) for fault in MISTAKES]
+    found = errors(*tasks, *faults)
+    assert found[: len(tasks)] == [None] * len(tasks)
+    for (*what, expected), said in zip(MISTAKES, found[len(tasks) :], strict=True):
+        assert re.search(expected, said or ""), (what, said)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kernel", "workload"), BATCHED)
+@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+def test_compiled_kernels_are_batch_invariant(kernel, workload, target):
+    """A token's bits do not depend on the number of tokens: other tiles, and other code, for one token and for many."""
+    names = ("batch_invariant", "prepared_or_not", "nan_isolated")
+    assert errors(*((kernel, workload, "bfloat16", target, name, None) for name in names)) == [None] * len(names)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kernel", "target"), [*product((kernel.name for kernel in FRAME), ("sm_80", "sm_90"))])
+def test_every_small_workload(kernel, target):
+    workloads = [w.name for w in KERNELS[kernel].workloads if not w.real]
+    if target == "sm_90":  # wgmma has no values
+        workloads = [name for name in workloads if not name.startswith(("prefill", "dense-prefill"))]
+        if kernel == "prefill_attention":
+            pytest.skip("wgmma has no values")
+    options = ["verify", "--compiled", target, "--kernel", kernel, "--workload", *workloads, "--json"]
+    found = json.loads(compiling("zonos2_triton", *options))
+    assert found["device"] == target
+    assert len(found["results"]) == 2 * len(workloads)
+    assert [row for row in found["results"] if not row["passed"]] == []
