@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from zonos2_triton.bench.compiler.ptx.counts import SPACES
+from zonos2_triton.bench.compiler.ptx.counts import SPACES, classify
 from zonos2_triton.bench.compiler.ptx.parse import Address, Function, Instruction, Register, Symbol
 
+_INTEGERS = tuple(kind + bits for kind in "us" for bits in ("8", "16", "32", "64"))
 _ENDS = ("bra", "ret", "exit", "trap")
 
 
@@ -97,46 +98,67 @@ def _set_bits(number: int) -> list[int]:
     return found
 
 
-def needed(function: Function, is_real: Callable[[str], bool]) -> list[bool]:
-    """By instruction: whether addresses, predicates or real tensors rest on its result.
+def needed(function: Function, holds_integers: Callable[[str], bool]) -> set[str]:
+    """The registers that addresses, predicates and integers in memory rest on.
 
-    is_real: by name of a pointer parameter, whether its tensor has storage. Stores into others need no values.
+    holds_integers: by name of a pointer parameter, whether its tensor does. What is stored into other tensors, and the
+    results of floating-point instructions that are stored into shared memory, count as zero.
     """
-    code = function.instructions
-    origin = _origins(function)
+    code, origin, floats = function.instructions, _origins(function), _floats(function)
+    makers: dict[str, list[Instruction]] = {}
+    for each in code:
+        for register in each.writes:
+            makers.setdefault(register.name, []).append(each)
     wanted: set[str] = set()
-    keep = [False] * len(code)
-    shared_is_read = False
+    waiting: list[str] = []
 
     def want(registers: Sequence[Register]) -> None:
-        wanted.update(register.name for register in registers)
+        for register in registers:
+            if register.name not in wanted:
+                wanted.add(register.name)
+                waiting.append(register.name)
 
-    def bases(each: Instruction) -> list[Register]:
-        found = [part.base for part in each.sources if isinstance(part, Address) and isinstance(part.base, Register)]
-        return found + ([each.guard] if each.guard else [])
+    def through_shared() -> None:
+        for each in code:
+            if each.name in ("st", "stmatrix") and space(each) == "shared":
+                want([register for register in each.reads if register.name not in floats])
 
-    for i, each in enumerate(code):
-        memory = each.name in ("ld", "st", "atom", "red", "cp", "ldmatrix", "stmatrix", "mbarrier")
-        if memory or each.name in ("bra", "ret", "exit", "bar", "barrier"):
-            keep[i] = True
-            want(bases(each))
-            if each.name in ("cp", "mbarrier", "bar", "barrier", "red", "atom"):
-                want(each.reads)
+    for each in code:
+        bases = [part.base for part in each.sources if isinstance(part, Address) and isinstance(part.base, Register)]
+        bases += [each.guard] if each.guard else []
+        if each.name in ("ld", "st", "ldmatrix", "stmatrix", "bra", "ret", "exit"):
+            want(bases)
+        if each.name in ("cp", "mbarrier", "bar", "barrier", "red", "atom"):
+            want(each.reads)
         if each.name == "st" and space(each) != "shared":
-            reached = {name for base in bases(each) for name in origin.get(base.name, ())}
-            if any(is_real(name) for name in reached):
+            reached = {name for base in bases for name in origin.get(base.name, ())}
+            if any(holds_integers(name) for name in reached):
                 want(each.reads)
+    shared_is_read = False
+    while waiting:
+        for each in makers.get(waiting.pop(), ()):
+            want(each.reads)
+            if not shared_is_read and each.name in ("ld", "ldmatrix") and space(each) == "shared":
+                shared_is_read = True
+                through_shared()
+    return wanted
+
+
+def _floats(function: Function) -> set[str]:
+    """The registers that hold results of floating-point instructions, or copies of them."""
+    found: set[str] = set()
     before = -1
-    while before != (before := len(wanted) + shared_is_read):
-        for i, each in enumerate(code):
-            if any(register.name in wanted for register in each.writes):
-                keep[i] = True
-                want(each.reads)
-                if each.name == "ldmatrix" or (each.name == "ld" and space(each) == "shared"):
-                    shared_is_read = True
-            if shared_is_read and (each.name == "stmatrix" or (each.name == "st" and space(each) == "shared")):
-                want(each.reads)
-    return keep
+    while before != (before := len(found)):
+        for each in function.instructions:
+            kind = classify(each)
+            is_copy = each.name in ("mov", "selp", "shfl", "prmt", "movmatrix")
+            if kind in ("float", "special", "matrix") and each.name != "setp":
+                is_float = each.name != "cvt" or each.opcode[-2] not in _INTEGERS
+            else:
+                is_float = is_copy and any(register.name in found for register in each.reads)
+            if is_float:
+                found.update(register.name for register in each.writes if register.type != "pred")
+    return found
 
 
 def _origins(function: Function) -> dict[str, frozenset[str]]:

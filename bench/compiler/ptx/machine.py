@@ -115,14 +115,17 @@ class Machine:
 
     def __init__(
         self, function: Function, params: Mapping[str, int], memory: GlobalMemory, shared: int, values: bool = True,
-        is_real: Callable[[str], bool] = lambda name: True,
+        holds_integers: Callable[[str], bool] = lambda name: True,
     ) -> None:  # fmt: skip
         self.function, self.params, self.memory, self.values = function, dict(params), memory, values
         self.code, self.threads, self.warps = function.instructions, function.threads, function.threads // LANES
         self.shared_bytes = shared
         self.blocks = blocks(function)
         self.number = {name: i for i, name in enumerate(function.registers)}
-        self.is_kept = [True] * len(self.code) if values else needed(function, is_real)
+        self._wanted = set(function.registers) if values else needed(function, holds_integers)
+        self._uses_shared = values or any(
+            self._is_wanted(each) and space(each) == "shared" for each in self.code if each.name in ("ld", "ldmatrix")
+        )
         dead = deaths(function, self.blocks)
         self._dead = [tuple(self.number[name] for name in names) for names in dead]
         for block in self.blocks.values():
@@ -491,7 +494,7 @@ class Machine:
             return self._fence if not each.has("proxy") else None
         if name in ("prefetch", "discard", "griddepcontrol", "nanosleep", "setmaxnreg", "bar", "applypriority"):
             return None
-        if not self.is_kept[pc]:
+        if not self._is_wanted(each):
             return None
         if name in ("mma", "wgmma", "tcgen05", "mbarrier"):
             return self._matrix(pc, each)
@@ -647,7 +650,7 @@ class Machine:
     def _load_global(self, pc: int, each: Instruction) -> Handler:
         address, mask = self._address(each.sources[0], np.uint64), self._mask(each)
         size, parts = _element(each)
-        width, keep = size * parts, self.is_kept[pc] and (self.values or any(self._is_wanted(pc)))
+        width, keep = size * parts, self._is_wanted(each)
         results = [(i, part) for i, part in enumerate(each.results) if isinstance(part, Register)]
         signed = each.type[0] == "s"
         latency = LATENCY["global"]
@@ -675,14 +678,9 @@ class Machine:
 
         return load
 
-    def _is_wanted(self, pc: int) -> list[bool]:
-        """Whether a kept instruction reads what this one writes."""
-        names = {register.name for register in self.code[pc].writes}
-        return [
-            any(register.name in names for register in other.reads)
-            for kept, other in zip(self.is_kept, self.code, strict=True)
-            if kept
-        ]
+    def _is_wanted(self, each: Instruction) -> bool:
+        """Whether a result is needed."""
+        return any(register.name in self._wanted for register in each.writes)
 
     def _store_global(self, pc: int, each: Instruction) -> Handler:
         address, mask = self._address(each.sources[0], np.uint64), self._mask(each)
@@ -827,7 +825,7 @@ class Machine:
         size, parts = _element(each)
         access = self._shared_access(pc, each, size * parts)
         results = [(i, part) for i, part in enumerate(each.results) if isinstance(part, Register)]
-        keep, signed = self.values or any(self._is_wanted(pc)), each.type[0] == "s"
+        keep, signed = self._is_wanted(each), each.type[0] == "s"
 
         def load(batch: Batch, path: Path, time: float, trips: int) -> tuple[float, int]:
             found = access(batch, path)
@@ -869,31 +867,20 @@ class Machine:
     def _store_shared(self, pc: int, each: Instruction) -> Handler:
         size, parts = _element(each)
         access = self._shared_access(pc, each, size * parts)
-        getters = [self._getter(part, UINT[max(size, 2)]) for part in each.sources[1:]]
-        keep = self.values or self._is_stored_for_values()
+        getters = [(i, self._getter(part, UINT[max(size, 2)])) for i, part in enumerate(each.sources[1:])
+                   if self._uses_shared and (not isinstance(part, Register) or part.name in self._wanted)]  # fmt: skip
 
         def store(batch: Batch, path: Path, time: float, trips: int) -> tuple[float, int]:
             found = access(batch, path)
             if found is None:
                 return time, trips
             _, place, on, waves, words = found
-            if keep:
-                for i, get in enumerate(getters):
-                    self._scatter(batch, place + i * size, on, get(batch), size)
+            for i, get in getters:
+                self._scatter(batch, place + i * size, on, get(batch), size)
             self._note_words(batch, words, time + LATENCY["shared_store"] + waves - 1, trips)
             return time, trips
 
         return store
-
-    def _is_stored_for_values(self) -> bool:
-        """Whether something that is kept rests on shared memory."""
-        names = {
-            register.name for each, kept in zip(self.code, self.is_kept, strict=True) if kept for register in each.reads
-        }
-        reads = (
-            each for each in self.code if each.name == "ldmatrix" or (each.name == "ld" and space(each) == "shared")
-        )
-        return any(register.name in names for each in reads for register in each.writes)
 
     def _matrix_access(self, pc: int, each: Instruction) -> Handler:
         """ldmatrix and stmatrix: 8 x 8 elements of 16 bits a matrix, one row from each address."""
@@ -904,7 +891,7 @@ class Machine:
         address = self._address(part, np.uint32)
         is_load, transposed = each.name == "ldmatrix", each.has("trans")
         registers = [r for r in (each.results if is_load else each.sources) if isinstance(r, Register)]
-        keep = self.values or (any(self._is_wanted(pc)) if is_load else self._is_stored_for_values())
+        keep = self._is_wanted(each) if is_load else self._uses_shared and registers[0].name in self._wanted
         lane = np.arange(LANES)
 
         def access(batch: Batch, path: Path, time: float, trips: int) -> tuple[float, int]:
@@ -963,7 +950,7 @@ class Machine:
         size = each.sources[2].value  # type: ignore[union-attr]
         given = self._getter(each.sources[3], np.uint32) if len(each.sources) > 3 else None
         mask = self._mask(each)
-        keep = self.values or self._is_stored_for_values()
+        keep = self._uses_shared
 
         def copy(batch: Batch, path: Path, time: float, trips: int) -> tuple[float, int] | None:
             where = mask(batch, path)
