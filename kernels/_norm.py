@@ -7,6 +7,8 @@
 So a product reads x_scaled alone, and scales its accumulator once. Both are made of x as it is stored. Sums are taken
 in pairs: neighbours are added, then neighbouring sums, until one is left. Each addition has two operands, so neither
 the layout of a tile nor its size changes a bit, and a producer, `prepare_norm` and the reference agree in all of them.
+
+In fp16, |norm_weight * x| must stay below 65,504: beyond it the result is not finite. Below 6.1e-5 it loses digits.
 """
 
 import torch
@@ -56,8 +58,8 @@ def store_norm(
     x_scaled = round_to(wide * norm_w.to(tl.float32)[:, None], x_scaled_ptr.dtype.element_ty)
     offs = offs_m.to(tl.int64)[None, :] * D + offs_n[:, None]
     tl.store(x_scaled_ptr + offs, x_scaled, mask=mask_n[:, None] & mask_m[None, :])
-    squares = tl.where(mask_n[:, None], wide * wide, 0.0)
-    sum_sq = sum_in_pairs(squares.reshape(BLOCK_N // GROUP, GROUP, BLOCK_M), BLOCK_N // GROUP, GROUP, BLOCK_M)
+    x_sq = tl.where(mask_n[:, None], wide * wide, 0.0)
+    sum_sq = sum_in_pairs(x_sq.reshape(BLOCK_N // GROUP, GROUP, BLOCK_M), BLOCK_N // GROUP, GROUP, BLOCK_M)
     offs_g = first_n // GROUP + tl.arange(0, BLOCK_N // GROUP)
     n_groups = tl.cdiv(D, GROUP)
     offs = offs_m.to(tl.int64)[None, :] * n_groups + offs_g[:, None]
@@ -115,12 +117,12 @@ def n_norm_groups(D: int) -> int:
 
 
 def norm_bytes(M: int, D: int, itemsize: int) -> int:
-    """Of x_scaled and sum_sq, each moved once."""
+    """x_scaled and sum_sq, each moved once."""
     return M * (D * itemsize + 4 * n_norm_groups(D))
 
 
 def input_bytes(M: int, D: int, itemsize: int, normed: bool, prepared: bool) -> int:
-    """Of what a product reads of M tokens; unless they are prepared, x is read, and x_scaled and sum_sq written too."""
+    """M tokens, as a product reads them. If they are not prepared, x is read, and x_scaled and sum_sq are written."""
     if normed:
         return M * D * itemsize
     return norm_bytes(M, D, itemsize) * (1 if prepared else 2) + (0 if prepared else (M + 1) * D * itemsize)

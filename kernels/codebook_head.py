@@ -1,15 +1,17 @@
 """The output head: logits[m, n] = softcap * tanh(weight[n] . h[m] / softcap), h = rms_norm(x); softcap 0: no cap.
 
 Shapes     x [M, D]; norm_weight [D], or None: x is normed already; weight [C * V, D]; logits [M, C, V]. C codebooks,
-           V codes.
-Dtypes     x and weights one of fp32, fp16, bf16; fp32 accumulation, cap and logits: nothing is rounded on the way.
+           V codes. x_scaled [M, D] and sum_sq [M, cdiv(D, 16)] are those of x (`_norm`), which is not read then; or
+           None, both.
+Dtypes     x, x_scaled and weights one of fp32, fp16, bf16; sum_sq, accumulation, cap and logits fp32; norm_weight * x
+           alone is rounded on the way. In fp16, |norm_weight * x| must stay below 65,504.
 Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; more than 256 tokens but in
            prefill.
 Reference  zonos2_triton.reference.codebook_head.codebook_head
 Source     Zyphra/ZONOS2, models/zonos2.py; the soft-cap as in Gemma 2, arXiv:2408.00118.
 
-prefill=True takes tiles that suit many tokens. A token's result depends on itself and
-on `prefill` alone.
+prefill=True takes tiles that suit many tokens. A token's result depends on itself and on `prefill` alone. Without
+x_scaled and sum_sq one more launch makes them; that changes no bit.
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,10 @@
 """Frame embedding: x[m] = sum over c of table[c * V + ids[m, c]], or a speaker's row; h[m] = x[m] / rms(x[m]).
 
 Shapes     ids [M, C + 1], the last column text; table [C * V + text ids, D], V = codebook_vocab; speakers [S, D];
-           speaker_index [M]; h [M, D]. norm=False: h = x, and eps is not used.
-Dtypes     ids int32 or int64; speaker_index int32; the others one of fp32, fp16, bf16; fp32 inside, h rounded once.
+           speaker_index [M]; h [M, D]. norm=False: h = x, and eps is not used. next_norm_weight [D]: of the norm that
+           follows; x_scaled [M, D] and sum_sq [M, cdiv(D, 16)] of h (`_norm`) are results, else empty.
+Dtypes     ids int32 or int64; speaker_index int32; sum_sq fp32; the others one of fp32, fp16, bf16; fp32 inside, h
+           rounded once, then x_scaled. In fp16, |next_norm_weight * h| must stay below 65,504.
 Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; an id out of range where
            looking costs nothing (CPU tensors, TRITON_DEBUG=1).
 Reference  zonos2_triton.reference.frame_embedding.frame_embedding

@@ -4,10 +4,12 @@ h = rms_norm(x).
 Shapes     x, y [M, D]: M tokens; norm_weight [D], or None: x is normed already; gate, up [E, I, D], whose rows lie one
            stride apart, any (the official w13 is read in place: gate = w13[:, 0::2], up = w13[:, 1::2]); down
            [E, D, I]; sorted_slot_ids [M * K], expert_offsets [E + 1] and expert_weights [M, K] as `moe_router` makes
-           them, or None, all three. residual=False: y is the sum alone, without x.
-Dtypes     x and weights one of fp32, fp16, bf16; sorted_slot_ids, expert_offsets, counters int32; expert_weights fp32;
-           fp32 accumulation; the product of gate and up rounded once, then the sum once. Decoding multiplies
-           norm_weight * x, rounded, and scales by 1 / rms(x): in fp16, |norm_weight * x| must stay below 65,504.
+           them, or None, all three. residual=False: y is the sum alone, without x. x_scaled [M, D] and
+           sum_sq [M, cdiv(D, 16)] are those of x (`_norm`), which is read as the residual alone then; or None, both.
+           next_norm_weight [D]: of the norm that follows; x_scaled and sum_sq of y are results, else empty.
+Dtypes     x, x_scaled and weights one of fp32, fp16, bf16; sorted_slot_ids, expert_offsets, counters int32;
+           expert_weights, sum_sq fp32; fp32 accumulation; rounded are norm_weight * x, the product of gate and up, the
+           sum, and next_norm_weight * y. In fp16, |norm_weight * x| and that must stay below 65,504.
 Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; more than 256 tokens but in
            prefill; slots that are out of order, where a check costs nothing (CPU tensors, TRITON_DEBUG=1).
 Reference  zonos2_triton.reference.moe_experts.moe_experts
@@ -30,8 +32,9 @@ after expert_offsets[E]: they go to no expert and add nothing. For example, with
     slots       0, 1      3       4       2
 
 Each chosen expert is read once in decoding, unless it has more slots than BLOCK_M. Without sorted_slot_ids every token
-goes through the one expert, unweighted: the dense layer. prefill=True norms by a launch of its own and takes tiles that
-suit many tokens. A token's result depends on itself and on `prefill` alone.
+goes through the one expert, unweighted: the dense layer. prefill=True takes tiles that suit many tokens. A token's
+result depends on itself and on `prefill` alone. Without x_scaled and sum_sq one more launch makes them; that changes no
+bit.
 
 counters   [tiles of D] or more, zero before and after; None: for K > 1, the call makes them by one more launch.
 """

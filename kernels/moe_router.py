@@ -9,9 +9,12 @@ Shapes     x [M, D]: M tokens; norm_weight [D], or None: x is normed already; ro
            or None, both; down_weight [R, D]; down_bias, state_norm, b1, b2 [R]; w1, w2 [R, R]; w3 [E, R];
            balancing_biases [E], E <= 256; positions [M], or None. Results: expert_ids, expert_weights [M, k];
            probs [M, E]; s [M, R], the state for the next router; sorted_slot_ids [M * k]; expert_offsets [E + 1].
-Dtypes     x, router_state and weights one of fp32, fp16, bf16; expert_ids, sorted_slot_ids, expert_offsets, positions,
-           counters int32; expert_weights, probs fp32; fp32 accumulation, norms, GELU (erf) and softmax; s and the
-           operands of each matrix product are rounded to x's dtype.
+           x_scaled [M, D] and sum_sq [M, cdiv(D, 16)] are those of x (`_norm`), which is not read then; or None, both:
+           one more launch makes them, with the same bits.
+Dtypes     x, x_scaled, router_state and weights one of fp32, fp16, bf16; expert_ids, sorted_slot_ids, expert_offsets,
+           positions, counters int32; sum_sq, expert_weights, probs fp32; fp32 accumulation, norms, GELU (erf) and
+           softmax; s and the operands of each matrix product are rounded to x's dtype. In fp16, |norm_weight * x| must
+           stay below 65,504.
 Raises     ValueError, TypeError naming operation, argument, what came and what is accepted.
 Reference  zonos2_triton.reference.moe_router.moe_router
 Source     Zyphra/ZONOS2, models/zonos2.py, the router with a state across depth.

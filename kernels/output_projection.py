@@ -1,8 +1,8 @@
 """The projection out of attention, added to the residual stream: x = residual + weight y; and the norm that follows.
 
-Shapes     y [M, K]; weight [D, K]; residual, x [M, D]; next_norm_weight [D]; x_scaled [M, D] and
-           sum_sq [M, cdiv(D, 16)] as `_norm` says. M tokens; K = query heads times head dimension. A residual of None
-           adds nothing. Without next_norm_weight, x_scaled and sum_sq are empty.
+Shapes     y [M, K]; weight [D, K]; residual, x [M, D]. M tokens; K = query heads times head dimension. A residual of
+           None adds nothing. next_norm_weight [D]: of the norm that follows; x_scaled [M, D] and
+           sum_sq [M, cdiv(D, 16)] of x (`_norm`) are results, else empty.
 Dtypes     one of fp32, fp16, bf16, but sum_sq fp32; fp32 accumulation; x rounded once, then x_scaled. In fp16,
            |next_norm_weight * x| must stay below 65,504.
 Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; more than 256 tokens but in

@@ -2,15 +2,16 @@
 
 Shapes     x [M, D]; norm_weight [D], or None: x is normed already; wq [NQ, D]; wkv [2, NKV, D] (keys, values);
            gater [G, D]; y [M, NQ + 2 * NKV + G]. M tokens. NQ and NKV are heads times head dimension, G is query heads.
-Dtypes     one of fp32, fp16, bf16; fp32 accumulation; y rounded once. Decoding multiplies norm_weight * x, rounded, and
-           scales the product by 1 / rms(x): in fp16, |norm_weight * x| must stay below 65,504.
+           x_scaled [M, D] and sum_sq [M, cdiv(D, 16)] are those of x (`_norm`), which is not read then; or None, both.
+Dtypes     one of fp32, fp16, bf16, but sum_sq fp32; fp32 accumulation; norm_weight * x rounded, then y. In fp16,
+           |norm_weight * x| must stay below 65,504.
 Raises     ValueError, TypeError naming operation, argument, what came and what is accepted; more than 256 tokens but in
            prefill.
 Reference  zonos2_triton.reference.qkv_projection.qkv_projection
 Source     Zyphra/ZONOS2, models/zonos2.py, Attention.
 
-prefill=True takes tiles that suit many tokens. A token's result depends on itself and
-on `prefill` alone.
+prefill=True takes tiles that suit many tokens. A token's result depends on itself and on `prefill` alone. Without
+x_scaled and sum_sq one more launch makes them; that changes no bit.
 """
 
 from collections.abc import Iterator

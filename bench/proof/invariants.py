@@ -132,15 +132,15 @@ def nan_isolated(case: Case, op: Op = None) -> None:
     clean = run(case, op)
     by = [ROWS[case.kernel.name][0], *["residual"] * (of_clips(case) and case.inputs.get("residual") is not None)]
     for unit, name in product(sorted({0, units - 1, *idle[:1]}), by):
-        beside = run(case, op, **spoilt(case, unit, name))
+        with_nan = run(case, op, **spoilt(case, unit, name))
         for other in range(units):
-            mine, before = (share(case.inputs, outputs, other) for outputs in (beside, clean))
+            mine, before = (share(case.inputs, outputs, other) for outputs in (with_nan, clean))
             if other != unit or unit in unread:
                 _require_same(case, f"{other} beside NaN in {unit}", before, mine)
             elif all(x.isfinite().all() for x in mine.values()) and not mine.get("nonfinite", torch.zeros(1)).any():
                 raise Broken(f"{case.name}: NaN in {unit} cannot be seen in its results")
         if case.kernel.name == "moe_router":
-            _require_sorted(case, beside)
+            _require_sorted(case, with_nan)
 
 
 def causal(case: Case, op: Op = None) -> None:
