@@ -24,6 +24,39 @@ def kv_offsets(pages_ptr, offs_kv, mask_kv, page_size, hk, HKV: tl.constexpr, DH
 
 
 @triton.jit
+def load_pages(pages_ptr, block, W, page_size, page_blocks, BLOCK_KV: tl.constexpr):
+    """The pages of a block of positions: one, or [BLOCK_KV] where blocks and pages have different borders.
+
+    pages_ptr points at the sequence's block table [W]; page_blocks is the number of blocks in a page, or None.
+    """
+    if page_blocks is not None:
+        return tl.load(pages_ptr + block // page_blocks)
+    else:
+        offs_kv = block * BLOCK_KV + tl.arange(0, BLOCK_KV)
+        return tl.load(pages_ptr + offs_kv // page_size, mask=offs_kv < W * page_size, other=0)
+
+
+@triton.jit
+def block_offsets(
+    pages,  # of `load_pages`
+    block,
+    page_size,
+    page_blocks,
+    hk,
+    HKV: tl.constexpr,
+    DH: tl.constexpr,
+    BLOCK_KV: tl.constexpr,
+):
+    """Where key/value head hk of each position of a block begins in a cache, [BLOCK_KV] int64."""
+    offs_kv = tl.arange(0, BLOCK_KV)
+    if page_blocks is not None:
+        first = pages.to(tl.int64) * page_size + block % page_blocks * BLOCK_KV
+        return (first * HKV + hk) * DH + offs_kv * (HKV * DH)
+    else:
+        return ((pages.to(tl.int64) * page_size + (block * BLOCK_KV + offs_kv) % page_size) * HKV + hk) * DH
+
+
+@triton.jit
 def load_cos_sin(cos_sin_ptr, positions, mask, DH: tl.constexpr):
     """Cosines and sines [N, DH / 2] of positions [N], from [P, 2, DH / 2]; mask [N, 1]."""
     angle = cos_sin_ptr + positions.to(tl.int64)[:, None] * DH + tl.arange(0, DH // 2)[None, :]
@@ -33,19 +66,30 @@ def load_cos_sin(cos_sin_ptr, positions, mask, DH: tl.constexpr):
 @triton.jit
 def prepare_query(
     q,  # [N, DH]
-    qk_temperature_ptrs,  # [N]
-    mask,  # [N]
+    temperature,  # [N]
     cos,  # [N or 1, DH / 2]
     sin,  # [N or 1, DH / 2]
     scale,
     EPS: tl.constexpr,
 ):
-    """q normed per head, scaled by |qk_temperature| * scale and rotated, in its own dtype."""
+    """q normed per head, scaled by |temperature| * scale and rotated, in its own dtype."""
     N: tl.constexpr = q.shape[0]
     DH: tl.constexpr = q.shape[1]
-    temperature = tl.abs(tl.load(qk_temperature_ptrs, mask=mask, other=0.0).to(tl.float32)) * scale
-    normed = rms_normalize(q.to(tl.float32), DH, EPS) * temperature[:, None]
+    normed = rms_normalize(q.to(tl.float32), DH, EPS) * (tl.abs(temperature.to(tl.float32)) * scale)[:, None]
     return round_to(apply_rotary(normed, cos, sin, N, DH), q.dtype)
+
+
+@triton.jit
+def prepare_key(
+    k,  # [N, DH]
+    cos,  # [N or 1, DH / 2]
+    sin,  # [N or 1, DH / 2]
+    EPS: tl.constexpr,
+):
+    """k normed per head and rotated, in its own dtype."""
+    N: tl.constexpr = k.shape[0]
+    DH: tl.constexpr = k.shape[1]
+    return round_to(apply_rotary(rms_normalize(k.to(tl.float32), DH, EPS), cos, sin, N, DH), k.dtype)
 
 
 @triton.jit
@@ -60,11 +104,9 @@ def write_new_kv(
     EPS: tl.constexpr,
 ):
     """The new keys, normed and rotated, and the new values, [N, DH] each, as they now lie in the cache."""
-    N: tl.constexpr = key_ptrs.shape[0]
-    DH: tl.constexpr = key_ptrs.shape[1]
     k = tl.load(key_ptrs, mask=mask, other=0.0)
     if cos is not None:
-        k = round_to(apply_rotary(rms_normalize(k.to(tl.float32), DH, EPS), cos, sin, N, DH), k.dtype)
+        k = prepare_key(k, cos, sin, EPS)
     v = tl.load(value_ptrs, mask=mask, other=0.0)
     tl.store(k_ptrs, k, mask=mask)
     tl.store(v_ptrs, v, mask=mask)

@@ -53,7 +53,7 @@ DTYPES = ("float32", "tf32", "float16", "bfloat16")
 MAX_ROWS = 2**31 - 1
 # The least and the most of each number; all but num_stages are powers of two. Matrix units take no fewer than 16, but
 # NVIDIA's take 8 tokens, where the table has such a BLOCK_M; a slice of K is no shorter either.
-LIMITS = {"num_warps": (1, 32), "num_stages": (1, 16)}
+LIMITS = {"num_warps": (1, 32), "num_stages": (1, 16), "BLOCK_H": (1, 64)}
 BLOCKS = (16, 1024)
 FIXED = {"enable_fp_fusion", "matrix_instr_nonkdim", "K_SLICES"}  # no file replaces them: every bit rests on them
 

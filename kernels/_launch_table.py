@@ -124,10 +124,10 @@ LAUNCH_CONFIGS: dict[tuple[str, str], Configs] = {
     ("moe_experts_down", "decode"): _SHORT,
     ("moe_experts_down", "prefill"): _PREFILL,
     ("decode_attention", "split"): {
-        "*": (_config(4, 3, KV_PER_SPLIT=128, BLOCK_KV=64),),
-        "gfx942": (_config(4, 2, KV_PER_SPLIT=128, BLOCK_KV=64),),
-        "fp32": (_config(4, 2, KV_PER_SPLIT=128, BLOCK_KV=32),),
-        "interpreter": (_config(1, 1, KV_PER_SPLIT=16, BLOCK_KV=8),),
+        "*": (_config(4, 3, BLOCK_KV=64, SPLITS=32, BLOCK_H=4, PROGRAMS=512),),
+        "gfx942": (_config(4, 2, BLOCK_KV=64, SPLITS=32, BLOCK_H=4, PROGRAMS=512),),
+        "fp32": (_config(4, 2, BLOCK_KV=32, SPLITS=32, BLOCK_H=4, PROGRAMS=512),),
+        "interpreter": (_config(1, 1, BLOCK_KV=8, SPLITS=4, BLOCK_H=2, PROGRAMS=8),),
     },
     ("rvq_decode", "frames"): {
         "*": (_config(4, 1, BLOCK_M=16, BLOCK_N=64),),

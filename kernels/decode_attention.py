@@ -12,25 +12,28 @@ Reference  zonos2_triton.reference.decode_attention.decode_attention
 Source     Dao et al. 2022, arXiv:2205.14135; splits of the cache as in Flash-Decoding (T. Dao, D. Haziza, F. Massa,
            G. Sizov 2023). Norms, temperature, gate: Zyphra/ZONOS2, models/zonos2.py, Attention.
 
-One launch norms and rotates q and k, scales q, writes k and v to the cache, attends and gates. A program owns one split
-of one key/value head of one sequence, for all query heads that share it (GQA). Each prepares its own q; the split that
-holds the new position writes k and v.
+One launch norms and rotates q and k, scales q, writes k and v to the cache, attends and gates. The cached positions of
+a sequence are cut into blocks of BLOCK_KV. Block i belongs to split i % SPLITS. A program owns one or several splits of
+one key/value head of one sequence, for all query heads that share it (GQA). There are so many programs that they fill
+the GPU, whatever the positions.
 
 block_table  block_table[b, p // page_size] is the page that holds position p of sequence b, at p % page_size.
 positions    positions[b] is the position of b's new token: the cache holds that many tokens before it. Negative: the
              slot is idle. Its y is zeros, and its pages are not touched.
 
 Example: page_size = 4, block_table[b] = [7, 2, 5, 0], positions[b] = 9. The new key goes to k_cache[5, 1], because
-block_table[b, 9 // 4] = 5 and 9 % 4 = 1. With KV_PER_SPLIT = 4 the programs of (b, one key/value head) do this:
+block_table[b, 9 // 4] = 5 and 9 % 4 = 1. With BLOCK_KV = 2, SPLITS = 4 and two programs for a head, these do:
 
-    split     0              1              2              3
-    reads     0 1 2 3        4 5 6 7        8              returns: its first position is beyond 9
-    new                                     9: writes and attends to it
-    partial   acc, m, l      acc, m, l      acc, m, l
-              the last of the three to arrive merges them in the order 0, 1, 2 and stores y
+    program   0                  1               0               1
+    split     0                  1               2               3
+    begins    the new token, 9   empty           empty           empty
+    blocks    0 1, 8             2 3             4 5             6 7
+    partial   acc, m, l          acc, m, l       acc, m, l       acc, m, l
+              the last of the two to arrive merges the splits in the order 0, 1, 2, 3 and stores y
 
-Splits have a fixed number of positions, whatever the batch, and are merged in order. So a result depends on its own
-sequence alone, bit for bit. A sequence that fits split 0 stores y without a merge.
+Splits follow from the position alone, whatever the batch and its number of programs, and are merged in order. So a
+result depends on its own sequence alone, bit for bit. Every maximum begins with the score of the new token: no weight
+is NaN because a block has no position in it.
 
 counters   [B * HKV] or more: how many splits of a head have arrived. Zero before and after, so calls can share them.
            None: allocated by the call, at the cost of one launch.
@@ -47,20 +50,20 @@ from torch import Tensor
 from zonos2_triton.kernels._args import check_batch, check_range
 from zonos2_triton.kernels._attention import (
     LOG2E,
+    block_offsets,
     check_attention,
     kv_offsets,
     load_cos_sin,
+    load_pages,
     online_softmax,
+    prepare_key,
     prepare_query,
     scores,
     store_output,
-    write_new_kv,
 )
 from zonos2_triton.kernels._launch_config import launch_config
 from zonos2_triton.kernels._math import dot_fp32, last_to_arrive
 from zonos2_triton.kernels._operator import Cost, operator, zeroed_counters
-
-BLOCK_SPLITS = 4  # splits that are merged at a time
 
 
 @triton.jit(do_not_specialize=["W"])
@@ -73,149 +76,174 @@ def _decode_attention_kernel(
     block_table_ptr,  # [B, W] int32
     positions_ptr,  # [B] int32
     y_ptr,  # [B, HQ * DH]
-    partial_acc_ptr,  # [B, HKV, splits of the grid, GROUP, DH] fp32: each split's sum of weighted values
-    partial_ml_ptr,  # [B, HKV, splits of the grid, 2, GROUP] fp32: each split's maximum and sum of weights
+    partial_acc_ptr,  # [B, HKV, SPLITS, GROUP, DH] fp32: each split's sum of weighted values
+    partial_ml_ptr,  # [B, HKV, SPLITS, 2, GROUP] fp32: each split's maximum and sum of weights
     counters_ptr,  # [B * HKV] int32
     W,
     page_size,
+    page_blocks,  # blocks of BLOCK_KV positions in a page, or None: not a whole number
     scale,
     HQ: tl.constexpr,
     HKV: tl.constexpr,
     DH: tl.constexpr,
     BLOCK_G: tl.constexpr,  # GROUP, the query heads of a key/value head, as an axis of a tile
+    BLOCK_H: tl.constexpr,  # those that are merged at a time
     QK_EPS: tl.constexpr,
-    KV_PER_SPLIT: tl.constexpr,
     BLOCK_KV: tl.constexpr,
-    BLOCK_SPLITS: tl.constexpr,
+    SPLITS: tl.constexpr,
 ):
-    """Grid (cdiv(W * page_size, KV_PER_SPLIT), HKV, B): a program owns one split of one key/value head of a sequence.
-
-    Splits beyond the sequence's position return at once.
-    """
-    split, hk, b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
-    position = tl.load(positions_ptr + b)
-    begin = split * KV_PER_SPLIT
+    """Grid (programs, HKV, B), programs a divisor of SPLITS: each owns every programs-th split of a key/value head."""
+    program, hk, b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    programs = tl.num_programs(0)
     GROUP: tl.constexpr = HQ // HKV
     FUSED_PREAMBLE: tl.constexpr = qk_temperature_ptr is not None
     WIDTH: tl.constexpr = (HQ + 2 * HKV) * DH + (HQ if FUSED_PREAMBLE else 0)
+    token_ptr, pages_ptr = qkvg_ptr + b * WIDTH, block_table_ptr + b * W
+    # What does not depend on the position comes with it, in one round trip.
+    position = tl.load(positions_ptr + b)
+    pages = load_pages(pages_ptr, program, W, page_size, page_blocks, BLOCK_KV)
     offs_g, offs_d = tl.arange(0, BLOCK_G), tl.arange(0, DH)
     mask_g = offs_g < GROUP
     heads = hk * GROUP + offs_g
     offs_head = heads[:, None] * DH + offs_d[None, :]  # [BLOCK_G, DH]
-    dtype: tl.constexpr = y_ptr.dtype.element_ty
-    if begin > position:
-        if split == 0:  # the slot is idle
-            tl.store(y_ptr + b * (HQ * DH) + offs_head, tl.zeros((BLOCK_G, DH), dtype), mask=mask_g[:, None])
-        return
-    token_ptr = qkvg_ptr + b * WIDTH
-    pages_ptr = block_table_ptr + b * W
     q = tl.load(token_ptr + offs_head, mask=mask_g[:, None], other=0.0)
-    one = tl.arange(0, 1)  # the new token as an axis of length 1
-    always = tl.full((1, 1), True, tl.int1)
+    new_ptrs = token_ptr + (HQ + hk) * DH + (offs_g * 0)[:, None] + offs_d[None, :]
+    k_new = tl.load(new_ptrs)  # in every row, so that each warp has what its queries need
+    v_new = tl.load(new_ptrs + HKV * DH)
+    temperature = None
+    if FUSED_PREAMBLE:
+        temperature = tl.load(qk_temperature_ptr + heads, mask=mask_g, other=0.0)
+    blocks = tl.maximum(tl.cdiv(position, BLOCK_KV), 1)  # of cached positions; at position 0 one that is masked out
+    if position < 0:
+        if program == 0:  # the slot is idle
+            tl.store(y_ptr + b * (HQ * DH) + offs_head, tl.zeros_like(q), mask=mask_g[:, None])
+        return
+    if program >= blocks:
+        return
     cos = None
     sin = None
-    gate = None
     if FUSED_PREAMBLE:
-        cos, sin = load_cos_sin(cos_sin_ptr, position + one, always, DH)
-        q = prepare_query(q, qk_temperature_ptr + heads, mask_g, cos, sin, scale, QK_EPS)
-        scale = None  # it is in q
-    end = tl.minimum(begin + KV_PER_SPLIT, position)  # the new token is not in the cache yet
-    m, l, acc = _attend_cached(q, k_ptr, v_ptr, pages_ptr, begin, end, page_size, hk, scale, HKV, BLOCK_KV)
-    if position < begin + KV_PER_SPLIT:  # this split owns the new token
-        offs_new = kv_offsets(pages_ptr, position + one, one == 0, page_size, hk, HKV, DH)[:, None] + offs_d[None, :]
-        key_ptrs = token_ptr + (HQ + hk) * DH + one[:, None] + offs_d[None, :]
-        k, v = write_new_kv(key_ptrs, key_ptrs + HKV * DH, always, k_ptr + offs_new, v_ptr + offs_new, cos, sin, QK_EPS)
-        qk = tl.sum(q.to(tl.float32) * k.to(tl.float32), axis=1)
-        if scale is not None:
-            qk = qk * scale
-        m, l, alpha, p = online_softmax(qk[:, None], m, l, dtype)
-        acc = acc * alpha[:, None] + p.to(tl.float32) * v.to(tl.float32)
-
-    if FUSED_PREAMBLE:
-        gate = tl.load(token_ptr + (HQ + 2 * HKV) * DH + heads, mask=mask_g, other=0.0).to(tl.float32)
-    y_ptrs = y_ptr + b * (HQ * DH) + offs_head  # computed here: before the loop they would hold registers across it
-    splits = position // KV_PER_SPLIT + 1  # of this sequence, at most those of the grid
-    if splits == 1:
-        store_output(y_ptrs, acc, l, gate, mask_g[:, None])
-        return
-    bh = b * HKV + hk
-    first = bh * tl.num_programs(0)  # split 0 of this head in partial_acc and partial_ml
-    ml_ptrs = partial_ml_ptr + (first + split) * (2 * GROUP) + offs_g
-    acc_ptrs = partial_acc_ptr + ((first + split) * GROUP + offs_g[:, None]) * DH + offs_d[None, :]
-    tl.store(acc_ptrs, acc, mask=mask_g[:, None])
-    tl.store(ml_ptrs, m, mask=mask_g)
-    tl.store(ml_ptrs + GROUP, l, mask=mask_g)
-    if last_to_arrive(counters_ptr + bh, splits):
-        l, acc = _merge_splits(partial_acc_ptr, partial_ml_ptr, first, splits, GROUP, DH, BLOCK_G, BLOCK_SPLITS)
-        store_output(y_ptrs, acc, l, gate, mask_g[:, None])
+        cos, sin = load_cos_sin(cos_sin_ptr, position + tl.arange(0, 1), tl.full((1, 1), True, tl.int1), DH)
+    offs_new = kv_offsets(pages_ptr, position + offs_g * 0, offs_g == 0, page_size, hk, HKV, DH)
+    offs_new = offs_new[:, None] + offs_d[None, :]
+    bh, block = b * HKV + hk, program
+    m_new = tl.zeros((BLOCK_G,), tl.float32)
+    m, l, acc = m_new, m_new, tl.zeros((BLOCK_G, DH), tl.float32)
+    for i in range(tl.cdiv(blocks - program, programs)):
+        if i == 0:  # here, so that keys and values are under way before the angles arrive
+            q, k_new, m_new = _prepare_new(q, k_new, temperature, cos, sin, scale, QK_EPS)
+            m = m_new
+            if program == 0:  # split 0 begins with the new token, whose weight is 1
+                tl.store(k_ptr + offs_new, k_new, mask=(offs_g == 0)[:, None])
+                tl.store(v_ptr + offs_new, v_new, mask=(offs_g == 0)[:, None])
+                l += 1.0
+                acc += v_new.to(tl.float32)
+        offs_kv = block_offsets(pages, block, page_size, page_blocks, hk, HKV, DH, BLOCK_KV)
+        mask_kv = block * BLOCK_KV + tl.arange(0, BLOCK_KV) < position
+        split = block % SPLITS
+        ends = block + SPLITS >= blocks
+        block = tl.where(ends, split + programs, block + SPLITS)
+        pages = load_pages(pages_ptr, tl.minimum(block, blocks - 1), W, page_size, page_blocks, BLOCK_KV)
+        m, l, acc = _attend_block(q, k_ptr, v_ptr, offs_kv, mask_kv, m, l, acc, None if FUSED_PREAMBLE else scale)
+        if ends:
+            _store_split(partial_acc_ptr, partial_ml_ptr, bh * SPLITS + split, m, l, acc, GROUP)
+            m, l, acc = m_new, tl.zeros_like(l), tl.zeros_like(acc)
+    if last_to_arrive(counters_ptr + bh, tl.minimum(blocks, programs)):
+        for start in range(0, GROUP, BLOCK_H):
+            offs_h = tl.minimum(start + tl.arange(0, BLOCK_H), GROUP - 1)  # beyond GROUP the last head, stored again
+            head = hk * GROUP + offs_h
+            gate_h = None
+            if FUSED_PREAMBLE:
+                gate_h = tl.load(token_ptr + (HQ + 2 * HKV) * DH + head).to(tl.float32)
+            l_h, acc_h = _merge_splits(partial_acc_ptr, partial_ml_ptr, bh * SPLITS, blocks, offs_h, GROUP, DH, SPLITS)
+            store_output(y_ptr + b * (HQ * DH) + head[:, None] * DH + offs_d[None, :], acc_h, l_h, gate_h, None)
 
 
 @triton.jit
-def _attend_cached(
+def _prepare_new(
+    q,  # [BLOCK_G, DH]
+    k,  # [BLOCK_G, DH]: the new key in every row
+    temperature,  # [BLOCK_G], or None: no QK norm, no rotary
+    cos,  # [1, DH / 2], or None with temperature
+    sin,  # [1, DH / 2], or None with temperature
+    scale,
+    EPS: tl.constexpr,
+):
+    """q as it attends, k as the cache holds it, and their scores [BLOCK_G], fp32."""
+    if temperature is not None:
+        q = prepare_query(q, temperature, cos, sin, scale, EPS)
+        k = prepare_key(k, cos, sin, EPS)
+    qk = tl.sum(q.to(tl.float32) * k.to(tl.float32), axis=1)
+    if temperature is None:
+        qk = qk * scale
+    return q, k, qk
+
+
+@triton.jit
+def _attend_block(
     q,  # [BLOCK_G, DH]
     k_ptr,  # [pages, page_size, HKV, DH]
     v_ptr,  # [pages, page_size, HKV, DH]
-    pages_ptr,  # [W] int32: the sequence's block table
-    begin,
-    end,
-    page_size,
-    hk,
+    offs_kv,  # [BLOCK_KV]: where the head of each position begins
+    mask_kv,  # [BLOCK_KV]
+    m,  # [BLOCK_G] maximum so far
+    l,  # [BLOCK_G] sum of weights so far
+    acc,  # [BLOCK_G, DH] sum of weighted values so far
     scale,  # None: it is in q
-    HKV: tl.constexpr,
-    BLOCK_KV: tl.constexpr,
 ):
-    """Attention to cached positions begin .. end - 1: maximum m, sum of weights l [BLOCK_G], acc [BLOCK_G, DH]."""
-    BLOCK_G: tl.constexpr = q.shape[0]
-    DH: tl.constexpr = q.shape[1]
-    offs_d = tl.arange(0, DH)
-    m = tl.full((BLOCK_G,), float("-inf"), tl.float32)
-    l = tl.zeros((BLOCK_G,), tl.float32)
-    acc = tl.zeros((BLOCK_G, DH), tl.float32)
-    for start in range(begin, end, BLOCK_KV):
-        offs_kv = start + tl.arange(0, BLOCK_KV)
-        mask_kv = offs_kv < end
-        kv_offs = kv_offsets(pages_ptr, offs_kv, mask_kv, page_size, hk, HKV, DH)
-        k = tl.load(k_ptr + kv_offs[None, :] + offs_d[:, None], mask=mask_kv[None, :], other=0.0)  # [DH, BLOCK_KV]
-        qk = scores(q, k, scale)
-        qk = tl.where(mask_kv[None, :], qk, float("-inf"))
-        m, l, alpha, p = online_softmax(qk, m, l, q.dtype)
-        v = tl.load(v_ptr + kv_offs[:, None] + offs_d[None, :], mask=mask_kv[:, None], other=0.0)  # [BLOCK_KV, DH]
-        acc = dot_fp32(p, v, acc * alpha[:, None])
-    return m, l, acc
+    """m, l, acc after a block of cached positions."""
+    offs_d = tl.arange(0, q.shape[1])
+    k = tl.load(k_ptr + offs_kv[None, :] + offs_d[:, None], mask=mask_kv[None, :], other=0.0)  # [DH, BLOCK_KV]
+    qk = tl.where(mask_kv[None, :], scores(q, k, scale), float("-inf"))
+    m, l, alpha, p = online_softmax(qk, m, l, q.dtype)
+    v = tl.load(v_ptr + offs_kv[:, None] + offs_d[None, :], mask=mask_kv[:, None], other=0.0)  # [BLOCK_KV, DH]
+    return m, l, dot_fp32(p, v, acc * alpha[:, None])
+
+
+@triton.jit
+def _store_split(
+    partial_acc_ptr,  # [B, HKV, SPLITS, GROUP, DH]
+    partial_ml_ptr,  # [B, HKV, SPLITS, 2, GROUP]
+    split,  # of all that the two hold
+    m,  # [BLOCK_G]
+    l,  # [BLOCK_G]
+    acc,  # [BLOCK_G, DH]
+    GROUP: tl.constexpr,
+):
+    offs_g, offs_d = tl.arange(0, acc.shape[0]), tl.arange(0, acc.shape[1])
+    mask_g = offs_g < GROUP
+    offs_acc = (split * GROUP + offs_g[:, None]) * acc.shape[1] + offs_d[None, :]
+    tl.store(partial_acc_ptr + offs_acc, acc, mask=mask_g[:, None])
+    ml_ptrs = partial_ml_ptr + split * (2 * GROUP) + offs_g
+    tl.store(ml_ptrs, m, mask=mask_g)
+    tl.store(ml_ptrs + GROUP, l, mask=mask_g)
 
 
 @triton.jit
 def _merge_splits(
-    partial_acc_ptr,  # [B, HKV, splits of the grid, GROUP, DH]
-    partial_ml_ptr,  # [B, HKV, splits of the grid, 2, GROUP]
+    partial_acc_ptr,  # [B, HKV, SPLITS, GROUP, DH]
+    partial_ml_ptr,  # [B, HKV, SPLITS, 2, GROUP]
     first,
-    splits,
+    blocks,
+    offs_g,  # [BLOCK_H], of GROUP
     GROUP: tl.constexpr,
     DH: tl.constexpr,
-    BLOCK_G: tl.constexpr,
-    BLOCK_SPLITS: tl.constexpr,
+    SPLITS: tl.constexpr,
 ):
-    """l [BLOCK_G] and acc [BLOCK_G, DH] of a head, merged over its splits: rows first .. first + splits - 1."""
-    offs_d = tl.arange(0, DH)
-    stored = tl.minimum(tl.arange(0, BLOCK_G), GROUP - 1)  # padding rows load the last head: they stay finite
-    m = tl.full((BLOCK_G,), float("-inf"), tl.float32)
-    l = tl.zeros((BLOCK_G,), tl.float32)
-    acc = tl.zeros((BLOCK_G, DH), tl.float32)
-    for start in range(0, splits, BLOCK_SPLITS):
-        offs_split = start + tl.arange(0, BLOCK_SPLITS)
-        mask_split = offs_split < splits
-        ml_ptrs = partial_ml_ptr + (first + offs_split)[:, None] * (2 * GROUP) + stored[None, :]
-        m_part = tl.load(ml_ptrs, mask=mask_split[:, None], other=float("-inf"))  # [BLOCK_SPLITS, BLOCK_G]
-        l_part = tl.load(ml_ptrs + GROUP, mask=mask_split[:, None], other=0.0)
-        offs_acc = ((first + offs_split)[:, None, None] * GROUP + stored[None, :, None]) * DH + offs_d[None, None, :]
-        acc_part = tl.load(partial_acc_ptr + offs_acc, mask=mask_split[:, None, None], other=0.0)
-        m_new = tl.maximum(m, tl.max(m_part, axis=0))
-        alpha = tl.exp2(m - m_new)
-        weight = tl.exp2(m_part - m_new[None, :])
-        l = l * alpha + tl.sum(l_part * weight, axis=0)
-        acc = acc * alpha[:, None] + tl.sum(acc_part * weight[:, :, None], axis=0)
-        m = m_new
-    return l, acc
+    """l [BLOCK_H] and acc [BLOCK_H, DH] of these heads, merged over SPLITS splits from `first` on, or fewer blocks.
+
+    Warps lie along the first axis, so that a thread adds its own elements of every split, in their order.
+    """
+    offs_s, offs_d = tl.arange(0, SPLITS), tl.arange(0, DH)
+    mask_s = offs_s < blocks
+    split = first + offs_s
+    ml_ptrs = partial_ml_ptr + split[None, :] * (2 * GROUP) + offs_g[:, None]
+    offs_acc = (split[None, :, None] * GROUP + offs_g[:, None, None]) * DH + offs_d[None, None, :]
+    acc = tl.load(partial_acc_ptr + offs_acc, mask=mask_s[None, :, None], other=0.0)  # [BLOCK_H, SPLITS, DH]
+    m = tl.load(ml_ptrs, mask=mask_s[None, :], other=float("-inf"))  # [BLOCK_H, SPLITS]
+    l = tl.load(ml_ptrs + GROUP, mask=mask_s[None, :], other=0.0)
+    weight = tl.exp2(m - tl.max(m, axis=1)[:, None])
+    return tl.sum(l * weight, axis=1), tl.sum(acc * weight[:, :, None], axis=1)
 
 
 @operator(mutates_args=("k_cache", "v_cache", "counters"))
@@ -237,21 +265,27 @@ def decode_attention(
     counters = zeroed_counters(qkvg, B * HKV, counters, op)
     y = qkvg.new_empty(B, HQ * DH)
     yield y
-    launch = launch_config(op, "split", qkvg.dtype)
-    GROUP, splits = HQ // HKV, triton.cdiv(W * page_size, launch["KV_PER_SPLIT"])
-    _decode_attention_kernel[(splits, HKV, B)](
+    launch = dict(launch_config(op, "split", qkvg.dtype))
+    GROUP, SPLITS, BLOCK_KV = HQ // HKV, launch["SPLITS"], launch["BLOCK_KV"]
+    programs = _programs(launch.pop("PROGRAMS") // (B * HKV), SPLITS, triton.cdiv(W * page_size, BLOCK_KV))
+    _decode_attention_kernel[(programs, HKV, B)](
         qk_temperature_ptr=qk_temperature,
         positions_ptr=positions,
         y_ptr=y,
-        partial_acc_ptr=qkvg.new_empty((B, HKV, splits, GROUP, DH), dtype=torch.float32),
-        partial_ml_ptr=qkvg.new_empty((B, HKV, splits, 2, GROUP), dtype=torch.float32),
+        partial_acc_ptr=qkvg.new_empty((B, HKV, SPLITS, GROUP, DH), dtype=torch.float32),
+        partial_ml_ptr=qkvg.new_empty((B, HKV, SPLITS, 2, GROUP), dtype=torch.float32),
         counters_ptr=counters,
+        page_blocks=page_size // BLOCK_KV if page_size % BLOCK_KV == 0 else None,
         scale=DH**-0.5 * LOG2E,
         BLOCK_G=max(16, triton.next_power_of_2(GROUP)),
-        BLOCK_SPLITS=BLOCK_SPLITS,
         **shared,
         **launch,
     )
+
+
+def _programs(wanted: int, splits: int, blocks: int) -> int:
+    """The programs of a key/value head: a power of two, not above `wanted`, the splits or the table's blocks."""
+    return 1 << max(1, min(wanted, splits, blocks)).bit_length() - 1
 
 
 def cost(B: int, context: int, HQ: int, HKV: int, DH: int, itemsize: int, no_preamble: bool = False) -> Cost:

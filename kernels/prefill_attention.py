@@ -146,7 +146,8 @@ def _prefill_attention_kernel(
         cos, sin = load_cos_sin(cos_sin_ptr, positions, mask, DH)
     q = tl.load(token_ptrs[:, None] + heads[:, None] * DH + offs_d[None, :], mask=mask, other=0.0)  # [BLOCK_M, DH]
     if FUSED_PREAMBLE:
-        q = prepare_query(q, qk_temperature_ptr + heads, mask_m, cos, sin, scale, QK_EPS)
+        temperature = tl.load(qk_temperature_ptr + heads, mask=mask_m, other=0.0)
+        q = prepare_query(q, temperature, cos, sin, scale, QK_EPS)
         scale = None  # it is in q
 
     m = tl.full((BLOCK_M,), float("-inf"), tl.float32)

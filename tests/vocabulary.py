@@ -32,7 +32,7 @@ NAMES = {
         swap patch, swaps patches, seam hook_point, mates others
     """,
     "kernels/*.py": """
-        SPLIT KV_PER_SPLIT, BLOCK_S BLOCK_KV, JOIN BLOCK_SPLITS, PLAIN FUSED_PREAMBLE, PAIR GATED,
+        SPLIT SPLITS, BLOCK_S BLOCK_KV, JOIN SPLITS, PLAIN FUSED_PREAMBLE, PAIR GATED,
         gain norm_w, squares sum_sq, product gemm_tile, _choose _topk, _sort _sort_by_expert, _owners _slot_expert,
         CARRY HAS_STATE, SORTED BLOCK_SORT, IDLE HAS_POSITIONS, busy rows_per_expert, lists routing_ptrs,
         lanes step_positions, onward ring_advance, span tap_range, gathered im2col_tile, emit store_epilogue,

@@ -16,7 +16,7 @@ and shows what limits one. It is no measurement: constants that are marked "assu
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -193,40 +193,43 @@ def dependent_us(steps: Sequence[Step], rates: Rates = REFERENCE, ahead: float =
     return ended
 
 
+MOST_TOKENS = 64  # of a launch that bounds are of
+
+
 @dataclass(frozen=True)
 class Bounds:
-    """Bounds on the counts of decode launches. `held` are those that fail the gate; the others are printed."""
+    """Bounds on the counts of decode launches; None: none. `held` are those that fail the gate, others are printed."""
 
-    shared: Mapping[int, float]  # by the most tokens: share of shared-memory time in the floor
-    issue: float = 0.4  # share of issue time in the floor
-    under_way: int = 25_000  # bytes of cp.async a multiprocessor: 4.3 TB/s x 0.9 us / 132 is 29 KB; some are in L2
-    live: int = 119  # programs: 0.9 of 132 multiprocessors
+    shared: Mapping[int, float] = field(default_factory=dict)  # by the most tokens: share of shared memory in the floor
+    issue: float | None = None  # share of the instructions in the floor
+    shared_us: float | None = None  # shared memory, at one token
+    under_way: int | None = None  # least bytes of cp.async a multiprocessor
+    live: int | None = None  # least programs
     round_trips: int | None = None
-    shared_us: float | None = None  # in place of `shared`
     conflict: float = 2.0
     exposed: int = 0
     held: Collection[str] = ()
 
     def over(self, counted: Counted, found: Estimate, tokens: int) -> dict[str, str]:
         """The bounds that a launch for so many tokens does not keep, by name, in words."""
-        return dict(self._over(counted, found, tokens))
+        return dict(self._over(counted, found, tokens)) if tokens <= MOST_TOKENS else {}
 
     def _over(self, counted: Counted, found: Estimate, tokens: int) -> Iterator[tuple[str, str]]:
-        shares = [share for most, share in sorted(self.shared.items()) if tokens <= most]
-        if shares and found.shared > shares[0] * found.floor:
-            share = found.shared / found.floor
-            yield "shared", f"shared memory takes {share:.2f} of the floor, at most {shares[0]:g}"
-        if found.issue > self.issue * found.floor:
-            yield "issue", f"instructions take {found.issue / found.floor:.2f} of the floor, at most {self.issue:g}"
-        if self.shared_us is not None and found.shared > self.shared_us:
+        share = next((share for most, share in sorted(self.shared.items()) if tokens <= most), None)
+        for name, what, most in (("shared", "shared memory takes", share), ("issue", "instructions take", self.issue)):
+            value = getattr(found, name)
+            if most is not None and value > most * found.floor:
+                yield name, f"{what} {value / max(found.floor, 1e-9):.2f} of the floor, at most {most:g}"
+        if self.shared_us is not None and tokens == 1 and found.shared > self.shared_us:
             yield "shared_us", f"shared memory takes {found.shared:.1f} us, at most {self.shared_us:g}"
-        if counted.under_way < self.under_way:
-            yield "under_way", f"{counted.under_way} bytes under way a multiprocessor, at least {self.under_way}"
-        if counted.live < self.live:
-            yield "live", f"{counted.live} programs, at least {self.live}"
-        for name, what in (("round_trips", "dependent round trips"), ("conflict", "wavefronts for one")):
+        for name, what in (("under_way", "bytes under way a multiprocessor"), ("live", "programs")):
+            least, value = getattr(self, name), getattr(counted, name)
+            if least is not None and value < least:
+                yield name, f"{value} {what}, at least {least}"
+        for name, what in (
+            ("round_trips", "dependent round trips"), ("conflict", "wavefronts for one"),
+            ("exposed", "loads in loops that wait where they are issued"),
+        ):  # fmt: skip
             most, value = getattr(self, name), getattr(counted, name)
             if most is not None and value > most:
                 yield name, f"{value:g} {what}, at most {most:g}"
-        if counted.exposed > self.exposed:
-            yield "exposed", f"{counted.exposed} loads in loops wait where they are issued, at most {self.exposed}"

@@ -12,7 +12,7 @@ from zonos2_triton.bench.specs.spec import Workload
 from zonos2_triton.reference.config import Zonos2Config
 
 Snapshot = Mapping[str, Mapping[str, float]]
-Place = tuple[str, str]  # operator, workload
+Operation = tuple[str, str]  # operator, workload
 NAMES = [field.name for field in fields(Counted)]
 BATCH_SIZES = (1, 4, 16, 64)  # of frames that are estimated, at 1,000 positions
 PROMPT = 128  # tokens of the prompt that is estimated
@@ -26,9 +26,9 @@ def newest_snapshot() -> Snapshot:
     return found
 
 
-def estimates(snapshot: Snapshot, rates: Rates = REFERENCE) -> dict[Place, list[Step]]:
+def estimates(snapshot: Snapshot, rates: Rates = REFERENCE) -> dict[Operation, list[Step]]:
     """The launches of each workload whose counts the snapshot holds, in order."""
-    launches: dict[Place, list[tuple[str, Counted]]] = {}
+    launches: dict[Operation, list[tuple[str, Counted]]] = {}
     for key, values in snapshot.items():
         kernel, function, config, target = key.split("/")
         workload, _, dtype = config.split("#")[0].rpartition("-")
@@ -50,7 +50,7 @@ def is_certain(workload: Workload) -> bool:
     return not ("active" in workload.sizes and workload.sizes.get("routed", True))
 
 
-def frame_places(config: Zonos2Config, batch_size: int) -> list[Place]:
+def frame_places(config: Zonos2Config, batch_size: int) -> list[Operation]:
     """The operations of a frame, in order, and their workloads. The router of two experts is taken for that of one."""
     name = f"decode-B{batch_size}"
     places = [("frame_embedding", name)]
@@ -65,7 +65,7 @@ def frame_places(config: Zonos2Config, batch_size: int) -> list[Place]:
 
 
 def frame_us(
-    config: Zonos2Config, batch_size: int, found: Mapping[Place, Sequence[Step]], rates: Rates = REFERENCE
+    config: Zonos2Config, batch_size: int, found: Mapping[Operation, Sequence[Step]], rates: Rates = REFERENCE
 ) -> tuple[float, float] | None:
     """Microseconds of a frame: its launches one after the other, and dependent ones. None: a count is missing."""
     places = frame_places(config, batch_size)
@@ -75,7 +75,7 @@ def frame_us(
     return serial_us(launches), dependent_us(launches, rates)
 
 
-def prompt_us(config: Zonos2Config, found: Mapping[Place, Sequence[Step]]) -> float | None:
+def prompt_us(config: Zonos2Config, found: Mapping[Operation, Sequence[Step]]) -> float | None:
     """Microseconds of the launches of a prompt of `PROMPT` tokens up to its logits; the host may take longer."""
     name, places = f"prefill-{PROMPT}", []
     for op, workload in frame_places(config, 1)[:-2]:  # nothing is sampled

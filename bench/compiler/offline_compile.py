@@ -162,6 +162,15 @@ def launch_configs(entries: Iterable[dict[str, Any]] | None) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def dependent_launch(wanted: bool | None) -> Iterator[None]:
+    """Inside, this counts in place of ZONOS2_TRITON_PDL; None: dependent launch is on where the GPU has it."""
+    from zonos2_triton.kernels import _launch_config
+
+    with patch.object(_launch_config, "wanted_pdl", lambda: wanted):
+        yield
+
+
 def check_compiler() -> None:
     """ValueError: this process, and those it starts, have Triton's interpreter in place of the compiler."""
     import triton

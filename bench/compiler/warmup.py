@@ -17,8 +17,8 @@ import torch
 
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.compiler.cubin_stats import TARGETS
-from zonos2_triton.bench.compiler.offline_compile import compile_only, fake_tensors
-from zonos2_triton.bench.suite.presets import DTYPES
+from zonos2_triton.bench.compiler.offline_compile import compile_only, dependent_launch, fake_tensors
+from zonos2_triton.bench.suite.presets import DTYPES, FULL, TIMED
 from zonos2_triton.bench.suite.recorder import Budget, NotRun
 
 
@@ -26,13 +26,7 @@ def warmup(arch: str, seconds: float, kernels: Collection[str] = KERNELS, jobs: 
     """How many binaries there are, and which workloads have none. NotRun: an unknown architecture, or no time."""
     if arch not in TARGETS:
         raise NotRun(f"the compile gate does not know {arch}; kernels are compiled when they are first launched")
-    tasks = [
-        (name, workload.name, dtype, arch)
-        for dtype in DTYPES
-        for name in kernels
-        for workload in KERNELS[name].workloads
-        if not (workload.real and dtype == "float32")
-    ]
+    tasks = tasks_of(arch, kernels)
     with without_gpu(), ProcessPoolExecutor(jobs or os.cpu_count() or 1, get_context("spawn"), _obedient) as pool:
         futures = [pool.submit(compile_one, *task) for task in tasks]
         budget = Budget(seconds)
@@ -45,11 +39,27 @@ def warmup(arch: str, seconds: float, kernels: Collection[str] = KERNELS, jobs: 
     return {"binaries": sum(count for count, _ in found), "workloads": len(tasks), "not_precompiled": failed}
 
 
-def compile_one(kernel: str, workload: str, dtype: str, arch: str) -> tuple[int, str]:
-    """How many binaries a workload needs, and what hindered one."""
+Task = tuple[str, str, str, str, bool | None]  # of `compile_one`
+
+
+def tasks_of(arch: str, kernels: Collection[str]) -> list[Task]:
+    """Every workload; those of frames that are timed both ways once more, without dependent launch."""
+    pairs = [(name, workload) for name in kernels for workload in KERNELS[name].workloads]
+    frames = {f"{kind}-B{batch_size}" for kind in ("decode", "dense") for batch_size in FULL.no_pdl}
+    tasks: list[Task] = [
+        (name, workload.name, dtype, arch, None)
+        for dtype in DTYPES
+        for name, workload in pairs
+        if not (workload.real and dtype == "float32")
+    ]
+    return tasks + [(name, workload.name, TIMED, arch, False) for name, workload in pairs if workload.name in frames]
+
+
+def compile_one(kernel: str, workload: str, dtype: str, arch: str, pdl: bool | None = None) -> tuple[int, str]:
+    """How many binaries a workload needs, and what hindered one. pdl: whether launches are dependent ones."""
     spec = KERNELS[kernel]
     sizes = next(w.sizes for w in spec.workloads if w.name == workload)
-    with compile_only(arch) as launches, fake_tensors():
+    with compile_only(arch) as launches, fake_tensors(), dependent_launch(pdl):
         try:
             spec.op._init_fn(**spec.make_inputs("cuda", DTYPES[dtype], **sizes))
         except Exception as error:

@@ -19,7 +19,7 @@ import torch
 
 from zonos2_triton import kernels
 from zonos2_triton.bench.proof.interpreter import DataRace, OutOfBounds
-from zonos2_triton.bench.proof.invariants import INVARIANTS, Op, exact, rounded_once, variants
+from zonos2_triton.bench.proof.invariants import INVARIANTS, Op, exact, prepares_norm, rounded_once, variants
 from zonos2_triton.bench.proof.patterns import apply
 from zonos2_triton.bench.proof.poison import GuardBandTouched
 from zonos2_triton.bench.proof.verify import Case
@@ -99,7 +99,7 @@ def small(kernel: Kernel) -> tuple[Workload, ...]:
 FAILURES = (AssertionError, OutOfBounds, DataRace, GuardBandTouched)  # what a check raises
 # Workloads of several rows, tiles or sequences, on which the invariants say most. The first of each kernel is one too.
 TILED = {"two-tiles", "prefill", "packed", "skewed", "speakers", "split-edges", "idle", "rows", "odd-rows", "delayed"}
-TILED |= {"normed", "prefill-normed", "no-residual", "no-norm", "no-preamble"}
+TILED |= {"normed", "prefill-normed", "unprepared", "ragged-groups", "no-residual", "no-norm", "no-preamble"}
 TILED |= {"sum", "sum-top2", "dense-sum", "prefill-sum"}
 
 
@@ -120,6 +120,7 @@ def checks(kernel: Kernel) -> Iterator[tuple[str, Callable[[Op], None]]]:
             yield check(exact, first, single, variant)
         yield check(exact, first, half)
         yield check(rounded_once, first, half)
+        yield check(prepares_norm, first, half)
     for workload in (*tiled, *rest):
         yield check(exact, workload, single)
     for workload in (*given[:1], *tiled):

@@ -12,7 +12,7 @@ import torch
 
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.compiler.estimate import REFERENCE, Step
-from zonos2_triton.bench.compiler.frame_estimate import Place, Snapshot, estimates, newest_snapshot
+from zonos2_triton.bench.compiler.frame_estimate import Operation, Snapshot, estimates, newest_snapshot
 from zonos2_triton.bench.figures import engineering
 from zonos2_triton.bench.proof import bounds
 from zonos2_triton.bench.proof.mutants import MUTANTS, distinct
@@ -101,7 +101,7 @@ TABLES: dict[str, dict[str, Callable[[Result | None], str]]] = {
 
 
 def _kernel(
-    kernel: Kernel, snapshot: Snapshot, launches: Mapping[Place, list[Step]], result: Result | None
+    kernel: Kernel, snapshot: Snapshot, launches: Mapping[Operation, list[Step]], result: Result | None
 ) -> tuple[str, ...]:
     real = [workload for workload in kernel.workloads if workload.real]
     workload = next((each for each in real if each.name == "decode-B1"), real[0])

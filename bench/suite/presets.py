@@ -15,6 +15,7 @@ from zonos2_triton.reference.config import Zonos2Config
 from zonos2_triton.reference.vocoder import VocoderConfig
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+TIMED = "bfloat16"
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Preset:
     vocoder_dtypes: tuple[str, ...]
     integration_dtypes: tuple[str, ...]  # of codecs of other packages
     batch_sizes: tuple[int, ...]  # of whole frames
+    no_pdl: tuple[int, ...]  # of those timed once more without dependent launch
     context: int  # rows in the cache of each
     contexts: dict[int, tuple[int, ...]]  # by batch size, further ones
     torch_frames: tuple[int, ...]  # batch sizes at which plain PyTorch is compiled for a whole frame
@@ -70,6 +72,7 @@ FULL = Preset(
     vocoder_dtypes=("bfloat16", "float16"),
     integration_dtypes=("float16", "float32"),
     batch_sizes=(1, 4, 16, 64, 256),
+    no_pdl=(1, 16, 64),
     context=1000,
     contexts={1: (100, 2000, 4000, 6080), 16: (100, 2000, 4000, 6080)},
     torch_frames=(16, 1, 64),
@@ -89,6 +92,7 @@ SMOKE = Preset(
     vocoder_dtypes=("bfloat16",),
     integration_dtypes=("float32",),
     batch_sizes=(2,),
+    no_pdl=(2,),
     context=20,
     contexts={1: (40,)},
     torch_frames=(2,),

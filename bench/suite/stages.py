@@ -11,6 +11,7 @@ from typing import Any, cast
 from zonos2_triton.bench.baselines.providers import Provider, providers_of, time_provider
 from zonos2_triton.bench.baselines.torch_frame import TorchFrame
 from zonos2_triton.bench.catalogue import KERNELS
+from zonos2_triton.bench.compiler.offline_compile import dependent_launch
 from zonos2_triton.bench.compiler.warmup import warmup
 from zonos2_triton.bench.proof.verify import verify
 from zonos2_triton.bench.specs.gpus import recognised
@@ -19,17 +20,17 @@ from zonos2_triton.bench.specs.spec import Kernel, Workload
 from zonos2_triton.bench.suite import device_checks as checks
 from zonos2_triton.bench.suite import results, sanitizer
 from zonos2_triton.bench.suite.environment import run_tests
-from zonos2_triton.bench.suite.presets import DTYPES, Preset
+from zonos2_triton.bench.suite.presets import DTYPES, TIMED, Preset
 from zonos2_triton.bench.suite.recorder import Item, NotRun, Recorder, Withheld, perform
 from zonos2_triton.bench.timing import timer
 from zonos2_triton.bench.timing.end_to_end import EndToEnd
 from zonos2_triton.bench.timing.frame import FrameTimer
 from zonos2_triton.bench.timing.integrations import time_dac_model
 from zonos2_triton.bench.timing.vocoder import VocoderTimer
+from zonos2_triton.kernels._launch_config import dependent_launch as pdl_arguments
 from zonos2_triton.reference.ops import VOCODER_OPERATORS
 
 SEED = 0  # of the inputs
-TIMED = "bfloat16"
 TESTS_LIMIT = 150.0  # seconds
 COMPILING = 40.0  # seconds that torch.compile may take
 # Most valuable first; then other decoding, then the rest.
@@ -191,8 +192,16 @@ def _frames(preset: Preset) -> Listed:
         run.prove(lambda kernel: kernel not in VOCODER)
         return run.frames.time(batch_size, context, run.device, run.roofline)
 
+    def timed_without(batch_size: int, run: Run, left: float) -> dict[str, Any]:
+        if preset.real and not pdl_arguments()["PDL"]:
+            raise NotRun("launches are no dependent ones here")
+        with dependent_launch(False):
+            return timed(batch_size, preset.context, run, left)
+
     for batch_size in preset.batch_sizes:
         yield f"B{batch_size}", 12, partial(timed, batch_size, preset.context)
+    for batch_size in preset.no_pdl:
+        yield f"B{batch_size}/no-pdl", 12, partial(timed_without, batch_size)
     for batch_size, contexts in preset.contexts.items():
         for context in contexts:
             yield f"B{batch_size}/context-{context}", 6, partial(timed, batch_size, context)

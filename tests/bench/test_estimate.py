@@ -106,7 +106,7 @@ def test_more_rounds_of_programs_lengthen_the_chain():
     assert one.under_way == 2 * 132_000
 
 
-BOUNDS = Bounds({4: 0.8, 16: 1.0}, held=("conflict",))
+BOUNDS = Bounds({4: 0.8, 16: 1.0}, issue=0.4, under_way=25_000, live=119, round_trips=5, shared_us=3.0)
 FINE = {"floor": 5.0, "shared": 4.0, "issue": 2.0, "chain": 1.0}
 
 
@@ -118,21 +118,22 @@ FINE = {"floor": 5.0, "shared": 4.0, "issue": 2.0, "chain": 1.0}
         ("under_way", {"under_way": 24_999}, {}, "24999 bytes under way a multiprocessor, at least 25000"),
         ("live", {"live": 97}, {}, "97 programs, at least 119"),
         ("conflict", {"conflict": 2.5}, {}, "2.5 wavefronts for one, at most 2"),
-        ("exposed", {"exposed": 1}, {}, "1 loads in loops wait where they are issued, at most 0"),
+        ("exposed", {"exposed": 1}, {}, "1 loads in loops that wait where they are issued, at most 0"),
         ("round_trips", {"round_trips": 6}, {}, "6 dependent round trips, at most 5"),
         ("shared_us", {}, {"shared": 3.9}, "shared memory takes 3.9 us, at most 3"),
     ],
 )
 def test_bounds_name(name, counts, parts, words):
-    more = {"round_trips": 5} if name == "round_trips" else {"shared_us": 3.0} if name == "shared_us" else {}
-    bounds, found = replace(BOUNDS, **more), Estimate(**(FINE | parts))
-    assert bounds.over(replace(COUNTED, **counts), found, 4) == {name: words}
+    assert BOUNDS.over(replace(COUNTED, **counts), Estimate(**(FINE | parts)), 1 if name == "shared_us" else 4) == {
+        name: words
+    }
+    assert BOUNDS.over(replace(COUNTED, **counts), Estimate(**(FINE | parts)), 65) == {}
 
 
 def test_bounds_follow_the_number_of_tokens():
     assert BOUNDS.over(COUNTED, Estimate(**FINE), 4) == {}
     wide = Estimate(**(FINE | {"shared": 5.0}))
-    assert set(BOUNDS.over(COUNTED, wide, 1)) == {"shared"}
+    assert set(BOUNDS.over(COUNTED, wide, 2)) == {"shared"}
     assert BOUNDS.over(COUNTED, wide, 16) == BOUNDS.over(COUNTED, wide, 64) == {}
 
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from zonos2_triton.bench.compiler.warmup import warmup
+from zonos2_triton.bench.compiler.warmup import tasks_of, warmup
 from zonos2_triton.bench.suite.recorder import NotRun
 
 
@@ -28,3 +28,13 @@ def test_one_kernel_in_a_process_of_its_own(monkeypatch, tmp_path):
     assert found["not_precompiled"] == []
     assert found["binaries"] == found["workloads"] > 8
     assert len([*tmp_path.rglob("*.cubin")]) > 1
+
+
+def test_frames_that_are_timed_both_ways_are_compiled_both_ways():
+    tasks = tasks_of("sm_90", ["output_projection", "rotary"])
+    without = [task[:3] for task in tasks if task[4] is False]
+    assert without == [
+        *(("output_projection", f"decode-B{n}", "bfloat16") for n in (1, 16, 64)),
+        *(("rotary", f"decode-B{n}", "bfloat16") for n in (1, 64)),
+    ]
+    assert {(*task, "sm_90", None) for task in without} <= set(tasks)

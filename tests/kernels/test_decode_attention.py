@@ -1,4 +1,17 @@
-from tests.kernels.operator_suite import CountingTests, PagedTests, at, wrong, wrong_attention
+import pytest
+import torch
+
+from tests.kernels.operator_suite import (
+    CountingTests,
+    PagedTests,
+    assert_same_bits,
+    at,
+    interpreted,
+    run,
+    wrong,
+    wrong_attention,
+)
+from zonos2_triton.kernels.decode_attention import _programs
 
 DECODED = {"B": 6, "context": 80, "contexts": (80, 64, 47, 48, 20, 33), "HQ": 8, "HKV": 2, "DH": 64, "page_size": 64}
 
@@ -25,3 +38,17 @@ class TestDecodeAttention(CountingTests, PagedTests):
         wrong(r"positions must be in -2147483648\.\.39, .*; got 40", "no-preamble", positions=at(0, 40)),
         wrong(r"block_table must be in 0\.\.5, the cache's pages; got 6", block_table=at((1, 0), 6)),
     ]
+
+    @interpreted
+    def test_bits_do_not_depend_on_the_width_of_the_table(self):
+        case = self.case("joins")
+        wide = torch.nn.functional.pad(case.inputs["block_table"], (0, 40))
+        assert_same_bits(run(case), run(case, block_table=wide))
+
+
+@pytest.mark.parametrize(
+    ("heads", "blocks", "programs"),
+    [(4, 96, 32), (16, 96, 32), (64, 96, 8), (256, 96, 2), (1024, 96, 1), (4, 1, 1), (4, 7, 4), (256, 1, 1)],
+)
+def test_programs_fill_a_gpu_whatever_the_batch(heads, blocks, programs):
+    assert _programs(512 // heads, 32, blocks) == programs

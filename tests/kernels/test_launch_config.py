@@ -132,7 +132,7 @@ def test_tiles_are_as_wide_as_the_rows_need(on_card):
 @pytest.mark.interpreter
 def test_the_interpreter_and_fp32_have_tiles_of_their_own(on_card):
     assert architecture() == "interpreter"
-    assert launch_config("decode_attention", "split", torch.float32)["KV_PER_SPLIT"] == 16
+    assert launch_config("decode_attention", "split", torch.float32)["SPLITS"] == 4
     on_card("cuda", 90)
     half, single = (launch_config("decode_attention", "split", x)["BLOCK_KV"] for x in (torch.bfloat16, torch.float32))
     assert (half, single) == (64, 32)
@@ -144,7 +144,7 @@ def test_what_decides_the_order_of_sums_is_the_same_at_every_width(op, variant):
     for name, choice in LAUNCH_CONFIGS[op, variant].items():
         widths = [launch.get("BLOCK_M", 0) for launch in choice]
         assert widths == sorted(widths), name
-        for key in ("BLOCK_K", "K_SLICES", "KV_PER_SPLIT", "BLOCK_KV"):
+        for key in ("BLOCK_K", "K_SLICES", "SPLITS", "BLOCK_KV"):
             assert len({launch.get(key) for launch in choice}) == 1, name
         assert not any(launch["enable_fp_fusion"] for launch in choice), name
 
@@ -276,7 +276,7 @@ def test_all_numbers_of_the_table_might_be_in_a_file():
     ("name", "variant", "workload", "launched"),
     [
         ("codebook_head", "decode", "two-tiles", {"BLOCK_K": 128, "BLOCK_N": 64, "BLOCK_M": 8}),
-        ("decode_attention", "split", "split-edges", {"KV_PER_SPLIT": 32, "BLOCK_KV": 16}),
+        ("decode_attention", "split", "split-edges", {"SPLITS": 16, "BLOCK_KV": 16}),
         pytest.param("conv1d_snake", "taps", "rows", {"BLOCK_M": 16, "BLOCK_K": 16}, marks=pytest.mark.slow),
     ],
 )

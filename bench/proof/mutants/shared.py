@@ -41,22 +41,40 @@ MULTIPLIED = mutants(
     "_gemm",
     tail_of_K_not_masked="if {{not EVEN_K => K < 0}}: mask_w",
     tail_of_K_one_too_long="(start + k_w {{< => <=}} K) mask_x = mask_x & (start + k_x {{< => <=}} K)",
-    tail_of_K_one_too_short="mask_x & (start + k_x < K{{ =>  - 1}})",
+    tail_of_K_one_too_short="mask_w = mask_w & (start + k_w < K) mask_x = mask_x & (start + k_x < K{{ =>  - 1}})",
     last_block_of_K_only="acc = dot_fp32(w, x, {{acc => tl.zeros_like(acc)}}) if up_rows is not None",
     slice_forgotten="acc = left{{ + right => }}",
     slices_overlap="[:, None, None] * {{DEPTH => 1}}",
-    weights_of_the_first_slice="k_w = {{first_k + => }} tl.arange",
+    weights_of_the_first_slice="k_w = {{first_k +  => }}tl.arange(0, DEPTH)[None, None, :]",
+)
+PREPARED = mutants(
+    "_norm",
+    next_norm_weight_forgotten="round_to(wide{{ * norm_w.to(tl.float32)[:, None] => }}, x_scaled_ptr",
+    sums_in_halves="x = tl.sum(x.reshape(A, {{N >> (i + 1), 2, B), axis=2 => 2, N >> (i + 1), B), axis=1}})",
+    one_group_too_many="mask=(offs_g {{< => <=}} n_groups)[:, None]",
+    one_group_too_few="mask=(offs_g < n_groups{{ =>  - 1}})[:, None]",
+    groups_of_a_token_too_close="offs_m.to(tl.int64)[None, :] * {{n_groups => (n_groups - 1)}} + offs_g",
+    x_scaled_of_columns_not_masked="x_scaled, mask={{mask_n[:, None] &  => }}mask_m[None, :]",
+)
+# Of producers whose programs own tiles; those of `frame_embedding` own a token.
+PREPARED_TILES = PREPARED + mutants(
+    "_norm",
+    groups_of_the_first_tile="offs_g = {{first_n // GROUP +  => }}tl.arange",
+    sums_of_tokens_not_masked="(offs_g < n_groups)[:, None]{{ & mask_m[None, :] => }}",
+    x_scaled_of_tokens_not_masked="x_scaled, mask=mask_n[:, None]{{ & mask_m[None, :] => }}",
 )
 NORMED = mutants(
-    "_gemm",
-    norm_weight_forgotten="round_to(wide{{ * norm_w[:, None] => }}, w.dtype)",
-    squares_of_the_last_block_only="sum_sq {{+= => =}} wide * wide",
-    norm_without_epsilon="tl.sum(sum_sq, axis=0) / K{{ + eps => }})",
-    norm_of_the_sum="tl.sum(sum_sq, axis=0) {{/ K  => }}+ eps)",
-    scale_forgotten="{{acc = acc * scale => pass}} acc_up =",
+    "_norm",
+    norm_without_epsilon="total / D{{ + eps => }})",
+    norm_of_the_sum="total {{/ D  => }}+ eps)",
+    squares_of_the_first_token="offs = {{tokens.to(tl.int64)[:, None] * N_GROUPS + offs_g => 0 * tokens.to(tl.int64)[:, None] + offs_g}}",
+    one_group_too_many_read="mask_m[:, None] & (offs_g {{< => <=}} N_GROUPS)",
+    one_group_too_few_read="mask_m[:, None] & (offs_g < N_GROUPS{{ =>  - 1}})",
+    not_prepared="if norm_weight is None {{or x_scaled is not None => or True}}:",
 )
-GATED = mutants("_gemm", up_not_scaled="acc = acc * scale {{acc_up = acc_up * scale => pass}} return")
-CAPPED = mutants("_gemm", cap_before_norm="acc = {{acc => (15.0 - 30.0 / (tl.exp(acc / 7.5) + 1.0))}} * scale acc_up")
+GATED = mutants(
+    "moe_experts", gate_not_scaled="gate *= {{scale => 1.0}} up *=", up_not_scaled="up *= {{scale => 1.0}} h ="
+)
 
 # Of all tiles of rows; each is its own program.
 ROW_TILES = {
