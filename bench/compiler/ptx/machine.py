@@ -16,6 +16,7 @@ import numpy.typing as npt
 from zonos2_triton.bench.compiler.ptx.arithmetic import operation
 from zonos2_triton.bench.compiler.ptx.counts import CLASSES, LATENCY, TRAFFIC, Access, Counts, classify
 from zonos2_triton.bench.compiler.ptx.flow import blocks, deaths, exposed_loads, is_barrier, needed, space
+from zonos2_triton.bench.compiler.ptx.hazards import Hazard, Hazards
 from zonos2_triton.bench.compiler.ptx.matrix import exchange, mma
 from zonos2_triton.bench.compiler.ptx.memory import (
     LANES,
@@ -54,7 +55,7 @@ class Transfers:
 
     bytes: int = 0  # of the program that has the most
     ready: float = 0
-    copies: list[Any] = field(default_factory=list)  # (addresses, mask, bytes, values)
+    copies: list[Any] = field(default_factory=list)  # (instruction, addresses, mask, bytes, values)
 
 
 @dataclass
@@ -97,6 +98,7 @@ class Batch:
     any_depth: int = 0
     cycles: float = 0
     trips: int = 0
+    hazards: Hazards | None = None  # None: not looked for
 
     def add(self, kind: str, n: Any) -> None:
         """Adds a number, or one for each program."""
@@ -111,7 +113,7 @@ result, where they are not those of its class."""
 
 
 class Machine:
-    """One launch. values: floats too; otherwise only what addresses and control rest on."""
+    """One launch. values: floats too, and hazards; otherwise only what addresses and control rest on."""
 
     def __init__(
         self, function: Function, params: Mapping[str, int], memory: GlobalMemory, shared: int, values: bool = True,
@@ -176,6 +178,7 @@ class Machine:
             np.zeros((1, len(CLASSES), self.warps), np.int64), np.zeros((1, len(TRAFFIC)), np.int64),
             np.zeros(len(programs), bool), np.zeros((1, self.shared_bytes + 16 - self.shared_bytes % 16), np.uint8),
             np.zeros(words), np.zeros(words, np.int32),
+            hazards=Hazards(self.function.name, self.code, self.shared_bytes) if self.values else None,
         )  # fmt: skip
 
     def _run_batches(self, waiting: list[Batch]) -> list[Batch]:
@@ -349,6 +352,8 @@ class Machine:
                 time, depth = max(each.time for each in here), max(each.depth for each in here)
                 for each in here:
                     each.waits, each.time, each.depth = None, time, depth
+                if batch.hazards:
+                    batch.hazards.barrier()
                 return
 
     # Batches that meet
@@ -388,6 +393,7 @@ class Machine:
             np.maximum(a.word_ready, b.word_ready), np.maximum(a.word_depth, b.word_depth),
             max(a.any_ready, b.any_ready), max(a.any_depth, b.any_depth),
             max(a.cycles, b.cycles), max(a.trips, b.trips),
+            a.hazards.combined(b.hazards, both) if a.hazards and b.hazards else None,
         )  # fmt: skip
 
     # Operands
@@ -817,6 +823,8 @@ class Machine:
             place, on = self._spread(address(batch).astype(np.int64), where)
             active = place.reshape(-1) if on is None else place[on]
             self._check_shared(each, active, width)
+            if batch.hazards:
+                (batch.hazards.read if each.name == "ld" else batch.hazards.write)(pc, place, on, width)
             return where, place, on, *self._count_shared(pc, batch, place, on, width)
 
         return access
@@ -876,11 +884,22 @@ class Machine:
                 return time, trips
             _, place, on, waves, words = found
             for i, get in getters:
-                self._scatter(batch, place + i * size, on, get(batch), size)
+                value = get(batch)
+                self._scatter(batch, place + i * size, on, value, size)
+                if batch.hazards:
+                    self._check_agreed(each, batch, place + i * size, on, value, size)
             self._note_words(batch, words, time + LATENCY["shared_store"] + waves - 1, trips)
             return time, trips
 
         return store
+
+    def _check_agreed(
+        self, each: Instruction, batch: Batch, place: Array, on: Array | None, value: Array, size: int
+    ) -> None:
+        """Hazard: threads of one instruction store different values at one address."""
+        differs = self._gather(batch, place if on is None else np.where(on, place, 0), size) != value.astype(UINT[size])
+        if (differs if on is None else differs & on).any():
+            raise Hazard(f"{self.function.name}: {each.where()} stores different values of two threads at one address")
 
     def _matrix_access(self, pc: int, each: Instruction) -> Handler:
         """ldmatrix and stmatrix: 8 x 8 elements of 16 bits a matrix, one row from each address."""
@@ -902,6 +921,8 @@ class Machine:
                 place, other = self._spread(place, path.mask)
                 on = on & other
             self._check_shared(each, place[on], 16)
+            if batch.hazards:
+                (batch.hazards.read if is_load else batch.hazards.write)(pc, place, on, 16)
             waves, words = self._count_shared(pc, batch, np.ascontiguousarray(place), on, 16)
             if keep:
                 rows = place.reshape(len(place), self.warps, LANES)
@@ -958,6 +979,8 @@ class Machine:
                 return None
             place, on = self._spread(target(batch).astype(np.int64), where)
             self._check_shared(each, place.reshape(-1) if on is None else place[on], size)
+            if batch.hazards:
+                batch.hazards.write(pc, place, on, size, arrives=False)
             waves, words = self._count_shared(pc, batch, place, on, size)
             reads = where
             if given is not None:
@@ -978,7 +1001,7 @@ class Machine:
             group.ready = max(group.ready, time + LATENCY["global"])
             self._note_words(batch, words, time + LATENCY["global"] + waves - 1, trips)
             if keep:
-                group.copies.append((place, on, size, values))
+                group.copies.append((pc, place, on, size, values))
             self.under_way = max(self.under_way, sum(each.bytes for each in path.groups))
             return time, trips
 
@@ -1006,9 +1029,11 @@ class Machine:
         arrived = committed[: len(committed) - last]
         for group in arrived:
             path.time = max(path.time, group.ready)
-            for place, on, size, values in group.copies:
+            for pc, place, on, size, values in group.copies:
                 if path.mask is not None:
                     place, on = self._spread(place, path.mask if on is None else on & path.mask)
+                if batch.hazards:
+                    batch.hazards.arrive(pc, place, on, size)
                 for i in range(size // 4):
                     piece = np.zeros((1, 1), np.uint32) if values is None else values[i]
                     self._scatter(batch, place + 4 * i, on, piece, 4)
@@ -1106,13 +1131,14 @@ def _taken_from(batch: Batch, chosen: Array) -> Batch:
         list(batch.ready), list(batch.depth), paths, rows(batch.classes).copy(), rows(batch.traffic).copy(),
         batch.live[chosen], rows(batch.shared).copy(), batch.word_ready.copy(), batch.word_depth.copy(),
         batch.any_ready, batch.any_depth, batch.cycles, batch.trips,
+        batch.hazards.mapped(rows) if batch.hazards else None,
     )  # fmt: skip
 
 
 def _copy_of(copy: Any, rows: Callable[[Array], Array]) -> Any:
-    place, on, size, values = copy
+    pc, place, on, size, values = copy
     return (
-        rows(place), None if on is None else rows(on), size,
+        pc, rows(place), None if on is None else rows(on), size,
         None if values is None else [rows(value) for value in values],
     )  # fmt: skip
 
