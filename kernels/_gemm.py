@@ -14,12 +14,19 @@ import triton.language as tl
 
 from zonos2_triton.kernels._math import dot_fp32
 
+WIDE = tl.constexpr(64)  # tokens of a tile whose masks would be a fifth of a loop's instructions
+
+
+@triton.jit
+def row_ptrs(ptr, offs, n, stride):
+    """Pointers to the rows `offs` of n, each so many elements after the last; beyond the end, to the last row."""
+    return ptr + tl.minimum(offs, n - 1).to(tl.int64) * stride
+
 
 @triton.jit
 def gemm_tile(
     w_rows,  # [BLOCK_N] pointers to rows of K weights
     up_rows,  # [BLOCK_N] pointers to rows of a second matrix, or None
-    mask_n,  # [BLOCK_N]
     x_rows,  # [BLOCK_M] pointers to rows of K activations
     mask_m,  # [BLOCK_M]
     K,
@@ -29,38 +36,44 @@ def gemm_tile(
     BLOCK_K: tl.constexpr,
     K_SLICES: tl.constexpr = 1,
 ):
-    """w x and up x, [BLOCK_N, BLOCK_M] fp32."""
+    """w x and up x, [BLOCK_N, BLOCK_M] fp32.
+
+    All rows must exist: beyond the last, callers repeat it. A narrow tile does not load tokens outside of mask_m.
+    """
     if K_SLICES == 1:
         k_w = tl.arange(0, BLOCK_K)[None, :]
         k_x = tl.arange(0, BLOCK_K)[:, None]
-        w_ptrs, w_mask = w_rows[:, None] + k_w, mask_n[:, None]  # [BLOCK_N, BLOCK_K]
-        x_ptrs, x_mask = x_rows[None, :] + k_x, mask_m[None, :]  # [BLOCK_K, BLOCK_M]
-        if up_rows is not None:
-            up_ptrs = up_rows[:, None] + k_w
+        w_ptrs = w_rows[:, None] + k_w  # [BLOCK_N, BLOCK_K]
+        up_ptrs = up_rows[:, None] + k_w if up_rows is not None else None
+        x_ptrs, mask_m = x_rows[None, :] + k_x, mask_m[None, :]  # [BLOCK_K, BLOCK_M]
         acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     else:
         DEPTH: tl.constexpr = BLOCK_K // K_SLICES
         first_k = tl.arange(0, K_SLICES)[:, None, None] * DEPTH
         k_w = first_k + tl.arange(0, DEPTH)[None, None, :]
         k_x = first_k + tl.arange(0, DEPTH)[None, :, None]
-        w_ptrs, w_mask = w_rows[None, :, None] + k_w, mask_n[None, :, None]  # [K_SLICES, BLOCK_N, DEPTH]
-        x_ptrs, x_mask = x_rows[None, None, :] + k_x, mask_m[None, None, :]  # [K_SLICES, DEPTH, BLOCK_M]
-        if up_rows is not None:
-            up_ptrs = up_rows[None, :, None] + k_w
+        w_ptrs = w_rows[None, :, None] + k_w  # [K_SLICES, BLOCK_N, DEPTH]
+        up_ptrs = up_rows[None, :, None] + k_w if up_rows is not None else None
+        x_ptrs, mask_m = x_rows[None, None, :] + k_x, mask_m[None, None, :]  # [K_SLICES, DEPTH, BLOCK_M]
         acc = tl.zeros((K_SLICES, BLOCK_N, BLOCK_M), tl.float32)
     acc_up = acc
     for start in range(0, K, BLOCK_K):
-        mask_w, mask_x = w_mask, x_mask
-        if not EVEN_K:
-            mask_w = mask_w & (start + k_w < K)
-            mask_x = mask_x & (start + k_x < K)
-        w = tl.load(w_ptrs + start, mask=mask_w, other=0.0)
-        x = tl.load(x_ptrs + start, mask=mask_x, other=0.0)
+        mask_w = start + k_w < K if not EVEN_K else None
+        mask_x = start + k_x < K if not EVEN_K else None
+        if BLOCK_M < WIDE:
+            mask_x = mask_m if EVEN_K else mask_m & mask_x
+        w = _load(w_ptrs + start, mask_w)
+        x = _load(x_ptrs + start, mask_x)
         acc = dot_fp32(w, x, acc)
         if up_rows is not None:
-            up = tl.load(up_ptrs + start, mask=mask_w, other=0.0)
-            acc_up = dot_fp32(up, x, acc_up)
+            acc_up = dot_fp32(_load(up_ptrs + start, mask_w), x, acc_up)
     return _sum_slices(acc, K_SLICES, BLOCK_N, BLOCK_M), _sum_slices(acc_up, K_SLICES, BLOCK_N, BLOCK_M)
+
+
+@triton.jit
+def _load(ptrs, mask):
+    """Zero outside of the mask, if there is one."""
+    return tl.load(ptrs) if mask is None else tl.load(ptrs, mask=mask, other=0.0)
 
 
 @triton.jit

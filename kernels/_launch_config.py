@@ -13,7 +13,7 @@ import torch
 import triton
 
 from zonos2_triton import _settings
-from zonos2_triton.kernels._launch_table import ARCHITECTURES, INDEPENDENT, LAUNCH_CONFIGS
+from zonos2_triton.kernels._launch_table import ARCHITECTURES, LAUNCH_CONFIGS
 from zonos2_triton.kernels._operator import Launch, interpreted
 
 LOG = logging.getLogger("zonos2_triton")
@@ -46,7 +46,7 @@ def _chosen(op: str, variant: str, dtype: torch.dtype, rows: int, tf32: bool) ->
             launch = {**launch, **override.numbers}
     if launch.get("BLOCK_M", 16) < 16 and architecture() == "gfx942":
         raise ValueError(f"{_settings.LAUNCH_CONFIG}: BLOCK_M of {op} {variant} must be at least 16 on gfx942, got 8")
-    return launch if op in INDEPENDENT else {**launch, **dependent_launch()}
+    return {**launch, **dependent_launch()}
 
 
 DTYPES = ("float32", "tf32", "float16", "bfloat16")

@@ -25,9 +25,6 @@ from zonos2_triton.kernels._operator import Launch
 
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
 
-# Operators whose kernels do not wait for the previous launch yet.
-INDEPENDENT = frozenset({"decode_attention"})
-
 
 def _config(num_warps: int, num_stages: int, **blocks: int) -> Launch:
     # Without fusion, a * b + c is rounded twice everywhere: no bit depends on what the compiler fuses.

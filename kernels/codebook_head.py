@@ -24,7 +24,7 @@ from torch import Tensor
 
 from zonos2_triton.kernels._args import check_batch, check_rows
 from zonos2_triton.kernels._dependent_launch import prefetch_rows, wait_for_previous_launch
-from zonos2_triton.kernels._gemm import gemm_tile
+from zonos2_triton.kernels._gemm import gemm_tile, row_ptrs
 from zonos2_triton.kernels._launch_config import gemm_config
 from zonos2_triton.kernels._math import tanh
 from zonos2_triton.kernels._norm import (
@@ -63,13 +63,13 @@ def _codebook_head_kernel(
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_m, mask_n = offs_m < M, offs_n < N
-    w_rows = w_ptr + offs_n.to(tl.int64) * D
+    w_rows = row_ptrs(w_ptr, offs_n, N, D)
     prefetch_rows(w_ptr, tl.program_id(1) * BLOCK_N, N, D, D, BLOCK_N, PDL)
     wait_for_previous_launch(PDL)
-    x_rows = x_ptr + offs_m.to(tl.int64) * D
+    x_rows = row_ptrs(x_ptr, offs_m, M, D)
     if sum_sq_ptr is not None and BLOCK_M <= FEW_TOKENS:
         sum_sq = load_sum_sq(sum_sq_ptr, offs_m, mask_m, N_GROUPS)
-    acc, _ = gemm_tile(w_rows, None, mask_n, x_rows, mask_m, D, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K, K_SLICES)
+    acc, _ = gemm_tile(w_rows, None, x_rows, mask_m, D, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K, K_SLICES)
     if sum_sq_ptr is not None:
         if BLOCK_M > FEW_TOKENS:
             sum_sq = load_sum_sq(sum_sq_ptr, offs_m, mask_m, N_GROUPS)

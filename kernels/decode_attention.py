@@ -61,6 +61,7 @@ from zonos2_triton.kernels._attention import (
     scores,
     store_output,
 )
+from zonos2_triton.kernels._dependent_launch import wait_for_previous_launch
 from zonos2_triton.kernels._launch_config import launch_config
 from zonos2_triton.kernels._math import dot_fp32, last_to_arrive
 from zonos2_triton.kernels._operator import Cost, operator, zeroed_counters
@@ -91,8 +92,10 @@ def _decode_attention_kernel(
     QK_EPS: tl.constexpr,
     BLOCK_KV: tl.constexpr,
     SPLITS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Grid (programs, HKV, B), programs a divisor of SPLITS: each owns every programs-th split of a key/value head."""
+    wait_for_previous_launch(PDL)
     program, hk, b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     programs = tl.num_programs(0)
     GROUP: tl.constexpr = HQ // HKV

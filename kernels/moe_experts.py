@@ -49,7 +49,7 @@ from torch import Tensor
 
 from zonos2_triton.kernels._args import STRIDED, check_batch, check_range, check_rows, may_sync
 from zonos2_triton.kernels._dependent_launch import prefetch_l2, prefetch_rows, wait_for_previous_launch
-from zonos2_triton.kernels._gemm import gemm_tile
+from zonos2_triton.kernels._gemm import gemm_tile, row_ptrs
 from zonos2_triton.kernels._launch_config import gemm_config
 from zonos2_triton.kernels._math import last_to_arrive, round_to, silu
 from zonos2_triton.kernels._norm import (
@@ -81,7 +81,8 @@ def _slot_tile(
 ):
     """This program's tile: its expert, its slots [BLOCK_M] and their mask [BLOCK_M]; and the number of tiles.
 
-    The expert is E for idle slots, and above E for a program beyond the last tile.
+    The expert is E for idle slots, and above E for a program beyond the last tile. A slot outside of the mask is
+    another program's.
     """
     tile = tl.program_id(0)
     offs_m = tl.arange(0, BLOCK_M)
@@ -99,7 +100,7 @@ def _slot_tile(
         return expert.to(tl.int64), slots, mask, tl.sum(counts, axis=0)
     else:  # one expert, whose slots are the tokens
         slots = (tile * BLOCK_M + offs_m).to(tl.int64)
-        return tl.zeros((), tl.int64), slots, slots < M, tl.num_programs(0)
+        return tl.zeros((), tl.int64), tl.minimum(slots, M - 1), slots < M, tl.num_programs(0)
 
 
 @triton.jit(do_not_specialize=["M"])  # one binary for every batch
@@ -140,12 +141,12 @@ def _moe_experts_up_kernel(
     expert, slots, mask_m, tiles_m = _slot_tile(sorted_slot_ids_ptr, expert_offsets_ptr, M, E, E_POW2, TOP_K, BLOCK_M)
     if sorted_slot_ids_ptr is not None and expert >= E:
         return
-    offs_w = expert * stride_expert + offs_n.to(tl.int64) * stride_row
+    offs_w = row_ptrs(expert * stride_expert, offs_n, I, stride_row)
     x_rows = x_ptr + slots // TOP_K * D
     if sum_sq_ptr is not None and BLOCK_M <= FEW_TOKENS:
         sum_sq = load_sum_sq(sum_sq_ptr, slots // TOP_K, mask_m, N_GROUPS)
     gate, up = gemm_tile(
-        gate_ptr + offs_w, up_ptr + offs_w, mask_n, x_rows, mask_m, D, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K, K_SLICES
+        gate_ptr + offs_w, up_ptr + offs_w, x_rows, mask_m, D, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K, K_SLICES
     )
     if sorted_slot_ids_ptr is not None:  # few experts are certain now, and fit into L2: memory need not rest
         rows = tl.where(tiles_m <= PREFETCHED_TILES, tl.cdiv(D, tl.num_programs(1)), 0)
@@ -201,7 +202,7 @@ def _moe_experts_down_kernel(
     expert, slots, mask_m, tiles_m = _slot_tile(sorted_slot_ids_ptr, expert_offsets_ptr, M, E, E_POW2, TOP_K, BLOCK_M)
     if sorted_slot_ids_ptr is not None and tl.program_id(0) >= tiles_m:
         return
-    w_rows = down_ptr + (tl.minimum(expert, E - 1) * D + offs_n) * I
+    w_rows = row_ptrs(down_ptr + tl.minimum(expert, E - 1) * D * I, offs_n, D, I)
     length = I
     if sorted_slot_ids_ptr is not None:
         length = tl.where(expert < E, I, 0)  # without an expert, the sum is over nothing
@@ -214,7 +215,7 @@ def _moe_experts_down_kernel(
         residual = tl.load(residual_ptr + offs, mask=mask, other=0.0)
     norm_w = tl.load(norm_ptr + offs_n, mask=mask_n, other=0.0) if norm_ptr is not None else None
     h_rows = h_ptr + slots * I
-    acc, _ = gemm_tile(w_rows, None, mask_n, h_rows, mask_m, length, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K, K_SLICES)
+    acc, _ = gemm_tile(w_rows, None, h_rows, mask_m, length, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K, K_SLICES)
     if sorted_slot_ids_ptr is not None:
         acc = acc * weights[None, :]
     if TOP_K == 1:

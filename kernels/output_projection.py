@@ -22,7 +22,7 @@ from torch import Tensor
 
 from zonos2_triton.kernels._args import check_batch, check_rows
 from zonos2_triton.kernels._dependent_launch import prefetch_rows, wait_for_previous_launch
-from zonos2_triton.kernels._gemm import gemm_tile
+from zonos2_triton.kernels._gemm import gemm_tile, row_ptrs
 from zonos2_triton.kernels._launch_config import gemm_config
 from zonos2_triton.kernels._math import round_to
 from zonos2_triton.kernels._norm import norm_bytes, norm_results, store_norm
@@ -52,18 +52,18 @@ def _output_projection_kernel(
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_m, mask_n = offs_m < M, offs_n < D
-    w_rows = w_ptr + offs_n.to(tl.int64) * K
+    w_rows = row_ptrs(w_ptr, offs_n, D, K)
     first = tl.program_id(1) * BLOCK_N
     prefetch_rows(w_ptr, first, D, K, K, BLOCK_N, PDL)
     wait_for_previous_launch(PDL)
-    y_rows = y_ptr + offs_m.to(tl.int64) * K
+    y_rows = row_ptrs(y_ptr, offs_m, M, K)
     offs = offs_m.to(tl.int64)[None, :] * D + offs_n[:, None]
     mask = mask_n[:, None] & mask_m[None, :]
     if residual_ptr is not None:
         residual = tl.load(residual_ptr + offs, mask=mask, other=0.0)  # under way in the product
     if norm_ptr is not None:
         norm_w = tl.load(norm_ptr + offs_n, mask=mask_n, other=0.0)
-    acc, _ = gemm_tile(w_rows, None, mask_n, y_rows, mask_m, K, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K, K_SLICES)
+    acc, _ = gemm_tile(w_rows, None, y_rows, mask_m, K, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K, K_SLICES)
     if residual_ptr is not None:
         acc += residual.to(tl.float32)
     x = round_to(acc, x_ptr.dtype.element_ty)

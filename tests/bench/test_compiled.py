@@ -27,10 +27,16 @@ FEW = [
 ]
 # Kernel, workload, check, fault, and the error that must come.
 MISTAKES = [
-    ("decode_attention", "tiny", "exact", "a stage less is waited for", "ld.* reads what this copy .*cp"),
-    ("decode_attention", "tiny", "exact", "no wait", "reads what this copy has not brought yet"),
-    ("qkv_projection", "tiny", "exact", "no barrier", "ldmatrix.* reads what another warp wrote since: .*cp.async"),
-    ("add_rms_norm", "wide-D", "exact", "another lane", "Mismatch: .*normed: "),
+    (
+        "decode_attention",
+        "tiny",
+        "exact",
+        "a stage less is waited for",
+        "Hazard: .*ld.* reads what .*cp.async.* arrived",
+    ),
+    ("decode_attention", "tiny", "exact", "no wait", "Hazard: .*ld.* reads what .*cp.async.* arrived"),
+    ("qkv_projection", "tiny", "exact", "no barrier", "Hazard: .*another warp, with no barrier between"),
+    ("add_rms_norm", "wide-D", "exact", "another lane", "Hazard: .*different values of two threads"),
     ("qkv_projection", "tiny", "exact", "swapped registers", "Mismatch: .*result: "),
     ("output_projection", "tiny", "rounded_once", "cut off", "halves of a last place, not 1"),
 ]
@@ -51,7 +57,7 @@ def compiling(module, *arguments):
 
 
 def errors(*tasks):
-    """The answers of `compiled_runs` to these tasks."""
+    """What `compiled_runs` says of each task."""
     return [json.loads(line) for line in compiling("compiled_runs", *map(json.dumps, tasks)).splitlines()]
 
 

@@ -1,124 +1,99 @@
-"""Hazards in shared memory: what is read before it has arrived, or while another warp may write it.
+"""Hazards of shared memory: accesses of two warps that no barrier orders, and copies that are read before they arrive.
 
-Between two barriers of the whole program, one warp must not read what another writes, in either order. A copy by
-cp.async is under way from its issue to its wait: meanwhile nothing may read or write its place. Then it counts as a
-write by the warp that waited, so that other warps need a barrier. Two warps may write the same place: Triton lets them
-store copies of one value.
+A warp's own accesses are in order. A barrier orders all threads; of a named one that some threads wait at, too, so that
+hazards between other threads around it are not found. An asynchronous copy arrives when the thread that issued it has
+waited for it; another warp sees it after a barrier more.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from zonos2_triton.bench.compiler.ptx.memory import LANES
+from zonos2_triton.bench.compiler.ptx.parse import Instruction, PtxError
+
 Array = npt.NDArray[Any]
-LANES = 32
+SEVERAL = -1
 
 
-class Hazard(Exception):
-    """(message, index of the earlier instruction)"""
+class Hazard(PtxError):
+    """Two accesses to shared memory whose order is open; the message names both instructions."""
 
 
 class Hazards:
-    """The accesses of some programs since their last barrier. Arrays are [1 | programs, granules].
+    """Who accessed each byte since the last barrier. Arrays are [1 | programs, bytes]; instructions count from 1."""
 
-    granule  bytes that are told apart: the narrowest access
-    """
+    def __init__(self, kernel: str, code: Sequence[Instruction], size: int) -> None:
+        self._kernel, self._code = kernel, code
+        self.writer, self.reader, self.arriving = (np.zeros((1, size), np.int32) for _ in range(3))
+        self.writer_warp, self.reader_warp = (np.zeros((1, size), np.int16) for _ in range(2))
 
-    def __init__(self, size: int, granule: int, warps: int) -> None:
-        self.granule, self.warps, self.epoch = granule, warps, 1
-        # writer and reader: epoch * (warps + 1) + warp; `warps` stands for several. under_way: pc + 1 of a copy.
-        self.state = {
-            name: np.zeros((1, size // granule + 1), np.int64)
-            for name in ("writer", "writer_pc", "reader", "reader_pc", "under_way")
-        }
+    def mapped(self, change: Callable[[Array], Array]) -> "Hazards":
+        """A copy whose arrays are changed so."""
+        return self.combined(self, lambda mine, _: change(mine).copy())
 
-    def barrier(self) -> None:
-        self.epoch += 1
-
-    def taken(self, rows: Callable[[Array], Array]) -> "Hazards":
-        """Those of some of the programs."""
-        return self._with({name: rows(x).copy() for name, x in self.state.items()})
-
-    def merged(self, other: "Hazards", both: Callable[[Array, Array], Array]) -> "Hazards":
-        """Those of these programs and others, which are at the same instruction."""
-        later = max(self.epoch, other.epoch)
-        mine, theirs = self._at(later), other._at(later)
-        state = {name: both(mine[name], theirs[name]) for name in mine}
-        rows = max(map(len, state.values()))
-        merged = self._with({name: np.repeat(x, rows // len(x), 0) for name, x in state.items()})
-        merged.epoch = later
-        return merged
-
-    def _at(self, epoch: int) -> dict[str, Array]:
-        """The state with its epochs counted on, so that the current one is `epoch`."""
-        state, behind = dict(self.state), (epoch - self.epoch) * (self.warps + 1)
-        for name in ("writer", "reader"):
-            state[name] = state[name] + behind
-        return state
-
-    def _with(self, state: dict[str, Array]) -> "Hazards":
-        found = Hazards(0, self.granule, self.warps)
-        found.epoch, found.state = self.epoch, state
+    def combined(self, other: "Hazards", change: Callable[[Array, Array], Array]) -> "Hazards":
+        """Both as one."""
+        found = Hazards(self._kernel, self._code, 0)
+        for name in ("writer", "reader", "arriving", "writer_warp", "reader_warp"):
+            setattr(found, name, change(getattr(self, name), getattr(other, name)))
         return found
 
-    def _places(self, address: Array, on: Array | None, width: int) -> tuple[Any, Array]:
-        """Index of the granules of an access, and the warp that each belongs to."""
-        rows = max(len(address), 1 if on is None else len(on))
-        if rows > len(self.state["writer"]):
-            self.state = {name: np.repeat(x, rows, 0) for name, x in self.state.items()}
-        shape = (len(self.state["writer"]), address.shape[1])
-        address = np.broadcast_to(address, shape)
-        row, thread = np.nonzero(np.broadcast_to(np.True_ if on is None else on, shape))
-        each = np.arange(max(1, width // self.granule))
-        granules = address[row, thread][:, None] // self.granule + each
-        return (np.repeat(row, len(each)), granules.reshape(-1)), np.repeat(thread // LANES, len(each))
+    def barrier(self) -> None:
+        """All threads have reached a barrier."""
+        self.writer[:] = 0
+        self.reader[:] = 0
 
-    def read(self, pc: int, address: Array, on: Array | None, width: int) -> None:
-        """Hazard: a copy to it is under way, or another warp wrote it since the last barrier."""
-        index, warp = self._places(address, on, width)
-        self._nothing_under_way(index, "reads what this copy has not brought yet")
-        key = self.epoch * (self.warps + 1)
-        writer = self.state["writer"][index]
-        self._none((writer >= key) & (writer != key + warp), "writer_pc", index, "reads what another warp wrote since")
-        reader = self.state["reader"]
-        before = reader[index]
-        reader[index] = key + warp
-        several = (before >= key) & (before != key + warp) | (reader[index] != key + warp)
-        reader[index[0][several], index[1][several]] = key + self.warps
-        self.state["reader_pc"][index] = pc
+    def read(self, pc: int, place: Array, on: Array | None, width: int) -> None:
+        """place, on: first bytes and active threads, [1 | programs, threads]. Hazard: see the class."""
+        at, warp = self._bytes(place, on, width)
+        self._check(pc, self.arriving[at] > 0, self.arriving, at, "reads what", "copies and what has not arrived")
+        other = (self.writer[at] > 0) & (self.writer_warp[at] != warp)
+        self._check(pc, other, self.writer, at, "reads what", "writes in another warp, with no barrier between")
+        fresh = self.reader[at] == 0
+        self.reader_warp[at] = np.where(fresh | (self.reader_warp[at] == warp), warp, SEVERAL)
+        mixed = self.reader_warp[at] != warp
+        self.reader_warp[tuple(axis[mixed] for axis in at)] = SEVERAL
+        self.reader[at] = pc + 1
 
-    def write(self, pc: int, address: Array, on: Array | None, width: int, copy: bool = False) -> None:
-        """Hazard: a copy to it is under way, or another warp read it since the last barrier. copy: this starts one."""
-        index, warp = self._places(address, on, width)
-        self._nothing_under_way(index, "writes where this copy is under way")
-        key = self.epoch * (self.warps + 1)
-        reader = self.state["reader"][index]
-        self._none(
-            (reader >= key) & (reader != key + warp), "reader_pc", index, "writes what another warp may still read"
+    def write(self, pc: int, place: Array, on: Array | None, width: int, arrives: bool = True) -> None:
+        """arrives: at once; otherwise an asynchronous copy, which `arrive` ends."""
+        at, warp = self._bytes(place, on, width)
+        self._check(pc, self.arriving[at] > 0, self.arriving, at, "overwrites what", "copies and what has not arrived")
+        for who, whose, verb in ((self.reader, self.reader_warp, "reads"), (self.writer, self.writer_warp, "writes")):
+            other = (who[at] > 0) & (whose[at] != warp)
+            self._check(pc, other, who, at, "overwrites what", f"{verb} in another warp, with no barrier between")
+        self.writer[at], self.writer_warp[at] = pc + 1, warp
+        if not arrives:
+            self.arriving[at] = pc + 1
+
+    def arrive(self, pc: int, place: Array, on: Array | None, width: int) -> None:
+        """A copy that instruction pc issued has arrived."""
+        at, warp = self._bytes(place, on, width)
+        self.arriving[at] = 0
+        self.writer[at], self.writer_warp[at] = pc + 1, warp
+
+    def _bytes(self, place: Array, on: Array | None, width: int) -> tuple[tuple[Array, Array], Array]:
+        """Index of each byte, and the warp that accesses it."""
+        if len(place) > len(self.writer):
+            for name in ("writer", "reader", "arriving", "writer_warp", "reader_warp"):
+                setattr(self, name, np.repeat(getattr(self, name), len(place), 0))
+        rows = len(self.writer)
+        shape = (rows, place.shape[1])
+        lanes = np.broadcast_to(place, shape)
+        active = np.ones(shape, bool) if on is None else np.broadcast_to(on, shape)
+        row, thread = np.nonzero(active)
+        first = lanes[row, thread]
+        columns = first[:, None] + np.arange(width)
+        return (np.broadcast_to(row[:, None], columns.shape), columns), np.broadcast_to(
+            (thread // LANES).astype(np.int16)[:, None], columns.shape
         )
-        if copy:
-            self.state["under_way"][index] = pc + 1
-        else:
-            self._note(index, warp, pc)
 
-    def arrive(self, address: Array, on: Array | None, width: int) -> None:
-        """A copy has been waited for."""
-        index, warp = self._places(address, on, width)
-        pc = self.state["under_way"][index] - 1
-        self.state["under_way"][index] = 0
-        self._note(index, warp, pc)
-
-    def _note(self, index: Any, warp: Array, pc: Any) -> None:
-        self.state["writer"][index] = self.epoch * (self.warps + 1) + warp
-        self.state["writer_pc"][index] = pc
-
-    def _nothing_under_way(self, index: Any, what: str) -> None:
-        copy = self.state["under_way"][index]
-        if copy.any():
-            raise Hazard(what, int(copy[copy.argmax()]) - 1)
-
-    def _none(self, wrong: Array, earlier: str, index: Any, what: str) -> None:
+    def _check(self, pc: int, wrong: Array, who: Array, at: tuple[Array, Array], verb: str, how: str) -> None:
         if wrong.any():
-            raise Hazard(what, int(self.state[earlier][index][wrong.argmax()]))
+            other = self._code[int(who[at][wrong][0]) - 1]
+            byte = int(at[1][wrong][0])
+            here = self._code[pc]
+            raise Hazard(f"{self._kernel}: {here.where()} {verb} {other.where()} {how} (byte {byte} of shared memory)")

@@ -39,13 +39,13 @@ COUNTED = mutants(
 )
 MULTIPLIED = mutants(
     "_gemm",
-    tail_of_K_not_masked="if {{not EVEN_K => K < 0}}: mask_w",
-    tail_of_K_one_too_long="(start + k_w {{< => <=}} K) mask_x = mask_x & (start + k_x {{< => <=}} K)",
-    tail_of_K_one_too_short="mask_w = mask_w & (start + k_w < K) mask_x = mask_x & (start + k_x < K{{ =>  - 1}})",
+    tail_of_K_not_masked="mask_w = {{start + k_w < K if not EVEN_K else None => None}} mask_x",
+    tail_of_K_one_too_long="k_w {{< => <=}} K if not EVEN_K else None mask_x = start + k_x {{< => <=}} K if",
+    tail_of_K_one_too_short="mask_x = start + k_x < K{{ =>  - 1}} if not EVEN_K else None if",
     last_block_of_K_only="acc = dot_fp32(w, x, {{acc => tl.zeros_like(acc)}}) if up_rows is not None",
-    slice_forgotten="acc = left{{ + right => }}",
+    slice_forgotten="acc = {{left + right => left}} return",
     slices_overlap="[:, None, None] * {{DEPTH => 1}}",
-    weights_of_the_first_slice="k_w = {{first_k +  => }}tl.arange(0, DEPTH)[None, None, :]",
+    weights_of_the_first_slice="k_w = {{first_k => first_k * 0}} + tl.arange(0, DEPTH)[None, None, :]",
 )
 PREPARED = mutants(
     "_norm",
