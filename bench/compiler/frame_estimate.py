@@ -18,11 +18,13 @@ BATCH_SIZES = (1, 4, 16, 64)  # of frames that are estimated, at 1,000 positions
 PROMPT = 128  # tokens of the prompt that is estimated
 
 
+TRITON = "3.6"  # whose counts are taken: that of the machine that `make gpu` is for
+
+
 @cache
-def newest_snapshot() -> Snapshot:
-    """The snapshot of the newest Triton that has one."""
-    path = max(SNAPSHOTS.glob("triton-*.json"), key=lambda path: [*map(int, path.stem[7:].split("."))])
-    found: Snapshot = json.loads(path.read_text(encoding="utf-8"))
+def estimated_snapshot() -> Snapshot:
+    """The snapshot that estimates are made from."""
+    found: Snapshot = json.loads((SNAPSHOTS / f"triton-{TRITON}.json").read_text(encoding="utf-8"))
     return found
 
 

@@ -23,9 +23,9 @@ from zonos2_triton.bench.compiler.estimate import rates_of
 from zonos2_triton.bench.compiler.frame_estimate import (
     BATCH_SIZES,
     PROMPT,
+    estimated_snapshot,
     estimates,
     frame_us,
-    newest_snapshot,
     prompt_us,
 )
 from zonos2_triton.bench.planner import footprint
@@ -197,7 +197,7 @@ def _estimate(forecast: Forecast, batch_size: int) -> dict[str, Any] | None:
     if counted is None or not forecast.gpu.arch.startswith("sm_"):
         return None
     rates = rates_of(forecast.gpu)
-    launches = estimates(newest_snapshot(), rates)
+    launches = estimates(estimated_snapshot(), rates)
     frame, prompt = frame_us(MODEL, counted, launches, rates), prompt_us(MODEL, launches)
     if frame is None or prompt is None:
         return None

@@ -4,6 +4,7 @@ python -m zonos2_triton.bench.report.tables    # writes them between their marks
 """
 
 import ast
+import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +13,8 @@ import torch
 
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.compiler.estimate import REFERENCE, Step
-from zonos2_triton.bench.compiler.frame_estimate import Operation, Snapshot, estimates, newest_snapshot
+from zonos2_triton.bench.compiler.frame_estimate import Operation, Snapshot, estimated_snapshot, estimates
+from zonos2_triton.bench.compiler.gate import SNAPSHOTS
 from zonos2_triton.bench.figures import engineering
 from zonos2_triton.bench.proof import bounds
 from zonos2_triton.bench.proof.mutants import MUTANTS, distinct
@@ -27,14 +29,15 @@ TARGET = "sm_90"
 CONDITIONS = ("gpu", "driver", "power_limit_w", "torch", "triton", "commit", "date")
 HEADS = (
     "kernel", "replaces", "workload", "bytes", "FLOPs", f"{TARGET}: registers, shared memory", "floor, H200",
-    "estimate, H200", "time"
+    "estimate, H200", "time",
 )  # fmt: skip
 
 
 def kernel_table(result: Result | None) -> str:
     """Markdown: a line per kernel, for its smallest workload at the 8B model's shapes, in bf16."""
-    snapshot = newest_snapshot()
-    launches = estimates(snapshot)
+    newest_triton = max(SNAPSHOTS.glob("triton-*.json"), key=lambda path: [*map(int, path.stem[7:].split("."))])
+    snapshot: Snapshot = json.loads(newest_triton.read_text(encoding="utf-8"))
+    launches = estimates(estimated_snapshot())
     rows = [_kernel(kernel, snapshot, launches, result) for kernel in KERNELS.values()]
     return _markdown([HEADS, *rows]) + _conditions(result)
 
