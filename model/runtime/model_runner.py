@@ -34,6 +34,21 @@ class ModelRunner:
             request.num_prefilled += tokens
             request.hidden = [part[end - 1] for part in stream]
 
+    def warm_up(self, lengths: Sequence[int]) -> None:
+        """Compiles what prompts of such lengths launch, with a voice and without. It fills the first page of the cache.
+
+        No request may be there.
+        """
+        pages = torch.zeros_like(self.state.block_table[:1])
+        for tokens in lengths:
+            ids = torch.zeros(tokens, self.state.ids.shape[1], dtype=torch.int32, device=self.device)
+            voice = self.model.table.new_zeros(1, self.model.table.shape[1]), int32([-1] * tokens, self.device)
+            starts, cuts = int32([0], self.device), int32([0, tokens], self.device)
+            for voices in ((), voice) if self.model.speaker else ((),):
+                batch = reference.Batch(ids, pages, starts, cuts, tokens, *voices)
+                stream = reference.forward(self.model, batch, self.state.cache, self.ops)
+            reference.logits(self.model, *(part[-1:] for part in stream), ops=self.ops)
+
     def start(self, requests: Sequence[Request], first: int) -> None:
         """The first frame of requests whose prompts are in the cache; their slots begin at `first`."""
         groups = [[request] for request in requests] if self.per_sequence else [requests]

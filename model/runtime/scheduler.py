@@ -37,6 +37,7 @@ from zonos2_triton.reference.ops import Ops
 from zonos2_triton.reference.scalars import as_int
 
 SYNC_INTERVAL = 8  # frames, on a GPU
+WARM_UP_TOKENS = (16, 512)  # of prompts that take the narrowest tiles, and the widest
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 CUDA_GRAPHS = ("lazy", "at_load", "off")
 
@@ -49,7 +50,8 @@ class BatchingOptions:
     kv_cache_tokens     cache positions for the prompts and frames of all requests; None: 4 contexts, or what fewer
                         requests can fill
     sync_interval       frames between two synchronisations of the host; None: 8, and 1 on a CPU
-    cuda_graphs         "lazy": captured when a batch size first comes; "at_load": all at once; "off"
+    cuda_graphs         "lazy": captured when a batch size first comes; "at_load": all at once, and the kernels of
+                        prompts are compiled too; "off"
     max_prefill_tokens  prompt tokens in one step while others are decoding, which bounds their delay
     """
 
@@ -73,6 +75,11 @@ class BatchingOptions:
         if self.cuda_graphs not in CUDA_GRAPHS:
             accepted = ", ".join(CUDA_GRAPHS)
             raise ValueError(f"options: cuda_graphs must be one of {accepted}, got {self.cuda_graphs!r}")
+
+
+def even_chunk(tokens: int, most: int) -> int:
+    """The first of as few chunks as hold so many tokens, all of about one length: each reads every weight again."""
+    return -(-tokens // -(-tokens // most))
 
 
 @dataclass
@@ -122,6 +129,8 @@ class Scheduler:
         if options.cuda_graphs == "at_load":
             with self.exclusive():
                 self._graphs.capture_all()
+                if on_gpu:
+                    self._model_runner.warm_up([min(tokens, config.max_seqlen) for tokens in WARM_UP_TOKENS])
 
     def attach_vocoder(self, decoder: VocoderDecoder) -> None:
         """From now on frames come with their samples. RuntimeError: requests are running."""
@@ -211,14 +220,13 @@ class Scheduler:
             request = self.waiting.popleft()
             request.pages = pages
             self.prefilling.append(request)
-        budget = self.options.max_prefill_tokens if self.running else MAX_PREFILL_TOKENS
+        most = self.options.max_prefill_tokens if self.running and not self.per_sequence else MAX_PREFILL_TOKENS
         chunks: list[tuple[Request, int]] = []
         for request in self.prefilling:
-            left = len(request.prompt) - request.num_prefilled
-            tokens = min(left, MAX_PREFILL_TOKENS if self.per_sequence else budget)
-            if tokens > 0:
-                chunks.append((request, tokens))
-                budget -= tokens
+            tokens = even_chunk(len(request.prompt) - request.num_prefilled, most)
+            if not self.per_sequence and sum(taken for _, taken in chunks) + tokens > most:
+                break
+            chunks.append((request, tokens))
         for together in [[chunk] for chunk in chunks] if self.per_sequence else [chunks] if chunks else []:
             self._prefill(together)
         self._start()

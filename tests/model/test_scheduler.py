@@ -13,7 +13,7 @@ from zonos2_triton.model import Backbone, BatchingOptions, Sampling, build_promp
 from zonos2_triton.model.ops import PAGE_SIZE
 from zonos2_triton.model.runtime.batch_state import pages_of
 from zonos2_triton.model.runtime.cuda_graphs import Graphs, buckets
-from zonos2_triton.model.runtime.scheduler import Scheduler
+from zonos2_triton.model.runtime.scheduler import Scheduler, even_chunk
 from zonos2_triton.reference import network as reference
 from zonos2_triton.reference.ops import REFERENCE
 
@@ -110,9 +110,46 @@ def test_a_prompt_in_small_pieces_holds_nobody_up_for_long(make, monkeypatch):
     forward.reset_mock()
     list(rest)
     seen = [len(call.args[1].ids) for call in forward.call_args_list]
-    assert max(seen) == 16
-    assert sum(n for n in seen if n > 1) >= len(long[1]) - 1
+    pieces = [n for n in seen if n > 1]
+    assert sum(pieces) >= len(long[1]) - 1
+    assert max(pieces) <= 16
+    assert max(pieces) - min(pieces) <= 1  # no piece of a few tokens, which would read every weight again
     first.close()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "most", "chunks"), [(520, 512, [260, 260]), (512, 512, [512]), (1, 512, [1]), (10, 4, [4, 3, 3])]
+)
+def test_a_prompt_is_cut_evenly(tokens, most, chunks):
+    found = []
+    while sum(found) < tokens:
+        found.append(even_chunk(tokens - sum(found), most))
+    assert found == chunks
+
+
+def test_prompts_that_do_not_fit_into_a_step_together_come_one_after_the_other(make, monkeypatch):
+    backbone, forward = make(max_batch_size=4, max_prefill_tokens=64), Mock(wraps=reference.forward)
+    monkeypatch.setattr(reference, "forward", forward)
+    backbone.scheduler.per_sequence = False
+    first = backbone.stream(build_prompt(backbone.config, "x"), Sampling(seed=1, max_frames=40, ignore_eos=True))
+    next(first)
+    prompts = [build_prompt(backbone.config, "x" * n) for n in (21, 21, 2)]
+    lengths = [len(prompt) for prompt in prompts]
+    assert lengths[0] + lengths[1] > 64 >= lengths[0] + lengths[2]
+    forward.reset_mock()
+    backbone.generate(prompts, Sampling(seed=2, max_frames=3, ignore_eos=True))
+    seen = [len(call.args[1].ids) for call in forward.call_args_list]
+    assert [n for n in seen if n > 1] == [lengths[0], lengths[1] + lengths[2]]
+    first.close()
+
+
+def test_a_warm_up_leaves_no_trace_of_requests(make, requests, alone):
+    backbone, (prompts, samplings) = make(max_batch_size=5), requests
+    free = [*backbone.scheduler.state.free_pages]
+    with backbone.scheduler.exclusive():
+        backbone.scheduler._model_runner.warm_up([2, 5])
+    assert backbone.scheduler.state.free_pages == free
+    assert_same(backbone.generate(prompts, samplings), alone)
 
 
 def test_no_frame_is_asked_for_that_nobody_waits_for(make, requests, monkeypatch):
