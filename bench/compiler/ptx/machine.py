@@ -136,6 +136,7 @@ class Machine:
         self._writes = [tuple(self.number[register.name] for register in each.writes) for each in self.code]
         self._class = [CLASSES.index(classify(each)) for each in self.code]
         self._latency = [self._latency_of(each) for each in self.code]
+        self._waits = [each.name != "mov" for each in self.code]  # the assembler renames registers instead
         self._params = {param.name: PARAM_BYTES * i for i, param in enumerate(function.params, 1)}
         self._conflicts: dict[int, list[int]] = {}  # by instruction: executions, wavefronts, ideal
         self._requests: dict[int, list[int]] = {}  # by instruction: executions, sectors
@@ -248,8 +249,8 @@ class Machine:
         batch.classes += added
         alone, ready, depth = len(batch.paths) == 1, batch.ready, batch.depth
         start = latest = path.time
-        handlers, reads, writes, latencies, dead = (
-            self._handlers, self._reads, self._writes, self._latency, self._dead
+        handlers, reads, writes, latencies, dead, waits = (
+            self._handlers, self._reads, self._writes, self._latency, self._dead, self._waits
         )  # fmt: skip
         for pc in range(block.first, block.last):
             time, trips = path.time, path.depth
@@ -258,7 +259,7 @@ class Machine:
                     time = ready[register]
                 if depth[register] > trips:
                     trips = depth[register]
-            if time > latest:
+            if time > latest and waits[pc]:
                 latest = time
             handler = handlers[pc]
             result = handler(batch, path, time, trips) if handler else None
@@ -1008,7 +1009,7 @@ class Machine:
         return copy
 
     def _fetched(self, origin: Array, lanes: Array | None, active: Array, size: int) -> list[Array]:
-        """What a copy brings, in pieces of 4 bytes; zero where it reads nothing."""
+        """The words that a copy brings; zero where it reads nothing."""
         found = []
         for start in range(0, size, 4):
             filled = np.zeros(origin.shape, np.uint32)
