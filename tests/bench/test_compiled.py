@@ -57,7 +57,7 @@ def compiling(module, *arguments):
 
 
 def errors(*tasks):
-    """What `compiled_runs` says of each task."""
+    """The answer of `compiled_runs` to each task."""
     return [json.loads(line) for line in compiling("compiled_runs", *map(json.dumps, tasks)).splitlines()]
 
 

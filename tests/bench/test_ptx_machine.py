@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from zonos2_triton.bench.compiler.ptx.hazards import Hazard
-from zonos2_triton.bench.compiler.ptx.launch import on_cpu
+from zonos2_triton.bench.compiler.ptx.launch import _sample, on_cpu
 from zonos2_triton.bench.compiler.ptx.machine import Deadlock, Machine
 from zonos2_triton.bench.compiler.ptx.memory import GlobalMemory, Segment
 from zonos2_triton.bench.compiler.ptx.parse import PtxError, UnknownInstruction, parse
@@ -319,3 +319,16 @@ def test_targets_without_ptx():
         pass
     with pytest.raises(PtxError, match=r"gfx942 has no PTX"), on_cpu("gfx942"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("grid", "threads", "ran"), [((8, 64), 128, None), ((8, 1000), 128, 512), ((7, 999), 128, 511)]
+)
+def test_a_large_grid_is_counted_by_whole_rows(grid, threads, ran):
+    found = _sample(grid, threads)
+    assert ran == (found if found is None else len(found))
+    if found:
+        assert np.array(found).reshape(-1, grid[0]).tolist() == [
+            [row * grid[0] + x for x in range(grid[0])] for row in sorted({n // grid[0] for n in found})
+        ]
+    assert len(_sample((100_000,), 128)) == 512

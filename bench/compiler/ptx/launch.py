@@ -194,9 +194,18 @@ def count(spec: Any, workload: Any, dtype: torch.dtype, target: str) -> list[tup
 
 
 def _counted(launch: Launch) -> Counts:
-    programs = int(np.prod(launch.grid))
-    threads = launch.kernel.metadata.num_warps * 32
-    each = max(1, SAMPLE // threads)
-    # At random, the same each time: programs at equal steps may all have one role.
-    sample = None if programs <= each else sorted(np.random.default_rng(0).permutation(programs)[:each].tolist())
-    return run_launch(launch, values=False, programs=sample)
+    return run_launch(launch, values=False, programs=_sample(launch.grid, launch.kernel.metadata.num_warps * 32))
+
+
+def _sample(grid: tuple[int, ...], threads: int) -> list[int] | None:
+    """The programs that stand for all, or None: all run.
+
+    Whole rows of the grid, as those that differ in x alone wait for their last one. At random, and the same each time:
+    at equal steps they might all have one role.
+    """
+    programs, most = int(np.prod(grid)), max(1, SAMPLE // threads)
+    if programs <= most:
+        return None
+    together = grid[0] if grid[0] <= most else 1
+    rows = np.random.default_rng(0).permutation(programs // together)[: most // together]
+    return [int(row) * together + x for row in sorted(rows.tolist()) for x in range(together)]

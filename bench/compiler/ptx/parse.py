@@ -106,7 +106,7 @@ class Instruction:
 
     @cached_property
     def sources(self) -> tuple[Scalar | Address, ...]:
-        """What it reads, in order, vectors flattened."""
+        """The operands that it reads, in order, vectors flattened."""
         rest = self.operands[1:] if self.results else self.operands
         return tuple(part for operand in rest for part in (operand if isinstance(operand, tuple) else (operand,)))
 
