@@ -299,3 +299,63 @@ def test_an_unknown_product(opcode):
 def test_an_unknown_exchange(opcode):
     with pytest.raises(UnknownInstruction, match=opcode):
         matrix.exchange(split(opcode))
+
+
+# wgmma
+
+BY_SWIZZLE = {0: 16, 3: 32, 2: 64, 1: 128}  # mode of a descriptor: bytes of a line
+
+
+def descriptor(start, leading, stride, mode):
+    return np.array([start >> 4 | (leading >> 4) << 16 | (stride >> 4) << 32 | mode << 62], np.uint64)
+
+
+def test_addresses_of_a_swizzled_tile():
+    """With 128 bytes, row r of a group of 8 lies at 128 r, its piece p of 16 bytes at place p ^ r."""
+    places = matrix.tile_addresses(descriptor(2048 + 32, 0, 1024, 1), 16, False)[0]
+    assert places[0, :9].tolist() == [2080, 2082, 2084, 2086, 2088, 2090, 2092, 2094, 2096]
+    assert places[1, 0] == 2048 + 128 + 16 * (2 ^ 1)
+    assert places[7, 8] == 2048 + 7 * 128 + 16 * (3 ^ 7)
+    assert places[9, 0] == 2048 + 1024 + 128 + 16 * (2 ^ 1)
+    along = matrix.tile_addresses(descriptor(0, 2048, 1024, 1), 128, True)[0]
+    assert along[:, 0].tolist()[::64] == [0, 2048]
+    assert along[8, 3] == 3 * 128 + 16 * (1 ^ 3)
+    assert along[0, 9] == 1024 + 128 + 16
+
+
+@pytest.mark.parametrize("mode", BY_SWIZZLE)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_tile_has_each_element_once(mode, transposed):
+    span, rows = BY_SWIZZLE[mode], 64
+    leading, stride = {False: (8 * 16 * 8, 128), True: (128, 8 * 16 * 8)}[transposed]
+    if span > 16:
+        leading, stride = 16 * span, 8 * span
+    places = matrix.tile_addresses(descriptor(1024, leading, stride, mode), rows, transposed)[0]
+    assert len(np.unique(places)) == 64 * 16
+    assert (places % 2 == 0).all()
+    assert ((places[:, 1::2] - places[:, ::2] == 2) if not transposed else (places[1::2] - places[::2] == 2)).all()
+
+
+def test_tiles_that_are_not_known():
+    with pytest.raises(UnknownInstruction, match="unlike swizzle"):
+        matrix.tile_addresses(np.concatenate([descriptor(0, 0, 0, 1), descriptor(0, 0, 0, 2)]), 8, False)
+    with pytest.raises(UnknownInstruction, match="base offset"):
+        matrix.tile_addresses(descriptor(0, 0, 0, 1) | np.uint64(1 << 49), 8, False)
+    with pytest.raises(UnknownInstruction, match="m64n8k8"):
+        matrix.wgmma(split("wgmma.mma_async.sync.aligned.m64n8k8.f32.tf32.tf32"))
+
+
+def test_products_of_a_warpgroup():
+    torch.manual_seed(0)
+    x, y, c = torch.randn(64, 16).bfloat16(), torch.randn(24, 16).bfloat16(), torch.randn(64, 24)
+    a = np.concatenate([pack(halves(x[16 * warp : 16 * warp + 16]), 4) for warp in range(4)])
+    assert np.array_equal(matrix.warpgroup_rows(a)[0], halves(x))
+    tiles = [[accumulators(c[16 * w : 16 * w + 16, 8 * j : 8 * j + 8].numpy()) for j in range(3)] for w in range(4)]
+    before = np.concatenate([np.concatenate(row, 2) for row in tiles]).view(np.uint32)
+    function = matrix.wgmma(split("wgmma.mma_async.sync.aligned.m64n24k16.f32.bf16.bf16")).function
+    d = function(halves(x)[None], halves(y)[None], before).view(np.float32)
+    exact = (c.double() + x.double() @ y.double().T).float()
+    for warp in range(4):
+        for j in range(3):
+            expected = accumulators(exact[16 * warp : 16 * warp + 16, 8 * j : 8 * j + 8].numpy())[0]
+            assert (np.abs(d[warp, :, 4 * j : 4 * j + 4] - expected) <= np.spacing(np.abs(expected))).all()

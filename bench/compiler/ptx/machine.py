@@ -17,7 +17,7 @@ from zonos2_triton.bench.compiler.ptx.arithmetic import operation
 from zonos2_triton.bench.compiler.ptx.counts import CLASSES, LATENCY, TRAFFIC, Access, Counts, classify
 from zonos2_triton.bench.compiler.ptx.flow import blocks, deaths, exposed_loads, is_barrier, needed, space
 from zonos2_triton.bench.compiler.ptx.hazards import Hazard, Hazards
-from zonos2_triton.bench.compiler.ptx.matrix import exchange, mma
+from zonos2_triton.bench.compiler.ptx.matrix import exchange, mma, tile_addresses, warpgroup_rows, wgmma
 from zonos2_triton.bench.compiler.ptx.memory import (
     LANES,
     UINT,
@@ -1044,9 +1044,11 @@ class Machine:
 
     def _matrix(self, pc: int, each: Instruction) -> Handler | None:
         if self.values:
-            if each.name != "mma":
-                raise UnknownInstruction(f"{self.function.name}: {each.where()} has no values")
-            return self._product(each)
+            if each.name == "mma":
+                return self._product(each)
+            if each.name == "wgmma":
+                return self._warpgroup_product(pc, each) if each.has("mma_async") else None
+            raise UnknownInstruction(f"{self.function.name}: {each.where()} has no values")
         if each.name == "mbarrier":
             [done] = each.writes or [None]
             if done is None:
@@ -1077,6 +1079,50 @@ class Machine:
             made = found.function(*parts)
             for i, number in results:
                 self._put(batch, number, made[:, :, i].reshape(rows, self.threads), path.mask)
+
+        return multiply
+
+    def _warpgroup_product(self, pc: int, each: Instruction) -> Handler:
+        """wgmma with values. It reads shared memory at once, so that a missing wait for its group is not found."""
+        found = wgmma(each.opcode)
+        in_registers = isinstance(each.operands[1], tuple)
+        parts = list(each.sources)
+        n_left = 4 if in_registers else 1
+        signs, turned = parts[n_left + 2 : n_left + 4], parts[n_left + 4 :]
+        if any(part != Immediate(1) for part in signs):
+            raise UnknownInstruction(f"{self.function.name}: {each.where()} has no values")
+        transposed = [part != Immediate(0) for part in turned]  # a, where it is in shared memory, and b
+        left = [self._getter(part, np.uint32 if in_registers else np.uint64) for part in parts[:n_left]]
+        right, keeps = self._getter(parts[n_left], np.uint64), self._getter(parts[n_left + 1], np.bool_)
+        sums = [(self._getter(part, np.uint32), self.number[part.name]) for part in each.writes]
+        groups = self.threads // (4 * LANES)
+
+        def multiply(batch: Batch, path: Path, time: float, trips: int) -> None:
+            a, b, kept, c = [get(batch) for get in left], right(batch), keeps(batch), [get(batch) for get, _ in sums]
+            rows = max(len(batch.shared), *map(len, (*a, b, kept, *c)))
+            shape = (rows, self.threads)
+
+            def by_warp(arrays: list[Array]) -> Array:
+                return np.stack([np.broadcast_to(x, shape).reshape(-1, LANES) for x in arrays], 2)
+
+            def tile(descriptors: Array, height: int, turned: bool) -> Array:
+                each_group = np.broadcast_to(descriptors, shape).reshape(rows * groups, -1)[:, 0]
+                places = tile_addresses(each_group, height, turned)
+                self._check_shared(each, places, 2)
+                if batch.hazards:
+                    chunks = (places[:, ::8] if turned else places[:, :, ::8]).reshape(rows, groups, -1) & ~15
+                    for start in range(0, chunks.shape[2], 128):  # each thread of the group reads one
+                        these = start + np.arange(128)
+                        piece = chunks[:, :, these % chunks.shape[2]].reshape(shape)
+                        batch.hazards.read(pc, piece, None, 16)
+                return self._gather(batch, places.reshape(rows, -1), 2).reshape(places.shape)
+
+            x = warpgroup_rows(by_warp(a)) if in_registers else tile(a[0], 64, transposed[0])
+            y = tile(b, found.n, transposed[-1])
+            before = by_warp(c)
+            made = found.function(x, y, np.where(by_warp([kept]), before, np.uint32(0)))
+            for i, (_, number) in enumerate(sums):
+                self._put(batch, number, made[:, :, i].reshape(shape), path.mask)
 
         return multiply
 

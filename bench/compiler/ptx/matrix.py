@@ -7,7 +7,7 @@ those of the PTX ISA: with g = lane / 4, t = lane % 4 and e elements in a regist
     B [k, 8]   rows e t + 4 e r + 0 .. e - 1, column g
     C [16, 8]  row g + 8 (r / 2), column 2 t + r % 2; in fp16 two to a register
 
-mma: products are exact, C and the products of k = 0, 1, .. are added in fp64, and the sum is rounded to nearest once.
+mma and wgmma: products are exact, C and the products of k = 0, 1, .. are added in fp64, and the sum is rounded to nearest once.
 The PTX ISA leaves order and rounding open. Measurements of Ampere and Hopper show the addends of one step (8 or 16 of
 k) aligned to the largest exponent and cut to at least 24 bits, then the sum cut to fp32. With n steps in an instruction
 a chip's result therefore differs from this one by at most (k + n) 2^-23 of the largest addend.
@@ -117,6 +117,71 @@ def _numbers(registers: Bits, kind: str) -> Bits:
     if kind == "s32":
         return np.ascontiguousarray(registers).view(np.int32).astype(np.int64)
     return _element(kind)(_elements(registers, 32 if kind == "f32" else 16))
+
+
+# Products of a warpgroup, with operands in shared memory
+
+
+class Wgmma(NamedTuple):
+    """A product d = a b + c of four warps, [64, 16] times [16, n]; warp w has rows 16 w .. of a and d."""
+
+    n: int
+    function: Callable[[Bits, Bits, Bits], Bits]  # a [groups, 64, 16], b [groups, n, 16]; c, d [4 groups, 32, n / 2]
+
+
+@cache
+def wgmma(opcode: tuple[str, ...]) -> Wgmma:
+    """The product of wgmma.mma_async with 16-bit factors and fp32 sums, as in `mma`. UnknownInstruction: another."""
+    *words, to, left, right = opcode
+    shape = words[-1]
+    known = words[:-1] == ["wgmma", "mma_async", "sync", "aligned"] and (to, left) == ("f32", right)
+    if not known or left not in ("bf16", "f16") or shape[:4] != "m64n" or shape[-3:] != "k16":
+        raise UnknownInstruction(".".join(opcode))
+    n, load = int(shape[4:-3]), _element(left)
+    i = np.arange(n // 2)
+    row, column = _G[:, None] + 8 * (i // 2 % 2), 2 * _T[:, None] + i % 2 + 8 * (i // 4)
+
+    def multiply(a: Bits, b: Bits, c: Bits) -> Bits:
+        x, y = load(a), load(b)
+        table = np.empty((len(c), 16, n))
+        table[:, row, column] = _numbers(c, "f32").reshape(c.shape)
+        total = table.reshape(-1, 64, n)
+        for k in range(16):
+            total += x[:, :, None, k] * y[:, None, :, k]
+        return arithmetic.write("f32")(table[:, row, column])
+
+    return Wgmma(n, multiply)
+
+
+def warpgroup_rows(registers: Bits) -> Bits:
+    """a [groups, 64, 16] of 16 bits, from a fragment [4 groups, 32, 4]."""
+    return _elements(registers, 16)[:, _place(16, 16, 2, True)].reshape(-1, 64, 16)
+
+
+def tile_addresses(descriptors: Bits, rows: int, transposed: bool) -> Bits:
+    """Bytes [tiles, rows, 16] in shared memory of 16-bit elements, for matrix descriptors [tiles] of wgmma.
+
+    transposed: neighbours along the rows, not along k, are neighbours in memory. UnknownInstruction: tiles of unlike
+    swizzle, or with a base offset.
+    """
+    fields = descriptors.astype(np.uint64)
+    start, leading, stride = (
+        ((fields >> np.uint64(at)) & np.uint64(0x3FFF)).astype(np.int64)[:, None, None] * 16 for at in (0, 16, 32)
+    )
+    modes = np.unique(fields >> np.uint64(49))  # base offset, reserved bits, swizzle
+    if len(modes) != 1 or int(modes[0]) & 7:
+        raise UnknownInstruction("matrix descriptors of unlike swizzle, or with a base offset")
+    span = {0: 16, 1: 128, 2: 64, 3: 32}[int(modes[0]) >> 13]  # bytes that are contiguous but for the swizzle
+    i, k = np.arange(rows)[:, None], np.arange(16)
+    if span == 16:
+        leading, stride = (stride, leading) if transposed else (leading, stride)
+    if transposed:
+        wide = span // 2
+        place = 2 * (i % wide) + i // wide * leading + k % 8 * span + k // 8 * stride
+    else:
+        place = i % 8 * span + i // 8 * stride + (2 * k if span > 16 else 2 * (k % 8) + k // 8 * leading)
+    place = start + place
+    return place ^ ((place >> 7 & (span // 16 - 1)) << 4)
 
 
 # Matrices of 8 x 8 elements of 16 bits
