@@ -7,7 +7,8 @@ those of the PTX ISA: with g = lane / 4, t = lane % 4 and e elements in a regist
     B [k, 8]   rows e t + 4 e r + 0 .. e - 1, column g
     C [16, 8]  row g + 8 (r / 2), column 2 t + r % 2; in fp16 two to a register
 
-mma and wgmma: products are exact, C and the products of k = 0, 1, .. are added in fp64, and the sum is rounded to nearest once.
+mma and wgmma: products are exact. C and the products of k = 0, 1, .. are added in fp64, and their sum is rounded to
+nearest once.
 The PTX ISA leaves order and rounding open. Measurements of Ampere and Hopper show the addends of one step (8 or 16 of
 k) aligned to the largest exponent and cut to at least 24 bits, then the sum cut to fp32. With n steps in an instruction
 a chip's result therefore differs from this one by at most (k + n) 2^-23 of the largest addend.
