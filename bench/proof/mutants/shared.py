@@ -59,6 +59,7 @@ PREPARED = mutants(
 # Of producers whose programs own tiles; those of `frame_embedding` own a token.
 PREPARED_TILES = PREPARED + mutants(
     "_norm",
+    squares_of_columns_not_masked="{{tl.where(mask_n[:, None], wide * wide, 0.0) => wide * wide}}",
     groups_of_the_first_tile="offs_g = {{first_n // GROUP +  => }}tl.arange",
     sums_of_tokens_not_masked="(offs_g < n_groups)[:, None]{{ & mask_m[None, :] => }}",
     x_scaled_of_tokens_not_masked="x_scaled, mask=mask_n[:, None]{{ & mask_m[None, :] => }}",
