@@ -15,7 +15,7 @@ Programs are dealt to the multiprocessors in turn; programs that return at once 
 and shows what limits one. It is no measurement: constants that are marked "assumed" await one.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -214,25 +214,28 @@ class Bounds:
     held: Collection[str] = ()
 
     def over(self, counted: Counted, found: Estimate, tokens: int) -> dict[str, str]:
-        """The bounds that a launch for so many tokens does not keep, by name, in words."""
-        return dict(self._over(counted, found, tokens)) if tokens <= MOST_TOKENS else {}
-
-    def _over(self, counted: Counted, found: Estimate, tokens: int) -> Iterator[tuple[str, str]]:
+        """The bounds that a launch for so many tokens on the reference GPU does not keep, by name, in words."""
         share = next((share for most, share in sorted(self.shared.items()) if tokens <= most), None)
+        over = {}
         for name, what, most in (("shared", "shared memory takes", share), ("issue", "instructions take", self.issue)):
             value = getattr(found, name)
             if most is not None and value > most * found.floor:
-                yield name, f"{what} {value / max(found.floor, 1e-9):.2f} of the floor, at most {most:g}"
+                over[name] = f"{what} {value / max(found.floor, 1e-9):.2f} of the floor, at most {most:g}"
         if self.shared_us is not None and tokens == 1 and found.shared > self.shared_us:
-            yield "shared_us", f"shared memory takes {found.shared:.1f} us, at most {self.shared_us:g}"
+            over["shared_us"] = f"shared memory takes {found.shared:.1f} us, at most {self.shared_us:g}"
         for name, what in (("under_way", "bytes under way a multiprocessor"), ("live", "programs")):
             least, value = getattr(self, name), getattr(counted, name)
             if least is not None and value < least:
-                yield name, f"{value} {what}, at least {least}"
-        for name, what in (
-            ("round_trips", "dependent round trips"), ("conflict", "wavefronts for one"),
-            ("exposed", "loads in loops that wait where they are issued"),
-        ):  # fmt: skip
-            most, value = getattr(self, name), getattr(counted, name)
-            if most is not None and value > most:
-                yield name, f"{value:g} {what}, at most {most:g}"
+                over[name] = f"{value} {what}, at least {least}"
+        if self.round_trips is not None and counted.round_trips > self.round_trips:
+            over["round_trips"] = f"{counted.round_trips} dependent round trips, at most {self.round_trips}"
+        return over | self.over_on_any_target(counted.conflict, counted.exposed)
+
+    def over_on_any_target(self, conflict: float, exposed: int) -> dict[str, str]:
+        """Likewise, of what does not depend on the GPU."""
+        over = {}
+        if conflict > self.conflict:
+            over["conflict"] = f"{conflict:g} wavefronts for one, at most {self.conflict:g}"
+        if exposed > self.exposed:
+            over["exposed"] = f"{exposed} loads in loops that wait where they are issued, at most {self.exposed}"
+        return over

@@ -29,10 +29,10 @@ from zonos2_triton._settings import local_path
 from zonos2_triton.bench.cli_choices import chosen
 from zonos2_triton.bench.compiler import dependent_launch, offline_compile
 from zonos2_triton.bench.compiler.cubin_stats import TARGETS, TENSOR_MEMORY, Stats, statistics
-from zonos2_triton.bench.compiler.estimate import SLACK, Bounds, Counted, Step, steps, summary
+from zonos2_triton.bench.compiler.estimate import MOST_TOKENS, SLACK, Bounds, Counted, Step, steps, summary
 from zonos2_triton.bench.compiler.offline_compile import Launch, check_compiler, compile_only, fake_tensors, in_short
 from zonos2_triton.bench.compiler.ptx.counts import Counts
-from zonos2_triton.bench.compiler.ptx.launch import count
+from zonos2_triton.bench.compiler.ptx.launch import SAMPLE, count
 from zonos2_triton.model.files import write_whole
 from zonos2_triton.model.tables import fitted, text_table
 
@@ -41,6 +41,7 @@ DTYPES = "bfloat16", "float16"  # of weights that models come in; fp32 is for te
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 COUNTED_TARGET, COUNTED_DTYPE = "sm_90", "bfloat16"  # counts are of these launches
 DECODE = "decode", "dense"  # variants that bounds are of
+A_FEW = 1 << 10  # threads of a launch for other targets: conflicts and loads are those of the code
 
 
 @dataclass(frozen=True)
@@ -234,8 +235,11 @@ def _rows(name: str, spec: Any, workload: Any, dtype: str, target: str) -> Itera
         stats, failures = _judged(launch, target, spec.expects)
         row = Row(name, launch.function, config + number, target, tuple(failures), stats, launch.grid, launch.count)
         rows.append(row)
-    if (target, dtype) == (COUNTED_TARGET, COUNTED_DTYPE) and not failure and all(row.stats for row in rows):
-        rows = _with_counts(rows, launches, spec, workload)
+    if dtype == COUNTED_DTYPE and TARGETS[target].backend == "cuda" and not failure and all(row.stats for row in rows):
+        if target == COUNTED_TARGET:
+            rows = _with_counts(rows, launches, spec, workload)
+        elif _has_bounds(f"{workload.name}-{dtype}", workload):
+            rows = _with_conflicts(rows, launches, spec, workload)
     yield from rows
     if failure:
         yield Row(name, "", config, target, (failure,))
@@ -243,30 +247,61 @@ def _rows(name: str, spec: Any, workload: Any, dtype: str, target: str) -> Itera
 
 def _with_counts(rows: Sequence[Row], launches: Sequence[Launch], spec: Any, workload: Any) -> list[Row]:
     """The rows of a workload with counts, estimates, and the bounds that they do not keep."""
-    try:
-        made = count(spec, workload, getattr(torch, COUNTED_DTYPE), COUNTED_TARGET)
-        by_binary = {launch.kernel.hash: counts for launch, counts in reversed(made)}
-        found = [by_binary[launch.kernel.hash] for launch in launches]
-    except Exception as problem:
-        return [replace(row, failures=(*row.failures, f"cannot be counted: {in_short(problem)}")) for row in rows]
+    found = _counts(launches, spec, workload, COUNTED_TARGET, SAMPLE)
+    if isinstance(found, str):
+        return [replace(row, failures=(*row.failures, found)) for row in rows]
     kept = [
         (row.function, summary(counts, i, row.stats.blocks if row.stats else 1))
         for i, (row, counts) in enumerate(zip(rows, found, strict=True))
     ]
-    estimated = steps(spec.cost_of(workload, itemsize=2), kept, certain=True)
-    return [
-        _bounded(replace(row, counted=counted, step=step, counts=as_json(counts)), spec.expects, workload.sizes)
-        for row, counts, (_, counted), step in zip(rows, found, kept, estimated, strict=True)
-    ]
+    estimated, made = steps(spec.cost_of(workload, itemsize=2), kept, certain=True), []
+    for row, counts, (_, counted), step in zip(rows, found, kept, estimated, strict=True):
+        row = replace(row, counted=counted, step=step, counts=as_json(counts))
+        bounds = _bounds(row.function, spec.expects) if _has_bounds(row.config, workload) else None
+        made.append(_bounded(row, bounds, bounds.over(counted, step.estimate, _tokens(workload)) if bounds else {}))
+    return made
 
 
-def _bounded(row: Row, expects: Expectations, sizes: Mapping[str, Any]) -> Row:
+def _with_conflicts(rows: Sequence[Row], launches: Sequence[Launch], spec: Any, workload: Any) -> list[Row]:
+    """The rows of a workload with the conflicts and exposed loads that their bounds do not allow: on any target."""
+    found = _counts(launches, spec, workload, rows[0].target, A_FEW)
+    if isinstance(found, str):
+        return [replace(row, failures=(*row.failures, found)) for row in rows]
+    made = []
+    for row, counts in zip(rows, found, strict=True):
+        bounds = _bounds(row.function, spec.expects)
+        over = bounds.over_on_any_target(counts.ways, len(counts.exposed_loads)) if bounds else {}
+        made.append(_bounded(row, bounds, over))
+    return made
+
+
+def _counts(launches: Sequence[Launch], spec: Any, workload: Any, target: str, threads: int) -> list[Counts] | str:
+    """The counts of each launch, or why there are none."""
+    try:
+        made = count(spec, workload, getattr(torch, COUNTED_DTYPE), target, threads)
+        by_binary = {launch.kernel.hash: counts for launch, counts in reversed(made)}
+        return [by_binary[launch.kernel.hash] for launch in launches]
+    except Exception as problem:
+        return f"cannot be counted: {in_short(problem)}"
+
+
+def _tokens(workload: Any) -> int:
+    return int(workload.sizes.get("M", workload.sizes.get("B", 0)))
+
+
+def _has_bounds(config: str, workload: Any) -> bool:
+    return variant_of(config) in DECODE and _tokens(workload) <= MOST_TOKENS
+
+
+def _bounds(function: str, expects: Expectations) -> Bounds | None:
+    expected = _expected(function, expects)
+    return expected.bounds if expected else None
+
+
+def _bounded(row: Row, bounds: Bounds | None, over: Mapping[str, str]) -> Row:
     """The row with the bounds that its counts do not keep: failures, or words where they do not hold yet."""
-    expected = _expected(row.function, expects)
-    bounds = expected.bounds if expected and variant_of(row.config) in DECODE else None
-    if bounds is None or row.counted is None or row.step is None:
+    if bounds is None:
         return row
-    over = bounds.over(row.counted, row.step.estimate, sizes.get("M", sizes.get("B", 0)))
     failures = [text for name, text in over.items() if name in bounds.held]
     rest = tuple(f"{name}: {text}" for name, text in over.items() if name not in bounds.held)
     return replace(row, failures=(*row.failures, *failures), over=rest)

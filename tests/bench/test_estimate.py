@@ -127,7 +127,6 @@ def test_bounds_name(name, counts, parts, words):
     assert BOUNDS.over(replace(COUNTED, **counts), Estimate(**(FINE | parts)), 1 if name == "shared_us" else 4) == {
         name: words
     }
-    assert BOUNDS.over(replace(COUNTED, **counts), Estimate(**(FINE | parts)), 65) == {}
 
 
 def test_bounds_follow_the_number_of_tokens():

@@ -19,7 +19,7 @@ import torch
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.compiler import gate
 from zonos2_triton.bench.compiler.cubin_stats import TARGETS, Stats, statistics, sums
-from zonos2_triton.bench.compiler.estimate import Counted
+from zonos2_triton.bench.compiler.estimate import Bounds, Counted
 from zonos2_triton.bench.compiler.gate import SNAPSHOTS, Expected, Row, compare, judge, variant_of
 from zonos2_triton.bench.compiler.offline_compile import fake_tensors
 from zonos2_triton.model.cli import main
@@ -297,7 +297,7 @@ COUNTED = Counted(launch=0, live=264, wavefronts=3800, issued=15200, chain=9500,
 def test_compare_counts(tmp_path, name, kept, worse):
     """Counts may grow a little; a snapshot without them is not compared."""
     counted = dataclasses.replace(row(), counted=COUNTED)
-    before, without = baseline_of(tmp_path, counted), baseline_of(tmp_path / "without", row())
+    without, before = baseline_of(tmp_path, row()), baseline_of(tmp_path, counted)
     for value, is_worse in ((kept, False), (worse, True)):
         if value is not None:
             now = dataclasses.replace(row(), counted=dataclasses.replace(COUNTED, **{name: value}))
@@ -390,3 +390,20 @@ def test_role_of_a_workload():
     same = {"decode": ["B1-bfloat16", "B64-top2-bfloat16", "B64-bfloat16#2"], "decode-top2": ["bfloat16"]}
     same |= {"prefill": ["2048-float16"], "dense-prefill": ["2048-bfloat16"]}
     assert all(variant_of(f"{expected}-{rest}") == expected for expected, all_of in same.items() for rest in all_of)
+
+
+def test_a_launch_that_cannot_be_counted_has_failed(monkeypatch):
+    def refuse(*_):
+        raise ValueError("_k: `bfi.b32 %r1` (PTX line 7) is not known")
+
+    monkeypatch.setattr(gate, "count", refuse)
+    [found] = gate._with_counts([row()], [None], None, None)
+    assert found.failures == ("cannot be counted: ValueError: _k: `bfi.b32 %r1` (PTX line 7) is not known",)
+
+
+def test_bounds_fail_where_they_are_held():
+    bounds = Bounds(held=("conflict",))
+    over = bounds.over_on_any_target(8.0, 1)
+    found = gate._bounded(row(), bounds, over)
+    assert found.failures == ("8 wavefronts for one, at most 2",)
+    assert found.over == ("exposed: 1 loads in loops that wait where they are issued, at most 0",)

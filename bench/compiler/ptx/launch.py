@@ -25,7 +25,7 @@ from zonos2_triton.bench.compiler.ptx.memory import GlobalMemory, Segment
 from zonos2_triton.bench.compiler.ptx.parse import Function, PtxError, parse
 
 LAZY_BYTES = 1 << 16  # float tensors above this have no values where launches are only counted
-SAMPLE = 1 << 16  # threads of a launch that are counted; a larger launch is counted by some of its programs
+SAMPLE = 1 << 16  # threads of a launch that are counted, by default
 
 
 @dataclass(frozen=True)
@@ -171,39 +171,45 @@ def _launches(target: str, run: Callable[[Launch], Counts]) -> Iterator[list[Cou
 
 
 @contextmanager
-def counting(target: str) -> Iterator[list[tuple[Launch, Counts]]]:
-    """Inside, launches on CPU tensors are counted, and listed. Large tensors of floats take no memory."""
+def counting(target: str, threads: int = SAMPLE) -> Iterator[list[tuple[Launch, Counts]]]:
+    """Inside, launches on CPU tensors are counted, and listed. Large tensors of floats take no memory.
+
+    threads: of a launch that are counted; of a larger launch so many, in some of its programs.
+    """
     found: list[tuple[Launch, Counts]] = []
 
     def run(launch: Launch) -> Counts:
-        found.append((launch, _counted(launch)))
+        found.append((launch, _counted(launch, threads)))
         return found[-1][1]
 
     with _LazyFloats(), _launches(target, run):
         yield found
 
 
-def count(spec: Any, workload: Any, dtype: torch.dtype, target: str) -> list[tuple[Launch, Counts]]:
-    """The launches of a workload of the catalogue with their counts, in order.
+def count(
+    spec: Any, workload: Any, dtype: torch.dtype, target: str, threads: int = SAMPLE
+) -> list[tuple[Launch, Counts]]:
+    """The launches of a workload of the catalogue with their counts, in order. threads: as in `counting`.
 
     Errors are those of `on_cpu`, and of the operator.
     """
-    with counting(target) as made:
+    with counting(target, threads) as made:
         spec.op._init_fn(**spec.make_inputs("cpu", dtype, **workload.sizes))
     return made
 
 
-def _counted(launch: Launch) -> Counts:
-    return run_launch(launch, values=False, programs=_sample(launch.grid, launch.kernel.metadata.num_warps * 32))
+def _counted(launch: Launch, threads: int) -> Counts:
+    sample = _sample(launch.grid, launch.kernel.metadata.num_warps * 32, threads)
+    return run_launch(launch, values=False, programs=sample)
 
 
-def _sample(grid: tuple[int, ...], threads: int) -> list[int] | None:
-    """The programs that stand for all, or None: all run.
+def _sample(grid: tuple[int, ...], threads: int, total: int = SAMPLE) -> list[int] | None:
+    """The programs of so many threads that stand for all, or None: all run. total: threads of those that run.
 
     Whole rows of the grid, as those that differ in x alone wait for their last one. At random, and the same each time:
     at equal steps they might all have one role.
     """
-    programs, most = int(np.prod(grid)), max(1, SAMPLE // threads)
+    programs, most = int(np.prod(grid)), max(1, total // threads)
     if programs <= most:
         return None
     together = grid[0] if grid[0] <= most else 1
