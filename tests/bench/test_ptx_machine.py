@@ -125,15 +125,21 @@ COPY = "cp.async.ca.shared.global [%r3], [%rd3], 0x4; cp.async.commit_group; "
         (STORE + OTHER + "st.shared.b32 [%r4], %r1;", "st.shared", "st.shared"),
         (WORDS + "shl.b32 %r3, %r1, 2;" + COPY + "ld.shared.b32 %r5, [%r3];", "ld.shared", "cp.async"),
         (
-            WORDS + "shl.b32 %r3, %r1, 2;" + COPY + COPY.replace("[%r3]", "[%r3+512]")
-            + "cp.async.wait_group 1; bar.sync 0; ld.shared.b32 %r5, [%r3+512];", "ld.shared", "cp.async",
+            WORDS
+            + "shl.b32 %r3, %r1, 2;"
+            + COPY
+            + COPY.replace("[%r3]", "[%r3+512]")
+            + "cp.async.wait_group 1; bar.sync 0; ld.shared.b32 %r5, [%r3+512];",
+            "ld.shared",
+            "cp.async",
         ),
         (
             WORDS + "shl.b32 %r3, %r1, 2;" + COPY + OTHER + "cp.async.wait_group 0; ld.shared.b32 %r5, [%r4];",
-            "ld.shared", "cp.async",
+            "ld.shared",
+            "cp.async",
         ),
     ],
-)  # fmt: skip
+)
 def test_hazards_name_both_instructions(body, first, second):
     with pytest.raises(Hazard, match=rf"kernel: `{first}.*kernel.py:7.*`{second}.*kernel.py:7"):
         run(body, threads=64)
@@ -194,13 +200,14 @@ def test_loads_in_a_loop_that_are_used_at_once():
         ("ld.global.b32 %r4, [%rd3]; mad.wide.u32 %rd5, %r4, 4, %rd1; ld.global.b32 %r5, [%rd5];", 2),
         (
             "ld.global.b32 %r4, [%rd3]; shl.b32 %r6, %r1, 2; st.shared.b32 [%r6], %r4; bar.sync 0;"
-            "ld.shared.b32 %r7, [%r6]; mad.wide.u32 %rd5, %r7, 4, %rd1; ld.global.b32 %r5, [%rd5];", 2,
+            "ld.shared.b32 %r7, [%r6]; mad.wide.u32 %rd5, %r7, 4, %rd1; ld.global.b32 %r5, [%rd5];",
+            2,
         ),
         ("ld.global.b32 %r4, [%rd3]; setp.eq.b32 %p1, %r4, 0; @%p1 bra $L9; $L9: ld.global.b32 %r5, [%rd4];", 2),
         ("st.global.b32 [%rd3], %r1; atom.global.gpu.acq_rel.add.u32 %r5, [%rd2], 1;", 2),  # the stores, the atomic
         ("atom.global.gpu.relaxed.add.u32 %r5, [%rd2], 1; setp.eq.b32 %p1, %r5, 0; @%p1 ld.global.b32 %r6, [%rd4];", 2),
     ],
-)  # fmt: skip
+)
 def test_round_trips(body, trips):
     assert run(WORDS + body).round_trips == (trips,)
 

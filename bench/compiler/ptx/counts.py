@@ -1,28 +1,60 @@
 """Counts of one launch: what its programs executed, moved and waited for."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-
-import numpy as np
+from dataclasses import dataclass
 
 from zonos2_triton.bench.compiler.ptx.parse import Instruction
 
 CLASSES = (
-    "int", "float", "special", "matrix", "shared_load", "shared_store", "ldmatrix", "global_load", "global_store",
-    "cp_async", "atomic", "shuffle", "barrier", "branch", "other",
-)  # fmt: skip
+    "int",
+    "float",
+    "special",
+    "matrix",
+    "shared_load",
+    "shared_store",
+    "ldmatrix",
+    "global_load",
+    "global_store",
+    "cp_async",
+    "atomic",
+    "shuffle",
+    "barrier",
+    "branch",
+    "other",
+)
 """Classes of instructions. "special": the unit for ex2, rsqrt, division. "other", such as mov, is mostly free."""
 
 TRAFFIC = (
-    "wavefronts", "ideal_wavefronts", "load_sectors", "load_requests", "load_bytes", "store_sectors", "store_requests",
-    "store_bytes", "async_sectors", "async_requests", "async_bytes",
-)  # fmt: skip
+    "wavefronts",
+    "ideal_wavefronts",
+    "load_sectors",
+    "load_requests",
+    "load_bytes",
+    "store_sectors",
+    "store_requests",
+    "store_bytes",
+    "async_sectors",
+    "async_requests",
+    "async_bytes",
+)
 """Memory traffic of a program. Sectors are 32 bytes of global memory, requests are those of warps."""
 
 LATENCY = {
-    "int": 5, "float": 5, "special": 20, "matrix": 33, "wgmma": 64, "shared_load": 30, "shared_store": 20,
-    "ldmatrix": 33, "global": 700, "atomic": 900, "shuffle": 25, "barrier": 25, "branch": 12, "other": 2,
-}  # fmt: skip
+    "int": 5,
+    "float": 5,
+    "special": 20,
+    "matrix": 33,
+    "wgmma": 64,
+    "shared_load": 30,
+    "shared_store": 20,
+    "ldmatrix": 33,
+    "global": 700,
+    "atomic": 900,
+    "shuffle": 25,
+    "barrier": 25,
+    "branch": 12,
+    "other": 2,
+}
 """Cycles from the issue of an instruction to its result, on sm_90, rounded: published microbenchmarks of Ampere and
 Hopper (Abdelkhalik et al. 2022, Luo et al. 2024). Those of "global" and "atomic" are for DRAM and a far L2."""
 
@@ -102,7 +134,6 @@ class Counts:
     bytes_under_way: int  # the most that cp.async of one program has under way
     conflicts: tuple[Access, ...] = ()  # instructions with bank conflicts, worst first
     exposed_loads: tuple[Access, ...] = ()  # global loads in a loop that are used in the iteration that issues them
-    messages: tuple[str, ...] = field(default=())
 
     def total(self, kind: str) -> float:
         """The sum of a class of instructions or a kind of traffic over the grid, from the programs that ran."""
@@ -121,8 +152,3 @@ class Counts:
     def ways(self) -> float:
         """The worst conflict: wavefronts of one instruction for each that would do."""
         return max((access.ways for access in self.conflicts), default=1.0)
-
-
-def row_sums(instructions: np.ndarray) -> tuple[int, ...]:
-    """Numbers of [programs, ...] as a tuple of sums by program."""
-    return tuple(int(n) for n in instructions.reshape(len(instructions), -1).sum(1))

@@ -73,10 +73,11 @@ class Path:
 
     def warps(self, threads: int) -> Array:
         """Which warps have a thread here: [1 | programs, warps]."""
-        if self._warps is None:
+        found = self._warps
+        if found is None:
             mask = np.ones((1, threads), bool) if self.mask is None else self.mask
-            self._warps = mask.reshape(len(mask), -1, LANES).any(2)
-        return self._warps
+            found = self._warps = np.asarray(mask.reshape(len(mask), -1, LANES).any(2))
+        return found
 
 
 @dataclass
@@ -116,9 +117,14 @@ class Machine:
     """One launch. values: floats too, and hazards; otherwise only what addresses and control rest on."""
 
     def __init__(
-        self, function: Function, params: Mapping[str, int], memory: GlobalMemory, shared: int, values: bool = True,
+        self,
+        function: Function,
+        params: Mapping[str, int],
+        memory: GlobalMemory,
+        shared: int,
+        values: bool = True,
         holds_integers: Callable[[str], bool] = lambda name: True,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.function, self.params, self.memory, self.values = function, dict(params), memory, values
         self.code, self.threads, self.warps = function.instructions, function.threads, function.threads // LANES
         self.shared_bytes = shared
@@ -175,15 +181,22 @@ class Machine:
     def _start(self, programs: Array) -> Batch:
         n, words = len(self.number), self.shared_bytes // 4 + 1
         return Batch(
-            programs, [None] * n, [0.0] * n, [0] * n, [Path(0)],
-            np.zeros((1, len(CLASSES), self.warps), np.int64), np.zeros((1, len(TRAFFIC)), np.int64),
-            np.zeros(len(programs), bool), np.zeros((1, self.shared_bytes + 16 - self.shared_bytes % 16), np.uint8),
-            np.zeros(words), np.zeros(words, np.int32),
+            programs,
+            [None] * n,
+            [0.0] * n,
+            [0] * n,
+            [Path(0)],
+            np.zeros((1, len(CLASSES), self.warps), np.int64),
+            np.zeros((1, len(TRAFFIC)), np.int64),
+            np.zeros(len(programs), bool),
+            np.zeros((1, self.shared_bytes + 16 - self.shared_bytes % 16), np.uint8),
+            np.zeros(words),
+            np.zeros(words, np.int32),
             hazards=Hazards(self.function.name, self.code, self.shared_bytes) if self.values else None,
-        )  # fmt: skip
+        )
 
     def _run_batches(self, waiting: list[Batch]) -> list[Batch]:
-        done = []
+        done: list[Batch] = []
         while waiting:
             waiting.sort(key=lambda batch: -self._next(batch).pc)
             batch = waiting.pop()
@@ -249,9 +262,8 @@ class Machine:
         batch.classes += added
         alone, ready, depth = len(batch.paths) == 1, batch.ready, batch.depth
         start = latest = path.time
-        handlers, reads, writes, latencies, dead, waits = (
-            self._handlers, self._reads, self._writes, self._latency, self._dead, self._waits
-        )  # fmt: skip
+        handlers, reads, writes = self._handlers, self._reads, self._writes
+        latencies, dead, waits = self._latency, self._dead, self._waits
         for pc in range(block.first, block.last):
             time, trips = path.time, path.depth
             for register in reads[pc]:
@@ -316,7 +328,7 @@ class Machine:
         if not taken.any():
             return []
         if len(batch.paths) == 1 and len(taken) > 1:  # only whole programs part?
-            goes, stays = taken.any(1), stay.any(1)
+            goes, stays = np.asarray(taken.any(1)), np.asarray(stay.any(1))
             if not (goes & stays).any() and (goes | stays).all():
                 parts = []
                 for chosen, jumps in ((stays, False), (goes, True)):
@@ -346,7 +358,7 @@ class Machine:
             here = [each for each in batch.paths if each.waits and each.waits[0] == number]
             if wanted:
                 arrived = sum(_threads(each, self.threads) for each in here)
-                is_complete = bool((arrived >= wanted).all())
+                is_complete = bool(np.all(arrived >= wanted))
             else:
                 is_complete = len(here) == len(batch.paths)
             if is_complete:
@@ -378,8 +390,7 @@ class Machine:
             return np.concatenate([np.broadcast_to(x, (na, *width)), np.broadcast_to(y, (nb, *width))])[order]
 
         registers = [
-            None if x is None or y is None else both(x, y)  # what one side does not have, no later instruction reads
-            for x, y in zip(a.registers, b.registers, strict=True)
+            x if x is y else both(_or_zero(x, y), _or_zero(y, x)) for x, y in zip(a.registers, b.registers, strict=True)
         ]
         groups = [
             Transfers(max(g.bytes, h.bytes), max(g.ready, h.ready)) for g, h in zip(p.groups, q.groups, strict=True)
@@ -387,15 +398,23 @@ class Machine:
         mask = None if p.mask is None or q.mask is None else both(p.mask, q.mask)
         path = Path(p.pc, mask, max(p.time, q.time), max(p.depth, q.depth), None, groups, p.stored | q.stored)
         return Batch(
-            np.concatenate([a.programs, b.programs])[order], registers,
-            list(map(max, a.ready, b.ready)), list(map(max, a.depth, b.depth)), [path],
-            both(a.classes, b.classes), both(a.traffic, b.traffic),
-            np.concatenate([a.live, b.live])[order], both(a.shared, b.shared),
-            np.maximum(a.word_ready, b.word_ready), np.maximum(a.word_depth, b.word_depth),
-            max(a.any_ready, b.any_ready), max(a.any_depth, b.any_depth),
-            max(a.cycles, b.cycles), max(a.trips, b.trips),
+            np.concatenate([a.programs, b.programs])[order],
+            registers,
+            list(map(max, a.ready, b.ready)),
+            list(map(max, a.depth, b.depth)),
+            [path],
+            both(a.classes, b.classes),
+            both(a.traffic, b.traffic),
+            np.concatenate([a.live, b.live])[order],
+            both(a.shared, b.shared),
+            np.maximum(a.word_ready, b.word_ready),
+            np.maximum(a.word_depth, b.word_depth),
+            max(a.any_ready, b.any_ready),
+            max(a.any_depth, b.any_depth),
+            max(a.cycles, b.cycles),
+            max(a.trips, b.trips),
             a.hazards.combined(b.hazards, both) if a.hazards and b.hazards else None,
-        )  # fmt: skip
+        )
 
     # Operands
 
@@ -517,8 +536,11 @@ class Machine:
         """An instruction that works on each lane by itself."""
         found = operation(each.opcode)
         getters = [self._getter(part, kind) for part, kind in zip(each.sources, found.sources, strict=False)]
-        results = [(i, self.number[part.name], DTYPE[part.type]) for i, part in enumerate(each.results)
-                   if isinstance(part, Register)]  # fmt: skip
+        results = [
+            (i, self.number[part.name], DTYPE[part.type])
+            for i, part in enumerate(each.results)
+            if isinstance(part, Register)
+        ]
         mask, function = self._mask(each), found.function
         if len(results) == 1 and each.guard is None:
             [(place, number, kind)] = results
@@ -786,9 +808,8 @@ class Machine:
         batch.add("wavefronts", waves)
         batch.add("ideal_wavefronts", ideal)
         note = self._conflicts.setdefault(pc, [0, 0, 0])
-        note[0], note[1], note[2] = (
-            note[0] + int(lanes.any(1).sum()), note[1] + int(waves.sum()), note[2] + int(ideal.sum())
-        )  # fmt: skip
+        for i, n in enumerate((lanes.any(1), waves, ideal)):
+            note[i] += int(n.sum())
         return int(waves.max()), None
 
     def _check_shared(self, each: Instruction, active: Array, width: int) -> None:
@@ -876,8 +897,11 @@ class Machine:
     def _store_shared(self, pc: int, each: Instruction) -> Handler:
         size, parts = _element(each)
         access = self._shared_access(pc, each, size * parts)
-        getters = [(i, self._getter(part, UINT[max(size, 2)])) for i, part in enumerate(each.sources[1:])
-                   if self._uses_shared and (not isinstance(part, Register) or part.name in self._wanted)]  # fmt: skip
+        getters = [
+            (i, self._getter(part, UINT[max(size, 2)]))
+            for i, part in enumerate(each.sources[1:])
+            if self._uses_shared and (not isinstance(part, Register) or part.name in self._wanted)
+        ]
 
         def store(batch: Batch, path: Path, time: float, trips: int) -> tuple[float, int]:
             found = access(batch, path)
@@ -919,8 +943,8 @@ class Machine:
             place = np.broadcast_to(place, (len(place), self.threads))
             on = np.broadcast_to(np.arange(self.threads) % LANES < 8 * matrices, place.shape)
             if path.mask is not None:
-                place, other = self._spread(place, path.mask)
-                on = on & other
+                place, _ = self._spread(place, path.mask)
+                on = on & path.mask
             self._check_shared(each, place[on], 16)
             if batch.hazards:
                 (batch.hazards.read if is_load else batch.hazards.write)(pc, place, on, 16)
@@ -1140,26 +1164,33 @@ class Machine:
         matrix = CLASSES.index("matrix")
         longest = classes.sum(1)
         conflicts = [
-            Access(self.code[pc].text, self.code[pc].source, *map(int, note))
+            Access(self.code[pc].text, self.code[pc].source, *note)
             for pc, note in sorted(self._conflicts.items(), key=lambda item: item[1][2] - item[1][1])
             if note[2] and note[1] > note[2]
         ]
         exposed = [
-            Access(self.code[pc].text, self.code[pc].source, *map(int, self._requests[pc]), 0)
+            Access(self.code[pc].text, self.code[pc].source, *self._requests[pc], 0)
             for pc in exposed_loads(self.function)
             if pc in self._requests and self._visits[pc] > len(done)
         ]
         return Counts(
-            self.function.name, self.function.target, grid, total,
+            self.function.name,
+            self.function.target,
+            grid,
+            total,
             tuple(int(n) for batch in done for n in batch.programs) if total != len(order) else tuple(range(total)),
-            self.threads, tuple(bool(n) for n in over(lambda each: each.live)),
+            self.threads,
+            tuple(bool(n) for n in over(lambda each: each.live)),
             {name: tuple(classes[:, i].sum(1).tolist()) for i, name in enumerate(CLASSES)},
-            tuple(longest.max(1).tolist()), tuple(classes[:, matrix].max(1).tolist()),
+            tuple(longest.max(1).tolist()),
+            tuple(classes[:, matrix].max(1).tolist()),
             {name: tuple(traffic[:, i].tolist()) for i, name in enumerate(TRAFFIC)},
             tuple(over(lambda each: np.full((1,), each.trips)).tolist()),
             tuple(over(lambda each: np.full((1,), int(each.cycles))).tolist()),
-            self.under_way, tuple(conflicts), tuple(exposed),
-        )  # fmt: skip
+            self.under_way,
+            tuple(conflicts),
+            tuple(exposed),
+        )
 
 
 def _taken_from(batch: Batch, chosen: Array) -> Batch:
@@ -1174,20 +1205,34 @@ def _taken_from(batch: Batch, chosen: Array) -> Batch:
         groups = [Transfers(g.bytes, g.ready, [_copy_of(copy, rows) for copy in g.copies]) for g in path.groups]
         paths.append(Path(path.pc, mask, path.time, path.depth, path.waits, groups, path.stored))
     return Batch(
-        batch.programs[chosen], [None if x is None else rows(x) for x in batch.registers],
-        list(batch.ready), list(batch.depth), paths, rows(batch.classes).copy(), rows(batch.traffic).copy(),
-        batch.live[chosen], rows(batch.shared).copy(), batch.word_ready.copy(), batch.word_depth.copy(),
-        batch.any_ready, batch.any_depth, batch.cycles, batch.trips,
+        batch.programs[chosen],
+        [None if x is None else rows(x) for x in batch.registers],
+        list(batch.ready),
+        list(batch.depth),
+        paths,
+        rows(batch.classes).copy(),
+        rows(batch.traffic).copy(),
+        batch.live[chosen],
+        rows(batch.shared).copy(),
+        batch.word_ready.copy(),
+        batch.word_depth.copy(),
+        batch.any_ready,
+        batch.any_depth,
+        batch.cycles,
+        batch.trips,
         batch.hazards.mapped(rows) if batch.hazards else None,
-    )  # fmt: skip
+    )
 
 
 def _copy_of(copy: Any, rows: Callable[[Array], Array]) -> Any:
     pc, place, on, size, values = copy
     return (
-        pc, rows(place), None if on is None else rows(on), size,
+        pc,
+        rows(place),
+        None if on is None else rows(on),
+        size,
         None if values is None else [rows(value) for value in values],
-    )  # fmt: skip
+    )
 
 
 def _joined_groups(a: list[Transfers], b: list[Transfers]) -> list[Transfers]:
@@ -1198,6 +1243,13 @@ def _joined_groups(a: list[Transfers], b: list[Transfers]) -> list[Transfers]:
         g if g is h else Transfers(g.bytes + h.bytes, max(g.ready, h.ready), g.copies + h.copies)
         for g, h in zip(a, b, strict=True)
     ]
+
+
+def _or_zero(found: Array | None, like: Array | None) -> Array:
+    """A register that one side has not written, zero."""
+    if found is not None:
+        return found
+    return np.zeros((1, 1), np.uint32 if like is None else like.dtype)
 
 
 def _predicate(found: Array | None) -> Array:
@@ -1258,7 +1310,7 @@ def _adder(kind: str) -> Callable[..., int]:
     return lambda old, new: int(np.array(_f32(old) + _f32(new), np.float32).view(np.uint32))
 
 
-def _f32(bits: Any) -> np.float32:
+def _f32(bits: Any) -> Any:
     return np.array(bits, np.uint32).view(np.float32)[()]
 
 

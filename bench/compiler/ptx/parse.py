@@ -57,9 +57,26 @@ Operand = Scalar | Address | tuple[Scalar, ...]
 """A tuple is a vector {a, b}, or a pair of results a|b."""
 
 NO_RESULT = (
-    "st", "red", "bar", "barrier", "bra", "ret", "exit", "cp", "fence", "membar", "stmatrix", "prefetch", "discard",
-    "griddepcontrol", "trap", "nanosleep", "pragma", "setmaxnreg", "applypriority",
-)  # fmt: skip
+    "st",
+    "red",
+    "bar",
+    "barrier",
+    "bra",
+    "ret",
+    "exit",
+    "cp",
+    "fence",
+    "membar",
+    "stmatrix",
+    "prefetch",
+    "discard",
+    "griddepcontrol",
+    "trap",
+    "nanosleep",
+    "pragma",
+    "setmaxnreg",
+    "applypriority",
+)
 
 
 @dataclass(frozen=True)
@@ -194,7 +211,8 @@ class _Body:
     """The statements of a function: scopes, registers and labels."""
 
     def __init__(self, name: str, text: str, start: int) -> None:
-        self.name, self.registers = name, {}
+        self.name = name
+        self.registers: dict[str, Register] = {}
         self._lines = text[start:].split("\n")
         self._first = text.count("\n", 0, start) + 1
         self._files = dict(re.findall(r'^\s*\.file\s+(\d+)\s+"(?:[^"]*/)?([^"/]+)"', text, re.M))
