@@ -43,8 +43,8 @@ WORDS = """
 """
 
 
-def run(body, first=None, second=None, threads=32, grid=(1,), values=True, shared=8192):
-    """The counts; tensors are changed."""
+def machine(body, first=None, second=None, threads=32, values=True, shared=8192):
+    """A launch whose tensors change."""
     function = parse(TEXT.format(body=body, threads=threads))
     tensors = [np.zeros(1024, np.uint32) if x is None else x for x in (first, second)]
     bases = [1 << 20, 1 << 30]
@@ -53,7 +53,12 @@ def run(body, first=None, second=None, threads=32, grid=(1,), values=True, share
         for name, base, x in zip(("first", "second"), bases, tensors, strict=True)
     ]
     params = {f"kernel_param_{i}": base for i, base in enumerate(bases)}
-    return Machine(function, params, GlobalMemory(segments), shared, values).run(grid)
+    return Machine(function, params, GlobalMemory(segments), shared, values)
+
+
+def run(body, *tensors, grid=(1,), **options):
+    """The counts of a launch."""
+    return machine(body, *tensors, **options).run(grid)
 
 
 # Banks and sectors
@@ -259,6 +264,34 @@ def test_atomics_in_the_order_of_programs():
     run(body, counter, out, grid=(8,))
     assert counter.tolist() == [24]
     assert out.tolist() == [3 * p for p in range(8)]
+
+
+def test_a_loop_that_does_not_end():
+    waiting = machine("$L1: ld.global.b32 %r3, [%rd1]; setp.eq.b32 %p1, %r3, 0; @%p1 bra $L1;")
+    waiting.turns = 100
+    with pytest.raises(PtxError, match=r"`@%p1 bra \$L1`.*reached 100 times: the loop does not end"):
+        waiting.run((1,))
+
+
+def test_counts_need_no_floats():
+    """Addresses from integers that went through shared memory, beside a product of floats."""
+    body = """
+	ld.global.b32 %r4, [%rd3];
+	cvt.rn.f32.u32 %r5, %r1;
+	mul.rn.f32 %r6, %r5, %r5;
+	shl.b32 %r7, %r1, 2;
+	st.shared.b32 [%r7], %r4;
+	st.shared.b32 [%r7+128], %r6;
+	bar.sync 0;
+	ld.shared.b32 %r8, [%r7];
+	ld.shared.b32 %r9, [%r7+128];
+	shl.b32 %r10, %r8, 2;
+	st.shared.b32 [%r10+256], %r9;
+"""
+    strided = np.arange(0, 1024, 8, dtype=np.uint32)
+    found = [run(WORDS + body, strided, values=values) for values in (True, False)]
+    assert found[0] == found[1]
+    assert found[0].ways == 8
 
 
 def test_a_barrier_that_not_all_reach():

@@ -7,6 +7,7 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 from unittest.mock import patch
 
@@ -58,7 +59,10 @@ def read_kernel(kernel: Any) -> tuple[Function, int]:
     if "ptx" not in kernel.asm:
         target = kernel.metadata.target
         raise PtxError(f"{name} is compiled for {target.backend} {target.arch}: the machine reads PTX, and it has none")
-    return parse(kernel.asm["ptx"], name), kernel.metadata.shared
+    return _parsed(kernel.asm["ptx"], name), kernel.metadata.shared
+
+
+_parsed = lru_cache(64)(parse)  # many workloads share their code
 
 
 def _bound(function: Function, launch: Launch, values: bool) -> tuple[dict[str, int], list[Segment], set[str]]:
@@ -94,7 +98,7 @@ def _segment(name: str, tensor: Tensor, values: bool) -> Segment:
     floats = tensor.dtype.is_floating_point
     if not size or (not values and floats and size > LAZY_BYTES):
         return Segment(name, base, size, None, not floats)
-    data = np.frombuffer((ctypes.c_uint8 * size).from_address(base), np.uint8)
+    data = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(base))
     return Segment(name, base, size, data, not floats)
 
 

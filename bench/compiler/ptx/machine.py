@@ -126,6 +126,7 @@ class Machine:
         holds_integers: Callable[[str], bool] = lambda name: True,
     ) -> None:
         self.function, self.params, self.memory, self.values = function, dict(params), memory, values
+        self.turns = 1 << 20  # of a loop, over all programs that part; a program that waits for another never ends
         self.code, self.threads, self.warps = function.instructions, function.threads, function.threads // LANES
         self.shared_bytes = shared
         self.blocks = blocks(function)
@@ -284,6 +285,9 @@ class Machine:
                 for register in dead[pc]:
                     batch.registers[register] = None
         self._visits[block.first : block.last] += 1
+        if self._visits[block.first] > self.turns:
+            where = self.code[block.last - 1].where()
+            raise PtxError(f"{self.function.name}: {where} was reached {self.turns} times: the loop does not end")
         per_scheduler = -(-int(warps.sum(1).max()) // 4)
         path.time = max(latest, path.time, start + per_scheduler * (block.last - block.first))
         batch.cycles = max(batch.cycles, path.time)
@@ -1169,7 +1173,7 @@ class Machine:
             if note[2] and note[1] > note[2]
         ]
         exposed = [
-            Access(self.code[pc].text, self.code[pc].source, *self._requests[pc], 0)
+            Access(self.code[pc].text, self.code[pc].source, self._requests[pc][0], self._requests[pc][1], 0)
             for pc in exposed_loads(self.function)
             if pc in self._requests and self._visits[pc] > len(done)
         ]
