@@ -204,6 +204,7 @@ class Bounds:
     """Bounds on the counts of decode launches; None: none. `held` are those that fail the gate, others are printed."""
 
     shared: Mapping[int, float] = field(default_factory=dict)  # by the most tokens: share of shared memory in the floor
+    shared_dense: Mapping[int, float] | None = None  # in place of `shared`, in dense layers
     issue: float | None = None  # share of the instructions in the floor
     shared_us: float | None = None  # shared memory, at one token
     under_way: int | None = None  # least bytes of cp.async a multiprocessor
@@ -213,9 +214,10 @@ class Bounds:
     exposed: int = 0
     held: Collection[str] = ()
 
-    def over(self, counted: Counted, found: Estimate, tokens: int) -> dict[str, str]:
+    def over(self, counted: Counted, found: Estimate, tokens: int, is_dense: bool = False) -> dict[str, str]:
         """The bounds that a launch for so many tokens on the reference GPU does not keep, by name, in words."""
-        share = next((share for most, share in sorted(self.shared.items()) if tokens <= most), None)
+        shares = self.shared_dense if is_dense and self.shared_dense else self.shared
+        share = next((share for most, share in sorted(shares.items()) if tokens <= most), None)
         over = {}
         for name, what, most in (("shared", "shared memory takes", share), ("issue", "instructions take", self.issue)):
             value = getattr(found, name)

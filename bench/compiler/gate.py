@@ -258,7 +258,8 @@ def _with_counts(rows: Sequence[Row], launches: Sequence[Launch], spec: Any, wor
     for row, counts, (_, counted), step in zip(rows, found, kept, estimated, strict=True):
         row = replace(row, counted=counted, step=step, counts=as_json(counts))
         bounds = _bounds(row.function, spec.expects) if _has_bounds(row.config, workload) else None
-        made.append(_bounded(row, bounds, bounds.over(counted, step.estimate, _tokens(workload)) if bounds else {}))
+        sizes = _tokens(workload), variant_of(row.config) == "dense"
+        made.append(_bounded(row, bounds, bounds.over(counted, step.estimate, *sizes) if bounds else {}))
     return made
 
 

@@ -66,10 +66,11 @@ _ENDS: tuple[dict[str, Any], ...] = (
 )
 # Bounds on the counts at 1 to 64 tokens on an H200. Under way must be 4.3 TB/s x 0.9 us / 132, but for what hits L2.
 # Programs must fill 0.9 of its multiprocessors.
-_STREAM = {"issue": 0.4, "under_way": 25_000, "live": 119}
-_WEIGHTS = Bounds({4: 0.8, 16: 1.0, 64: 1.7}, **_STREAM)
-_EXPERTS = Bounds({4: 0.8, 16: 1.0, 64: 0.8}, **_STREAM)
-_FEW_LOADS = Bounds()
+_STREAM = {"issue": 0.4, "under_way": 25_000, "live": 119, "held": ("under_way", "exposed")}
+_SHARED = {4: 0.8, 16: 1.0, 64: 1.7}
+_WEIGHTS = Bounds(_SHARED, **_STREAM)
+_EXPERTS = Bounds(_SHARED | {64: 0.8}, _SHARED, **_STREAM)
+_FEW_LOADS = Bounds(held=("exposed",))
 _PREPARE = Expected(max_instructions=1200, stream16=True)
 # Narrow loads of products: in `moe_experts` the slots, once for each layout that needs them.
 _PRODUCT = {"invariant": True, "matrix": True, "stream16": True}
@@ -138,7 +139,11 @@ FRAME = (
         "head norms, temperature, rotary, cache write, attention, head gate",
         {
             "_decode_attention_kernel": Expected(
-                max_instructions=4000, matrix=True, stream16=True, max_narrow=160, bounds=Bounds(shared_us=3.0)
+                max_instructions=4000,
+                matrix=True,
+                stream16=True,
+                max_narrow=160,
+                bounds=Bounds(shared_us=3.0, held=("shared_us", "exposed")),
             )
         },
         real={"HQ": HQ, "HKV": HKV, "DH": DH},

@@ -134,6 +134,7 @@ def test_bounds_follow_the_number_of_tokens():
     wide = Estimate(**(FINE | {"shared": 5.0}))
     assert set(BOUNDS.over(COUNTED, wide, 2)) == {"shared"}
     assert BOUNDS.over(COUNTED, wide, 16) == BOUNDS.over(COUNTED, wide, 64) == {}
+    assert replace(BOUNDS, shared_dense={4: 1.7}).over(COUNTED, wide, 2, is_dense=True) == {}
 
 
 def step(megabytes, chain=FILL_US, certain=1.0):

@@ -7,7 +7,15 @@ import torch
 
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.compiler.estimate import GAP_US, Counted, Step, rates_of, serial_us
-from zonos2_triton.bench.compiler.frame_estimate import BATCH_SIZES, estimates, frame_places, frame_us, prompt_us
+from zonos2_triton.bench.compiler.frame_estimate import (
+    BATCH_SIZES,
+    MOST_MS,
+    estimated_snapshot,
+    estimates,
+    frame_places,
+    frame_us,
+    prompt_us,
+)
 from zonos2_triton.bench.planner.footprint import MODEL
 from zonos2_triton.bench.specs.gpus import find_gpu
 from zonos2_triton.model.weights.tiny import PARAMS, backbone_weights
@@ -97,3 +105,13 @@ def test_a_prompt():
 def test_slower_gpus_take_longer():
     times = [frame_us(MODEL, 1, estimates(snapshot(), rates_of(find_gpu(name))))[0] for name in ("l4", "h100", "h200")]
     assert times == sorted(times, reverse=True)
+
+
+@pytest.mark.parametrize("batch_size", MOST_MS)
+def test_frames_keep_their_bounds(batch_size):
+    """By the committed snapshot; launches one after the other, and dependent ones."""
+    found = frame_us(MODEL, batch_size, estimates(estimated_snapshot()))
+    if found is None:
+        pytest.skip("the snapshot has no counts yet")
+    serial, dependent = found
+    assert dependent < serial <= MOST_MS[batch_size] * 1e3
