@@ -276,6 +276,7 @@ def test_all_numbers_of_the_table_might_be_in_a_file():
     ("name", "variant", "workload", "launched"),
     [
         ("codebook_head", "decode", "two-tiles", {"BLOCK_K": 128, "BLOCK_N": 64, "BLOCK_M": 8}),
+        ("output_projection", "decode", "two-tiles", {"BLOCK_M": 64}),  # tokens without a mask
         ("decode_attention", "split", "split-edges", {"SPLITS": 16, "BLOCK_KV": 16}),
         pytest.param("conv1d_snake", "taps", "rows", {"BLOCK_M": 16, "BLOCK_K": 16}, marks=pytest.mark.slow),
     ],

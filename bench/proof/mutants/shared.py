@@ -42,6 +42,7 @@ MULTIPLIED = mutants(
     tail_of_K_not_masked="mask_w = {{start + k_w < K if not EVEN_K else None => None}} mask_x",
     tail_of_K_one_too_long="k_w {{< => <=}} K if not EVEN_K else None mask_x = start + k_x {{< => <=}} K if",
     tail_of_K_one_too_short="mask_x = start + k_x < K{{ =>  - 1}} if not EVEN_K else None if",
+    rows_beyond_the_last="{{tl.minimum(offs, n - 1) => offs}}.to(tl.int64) * stride",
     last_block_of_K_only="acc = dot_fp32(w, x, {{acc => tl.zeros_like(acc)}}) if up_rows is not None",
     slice_forgotten="acc = {{left + right => left}} return",
     slices_overlap="[:, None, None] * {{DEPTH => 1}}",
