@@ -47,7 +47,8 @@ class ModelRunner:
             for voices in ((), voice) if self.model.speaker else ((),):
                 batch = reference.Batch(ids, pages, starts, cuts, tokens, *voices)
                 stream = reference.forward(self.model, batch, self.state.cache, self.ops)
-            reference.logits(self.model, *(part[-1:] for part in stream), ops=self.ops)
+            x, x_scaled, sum_sq = (part[-1:].clone() for part in stream)
+            reference.logits(self.model, x, x_scaled, sum_sq, self.ops)
 
     def start(self, requests: Sequence[Request], first: int) -> None:
         """The first frame of requests whose prompts are in the cache; their slots begin at `first`."""
