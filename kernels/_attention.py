@@ -103,14 +103,14 @@ def write_new_kv(
     sin,  # [N, DH / 2]
     EPS: tl.constexpr,
 ):
-    """The new keys, normed and rotated, and the new values, [N, DH] each, as they now lie in the cache."""
+    """Writes the new keys, normed and rotated, and the new values. Returns the values [N, DH]."""
     k = tl.load(key_ptrs, mask=mask, other=0.0)
     if cos is not None:
         k = prepare_key(k, cos, sin, EPS)
     v = tl.load(value_ptrs, mask=mask, other=0.0)
     tl.store(k_ptrs, k, mask=mask)
     tl.store(v_ptrs, v, mask=mask)
-    return k, v
+    return v
 
 
 @triton.jit
@@ -145,6 +145,11 @@ def store_output(y_ptrs, acc, l, gate, mask):
     if gate is not None:
         y = y * tl.sigmoid(gate)[:, None]
     tl.store(y_ptrs, round_to(y, y_ptrs.dtype.element_ty), mask=mask)
+
+
+def whole_blocks(page_size: int, BLOCK_KV: int) -> int | None:
+    """How many blocks of BLOCK_KV positions a page has; None: not a whole number."""
+    return None if page_size % BLOCK_KV else page_size // BLOCK_KV
 
 
 def check_attention(

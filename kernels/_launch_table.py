@@ -121,9 +121,9 @@ LAUNCH_CONFIGS: dict[tuple[str, str], Configs] = {
     ("moe_experts_down", "decode"): _SHORT,
     ("moe_experts_down", "prefill"): _PREFILL,
     ("decode_attention", "split"): {
-        "*": (_config(4, 3, BLOCK_KV=64, SPLITS=32, BLOCK_H=4, PROGRAMS=512),),
-        "gfx942": (_config(4, 2, BLOCK_KV=64, SPLITS=32, BLOCK_H=4, PROGRAMS=512),),
-        "fp32": (_config(4, 2, BLOCK_KV=32, SPLITS=32, BLOCK_H=4, PROGRAMS=512),),
+        "*": (_config(4, 3, BLOCK_KV=64, SPLITS=32, BLOCK_H=4, PROGRAMS=256),),
+        "gfx942": (_config(4, 2, BLOCK_KV=64, SPLITS=32, BLOCK_H=4, PROGRAMS=256),),
+        "fp32": (_config(4, 2, BLOCK_KV=32, SPLITS=32, BLOCK_H=4, PROGRAMS=256),),
         "interpreter": (_config(1, 1, BLOCK_KV=8, SPLITS=4, BLOCK_H=2, PROGRAMS=8),),
     },
     ("rvq_decode", "frames"): {
@@ -139,7 +139,8 @@ LAUNCH_CONFIGS: dict[tuple[str, str], Configs] = {
     ("prefill_attention", "write"): {"*": (_config(4, 1, BLOCK_Q=16),), "interpreter": (_config(1, 1, BLOCK_Q=16),)},
     ("prefill_attention", "attend"): {
         "*": (_config(8, 2, BLOCK_M=128, BLOCK_KV=32),),
-        "sm_90": (_config(8, 2, BLOCK_M=128, BLOCK_KV=64),),
+        "sm_90": (_config(8, 3, BLOCK_M=128, BLOCK_KV=64),),
+        "sm_120": (_config(8, 2, BLOCK_M=64, BLOCK_KV=32),),  # 128: Triton 3.9 spills
         "fp32": (_config(4, 1, BLOCK_M=16, BLOCK_KV=32),),
         "interpreter": (_config(1, 1, BLOCK_M=32, BLOCK_KV=16),),
     },

@@ -60,6 +60,7 @@ from zonos2_triton.kernels._attention import (
     prepare_query,
     scores,
     store_output,
+    whole_blocks,
 )
 from zonos2_triton.kernels._dependent_launch import wait_for_previous_launch
 from zonos2_triton.kernels._launch_config import launch_config
@@ -278,7 +279,7 @@ def decode_attention(
         partial_acc_ptr=qkvg.new_empty((B, HKV, SPLITS, GROUP, DH), dtype=torch.float32),
         partial_ml_ptr=qkvg.new_empty((B, HKV, SPLITS, 2, GROUP), dtype=torch.float32),
         counters_ptr=counters,
-        page_blocks=page_size // BLOCK_KV if page_size % BLOCK_KV == 0 else None,
+        page_blocks=whole_blocks(page_size, BLOCK_KV),
         scale=DH**-0.5 * LOG2E,
         BLOCK_G=max(16, triton.next_power_of_2(GROUP)),
         **shared,

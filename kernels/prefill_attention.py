@@ -16,9 +16,10 @@ cache_seqlens  cache_seqlens[b] tokens of sequence b are in the cache already: i
 Example: cu_seqlens = [0, 3, 5] and cache_seqlens = [4, 0]. Tokens 0, 1, 2 are positions 4, 5, 6 of sequence 0, which
 attend to the cached 0 .. 3 as well. Tokens 3, 4 are positions 0, 1 of sequence 1. max_seqlen_q = 3.
 
-Two launches. The first writes the new keys and values to the cache. The second attends from it, with one program for
-each tile of BLOCK_Q tokens and each key/value head. A program reads the cache in blocks of BLOCK_KV positions, which
-lie at multiples of BLOCK_KV, in two loops. For the tile of sequence 0 above, with BLOCK_KV = 4:
+Two launches. The first writes the new keys and values to the cache, and notes which values are not finite. The second
+attends from the cache, with one program for each tile of BLOCK_Q tokens and each key/value head. A program reads the
+cache in blocks of BLOCK_KV positions, which lie at multiples of BLOCK_KV, in two loops. For the tile of sequence 0
+above, with BLOCK_KV = 4:
 
     loop          first        second
     blocks        0 .. 3       4 .. 7, of which 7 is beyond the end
@@ -39,13 +40,16 @@ from torch import Tensor
 from zonos2_triton.kernels._args import check_range, may_sync
 from zonos2_triton.kernels._attention import (
     LOG2E,
+    block_offsets,
     check_attention,
     kv_offsets,
     load_cos_sin,
+    load_pages,
     online_softmax,
     prepare_query,
     scores,
     store_output,
+    whole_blocks,
     write_new_kv,
 )
 from zonos2_triton.kernels._dependent_launch import wait_for_previous_launch
@@ -63,6 +67,7 @@ def _write_cache_kernel(
     block_table_ptr,  # [B, W] int32
     cache_seqlens_ptr,  # [B] int32
     cu_seqlens_ptr,  # [B + 1] int32
+    nonfinite_ptr,  # [T, HKV] int32: whether a new value is not finite
     W,
     page_size,
     HQ: tl.constexpr,
@@ -91,7 +96,9 @@ def _write_cache_kernel(
     key_ptrs = qkvg_ptr + (first_token + offs_t)[:, None] * WIDTH + (HQ + hk) * DH + offs_d[None, :]
     kv_offs = kv_offsets(block_table_ptr + b * W, positions, mask_t, page_size, hk, HKV, DH)
     offs_new = kv_offs[:, None] + offs_d[None, :]
-    write_new_kv(key_ptrs, key_ptrs + HKV * DH, mask, k_ptr + offs_new, v_ptr + offs_new, cos, sin, QK_EPS)
+    v = write_new_kv(key_ptrs, key_ptrs + HKV * DH, mask, k_ptr + offs_new, v_ptr + offs_new, cos, sin, QK_EPS)
+    nonfinite = tl.max(1 - finite(v).to(tl.int32), axis=1)
+    tl.store(nonfinite_ptr + (first_token + offs_t) * HKV + hk, nonfinite, mask=mask_t)
 
 
 @triton.jit(do_not_specialize=["W"])
@@ -104,9 +111,11 @@ def _prefill_attention_kernel(
     block_table_ptr,  # [B, W] int32
     cache_seqlens_ptr,  # [B] int32
     cu_seqlens_ptr,  # [B + 1] int32
+    nonfinite_ptr,  # [T, HKV] int32: whether a new value is not finite
     y_ptr,  # [T, HQ * DH]
     W,
     page_size,
+    page_blocks,  # blocks of BLOCK_KV positions in a page, or None: not a whole number
     scale,
     HQ: tl.constexpr,
     HKV: tl.constexpr,
@@ -153,15 +162,34 @@ def _prefill_attention_kernel(
     m = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     l = tl.zeros((BLOCK_M,), tl.float32)
     acc = tl.zeros((BLOCK_M, DH), tl.float32)
-    end = cache_len + tl.minimum(tile_start + BLOCK_Q, new_len)  # what the tile's last token sees
-    common = (cache_len + tile_start + 1) // BLOCK_KV * BLOCK_KV  # blocks before it are seen whole, by every token
-    pages_ptr = block_table_ptr + b * W
-    m, l, acc = _attend(
-        q, positions, m, l, acc, 0, common, k_ptr, v_ptr, pages_ptr, page_size, hk, scale, False, HKV, BLOCK_KV
-    )
-    m, l, acc = _attend(
-        q, positions, m, l, acc, common, end, k_ptr, v_ptr, pages_ptr, page_size, hk, scale, True, HKV, BLOCK_KV
-    )
+    seen = cache_len + tl.minimum(tile_start + BLOCK_Q, new_len)
+    common = (cache_len + tile_start + 1) // BLOCK_KV  # blocks before it are seen whole, by every token
+    pages_ptr, nonfinite_ptr = block_table_ptr + b * W, nonfinite_ptr + first_token * HKV
+    for part in tl.static_range(2):
+        begin, end = (common, tl.cdiv(seen, BLOCK_KV)) if part == 1 else (0, common)
+        m, l, acc = _attend(
+            q,
+            positions,
+            m,
+            l,
+            acc,
+            begin,
+            end,
+            seen,
+            cache_len,
+            k_ptr,
+            v_ptr,
+            nonfinite_ptr,
+            pages_ptr,
+            W,
+            page_size,
+            page_blocks,
+            hk,
+            scale,
+            part == 1,
+            HKV,
+            BLOCK_KV,
+        )
     if FUSED_PREAMBLE:
         gate = tl.load(token_ptrs + (HQ + 2 * HKV) * DH + heads, mask=mask_m, other=0.0).to(tl.float32)
     y_ptrs = y_ptr + (first_token + offs_t)[:, None] * (HQ * DH) + heads[:, None] * DH + offs_d[None, :]
@@ -177,43 +205,59 @@ def _attend(
     acc,  # [BLOCK_M, DH] sum of weighted values so far
     begin,
     end,
+    seen,  # positions before it are seen by the tile's last token
+    cache_len,
     k_ptr,  # [pages, page_size, HKV, DH]
     v_ptr,  # [pages, page_size, HKV, DH]
+    nonfinite_ptr,  # [tokens of the sequence, HKV] int32
     pages_ptr,  # [W] int32: the sequence's block table
+    W,
     page_size,
+    page_blocks,
     hk,
     scale,  # None: it is in q
     CAUSAL: tl.constexpr,
     HKV: tl.constexpr,
     BLOCK_KV: tl.constexpr,
 ):
-    """m, l, acc after positions begin .. end - 1. CAUSAL: each row sees its own position and earlier ones.
+    """m, l, acc after blocks begin .. end - 1. CAUSAL: each row sees its own position and earlier ones.
 
-    A weight of zero times a NaN is NaN. So values that are not finite count as zero, and the rows that see one become
-    NaN afterwards.
+    A weight of zero times a NaN is NaN. So new values that are not finite are read as zeros, and the rows that see one
+    become NaN afterwards. The pages are loaded one block ahead.
     """
     DH: tl.constexpr = q.shape[1]
     offs_d = tl.arange(0, DH)
-    for block in range(begin, end, BLOCK_KV):
-        offs_kv = block + tl.arange(0, BLOCK_KV)
-        mask_kv = offs_kv < end if CAUSAL else tl.full((BLOCK_KV,), True, tl.int1)
-        kv_offs = kv_offsets(pages_ptr, offs_kv, mask_kv, page_size, hk, HKV, DH)
-        k = tl.load(k_ptr + kv_offs[None, :] + offs_d[:, None], mask=mask_kv[None, :], other=0.0)  # [DH, BLOCK_KV]
-        qk = scores(q, k, scale)
+    last = (seen - 1) // BLOCK_KV
+    pages = load_pages(pages_ptr, tl.minimum(begin, last), W, page_size, page_blocks, BLOCK_KV)
+    for block in range(begin, end):
+        offs_kv = block * BLOCK_KV + tl.arange(0, BLOCK_KV)
+        kv_offs = block_offsets(pages, block, page_size, page_blocks, hk, HKV, DH, BLOCK_KV)
+        pages = load_pages(pages_ptr, tl.minimum(block + 1, last), W, page_size, page_blocks, BLOCK_KV)
+        k_ptrs, v_ptrs = k_ptr + kv_offs[None, :] + offs_d[:, None], v_ptr + kv_offs[:, None] + offs_d[None, :]
         if CAUSAL:
+            mask_kv = offs_kv < seen
+            nonfinite = _load_nonfinite(nonfinite_ptr, block, cache_len, seen, hk, HKV, BLOCK_KV)
+            mask_v = mask_kv & (nonfinite == 0)
+            k = tl.load(k_ptrs, mask=mask_kv[None, :], other=0.0)  # [DH, BLOCK_KV]
             mask_qk = mask_kv[None, :] & (offs_kv[None, :] <= positions[:, None])
-            qk = tl.where(mask_qk, qk, float("-inf"))
-        m, l, alpha, p = online_softmax(qk, m, l, q.dtype)
-        v = tl.load(v_ptr + kv_offs[:, None] + offs_d[None, :], mask=mask_kv[:, None], other=0.0)  # [BLOCK_KV, DH]
-        if CAUSAL:
-            is_finite = finite(v)
-            has_nonfinite = tl.min(is_finite.to(tl.int32), axis=1) == 0
-            acc = dot_fp32(p, tl.where(is_finite, v, tl.zeros_like(v)), acc * alpha[:, None])
-            nan_rows = tl.max((mask_qk & has_nonfinite[None, :]).to(tl.int32), axis=1) > 0
+            qk = tl.where(mask_qk, scores(q, k, scale), float("-inf"))
+            nan_rows = tl.max((mask_qk & (nonfinite > 0)[None, :]).to(tl.int32), axis=1) > 0
+            m, l, alpha, p = online_softmax(qk, m, l, q.dtype)
+            v = tl.load(v_ptrs, mask=mask_v[:, None], other=0.0)  # [BLOCK_KV, DH]
+            acc = dot_fp32(p, v, acc * alpha[:, None])
             acc = tl.where(nan_rows[:, None], float("nan"), acc)
         else:
-            acc = dot_fp32(p, v, acc * alpha[:, None])
+            m, l, alpha, p = online_softmax(scores(q, tl.load(k_ptrs), scale), m, l, q.dtype)
+            acc = dot_fp32(p, tl.load(v_ptrs), acc * alpha[:, None])
     return m, l, acc
+
+
+@triton.jit
+def _load_nonfinite(nonfinite_ptr, block, cache_len, seen, hk, HKV: tl.constexpr, BLOCK_KV: tl.constexpr):
+    """Which values of a block [BLOCK_KV] are new, seen by the tile and not finite; nonfinite_ptr: its sequence's."""
+    offs_kv = block * BLOCK_KV + tl.arange(0, BLOCK_KV)
+    mask = (offs_kv >= cache_len) & (offs_kv < seen)
+    return tl.load(nonfinite_ptr + (offs_kv - cache_len) * HKV + hk, mask=mask, other=0)
 
 
 @operator(mutates_args=("k_cache", "v_cache"))
@@ -228,7 +272,7 @@ def prefill_attention(
     cu_seqlens: Annotated[Tensor, "B+1", torch.int32],
     max_seqlen_q: int,
 ) -> Iterator[Tensor]:
-    op, T, (_, _, HKV, DH), B = "prefill_attention", qkvg.shape[0], k_cache.shape, block_table.shape[0]
+    op, T, (_, page_size, HKV, DH), B = "prefill_attention", qkvg.shape[0], k_cache.shape, block_table.shape[0]
     HQ, capacity, shared = check_attention(op, qkvg, qk_temperature, cos_sin_cache, k_cache, v_cache, block_table)
     if not 1 <= max_seqlen_q <= T:
         raise ValueError(f"{op}: max_seqlen_q must be in 1..{T}, the tokens of qkvg, got {max_seqlen_q}")
@@ -244,10 +288,12 @@ def prefill_attention(
             f"heads for each of the cache's HKV={HKV}, got {HQ}"
         )
     shared |= {"cache_seqlens_ptr": cache_seqlens, "cu_seqlens_ptr": cu_seqlens}
+    shared["nonfinite_ptr"] = qkvg.new_empty((T, HKV), dtype=torch.int32)
     _write_cache_kernel[(triton.cdiv(max_seqlen_q, write["BLOCK_Q"]), HKV, B)](**shared, **write)
     _prefill_attention_kernel[(triton.cdiv(max_seqlen_q, block_q), HKV, B)](
         qk_temperature_ptr=qk_temperature,
         y_ptr=y,
+        page_blocks=whole_blocks(page_size, attend["BLOCK_KV"]),
         scale=DH**-0.5 * LOG2E,
         BLOCK_Q=block_q,
         **shared,
