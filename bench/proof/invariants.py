@@ -91,7 +91,7 @@ def prepared_or_not(case: Case, op: Op = None) -> None:
     """A norm that the call prepares by itself gives the same bits as one that its producer has prepared."""
     if case.inputs.get("norm_weight") is None or "x_scaled" not in case.inputs:
         return
-    given = dict(zip(NORM, prepare_norm(case.inputs["x"], case.inputs["norm_weight"]), strict=True))
+    given: Inputs = dict(zip(NORM, prepare_norm(case.inputs["x"], case.inputs["norm_weight"]), strict=True))
     alone = run(case, op, **dict.fromkeys(NORM))
     _require_same(case, "the norm's first half from its producer", alone, run(case, op, **given))
 

@@ -85,7 +85,8 @@ class FrameTimer:
 
         def prefill() -> Tensor:
             stream = reference.forward(self.model, batch, cache, self.ops)
-            return reference.logits(self.model, *(part[-1:].clone() for part in stream), ops=self.ops)
+            x, x_scaled, sum_sq = (part[-1:].clone() for part in stream)
+            return reference.logits(self.model, x, x_scaled, sum_sq, self.ops)
 
         if not bool(prefill().isfinite().all()):
             raise FloatingPointError("the logits of a prompt are not finite")
