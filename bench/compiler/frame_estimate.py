@@ -33,11 +33,11 @@ def estimates(snapshot: Snapshot, rates: Rates = REFERENCE) -> dict[Operation, l
     """The launches of each workload whose counts the snapshot holds, in order."""
     launches: dict[Operation, list[tuple[str, Counted]]] = {}
     for key, values in snapshot.items():
-        kernel, function, config, target = key.split("/")
-        workload, _, dtype = config.split("#")[0].rpartition("-")
+        op, function, config, target = key.split("/")
+        name, _, dtype = config.split("#")[0].rpartition("-")
         if (target, dtype) == (COUNTED_TARGET, COUNTED_DTYPE) and "launch" in values:
-            counted = Counted(**{name: values[name] for name in NAMES})  # type: ignore[arg-type]
-            launches.setdefault((kernel, workload), []).append((f"{kernel}/{function}", counted))
+            counted = Counted(**{each: values[each] for each in NAMES})  # type: ignore[arg-type]
+            launches.setdefault((op, name), []).append((f"{op}/{function}", counted))
     found = {}
     for kernel in KERNELS.values():
         for workload in kernel.workloads:

@@ -235,7 +235,8 @@ def _rows(name: str, spec: Any, workload: Any, dtype: str, target: str) -> Itera
         stats, failures = _judged(launch, target, spec.expects)
         row = Row(name, launch.function, config + number, target, tuple(failures), stats, launch.grid, launch.count)
         rows.append(row)
-    if dtype == COUNTED_DTYPE and TARGETS[target].backend == "cuda" and not failure and all(row.stats for row in rows):
+    is_counted = dtype == COUNTED_DTYPE and TARGETS[target].backend == "cuda" and hasattr(spec, "cost_of")
+    if is_counted and not failure and all(row.stats for row in rows):
         if target == COUNTED_TARGET:
             rows = _with_counts(rows, launches, spec, workload)
         elif _has_bounds(f"{workload.name}-{dtype}", workload):
@@ -402,7 +403,7 @@ def _launches(rows: Mapping[str, Mapping[str, float]]) -> Counter[str]:
     total = Counter[str]()
     for key, values in rows.items():
         kernel, _, config, target = key.split("/")
-        total[f"{kernel}/{config.split('#')[0]}/{target}"] += values["launches"]
+        total[f"{kernel}/{config.split('#')[0]}/{target}"] += int(values["launches"])
     return total
 
 
@@ -475,9 +476,8 @@ def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
 def _command(options: argparse.Namespace) -> int:
     """Exit status: 0 all as meant, 1 failures, changes for the worse, or no snapshot of this version of Triton."""
     if options.compare:
-        from zonos2_triton.bench.compiler import others
-
         check_compiler()
+        others = importlib.import_module("zonos2_triton.bench.compiler.others")  # it knows the catalogue's sizes
         print(others.compare(options.compare, importlib.import_module(CATALOGUE).KERNELS))
         return 0
     if options.set and options.update_snapshot:

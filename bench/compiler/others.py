@@ -8,6 +8,7 @@ there, so it runs with the rights of this process. Of an autotuned kernel the co
 counts.
 """
 
+import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence
@@ -47,7 +48,7 @@ def compare(folder: Path, kernels: dict[str, Kernel], batch_sizes: Sequence[int]
     present = {name: others for name, others in OTHERS.items() if (folder / name.partition("/")[2]).is_dir()}
     if not present:
         raise ValueError(f"--compare must name a folder that holds a checkout of {' or '.join(OTHERS)}, got {folder}")
-    lines = [HEADS]
+    lines: list[tuple[str, ...]] = [HEADS]
     for name, others in present.items():
         repository = name.partition("/")[2]
         for operator, prepare in others:
@@ -126,7 +127,8 @@ def zonos2_moe(checkout: Path) -> Call:
     def call(new: Inputs, M: int) -> None:
         config = impl.get_default_config(M, E, I, D, 1, False)
         block, ids = config["BLOCK_SIZE_M"], new.choices(M, 1, E, False)
-        slots, owners = [], []
+        slots: list[int] = []
+        owners: list[int] = []
         for expert in range(E):  # as sgl_kernel's moe_align_block_size, whose padding is slot M
             mine = (ids[:, 0] == expert).nonzero()[:, 0].tolist()
             mine += [M] * (-len(mine) % block)
@@ -143,20 +145,22 @@ def zonos2_moe(checkout: Path) -> Call:
     return call
 
 
+def imported(checkout: Path, module: str) -> ModuleType:
+    """A module of the package under src/ of a checkout."""
+    with patch.object(sys, "path", [str(checkout / "src"), *sys.path]):
+        return importlib.import_module(module)
+
+
 def liger_norm(checkout: Path) -> Call:
     """RMSNorm alone, without a residual."""
-    with patch.object(sys, "path", [str(checkout / "src"), *sys.path]):
-        from liger_kernel.ops.rms_norm import rms_norm_forward  # type: ignore[import-not-found, unused-ignore]
-    return lambda new, M: rms_norm_forward(new.randn(M, D), new.gain(D), 1e-5, 0.0, "llama", None)
+    module = imported(checkout, "liger_kernel.ops.rms_norm")
+    return lambda new, M: module.rms_norm_forward(new.randn(M, D), new.gain(D), 1e-5, 0.0, "llama", None)
 
 
 def qwen3_norm(checkout: Path) -> Call:
     """RMSNorm with a residual."""
-    with patch.object(sys, "path", [str(checkout / "src"), *sys.path]):
-        from qwen3_tts_triton.kernels.fused_norm_residual import (  # type: ignore[import-not-found, unused-ignore]
-            triton_fused_add_rms_norm,
-        )
-    return lambda new, M: triton_fused_add_rms_norm(new.randn(M, D), new.randn(M, D), new.gain(D))
+    module = imported(checkout, "qwen3_tts_triton.kernels.fused_norm_residual")
+    return lambda new, M: module.triton_fused_add_rms_norm(new.randn(M, D), new.randn(M, D), new.gain(D))
 
 
 def fla_attention(checkout: Path) -> Call:

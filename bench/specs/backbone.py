@@ -66,7 +66,7 @@ _ENDS: tuple[dict[str, Any], ...] = (
 )
 # Bounds on the counts at 1 to 64 tokens on an H200. Under way must be 4.3 TB/s x 0.9 us / 132, but for what hits L2.
 # Programs must fill 0.9 of its multiprocessors.
-_STREAM = {"issue": 0.4, "under_way": 25_000, "live": 119, "held": ("under_way", "exposed")}
+_STREAM: dict[str, Any] = {"issue": 0.4, "under_way": 25_000, "live": 119, "held": ("under_way", "exposed")}
 _SHARED = {4: 0.8, 16: 1.0, 64: 1.7}
 _WEIGHTS = Bounds(_SHARED, **_STREAM)
 _EXPERTS = Bounds(_SHARED | {64: 0.8}, _SHARED, **_STREAM)
