@@ -35,7 +35,7 @@ def violations(kernel: Any, stats: Stats) -> list[str]:
         wrong.append(f"it may wait for the previous launch more than once: {again.where()} goes back")
     if access := next(filter(_is_access, ahead), None):
         wrong.append(f"ahead of the wait for the previous launch: {access.where()}")
-    elif stats.early:
+    if stats.early and not wrong:
         listed = ", ".join(f"{n} {opcode}" for opcode, n in stats.early.items())
         wrong.append(f"the binary has accesses ahead of the wait for the previous launch: {listed}")
     return wrong
