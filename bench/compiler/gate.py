@@ -13,7 +13,7 @@ import os
 import re
 import signal
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
@@ -29,12 +29,12 @@ from zonos2_triton._settings import local_path
 from zonos2_triton.bench.cli_choices import chosen
 from zonos2_triton.bench.compiler import dependent_launch, offline_compile
 from zonos2_triton.bench.compiler.cubin_stats import TARGETS, TENSOR_MEMORY, Stats, statistics
-from zonos2_triton.bench.compiler.estimate import MOST_TOKENS, SLACK, Bounds, Counted, Step, steps, summary
+from zonos2_triton.bench.compiler.estimate import MOST_TOKENS, Bounds, Counted, Step, steps, summary
 from zonos2_triton.bench.compiler.offline_compile import Launch, check_compiler, compile_only, fake_tensors, in_short
 from zonos2_triton.bench.compiler.ptx.counts import Counts
 from zonos2_triton.bench.compiler.ptx.launch import SAMPLE, count
-from zonos2_triton.model.files import write_whole
-from zonos2_triton.model.tables import fitted, text_table
+from zonos2_triton.bench.compiler.snapshot import compare, read_snapshot, table, write_snapshot
+from zonos2_triton.model.tables import fitted
 
 CATALOGUE = "zonos2_triton.bench.catalogue"
 DTYPES = "bfloat16", "float16"  # of weights that models come in; fp32 is for tests, and spills
@@ -92,15 +92,6 @@ class Task(NamedTuple):
     dtypes: tuple[str, ...]
     workloads: tuple[Any, ...]
     config: tuple[dict[str, Any], ...] | None = None  # entries of a launch configuration file
-
-
-@dataclass(frozen=True)
-class Change:
-    """How a row differs from the snapshot."""
-
-    key: str
-    text: str
-    worse: bool
 
 
 def judge(stats: Stats, target: str, expected: Expected) -> list[str]:
@@ -340,114 +331,6 @@ def _judged(launch: Launch, target: str, expects: Expectations) -> tuple[Stats |
 
 def _expected(function: str, expects: Expectations) -> Expected | None:
     return next((expected for pattern, expected in expects.items() if fnmatchcase(function, pattern)), None)
-
-
-def _measured(rows: Iterable[Row]) -> dict[str, dict[str, float]]:
-    """The content of a snapshot: the rows that compiled, by key."""
-    found = {}
-    for row in rows:
-        if stats := row.stats:
-            kept = {name: getattr(stats, name) for name in ("registers", "spills", "shared", "instructions")}
-            more = {"matrix": sum(stats.matrix.values()), "wide": stats.wide, "narrow": stats.narrow}
-            counted = asdict(row.counted) if row.counted else {}
-            found[row.key] = {"launches": row.launches, **kept, **more, **counted}
-    return found
-
-
-def compare(rows: Iterable[Row], snapshot: Mapping[str, Mapping[str, float]]) -> list[Change]:
-    """How rows differ from their snapshot. Kernels, dtypes and targets that the rows leave out are not missed."""
-    now = _measured(rows)
-    covered = {_subject(key) for key in now}
-    return differences(now, {key: values for key, values in snapshot.items() if _subject(key) in covered})
-
-
-def differences(now: Mapping[str, Mapping[str, float]], snapshot: Mapping[str, Mapping[str, float]]) -> list[Change]:
-    """How one snapshot differs from another, all of it."""
-    changes = [Change(key, "new", False) for key in now if key not in snapshot]
-    changes += [Change(key, "gone", False) for key in snapshot if key not in now]
-    for key, values in now.items():
-        for name, new in values.items():
-            old = snapshot[key].get(name, new) if key in snapshot else new
-            if new != old and name != "launches":
-                changes.append(Change(key, f"{name} {old} -> {new}", _is_worse(name, old, new)))
-    before, after = _launches(snapshot), _launches(now)
-    for place in sorted(before.keys() & after.keys()):
-        if before[place] != after[place]:
-            changes.append(Change(place, f"launches {before[place]} -> {after[place]}", True))
-    return changes
-
-
-def _is_worse(name: str, old: float, new: float) -> bool:
-    if name == "registers":
-        return new > old * 1.1 and new > old + 8
-    if name == "instructions":
-        return new > old * 1.15
-    if name in ("matrix", "wide"):
-        return new < old
-    if name == "under_way":
-        return new < old * 0.9
-    if name in SLACK:
-        factor, slack = SLACK[name]
-        return new > old * factor + slack
-    return name == "spills" and new > old
-
-
-def _subject(key: str) -> tuple[str, str, str]:
-    """Kernel, dtype and target: what a run covers whole or not at all."""
-    kernel, _, config, target = key.split("/")
-    return kernel, config.split("#")[0].rsplit("-", 1)[-1], target
-
-
-def _launches(rows: Mapping[str, Mapping[str, float]]) -> Counter[str]:
-    """The launches of all functions of a workload."""
-    total = Counter[str]()
-    for key, values in rows.items():
-        kernel, _, config, target = key.split("/")
-        total[f"{kernel}/{config.split('#')[0]}/{target}"] += int(values["launches"])
-    return total
-
-
-def read_snapshot(path: Path) -> dict[str, dict[str, float]] | None:
-    """None: there is none for this version of Triton."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-
-
-def write_snapshot(path: Path, rows: Sequence[Row], known: Collection[str]) -> None:
-    """Rows replace those of the same kernel, dtype and target; rows of kernels that are no longer known go."""
-    done = {_subject(row.key) for row in rows}
-    kept = read_snapshot(path) or {}
-    kept = {key: kept[key] for key in kept if _subject(key)[0] in known and _subject(key) not in done}
-    kept |= _measured(rows)
-    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(kept[key])}" for key in sorted(kept))
-    path.parent.mkdir(exist_ok=True)
-    write_whole(path, f"{{\n{lines}\n}}\n")
-
-
-def table(rows: Iterable[Row]) -> str:
-    """One line per binary; workloads that share it share the line."""
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(repr((row.kernel, row.function, row.target, row.stats, row.failures, row.step)), []).append(
-            row
-        )
-    heads = "kernel,function,workload,target,regs,shared,occ,instr,matrix,16 B,us,limit,conflict,KB,exposed,verdict"
-    lines = [tuple(heads.split(","))]
-    for group in groups.values():
-        row, stats = group[0], group[0].stats
-        more = f" +{len(group) - 1}" if len(group) > 1 else ""
-        numbers, counts = ("",) * 6, ("",) * 5
-        if stats:
-            loads = f"{stats.wide}/{stats.wide + stats.narrow}"
-            numbers = (str(stats.registers), str(stats.shared), f"{stats.occupancy:.2f}", str(stats.instructions),
-                       " ".join(f"{family} {n}" for family, n in stats.matrix.items()), loads)  # fmt: skip
-        if (counted := row.counted) and row.step:
-            us, ways = f"{row.step.estimate.us:.1f}", f"{counted.conflict:g}"
-            counts = us, row.step.estimate.limit, ways, f"{counted.under_way / 1e3:.0f}", str(counted.exposed)
-        verdict = "FAIL: " + "; ".join(row.failures) if row.failures else "pass"
-        if row.over:
-            verdict += "; over the bound: " + "; ".join(row.over)
-        lines.append((row.kernel, row.function, row.config + more, row.target, *numbers, *counts, verdict))
-    return text_table(lines, keys=4)
 
 
 def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from zonos2_triton._settings import local_path
-from zonos2_triton.bench.compiler.gate import Change, differences
+from zonos2_triton.bench.compiler.snapshot import Change, differences
 from zonos2_triton.bench.figures import number, percent
 from zonos2_triton.bench.suite import results
 from zonos2_triton.bench.suite.results import Result

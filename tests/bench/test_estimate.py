@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from zonos2_triton.bench.compiler import gate
 from zonos2_triton.bench.compiler.estimate import (
     FILL_US,
     GAP_US,
@@ -176,3 +177,23 @@ def test_what_dependent_launches_gain():
 
 def test_a_chain_is_not_hidden_by_dependent_launches():
     assert dependent_us([step(4.3, chain=20)] * 10) > 10 * 20
+
+
+ROW = gate.Row("op", "_op_kernel", "decode-B1-bfloat16", "sm_90", ())
+
+
+def test_a_launch_that_cannot_be_counted_has_failed(monkeypatch):
+    def refuse(*_):
+        raise ValueError("_k: `bfi.b32 %r1` (PTX line 7) is not known")
+
+    monkeypatch.setattr(gate, "count", refuse)
+    [found] = gate._with_counts([ROW], [None], None, None)
+    assert found.failures == ("cannot be counted: ValueError: _k: `bfi.b32 %r1` (PTX line 7) is not known",)
+
+
+def test_bounds_fail_where_they_are_held():
+    bounds = Bounds(held=("conflict",))
+    over = bounds.over_on_any_target(8.0, 1)
+    found = gate._bounded(ROW, bounds, over)
+    assert found.failures == ("8 wavefronts for one, at most 2",)
+    assert found.over == ("exposed: 1 loads in loops that wait where they are issued, at most 0",)

@@ -19,9 +19,10 @@ import torch
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.compiler import gate
 from zonos2_triton.bench.compiler.cubin_stats import TARGETS, Stats, statistics, sums
-from zonos2_triton.bench.compiler.estimate import Bounds, Counted
-from zonos2_triton.bench.compiler.gate import SNAPSHOTS, Expected, Row, compare, judge, variant_of
+from zonos2_triton.bench.compiler.estimate import Counted
+from zonos2_triton.bench.compiler.gate import SNAPSHOTS, Expected, Row, judge, variant_of
 from zonos2_triton.bench.compiler.offline_compile import fake_tensors
+from zonos2_triton.bench.compiler.snapshot import compare, read_snapshot, write_snapshot
 from zonos2_triton.model.cli import main
 
 DEFECTS = [
@@ -103,7 +104,7 @@ def test_real_kernels_pass_and_are_what_the_snapshot_says(found):
     rows = [row for row in found["rows"] if row.kernel in KERNELS]
     assert {row.kernel for row in rows} == {"rotary", "output_projection", "sample_codes"}
     assert all(not row.failures for row in rows)
-    snapshot = gate.read_snapshot(SNAPSHOTS / f"triton-{'.'.join(triton.__version__.split('.')[:2])}.json")
+    snapshot = read_snapshot(SNAPSHOTS / f"triton-{'.'.join(triton.__version__.split('.')[:2])}.json")
     # Without a snapshot `compile` fails; this has then nothing to compare with.
     assert snapshot is None or all(change.text == "gone" for change in compare(rows, snapshot))
     assert not found["fused"]
@@ -255,8 +256,8 @@ def row(name="op/_op_kernel/M1-bfloat16/sm_90", launches=1, **change):
 
 def baseline_of(tmp_path, *rows, known=("op", "other")):
     path = tmp_path / "snapshots" / "triton-3.6.json"
-    gate.write_snapshot(path, rows, known)
-    return gate.read_snapshot(path)
+    write_snapshot(path, rows, known)
+    return read_snapshot(path)
 
 
 @pytest.mark.parametrize(
@@ -390,20 +391,3 @@ def test_role_of_a_workload():
     same = {"decode": ["B1-bfloat16", "B64-top2-bfloat16", "B64-bfloat16#2"], "decode-top2": ["bfloat16"]}
     same |= {"prefill": ["2048-float16"], "dense-prefill": ["2048-bfloat16"]}
     assert all(variant_of(f"{expected}-{rest}") == expected for expected, all_of in same.items() for rest in all_of)
-
-
-def test_a_launch_that_cannot_be_counted_has_failed(monkeypatch):
-    def refuse(*_):
-        raise ValueError("_k: `bfi.b32 %r1` (PTX line 7) is not known")
-
-    monkeypatch.setattr(gate, "count", refuse)
-    [found] = gate._with_counts([row()], [None], None, None)
-    assert found.failures == ("cannot be counted: ValueError: _k: `bfi.b32 %r1` (PTX line 7) is not known",)
-
-
-def test_bounds_fail_where_they_are_held():
-    bounds = Bounds(held=("conflict",))
-    over = bounds.over_on_any_target(8.0, 1)
-    found = gate._bounded(row(), bounds, over)
-    assert found.failures == ("8 wavefronts for one, at most 2",)
-    assert found.over == ("exposed: 1 loads in loops that wait where they are issued, at most 0",)
