@@ -31,6 +31,9 @@ after expert_offsets[E]: they go to no expert and add nothing. For example, with
     expert      0         0       1       2 = E     none: the program returns
     slots       0, 1      3       4       2
 
+With no more slots than experts, the grid has a tile for each place in sorted_slot_ids. A program has a tile if its place
+is the first of an expert's, or BLOCK_M places further on. So it need not wait for expert_offsets to load its slots.
+
 Each chosen expert is read once in decoding, unless it has more slots than BLOCK_M. Without sorted_slot_ids every token
 goes through the one expert, unweighted: the dense layer. prefill=True takes tiles that suit many tokens. A token's
 result depends on itself and on `prefill` alone. Without x_scaled and sum_sq one more launch makes them; that changes no
@@ -77,12 +80,13 @@ def _slot_tile(
     E: tl.constexpr,
     E_POW2: tl.constexpr,
     TOP_K: tl.constexpr,
+    FEW_SLOTS: tl.constexpr,  # as many tiles in the grid as slots
     BLOCK_M: tl.constexpr,
 ):
     """This program's tile: its expert, its slots [BLOCK_M] and their mask [BLOCK_M]; and the number of tiles.
 
-    The expert is E for idle slots, and above E for a program beyond the last tile. A slot outside of the mask is
-    another program's.
+    The expert is E for idle slots, and above E for a program without a tile. A slot outside of the mask is another
+    program's.
     """
     tile = tl.program_id(0)
     offs_m = tl.arange(0, BLOCK_M)
@@ -91,13 +95,23 @@ def _slot_tile(
         begins = tl.load(expert_offsets_ptr + offs_e, mask=offs_e <= E, other=M * TOP_K)
         ends = tl.load(expert_offsets_ptr + 1 + offs_e, mask=offs_e < E, other=M * TOP_K)
         counts = (ends - begins + BLOCK_M - 1) // BLOCK_M
-        tile_ends = tl.cumsum(counts, axis=0)  # of each expert, the tile after its last
-        expert = tl.sum((tile_ends <= tile).to(tl.int32), axis=0)
-        is_expert = offs_e == expert
-        first = tl.sum(tl.where(is_expert, begins + (tile - tile_ends + counts) * BLOCK_M, 0), axis=0) + offs_m
-        mask = first < tl.sum(tl.where(is_expert, ends, 0), axis=0)
-        slots = tl.load(sorted_slot_ids_ptr + first, mask=mask, other=0).to(tl.int64)
-        return expert.to(tl.int64), slots, mask, tl.sum(counts, axis=0)
+        if FEW_SLOTS:  # each may begin a tile: its list is loaded at once, and most programs have one
+            places = tile + offs_m
+            slots = tl.load(sorted_slot_ids_ptr + places, mask=places < M * TOP_K, other=0)
+            expert = tl.sum((ends <= tile).to(tl.int32), axis=0)
+            is_expert = offs_e == expert
+            within = tile - tl.sum(tl.where(is_expert, begins, 0), axis=0)
+            mask = places < tl.sum(tl.where(is_expert, ends, 0), axis=0)
+            expert = tl.where(within % BLOCK_M == 0, expert, E_POW2)
+        else:
+            tile_ends = tl.cumsum(counts, axis=0)  # of each expert, the tile after its last
+            expert = tl.sum((tile_ends <= tile).to(tl.int32), axis=0)
+            is_expert = offs_e == expert
+            first = tl.sum(tl.where(is_expert, begins + (tile - tile_ends + counts) * BLOCK_M, 0), axis=0)
+            places = first + offs_m
+            mask = places < tl.sum(tl.where(is_expert, ends, 0), axis=0)
+            slots = tl.load(sorted_slot_ids_ptr + places, mask=mask, other=0)
+        return expert.to(tl.int64), slots.to(tl.int64), mask, tl.sum(counts, axis=0)
     else:  # one expert, whose slots are the tokens
         slots = (tile * BLOCK_M + offs_m).to(tl.int64)
         return tl.zeros((), tl.int64), tl.minimum(slots, M - 1), slots < M, tl.num_programs(0)
@@ -122,6 +136,7 @@ def _moe_experts_up_kernel(
     E: tl.constexpr,
     E_POW2: tl.constexpr,  # E + 1 as an axis of a tile
     TOP_K: tl.constexpr,
+    FEW_SLOTS: tl.constexpr,
     N_GROUPS: tl.constexpr,
     EVEN_K: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -138,7 +153,9 @@ def _moe_experts_up_kernel(
         prefetch_rows(gate_ptr, first_n, I, D, stride_row, BLOCK_N, PDL)
         prefetch_rows(up_ptr, first_n, I, D, stride_row, BLOCK_N, PDL)
     wait_for_previous_launch(PDL)
-    expert, slots, mask_m, tiles_m = _slot_tile(sorted_slot_ids_ptr, expert_offsets_ptr, M, E, E_POW2, TOP_K, BLOCK_M)
+    expert, slots, mask_m, tiles_m = _slot_tile(
+        sorted_slot_ids_ptr, expert_offsets_ptr, M, E, E_POW2, TOP_K, FEW_SLOTS, BLOCK_M
+    )
     if sorted_slot_ids_ptr is not None and expert >= E:
         return
     offs_w = row_ptrs(expert * stride_expert, offs_n, I, stride_row)
@@ -182,6 +199,7 @@ def _moe_experts_down_kernel(
     E: tl.constexpr,
     E_POW2: tl.constexpr,
     TOP_K: tl.constexpr,
+    FEW_SLOTS: tl.constexpr,
     EVEN_K: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -199,8 +217,10 @@ def _moe_experts_down_kernel(
     if sorted_slot_ids_ptr is None:
         prefetch_rows(down_ptr, first_n, D, I, I, BLOCK_N, PDL)
     wait_for_previous_launch(PDL)
-    expert, slots, mask_m, tiles_m = _slot_tile(sorted_slot_ids_ptr, expert_offsets_ptr, M, E, E_POW2, TOP_K, BLOCK_M)
-    if sorted_slot_ids_ptr is not None and tl.program_id(0) >= tiles_m:
+    expert, slots, mask_m, tiles_m = _slot_tile(
+        sorted_slot_ids_ptr, expert_offsets_ptr, M, E, E_POW2, TOP_K, FEW_SLOTS, BLOCK_M
+    )
+    if sorted_slot_ids_ptr is not None and expert > E:
         return
     w_rows = row_ptrs(down_ptr + tl.minimum(expert, E - 1) * D * I, offs_n, D, I)
     length = I
@@ -318,7 +338,7 @@ def moe_experts(
     added = x if residual else None
     x, sum_sq = prepare_norm(x, norm_weight, x_scaled, sum_sq)
     shared = {"sorted_slot_ids_ptr": sorted_slot_ids, "expert_offsets_ptr": expert_offsets, "M": M, "D": D, "I": I}
-    shared |= {"E": E, "E_POW2": triton.next_power_of_2(E + 1), "TOP_K": TOP_K}
+    shared |= {"E": E, "E_POW2": triton.next_power_of_2(E + 1), "TOP_K": TOP_K, "FEW_SLOTS": slots <= E}
     _moe_experts_up_kernel[(_tiles_m(slots, E, launch["BLOCK_M"]), triton.cdiv(I, launch["BLOCK_N"]))](
         x_ptr=x,
         sum_sq_ptr=sum_sq,

@@ -287,6 +287,7 @@ FRAME = (
             "skewed": {"M": 35, "k": 2, "skew": True},
             "idle": {"M": 5, "E": 2, "active": 2, "idle": (1, 3)},
             "idle-top2": {"M": 41, "k": 2, "skew": True, "idle": (*range(1, 36, 2),)},
+            "few-slots": {"M": 20, "E": 20, "active": 20, "skew": True, "idle": (1, 4)},
             "empty-experts": {"M": 2, "E": 6, "active": 2},
             "even-K": {"M": 3, "D": 64, "I": 64, "active": 3},
             "dense": {"M": 5, **_DENSE},
