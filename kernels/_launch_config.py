@@ -55,7 +55,7 @@ MAX_ROWS = 2**31 - 1
 # NVIDIA's take 8 tokens, where the table has such a BLOCK_M; a slice of K is no shorter either.
 LIMITS = {"num_warps": (1, 32), "num_stages": (1, 16), "BLOCK_H": (1, 64)}
 BLOCKS = (16, 1024)
-FIXED = {"enable_fp_fusion", "matrix_instr_nonkdim", "K_SLICES"}  # no file replaces them: every bit rests on them
+FIXED = {"enable_fp_fusion", "matrix_instr_nonkdim", "K_SLICES", "maxnreg"}  # no file replaces them: bits rest on most
 
 
 class Override(NamedTuple):

@@ -79,8 +79,10 @@ _CONV: Configs = {
     "interpreter": (_gemm(64, 64, 256, 1, 1),),
 }
 _ROUTER: Configs = {
-    "*": (_config(8, 1, BLOCK_R=16, BLOCK_K=256),),
-    "sm_100": (_config(4, 1, BLOCK_R=16, BLOCK_K=256),),
+    "*": (_config(4, 1, BLOCK_R=16, BLOCK_K=256),),
+    # 8 warps: vectors of R have fewer elements than threads, and no conversion that would wait between loads.
+    "sm_90": ({**_config(8, 1, BLOCK_R=16, BLOCK_K=256), "maxnreg": 128},),  # so that two programs are resident
+    "gfx942": (_config(8, 1, BLOCK_R=16, BLOCK_K=256),),
     "fp32": (_config(8, 1, BLOCK_R=16, BLOCK_K=64),),
     "interpreter": (_config(1, 1, BLOCK_R=16, BLOCK_K=32),),
 }

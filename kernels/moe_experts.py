@@ -31,8 +31,8 @@ after expert_offsets[E]: they go to no expert and add nothing. For example, with
     expert      0         0       1       2 = E     none: the program returns
     slots       0, 1      3       4       2
 
-With no more slots than experts, the grid has a tile for each place in sorted_slot_ids. A program has a tile if its place
-is the first of an expert's, or BLOCK_M places further on. So it need not wait for expert_offsets to load its slots.
+With no more slots than experts, the grid has a tile for each place in sorted_slot_ids. A program has a tile if its
+place is the first of an expert's, or BLOCK_M places further on. It loads its slots beside expert_offsets, not after.
 
 Each chosen expert is read once in decoding, unless it has more slots than BLOCK_M. Without sorted_slot_ids every token
 goes through the one expert, unweighted: the dense layer. prefill=True takes tiles that suit many tokens. A token's

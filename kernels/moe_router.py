@@ -141,23 +141,19 @@ def _moe_router_kernel(
         w1, b1 = tl.zeros((R_POW2, R_POW2), dtype), tl.zeros((R_POW2,), dtype)
         w2, b2 = w1, b1
         w3, balancing_biases = tl.zeros((E_POW2, R_POW2), dtype), tl.zeros((E_POW2,), dtype)
-        h, idle = tl.zeros((R_POW2, BLOCK_M), dtype), tl.zeros_like(offs_m)
+        s, idle = tl.zeros((R_POW2, BLOCK_M), dtype), tl.zeros_like(offs_m)
+        h = s
         # Triton copies a tile to shared memory right after its load, and the next load waits for that. What an `if`
         # returns is copied after it: these loads take one round trip. The compiler does not know that M is above 0.
         if M > 0:
-            w1, b1 = _layer(w1_ptr, b1_ptr, R, R, R_POW2, R_POW2)
-            if not WIDE:
-                w2, b2 = _layer(w2_ptr, b2_ptr, R, R, R_POW2, R_POW2)
-            w3, balancing_biases = _layer(w3_ptr, balancing_biases_ptr, E, R, E_POW2, R_POW2)
             if positions_ptr is not None:
                 idle = (tl.load(positions_ptr + offs_m, mask=mask_m, other=0) < 0).to(tl.int32)
-            h = _normed_state(
+            s, h = _normed_state(
                 partial_ptr,
                 down_bias_ptr,
                 router_state_ptr,
                 state_scale_ptr,
                 state_norm_ptr,
-                s_ptr,
                 offs_m,
                 mask_m,
                 M,
@@ -166,6 +162,12 @@ def _moe_router_kernel(
                 R_POW2,
                 SPLITS,
             )
+            w1, b1 = _layer(w1_ptr, b1_ptr, R, R, R_POW2, R_POW2)
+            if not WIDE:
+                w2, b2 = _layer(w2_ptr, b2_ptr, R, R, R_POW2, R_POW2)
+            w3, balancing_biases = _layer(w3_ptr, balancing_biases_ptr, E, R, E_POW2, R_POW2)
+        offs_s = tl.arange(0, R_POW2)[:, None]
+        tl.store(s_ptr + offs_m.to(tl.int64)[None, :] * R + offs_s, s, mask=(offs_s < R) & mask_m[None, :])
         h = _gelu_layer(w1, h, b1)
         if WIDE:
             w2, b2 = _layer(w2_ptr, b2_ptr, R, R, R_POW2, R_POW2)
@@ -226,7 +228,6 @@ def _normed_state(
     router_state_ptr,  # [M, R], or None
     state_scale_ptr,  # [R], or None
     state_norm_ptr,  # [R]
-    s_ptr,  # [M, R]
     offs_m,  # [BLOCK_M]
     mask_m,  # [BLOCK_M]
     M,
@@ -235,7 +236,7 @@ def _normed_state(
     R_POW2: tl.constexpr,
     SPLITS: tl.constexpr,
 ):
-    """Stores s of a tile of tokens; rms_norm(s) [R_POW2, BLOCK_M], rounded. Tokens are columns, as in `gemm_tile`."""
+    """s and rms_norm(s) of a tile of tokens, [R_POW2, BLOCK_M] each, rounded. Tokens are columns, as in `gemm_tile`."""
     offs_r = tl.arange(0, R_POW2)
     mask_r = offs_r < R
     offs = offs_m.to(tl.int64)[None, :] * R + offs_r[:, None]
@@ -248,15 +249,14 @@ def _normed_state(
     s = tl.load(partial_ptr + offs, mask=mask, other=0.0)
     for split in tl.static_range(1, SPLITS):
         s += tl.load(partial_ptr + split * M.to(tl.int64) * R + offs, mask=mask, other=0.0)
-    dtype: tl.constexpr = s_ptr.dtype.element_ty
+    dtype: tl.constexpr = state_norm_ptr.dtype.element_ty
     s += bias.to(tl.float32)[:, None]
     if router_state_ptr is not None:
         s += state.to(tl.float32) * state_scale.to(tl.float32)[:, None]
     s = round_to(s, dtype)
-    tl.store(s_ptr + offs, s, mask=mask)
     h = s.to(tl.float32)
     h *= tl.rsqrt(tl.sum(h * h, axis=0) / R + eps)[None, :]
-    return round_to(h * norm_w.to(tl.float32)[:, None], dtype)
+    return s, round_to(h * norm_w.to(tl.float32)[:, None], dtype)
 
 
 @triton.jit
