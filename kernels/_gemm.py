@@ -4,9 +4,9 @@ The weights are the left operand in decoding and in prefill alike. A row of acti
 and a column's sum runs over K in one order, however wide the tile is: this makes results independent of the batch.
 Tiles of fewer than 64 weights keep sm_90 on the same instruction at every width.
 
-Decoding slices K, as CUTLASS does inside a thread block: each step of BLOCK_K is K_SLICES products, one for each warp,
-and the slices are added after the loop. So no two warps read one operand, and a warp's chain of dependent products is
-short. How many slices there are decides the order of sums, hence bits; by how many warps they are made does not.
+Decoding slices K, as CUTLASS does inside a thread block: K has K_SLICES parts, one for each warp, whose sums
+are added after the loop. So no two warps read one operand, and chains of dependent products are short. How many
+slices there are decides the order of sums, hence bits; how many warps make them, and in what steps, does not.
 """
 
 import triton
@@ -33,13 +33,14 @@ def gemm_tile(
     EVEN_K: tl.constexpr,  # K is a multiple of BLOCK_K
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    BLOCK_K: tl.constexpr,  # a step's part of K, of all slices together
     K_SLICES: tl.constexpr = 1,
 ):
     """w x and up x, [BLOCK_N, BLOCK_M] fp32.
 
     All rows must exist: beyond the last, callers repeat it. A narrow tile does not load tokens outside of mask_m.
     """
+    DEPTH: tl.constexpr = BLOCK_K // K_SLICES
     if K_SLICES == 1:
         k_w = tl.arange(0, BLOCK_K)[None, :]
         k_x = tl.arange(0, BLOCK_K)[:, None]
@@ -47,9 +48,12 @@ def gemm_tile(
         up_ptrs = up_rows[:, None] + k_w if up_rows is not None else None
         x_ptrs, mask_m = x_rows[None, :] + k_x, mask_m[None, :]  # [BLOCK_K, BLOCK_M]
         acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+        slice_k = K
+        end_k = K
     else:
-        DEPTH: tl.constexpr = BLOCK_K // K_SLICES
-        first_k = tl.arange(0, K_SLICES)[:, None, None] * DEPTH
+        slice_k = tl.cdiv(K, 16 * K_SLICES) * 16  # whole matrix instructions, and 16-byte loads
+        first_k = tl.arange(0, K_SLICES)[:, None, None] * slice_k
+        end_k = tl.minimum(first_k + slice_k, K)
         k_w = first_k + tl.arange(0, DEPTH)[None, None, :]
         k_x = first_k + tl.arange(0, DEPTH)[None, :, None]
         w_ptrs = w_rows[None, :, None] + k_w  # [K_SLICES, BLOCK_N, DEPTH]
@@ -57,9 +61,9 @@ def gemm_tile(
         x_ptrs, mask_m = x_rows[None, None, :] + k_x, mask_m[None, None, :]  # [K_SLICES, DEPTH, BLOCK_M]
         acc = tl.zeros((K_SLICES, BLOCK_N, BLOCK_M), tl.float32)
     acc_up = acc
-    for start in range(0, K, BLOCK_K):
-        mask_w = start + k_w < K if not EVEN_K else None
-        mask_x = start + k_x < K if not EVEN_K else None
+    for start in range(0, slice_k, DEPTH):
+        mask_w = start + k_w < end_k if not EVEN_K else None
+        mask_x = start + k_x < end_k if not EVEN_K else None
         if BLOCK_M < WIDE:
             mask_x = mask_m if EVEN_K else mask_m & mask_x
         w = _load(w_ptrs + start, mask_w)

@@ -16,8 +16,10 @@ multiprocessor gets 32 GB/s, or 28 KB in a round trip of 0.9 us:
   codebook_head take 32. The product of gate and up has two tiles of weights for one of x, and stays at 16.
 * BLOCK_M = 8, an instruction's width on NVIDIA, halves what 1 to 8 tokens move through shared memory; so do few tokens
   of one expert. AMD's instructions take 16.
-* K_SLICES = 4 for 4 warps: each reads its own quarter of every step. With two, or none, warps would read a tile twice.
-* BLOCK_K = 256: 64 a slice, 128 bytes, is the shortest row that shared memory swizzles without bank conflicts.
+* K_SLICES = 2 for 2 warps: each sums its own half of K. Without slices two warps would read a tile twice.
+* BLOCK_K, of both slices, is 256 up to 16 tokens: Triton 3.9 swizzles tiles of slices by their rows only if each row is
+  so long, or each tile so high, that a thread copies more than one row. With more tokens, 128 takes fewer registers. It
+  changes no sum.
 * num_stages leaves 24 to 32 KB of weights under way. Blackwell's and Ada's small chips have 99 KB of shared memory.
 """
 
@@ -47,20 +49,22 @@ Configs = dict[str, tuple[Launch, ...]]
 _ROW: Configs = {"*": (_config(4, 1),), "interpreter": (_config(1, 1),)}
 
 
-def _decode(*tiles: tuple[int, int, int], interpreter_n: int = 32) -> Configs:
-    """tiles: BLOCK_N, BLOCK_M and num_stages for more and more tokens."""
-    launches = tuple({**_gemm(n, 256, m, 4, stages), "K_SLICES": 4} for n, m, stages in tiles)
+def _decode(*tiles: tuple[int, int, int, int], interpreter_n: int = 32) -> Configs:
+    """tiles: BLOCK_N, BLOCK_M, BLOCK_K and num_stages for more and more tokens."""
+    launches = tuple({**_gemm(n, k, m, 2, stages), "K_SLICES": 2} for n, m, k, stages in tiles)
     return {
         "*": launches,
         "gfx942": tuple(_amd(launch) for launch in launches if launch["BLOCK_M"] >= 16),
         "fp32": (_gemm(16, 64, 16, 4, 2),),
-        "interpreter": tuple({**_gemm(interpreter_n, 64, m, 1, 1), "K_SLICES": 4} for m in (16, 32)),
+        "interpreter": tuple({**_gemm(interpreter_n, 64, m, 1, 1), "K_SLICES": 2} for m in (16, 32)),
     }
 
 
-_TALL = (16, 8, 5), (16, 16, 5), (32, 32, 4), (32, 64, 3)  # 3,088 outputs and more
-_SHORT = _decode((16, 8, 5), (16, 16, 5), (16, 32, 4), (16, 64, 3))  # 2,048: no taller, or multiprocessors would idle
-_GATED = _decode((16, 8, 3), (16, 16, 3), (16, 32, 3), (16, 64, 3))  # two matrices: twice the weights in a stage
+_TALL = (16, 8, 256, 5), (16, 16, 256, 5), (32, 32, 128, 6), (32, 64, 128, 4)  # 3,088 outputs and more
+# 2,048: no taller, or multiprocessors would idle.
+_SHORT = _decode((16, 8, 256, 5), (16, 16, 256, 5), (16, 32, 128, 7), (16, 64, 128, 5))
+# Two matrices: twice the weights in a stage.
+_GATED = _decode((16, 8, 256, 3), (16, 16, 256, 3), (16, 32, 128, 5), (16, 64, 128, 4))
 _PREFILL: Configs = {
     "*": (_gemm(64, 64, 64, 4, 3),),
     "sm_90": (_gemm(64, 64, 32, 4, 4), _gemm(128, 64, 128, 8, 4)),

@@ -106,8 +106,8 @@ def sums(ttgir: str) -> tuple[str, ...]:
         version = re.search(r"(version\w* = \d+)", text)
         # The last of three sizes is along K; where a product has slices, NVIDIA's are slices, M and N.
         depth = "x".join(sizes) if "mfma" in text else sizes[2] if len(sizes) > 2 and not slices else "all"
-        step = f"{steps} in {slices[0]} slices" if slices else steps
-        found.append(f"product by {step}: {op} {text.split('<')[0]} {version[1] if version else ''} of {depth}")
+        step = f"in {slices[0]} slices" if slices else f"by {steps}"  # a slice adds in one order at any step
+        found.append(f"product {step}: {op} {text.split('<')[0]} {version[1] if version else ''} of {depth}")
     return tuple(sorted(set(found)))
 
 

@@ -39,13 +39,13 @@ COUNTED = mutants(
 )
 MULTIPLIED = mutants(
     "_gemm",
-    tail_of_K_not_masked="mask_w = {{start + k_w < K if not EVEN_K else None => None}} mask_x",
-    tail_of_K_one_too_long="k_w {{< => <=}} K if not EVEN_K else None mask_x = start + k_x {{< => <=}} K if",
-    tail_of_K_one_too_short="mask_x = start + k_x < K{{ =>  - 1}} if not EVEN_K else None if",
+    tail_of_K_not_masked="mask_w = {{start + k_w < end_k if not EVEN_K else None => None}} mask_x",
+    tail_of_K_one_too_long="k_w {{< => <=}} end_k if not EVEN_K else None mask_x = start + k_x {{< => <=}} end_k if",
+    tail_of_K_one_too_short="mask_x = start + k_x < end_k{{ =>  - 1}} if not EVEN_K else None if",
     rows_beyond_the_last="{{tl.minimum(offs, n - 1) => offs}}.to(tl.int64) * stride",
     last_block_of_K_only="acc = dot_fp32(w, x, {{acc => tl.zeros_like(acc)}}) if up_rows is not None",
     slice_forgotten="acc = {{left + right => left}} return",
-    slices_overlap="[:, None, None] * {{DEPTH => 1}}",
+    slices_overlap="[:, None, None] * {{slice_k => 1}}",
     weights_of_the_first_slice="k_w = {{first_k => first_k * 0}} + tl.arange(0, DEPTH)[None, None, :]",
 )
 PREPARED = mutants(
