@@ -75,7 +75,7 @@ def test_the_report_names_its_page(capfd, tmp_path):
 def test_a_disk_that_is_full_leaves_the_file_before(write, tmp_path, monkeypatch):
     before = '{"version": "1.0.0", "ops": {}}' + "\n" * 99
     (path := tmp_path / "kept.json").write_text(before, encoding="utf-8")
-    monkeypatch.setattr(gate, "read_snapshot", lambda _: {})
+    monkeypatch.setattr(snapshot, "read_snapshot", lambda _: {})
     whole = Path.write_text
 
     def half(self, text, **options):
