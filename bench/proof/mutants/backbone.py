@@ -251,7 +251,7 @@ BACKBONE: Mapping[str, tuple[Mutant, ...]] = {
         state_without_scale="s += state.to(tl.float32){{ * scale.to(tl.float32)[:, None] => }}",
         state_not_carried="if {{router_state_ptr is not None => R < 0}}: s += state",
         state_of_the_first_rows="tl.load(router_state_ptr + offs{{ =>  % (16 * R)}},",
-        state_not_stored="{{tl.store(s_ptr + offs, s, mask=mask) => pass}}",
+        state_not_stored="{{tl.store(s_ptr + offs_m.to(tl.int64)[None, :] * R + rs, s, mask=(rs < R) & mask_m[None, :]) => pass}}",
         state_norm_forgotten="{{h *= tl.rsqrt(tl.sum(h * h, axis=0) / R + eps)[None, :] => pass}}",
         state_norm_without_epsilon="/ R{{ + eps => }})",
         state_norm_over_the_tile="/ {{R => R_POW2}} + eps)",
