@@ -17,9 +17,8 @@ multiprocessor gets 32 GB/s, or 28 KB in a round trip of 0.9 us:
 * BLOCK_M = 8, an instruction's width on NVIDIA, halves what 1 to 8 tokens move through shared memory; so do few tokens
   of one expert. AMD's instructions take 16.
 * K_SLICES = 2 for 2 warps: each sums its own half of K. Without slices two warps would read a tile twice.
-* BLOCK_K, of both slices, is 256 up to 16 tokens: Triton 3.9 swizzles tiles of slices by their rows only if each row is
-  so long, or each tile so high, that a thread copies more than one row. With more tokens, 128 takes fewer registers. It
-  changes no sum.
+* BLOCK_K, of both slices, is 256 up to 16 tokens. Triton 3.9 swizzles a tile of slices by its rows only if a thread
+  copies more than one of them: rows are so long, or tiles so high. Above, 128 takes fewer registers. It changes no sum.
 * num_stages leaves 24 to 32 KB of weights under way. Blackwell's and Ada's small chips have 99 KB of shared memory.
 """
 

@@ -35,7 +35,7 @@ ADDED, ATTENTION, EXPERTS, HEAD = "add_rms_norm", "decode_attention", "moe_exper
 WRONG = {
     "norm-epsilon": (HEAD, spoiled(HEAD, lambda _: {"eps": 1e-6}), "result: .*ratio to plain PyTorch"),
     "no-cap": (HEAD, spoiled(HEAD, lambda _: {"softcap": 0.0}), "result"),
-    "one-element": (EXPERTS, touched(EXPERTS, None, (2, 7), lambda x: x + 0.01), r"first at \(2, 7\).*oracle"),
+    "one-element": (EXPERTS, touched(EXPERTS, 0, (2, 7), lambda x: x + 0.01), r"first at \(2, 7\).*oracle"),
     "nan": ("rotary", touched("rotary", None, first, lambda x: x * torch.nan), r"first at \(0, 0, 0\): nan"),
     "not-a-copy": (ADDED, spoiled(ADDED, lambda _: {"residual": None}), "sum"),
     "precision": (ADDED, spoiled(ADDED, halved), "sum has dtype torch.bfloat16"),
