@@ -44,7 +44,7 @@ For example, 3 tokens, 2 experts, k = 1 and expert_ids [[1], [0], [1]]: expert 0
     [-1, 9, 4]          [1, 2, 0]          [0, 1, 2]         slot 0 is idle
 
 A token's row of expert_ids, expert_weights, probs and s depends on that token only. Idle tokens get theirs, too.
-A token of NaN takes experts 0 .. k - 1, with weights of NaN.
+A token of NaN takes experts 0 .. k - 1, with weights of NaN. Balancing biases of -1e30 and less, -inf among them, tie.
 
 counters   [1 + tiles of 16 tokens] or more: the first counts tiles that are done, each other one the programs of its
            tile. Zero before and after, so calls can share them. None: the call makes them by one more launch.
@@ -291,9 +291,9 @@ def _topk(
     z = tl.where(mask_e, z, float("-inf"))
     z = tl.exp(z - tl.max(z, axis=0)[None, :])
     probs = z / tl.sum(z, axis=0)[None, :]
-    # NaN is below every number; experts that were taken, or do not exist, are below NaN: ids stay in range.
+    # NaN and -inf are the least scores; experts that were taken, or do not exist, are below them: ids stay in range.
     score = probs + balancing_biases.to(tl.float32)[:, None]
-    score = tl.where(mask_e, tl.where(score == score, score, -1e30), float("-inf"))
+    score = tl.where(mask_e, tl.where(score > -1e30, score, -1e30), float("-inf"))
     choice = tl.full((E_POW2, BLOCK_M), -1, tl.int32)
     for j in tl.static_range(TOP_K):
         best = tl.max(score, axis=0)

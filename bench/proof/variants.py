@@ -49,5 +49,9 @@ VARIANTS: Mapping[str, Changes] = {
     "moe_router": {
         **_EPSILON,
         "ties": lambda inputs: {name: torch.zeros_like(inputs[name]) for name in ("w3", "balancing_biases")},
+        "all-masked": lambda inputs: {
+            "balancing_biases": torch.full_like(inputs["balancing_biases"], float("-inf")),
+            "k": 2,
+        },
     },
 }

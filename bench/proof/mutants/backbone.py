@@ -266,7 +266,7 @@ BACKBONE: Mapping[str, tuple[Mutant, ...]] = {
         tie_to_the_higher="tl.{{min => max}}(tl.where(score == best[None, :], offs_e, {{E_POW2 => 0}}), axis=0)",
         same_expert_again='{{score = tl.where(taken, float("-inf"), score) => pass}}',
         choices_in_one_place="expert_ids_ptr + tokens * TOP_K + {{choice => 0 * choice}},",
-        nan_not_guarded="{{tl.where(score == score, score, -1e30) => score}}",
+        nan_not_guarded="{{tl.where(score > -1e30, score, -1e30) => score}}",
         choices_of_no_token="return {{tl.where(mask_m[None, :], choice, -1) => choice}}",
         tiles_share_a_counter="counters_ptr + {{1 +  => }}tile",
         every_tile_sorted_alone="if {{tiles_m == 1 => tiles_m > 0}}:",
