@@ -94,7 +94,7 @@ def _selected(options: argparse.Namespace, offered: Callable[[Kernel], list[Work
 def _verify(options: argparse.Namespace) -> int:
     """Exit status: 0 all agree, 1 one does not, or fails to run."""
     target: str | None = options.compiled
-    if target:
+    if target is not None:
         with on_cpu(target):  # raises where it cannot be
             pass
     on_gpu = torch.cuda.is_available() and not target

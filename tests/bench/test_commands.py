@@ -160,6 +160,7 @@ BAD = {
     "verify --kernel rotery": "got 'rotery'; did you mean 'rotary' or 'moe_router'?",
     "verify --dtype bf16": "dtype must be one of bfloat16, float16, float32, got 'bf16'",
     "verify --compiled sm90": f"one of {', '.join(TARGETS)}, got 'sm90'; did you mean 'sm_90' or 'sm_89'?",
+    "verify --compiled=": "target must be one of sm_80",
     "verify --compiled gfx942": "gfx942 has no PTX for the machine to read",
     "bench --kernel rotary --workload decode-B1": "workload (without a GPU) must be one of tiny, got 'decode-B1'",
     "bench --compare no.json no.json": "no.json is not a file; the results of `make gpu` and",

@@ -345,6 +345,7 @@ def test_an_unknown_instruction_stops_the_machine_where_it_runs(body):
         ("", "is no PTX with a kernel"),
         (TEXT.format(body="add.s32 %r3, %r1", threads=32).rsplit("ret", 1)[0], "ends within the function"),
         (TEXT.format(body="add.s32 %x, %r1, %r1;", threads=32), "%x is not declared"),
+        (TEXT.format(body="mov.b32 %r1, 0fZZ;", threads=32), "the number 0fZZ is not known"),
         (TEXT.format(body="bra $L7;", threads=32), "a label that is not there"),
         (TEXT.replace(".reqntid {threads}", "").format(body="", threads=32), "no .reqntid"),
     ],

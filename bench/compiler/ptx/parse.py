@@ -178,6 +178,7 @@ _PARAM = re.compile(
     r"\.param\s+(?:\.align\s+\d+\s+)?\.(\w+)\s+(\.ptr\s+)?(?:\.align\s+\d+\s+|\.[a-z]\w*\s+)*([\w$]+)(?:\[(\d+)\])?"
 )
 _LABEL = re.compile(r"([$\w]+):(?!:)\s*")
+_HEXADECIMAL = re.compile("[0-9a-fA-F]+")
 _NUMBER = re.compile(r"-?(0[xX][0-9a-fA-F]+U?|\d+U?)$")
 _LOC = re.compile(r"\.loc\s+(\d+)\s+(\d+)")
 _PLACE = re.compile(r"([\w.<>$-]+):(\d+):\d+")
@@ -352,6 +353,8 @@ class _Body:
         if text == "_":
             return None
         if text[:2] in ("0f", "0F", "0d", "0D"):
+            if not _HEXADECIMAL.fullmatch(text[2:]):
+                raise PtxError(f"{self.name}: the number {text} is not known")
             return Immediate(int(text[2:], 16))
         if _NUMBER.match(text):
             return Immediate(int(text.rstrip("U"), 0))
