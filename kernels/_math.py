@@ -2,6 +2,7 @@
 
 import triton
 import triton.language as tl
+from triton.language.target_info import is_hip
 
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 if INTERPRETED:
@@ -157,11 +158,26 @@ def rms_normalize(x, DH: tl.constexpr, EPS: tl.constexpr):
 
 
 @triton.jit
+def _wait_for_own_stores():
+    """On AMD, waits until what this wavefront stored is in L2. Elsewhere it is nothing.
+
+    There, a barrier does not wait for stores, and the release before an atomic waits for those of its own wavefront
+    alone: its write-back of L2 could miss others. LLVM's AMDGPU user guide (memory models, release) states no order
+    across wavefronts. llvm-project pull request 160501 adds the same wait for GFX10 and newer.
+    """
+    if not INTERPRETED and is_hip():
+        tl.inline_asm_elementwise(
+            "s_waitcnt vmcnt(0)\n v_mov_b32 $0, 0", "=v", [], dtype=tl.int32, is_pure=False, pack=1
+        )
+
+
+@triton.jit
 def last_to_arrive(counter_ptr, n):
     """Called by n programs: true in the last of them, which then sees whatever the others stored before.
 
     The counter is zero before. The last program sets it back, when no other touches it any more.
     """
+    _wait_for_own_stores()
     tl.debug_barrier()  # what every thread stored comes before the count
     seen = tl.atomic_add(counter_ptr, 1, sem="acq_rel", scope="gpu")
     tl.debug_barrier()  # and what every thread loads comes after it

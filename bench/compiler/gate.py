@@ -27,7 +27,7 @@ import torch
 
 from zonos2_triton._settings import local_path
 from zonos2_triton.bench.cli_choices import chosen
-from zonos2_triton.bench.compiler import dependent_launch, offline_compile
+from zonos2_triton.bench.compiler import arrival, dependent_launch, offline_compile
 from zonos2_triton.bench.compiler.cubin_stats import TARGETS, TENSOR_MEMORY, Stats, statistics
 from zonos2_triton.bench.compiler.estimate import MOST_TOKENS, Bounds, Counted, Step, steps, summary
 from zonos2_triton.bench.compiler.offline_compile import Launch, check_compiler, compile_only, fake_tensors, in_short
@@ -326,7 +326,11 @@ def _judged(launch: Launch, target: str, expects: Expectations) -> tuple[Stats |
     expected = _expected(launch.function, expects)
     if expected is None:
         return stats, [f"the catalogue states no expectation for {launch.function}"]
-    return stats, [*judge(stats, target, expected), *dependent_launch.violations(launch.kernel, stats)]
+    return stats, [
+        *judge(stats, target, expected),
+        *dependent_launch.violations(launch.kernel, stats),
+        *arrival.violations(launch.kernel),
+    ]
 
 
 def _expected(function: str, expects: Expectations) -> Expected | None:

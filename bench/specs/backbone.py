@@ -69,7 +69,8 @@ _ENDS: tuple[dict[str, Any], ...] = (
 _STREAM: dict[str, Any] = {"issue": 0.4, "under_way": 25_000, "live": 119, "held": ("under_way", "exposed")}
 _SHARED = {4: 0.8, 16: 1.0, 64: 1.7}
 _WEIGHTS = Bounds(_SHARED, **_STREAM)
-_EXPERTS = Bounds(_SHARED | {64: 0.8}, _SHARED, **_STREAM)
+# Of 64 routed tokens an expert gets few; a dense layer gives it all of them, as any product.
+_EXPERTS = Bounds(shared=_SHARED | {64: 0.8}, shared_dense=_SHARED, **_STREAM)
 _FEW_LOADS = Bounds(held=("exposed",))
 _PREPARE = Expected(max_instructions=1200, stream16=True)
 # Narrow loads of products: in `moe_experts` the slots, once for each layout that needs them.
