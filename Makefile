@@ -42,7 +42,7 @@ gate: $(READY)  ## compile every kernel for every architecture, check the binari
 	$(BIN)/zonos2-triton compile
 
 # On a GPU machine nothing is installed: its own Python, torch and Triton run the rooms where they lie.
-gpu:  ## on a GPU: correctness, then timings, in under 9 minutes; elsewhere it says how much would run, and fails
+gpu:  ## on a GPU: correctness and timings, what is essential first, in under 9 minutes; elsewhere it says what would run, and fails
 	PYTHONPATH="$(CURDIR)/.src" $(if $(wildcard $(READY)),$(BIN)/python,$(PYTHON)) -m zonos2_triton.bench.suite.gpu $(GPU_OPTIONS)
 
 bench: $(READY)  ## timings; on a CPU they say what the reference costs there

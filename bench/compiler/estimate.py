@@ -172,7 +172,9 @@ def serial_us(steps: Sequence[Step]) -> float:
     return sum(step.estimate.us + GAP_US for step in steps)
 
 
-def dependent_us(steps: Sequence[Step], rates: Rates = REFERENCE, ahead: float = float("inf")) -> float:
+def dependent_us(
+    steps: Sequence[Step], rates: Rates = REFERENCE, ahead: float = float("inf"), gap: float = GAP_US
+) -> float:
     """Launches of which the next is resident while one runs, and requests its certain bytes, up to `ahead` of them.
 
     Memory serves requests in their order. A launch becomes resident once all programs of the one before have started;
@@ -182,9 +184,9 @@ def dependent_us(steps: Sequence[Step], rates: Rates = REFERENCE, ahead: float =
     speed = (rates.roofline.gb_per_s or 1) * 1e3  # bytes a microsecond
     served = resident = ended = ended_before = 0.0
     for step in steps:
-        resident = max(resident + GAP_US, ended_before)
+        resident = max(resident + gap, ended_before)
         early = min(step.certain, ahead)
-        released = max(ended + GAP_US, resident)
+        released = max(ended + gap, resident)
         served = max(served, resident) + early / speed
         fetched = served
         if step.bytes > early:

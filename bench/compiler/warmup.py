@@ -20,13 +20,19 @@ from zonos2_triton.bench.compiler.cubin_stats import TARGETS
 from zonos2_triton.bench.compiler.offline_compile import compile_only, dependent_launch, fake_tensors
 from zonos2_triton.bench.suite.presets import DTYPES, FULL, TIMED
 from zonos2_triton.bench.suite.recorder import Budget, NotRun
+from zonos2_triton.reference.ops import VOCODER_OPERATORS
 
 
-def warmup(arch: str, seconds: float, kernels: Collection[str] = KERNELS, jobs: int | None = None) -> dict[str, Any]:
-    """How many binaries there are, and which workloads have none. NotRun: an unknown architecture, or no time."""
+def warmup(
+    arch: str, seconds: float, kernels: Collection[str] = KERNELS, jobs: int | None = None, first: bool = False
+) -> dict[str, Any]:
+    """How many binaries there are, and which workloads have none; first: of frames and of the vocoder alone.
+
+    NotRun: an unknown architecture, or no time.
+    """
     if arch not in TARGETS:
         raise NotRun(f"the compile gate does not know {arch}; kernels are compiled when they are first launched")
-    tasks = tasks_of(arch, kernels)
+    tasks = tasks_of(arch, kernels, first)
     with without_gpu(), ProcessPoolExecutor(jobs or os.cpu_count() or 1, get_context("spawn"), _obedient) as pool:
         futures = [pool.submit(compile_one, *task) for task in tasks]
         budget = Budget(seconds)
@@ -42,17 +48,24 @@ def warmup(arch: str, seconds: float, kernels: Collection[str] = KERNELS, jobs: 
 Task = tuple[str, str, str, str, bool | None]  # of `compile_one`
 
 
-def tasks_of(arch: str, kernels: Collection[str]) -> list[Task]:
+def tasks_of(arch: str, kernels: Collection[str], first: bool = False) -> list[Task]:
     """Every workload; those of frames that are timed both ways once more, without dependent launch."""
     pairs = [(name, workload) for name in kernels for workload in KERNELS[name].workloads]
-    frames = {f"{kind}-B{batch_size}" for kind in ("decode", "dense") for batch_size in FULL.no_pdl}
+    without: list[Task] = [
+        (name, workload.name, TIMED, arch, False)
+        for name, workload in pairs
+        if f"{name}/{workload.name}" in FULL.launches
+    ]
+    if first:
+        vocoder = [(name, w.name, TIMED, arch, None) for name, w in pairs if name in VOCODER_OPERATORS and w.real]
+        return [*((*task[:4], None) for task in without), *without, *vocoder]
     tasks: list[Task] = [
         (name, workload.name, dtype, arch, None)
         for dtype in DTYPES
         for name, workload in pairs
         if not (workload.real and dtype == "float32")
     ]
-    return tasks + [(name, workload.name, TIMED, arch, False) for name, workload in pairs if workload.name in frames]
+    return tasks + without
 
 
 def compile_one(kernel: str, workload: str, dtype: str, arch: str, pdl: bool | None = None) -> tuple[int, str]:

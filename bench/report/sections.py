@@ -27,6 +27,7 @@ ABOUT_ROOFLINES = "A point per workload. Solid: the measured copy bandwidth and 
 # Parts of a run that are figures: title and text of the section.
 MEASURED = {
     "frames": ("Frames", "The 8B model with random weights in a CUDA graph. The real-time factor is of each stream."),
+    "launches": ("Launches", "Those of a frame, none dependent, with the gap after each, beside estimate and floor."),
     "end_to_end": ("From text to sound", "Prompts up to logits; text to audio and the host's work on a frame; memory."),
     "vocoder": ("Vocoder", "Random weights, 44.1 kHz. Agreement is with plain PyTorch at the same precision."),
     "integrations": ("Drop-in", "Before and after accelerate(), as its users call it: no graph. Errors are relative."),
@@ -106,11 +107,18 @@ def measured(result: Result, stage: str) -> Section:
         torch_frame = {"torch.compile": passed(result, "torch_frame", name)}
         others = baselines(result, name) if stage == "timings" else torch_frame
         derived = {"real_time_factor": found["median_us"] / FRAME_US} if stage == "frames" else {}
-        group = title if stage in ("frames", "accuracy") else re.split(r"/|-\d", name)[0]
+        group = title if stage in ("frames", "launches", "accuracy") else re.split(r"/|-\d", name)[0]
         groups.setdefault(group, []).append({"item": name, **_cells(found | derived | others)})
     captions = {name: f"{name}: {KERNELS[name].replaces}" if name in KERNELS else name for name in groups}
     tables = [Table(captions[name], rows, folded=stage == "accuracy") for name, rows in groups.items()]
-    problems = [*_problems(result, stage), *(_problems(result, "baselines") if stage == "timings" else ())]
+    related = {"timings": "baselines", "launches": "constants"}.get(stage)
+    problems = [*_problems(result, stage), *(_problems(result, related) if related else ())]
+    if stage == "launches" and (found := passed(result, "constants", "all")):
+        off = f"{found['rms_pct']} % RMS, by those assumed {found['assumed_rms_pct']} %"
+        about += f" By fitted constants the estimate is off by {off}."
+        rows = [{"constant": name, "assumed": number(found["assumed"][name]), "fitted": number(value)}
+                for name, value in found["fitted"].items()]  # fmt: skip
+        tables.append(Table("Constants of the estimate", rows))
     return Section(title, [about], tables, problems=problems)
 
 

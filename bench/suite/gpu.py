@@ -10,6 +10,8 @@ accuracy     every workload of the catalogue against plain PyTorch, as `verify` 
 invariance   a row's bits do not depend on its batch, nor a prompt's on its pieces, nor a clip's on its steps
 cuda_graph   a captured step, of decoding or of the vocoder, replays to the bits of the host's launches
 frames       a whole frame of the 8B model with random weights in one graph, at batches of 1 to 256 and over the context
+launches     the launches of a frame one by one, beside the estimates that are made without a GPU
+constants    the constants of the estimate, fitted to these times
 vocoder      clips, and steps of streams, of a 44.1 kHz codec with random weights, in one graph, beside PyTorch
 end_to_end   prompts, text to first audio, the host's work for a frame, memory
 integrations transformers' DacModel before and after `accelerate`, and the offline front
@@ -39,11 +41,12 @@ import torch
 from zonos2_triton._settings import local_path
 from zonos2_triton.bench.cli_choices import chosen
 from zonos2_triton.bench.proof.interpreter import checked, interpreting
+from zonos2_triton.bench.suite.constants import against_estimates
 from zonos2_triton.bench.suite.environment import environment
 from zonos2_triton.bench.suite.presets import FULL, SMOKE
 from zonos2_triton.bench.suite.recorder import Budget, Item, Recorder, perform
 from zonos2_triton.bench.suite.results import RESULTS
-from zonos2_triton.bench.suite.stages import SEED, STAGES, Run, plan, reserve
+from zonos2_triton.bench.suite.stages import ESSENTIAL, SEED, STAGES, Run, plan, reserve
 from zonos2_triton.bench.timing import timer
 from zonos2_triton.kernels._operator import interpreted
 from zonos2_triton.model.console import unfailing
@@ -63,11 +66,13 @@ def run(
     say: Callable[[str], None] = print, alive: Callable[[], bool] = lambda: True,
 ) -> int:  # fmt: skip
     """Perform what has no result yet, or all of it `rerun`. Exit status: 1 where something failed or was withheld."""
+    late = max(budget.left() - ESSENTIAL, 0.0)
     for stage, mine in groupby(items, lambda item: item.stage):
         for item in mine:
             if not rerun and item.name in recorder.items(stage):
                 continue
-            left = budget.left() - reserve(stage, stages)
+            left = budget.left()
+            left = max(left - late, min(left, item.seconds)) if item.essential else left - reserve(stage, stages)
             if left < item.seconds:
                 recorder.leave_out(stage, item.name, "no time left")
                 continue
@@ -178,6 +183,8 @@ def _command(options: argparse.Namespace) -> int:
     items = plan(Run(recorder, device, preset), stages, preset)
     with quiet_interpreter() if options.smoke else nullcontext():
         status = run(recorder, stages, items, budget, options.rerun, say, alive)
+    if shown := against_estimates(recorder.content):
+        say(shown)
     print(json.dumps(recorder.content, indent=1) if options.json else table(recorder))
     if items and not any(recorder.items(stage) for stage in stages):
         print("gpu: nothing was run: every item was left out", file=sys.stderr)

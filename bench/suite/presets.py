@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 
 from zonos2_triton.bench.catalogue import KERNELS
+from zonos2_triton.bench.compiler.frame_estimate import frame_places
 from zonos2_triton.bench.specs.spec import Kernel, Workload
 from zonos2_triton.bench.suite.device_checks import BATCHES, layer_chain, whole_model
 from zonos2_triton.bench.timing.vocoder import WORKS, Work
@@ -28,7 +29,7 @@ class Preset:
     vocoder_dtypes: tuple[str, ...]
     integration_dtypes: tuple[str, ...]  # of codecs of other packages
     batch_sizes: tuple[int, ...]  # of whole frames
-    no_pdl: tuple[int, ...]  # of those timed once more without dependent launch
+    no_pdl: tuple[int, ...]  # of those timed once more without dependent launch, and launch by launch
     context: int  # rows in the cache of each
     contexts: dict[int, tuple[int, ...]]  # by batch size, further ones
     torch_frames: tuple[int, ...]  # batch sizes at which plain PyTorch is compiled for a whole frame
@@ -58,6 +59,29 @@ class Preset:
         if self.real:
             return [workload for workload in kernel.workloads if workload.real]
         return [next(workload for workload in kernel.workloads if not workload.real)]
+
+    @cached_property
+    def launches(self) -> dict[str, tuple[Kernel, Workload]]:
+        """The workloads of those frames, each once."""
+        places = [place for batch_size in self.no_pdl for place in frame_places(self.config, batch_size)]
+        pairs = [
+            (KERNELS[op], workload)
+            for op, name in dict.fromkeys(places)
+            for workload in self.timed(KERNELS[op])
+            if workload.name == name or not self.real
+        ]
+        return {f"{kernel.name}/{workload.name}": (kernel, workload) for kernel, workload in pairs}
+
+    def essential(self, stage: str, name: str) -> bool:
+        """Whether the first five minutes of a run give this item."""
+        of_stages = {
+            "compile": name == "frames",
+            "accuracy": name.removesuffix(f"/{TIMED}") in self.launches,
+            "invariance": "/batch_invariant" in name,
+            "frames": name.removesuffix("/no-pdl") in [f"B{batch_size}" for batch_size in self.no_pdl],
+            "vocoder": name in (f"clips-1/{TIMED}", f"streams-64/{TIMED}"),
+        }
+        return of_stages.get(stage, stage in ("calibration", "cuda_graph", "launches", "constants"))
 
     def verified(self, kernel: Kernel, dtype: str) -> list[Workload]:
         """Beside them."""

@@ -45,6 +45,7 @@ class Item:
     name: str
     seconds: float  # not begun with less left
     run: Callable[[float], dict[str, Any]]  # takes the seconds left; returns what is to be kept
+    essential: bool = False  # in the first minutes
 
 
 class Budget:

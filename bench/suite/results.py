@@ -1,6 +1,6 @@
 """Result files of `make gpu`: reading them, judging their form, finding the newest.
 
-{"schema": 3, "environment": {...}, "stages": {stage: {"items": {name: result}, "not_run": {name: why}}}}.
+{"schema": 4, "environment": {...}, "stages": {stage: {"items": {name: result}, "not_run": {name: why}}}}.
 `result.schema.json` holds the whole form. A smoke run writes a file like any other; it says nothing of speed.
 """
 
@@ -15,7 +15,7 @@ from zonos2_triton.bench.specs.roofline import Roofline
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 SCHEMA_FILE = Path(__file__).parent / "result.schema.json"
-SCHEMA = 3
+SCHEMA = 4
 # Without these a result cannot be told from another.
 KNOWN_BY = ("gpu", "commit", "date", "torch", "triton", "smoke")
 

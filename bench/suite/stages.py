@@ -1,4 +1,4 @@
-"""The stages of a run on a device, in the order of their worth, and the items of each.
+"""The stages of a run on a device, and the items of each: first what is essential of all, then the rest.
 
 An item is listed without a device, performed with one. Sizes are those of a `Preset`: the 8B model's, or small ones.
 """
@@ -11,14 +11,16 @@ from typing import Any, cast
 from zonos2_triton.bench.baselines.providers import Provider, providers_of, time_provider
 from zonos2_triton.bench.baselines.torch_frame import TorchFrame
 from zonos2_triton.bench.catalogue import KERNELS
+from zonos2_triton.bench.compiler.estimate import Rates, Step, serial_us
+from zonos2_triton.bench.compiler.frame_estimate import Operation, estimated_snapshot, estimates, frame_places, frame_us
 from zonos2_triton.bench.compiler.offline_compile import dependent_launch
 from zonos2_triton.bench.compiler.warmup import warmup
 from zonos2_triton.bench.proof.verify import verify
 from zonos2_triton.bench.specs.gpus import recognised
 from zonos2_triton.bench.specs.roofline import UNKNOWN, Roofline
 from zonos2_triton.bench.specs.spec import Kernel, Workload
+from zonos2_triton.bench.suite import constants, results, sanitizer
 from zonos2_triton.bench.suite import device_checks as checks
-from zonos2_triton.bench.suite import results, sanitizer
 from zonos2_triton.bench.suite.environment import run_tests
 from zonos2_triton.bench.suite.presets import DTYPES, TIMED, Preset
 from zonos2_triton.bench.suite.recorder import Item, NotRun, Recorder, Withheld, perform
@@ -33,6 +35,8 @@ from zonos2_triton.reference.ops import VOCODER_OPERATORS
 SEED = 0  # of the inputs
 TESTS_LIMIT = 150.0  # seconds
 COMPILING = 40.0  # seconds that torch.compile may take
+FIRST_COMPILED = 40.0  # seconds for the kernels of frames and of the vocoder
+ESSENTIAL = 300.0  # seconds in which what is essential fits
 # Most valuable first; then other decoding, then the rest.
 FIRST = ("decode-B1", "dense-B1", "decode-B16", "decode-B64", "dense-B64", "prefill-2048", "dense-prefill-2048")
 VOCODER = ("vocoder", *VOCODER_OPERATORS)  # the kernels of a clip, and the whole of them
@@ -76,6 +80,16 @@ class Run:
         gpu = recognised(str(self.recorder.content["environment"]["gpu"]))
         return gpu.roofline if gpu else UNKNOWN
 
+    @property
+    def rates(self) -> Rates | None:
+        """The rates of this GPU, as calibrated. None: the counts are not of it."""
+        return constants.measured_rates(self.recorder.content)
+
+    @cached_property
+    def estimates(self) -> dict[Operation, list[Step]]:
+        """The launches of each workload, by the counts of the compile gate."""
+        return estimates(estimated_snapshot(), self.rates) if self.rates else {}
+
     def prove(self, counts: Callable[[str], bool]) -> None:
         """Raises Withheld where a check failed of something that `counts`."""
         checks = ("accuracy", "invariance", "cuda_graph")
@@ -90,16 +104,17 @@ Listed = Iterator[tuple[str, float, Does]]  # items: name, seconds without which
 
 
 def plan(run: Run | None, stages: Collection[str], preset: Preset) -> list[Item]:
-    """Everything there is to run in `stages`, in order. run None: only to be listed."""
-    return [
-        Item(stage, name, seconds, partial(does, cast(Run, run)))
+    """Everything there is to run in `stages`, in order: first what is essential. run None: only to be listed."""
+    items = [
+        Item(stage, name, seconds, partial(does, cast(Run, run)), preset.essential(stage, name))
         for stage in stages
         for name, seconds, does in STAGES[stage][1](preset)
     ]
+    return sorted(items, key=lambda item: not item.essential)
 
 
 def reserve(stage: str, stages: Collection[str]) -> float:
-    """Seconds of the budget that `stage` leaves for the later ones of `stages`."""
+    """Seconds of the budget that the rest of `stage` leaves for that of the later ones of `stages`."""
     names = list(STAGES)
     return sum(STAGES[later][0] for later in names[names.index(stage) + 1 :] if later in stages)
 
@@ -117,6 +132,11 @@ def _compile(preset: Preset) -> Listed:
         arch = run.recorder.content["environment"]["arch"]
         return warmup(arch, left) if preset.real else warmup("sm_90", left, ("rotary",), jobs=1)
 
+    def for_frames(run: Run, left: float) -> dict[str, Any]:
+        return warmup(run.recorder.content["environment"]["arch"], min(FIRST_COMPILED, left), first=True)
+
+    if preset.real:
+        yield "frames", FIRST_COMPILED, for_frames
     yield "all", 20, compiled
 
 
@@ -131,7 +151,8 @@ def _accuracy(preset: Preset) -> Listed:
     for dtype, workloads in checked:
         for kernel in preset.kernels.values():
             for workload in workloads(kernel):
-                yield f"{kernel.name}/{workload.name}/{dtype}", 4, partial(_verified, kernel, workload, dtype)
+                name = f"{kernel.name}/{workload.name}/{dtype}"
+                yield name, 2 if preset.essential("accuracy", name) else 4, partial(_verified, kernel, workload, dtype)
 
 
 def _verified(kernel: Kernel, workload: Workload, dtype: str, run: Run, left: float) -> dict[str, Any]:
@@ -146,7 +167,7 @@ def _invariance(preset: Preset) -> Listed:
             check(*arguments, run.device.name, **more)
             return {}
 
-        return name, 5, checked
+        return name, 3 if preset.essential("invariance", name) else 5, checked
 
     def sizes(kernel: str, workload: str, small: str = "tiny", **more: Any) -> dict[str, Any]:
         found = checks.workload_sizes(kernel, workload if preset.real else small) | more
@@ -190,7 +211,11 @@ def _cuda_graph(preset: Preset) -> Listed:
 def _frames(preset: Preset) -> Listed:
     def timed(batch_size: int, context: int, run: Run, left: float) -> dict[str, Any]:
         run.prove(lambda kernel: kernel not in VOCODER)
-        return run.frames.time(batch_size, context, run.device, run.roofline)
+        found = run.frames.time(batch_size, context, run.device, run.roofline)
+        both = None
+        if preset.real and context == preset.context and run.rates:
+            both = frame_us(preset.config, batch_size, run.estimates, run.rates)
+        return found | {"estimate_us": both and round(both[pdl_arguments()["PDL"]], 1)}
 
     def timed_without(batch_size: int, run: Run, left: float) -> dict[str, Any]:
         if preset.real and not pdl_arguments()["PDL"]:
@@ -199,12 +224,40 @@ def _frames(preset: Preset) -> Listed:
             return timed(batch_size, preset.context, run, left)
 
     for batch_size in preset.batch_sizes:
-        yield f"B{batch_size}", 12, partial(timed, batch_size, preset.context)
+        yield f"B{batch_size}", 12 if batch_size == 1 else 8, partial(timed, batch_size, preset.context)
     for batch_size in preset.no_pdl:
-        yield f"B{batch_size}/no-pdl", 12, partial(timed_without, batch_size)
+        yield f"B{batch_size}/no-pdl", 8, partial(timed_without, batch_size)
     for batch_size, contexts in preset.contexts.items():
         for context in contexts:
             yield f"B{batch_size}/context-{context}", 6, partial(timed, batch_size, context)
+
+
+def _launches(preset: Preset) -> Listed:
+    """The launches of a frame, none a dependent one, beside their estimates, with the gap that follows each."""
+
+    def alone(kernel: Kernel, workload: Workload, run: Run, left: float) -> dict[str, Any]:
+        with dependent_launch(False):
+            found = timed(kernel, workload, run, left)
+        steps = run.estimates.get((kernel.name, workload.name), [])
+        limit = ", ".join(dict.fromkeys(step.estimate.limit for step in steps))
+        return found | {"estimate_us": round(serial_us(steps), 2) or None, "limit": limit or None}
+
+    for name, (kernel, workload) in preset.launches.items():
+        yield name, 1.5, partial(alone, kernel, workload)
+
+
+def _constants(preset: Preset) -> Listed:
+    """The constants of the estimate as these times have them."""
+
+    def fitted(run: Run, left: float) -> dict[str, Any]:
+        def of_frame(batch_size: int) -> list[Step]:
+            return [step for place in frame_places(preset.config, batch_size) for step in run.estimates.get(place, [])]
+
+        launches = {name: run.estimates.get((k.name, w.name), []) for name, (k, w) in preset.launches.items()}
+        frames = {batch_size: of_frame(batch_size) for batch_size in preset.no_pdl}
+        return constants.fitted(run.recorder.content, launches, frames, run.rates)
+
+    yield "all", 1, fitted
 
 
 def _vocoder(preset: Preset) -> Listed:
@@ -333,11 +386,12 @@ def _sanitizer(preset: Preset) -> Listed:
         yield tool, 20, partial(lambda tool, run, left: sanitizer.run(tool, left), tool)
 
 
-# In this order. Seconds that earlier stages leave for each, and its items; the environment comes with every stage.
+# In this order. Seconds that the rest of earlier stages leaves for the rest of each, and its items.
 STAGES: dict[str, tuple[float, Callable[[Preset], Listed]]] = {
-    "environment": (0.0, lambda preset: iter(())), "calibration": (5.0, _calibration), "compile": (30.0, _compile),
-    "tests": (60.0, _tests), "accuracy": (60.0, _accuracy), "invariance": (40.0, _invariance),
-    "cuda_graph": (10.0, _cuda_graph), "frames": (50.0, _frames), "vocoder": (40.0, _vocoder),
-    "end_to_end": (30.0, _end_to_end), "integrations": (20.0, _integrations), "timings": (60.0, _timings),
-    "baselines": (30.0, _baselines), "torch_frame": (45.0, _torch_frame), "sanitizer": (0.0, _sanitizer),
+    "environment": (0.0, lambda preset: iter(())), "calibration": (0.0, _calibration), "compile": (20.0, _compile),
+    "tests": (30.0, _tests), "accuracy": (35.0, _accuracy), "invariance": (25.0, _invariance),
+    "cuda_graph": (0.0, _cuda_graph), "frames": (15.0, _frames), "launches": (0.0, _launches),
+    "constants": (0.0, _constants), "vocoder": (15.0, _vocoder), "end_to_end": (25.0, _end_to_end),
+    "integrations": (10.0, _integrations), "timings": (40.0, _timings), "baselines": (15.0, _baselines),
+    "torch_frame": (0.0, _torch_frame), "sanitizer": (0.0, _sanitizer),
 }  # fmt: skip

@@ -221,7 +221,7 @@ ROW = "b.json: at stages/timings/items/moe_router/decode-B1: 'samples_us'"
     [
         ("[" * 10**5, "b.json is no JSON"),
         ("{", "b.json is no JSON"), ("{}", NEITHER), ("[1]", NEITHER), ('{"a/b/c/d": {"registers": 3}}', NEITHER),
-        ('{"schema": 1}', "b.json has schema 1; this version reads 3"),
+        ('{"schema": 1}', "b.json has schema 1; this version reads 4"),
         ("snapshot", "b.json of snapshots"), ("broken", ROW),
     ],
 )  # fmt: skip

@@ -19,8 +19,8 @@ from zonos2_triton.bench.suite import results
 from zonos2_triton.model import cli
 
 SAMPLE = Path(__file__).parent / "results" / "sample.json"
-SECTIONS = ("Conditions", "Correctness", "Goals", "Frames", "From text to sound", "Vocoder", "Drop-in", "Kernels",
-            "Errors", "Roofline")  # fmt: skip
+SECTIONS = ("Conditions", "Correctness", "Goals", "Frames", "Launches", "From text to sound", "Vocoder", "Drop-in",
+            "Kernels", "Errors", "Roofline")  # fmt: skip
 VOID = {"meta", "link", "img"}
 HOSTILE = "</td><script>alert('1 & 2')</script><b> $\\frac{1}{0}$ {{ 7*7 }}"
 
@@ -118,6 +118,10 @@ def test_figures_of_the_file_are_on_the_page(made, whole):
     ratio = stages["accuracy"]["moe_experts/decode-B1/bfloat16"]["ratio"]
     assert re.search(rf">moe_experts/decode-B1/bfloat16</th>.*>{number(ratio)}<", made.section("Errors"))
     assert f">{number(stages['frames']['B16']['median_us'] / 11609.977)}<" in frames
+    launches = made.section("Launches")
+    assert f">{number(stages['launches']['moe_router/decode-B1']['estimate_us'])}<" in launches
+    assert re.search(r">GAP_US</th><td[^>]*>1.10</td><td[^>]*>0.930<", launches)
+    assert "6.3 % RMS, by those assumed 14.2 %" in launches
     assert f"(×{stages['torch_frame']['B16']['speed_up']:.2f})" in frames
     whole_text = made.section("From text to sound")
     assert f">{number(stages['end_to_end']['first-audio/1']['sixteen_frames_ms'])}<" in whole_text
@@ -279,7 +283,7 @@ def test_the_command_writes_the_page_to_the_byte(report, tmp_path, made, whole):
 
 def test_bad_files_leave_the_page_before(report, sample, tmp_path):
     (tmp_path / "x.html").write_text("the page before", encoding="utf-8")
-    assert "in0.json has schema 1; this version reads 3" in report('{"schema": 1}')
+    assert "in0.json has schema 1; this version reads 4" in report('{"schema": 1}')
     sample["stages"]["timings"]["items"]["moe_router/decode-B1"]["cache"] = "cold"
     assert "in0.json: at stages/timings/items/moe_router/decode-B1/cache: 'cold'" in report(sample)
     empty = {**sample, "stages": {"timings": {"items": {}, "not_run": {"moe_router/decode-B1": "no time left"}}}}

@@ -4,14 +4,26 @@ import dataclasses
 import json
 from datetime import date
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from zonos2_triton.bench.catalogue import KERNELS
+from zonos2_triton.bench.compiler.estimate import (
+    CLOCK_SHARE,
+    FILL_US,
+    GAP_US,
+    REFERENCE,
+    START_US,
+    Estimate,
+    Step,
+    dependent_us,
+)
+from zonos2_triton.bench.compiler.frame_estimate import frame_places, frame_us
 from zonos2_triton.bench.proof.verify import Mismatch
-from zonos2_triton.bench.suite import gpu, results, stages
+from zonos2_triton.bench.suite import constants, gpu, results, stages
 from zonos2_triton.bench.suite.presets import FULL, SMOKE
 from zonos2_triton.bench.suite.recorder import Budget, Item, NotRun, Recorder, Withheld
 from zonos2_triton.bench.timing import timer
@@ -19,6 +31,7 @@ from zonos2_triton.bench.timing.timer import Device
 
 HERE = {"gpu": "NVIDIA H100 80GB HBM3", "commit": "0123456789ab", "sources": "s", "torch": "2.11", "triton": "3.6",
         "arch": "sm_90", "driver": "1"}  # fmt: skip
+SAMPLE = Path(__file__).parent / "results" / "sample.json"
 CPU = Device("cpu", 0, lambda: None, lambda run: 0.4, None)
 
 
@@ -150,7 +163,7 @@ def test_a_failure_leaves_what_came_before_on_disk(recorder, clock):
     with pytest.raises(ValueError, match="JSON"):
         recorder.keep("cuda_graph", "three", {"status": "passed", "value": float("nan")})
     found = on_disk(recorder)
-    assert found["schema"] == 3
+    assert found["schema"] == 4
     assert found["environment"] == HERE
     assert found["stages"]["accuracy"]["items"]["two"] | {"seconds": 0} == {
         "status": "failed", "error": "Mismatch: off", "seconds": 0}  # fmt: skip
@@ -171,6 +184,101 @@ def test_early_parts_leave_time_for_later_ones(recorder, clock):
     go(recorder, ["accuracy", "timings"], todo, clock, budget=stages.STAGES["timings"][0] + 20)
     assert [*recorder.items("accuracy")] == ["a"]
     assert [*recorder.items("timings")] == ["t"]
+
+
+def test_what_is_essential_fits_five_minutes_and_the_rest_the_budget():
+    listed = stages.plan(None, stages.STAGES, FULL)
+    first = [item for item in listed if item.essential]
+    assert listed[: len(first)] == first
+    assert sum(item.seconds for item in first) <= stages.ESSENTIAL
+    assert sum(seconds for seconds, _ in stages.STAGES.values()) <= gpu.BUDGET - stages.ESSENTIAL
+    names = {stage: [item.name for item in first if item.stage == stage] for stage in stages.STAGES}
+    assert names["frames"] == [f"B{n}{how}" for how in ("", "/no-pdl") for n in (1, 16, 64)]
+    assert names["accuracy"]
+    assert {f"{name}/bfloat16" for name in names["launches"]} == {*names["accuracy"]}
+    assert all(names[stage] for stage in ("calibration", "invariance", "cuda_graph", "constants", "vocoder"))
+    assert not names["tests"] + names["sanitizer"] + names["baselines"]
+
+
+def test_what_is_essential_is_begun_whatever_is_reserved_and_leaves_the_late_seconds(recorder, clock):
+    [item] = items("accuracy", clock, "a")
+    go(recorder, stages.STAGES, [dataclasses.replace(item, essential=True)], clock, budget=20)
+    assert recorder.items("accuracy")["a"]["left"] == 20
+    go(recorder, stages.STAGES, [dataclasses.replace(item, essential=True)], clock, budget=530, rerun=True)
+    assert recorder.items("accuracy")["a"]["left"] == stages.ESSENTIAL
+    go(recorder, stages.STAGES, [dataclasses.replace(item, name="b")], clock, budget=20)
+    assert "b" not in recorder.items("accuracy")
+
+
+def test_launches_and_frames_stand_beside_their_estimates(recorder, monkeypatch):
+    recorder.content["environment"] = HERE | {"gpu": "NVIDIA H200"}
+    found = {"decode-B1": [Step("a", Estimate(3.0, 1.0, 1.0, 1.0), 1.0, 1.0)] * 2}
+    found = dict.fromkeys(frame_places(FULL.config, 1), found["decode-B1"])
+    monkeypatch.setattr(stages, "estimates", lambda snapshot, rates: found)
+    monkeypatch.setattr(stages, "timed", lambda *_: {"median_us": 8.0})
+    monkeypatch.setattr(stages.Run, "frames", SimpleNamespace(time=lambda *_: {"median_us": 900.0}))
+    run = stages.Run(recorder, CPU, FULL)
+    todo = {item.name: item for item in stages.plan(run, ["frames", "launches"], FULL)}
+    beside = {"median_us": 8.0, "estimate_us": round(2 * (START_US + FILL_US + 3 + GAP_US), 2), "limit": "floor"}
+    assert todo["moe_router/decode-B1"].run(9) == beside
+    assert todo["moe_router/decode-B16"].run(9) == {"median_us": 8.0, "estimate_us": None, "limit": None}
+    serial, dependent = frame_us(FULL.config, 1, found, run.rates)
+    assert serial > dependent
+    for on, us in ((False, serial), (True, dependent)):
+        monkeypatch.setattr(stages, "pdl_arguments", lambda on=on: {"PDL": on})
+        assert todo["B1"].run(9) == {"median_us": 900.0, "estimate_us": round(us, 1)}
+    assert todo["B1/context-100"].run(9)["estimate_us"] is None
+    recorder.content["environment"]["arch"] = "sm_80"  # others than that whose code was counted
+    assert stages.Run(recorder, CPU, FULL).estimates == {}
+
+
+def test_constants_are_found_again_in_times_made_of_them(recorder):
+    """Launches of which each part limits some, and frames of them: the fit gives back what made the times."""
+    start, fill, gap, slower = 1.4, 0.9, 0.8, 1.25
+    limits = [(4, 1, 1, 1), (12, 1, 1, 1), (2, 6, 1, 1), (2, 9, 1, 1), (1, 2, 7, 1), (1, 1, 1, 5), (1, 1, 1, 9)]
+    launches = {f"a/{n}": [Step("a", Estimate(*map(float, each)), 4e3, 4e3)] for n, each in enumerate(limits)}
+
+    def us(step):
+        e = step.estimate
+        part = getattr(e, e.limit) * (1 if e.limit == "floor" else slower)
+        return start + gap + part + (fill if e.limit != "chain" else 0)
+
+    for name, [step] in launches.items():
+        recorder.keep("launches", name, {"status": "passed", "median_us": us(step), "calls_per_sample": 20})
+    frames = {1: [step for steps in launches.values() for step in steps] * 5}
+    with pytest.raises(NotRun, match="too little was measured: 7 launches and frames with estimates, at least 8"):
+        constants.fitted(recorder.content, launches, frames, REFERENCE)
+    recorder.keep("frames", "B1/no-pdl", {"status": "passed", "median_us": sum(map(us, frames[1]))})
+    alone = constants.fitted(recorder.content, launches, frames, REFERENCE)
+    assert alone["fitted"]["GAP_US"] == GAP_US
+    assert "GAP_US" in alone["not_fitted"]
+    recorder.keep("frames", "B1", {"status": "passed", "median_us": dependent_us(frames[1], REFERENCE, gap=gap)})
+    found = constants.fitted(recorder.content, launches, frames, REFERENCE)
+    wanted = {"START_US": start, "FILL_US": fill, "GAP_US": gap, "CLOCK_SHARE": CLOCK_SHARE / slower}
+    assert found["fitted"] == pytest.approx(wanted, abs=0.02)
+    assert found["rms_pct"] < 1 < found["assumed_rms_pct"]
+    assert found["residuals_pct"].keys() == {
+        *(f"launches/{name}" for name in launches),
+        "frames/B1/no-pdl",
+        "frames/B1",
+    }
+    recorder.keep("constants", "all", {"status": "passed", "seconds": 0.0} | found)
+    for stage in ("launches", "frames"):
+        recorder.content["stages"].pop(stage)
+    results.check(recorder.content | {"environment": results.load(SAMPLE)["environment"]})
+    only_chains = {name: [Step("a", Estimate(1.0, 1.0, 1.0, 9.0), 1.0, 1.0)] for name in map(str, range(9))}
+    for name in only_chains:
+        recorder.keep("launches", name, {"status": "passed", "median_us": 12.0, "calls_per_sample": 20})
+    with pytest.raises(NotRun, match="does not tell the constants apart"):
+        constants.fitted(recorder.content, only_chains, {}, REFERENCE)
+
+
+def test_measured_beside_estimate_is_told():
+    said = constants.against_estimates(results.load(SAMPLE))
+    assert "launches/moe_router/decode-B1" in said
+    assert "START_US 1.05 (0.9)" in said
+    assert "off by 6.3 % RMS (14.2 %)" in said
+    assert "residuals: frames/B1 +8.4 %" in said
 
 
 def test_it_goes_on_where_it_stopped(recorder, clock):
@@ -256,7 +364,7 @@ def test_times_of_frames_and_of_the_vocoder_are_withheld_where_a_check_of_their_
 
 @pytest.mark.parametrize(
     "chosen",
-    [("calibration", "accuracy", "timings"), pytest.param(tuple(stages.STAGES), marks=pytest.mark.slow)],
+    [("calibration", "accuracy", "launches", "constants"), pytest.param(tuple(stages.STAGES), marks=pytest.mark.slow)],
     ids=["quick", "all"],
 )
 def test_a_smoke_run(chosen, tmp_path, capsys):
@@ -270,7 +378,7 @@ def test_a_smoke_run(chosen, tmp_path, capsys):
     for stage in chosen:
         listed = {item.name for item in stages.plan(None, [stage], SMOKE)}
         assert results.all_passed(found, stage).keys() | left[stage].keys() == listed
-    assert {stage for stage in chosen if left[stage]} <= {"tests", "sanitizer", "baselines"}
+    assert {stage for stage in chosen if left[stage]} <= {"tests", "sanitizer", "baselines", "constants"}
     if "baselines" in chosen:
         others = results.items(found, "baselines")
         assert {f"{name}/reference" for name in results.items(found, "timings")} <= others.keys()

@@ -31,10 +31,17 @@ def test_one_kernel_in_a_process_of_its_own(monkeypatch, tmp_path):
 
 
 def test_frames_that_are_timed_both_ways_are_compiled_both_ways():
-    tasks = tasks_of("sm_90", ["output_projection", "rotary"])
+    tasks = tasks_of("sm_90", ["output_projection", "moe_experts", "conv1d_tanh"])
     without = [task[:3] for task in tasks if task[4] is False]
     assert without == [
         *(("output_projection", f"decode-B{n}", "bfloat16") for n in (1, 16, 64)),
-        *(("rotary", f"decode-B{n}", "bfloat16") for n in (1, 64)),
+        *(task[:3] for task in tasks if task[4] is False and task[0] == "moe_experts"),
     ]
+    experts = {name for kernel, name, _ in without if kernel == "moe_experts"}
+    assert experts == {f"{name}{top}" for n in (1, 16, 64) for name, top in (
+        (f"decode-B{n}", ""), (f"decode-B{n}", "-top2"), (f"dense-B{n}", ""))}  # fmt: skip
+    first = tasks_of("sm_90", ["output_projection", "conv1d_tanh", "rotary"], first=True)
+    assert len({*first}) == len(first)
+    assert {(task[0], task[4]) for task in first} == {
+        ("output_projection", None), ("output_projection", False), ("conv1d_tanh", None)}  # fmt: skip
     assert {(*task, "sm_90", None) for task in without} <= set(tasks)
