@@ -39,16 +39,17 @@ def fitted(
     """Constants, and how far the estimate is then off each time. NotRun: too little was measured to tell them."""
     if rates is None:
         raise NotRun(f"launches are counted for {COUNTED_TARGET} and known GPUs alone")
-    serial, dependent = {}, {}
-    for name, found in all_passed(content, "launches").items():
-        if launches.get(name) and found["calls_per_sample"] > 1:  # one call by itself has no gap, but events
-            serial[f"launches/{name}"] = launches[name], found["median_us"]
+    serial: dict[str, tuple[Sequence[Step], float]] = {}
+    dependent: dict[str, tuple[Sequence[Step], float]] = {}
+    for name, timed in all_passed(content, "launches").items():
+        if launches.get(name) and timed["calls_per_sample"] > 1:  # one call by itself has no gap, but events
+            serial[f"launches/{name}"] = launches[name], timed["median_us"]
     for batch_size, steps in frames.items():
         for name, times in ((f"B{batch_size}/no-pdl", serial), (f"B{batch_size}", dependent)):
             # Without dependent launch on this machine both are the same, and only one was timed.
-            found = passed(content, "frames", name)
-            if steps and found and passed(content, "frames", f"B{batch_size}/no-pdl"):
-                times[f"frames/{name}"] = steps, found["median_us"]
+            frame = passed(content, "frames", name)
+            if steps and frame and passed(content, "frames", f"B{batch_size}/no-pdl"):
+                times[f"frames/{name}"] = steps, frame["median_us"]
     if len(serial) < LEAST:
         raise NotRun(f"too little was measured: {len(serial)} launches and frames with estimates, at least {LEAST}")
     us = np.array([time for _, time in serial.values()])
@@ -108,7 +109,7 @@ def _rms_pct(*errors: Sequence[float]) -> float:
 
 def against_estimates(content: Result) -> str:
     """Measured times beside their estimates and floors, and the fitted constants, for a person to read."""
-    rows = [("", "us", "estimate us", "floor us", "limit")]
+    rows: list[tuple[str, ...]] = [("", "us", "estimate us", "floor us", "limit")]
     for stage in ("frames", "launches"):
         for name, found in all_passed(content, stage).items():
             if found["estimate_us"]:
