@@ -69,7 +69,7 @@ def gemm_tile(
         w = _load(w_ptrs + start, mask_w)
         x = _load(x_ptrs + start, mask_x)
         acc = dot_fp32(w, x, acc)
-        if up_rows is not None:
+        if up_ptrs is not None:
             acc_up = dot_fp32(_load(up_ptrs + start, mask_w), x, acc_up)
     return _sum_slices(acc, K_SLICES, BLOCK_N, BLOCK_M), _sum_slices(acc_up, K_SLICES, BLOCK_N, BLOCK_M)
 

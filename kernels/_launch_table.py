@@ -82,9 +82,9 @@ _CONV: Configs = {
     "interpreter": (_gemm(64, 64, 256, 1, 1),),
 }
 _ROUTER: Configs = {
-    "*": (_config(4, 1, BLOCK_R=16, BLOCK_K=256),),
-    # 8 warps: vectors of R have fewer elements than threads, and no conversion that would wait between loads.
-    "sm_90": ({**_config(8, 1, BLOCK_R=16, BLOCK_K=256), "maxnreg": 128},),  # so that two programs are resident
+    # 8 warps: vectors of R have fewer elements than threads, and no conversion that would wait between loads. Without a
+    # limit the assembler stops at 128 registers, and spills.
+    "*": ({**_config(8, 1, BLOCK_R=16, BLOCK_K=256), "maxnreg": 255},),
     "gfx942": (_config(8, 1, BLOCK_R=16, BLOCK_K=256),),
     "fp32": (_config(8, 1, BLOCK_R=16, BLOCK_K=64),),
     "interpreter": (_config(1, 1, BLOCK_R=16, BLOCK_K=32),),

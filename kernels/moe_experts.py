@@ -36,8 +36,7 @@ place is the first of an expert's, or BLOCK_M places further on. It loads its sl
 
 Each chosen expert is read once in decoding, unless it has more slots than BLOCK_M. Without sorted_slot_ids every token
 goes through the one expert, unweighted: the dense layer. prefill=True takes tiles that suit many tokens. A token's
-result depends on itself and on `prefill` alone. Without x_scaled and sum_sq one more launch makes them; that changes no
-bit.
+result depends on itself and on `prefill` alone. Without x_scaled and sum_sq one more launch makes them, bit for bit.
 
 counters   [tiles of D] or more, zero before and after; None: for K > 1, the call makes them by one more launch.
 """
@@ -148,7 +147,6 @@ def _moe_experts_up_kernel(
     """Grid (tiles of slots, tiles of I): a program owns a tile of h = silu(gate x) * up x."""
     first_n = tl.program_id(1) * BLOCK_N
     offs_n = first_n + tl.arange(0, BLOCK_N)
-    mask_n = offs_n < I
     if sorted_slot_ids_ptr is None:
         prefetch_rows(gate_ptr, first_n, I, D, stride_row, BLOCK_N, PDL)
         prefetch_rows(up_ptr, first_n, I, D, stride_row, BLOCK_N, PDL)
@@ -173,10 +171,9 @@ def _moe_experts_up_kernel(
         if BLOCK_M > FEW_TOKENS:
             sum_sq = load_sum_sq(sum_sq_ptr, slots // TOP_K, mask_m, N_GROUPS)
         scale = rms_scale(sum_sq, D, eps, BLOCK_M)
-        gate *= scale
-        up *= scale
+        gate, up = gate * scale, up * scale
     h = round_to(silu(gate) * up, h_ptr.dtype.element_ty)
-    tl.store(h_ptr + slots[None, :] * I + offs_n[:, None], h, mask=mask_n[:, None] & mask_m[None, :])
+    tl.store(h_ptr + slots[None, :] * I + offs_n[:, None], h, mask=(offs_n < I)[:, None] & mask_m[None, :])
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -249,18 +246,7 @@ def _moe_experts_down_kernel(
         tl.store(partial_ptr + offs, acc, mask=mask)
         if last_to_arrive(counters_ptr + tl.program_id(1), tiles_m):
             _sum_partials(
-                partial_ptr,
-                residual_ptr,
-                norm_w,
-                y_ptr,
-                x_scaled_ptr,
-                sum_sq_ptr,
-                first_n,
-                M,
-                D,
-                TOP_K,
-                BLOCK_N,
-                BLOCK_M,
+                partial_ptr, residual_ptr, norm_w, y_ptr, x_scaled_ptr, sum_sq_ptr, M, D, TOP_K, BLOCK_N, BLOCK_M
             )
 
 
@@ -272,20 +258,19 @@ def _sum_partials(
     y_ptr,  # [M, D]
     x_scaled_ptr,  # [M, D]
     sum_sq_ptr,  # [M, cdiv(D, 16)] fp32
-    first_n,
     M,
     D,
     TOP_K: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
-    """y of all tokens, in BLOCK_N columns from first_n: the partials in the order of choice, then the residual."""
+    """y of all tokens, in the program's columns: the partials in the order of choice, then the residual."""
+    first_n = tl.program_id(1) * BLOCK_N
     offs_n = first_n + tl.arange(0, BLOCK_N)
-    mask_n = offs_n < D
     for start in range(0, M, BLOCK_M):
         offs_m = start + tl.arange(0, BLOCK_M)
         offs = offs_m.to(tl.int64)[None, :] * D + offs_n[:, None]
-        mask = mask_n[:, None] & (offs_m < M)[None, :]
+        mask = (offs_n < D)[:, None] & (offs_m < M)[None, :]
         y = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
         for j in tl.static_range(TOP_K):
             offs_partial = (offs_m.to(tl.int64)[None, :] * TOP_K + j) * D + offs_n[:, None]
@@ -376,15 +361,13 @@ def _tiles_m(slots: int, groups: int, block_m: int) -> int:
 
 def _check(x: Tensor, gate: Tensor, up: Tensor, **routing: Tensor | None) -> None:
     E, I, D = gate.shape
-    check_rows("moe_experts", x.dtype, D=D, I=I)
-    check_rows("moe_experts", x.dtype, **{f"stride {axis} of gate": gate.stride(axis) for axis in (0, 1)})
+    check_rows("moe_experts", x.dtype, D=D, I=I, **{f"stride {axis} of gate": gate.stride(axis) for axis in (0, 1)})
     if gate.stride() != up.stride():
         raise ValueError(f"moe_experts: up must have the strides of gate, {gate.stride()}, got {up.stride()}")
     given = [name for name, value in routing.items() if value is not None]
     if len(given) not in (0, 3):
-        raise ValueError(
-            f"moe_experts: sorted_slot_ids, expert_offsets and expert_weights must be given together, got {given} alone"
-        )
+        every = "sorted_slot_ids, expert_offsets and expert_weights"
+        raise ValueError(f"moe_experts: {every} must be given together, got {given} alone")
     if not given and E != 1:
         raise ValueError(f"moe_experts: without sorted_slot_ids, gate must hold one expert, got E={E}")
     sorted_slot_ids, expert_offsets = routing["sorted_slot_ids"], routing["expert_offsets"]
@@ -411,9 +394,7 @@ def cost(
     """active: how many experts are read; h between the launches is counted as written and read once."""
     weights = round(active * 3 * I * D)
     moved = M * D + 2 * M * k * I
-    if residual and prepared and not normed:
-        moved += M * D  # x, which the experts do not read
+    moved += M * D * (residual and prepared and not normed)  # x, which the experts do not read
     tokens = input_bytes(M, D, itemsize, normed, prepared) + (8 * M * k if routed else 0)
-    if next_norm:
-        tokens += norm_bytes(M, D, itemsize) + D * itemsize
+    tokens += norm_bytes(M, D, itemsize) + D * itemsize if next_norm else 0
     return Cost(bytes=(weights + moved) * itemsize + tokens, flops=6 * M * k * I * D)

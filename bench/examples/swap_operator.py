@@ -18,9 +18,9 @@ from zonos2_triton.model.weights.tiny import write_tiny
 from zonos2_triton.reference.ops import REFERENCE
 
 
-def wrong_experts(*args: Any, **options: Any) -> tuple[Tensor, ...]:
-    y, *norm = REFERENCE.moe_experts(*args, **options)
-    return 1.01 * y, *norm
+def wrong_experts(*args: Any, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    x, x_scaled, sum_sq = REFERENCE.moe_experts(*args, **options)
+    return 1.01 * x, x_scaled, sum_sq
 
 
 def main() -> None:

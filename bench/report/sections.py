@@ -113,11 +113,11 @@ def measured(result: Result, stage: str) -> Section:
     tables = [Table(captions[name], rows, folded=stage == "accuracy") for name, rows in groups.items()]
     related = {"timings": "baselines", "launches": "constants"}.get(stage)
     problems = [*_problems(result, stage), *(_problems(result, related) if related else ())]
-    if stage == "launches" and (found := passed(result, "constants", "all")):
-        off = f"{found['rms_pct']} % RMS, by those assumed {found['assumed_rms_pct']} %"
+    if stage == "launches" and (fit := passed(result, "constants", "all")):
+        off = f"{fit['rms_pct']} % RMS, by those assumed {fit['assumed_rms_pct']} %"
         about += f" By fitted constants the estimate is off by {off}."
-        rows = [{"constant": name, "assumed": number(found["assumed"][name]), "fitted": number(value)}
-                for name, value in found["fitted"].items()]  # fmt: skip
+        rows = [{"constant": name, "assumed": number(fit["assumed"][name]), "fitted": number(value)}
+                for name, value in fit["fitted"].items()]  # fmt: skip
         tables.append(Table("Constants of the estimate", rows))
     return Section(title, [about], tables, problems=problems)
 

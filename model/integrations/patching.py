@@ -151,7 +151,7 @@ def _as_bytes(tensor: Tensor) -> Any:
     return tensor.contiguous().flatten().view(torch.uint8).numpy()
 
 
-def sum_embeddings(op: Callable[..., Tensor], embeddings: Tensor) -> Tensor:
+def sum_embeddings(op: Callable[..., tuple[Tensor, Tensor, Tensor]], embeddings: Tensor) -> Tensor:
     """embeddings [C, M, D] -> their sum over C [M, D], by the operator `frame_embedding`.
 
     The operator could look them up itself only in one joined table, a copy that misses later writes to the weights.

@@ -53,8 +53,10 @@ class ModelRunner:
     def start(self, requests: Sequence[Request], first: int) -> None:
         """The first frame of requests whose prompts are in the cache; their slots begin at `first`."""
         groups = [[request] for request in requests] if self.per_sequence else [requests]
-        stacked = [map(torch.stack, zip(*(request.hidden for request in group), strict=True)) for group in groups]
-        logits = [reference.logits(self.model, *stream, ops=ranged(self.ops)) for stream in stacked]
+        logits = []
+        for group in groups:
+            x, x_scaled, sum_sq = map(torch.stack, zip(*(request.hidden for request in group), strict=True))
+            logits.append(reference.logits(self.model, x, x_scaled, sum_sq, ranged(self.ops)))
         self.sample(torch.cat(logits), slice(first, first + len(requests)))
 
     def frame(self, batch_size: int) -> None:

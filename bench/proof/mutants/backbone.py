@@ -325,7 +325,7 @@ BACKBONE: Mapping[str, tuple[Mutant, ...]] = {
         rows_not_masked="(rows {{< M => >= 0}})[None, :]",
         columns_share_a_counter="counters_ptr{{ + tl.program_id(1) => }}",
         tiles_of_the_grid_counted="counters_ptr + tl.program_id(1), {{tiles_m => tl.num_programs(0)}})",
-        columns_of_up_not_masked="mask_n = offs_n < I{{ =>  + BLOCK_N}}",
+        columns_of_up_not_masked="mask=(offs_n < I{{ =>  + BLOCK_N}})[:, None] & mask_m",
         one_column_too_many="mask_n = offs_n {{< => <=}} D if sorted_slot_ids_ptr is None:",
     ),
 }

@@ -43,7 +43,7 @@ MULTIPLIED = mutants(
     tail_of_K_one_too_long="k_w {{< => <=}} end_k if not EVEN_K else None mask_x = start + k_x {{< => <=}} end_k if",
     tail_of_K_one_too_short="mask_x = start + k_x < end_k{{ =>  - 1}} if not EVEN_K else None if",
     rows_beyond_the_last="{{tl.minimum(offs, n - 1) => offs}}.to(tl.int64) * stride",
-    last_block_of_K_only="acc = dot_fp32(w, x, {{acc => tl.zeros_like(acc)}}) if up_rows is not None",
+    last_block_of_K_only="acc = dot_fp32(w, x, {{acc => tl.zeros_like(acc)}}) if up_ptrs is not None",
     slice_forgotten="acc = {{left + right => left}} return",
     slices_overlap="[:, None, None] * {{slice_k => 1}}",
     weights_of_the_first_slice="k_w = {{first_k => first_k * 0}} + tl.arange(0, DEPTH)[None, None, :]",
@@ -75,7 +75,9 @@ NORMED = mutants(
     not_prepared="if norm_weight is None {{or x_scaled is not None => or True}}:",
 )
 GATED = mutants(
-    "moe_experts", gate_not_scaled="gate *= {{scale => 1.0}} up *=", up_not_scaled="up *= {{scale => 1.0}} h ="
+    "moe_experts",
+    gate_not_scaled="gate, up = gate * {{scale => 1.0}}, up * scale",
+    up_not_scaled="gate, up = gate * scale, up * {{scale => 1.0}}",
 )
 
 # Of all tiles of rows; each is its own program.
