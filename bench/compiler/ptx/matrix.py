@@ -21,7 +21,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from zonos2_triton.bench.compiler.ptx import arithmetic
-from zonos2_triton.bench.compiler.ptx.arithmetic import FP8, SIGNED, UNSIGNED, Bits, Operation
+from zonos2_triton.bench.compiler.ptx.conversions import FP8
+from zonos2_triton.bench.compiler.ptx.floats import read, write
+from zonos2_triton.bench.compiler.ptx.operations import NAN, SIGNED, UNSIGNED, Bits, Operation
 from zonos2_triton.bench.compiler.ptx.parse import PtxError, UnknownInstruction
 
 LANES = np.arange(32, dtype=np.uint32)
@@ -73,7 +75,7 @@ def mma(opcode: tuple[str, ...]) -> Mma:
         found = table[:, row, column]
         if to == "s32":
             return found.astype(np.uint32)
-        bits_found = arithmetic.write(to)(found)
+        bits_found = write(to)(found)
         return bits_found.view(np.uint32).reshape(warps, 32, 2) if half else bits_found
 
     return Mma(registers, multiply)
@@ -109,7 +111,7 @@ def _element(kind: str) -> Callable[[Bits], Bits]:
         return lambda x: table[x]
     if kind in ("s8", "u8"):
         return lambda x: (x.view(SIGNED[8]) if kind == "s8" else x).astype(np.int64)
-    load = arithmetic.read(kind)
+    load = read(kind)
     return lambda x: load(x).astype(np.float64)
 
 
@@ -149,7 +151,7 @@ def wgmma(opcode: tuple[str, ...]) -> Wgmma:
         total = table.reshape(-1, 64, n)
         for k in range(16):
             total += x[:, :, None, k] * y[:, None, :, k]
-        return arithmetic.write("f32")(table[:, row, column])
+        return write("f32")(table[:, row, column])
 
     return Wgmma(n, multiply)
 
@@ -278,7 +280,7 @@ def _redux(opcode: tuple[str, ...]) -> Operation | None:
 def _redux_floats(name: str, nan: bool, magnitude: bool) -> Callable[..., Any]:
     words = (name, "NaN", "f32") if nan else (name, "f32")
     pick = arithmetic.operation(words).function
-    neutral = arithmetic.NAN["f32"] if not nan else np.uint32(0xFF800000 if name == "max" else 0x7F800000)
+    neutral = NAN["f32"] if not nan else np.uint32(0xFF800000 if name == "max" else 0x7F800000)
 
     def reduce(active: Bits, a: Bits, mask: Bits) -> tuple[Bits]:
         a = np.broadcast_to(a & np.uint32(0x7FFFFFFF) if magnitude else a, active.shape)
