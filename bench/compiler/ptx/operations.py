@@ -1,4 +1,4 @@
-"""What an instruction's operation is, the types of its registers, and the modifiers of its opcode."""
+"""The operation of an instruction, the types of its registers, and the modifiers of its opcode."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
