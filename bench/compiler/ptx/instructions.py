@@ -1,4 +1,4 @@
-"""Instructions: what runs each."""
+"""Instructions: each gets its handler."""
 
 from zonos2_triton.bench.compiler.ptx.batches import Batch, Handler, Path
 from zonos2_triton.bench.compiler.ptx.copies import Copies
@@ -9,7 +9,7 @@ from zonos2_triton.bench.compiler.ptx.products import Products
 
 
 class Instructions(Lanes, Copies, Products):
-    """Finds what runs an instruction."""
+    """Finds the handler of an instruction."""
 
     def _handler(self, pc: int) -> Handler | None:
         each = self.code[pc]

@@ -25,7 +25,7 @@ Reached = tuple[Array | None, Array, Array | None, Array]
 
 
 class Operands:
-    """What every instruction of a launch reads and writes: its function's registers and parameters, and notes."""
+    """The state that all instructions of a launch share: its function's registers and parameters, and notes."""
 
     grid: tuple[int, ...]  # of the launch that runs
 
@@ -135,7 +135,7 @@ class Operands:
         )
 
     def _reach(self, each: Instruction, part: Any, kind: Any) -> Callable[[Batch, Path], Reached | None]:
-        """What an access at that address reaches; None: no thread runs it. kind: of the address in its register."""
+        """Finds the threads and addresses of an access; None: no thread runs it. kind: of the address as it is read."""
         address, mask = self._address(part, kind), self._mask(each)
         wide = np.int64 if kind is np.uint32 else kind  # uint32: of shared memory
 
