@@ -50,9 +50,11 @@ _ROW: Configs = {"*": (_config(4, 1),), "interpreter": (_config(1, 1),)}
 
 def _decode(*tiles: tuple[int, int, int, int], interpreter_n: int = 32) -> Configs:
     """tiles: BLOCK_N, BLOCK_M, BLOCK_K and num_stages for more and more tokens."""
-    launches = tuple({**_gemm(n, k, m, 2, stages), "K_SLICES": 2} for n, m, k, stages in tiles)
+    launches = [{**_gemm(n, k, m, 2, stages), "K_SLICES": 2} for n, m, k, stages in tiles]
+    # Without a limit the assembler stops at 168 registers for the largest tile, and spills on Triton 3.7.
+    cuda = tuple({**launch, "maxnreg": 255} if launch["BLOCK_N"] > 16 else launch for launch in launches)
     return {
-        "*": launches,
+        "*": cuda,
         "gfx942": tuple(_amd(launch) for launch in launches if launch["BLOCK_M"] >= 16),
         "fp32": (_gemm(16, 64, 16, 4, 2),),
         "interpreter": tuple({**_gemm(interpreter_n, 64, m, 1, 1), "K_SLICES": 2} for m in (16, 32)),
@@ -109,11 +111,15 @@ LAUNCH_CONFIGS: dict[tuple[str, str], Configs] = {
     ("qkv_projection", "decode"): _decode(*_TALL),
     ("qkv_projection", "prefill"): _PREFILL,
     ("output_projection", "decode"): _SHORT,
-    ("output_projection", "prefill"): _PREFILL,
+    ("output_projection", "prefill"): {
+        **_PREFILL,
+        "sm_100": (_gemm(128, 64, 32, 8, 4), _gemm(128, 64, 128, 8, 4)),  # 4 warps: Triton 3.9 spills in fp16
+    },
     ("codebook_head", "decode"): _decode(*_TALL, interpreter_n=512),
     ("codebook_head", "prefill"): {
         **_PREFILL,
         "*": (_gemm(64, 64, 64, 8, 3),),
+        "sm_100": (_gemm(128, 64, 32, 4, 4), _gemm(128, 64, 64, 8, 4)),  # 128: Triton 3.9 spills
         "interpreter": (_gemm(512, 64, 64, 1, 1),),
     },
     ("moe_router", "down"): _ROUTER,
@@ -145,7 +151,7 @@ LAUNCH_CONFIGS: dict[tuple[str, str], Configs] = {
     ("prefill_attention", "attend"): {
         "*": (_config(8, 2, BLOCK_M=128, BLOCK_KV=32),),
         "sm_90": (_config(8, 3, BLOCK_M=128, BLOCK_KV=64),),
-        "sm_120": (_config(8, 2, BLOCK_M=64, BLOCK_KV=32),),  # 128: Triton 3.9 spills
+        **dict.fromkeys(("sm_86", "sm_89", "sm_120"), (_config(8, 2, BLOCK_M=64, BLOCK_KV=32),)),  # 128: 3.9 spills
         "fp32": (_config(4, 1, BLOCK_M=16, BLOCK_KV=32),),
         "interpreter": (_config(1, 1, BLOCK_M=32, BLOCK_KV=16),),
     },
