@@ -180,7 +180,9 @@ class Checks:
             if id(function.fn.__globals__) not in self.patched:
                 interpreter._patch_lang(function.fn)
                 self.patched.add(id(function.fn.__globals__))
-            self.waited |= function.fn.__name__ == wait_for_previous_launch.fn.__name__  # that of a mutant, too
+            if function.fn.__name__ == wait_for_previous_launch.fn.__name__:  # that of a mutant, too
+                for checks in ACTIVE:
+                    checks.waited = True
             try:
                 return function.rewrite()(*args, **kwargs)
             except Exception as error:
@@ -273,6 +275,9 @@ def _lanes_on(mask: Any, pointers: Any) -> NDArray[np.bool_] | None:
     return on if on.shape == pointers.data.shape else np.broadcast_to(on, pointers.data.shape)
 
 
+ACTIVE: list[Checks] = []  # one inside another: the innermost one sees the calls
+
+
 @contextmanager
 def checked(
     *,
@@ -297,6 +302,8 @@ def checked(
         raise RuntimeError("checked: compiled kernels are not; set TRITON_INTERPRET=1 before triton is imported")
     checks = Checks(bounds, undefined, races, waits, order)
     with ExitStack() as patches:
+        ACTIVE.append(checks)
+        patches.callback(ACTIVE.remove, checks)
         patches.enter_context(patch.multiple(interpreter.interpreter_builder, **checks.builder_members()))
         patches.enter_context(patch.multiple(interpreter.GridExecutor, **checks.executor_members()))
         patches.enter_context(patch.multiple(interpreter.InterpretedFunction, **checks.function_members()))
