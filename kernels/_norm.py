@@ -89,7 +89,8 @@ def rms_scale(
     """1 / rms(x), [1, BLOCK_M]: what a product with x_scaled is multiplied by."""
     BLOCK_GROUPS: tl.constexpr = sum_sq.shape[1]
     total = sum_in_pairs(sum_sq.reshape(BLOCK_M, BLOCK_GROUPS, 1), BLOCK_M, BLOCK_GROUPS, 1)
-    return tl.rsqrt(total / D + eps).reshape(1, BLOCK_M)
+    # A wide tile repeats the last token, whose sums it does not load: 1 / sqrt(eps) would make that product overflow.
+    return tl.where(total == 0.0, 1.0, tl.rsqrt(total / D + eps)).reshape(1, BLOCK_M)
 
 
 @triton.jit
