@@ -100,7 +100,7 @@ def _range(op: str, variant: str, config: dict[str, Any]) -> Entry:
     """The rows that the table serves with this configuration, where it has several for different rows."""
     choice = LAUNCH_CONFIGS[op, variant]
     configs = choice.get(_launch_config.architecture(), choice["*"])
-    at = configs.index(config)
+    at = next(i for i, each in enumerate(configs) if each.items() <= config.items())  # which has dependent launch, too
     if variant not in ("decode", "prefill") or len(configs) == 1:
         return {}
     least = configs[at - 1]["BLOCK_M"] + 1 if at else 1
