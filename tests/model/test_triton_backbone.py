@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch import Tensor
 
 from zonos2_triton.model import Backbone
 from zonos2_triton.reference import network as reference
@@ -136,19 +137,21 @@ def test_a_row_that_is_not_finite_changes_no_bit_of_earlier_rows_and_mates(short
     assert torch.equal(cached[:, of_mates], want_cached[:, of_mates])
 
 
-# RMS error of the final norm against fp64, teacher-forced, of tokens that go to the same experts, over the reference's.
-# Measured in the interpreter, 2026-11-25: bf16 1.08, fp16 0.99. A token near a tie of its experts makes it jump.
+# Geometric mean over tokens of the final norm's error against fp64, teacher-forced, over the reference's. A token near
+# a tie of its experts has ten times the error of others, in either backend: a mean of squares would be that token's.
+# Measured in the interpreter, 2026-12-01: bf16 0.91, fp16 1.00.
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_other_precisions(golden, dtype):
     io = golden.tensors("backbone_b_io")
-    squares = dict.fromkeys(("reference", "triton"), 0.0)
+    logs: dict[str, list[Tensor]] = {"reference": [], "triton": []}
     for voice in ("spk", "nospk"):
         ids, speaker = io[f"{voice}.prompt_ids"], io["speaker_embedding"] if voice == "spk" else None
         exact = golden.backbone(dtype=torch.float64).trace(ids, speaker)
-        for backend in squares:
+        for backend in logs:
             got = golden.backbone(dtype=dtype, backend=backend).trace(ids, speaker)
             same = (got["expert_ids"] == exact["expert_ids"]).all(0).all(-1)
             assert same.double().mean() >= 0.9
-            squares[backend] += float((got["final_norm"].double() - exact["final_norm"])[same].square().mean())
-    assert (squares["triton"] / squares["reference"]) ** 0.5 < 1.25
+            logs[backend].append((got["final_norm"].double() - exact["final_norm"]).square().mean(-1).log() / 2)
+    error = {backend: torch.cat(each).mean().exp() for backend, each in logs.items()}
+    assert error["triton"] / error["reference"] < 1.1
