@@ -1,19 +1,46 @@
 """Programmatic dependent launch, on sm_90 and newer: a kernel starts while the launch before it still runs.
 
-Its programs ask for their weights in L2 and wait. When the launch before has ended and its stores can be seen, they
-go on. Each launch lets the next one start as soon as its own programs have started. Rules that make this safe:
+Every program waits, then triggers. A launch can start when all programs of the launch before it have triggered. So when
+launch n starts, every program of n - 1 has passed its wait, and n - 2 has ended with its memory visible. While n - 1
+runs, programs of n ask for weights in L2, load what is settled, and wait until n - 1 has ended.
 
-* Every program waits, once, on every path, before it does anything else. So a launch ends after the one before it has
-  ended, and a program that has waited for one launch has waited for all before it. A kernel may then overwrite what an
-  earlier one reads, however many of them have started.
-* Before the wait nothing is loaded, stored or counted. A prefetch into L2 changes no value, whatever happens to its
-  bytes, because every load after it reads L2. Its addresses come from arguments and program ids alone.
+What a program may do before its wait:
+
+* Ask for weights in L2, in any launch. A prefetch changes no value, as every load after it reads L2.
+* Load, into registers or shared memory, between `begin_early_loads` and `end_early_loads`: weights, tables, and what
+  launches up to n - 2 wrote. Never what n - 1 writes. The first call names the pointers; others are not loaded.
+* Compute with these. Nothing is stored or counted, and there is no trigger: the launch after would take n - 1 for done.
+
+Early loads need a caller who promises all that of launch n - 1. It may be a kernel of another library that writes the
+cache or a weight, or one that triggers before it waits. So they are off unless the caller is inside of
+`_launch_config.early_loads()`: PDL is then "early" instead of True, and `begin_early_loads` does not wait. The frames
+and prompts of `model/runtime/model_runner.py` are inside; integrations and single calls of operators are not.
+
+Why early loads are right there. Launch n - 1 is one of ours, or a plain launch, which starts when n - 2 has ended and
+lets n start when it has ended itself. Weights and tables do not change. A frame is an embedding, layers, a draw:
+
+    launch              n - 2        n - 1              n
+    writes              anything     qkvg               reads block_table, positions, cached keys and values early
+    first layer         embedding    qkv_projection     decode_attention
+
+The host's copies, a prompt's keys and the last frame's positions come before the embedding, whether the slot is new,
+or was another request's. So does all that stands before a CUDA graph, which starts when that has ended. Memory that
+changes is read past L1 (`cache_modifier=".cg"`): a line of L1 may be older than launch n - 2.
+
+What else makes dependent launch safe:
+
+* Every program waits, once, on every path, before it stores. So a launch ends after the one before it has ended, and a
+  program that has waited for one launch has waited for all before it. A kernel may then overwrite what an earlier one
+  reads, early too.
 * The wait stands outside of loops and branches. Triton 3.7.1 moves loads above a wait in a loop (triton-lang/triton
   issue 11905).
 * A launch has the attribute only if its kernel waits: `_launch_config` gives both, PDL and launch_pdl, or neither.
+* After a launch of another library, or a copy, the wait lasts until that has ended with its memory visible. Without a
+  launch before it, as at the start of a CUDA graph, it returns at once.
+* Where launches are no dependent ones, each starts when the one before has ended. The loads are the same, and no wait
+  is compiled.
 
-After a launch of another library, or a copy, the wait lasts until that has ended. Without a launch before it, as at the
-start of a CUDA graph, it returns at once. `bench/proof/interpreter.py` and the compile gate check the rules.
+`bench/proof/interpreter.py` and the compile gate check the rules.
 """
 
 import triton
@@ -25,10 +52,27 @@ from zonos2_triton.kernels._math import INTERPRETED
 
 @triton.jit
 def wait_for_previous_launch(PDL: tl.constexpr):
-    """Lets the next launch start, and waits for the previous one. Nothing may be read or written before this."""
+    """Waits for the previous launch, then lets the next one start. Nothing may be read or written before this."""
     if PDL and not INTERPRETED:
-        gdc_launch_dependents()
         gdc_wait()
+        gdc_launch_dependents()
+
+
+@triton.jit
+def begin_early_loads(PDL: tl.constexpr, POINTERS: tl.constexpr):
+    """From here to `end_early_loads`, in place of one wait, arguments of these names may be loaded: "a_ptr b_ptr".
+
+    Waits here if the caller does not promise that they are settled.
+    """
+    if PDL != "early":
+        wait_for_previous_launch(PDL)
+
+
+@triton.jit
+def end_early_loads(PDL: tl.constexpr):
+    """Waits here for the previous launch if `begin_early_loads` has not."""
+    if PDL == "early":
+        wait_for_previous_launch(PDL)
 
 
 @triton.jit

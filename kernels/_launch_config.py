@@ -6,6 +6,9 @@ the numbers. Of several that fit, the later ones win. BLOCK_K, a step of a sum, 
 """
 
 import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -27,7 +30,7 @@ def launch_config(op: str, variant: str, dtype: torch.dtype, rows: int = 1, tf32
 
     A choice is made once and kept: callers must not change it.
     """
-    key, found = (op, variant, dtype, rows, tf32, _target(), wanted_pdl()), overrides()
+    key, found = (op, variant, dtype, rows, tf32, _target(), wanted_pdl(), _early()), overrides()
     kept = _kept.get(key)
     if kept is None or kept[0] is not found:
         kept = _kept[key] = found, _chosen(op, variant, dtype, rows, tf32)
@@ -150,9 +153,32 @@ def wanted_pdl() -> bool | None:
     return _settings.dependent_launch()
 
 
+_thread = threading.local()
+
+
+@contextmanager
+def early_loads() -> Iterator[None]:
+    """Inside, on this thread, dependent launches may load early what `_dependent_launch` lists.
+
+    The caller promises that the launch before each one writes none of that, and does not trigger before it waits.
+    Weights and tables must be older than the launch before the block.
+    """
+    before = _early()
+    _thread.early = True
+    try:
+        yield
+    finally:
+        _thread.early = before
+
+
+def _early() -> bool:
+    return getattr(_thread, "early", False)
+
+
 def dependent_launch() -> Launch:
     """The arguments of dependent launch (`_dependent_launch`): on where the GPU has it and ZONOS2_TRITON_PDL allows it.
 
+    PDL is False, True, or "early" inside of `early_loads`.
     ValueError: ZONOS2_TRITON_PDL=1 asks for it on another device.
     """
     target, wanted = _target(), wanted_pdl()
@@ -163,7 +189,9 @@ def dependent_launch() -> Launch:
             f"{_settings.PDL} is '1', but {name} has no programmatic dependent launch; sm_{FIRST_WITH_PDL} and newer "
             "have it; accepted here: 0, or unset"
         )
-    return {"PDL": True, "launch_pdl": True} if exists and wanted is not False else {"PDL": False}
+    if not exists or wanted is False:
+        return {"PDL": False}
+    return {"PDL": "early" if _early() else True, "launch_pdl": True}
 
 
 def architecture() -> str:

@@ -1,6 +1,8 @@
 """The tables of operations by backend."""
 
+import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from functools import partial
 from importlib import import_module
@@ -42,6 +44,12 @@ def ops_of(
         ops = {name: direct(op) for name, op in ops.items()}
     with_counters = {name: partial(ops[name], counters=counters) for name in COUNTING}
     return Ops(**(ops | with_counters))
+
+
+def early_loads() -> AbstractContextManager[None]:
+    """Inside, kernels load early (`kernels/_dependent_launch.py`), for launches in the order of the model alone."""
+    launch_config = sys.modules.get("zonos2_triton.kernels._launch_config")  # which each kernel has imported
+    return launch_config.early_loads() if launch_config else nullcontext()
 
 
 def vocoder_ops(dtype: torch.dtype) -> VocoderOps:

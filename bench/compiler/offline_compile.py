@@ -101,11 +101,14 @@ def _indexed(x: torch.Tensor, index: Any) -> torch.Tensor:
 def compile_only(target: str, launched: Launched | None = None) -> Iterator[list[Launch]]:
     """Inside, every launch of a Triton kernel compiles for `target` instead of running, and is listed.
 
+    Launches are those of the model's frames and prompts, which load early (`kernels/_dependent_launch.py`).
     A failure of the compiler is listed too, and does not stop the host code. `launched` is called for each launch that
     compiles.
     """
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
+
+    from zonos2_triton.kernels._launch_config import early_loads
 
     check_compiler()
     launches: list[Launch] = []
@@ -139,7 +142,8 @@ def compile_only(target: str, launched: Launched | None = None) -> Iterator[list
     driver.set_active(fake)
     JITFunction.run = compiled
     try:
-        yield launches
+        with early_loads():
+            yield launches
     finally:
         JITFunction.run, driver._active = run, active
         for function in functions:

@@ -29,7 +29,7 @@ from triton.runtime import interpreter
 
 from zonos2_triton.bench.proof import races
 from zonos2_triton.bench.proof.poison import extent_bytes
-from zonos2_triton.kernels._dependent_launch import wait_for_previous_launch
+from zonos2_triton.kernels._dependent_launch import begin_early_loads, end_early_loads, wait_for_previous_launch
 
 DataRace = races.DataRace
 
@@ -39,7 +39,13 @@ class OutOfBounds(IndexError):
 
 
 class NoWait(RuntimeError):
-    """A program of a dependent launch accesses memory, or ends, without a wait for the previous launch."""
+    """A program of a dependent launch accesses memory, or ends, without a wait for the previous launch.
+
+    Between `begin_early_loads` and `end_early_loads` it may load the arguments that the first of them names.
+    """
+
+
+WAITS = tuple(each.fn.__name__ for each in (wait_for_previous_launch, end_early_loads))
 
 
 def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
@@ -153,6 +159,7 @@ class Checks:
             self.launches += 1
             self.kernel = executor.fn.__name__
             self.waited = True  # no program has begun
+            self.early: frozenset[str] = frozenset()
             self.dependent = self.waits and "PDL" in executor.arg_names
             self.patched = {id(executor.fn.__globals__)}
             try:
@@ -169,6 +176,7 @@ class Checks:
 
         def seen_arguments(executor: Any, args: Any, kwargs: Any) -> Any:
             args, kwargs = to_host(executor, args, kwargs)
+            self.pointers = executor.arg_names
             self.arguments = Arguments([*zip(executor.arg_names, args, strict=False), *kwargs.items()])
             return args, kwargs
 
@@ -180,7 +188,12 @@ class Checks:
             if id(function.fn.__globals__) not in self.patched:
                 interpreter._patch_lang(function.fn)
                 self.patched.add(id(function.fn.__globals__))
-            if function.fn.__name__ == wait_for_previous_launch.fn.__name__:  # that of a mutant, too
+            name = function.fn.__name__  # that of a mutant, too
+            if name == begin_early_loads.fn.__name__:
+                for checks in ACTIVE:
+                    checks.begin_early_loads(*args, **kwargs)
+                return None
+            if name in WAITS:
                 for checks in ACTIVE:
                     checks.waited = True
             try:
@@ -205,9 +218,15 @@ class Checks:
         if not self.waited:
             raise NoWait(f"{self.kernel}: program {self.builder.grid_idx} ended without a wait for the previous launch")
 
+    def begin_early_loads(self, PDL: Any, POINTERS: Any) -> None:
+        """From here to the wait the program may load these arguments."""
+        self.early = frozenset(getattr(POINTERS, "value", POINTERS).split())
+        if unknown := self.early.difference(self.pointers):
+            raise NoWait(f"{self.kernel}: early loads of {', '.join(sorted(unknown))}, which it has no argument of")
+
     def _set_grid_idx(self, *index: int) -> None:
         self._end_program()
-        self.waited = not self.dependent
+        self.waited, self.early = not self.dependent, frozenset()
         program = int(self.sequence[np.ravel_multi_index(index, self.grid)])
         self.original["set_grid_idx"](*(int(i) for i in np.unravel_index(program, self.grid)))
         self.history.begin(program)
@@ -218,10 +237,11 @@ class Checks:
         if not addresses.size:
             return addresses
         size = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
-        if not self.waited:
-            does = f"{races.DOES[kind]} {addresses.size} elements of {self.arguments.name(int(addresses[0]))}"
-            raise NoWait(f"{self.kernel}: program {self.builder.grid_idx} {does} before its wait")
         groups, outside = self.arguments.locate(addresses, size)
+        for memory, some in groups if not self.waited else ():
+            if kind != races.LOAD or not self.early.issuperset(memory.names.split("/")):
+                does = f"{races.DOES[kind]} {some.size} elements of {memory.names}"
+                raise NoWait(f"{self.kernel}: program {self.builder.grid_idx} {does} before its wait")
         if self.bounds and outside.size:
             where = self.arguments.nearest(int(outside[0]), size)
             lanes = f"{outside.size} of {addresses.size} lanes outside every tensor argument ({where})"
@@ -292,7 +312,8 @@ def checked(
     bounds     each address that is not masked off lies in the strided extent of a tensor argument: OutOfBounds
     undefined  lanes that a load without `other` masks off are NaN or a wild integer, not 0
     races      no two accesses of one launch depend on which program or thread comes first: DataRace
-    waits      a kernel with a parameter PDL waits for the previous launch before any access, and on every path: NoWait
+    waits      a kernel with a parameter PDL waits for the previous launch on every path, and before any access but the
+               early loads that it declares: NoWait
     order      the programs of a grid run shuffled by this seed, or "reversed"
 
     tl.device_assert raises AssertionError.

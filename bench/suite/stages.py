@@ -215,7 +215,7 @@ def _frames(preset: Preset) -> Listed:
         both = None
         if preset.real and context == preset.context and run.rates:
             both = frame_us(preset.config, batch_size, run.estimates, run.rates)
-        return found | {"estimate_us": both and round(both[pdl_arguments()["PDL"]], 1)}
+        return found | {"estimate_us": both and round(both[bool(pdl_arguments()["PDL"])], 1)}
 
     def timed_without(batch_size: int, run: Run, left: float) -> dict[str, Any]:
         if preset.real and not pdl_arguments()["PDL"]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from zonos2_triton.model.nvtx import annotate, ranged
+from zonos2_triton.model.ops import early_loads
 from zonos2_triton.model.runtime.batch_state import BatchState, int32, upload
 from zonos2_triton.model.runtime.request import Request
 from zonos2_triton.reference import network as reference
@@ -27,9 +28,9 @@ class ModelRunner:
 
     def prefill(self, chunks: Sequence[tuple[Request, int]]) -> None:
         """Take so many more tokens of each prompt into the cache."""
-        stream = reference.forward(
-            self.model, self._prompts(chunks), self.state.cache, ranged(self.ops), None, in_layer
-        )
+        batch = self._prompts(chunks)
+        with early_loads():
+            stream = reference.forward(self.model, batch, self.state.cache, ranged(self.ops), None, in_layer)
         for (request, tokens), end in zip(chunks, accumulate(tokens for _, tokens in chunks), strict=True):
             request.num_prefilled += tokens
             request.hidden = [part[end - 1] for part in stream]
@@ -46,9 +47,11 @@ class ModelRunner:
             starts, cuts = int32([0], self.device), int32([0, tokens], self.device)
             for voices in ((), voice) if self.model.speaker else ((),):
                 batch = reference.Batch(ids, pages, starts, cuts, tokens, *voices)
-                stream = reference.forward(self.model, batch, self.state.cache, self.ops)
+                with early_loads():
+                    stream = reference.forward(self.model, batch, self.state.cache, self.ops)
             x, x_scaled, sum_sq = (part[-1:].clone() for part in stream)
-            reference.logits(self.model, x, x_scaled, sum_sq, self.ops)
+            with early_loads():
+                reference.logits(self.model, x, x_scaled, sum_sq, self.ops)
 
     def start(self, requests: Sequence[Request], first: int) -> None:
         """The first frame of requests whose prompts are in the cache; their slots begin at `first`."""
@@ -56,7 +59,8 @@ class ModelRunner:
         logits = []
         for group in groups:
             x, x_scaled, sum_sq = map(torch.stack, zip(*(request.hidden for request in group), strict=True))
-            logits.append(reference.logits(self.model, x, x_scaled, sum_sq, ranged(self.ops)))
+            with early_loads():
+                logits.append(reference.logits(self.model, x, x_scaled, sum_sq, ranged(self.ops)))
         self.sample(torch.cat(logits), slice(first, first + len(requests)))
 
     def frame(self, batch_size: int) -> None:
@@ -71,13 +75,14 @@ class ModelRunner:
     def logits(self, slots: slice) -> Tensor:
         """Logits [B, C, V] after the newest frame of these slots, which is fed back."""
         ops = ranged(self.ops)
-        stream = reference.forward(self.model, self.state.batch(slots), self.state.cache, ops, None, in_layer)
-        return reference.logits(self.model, *stream, ops=ops)
+        with early_loads():
+            stream = reference.forward(self.model, self.state.batch(slots), self.state.cache, ops, None, in_layer)
+            return reference.logits(self.model, *stream, ops=ops)
 
     def sample(self, logits: Tensor, slots: slice) -> None:
         """Sample the next frame of these slots and update their state."""
         s, ops = self.state, ranged(self.ops)
-        with annotate("model/sample", len(logits)):
+        with annotate("model/sample", len(logits)), early_loads():
             drawing = (each[slots] for each in (s.settings, s.seeds, s.steps, s.last_seen))
             codes, nonfinite = ops.sample_codes(logits.float(), *drawing)
             state = s.positions, s.steps, s.max_frames, s.eoa_ids, s.eos_frames, s.ids, s.last_seen, s.frames

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
@@ -21,7 +22,12 @@ from zonos2_triton.bench import catalogue
 from zonos2_triton.bench.compiler import warmup
 from zonos2_triton.bench.compiler.gate import Expected, run
 from zonos2_triton.bench.compiler.offline_compile import compile_only, fake_tensors
-from zonos2_triton.kernels._dependent_launch import prefetch_l2, wait_for_previous_launch
+from zonos2_triton.kernels._dependent_launch import (
+    begin_early_loads,
+    end_early_loads,
+    prefetch_l2,
+    wait_for_previous_launch,
+)
 
 
 @triton.jit
@@ -95,6 +101,40 @@ def _dependent_kernel(x_ptr, n, WHERE: tl.constexpr, PDL: tl.constexpr):
 WAITS = "before", "after load", "twice", "branch", "early return", "loop", "nowhere"
 
 
+@triton.jit
+def _early_kernel(x_ptr, w_ptr, ids_ptr, y_ptr, n, WHERE: tl.constexpr, PDL: tl.constexpr):
+    """y = w[ids] + x. Before the wait it loads ids and w, as it declares, and does what it should not."""
+    p = tl.program_id(0)
+    begin_early_loads(PDL, "ids_ptr w_ptr")
+    x = 0.0
+    if WHERE == "early trigger":
+        gdc_launch_dependents()
+    if WHERE == "early store":
+        tl.store(y_ptr + p, 1.0)
+    if WHERE == "early count":
+        tl.atomic_add(ids_ptr + p, 1)
+    if WHERE == "early choice":  # of a pointer that is declared and one that is not
+        x += tl.load(tl.where(p < n, w_ptr, x_ptr) + p).to(tl.float32)
+    w = 0.0
+    if p < n:
+        w += tl.load(w_ptr + tl.load(ids_ptr + p)).to(tl.float32)
+    if WHERE == "early other":
+        x += tl.load(x_ptr + p).to(tl.float32)
+    end_early_loads(PDL)
+    tl.store(y_ptr + p, (tl.load(x_ptr + p).to(tl.float32) + x + w).to(tl.bfloat16))
+
+
+EARLY = "early", "early trigger", "early store", "early count", "early choice", "early other"
+
+
+def _early(where):
+    def run(x):
+        ids = torch.empty(64, dtype=torch.int32, device=x.device)
+        _early_kernel[(64,)](x, x, ids, x, 32, WHERE=where, PDL="early", launch_pdl=True)
+
+    return _toy(run)
+
+
 def _dependent(where, **more):
     return _toy(lambda x: _dependent_kernel[(64,)](x, x.shape[0], WHERE=where, PDL=True, **more))
 
@@ -157,6 +197,7 @@ KERNELS: dict[str, Any] = {
     "unstated": _toy(lambda x: _scaled(x, x.shape[0], 2048), {"_other_kernel": Expected(400)}),
     "crash": _toy(lambda x: os._exit(3)),
     **{where.replace(" ", "_"): _dependent(where, launch_pdl=True) for where in WAITS},
+    **{where.replace(" ", "_"): _early(where) for where in EARLY},
     "no_attribute": _dependent("before", launch_pdl=False),
     "batch_dependent": _toy(
         lambda x: _columns_kernel[(1,)](x.new_empty(64 * x.shape[0]), x, K=64, BLOCK=x.shape[0]),

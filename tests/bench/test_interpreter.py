@@ -9,7 +9,12 @@ from triton.runtime import interpreter
 
 from zonos2_triton.bench.proof.interpreter import NoWait, OutOfBounds, checked
 from zonos2_triton.bench.proof.poison import poisoned
-from zonos2_triton.kernels._dependent_launch import prefetch_l2, wait_for_previous_launch
+from zonos2_triton.kernels._dependent_launch import (
+    begin_early_loads,
+    end_early_loads,
+    prefetch_l2,
+    wait_for_previous_launch,
+)
 from zonos2_triton.kernels._interpreter import repair
 
 pytestmark = pytest.mark.interpreter
@@ -89,6 +94,27 @@ def _dependent_kernel(x_ptr, n, WHERE: tl.constexpr, PDL: tl.constexpr):
             wait_for_previous_launch(PDL)
         else:
             tl.store(x_ptr + p, tl.load(x_ptr + p) + 1)
+
+
+@triton.jit
+def _early_kernel(x_ptr, w_ptr, WHERE: tl.constexpr, PDL: tl.constexpr):
+    """x += w, where w is loaded before the wait, and what should not happen there."""
+    p = tl.program_id(0)
+    if WHERE == "unknown":
+        begin_early_loads(PDL, "w_ptr y_ptr")
+    if WHERE == "load first":
+        tl.load(w_ptr + p)
+    begin_early_loads(PDL, "w_ptr")
+    w = tl.load(w_ptr + p)
+    if WHERE == "load":
+        w += tl.load(x_ptr + p)
+    if WHERE == "store":
+        tl.store(w_ptr + p, w)
+    if WHERE == "atomic":
+        tl.atomic_add(w_ptr + p, w)
+    if WHERE != "no end":
+        end_early_loads(PDL)
+    tl.store(x_ptr + p, tl.load(x_ptr + p) + w)
 
 
 def launch(kernel, programs, *arguments, order=None, **constants):
@@ -195,6 +221,27 @@ def test_a_wait_before_everything_passes(where):
     x = torch.zeros(4)
     launch(_dependent_kernel, 4, x, 2, WHERE=where, PDL=False)
     assert x.tolist() == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        ("load first", r"_early_kernel: program \(0, 0, 0\) loads 1 elements? .*w_ptr before its wait"),
+        ("load", "loads 1 elements? .*x_ptr before its wait"),
+        ("store", "stores 1 elements? .*w_ptr before its wait"),
+        ("atomic", "atomically updates 1 elements? .*w_ptr before its wait"),
+        ("no end", "loads 1 elements? .*x_ptr before its wait"),
+        ("unknown", "_early_kernel: early loads of y_ptr, which it has no argument of"),
+    ],
+)
+def test_early_loads(where, words):
+    x, w = torch.ones(4), torch.ones(4)
+    launch(_early_kernel, 4, x, w, WHERE="", PDL=False)
+    assert x.tolist() == [2, 2, 2, 2]
+    with pytest.raises(NoWait, match=words):
+        launch(_early_kernel, 4, x, w, WHERE=where, PDL=False)
+    with pytest.raises(NoWait, match=r"loads 1 elements? of .*x_ptr.* before its wait"):  # one tensor as two arguments
+        launch(_early_kernel, 4, x, x, WHERE="", PDL=False)
 
 
 def state():

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -15,7 +16,14 @@ from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.proof.invariants import INVARIANTS, exact
 from zonos2_triton.bench.proof.verify import Case
 from zonos2_triton.kernels import _launch_config
-from zonos2_triton.kernels._launch_config import architecture, gemm_config, launch_config, overrides, wanted_pdl
+from zonos2_triton.kernels._launch_config import (
+    architecture,
+    early_loads,
+    gemm_config,
+    launch_config,
+    overrides,
+    wanted_pdl,
+)
 from zonos2_triton.kernels._launch_table import ARCHITECTURES, LAUNCH_CONFIGS
 from zonos2_triton.reference.ops import VOCODER_OPERATORS
 
@@ -101,9 +109,16 @@ def test_a_launch_is_a_dependent_one_where_the_card_has_that_and_the_switch_allo
         return launch["PDL"], launch.get("launch_pdl")
 
     on_card(*card(name))
-    on, off = (True, True), (False, None)
+    on, early, off = (True, True), ("early", True), (False, None)
     assert flags() == (on if exists else off)
+    with early_loads():
+        assert flags() == (early if exists else off)
+        with early_loads(), ThreadPoolExecutor(1) as thread:
+            assert thread.submit(flags).result() == (on if exists else off)
+        assert flags() == (early if exists else off)
     switch("0")
+    with early_loads():
+        assert flags() == off
     assert flags() == off
     switch("1")
     if exists:
