@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from functools import partial
+from importlib import import_module
 from importlib.metadata import entry_points
 from types import FrameType
 from typing import NoReturn
@@ -34,6 +35,8 @@ TOOLS = {
     "tune": "try launch configurations of a kernel, and write those that are better",
     "verify": "every kernel against the reference, here and now",
 }
+# Commands of this room that few need: module and help. The module is loaded when its command is called.
+OWN = {"train": ("zonos2_triton.model.training.command", "train a model on texts and codes, or a given one further")}
 # Defaults that a number does not describe, and what the settings mean.
 DEFAULTS = {"seed": "a new one each time", "max_frames": "1024, and 16 more for each byte of the text"}
 MEANING = {
@@ -50,7 +53,7 @@ MEANING = {
 # Ranges of the command line, other than from 0. The library clamps instead, as the official request path does.
 RANGES = {"top_p": (0, 1), "min_p": (0, 1), "repetition_penalty": (1, math.inf), "repetition_codebooks": (-1, 9)}
 RANGES |= {"max_frames": (1, math.inf), "seed": (0, 2**64 - 1)}
-FILES = ("say", "tiny", "gpu", "profile", "report")  # commands whose result is a file, not what they print
+FILES = ("say", "tiny", "train", "gpu", "profile", "report")  # commands whose result is a file, not what they print
 INTERRUPTED = 130  # a shell's status after Ctrl-C
 STOPPED = "zonos2-triton: interrupted; nothing was written"
 REPORTED = (ValueError, TypeError, OSError, ImportError, ArithmeticError, MemoryError)  # in one line
@@ -186,6 +189,11 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     doctor.set_defaults(load=_doctor)
     doctor.add_argument("--json", action="store_true", help="print the report as JSON")
 
+    for name, (module, text) in OWN.items():
+        command = commands.add_parser(name, help=text, formatter_class=layout)
+        if name == chosen:
+            own: Run = import_module(module).add_arguments(command)
+            command.set_defaults(load=partial(lambda run, _: run, own))
     for tool in sorted(entry_points(group="zonos2_triton.commands")):
         command = commands.add_parser(tool.name, help=TOOLS.get(tool.name))
         if tool.name == chosen:

@@ -22,7 +22,10 @@ def modules_after(code: str) -> set[str]:
     return {*subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()}
 
 
-@pytest.mark.parametrize("words", [["--help"], ["say", "--help"], ["doctor", "--help"], ["--version"]], ids=" ".join)
+HELPS = [["--help"], ["say", "--help"], ["doctor", "--help"], ["train", "--help"], ["--version"]]
+
+
+@pytest.mark.parametrize("words", HELPS, ids=" ".join)
 def test_help_loads_no_torch(words):
     """Nor do the packages, before a name is asked for."""
     code = f"""
@@ -51,7 +54,7 @@ def test_help_names_every_command(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     out = capsys.readouterr().out
-    assert all(f"\n    {command} " in out for command in ("say", "tiny", "doctor", *cli.TOOLS))
+    assert all(f"\n    {command} " in out for command in ("say", "tiny", "doctor", *cli.OWN, *cli.TOOLS))
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["-V"], ["say", "--version"], ["doctor", "-V"]], ids=" ".join)

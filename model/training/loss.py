@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from zonos2_triton.model.training.forcing import Sequences
 from zonos2_triton.model.training.options import TrainOptions, weights_of
 from zonos2_triton.reference import network
-from zonos2_triton.reference.attention import rotated_heads
+from zonos2_triton.reference.attention import causal_attention, rotated_heads
 from zonos2_triton.reference.config import Zonos2Config
 from zonos2_triton.reference.frame_embedding import project_speaker
 from zonos2_triton.reference.numeric import wide
@@ -98,12 +99,12 @@ def losses(
     """weights: by official name, which may require gradients. trained None: all codes."""
     model = network.bind(config, weights)
     device = model.table.device
-    guide = _Guide(sequences, guide_layers)
-    ops = replace(REFERENCE, prefill_attention=guide) if guide_layers else REFERENCE
+    attention = _Attention(sequences, guide_layers)
+    ops = replace(REFERENCE, prefill_attention=attention)
     stages, C = network.Stages(), config.n_codebooks
     batch = _batch(model, sequences, device)
-    cache = network.Cache(config, len(sequences.firsts), sequences.longest, model.table.detach())
-    x, *_ = network.forward(model, batch, cache, ops, stages, guide.around)
+    cache = network.Cache(config, 0, 0, model.table)  # shapes alone
+    x, *_ = network.forward(model, batch, cache, ops, stages, attention.around)
     head, targets = model.head, sequences.targets.to(device)
     if trained is not None:
         head = (
@@ -120,10 +121,10 @@ def losses(
         hits=(logits.detach().argmax(-1) == targets).sum(0),
         z=log_sum.square().mean(1).sum(),
         balance=balance,
-        guide=guide.loss if guide.loss is not None else logits.new_zeros(()),
+        guide=attention.loss if attention.loss is not None else logits.new_zeros(()),
         load=load,
         targets=len(targets),
-        guided=guide.frames,
+        guided=attention.frames,
     )
 
 
@@ -156,10 +157,11 @@ def _balance(config: Zonos2Config, stages: network.Stages, like: Tensor) -> tupl
     return total, torch.stack(loads) if loads else like.new_zeros(0, E)
 
 
-class _Guide:
-    """`prefill_attention`, which also compares the first head of some layers with the alignment.
+class _Attention:
+    """`prefill_attention` of whole sequences, without a cache.
 
-    The head of the token that predicts frame t should look at the byte that frame t speaks.
+    It also compares the first head of some layers with the alignment: at the token that predicts frame t, it should
+    look at the byte that frame t speaks.
     """
 
     def __init__(self, sequences: Sequences, layers: Sequence[int]) -> None:
@@ -172,16 +174,20 @@ class _Guide:
         self._layer = layer
         return network.UNWATCHED
 
-    def __call__(self, qkvg: Tensor, qk_temperature: Tensor, cos_sin_cache: Tensor, k_cache: Tensor, *rest) -> Tensor:  # type: ignore[no-untyped-def]
+    def __call__(
+        self, qkvg: Tensor, qk_temperature: Tensor, cos_sin_cache: Tensor, k_cache: Tensor, *_: object
+    ) -> Tensor:
+        cuts = list(pairwise(self.sequences.cu_seqlens))
+        positions = torch.cat([torch.arange(b - a, device=qkvg.device) for a, b in cuts])
+        q, k, v = rotated_heads(qkvg, qk_temperature, cos_sin_cache, k_cache, positions)
+        k = k.to(k_cache.dtype)
         if self._layer in self.layers:
-            cuts = self.sequences.cu_seqlens
-            for b, alignment in enumerate(self.sequences.alignment):
-                if alignment is not None:
-                    positions = torch.arange(cuts[b + 1] - cuts[b], device=qkvg.device)
-                    part = qkvg[cuts[b] : cuts[b + 1]]
-                    q, k, _ = rotated_heads(part, qk_temperature, cos_sin_cache, k_cache, positions)
-                    self._compare(q[:, 0], k[:, 0], self.sequences.firsts[b], alignment.to(qkvg.device))
-        return REFERENCE.prefill_attention(qkvg, qk_temperature, cos_sin_cache, k_cache, *rest)
+            for i, (a, b) in enumerate(cuts):
+                if (alignment := self.sequences.alignment[i]) is not None:
+                    self._compare(q[a:b, 0], k[a:b, 0], self.sequences.firsts[i], alignment.to(qkvg.device))
+        y = torch.cat([causal_attention(q[a:b], k[a:b], v[a:b]) for a, b in cuts])
+        gate = torch.sigmoid(wide(qkvg[:, -q.shape[1] :]))
+        return (y * gate[..., None]).flatten(1).to(qkvg.dtype)
 
     def _compare(self, q: Tensor, k: Tensor, first: int, alignment: Tensor) -> None:
         """q, k [T, DH] of one head; alignment [F]."""

@@ -7,7 +7,7 @@ from zonos2_triton.reference.stopping import find_end
 
 
 def test_the_product_hears_the_codes_and_the_end(config, items):
-    """What would be sampled, undone by the product's own rules, is the data."""
+    """The frames that would be sampled, undone by the product's own rules, are the data."""
     for item in items:
         frames = delayed_frames(config, item.codes, torch.full((config.n_codebooks,), 7))
         _, eos_frame = find_end(frames, config.eoa_id)

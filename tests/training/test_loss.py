@@ -83,6 +83,17 @@ def test_unused_codes_are_those_of_the_exported_head(config, weights, items):
     assert torch.equal(touched, used)
 
 
+def test_autocast_rounds_products_alone(config, weights, items):
+    sequences = forced(config, items)
+    single = {name: tensor.detach().float().requires_grad_() for name, tensor in weights.items()}
+    with torch.autocast("cpu", torch.bfloat16):
+        found = losses(config, single, sequences, guide_layers=(2,))
+    found.total(TrainOptions(), 0.5).backward()
+    exact = losses(config, single, sequences, guide_layers=(2,))
+    assert 1e-6 < (found.cross_entropy / exact.cross_entropy - 1).abs().max() < 0.02
+    assert all(t.grad.isfinite().all() for name, t in single.items() if t.grad is not None)
+
+
 def test_every_code_used_is_the_whole_head(config, weights, items):
     sequences = forced(config, items[:1])
     every = torch.ones(config.n_codebooks, config.codebook_vocab, dtype=torch.bool)
