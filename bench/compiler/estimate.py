@@ -3,12 +3,13 @@
 The formula, in microseconds:
 
     floor    least bytes / copy bandwidth, or FLOPs / matrix rate: the slower of the two
+    l2       bytes that the fullest multiprocessor loads, 64 a clock; or those of all / bandwidth of the L2 cache
     shared   shared-memory wavefronts of the fullest multiprocessor, one a clock
     issue    warp instructions of the fullest multiprocessor, four a clock
     chain    the longest program by itself, once per round of programs: its longest chain of dependent instructions by
              the latencies of `ptx.counts.LATENCY`, and the wavefronts that bank conflicts add; or, where that is more,
              the instructions of its longest warp
-    launch = START + max(FILL + max(floor, shared, issue), chain)
+    launch = START + max(FILL + max(floor, l2, shared, issue), chain)
     frame  = sum of launch + GAP, for launches that run one after the other; `dependent_us` for those that overlap
 
 Programs are dealt to the multiprocessors in turn; programs that return at once are left out. An estimate ranks kernels
@@ -17,11 +18,13 @@ and shows what limits one. It is no measurement: constants that are marked "assu
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from zonos2_triton.bench.compiler.cubin_stats import RESERVED_SHARED, Stats
 from zonos2_triton.bench.compiler.ptx.counts import Counts
 from zonos2_triton.bench.specs.gpus import Gpu, find_gpu
 from zonos2_triton.bench.specs.roofline import Roofline
@@ -30,7 +33,10 @@ from zonos2_triton.kernels._operator import Cost
 GPU = "h200"  # that estimates are of where none is named
 COPY_SHARE = 4.3 / 4.8  # of the data sheet's bandwidth: copies on an H200, measured
 CLOCK_SHARE = 0.96  # of the boost clock: 1.9 GHz on an H200, assumed
-L2_GB_PER_S = 5500  # reads that hit an H200's L2 cache, assumed; by others, of an H100 PCIe: 5.5 to 5.7 TB/s
+L2_GB_PER_S = 5500  # of all that goes through an H200's L2 cache, assumed; by others, of an H100 PCIe: 5.5 to 5.7 TB/s
+L2_BYTES_PER_CLOCK = 64  # from the L2 cache to one multiprocessor: microbenchmarks since Volta (Jia et al. 2018)
+SECTOR = 32  # bytes
+REGISTERS, SHARED, WARPS = 1 << 16, 228 * 1024, 64  # of a multiprocessor, sm_90: CUDA programming guide
 SCHEDULERS = 4  # warp instructions that a multiprocessor issues in a clock: white papers since Volta
 CLOCKS_PER_INSTRUCTION = 2  # of one warp by itself, assumed
 FILL_US = 0.6  # from the first load to its data, between 0.3 in the L2 cache and 0.9 under load; assumed
@@ -48,6 +54,11 @@ class Rates(NamedTuple):
     multiprocessors: int
     clock_ghz: float
     roofline: Roofline
+
+    @property
+    def l2_gb_per_s(self) -> float:
+        """No slower than memory."""
+        return max(L2_GB_PER_S, self.roofline.gb_per_s or 0)
 
     def us(self, clocks: float) -> float:
         return clocks / self.clock_ghz / 1e3
@@ -76,39 +87,78 @@ class Counted:
     exposed: int  # global loads in loops that wait in the iteration that issues them
     under_way: int  # bytes of cp.async for each multiprocessor, on average
     moved: int  # bytes that its programs load and store; several may load the same
+    through_l2: int  # bytes of the sectors that its programs load and store
+    loaded: int  # bytes of the sectors that the fullest multiprocessor loads
+    # For launches that overlap: what comes before the wait for the launch before, and after it. Without a wait all is
+    # after it. Only the first round of programs can be there early.
+    early_loaded: int  # bytes of sectors that are in registers or shared memory before the wait; prefetches are not
+    loaded_after: int  # like `loaded`
+    wavefronts_after: int
+    issued_after: int
+    chain_before: int  # clocks until the slowest program has reached its wait, and all that it has loaded is there
+    chain_after: int  # like `chain`, where all that was loaded before the wait is there
+    registers: int  # of a thread
+    shared: int  # bytes of a program
+    warps: int  # of a program
+    resident: int  # programs that fit into a multiprocessor
 
 
 # By how much a count of a snapshot may grow before it is worse: a factor, and a number.
 SLACK = {
-    "wavefronts": (1.05, 50), "issued": (1.1, 50), "chain": (1.1, 100), "round_trips": (1, 0), "conflict": (1, 0.05),
-    "exposed": (1, 0),
+    "wavefronts": (1.05, 50), "issued": (1.1, 50), "chain": (1.1, 100), "chain_after": (1.1, 100), "loaded": (1.05, 0),
+    "through_l2": (1.05, 0), "round_trips": (1, 0), "conflict": (1, 0.05), "exposed": (1, 0),
 }  # fmt: skip
 
 
-def summary(counts: Counts, launch: int, resident: int) -> Counted:
-    """The kept counts of a launch of which `resident` programs fit into a multiprocessor.
+def summary(counts: Counts, launch: int, stats: Stats) -> Counted:
+    """The kept counts of a launch of the binary that `stats` are of.
 
     Programs that the machine did not run are taken to be like those that it ran, in their order.
     """
-    n, live = REFERENCE.multiprocessors, np.flatnonzero(counts.live)
+    n, resident, live = REFERENCE.multiprocessors, max(1, stats.blocks), np.flatnonzero(counts.live)
     of_grid = live[np.arange(counts.live_programs) % max(1, len(live))]
-    wavefronts, ideal = (np.array(counts.traffic[name]) for name in ("wavefronts", "ideal_wavefronts"))
-    issued = np.sum([numbers for kind, numbers in counts.instructions.items() if kind != "other"], 0)  # moves are free
-    in_order = np.array(counts.cycles) + wavefronts - ideal
-    longest = np.array(counts.longest_warp) * CLOCKS_PER_INSTRUCTION
-    rounds = max(1, -(-len(of_grid) // (n * max(1, resident))))
+    rounds = max(1, -(-len(of_grid) // (n * resident)))
+    is_first = np.arange(len(of_grid)) < n * resident  # in the first round of programs
+    whole = {kind: np.array(numbers) for kind, numbers in counts.whole.items()}
+    after = {kind: np.array(numbers) for kind, numbers in counts.after_wait.items()}
+
+    def most(kind: str) -> int:
+        return fullest(whole[kind][of_grid], n)
+
+    def most_after(kind: str) -> int:
+        return fullest(np.where(is_first, after[kind][of_grid], whole[kind][of_grid]), n)
+
+    chain = _longest(whole)
     return Counted(
         launch=launch,
         live=len(of_grid),
-        wavefronts=fullest(wavefronts[of_grid], n),
-        issued=fullest(issued[of_grid], n),
-        chain=rounds * int(np.maximum(in_order, longest).max()),
+        wavefronts=most("wavefronts"),
+        issued=most("instructions"),
+        chain=rounds * chain,
         round_trips=max(counts.round_trips),
         conflict=round(counts.ways, 2),
         exposed=len(counts.exposed_loads),
-        under_way=round(counts.bytes_under_way * min(resident, len(of_grid) / n)),
+        under_way=round(counts.bytes_under_way * min(stats.blocks, len(of_grid) / n)),
         moved=round(sum(counts.total(kind) for kind in ("load_bytes", "store_bytes", "async_bytes"))),
+        through_l2=SECTOR * round(sum(counts.total(f"{kind}_sectors") for kind in ("load", "store", "async"))),
+        loaded=SECTOR * most("loaded_sectors"),
+        early_loaded=SECTOR * int(np.array(counts.early("loaded_sectors"))[of_grid[is_first]].sum()),
+        loaded_after=SECTOR * most_after("loaded_sectors"),
+        wavefronts_after=most_after("wavefronts"),
+        issued_after=most_after("instructions"),
+        chain_before=max(counts.until_wait),
+        chain_after=(rounds - 1) * chain + _longest(after),
+        registers=stats.registers,
+        shared=stats.shared,
+        warps=stats.warps,
+        resident=stats.blocks,
     )
+
+
+def _longest(counts: Mapping[str, NDArray[np.int64]]) -> int:
+    """Clocks of the longest program."""
+    in_order = counts["cycles"] + counts["wavefronts"] - counts["ideal_wavefronts"]
+    return int(np.maximum(in_order, counts["longest_warp"] * CLOCKS_PER_INSTRUCTION).max())
 
 
 def fullest(of_programs: NDArray[np.int64], multiprocessors: int) -> int:
@@ -121,28 +171,67 @@ class Estimate(NamedTuple):
     """The parts of a launch's time, and the whole, in microseconds."""
 
     floor: float
+    l2: float
     shared: float
     issue: float
     chain: float
 
     @property
     def us(self) -> float:
-        return START_US + max(FILL_US + max(self.floor, self.shared, self.issue), self.chain)
+        return START_US + self.work
+
+    @property
+    def work(self) -> float:
+        """From the first load on."""
+        return max(FILL_US + max(self.floor, self.l2, self.shared, self.issue), self.chain)
 
     @property
     def limit(self) -> str:
-        """The part that decides: "floor" (memory or matrix rate), "shared", "issue" or "chain"."""
-        streamed = {name: getattr(self, name) + FILL_US for name in ("floor", "shared", "issue")}
+        """The part that decides: "floor" (memory or matrix rate), "l2", "shared", "issue" or "chain"."""
+        streamed = {name: getattr(self, name) + FILL_US for name in ("floor", "l2", "shared", "issue")}
         parts = streamed | {"chain": self.chain}
         return max(parts, key=lambda name: parts[name])
 
 
 def estimate(counted: Counted, moved: float, flops: float, rates: Rates = REFERENCE) -> Estimate:
     """A launch that moves so many bytes at least. A GPU with fewer multiprocessors has more programs on each."""
+    parts = counted.loaded, counted.wavefronts, counted.issued, counted.chain
+    return _estimate(rates.roofline.floor_us(moved, flops) or 0.0, counted.through_l2, *parts, rates)
+
+
+def after_wait(counted: Counted, flops: float, rates: Rates = REFERENCE) -> Estimate:
+    """The same launch after its wait for the launch before. Memory is another matter: see `dependent_us`."""
+    parts = counted.loaded_after, counted.wavefronts_after, counted.issued_after, counted.chain_after
+    through_l2 = counted.through_l2 - counted.early_loaded
+    return _estimate(rates.roofline.floor_us(0, flops) or 0.0, through_l2, *parts, rates)
+
+
+def _estimate(
+    floor: float, through_l2: float, loaded: float, wavefronts: float, issued: float, chain: float, rates: Rates
+) -> Estimate:
     share = max(1.0, REFERENCE.multiprocessors / rates.multiprocessors)
-    floor = rates.roofline.floor_us(moved, flops) or 0.0
-    clocks = share * counted.wavefronts, share * counted.issued / SCHEDULERS, counted.chain
-    return Estimate(floor, *map(rates.us, clocks))
+    l2 = max(through_l2 / rates.l2_gb_per_s / 1e3, rates.us(share * loaded / L2_BYTES_PER_CLOCK))
+    return Estimate(floor, l2, *map(rates.us, (share * wavefronts, share * issued / SCHEDULERS, chain)))
+
+
+class Held(NamedTuple):
+    """Resources of the fullest multiprocessor that programs of a launch hold at a time."""
+
+    registers: int = 0
+    shared: int = 0
+    warps: int = 0
+
+    def fits_beside(self, other: "Held") -> bool:
+        """Whether one multiprocessor has room for both."""
+        return all(a + b <= most for a, b, most in zip(self, other, (REGISTERS, SHARED, WARPS), strict=True))
+
+
+def held(counted: Counted) -> Held:
+    """Registers are given to warps in units of 256."""
+    programs = min(counted.resident, -(-counted.live // REFERENCE.multiprocessors))
+    warps = programs * counted.warps
+    registers = warps * -(-counted.registers * 32 // 256) * 256
+    return Held(registers, programs * (counted.shared + RESERVED_SHARED), warps)
 
 
 class Step(NamedTuple):
@@ -152,6 +241,9 @@ class Step(NamedTuple):
     estimate: Estimate
     bytes: float
     certain: float  # bytes that do not depend on an earlier launch, such as weights that are always read
+    before: float  # us until it has reached its wait for the launch before, and its loads have arrived
+    after: Estimate  # of what comes after that
+    held: Held
 
 
 def steps(cost: Cost, launches: Sequence[tuple[str, Counted]], certain: bool, rates: Rates = REFERENCE) -> list[Step]:
@@ -162,8 +254,10 @@ def steps(cost: Cost, launches: Sequence[tuple[str, Counted]], certain: bool, ra
     made, moved = [], max(1, sum(counted.moved for _, counted in launches))
     for i, (name, counted) in enumerate(launches):
         share = counted.moved / moved
-        found = estimate(counted, share * cost.bytes, share * cost.flops, rates)
-        made.append(Step(name, found, share * cost.bytes, (certain or i > 0) * share * cost.bytes))
+        moves, flops = share * cost.bytes, share * cost.flops
+        found, after = estimate(counted, moves, flops, rates), after_wait(counted, flops, rates)
+        known = moves if certain or i > 0 else 0.0
+        made.append(Step(name, found, moves, known, rates.us(counted.chain_before), after, held(counted)))
     return made
 
 
@@ -177,25 +271,30 @@ def dependent_us(
 ) -> float:
     """Launches of which the next is resident while one runs, and requests its certain bytes, up to `ahead` of them.
 
-    Memory serves requests in their order. A launch becomes resident once all programs of the one before have started;
-    two are resident at a time. After its wait it reads what it has requested through the L2 cache, and the rest from
-    memory; then come shared memory, instructions and its chain, as when it runs alone.
+    A launch becomes resident once the one before has passed its own wait: two are resident at a time. Where a
+    multiprocessor has no room for both, it becomes resident when that one has ended. Memory serves requests in their
+    order. Released, a launch reads the rest from memory, and does all that comes after its wait.
     """
     speed = (rates.roofline.gb_per_s or 1) * 1e3  # bytes a microsecond
-    served = resident = ended = ended_before = 0.0
+    served = released = ended = 0.0
+    running = Held()
     for step in steps:
-        resident = max(resident + gap, ended_before)
+        resident = (released if step.held.fits_beside(running) else ended) + gap
         early = min(step.certain, ahead)
-        released = max(ended + gap, resident)
         served = max(served, resident) + early / speed
+        released = max(ended + gap, resident + step.before)
         fetched = served
         if step.bytes > early:
             served = max(served, released) + (step.bytes - early) / speed
             fetched = served + FILL_US
-        e = step.estimate
-        work = max(FILL_US + max(early / (L2_GB_PER_S * 1e3), e.shared, e.issue), e.chain)
-        ended_before, ended = ended, max(released + work, fetched) + DRAIN_US
+        ended, running = max(released + step.after.work, fetched) + DRAIN_US, step.held
     return ended
+
+
+def crowded(steps: Sequence[Step]) -> list[str]:
+    """Neighbouring launches that one multiprocessor has no room for at a time: they do not overlap."""
+    pairs = [(a, b) for a, b in pairwise(steps) if not a.held.fits_beside(b.held)]
+    return list(dict.fromkeys(f"{a.name} and {b.name}" for a, b in pairs))
 
 
 MOST_TOKENS = 64  # of a launch that bounds are of

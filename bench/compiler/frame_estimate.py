@@ -36,7 +36,7 @@ def estimates(snapshot: Snapshot, rates: Rates = REFERENCE) -> dict[Operation, l
         op, function, config, target = key.split("/")
         name, _, dtype = config.split("#")[0].rpartition("-")
         if (target, dtype) == (COUNTED_TARGET, COUNTED_DTYPE) and "launch" in values:
-            counted = Counted(**{each: values[each] for each in NAMES})  # type: ignore[arg-type]
+            counted = Counted(**{each: (_underived(values) | dict(values))[each] for each in NAMES})  # type: ignore[arg-type]
             launches.setdefault((op, name), []).append((f"{op}/{function}", counted))
     found = {}
     for kernel in KERNELS.values():
@@ -46,6 +46,13 @@ def estimates(snapshot: Snapshot, rates: Rates = REFERENCE) -> dict[Operation, l
                 cost = kernel.cost_of(workload, itemsize=2)
                 found[kernel.name, workload.name] = steps(cost, ordered, is_certain(workload), rates)
     return found
+
+
+def _underived(values: Mapping[str, float]) -> dict[str, float]:
+    """Counts that a snapshot may lack until all are made anew: as if nothing came before the wait."""
+    same = {"loaded_after": 0, "early_loaded": 0, "chain_before": 0, "warps": 2, "resident": 2, "loaded": 0}
+    after = {f"{name}_after": values[name] for name in ("wavefronts", "issued", "chain")}
+    return {**same, **after, "through_l2": values["moved"]}
 
 
 def is_certain(workload: Workload) -> bool:

@@ -243,8 +243,9 @@ def _with_counts(rows: Sequence[Row], launches: Sequence[Launch], spec: Any, wor
     if isinstance(found, str):
         return [replace(row, failures=(*row.failures, found)) for row in rows]
     kept = [
-        (row.function, summary(counts, i, row.stats.blocks if row.stats else 1))
+        (row.function, summary(counts, i, row.stats))
         for i, (row, counts) in enumerate(zip(rows, found, strict=True))
+        if row.stats
     ]
     estimated, made = steps(spec.cost_of(workload, itemsize=2), kept, certain=True), []
     for row, counts, (_, counted), step in zip(rows, found, kept, estimated, strict=True):

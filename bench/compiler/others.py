@@ -82,7 +82,7 @@ def counts_of(call: Callable[[], Any], owner: str) -> list[Counting]:
         call()
     found = []
     for i, (launch, counts) in enumerate(made):
-        kept = summary(counts, i, statistics(launch.kernel, TARGETS[TARGET]).blocks)
+        kept = summary(counts, i, statistics(launch.kernel, TARGETS[TARGET]))
         issued = sum(counts.total(kind) for kind in counts.instructions if kind != "other")
         totals = counts.total("wavefronts"), counts.total("ideal_wavefronts"), issued
         found.append(Counting(f"{owner}: {counts.kernel}", kept, totals))

@@ -63,7 +63,7 @@ def _is_worse(name: str, old: float, new: float) -> bool:
         return new > old * 1.15
     if name in ("matrix", "wide"):
         return new < old
-    if name == "under_way":
+    if name in ("under_way", "early_loaded"):
         return new < old * 0.9
     if name in SLACK:
         factor, slack = SLACK[name]

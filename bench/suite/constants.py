@@ -2,7 +2,8 @@
 
 Launches one after the other, and frames of them, tell START_US + GAP_US, FILL_US and the clock:
 
-    time = launches (START_US + GAP_US) + FILL_US where a launch streams + its clocks CLOCK_SHARE / fitted share + floor
+    time = launches (START_US + GAP_US) + FILL_US where a launch streams + its clocks CLOCK_SHARE / fitted share
+           + floor or l2
 
 The part that decides each launch is that of the estimate before the fit. Frames of dependent launches tell GAP_US.
 """
@@ -93,13 +94,13 @@ def measured_rates(content: Result) -> Rates | None:
 
 
 def _parts(steps: Sequence[Step]) -> tuple[float, float, float, float]:
-    """Launches; those that stream; microseconds by the clock; and by memory or the matrix rate."""
+    """Launches; those that stream; microseconds by the clock; and by memory, the L2 cache or the matrix rate."""
     limits = [(step.estimate.limit, step.estimate) for step in steps]
     return (
         len(steps),
         sum(limit != "chain" for limit, _ in limits),
-        sum(getattr(each, limit) for limit, each in limits if limit != "floor"),
-        sum(each.floor for limit, each in limits if limit == "floor"),
+        sum(getattr(each, limit) for limit, each in limits if limit not in ("floor", "l2")),
+        sum(getattr(each, limit) for limit, each in limits if limit in ("floor", "l2")),
     )
 
 

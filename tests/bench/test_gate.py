@@ -290,7 +290,9 @@ def test_compare(tmp_path, change, text, worse):
 
 
 COUNTED = Counted(launch=0, live=264, wavefronts=3800, issued=15200, chain=9500, round_trips=2, conflict=1.0, exposed=0,
-                  under_way=28_000, moved=10**6)  # fmt: skip
+                  under_way=28_000, moved=10**6, through_l2=10**6, loaded=10_000, early_loaded=10**6, loaded_after=0,
+                  wavefronts_after=3800, issued_after=15200, chain_before=900, chain_after=9500, registers=64,
+                  shared=32768, warps=2, resident=4)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -298,6 +300,8 @@ COUNTED = Counted(launch=0, live=264, wavefronts=3800, issued=15200, chain=9500,
     [
         ("wavefronts", 4040, 4041), ("issued", 16770, 16771), ("chain", 10550, 10551), ("round_trips", 2, 3),
         ("conflict", 1.05, 1.06), ("exposed", 0, 1), ("under_way", 25_200, 25_199), ("live", 1, None),
+        ("through_l2", 1_050_000, 1_050_001), ("loaded", 10_500, 10_501), ("early_loaded", 900_000, 899_999),
+        ("chain_after", 10550, 10551),
     ],
 )  # fmt: skip
 def test_compare_counts(tmp_path, name, kept, worse):

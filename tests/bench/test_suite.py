@@ -18,6 +18,7 @@ from zonos2_triton.bench.compiler.estimate import (
     REFERENCE,
     START_US,
     Estimate,
+    Held,
     Step,
     dependent_us,
 )
@@ -210,9 +211,15 @@ def test_what_is_essential_is_begun_whatever_is_reserved_and_leaves_the_late_sec
     assert "b" not in recorder.items("accuracy")
 
 
+def launch(*parts):
+    """A launch with these parts of its estimate, all after its wait."""
+    found = Estimate(*map(float, parts))
+    return Step("a", found, 4e3, 4e3, 0.0, found._replace(floor=0.0), Held())
+
+
 def test_launches_and_frames_stand_beside_their_estimates(recorder, monkeypatch):
     recorder.content["environment"] = HERE | {"gpu": "NVIDIA H200"}
-    found = {"decode-B1": [Step("a", Estimate(3.0, 1.0, 1.0, 1.0), 1.0, 1.0)] * 2}
+    found = {"decode-B1": [launch(3, 0, 1, 1, 1)] * 2}
     found = dict.fromkeys(frame_places(FULL.config, 1), found["decode-B1"])
     monkeypatch.setattr(stages, "estimates", lambda snapshot, rates: found)
     monkeypatch.setattr(stages, "timed", lambda *_: {"median_us": 8.0})
@@ -235,12 +242,20 @@ def test_launches_and_frames_stand_beside_their_estimates(recorder, monkeypatch)
 def test_constants_are_found_again_in_times_made_of_them(recorder):
     """Launches of which each part limits some, and frames of them: the fit gives back what made the times."""
     start, fill, gap, slower = 1.4, 0.9, 0.8, 1.25
-    limits = [(4, 1, 1, 1), (12, 1, 1, 1), (2, 6, 1, 1), (2, 9, 1, 1), (1, 2, 7, 1), (1, 1, 1, 5), (1, 1, 1, 9)]
-    launches = {f"a/{n}": [Step("a", Estimate(*map(float, each)), 4e3, 4e3)] for n, each in enumerate(limits)}
+    limits = [
+        (4, 1, 1, 1, 1),
+        (2, 12, 1, 1, 1),
+        (2, 1, 6, 1, 1),
+        (2, 1, 9, 1, 1),
+        (1, 1, 2, 7, 1),
+        (1, 1, 1, 1, 5),
+        (1, 1, 1, 1, 9),
+    ]
+    launches = {f"a/{n}": [launch(*each)] for n, each in enumerate(limits)}
 
     def us(step):
         e = step.estimate
-        part = getattr(e, e.limit) * (1 if e.limit == "floor" else slower)
+        part = getattr(e, e.limit) * (1 if e.limit in ("floor", "l2") else slower)
         return start + gap + part + (fill if e.limit != "chain" else 0)
 
     for name, [step] in launches.items():
@@ -266,7 +281,7 @@ def test_constants_are_found_again_in_times_made_of_them(recorder):
     for stage in ("launches", "frames"):
         recorder.content["stages"].pop(stage)
     results.check(recorder.content | {"environment": results.load(SAMPLE)["environment"]})
-    only_chains = {name: [Step("a", Estimate(1.0, 1.0, 1.0, 9.0), 1.0, 1.0)] for name in map(str, range(9))}
+    only_chains = {name: [launch(1, 0, 1, 1, 9)] for name in map(str, range(9))}
     for name in only_chains:
         recorder.keep("launches", name, {"status": "passed", "median_us": 12.0, "calls_per_sample": 20})
     with pytest.raises(NotRun, match="does not tell the constants apart"):

@@ -39,6 +39,10 @@ TRAFFIC = (
 )
 """Memory traffic of a program. Sectors are 32 bytes of global memory, requests are those of warps."""
 
+AFTER_WAIT = ("cycles", "instructions", "longest_warp", "wavefronts", "ideal_wavefronts", "loaded_sectors")
+"""Counts of a program that are kept apart for what comes after its wait for the launch before. Sectors are
+those of loads and of copies; instructions leave "other" out."""
+
 LATENCY = {
     "int": 5,
     "float": 5,
@@ -131,6 +135,8 @@ class Counts:
     traffic: Mapping[str, tuple[int, ...]]  # by kind, by program
     round_trips: tuple[int, ...]  # by program: the longest chain of dependent global accesses
     cycles: tuple[int, ...]  # by program: the longest chain of dependent instructions, by LATENCY
+    until_wait: tuple[int, ...]  # by program: clocks until it has waited and its loads from before have arrived, or 0
+    after_wait: Mapping[str, tuple[int, ...]]  # by program, of AFTER_WAIT; without a wait all
     bytes_under_way: int  # the most that cp.async of one program has under way
     conflicts: tuple[Access, ...] = ()  # instructions with bank conflicts, worst first
     exposed_loads: tuple[Access, ...] = ()  # global loads in a loop that are used in the iteration that issues them
@@ -143,6 +149,24 @@ class Counts:
     def worst(self, kind: str) -> int:
         """The most that one program has."""
         return max(self.instructions.get(kind) or self.traffic[kind])
+
+    @property
+    def whole(self) -> dict[str, tuple[int, ...]]:
+        """By program: what `after_wait` counts, of whole programs."""
+        issued = [numbers for kind, numbers in self.instructions.items() if kind != "other"]  # moves are free
+        loaded = [self.traffic["load_sectors"], self.traffic["async_sectors"]]
+        return {
+            "cycles": self.cycles,
+            "instructions": tuple(map(sum, zip(*issued, strict=True))),
+            "longest_warp": self.longest_warp,
+            "wavefronts": self.traffic["wavefronts"],
+            "ideal_wavefronts": self.traffic["ideal_wavefronts"],
+            "loaded_sectors": tuple(map(sum, zip(*loaded, strict=True))),
+        }
+
+    def early(self, kind: str) -> tuple[int, ...]:
+        """By program: what comes ahead of the wait."""
+        return tuple(all_of - after for all_of, after in zip(self.whole[kind], self.after_wait[kind], strict=True))
 
     @property
     def live_programs(self) -> int:

@@ -21,6 +21,11 @@ def is_barrier(instruction: Instruction) -> bool:
     return instruction.name in ("bar", "barrier") and not instruction.has("warp")
 
 
+def waits_for_launch(instruction: Instruction) -> bool:
+    """Whether it waits until the launch before has ended."""
+    return instruction.name == "griddepcontrol" and instruction.has("wait")
+
+
 @dataclass(frozen=True)
 class Block:
     """Instructions first..last - 1, entered at the first and left after the last."""
@@ -31,10 +36,12 @@ class Block:
 
 
 def blocks(function: Function) -> dict[int, Block]:
-    """The blocks by their first instruction. Barriers end one."""
+    """The blocks by their first instruction. Barriers and the wait for the launch before end one."""
     code = function.instructions
     leaders = {0, len(code)} | {each.target for each in code if each.name == "bra"}
-    leaders |= {i + 1 for i, each in enumerate(code) if each.name in _ENDS or is_barrier(each)}
+    leaders |= {
+        i + 1 for i, each in enumerate(code) if each.name in _ENDS or is_barrier(each) or waits_for_launch(each)
+    }
     order = sorted(leaders)
     found = {}
     for first, last in pairwise(order):

@@ -7,7 +7,7 @@ part, each side goes on as a batch of its own until both meet again.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from zonos2_triton.bench.compiler.ptx.batches import (
     Array,
     Batch,
     Path,
+    Transfers,
     either,
     joined_groups,
     merged,
@@ -22,8 +23,8 @@ from zonos2_triton.bench.compiler.ptx.batches import (
     taken_from,
     threads_of,
 )
-from zonos2_triton.bench.compiler.ptx.counts import CLASSES, LATENCY, TRAFFIC, Access, Counts, classify
-from zonos2_triton.bench.compiler.ptx.flow import blocks, deaths, exposed_loads, is_barrier
+from zonos2_triton.bench.compiler.ptx.counts import AFTER_WAIT, CLASSES, LATENCY, TRAFFIC, Access, Counts, classify
+from zonos2_triton.bench.compiler.ptx.flow import blocks, deaths, exposed_loads, is_barrier, waits_for_launch
 from zonos2_triton.bench.compiler.ptx.hazards import Hazards
 from zonos2_triton.bench.compiler.ptx.instructions import Instructions
 from zonos2_triton.bench.compiler.ptx.memory import GlobalMemory
@@ -34,8 +35,22 @@ class Deadlock(PtxError):
     """Threads wait at a barrier that the others will not reach."""
 
 
+class Waited(NamedTuple):
+    """A program at its wait for the launch before."""
+
+    time: float
+    arrived: float  # when all that it has loaded is there
+    classes: Array  # [classes, warps]
+    traffic: Array  # [kinds]
+
+
 class Machine(Instructions):
-    """One launch. values: floats too, and hazards; otherwise only what addresses and control rest on."""
+    """One launch.
+
+    values   floats too, and hazards; otherwise only what addresses and control rest on
+    arrives  the wait for the launch before is long: all that was loaded ahead of it is there when it ends. Otherwise
+             it takes no time, as when launches run one after the other
+    """
 
     def __init__(
         self,
@@ -45,8 +60,11 @@ class Machine(Instructions):
         shared: int,
         values: bool = True,
         holds_integers: Callable[[str], bool] = lambda name: True,
+        arrives: bool = False,
     ) -> None:
         super().__init__(function, params, memory, shared, values, holds_integers)
+        self.arrives = arrives
+        self._waited: dict[int, Waited] = {}  # by program
         self.turns = 1 << 20  # of a loop, over all programs that part; a program that waits for another never ends
         self.blocks = blocks(function)
         dead = deaths(function, self.blocks)
@@ -197,8 +215,10 @@ class Machine(Instructions):
         if self._visits[block.first] > self.turns:
             where = self.code[block.last - 1].where()
             raise PtxError(f"{self.function.name}: {where} was reached {self.turns} times: the loop does not end")
-        per_scheduler = -(-int(warps.sum(1).max()) // 4)
-        path.time = max(latest, path.time, start + per_scheduler * (block.last - block.first))
+        path.time = max(latest, path.time)
+        if not waits_for_launch(self.code[block.last - 1]):  # that ends no block for the serial chain
+            per_scheduler = -(-int(warps.sum(1).max()) // 4)
+            path.time = max(path.time, start + per_scheduler * (block.last - block.first))
         batch.cycles = max(batch.cycles, path.time)
         return self._leave(batch, path, block.last - 1)
 
@@ -216,6 +236,9 @@ class Machine(Instructions):
             path.time += LATENCY["barrier"]
             self._open_barriers(batch)
             return []
+        if waits_for_launch(end):
+            self._pass(batch, path)
+            return []
         if end.name == "trap":
             raise PtxError(f"{self.function.name}: {end.where()} was reached")
         if end.name not in ("bra", "ret", "exit"):
@@ -230,6 +253,18 @@ class Machine(Instructions):
         if end.negated:
             taken = ~taken
         return self._branch(batch, path, end, taken)
+
+    def _pass(self, batch: Batch, path: Path) -> None:
+        """The launch before has ended."""
+        time = path.time
+        found = [*batch.ready, float(batch.word_ready.max()), batch.any_ready, *(each.ready for each in path.groups)]
+        for i, program in enumerate(batch.programs.tolist()):
+            classes, traffic = batch.classes[i % len(batch.classes)], batch.traffic[i % len(batch.traffic)]
+            self._waited[program] = Waited(time, max(time, *found), classes.copy(), traffic.copy())
+        if self.arrives:
+            batch.ready = [min(each, time) for each in batch.ready]
+            batch.word_ready, batch.any_ready = np.minimum(batch.word_ready, time), min(batch.any_ready, time)
+            path.groups = [Transfers(each.bytes, min(each.ready, time), each.copies) for each in path.groups]
 
     def _branch(self, batch: Batch, path: Path, end: Instruction, taken: Array) -> list[Batch]:
         if path.mask is not None:
@@ -295,6 +330,10 @@ class Machine(Instructions):
         traffic = over(lambda each: each.traffic)
         matrix = CLASSES.index("matrix")
         longest = classes.sum(1)
+        cycles = over(lambda each: np.full((1,), int(each.cycles)))
+        programs = np.concatenate([batch.programs for batch in done])[order].tolist()
+        nothing = Waited(0, 0, np.zeros_like(classes[0]), np.zeros_like(traffic[0]))
+        waited = [self._waited.get(program, nothing) for program in programs]
         conflicts = [
             Access(self.code[pc].text, self.code[pc].source, *note)
             for pc, note in sorted(self._conflicts.items(), key=lambda item: item[1][2] - item[1][1])
@@ -310,7 +349,7 @@ class Machine(Instructions):
             self.function.target,
             grid,
             total,
-            tuple(int(n) for batch in done for n in batch.programs) if total != len(order) else tuple(range(total)),
+            tuple(programs),
             self.threads,
             tuple(bool(n) for n in over(lambda each: each.live)),
             {name: tuple(classes[:, i].sum(1).tolist()) for i, name in enumerate(CLASSES)},
@@ -318,8 +357,23 @@ class Machine(Instructions):
             tuple(classes[:, matrix].max(1).tolist()),
             {name: tuple(traffic[:, i].tolist()) for i, name in enumerate(TRAFFIC)},
             tuple(over(lambda each: np.full((1,), each.trips)).tolist()),
-            tuple(over(lambda each: np.full((1,), int(each.cycles))).tolist()),
+            tuple(cycles.tolist()),
+            tuple(int(each.arrived) for each in waited),
+            _after(
+                cycles - np.array([int(each.time) for each in waited]),
+                classes - np.stack([each.classes for each in waited]),
+                traffic - np.stack([each.traffic for each in waited]),
+            ),
             self.under_way,
             tuple(conflicts),
             tuple(exposed),
         )
+
+
+def _after(cycles: Array, classes: Array, traffic: Array) -> dict[str, tuple[int, ...]]:
+    """By program, of AFTER_WAIT. cycles [programs], classes [programs, classes, warps], traffic [programs, kinds]."""
+    kinds = {name: traffic[:, i] for i, name in enumerate(TRAFFIC)}
+    issued = np.delete(classes, CLASSES.index("other"), 1).sum((1, 2))
+    sectors = kinds["load_sectors"] + kinds["async_sectors"]
+    found = (cycles, issued, classes.sum(1).max(1), kinds["wavefronts"], kinds["ideal_wavefronts"], sectors)
+    return {name: tuple(each.tolist()) for name, each in zip(AFTER_WAIT, found, strict=True)}
