@@ -17,12 +17,13 @@ import torch
 
 from zonos2_triton.bench.suite.stages import STAGES
 from zonos2_triton.model.cli import main
+from zonos2_triton.model.training.dataset import Item, write_dataset
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("kernels", "reference", "model", "bench", "tests")
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
-    for room in (".", ".github", *ROOMS, "model/integrations", "tests/golden")
+    for room in (".", ".github", *ROOMS, "model/integrations", "model/training", "tests/golden")
     for path in sorted((ROOT / room).glob("*.md"))
     if path.name != "CHANGELOG.md"  # it holds old names
 }
@@ -107,6 +108,10 @@ def folder(tmp_path_factory, tiny_folder):
     shutil.copy(place / "ZONOS2" / "dac" / "weights.pth", place)
     noise = torch.randn(24000, generator=torch.Generator().manual_seed(0))  # some voices end at the first frame
     soundfile.write(place / "voice.wav", 0.1 * noise.numpy(), 24000)
+    items = [Item("a", "Hello.", torch.zeros(20, 9, dtype=torch.int16))]
+    for name in ("train", "heldout"):
+        write_dataset(place / "speech" / f"{name}.jsonl", items)
+    shutil.copytree(place / "ZONOS2", place / "run")  # as if it had been trained
     for name in ("bench", "tests", ".git"):
         if (ROOT / name).exists():
             (place / name).symlink_to(ROOT / name)

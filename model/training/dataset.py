@@ -20,19 +20,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from zonos2_triton._settings import local_path
-from zonos2_triton.model.files import whole_file, write_whole
+from zonos2_triton.model.files import write_whole
 from zonos2_triton.model.hints import did_you_mean
 from zonos2_triton.model.prompt import PromptOptions, build_prompt
+from zonos2_triton.model.training.files import save_tensors
 from zonos2_triton.model.weights.checkpoint import Checkpoint
 from zonos2_triton.reference.config import Zonos2Config
 
 NAMED = 8  # bad items in an error
 PROMPT_KEYS = ("speaking_rate", "quality", "clean_background", "accurate")
 KEYS = ("id", "text", "file", *PROMPT_KEYS)
+CONTIGUOUS = torch.contiguous_format  # items may be parts of one tensor
 INTEGERS = (torch.int16, torch.int32, torch.int64, torch.uint8, torch.int8)
 
 
@@ -93,12 +94,16 @@ def write_dataset(path: str | Path, items: Sequence[Item]) -> Path:
     path = local_path(path)
     if path.suffix != ".jsonl":
         raise ValueError(f"a manifest must end in .jsonl, got {path}")
+    path.parent.mkdir(parents=True, exist_ok=True)
     file, tensors = path.with_suffix(".safetensors"), dict[str, Tensor]()
     for item in items:
         given = {"codes": item.codes, "alignment": item.alignment, "speaker": item.speaker}
-        tensors |= {f"{item.id}.{name}": tensor.contiguous() for name, tensor in given.items() if tensor is not None}
-    with whole_file(file) as part:
-        save_file(tensors, part)
+        tensors |= {
+            f"{item.id}.{name}": tensor.cpu().clone(memory_format=CONTIGUOUS)
+            for name, tensor in given.items()
+            if tensor is not None
+        }
+    save_tensors(file, tensors)
     lines = [{"id": item.id, "text": item.text, "file": file.name, **item.prompt} for item in items]
     write_whole(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     return path

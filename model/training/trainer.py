@@ -15,11 +15,12 @@ from tqdm import tqdm
 
 from zonos2_triton.model.training.curves import Curves, check_plotting
 from zonos2_triton.model.training.dataset import Item
+from zonos2_triton.model.training.files import save_tensors
 from zonos2_triton.model.training.forcing import dropped, packed, teacher_forced
 from zonos2_triton.model.training.loss import Losses, TrainedCodes, losses, used_codes
 from zonos2_triton.model.training.options import TrainOptions, schedule, weights_of
 from zonos2_triton.model.training.parallel import Processes
-from zonos2_triton.model.training.weights import FullWeights, save_tensors
+from zonos2_triton.model.training.weights import FullWeights
 from zonos2_triton.model.weights.checkpoint import Checkpoint
 from zonos2_triton.reference.config import Zonos2Config
 

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from zonos2_triton import __version__
 from zonos2_triton.model.backend import resolve_dtype
-from zonos2_triton.model.files import whole_file, write_whole
+from zonos2_triton.model.files import write_whole
+from zonos2_triton.model.training.files import save_tensors
 from zonos2_triton.model.training.loss import fill_unused
 from zonos2_triton.reference import network
 from zonos2_triton.reference.config import BALANCING_SIGN, Zonos2Config
@@ -88,14 +87,3 @@ class FullWeights:
         stated: Any = copy.deepcopy(params)
         (stated["model"] if isinstance(stated.get("model"), dict) else stated)["dtype"] = dtype
         write_whole(folder / "params.json", json.dumps(stated, indent=1) + "\n")
-
-
-def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """A file of safetensors that appears whole; OSError: it cannot be written."""
-    try:
-        with whole_file(path) as part:
-            mode = part.stat().st_mode
-            save_file(tensors, part, metadata)
-            part.chmod(mode)  # safetensors makes files that others cannot read
-    except SafetensorError as error:  # a full disk, for one
-        raise OSError(f"cannot write {path}: {error}") from error

@@ -122,7 +122,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(trainer, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("zonos2_triton.model.training.weights.save_file", full)
+    monkeypatch.setattr("zonos2_triton.model.training.files.save_file", full)
     resumed = trainer()
     resumed.resume()
     with pytest.raises(OSError, match=r"cannot write .*model.safetensors: No space left on device"):
