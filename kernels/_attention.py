@@ -17,9 +17,10 @@ LOG2E = 1.4426950408889634  # goes into the scale: softmax by exp2
 def kv_offsets(pages_ptr, offs_kv, mask_kv, page_size, hk, HKV: tl.constexpr, DH: tl.constexpr):
     """Where key/value head hk of each position offs_kv begins in a cache [pages, page_size, HKV, DH], int64.
 
-    pages_ptr points at the sequence's block table: position p lies in page pages[p // page_size].
+    pages_ptr points at the sequence's block table: position p lies in page pages[p // page_size]. It is read past L1,
+    as an early load must be (`_dependent_launch`).
     """
-    page = tl.load(pages_ptr + offs_kv // page_size, mask=mask_kv, other=0).to(tl.int64)
+    page = tl.load(pages_ptr + offs_kv // page_size, mask=mask_kv, other=0, cache_modifier=".cg").to(tl.int64)
     return ((page * page_size + offs_kv % page_size) * HKV + hk) * DH
 
 
@@ -27,13 +28,14 @@ def kv_offsets(pages_ptr, offs_kv, mask_kv, page_size, hk, HKV: tl.constexpr, DH
 def load_pages(pages_ptr, block, W, page_size, page_blocks, BLOCK_KV: tl.constexpr):
     """The pages of a block of positions: one, or [BLOCK_KV] where blocks and pages have different borders.
 
-    pages_ptr points at the sequence's block table [W]; page_blocks is the number of blocks in a page, or None.
+    pages_ptr points at the sequence's block table [W], which is read past L1; page_blocks is the number of blocks in a
+    page, or None.
     """
     if page_blocks is not None:
-        return tl.load(pages_ptr + block // page_blocks)
+        return tl.load(pages_ptr + block // page_blocks, cache_modifier=".cg")
     else:
         offs_kv = block * BLOCK_KV + tl.arange(0, BLOCK_KV)
-        return tl.load(pages_ptr + offs_kv // page_size, mask=offs_kv < W * page_size, other=0)
+        return tl.load(pages_ptr + offs_kv // page_size, mask=offs_kv < W * page_size, other=0, cache_modifier=".cg")
 
 
 @triton.jit

@@ -62,7 +62,7 @@ from zonos2_triton.kernels._attention import (
     store_output,
     whole_blocks,
 )
-from zonos2_triton.kernels._dependent_launch import wait_for_previous_launch
+from zonos2_triton.kernels._dependent_launch import begin_early_loads, end_early_loads
 from zonos2_triton.kernels._launch_config import launch_config
 from zonos2_triton.kernels._math import dot_fp32, last_to_arrive
 from zonos2_triton.kernels._operator import Cost, operator, zeroed_counters
@@ -96,40 +96,43 @@ def _decode_attention_kernel(
     PDL: tl.constexpr,
 ):
     """Grid (programs, HKV, B), programs a divisor of SPLITS: each owns every programs-th split of a key/value head."""
-    wait_for_previous_launch(PDL)
     program, hk, b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     programs = tl.num_programs(0)
     GROUP: tl.constexpr = HQ // HKV
     FUSED_PREAMBLE: tl.constexpr = qk_temperature_ptr is not None
     WIDTH: tl.constexpr = (HQ + 2 * HKV) * DH + (HQ if FUSED_PREAMBLE else 0)
     token_ptr, pages_ptr = qkvg_ptr + b * WIDTH, block_table_ptr + b * W
-    # What does not depend on the position comes with it, in one round trip.
-    position = tl.load(positions_ptr + b)
-    pages = load_pages(pages_ptr, program, W, page_size, page_blocks, BLOCK_KV)
     offs_g, offs_d = tl.arange(0, BLOCK_G), tl.arange(0, DH)
     mask_g = offs_g < GROUP
     heads = hk * GROUP + offs_g
-    offs_head = heads[:, None] * DH + offs_d[None, :]  # [BLOCK_G, DH]
-    q = tl.load(token_ptr + offs_head, mask=mask_g[:, None], other=0.0)
-    new_ptrs = token_ptr + (HQ + hk) * DH + (offs_g * 0)[:, None] + offs_d[None, :]
-    k_new = tl.load(new_ptrs)  # in every row, so that each warp has what its queries need
-    v_new = tl.load(new_ptrs + HKV * DH)
+    begin_early_loads(PDL, "qk_temperature_ptr cos_sin_ptr block_table_ptr positions_ptr")
+    position = tl.load(positions_ptr + b, cache_modifier=".cg")
+    pages = load_pages(pages_ptr, program, W, page_size, page_blocks, BLOCK_KV)
     temperature = None
+    cos = None
+    sin = None
+    new = tl.maximum(position, 0) + tl.arange(0, 1)
     if FUSED_PREAMBLE:
         temperature = tl.load(qk_temperature_ptr + heads, mask=mask_g, other=0.0)
+        cos, sin = load_cos_sin(cos_sin_ptr, new, tl.full((1, 1), True, tl.int1), DH)
+    offs_new = kv_offsets(pages_ptr, new, new >= 0, page_size, hk, HKV, DH)[:, None] + offs_d[None, :]
     blocks = tl.maximum(tl.cdiv(position, BLOCK_KV), 1)  # of cached positions; at position 0 one that is masked out
+    second, _, _ = _next_block(program, blocks, programs, SPLITS)
+    second_pages = load_pages(pages_ptr, tl.minimum(second, blocks - 1), W, page_size, page_blocks, BLOCK_KV)
+    end_early_loads(PDL)
+    # After the wait, one round trip: these, and the first keys and values, whose addresses are known.
+    offs_head = heads[:, None] * DH + offs_d[None, :]  # [BLOCK_G, DH]
+    q = tl.load(token_ptr + offs_head, mask=mask_g[:, None], other=0.0)
+    offs_0 = (offs_g * 0)[:, None]
+    new_ptrs = token_ptr + (HQ + hk) * DH + offs_0 + offs_d[None, :]
+    k_new = tl.load(new_ptrs)  # in every row, so that each warp has what its queries need
+    v_new = tl.load(new_ptrs + HKV * DH)
     if position < 0:
         if program == 0:  # the slot is idle
             tl.store(y_ptr + b * (HQ * DH) + offs_head, tl.zeros_like(q), mask=mask_g[:, None])
         return
     if program >= blocks:
         return
-    cos = None
-    sin = None
-    if FUSED_PREAMBLE:
-        cos, sin = load_cos_sin(cos_sin_ptr, position + tl.arange(0, 1), tl.full((1, 1), True, tl.int1), DH)
-    offs_new = kv_offsets(pages_ptr, position + offs_g * 0, offs_g == 0, page_size, hk, HKV, DH)
-    offs_new = offs_new[:, None] + offs_d[None, :]
     bh, block = b * HKV + hk, program
     m_new = tl.zeros((BLOCK_G,), tl.float32)
     m, l, acc = m_new, m_new, tl.zeros((BLOCK_G, DH), tl.float32)
@@ -138,15 +141,14 @@ def _decode_attention_kernel(
             q, k_new, m_new = _prepare_new(q, k_new, temperature, cos, sin, scale, QK_EPS)
             m = m_new
             if program == 0:  # split 0 begins with the new token, whose weight is 1
-                tl.store(k_ptr + offs_new, k_new, mask=(offs_g == 0)[:, None])
-                tl.store(v_ptr + offs_new, v_new, mask=(offs_g == 0)[:, None])
+                tl.store(k_ptr + offs_new + offs_0, k_new, mask=(offs_g == 0)[:, None])
+                tl.store(v_ptr + offs_new + offs_0, v_new, mask=(offs_g == 0)[:, None])
                 l += 1.0
                 acc += v_new.to(tl.float32)
+        pages = tl.where(block == second, second_pages, pages)
         offs_kv = block_offsets(pages, block, page_size, page_blocks, hk, HKV, DH, BLOCK_KV)
         mask_kv = block * BLOCK_KV + tl.arange(0, BLOCK_KV) < position
-        split = block % SPLITS
-        ends = block + SPLITS >= blocks
-        block = tl.where(ends, split + programs, block + SPLITS)
+        block, split, ends = _next_block(block, blocks, programs, SPLITS)
         pages = load_pages(pages_ptr, tl.minimum(block, blocks - 1), W, page_size, page_blocks, BLOCK_KV)
         m, l, acc = _attend_block(q, k_ptr, v_ptr, offs_kv, mask_kv, m, l, acc, None if FUSED_PREAMBLE else scale)
         if ends:
@@ -161,6 +163,13 @@ def _decode_attention_kernel(
                 gate_h = tl.load(token_ptr + (HQ + 2 * HKV) * DH + head).to(tl.float32)
             l_h, acc_h = _merge_splits(partial_acc_ptr, partial_ml_ptr, bh * SPLITS, blocks, offs_h, GROUP, DH, SPLITS)
             store_output(y_ptr + b * (HQ * DH) + head[:, None] * DH + offs_d[None, :], acc_h, l_h, gate_h, None)
+
+
+@triton.jit
+def _next_block(block, blocks, programs, SPLITS: tl.constexpr):
+    """The block after this one in its program, the split of this one, and whether that ends with it."""
+    split, ends = block % SPLITS, block + SPLITS >= blocks
+    return tl.where(ends, split + programs, block + SPLITS), split, ends
 
 
 @triton.jit
