@@ -34,7 +34,7 @@ GPU = "h200"  # that estimates are of where none is named
 COPY_SHARE = 4.3 / 4.8  # of the data sheet's bandwidth: copies on an H200, measured
 CLOCK_SHARE = 0.96  # of the boost clock: 1.9 GHz on an H200, assumed
 L2_GB_PER_S = 5500  # of all that goes through an H200's L2 cache, assumed; by others, of an H100 PCIe: 5.5 to 5.7 TB/s
-L2_BYTES_PER_CLOCK = 64  # from the L2 cache to one multiprocessor: microbenchmarks since Volta (Jia et al. 2018)
+L2_BYTES_PER_CLOCK = 64  # to one multiprocessor, as wide as one of the L2 cache's 80 slices of an H100; assumed
 SECTOR = 32  # bytes
 REGISTERS, SHARED, WARPS = 1 << 16, 228 * 1024, 64  # of a multiprocessor, sm_90: CUDA programming guide
 SCHEDULERS = 4  # warp instructions that a multiprocessor issues in a clock: white papers since Volta
@@ -215,7 +215,7 @@ def _estimate(
 
 
 class Held(NamedTuple):
-    """Resources of the fullest multiprocessor that programs of a launch hold at a time."""
+    """Resources of a multiprocessor that programs hold."""
 
     registers: int = 0
     shared: int = 0
@@ -226,12 +226,14 @@ class Held(NamedTuple):
         return all(a + b <= most for a, b, most in zip(self, other, (REGISTERS, SHARED, WARPS), strict=True))
 
 
-def held(counted: Counted) -> Held:
-    """Registers are given to warps in units of 256."""
-    programs = min(counted.resident, -(-counted.live // REFERENCE.multiprocessors))
-    warps = programs * counted.warps
-    registers = warps * -(-counted.registers * 32 // 256) * 256
-    return Held(registers, programs * (counted.shared + RESERVED_SHARED), warps)
+def held(counted: Counted, programs: int | None = None) -> Held:
+    """By so many programs; None: by those that the fullest multiprocessor runs at a time.
+
+    Registers are given to warps in units of 256.
+    """
+    n = min(counted.resident, -(-counted.live // REFERENCE.multiprocessors)) if programs is None else programs
+    registers = n * counted.warps * -(-counted.registers * 32 // 256) * 256
+    return Held(registers, n * (counted.shared + RESERVED_SHARED), n * counted.warps)
 
 
 class Step(NamedTuple):
@@ -243,7 +245,12 @@ class Step(NamedTuple):
     certain: float  # bytes that do not depend on an earlier launch, such as weights that are always read
     before: float  # us until it has reached its wait for the launch before, and its loads have arrived
     after: Estimate  # of what comes after that
-    held: Held
+    held: Held  # by the programs of the fullest multiprocessor
+    program: Held  # by one of them
+
+    def fits_beside(self, running: "Step") -> bool:
+        """Whether a program of this launch has room on the fullest multiprocessor of one that runs."""
+        return self.program.fits_beside(running.held)
 
 
 def steps(cost: Cost, launches: Sequence[tuple[str, Counted]], certain: bool, rates: Rates = REFERENCE) -> list[Step]:
@@ -256,8 +263,8 @@ def steps(cost: Cost, launches: Sequence[tuple[str, Counted]], certain: bool, ra
         share = counted.moved / moved
         moves, flops = share * cost.bytes, share * cost.flops
         found, after = estimate(counted, moves, flops, rates), after_wait(counted, flops, rates)
-        known = moves if certain or i > 0 else 0.0
-        made.append(Step(name, found, moves, known, rates.us(counted.chain_before), after, held(counted)))
+        known, before = moves if certain or i > 0 else 0.0, rates.us(counted.chain_before)
+        made.append(Step(name, found, moves, known, before, after, held(counted), held(counted, 1)))
     return made
 
 
@@ -271,15 +278,15 @@ def dependent_us(
 ) -> float:
     """Launches of which the next is resident while one runs, and requests its certain bytes, up to `ahead` of them.
 
-    A launch becomes resident once the one before has passed its own wait: two are resident at a time. Where a
-    multiprocessor has no room for both, it becomes resident when that one has ended. Memory serves requests in their
-    order. Released, a launch reads the rest from memory, and does all that comes after its wait.
+    A launch becomes resident once the one before has passed its own wait: two are resident at a time. Where the
+    fullest multiprocessor has no room for a program of it, it becomes resident when that one has ended. Memory serves
+    requests in their order. Released, a launch reads the rest from memory, and does all that comes after its wait.
     """
     speed = (rates.roofline.gb_per_s or 1) * 1e3  # bytes a microsecond
     served = released = ended = 0.0
-    running = Held()
+    running = None
     for step in steps:
-        resident = (released if step.held.fits_beside(running) else ended) + gap
+        resident = (released if running is None or step.fits_beside(running) else ended) + gap
         early = min(step.certain, ahead)
         served = max(served, resident) + early / speed
         released = max(ended + gap, resident + step.before)
@@ -287,14 +294,14 @@ def dependent_us(
         if step.bytes > early:
             served = max(served, released) + (step.bytes - early) / speed
             fetched = served + FILL_US
-        ended, running = max(released + step.after.work, fetched) + DRAIN_US, step.held
+        ended, running = max(released + step.after.work, fetched) + DRAIN_US, step
     return ended
 
 
 def crowded(steps: Sequence[Step]) -> list[str]:
-    """Neighbouring launches that one multiprocessor has no room for at a time: they do not overlap."""
-    pairs = [(a, b) for a, b in pairwise(steps) if not a.held.fits_beside(b.held)]
-    return list(dict.fromkeys(f"{a.name} and {b.name}" for a, b in pairs))
+    """Launches that have no room beside the launch before, and do not overlap with it, each pair once."""
+    pairs = [(before, step) for before, step in pairwise(steps) if not step.fits_beside(before)]
+    return list(dict.fromkeys(f"{step.name} after {before.name}" for before, step in pairs))
 
 
 MOST_TOKENS = 64  # of a launch that bounds are of

@@ -74,15 +74,22 @@ def frame_places(config: Zonos2Config, batch_size: int) -> list[Operation]:
     return [*places, *((op, name) for op in ("codebook_head", "sample_codes", "advance_frame"))]
 
 
+def frame_launches(
+    config: Zonos2Config, batch_size: int, found: Mapping[Operation, Sequence[Step]]
+) -> list[Step] | None:
+    """The launches of a frame. None: a count is missing."""
+    places = frame_places(config, batch_size)
+    if any(place not in found for place in places):
+        return None
+    return [step for place in places for step in found[place]]
+
+
 def frame_us(
     config: Zonos2Config, batch_size: int, found: Mapping[Operation, Sequence[Step]], rates: Rates = REFERENCE
 ) -> tuple[float, float] | None:
     """Microseconds of a frame: its launches one after the other, and dependent ones. None: a count is missing."""
-    places = frame_places(config, batch_size)
-    if any(place not in found for place in places):
-        return None
-    launches = [step for place in places for step in found[place]]
-    return serial_us(launches), dependent_us(launches, rates)
+    launches = frame_launches(config, batch_size, found)
+    return None if launches is None else (serial_us(launches), dependent_us(launches, rates))
 
 
 def prompt_us(config: Zonos2Config, found: Mapping[Operation, Sequence[Step]]) -> float | None:

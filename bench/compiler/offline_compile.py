@@ -182,7 +182,7 @@ def check_compiler() -> None:
 
     if triton.knobs.runtime.interpret or not isinstance(triton.language.cdiv, JITFunction):
         why = "TRITON_INTERPRET is set or was set when triton was imported"
-        raise ValueError(f"the compile gate needs Triton's compiler, but {why}; unset it and start again")
+        raise ValueError(f"this command needs Triton's compiler, but {why}; unset it and start again")
 
 
 @contextmanager

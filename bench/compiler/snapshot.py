@@ -52,7 +52,7 @@ def differences(now: Mapping[str, Mapping[str, float]], snapshot: Mapping[str, M
     before, after = _launches(snapshot), _launches(now)
     for place in sorted(before.keys() & after.keys()):
         if before[place] != after[place]:
-            changes.append(Change(place, f"launches {before[place]} -> {after[place]}", True))
+            changes.append(Change(place, f"launches {before[place]} -> {after[place]}", after[place] > before[place]))
     return changes
 
 

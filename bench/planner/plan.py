@@ -18,14 +18,15 @@ from dataclasses import asdict
 from functools import cache
 from typing import Any, cast
 
+from zonos2_triton import _settings
 from zonos2_triton.bench.cli_choices import chosen
-from zonos2_triton.bench.compiler.estimate import rates_of
+from zonos2_triton.bench.compiler.estimate import crowded, dependent_us, rates_of, serial_us
 from zonos2_triton.bench.compiler.frame_estimate import (
     BATCH_SIZES,
     PROMPT,
     estimated_snapshot,
     estimates,
-    frame_us,
+    frame_launches,
     prompt_us,
 )
 from zonos2_triton.bench.planner import footprint
@@ -34,6 +35,7 @@ from zonos2_triton.bench.specs.frame_cost import frame_cost, prompt_cost
 from zonos2_triton.bench.specs.gpus import GPUS, Gpu, find_gpu
 from zonos2_triton.bench.suite.presets import FULL
 from zonos2_triton.bench.timing.vocoder import step_costs
+from zonos2_triton.kernels._launch_config import FIRST_WITH_PDL
 from zonos2_triton.kernels._operator import Cost
 from zonos2_triton.model.backend import DTYPES
 from zonos2_triton.model.ops import MAX_BATCH_SIZE, MAX_PREFILL_TOKENS, PAGE_SIZE
@@ -196,15 +198,25 @@ def _estimate(forecast: Forecast, batch_size: int) -> dict[str, Any] | None:
     counted = next((n for n in BATCH_SIZES if n >= batch_size), None)
     if counted is None or not forecast.gpu.arch.startswith("sm_"):
         return None
-    rates = rates_of(forecast.gpu)
-    launches = estimates(estimated_snapshot(), rates)
-    frame, prompt = frame_us(MODEL, counted, launches, rates), prompt_us(MODEL, launches)
-    if frame is None or prompt is None:
+    rates, arch = rates_of(forecast.gpu), int(forecast.gpu.arch.removeprefix("sm_"))
+    found = estimates(estimated_snapshot(), rates)
+    launches, prompt = frame_launches(MODEL, counted, found), prompt_us(MODEL, found)
+    if launches is None or prompt is None:
         return None
+    is_dependent = arch >= FIRST_WITH_PDL and _settings.dependent_launch() is not False
+    serial = serial_us(launches)
+    dependent = dependent_us(launches, rates) if is_dependent else None
     frames = frames_to_sound()
-    first = prompt + (frames - 1) * frame[0] + frames * forecast.vocoder(counted)
-    sizes = {"batch_size": counted, "context": CONTEXT, "prompt": PROMPT}
-    return {**sizes, "frame": {"us": frame[0]}, "dependent_frame": {"us": frame[1]}, "first_audio": {"us": first}}
+    first = prompt + (frames - 1) * (dependent or serial) + frames * forecast.vocoder(counted)
+    return {
+        "batch_size": counted,
+        "context": CONTEXT,
+        "prompt": PROMPT,
+        "frame": {"us": serial},
+        "dependent_frame": {"us": dependent} if dependent else None,
+        "crowded": crowded(launches) if dependent else [],
+        "first_audio": {"us": first},
+    }
 
 
 def _less(
@@ -287,7 +299,9 @@ def as_text(found: dict[str, Any]) -> str:
             "frame of dependent launches": "dependent_frame",
             "text to first audio": "first_audio",
         }
-        tables.append([(about, "ms"), *((name, f"{estimate[key]['us'] / 1e3:.2f}") for name, key in rows.items())])
+        us = {name: estimate[key]["us"] for name, key in rows.items() if estimate[key]}
+        tables.append([(about, "ms"), *((name, f"{each / 1e3:.2f}") for name, each in us.items())])
+        notes = "\n".join([notes, *(f"no room to overlap: {pair}" for pair in estimate["crowded"])])
     advice = [] if memory["fits"] else [_advice(found)]
     return fitted("\n\n".join([head, text_table(tables[0]), *advice, *map(text_table, tables[1:]), notes]))
 

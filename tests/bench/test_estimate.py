@@ -196,7 +196,7 @@ def step(megabytes, chain=FILL_US, certain=1.0, before=0.0, holds=NOTHING, **aft
     """after: parts of the estimate of what comes after the wait; by default as they are without one."""
     found = Estimate(megabytes * 1e6 / COPY, megabytes / 5.5, 0, 0, chain)
     moved = megabytes * 1e6
-    return Step("", found, moved, certain * moved, before, found._replace(floor=0, **after), holds)
+    return Step("", found, moved, certain * moved, before, found._replace(floor=0, **after), holds, holds)
 
 
 def test_launches_one_after_the_other():
@@ -214,7 +214,7 @@ def test_a_published_frame(name, measured):
     def launch(megabytes, chain=FILL_US):
         floor = rates.roofline.floor_us(megabytes * 1e6, 0)
         found, moved = Estimate(floor, 0, 0, 0, chain), megabytes * 1e6
-        return Step("", found, moved, moved, 0.0, found._replace(floor=0), Held())
+        return Step("", found, moved, moved, 0.0, found._replace(floor=0), NOTHING, NOTHING)
 
     layer = [launch(12.58), launch(0.1, 2.3), launch(8.39), launch(0, 1.2), launch(67.1), launch(33.55)]
     steps = [*layer * 16, launch(525.3), *[launch(0, 1.5)] * 3]
@@ -257,8 +257,12 @@ def test_launches_that_have_no_room_beside_each_other_do_not_overlap():
     for holds in (Held(shared=120 * 1024), Held(registers=40_000), Held(warps=40)):
         crowd = [step(43, holds=holds)._replace(name=name) for name in "abab"]
         assert dependent_us(crowd) == pytest.approx(4 * (GAP_US + 10 + DRAIN_US))
-        assert crowded(crowd) == ["a and b", "b and a"]
-    assert crowded([step(43, holds=Held(shared=120 * 1024)), step(43)]) == []
+        assert crowded(crowd) == ["b after a", "a after b"]
+    full = step(43, holds=Held(shared=228 * 1024))
+    assert crowded([full, step(43)]) == []
+    several = full._replace(program=Held(shared=76 * 1024), name="c")
+    one = step(43, holds=Held(shared=152 * 1024))
+    assert crowded([one, several]) == [] != crowded([several, one])
 
 
 def test_what_a_launch_holds():

@@ -154,9 +154,9 @@ def test_an_interpreter_process_is_refused(monkeypatch, capsys):
     """Also one that was an interpreter when Triton was imported."""
     import triton
 
-    for _ in range(2):
-        assert main(["compile", "--target=sm_90"]) == 2
-        assert "the compile gate needs Triton's compiler, but TRITON_INTERPRET is set" in capsys.readouterr().err
+    for command in (["compile", "--target=sm_90"], ["verify", "--compiled", "sm_90", "--kernel", "rotary"]):
+        assert main(command) == 2
+        assert "this command needs Triton's compiler, but TRITON_INTERPRET is set" in capsys.readouterr().err
         monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
 
 
@@ -280,6 +280,7 @@ def baseline_of(tmp_path, *rows, known=("op", "other")):
         ({"matrix": {"HMMA": 4}}, "matrix 8 -> 4", True),
         ({"matrix": {"HMMA": 16}}, "matrix 8 -> 16", False),
         ({"launches": 2}, "launches 1 -> 2", True),
+        ({"launches": 0}, "launches 1 -> 0", False),
     ],
 )
 def test_compare(tmp_path, change, text, worse):

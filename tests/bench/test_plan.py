@@ -1,10 +1,12 @@
 """The planner: floors against figures worked out by themselves, memory by hand, bad input, the table of GPUs."""
 
 import json
+import sys
 from dataclasses import asdict, replace
 
 import pytest
 
+from zonos2_triton import _settings
 from zonos2_triton.bench.compiler.cubin_stats import TARGETS
 from zonos2_triton.bench.planner.footprint import CODEC, ESTIMATE, MODEL, PRECISIONS, decoder, parameters
 from zonos2_triton.bench.planner.plan import FRAME_US, Forecast, as_text, context_of, frames_to_sound, plan
@@ -172,6 +174,23 @@ def test_first_audio_by_hand():
     # Four times 2,000 rows are two pieces of 4,096 at most; each reads the weights, or takes its operations' time.
     one, eight = (plan(H200, n, prompt=1000)["first_audio"]["prefill"]["us"] for n in (1, 8))
     assert 2 * one < eight
+
+
+def test_estimates_follow_the_switch_of_dependent_launch(run, monkeypatch):
+    """Off, or on a GPU without it: launches one after the other alone."""
+    monkeypatch.setattr(sys.modules[plan.__module__], "crowded", lambda launches: ["b after a"])
+    rows = "frame of dependent launches", "no room to overlap: b after a"
+    on, said = plan(H200)["estimate"], run("--gpu", "h200")[1]
+    assert on["dependent_frame"]["us"] < on["frame"]["us"]
+    assert all(row in said for row in rows)
+    monkeypatch.setenv(_settings.PDL, "0")
+    off, said = plan(H200)["estimate"], run("--gpu", "h200")[1]
+    assert off["frame"] == on["frame"]
+    assert (off["dependent_frame"], off["crowded"]) == (None, [])
+    assert off["first_audio"]["us"] > on["first_audio"]["us"]
+    assert not any(row in said for row in rows)
+    monkeypatch.delenv(_settings.PDL)
+    assert plan(find_gpu("a100-40gb"))["estimate"]["dependent_frame"] is None
 
 
 def test_frames_until_there_is_sound():

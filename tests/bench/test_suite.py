@@ -214,7 +214,7 @@ def test_what_is_essential_is_begun_whatever_is_reserved_and_leaves_the_late_sec
 def launch(*parts):
     """A launch with these parts of its estimate, all after its wait."""
     found = Estimate(*map(float, parts))
-    return Step("a", found, 4e3, 4e3, 0.0, found._replace(floor=0.0), Held())
+    return Step("a", found, 4e3, 4e3, 0.0, found._replace(floor=0.0), Held(), Held())
 
 
 def test_launches_and_frames_stand_beside_their_estimates(recorder, monkeypatch):
