@@ -16,6 +16,7 @@ from zonos2_triton.model.runtime.scheduler import BatchingOptions, Scheduler
 from zonos2_triton.model.runtime.stream import Progress, Stream, read_all
 from zonos2_triton.model.vocoder_decoder import VocoderDecoder
 from zonos2_triton.model.weights.checkpoint import Checkpoint, load_weights
+from zonos2_triton.model.weights.lora import add_lora
 from zonos2_triton.reference import network as reference
 from zonos2_triton.reference.config import Zonos2Config
 from zonos2_triton.reference.numeric import isolated
@@ -106,11 +107,12 @@ class Backbone:
         dtype: str | torch.dtype | None = None,
         backend: str = "auto",
         options: BatchingOptions = BatchingOptions(),  # noqa: B008  frozen
+        lora: str | Path | None = None,
     ) -> "Backbone":
         """Read .safetensors (also sharded, by its index) or .pth/.pt with the official names.
 
         config None reads params.json beside the file; dtype None is the one it states. On a CPU, weights that are
-        stored in `dtype` stay in the mapped file. options: of the scheduler.
+        stored in `dtype` stay in the mapped file. options: of the scheduler. lora: an adapter of this model.
 
         FileNotFoundError; ValueError: the file is corrupt or holds code, or tensors are missing, surplus,
         misshapen or not finite, which are counted and the first of them named.
@@ -123,6 +125,8 @@ class Backbone:
         dtype = resolve_dtype(config.dtype if dtype is None else dtype)
         resolve_backend(backend, device, dtype)
         weights = load_weights(checkpoint, cls.layout(config), device, dtype)
+        if lora is not None:
+            weights = add_lora(lora, checkpoint, cls.layout(config), weights)
         for name, tensor in weights.items():
             if name.endswith(".attention.temp"):  # the official class keeps it in bfloat16 whatever the others are
                 weights[name] = tensor.bfloat16().to(dtype)

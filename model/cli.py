@@ -144,6 +144,8 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     say.add_argument("text", help="what to say; - reads it from standard input")
     model = "folder with params.json and weights, the weights in it, or a hub id"
     say.add_argument("--model", required=True, metavar="DIR", help=model)
+    lora = "an adapter of the model, as `zonos2-triton train --lora` writes it"
+    say.add_argument("--lora", metavar="FILE", help=lora)
     out = ".wav, .flac, .ogg, .opus or .mp3; -: WAV on standard output, as it is made"
     say.add_argument("-o", "--out", required=True, metavar="FILE", help=out)
     say.add_argument("--raw", action="store_true", help="with --out -: the 16-bit samples without a header")

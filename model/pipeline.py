@@ -104,12 +104,14 @@ class Zonos2:
         speaker_encoder: str | Path | None = None,
         options: BatchingOptions = BatchingOptions(),  # noqa: B008  frozen
         vocoder_dtype: str | torch.dtype = torch.float32,
+        lora: str | Path | None = None,
     ) -> "Zonos2":
         """model: a folder with params.json and weights, or its file of weights, or a hub id "owner/name".
 
         vocoder and speaker_encoder are looked for in that folder, or named in the same ways. device None: a GPU if
         there is one; a number: that GPU. dtype: of the backbone; None: as stored. The speaker encoder runs in fp32.
         options: of the scheduler. vocoder_dtype "tf32": fp32 whose products may use TF32.
+        lora: an adapter of the model.
 
         FileNotFoundError, ValueError: something is missing or wrong.
         """
@@ -128,7 +130,7 @@ class Zonos2:
         voices = resolve_path(speaker_encoder) if speaker_encoder is not None else _find(folder, SPEAKER_FOLDERS, ())
         tf32 = vocoder_dtype == "tf32"
         return cls(
-            Backbone.load(weights, config, device=device, dtype=dtype, backend=backend, options=options),
+            Backbone.load(weights, config, device, dtype, backend, options, lora),
             Vocoder.load(codec, device, torch.float32 if tf32 else vocoder_dtype, backend, tf32),
             SpeakerEncoder.load(voices, device=device) if voices else None,
         )

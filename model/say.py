@@ -59,7 +59,8 @@ def say(options: Namespace) -> int:
         sink = stack.enter_context(_sink(options.out, stdout))
         ending = _checked_outputs(options, sink)
         where, parts = (options.device, options.dtype, options.backend), (options.vocoder, options.speaker_encoder)
-        tts = Zonos2.load(options.model, *where, *parts, BatchingOptions(max_batch_size=1), options.vocoder_dtype)
+        rest = BatchingOptions(max_batch_size=1), options.vocoder_dtype, options.lora
+        tts = Zonos2.load(options.model, *where, *parts, *rest)
         if tts.notice:
             print(f"zonos2-triton: note: {tts.notice}", file=sys.stderr)
         default = torch.get_num_threads()

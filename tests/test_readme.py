@@ -112,6 +112,9 @@ def folder(tmp_path_factory, tiny_folder):
     for name in ("train", "heldout"):
         write_dataset(place / "speech" / f"{name}.jsonl", items)
     shutil.copytree(place / "ZONOS2", place / "run")  # as if it had been trained
+    words = ["--init", f"{place}/ZONOS2", "--lora", "1", "--steps", "1", "--out", f"{place}/adapters"]
+    assert main(["train", f"{place}/speech/train.jsonl", *words]) == 0
+    (place / "adapters" / "training" / "state.safetensors").unlink()  # a page trains them anew
     for name in ("bench", "tests", ".git"):
         if (ROOT / name).exists():
             (place / name).symlink_to(ROOT / name)

@@ -32,9 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespa
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--params", metavar="JSON", help="train new weights of the model that this params.json states")
     start.add_argument("--init", metavar="DIR", help="train a given model further: its folder")
-    start.add_argument(
-        "--resume", action="store_true", help="go on with the run in --out; the options must be the same"
-    )
+    resume = "go on with the run in --out; the options must be the same, --params and --init are known"
+    parser.add_argument("--resume", action="store_true", help=resume)
+    merge = "with --lora: also write the model with the adapters added"
+    parser.add_argument("--merge", action="store_true", help=merge)
     parser.add_argument("--held-out", metavar="JSONL", help="manifest of items that are only listened to")
     parser.add_argument("--skip-bad", action="store_true", help="leave out bad items with a warning")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")
@@ -80,12 +81,12 @@ def train(options: argparse.Namespace) -> int:
     from zonos2_triton.model.training.trainer import Trainer
 
     device = local_device(resolve_device(options.device))
-    model, params = _model(options, source, given.seed, device)
+    model, params = _model(options, source, given, device)
     items = load_dataset(options.data, model.config, given.batch_tokens, options.skip_bad)
     held_out = []
     if options.held_out is not None:
         held_out = load_dataset(options.held_out, model.config, given.batch_tokens, options.skip_bad)
-    with processes(device) as joined, computing(model.kept.values()), _asked() as asked:
+    with processes(device) as joined, computing(model.weights().values()), _asked() as asked:
         trainer = Trainer(
             model.config, params, model, items, held_out, given, folder, options.dtype, options.notice, joined
         )
@@ -101,27 +102,33 @@ def train(options: argparse.Namespace) -> int:
 
 def _source(options: argparse.Namespace) -> Path:
     """The params.json of the model. ValueError: it is not said which, or --out has a run already."""
-    folder = local_path(options.out)
+    folder, given = local_path(options.out), options.params or options.init
     ran = (folder / "training" / "state.safetensors").exists()
-    if options.resume:
-        if not ran:
-            raise ValueError(f"--resume needs a run in --out, {folder} holds none")
+    if options.lora and not options.init:
+        raise ValueError("--lora trains adapters of a model: name its folder by --init, also with --resume")
+    if options.merge and not options.lora:
+        raise ValueError("--merge is for --lora")
+    if options.resume and not ran:
+        raise ValueError(f"--resume needs a run in --out, {folder} holds none")
+    if options.resume and not options.lora:
+        if given:
+            raise ValueError(f"--resume goes on with the weights in --out, got {given} beside it")
         return folder / "params.json"
-    if options.params is None and options.init is None:
+    if not given:
         raise ValueError("train needs --params for a new model, --init for a given one, or --resume")
-    if ran:
+    if ran and not options.resume:
         raise ValueError(f"{folder} holds a run already; go on with --resume, or name another --out")
-    return local_path(options.params) if options.params is not None else local_path(options.init) / "params.json"
+    return local_path(options.params) if options.params else local_path(options.init) / "params.json"
 
 
 def _model(
-    options: argparse.Namespace, source: Path, seed: int, device: "torch.device"
+    options: argparse.Namespace, source: Path, given: TrainOptions, device: "torch.device"
 ) -> tuple["FullWeights", dict[str, Any]]:
     """The weights to train from, and the model's params.json."""
     import torch
 
     from zonos2_triton.model.pipeline import WEIGHTS
-    from zonos2_triton.model.training.weights import FullWeights, new_weights
+    from zonos2_triton.model.training.weights import FullWeights, LoraWeights, new_weights
     from zonos2_triton.model.weights.checkpoint import Checkpoint, load_weights, one_file
     from zonos2_triton.reference import network
     from zonos2_triton.reference.config import Zonos2Config
@@ -129,12 +136,12 @@ def _model(
     config = Zonos2Config.from_json(source)
     params = json.loads(source.read_text(encoding="utf-8"))
     if options.init is None:  # a resumed run reads its state later
-        return FullWeights(config, new_weights(config, seed), device), params
-    file = one_file(local_path(options.init), "weights", WEIGHTS)
-    cpu = torch.device("cpu")
-    return FullWeights(
-        config, load_weights(Checkpoint(file), network.layout(config), cpu, torch.float32), device
-    ), params
+        return FullWeights(config, new_weights(config, given.seed), device), params
+    checkpoint = Checkpoint(one_file(local_path(options.init), "weights", WEIGHTS))
+    if given.lora:
+        return LoraWeights(config, checkpoint, given, device, options.merge), params
+    weights = load_weights(checkpoint, network.layout(config), torch.device("cpu"), torch.float32)
+    return FullWeights(config, weights, device), params
 
 
 @contextmanager

@@ -28,6 +28,8 @@ class TrainOptions:
     guide_weight: float = 0.5
     final_guide_weight: float = 0.05
     used_codes: bool = False
+    lora: int = 0
+    lora_alpha: float = 16.0
     conditioning_dropout: float = 0.1
     log_every: int = 10
     eval_every: int = 200
@@ -41,6 +43,8 @@ class TrainOptions:
             if not all(low <= number <= high for number in numbers):  # NaN is refused, too
                 accepted = f"at least {low}" if high == math.inf else f"from {low} to {high}"
                 raise ValueError(f"{name} must be {accepted}, got {value}")
+        if self.lora and self.used_codes:
+            raise ValueError("used_codes trains the head, which lora leaves as it is; give one of them")
 
 
 # Ranges other than from 0.
@@ -67,6 +71,8 @@ MEANING = {
     "guide_weight": "weight of guided attention at the start",
     "final_guide_weight": "and at the end",
     "used_codes": "train the head on codes of the data alone; at export, padding's weights fill the others",
+    "lora": "rank of adapters of attention and experts, which are trained instead of all weights; 0: off",
+    "lora_alpha": "they are scaled by this / rank",
     "conditioning_dropout": "share of sequences without their speaking rate, and without each quality",
     "log_every": "steps between points of the learning curves",
     "eval_every": "steps between losses of the held-out set",

@@ -20,7 +20,7 @@ from zonos2_triton.model.training.forcing import dropped, packed, teacher_forced
 from zonos2_triton.model.training.loss import Losses, TrainedCodes, losses, used_codes
 from zonos2_triton.model.training.options import TrainOptions, schedule, weights_of
 from zonos2_triton.model.training.parallel import Processes
-from zonos2_triton.model.training.weights import FullWeights
+from zonos2_triton.model.training.weights import FullWeights, groups
 from zonos2_triton.model.weights.checkpoint import Checkpoint
 from zonos2_triton.reference.config import Zonos2Config
 
@@ -73,7 +73,7 @@ class Trainer:
         self.used = _used(config, items) if options.used_codes else None
         self.codes = None if self.used is None else TrainedCodes.of(config, self.used, self.device)
         betas = options.beta1, options.beta2
-        self.optimizer = torch.optim.AdamW(model.groups(options.weight_decay), lr=options.lr, betas=betas)
+        self.optimizer = torch.optim.AdamW(groups(model.trained, options.weight_decay), lr=options.lr, betas=betas)
         self.step = self.epoch = self.index = 0  # the next batch
         self.curves = Curves(folder / "training")
 
@@ -127,7 +127,7 @@ class Trainer:
         if not self._first:
             return
         self.state_file.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {f"weights/{name}": tensor.detach().contiguous() for name, tensor in self.model.kept.items()}
+        tensors = {f"weights/{name}": tensor.detach().contiguous() for name, tensor in self.model.saved.items()}
         for name, tensor in self.model.trained.items():
             tensors |= {f"{key}/{name}": value for key, value in self.optimizer.state[tensor].items()}
         self.model.export(self.folder, self.params, self.dtype, self.used, self.notice)
@@ -143,7 +143,7 @@ class Trainer:
                 raise ValueError(f"{self.state_file} cannot be resumed: {_difference(key, was, own[key])}")
         tensors = checkpoint.tensors(checkpoint.shapes)
         with torch.no_grad():
-            for name, tensor in self.model.kept.items():
+            for name, tensor in self.model.saved.items():
                 tensor.copy_(tensors[f"weights/{name}"])
         for name, tensor in self.model.trained.items():
             state = {
@@ -166,7 +166,13 @@ class Trainer:
         """The values that a resumed run must share, and its place."""
         options = {name: value for name, value in asdict(self.options).items() if name not in MAY_DIFFER}
         data = hashlib.sha256("\n".join(f"{i.id} {n}" for i, n in zip(self.items, self.lengths, strict=True)).encode())
-        about = {"options": options, "params": self.params, "processes": self.processes.count, "data": data.hexdigest()}
+        about = {
+            "options": options,
+            "params": self.params,
+            "processes": self.processes.count,
+            "data": data.hexdigest(),
+            "base": self.model.identity,
+        }
         place = {"step": self.step, "epoch": self.epoch, "index": self.index}
         return json.loads(json.dumps(about | place))
 
@@ -246,6 +252,8 @@ def _difference(key: str, was: Any, now: Any) -> str:
     if isinstance(was, dict) and isinstance(now, dict):
         name = min(name for name in was.keys() | now.keys() if was.get(name) != now.get(name))
         return f"{name} was {was.get(name)}, now it is {now.get(name)}"
+    if key == "base":
+        return "it trains an adapter of another model"
     return "the data has other items" if key == "data" else f"{key} was {was}, now it is {now}"
 
 

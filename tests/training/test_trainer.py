@@ -63,7 +63,7 @@ def test_a_run_interrupted_twice_ends_with_the_same_bits(trainer):
 
 def test_it_learns(trainer):
     """A few sentences by heart: the loss falls far below that of new weights."""
-    made = trainer(options=TrainOptions(steps=40, batch_tokens=400, lr=5e-3, warmup=4, log_every=1, used_codes=True))
+    made = trainer(options=TrainOptions(steps=15, batch_tokens=400, lr=1e-2, warmup=3, log_every=1, used_codes=True))
     made.run()
     first, last = (made.curves.training[i]["cross_entropy"][0] for i in (0, -1))
     assert last < 0.6 * first
@@ -111,7 +111,7 @@ def test_nan_ends_the_run_and_the_checkpoint_stays(trainer, monkeypatch):
     resumed = trainer()
     resumed.resume()
     assert resumed.step == 3
-    assert all(tensor.isfinite().all() for tensor in resumed.model.kept.values())
+    assert all(tensor.isfinite().all() for tensor in resumed.model.saved.values())
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(trainer, monkeypatch):
@@ -168,5 +168,5 @@ def test_an_idle_expert_becomes_likelier(config):
         changed = config.from_params(PARAMS | {"moe_balancing_strategy": strategy})
         model = FullWeights(changed, new_weights(changed, 1), torch.device("cpu"))
         model.balance(torch.tensor([[0.0, 0.5, 0.25, 0.25]] * len(changed.moe_layers)), 0.1)
-        biases = model.kept[f"layers.{changed.moe_layers[0]}.feed_forward.router.balancing_biases"]
+        biases = model.saved[f"layers.{changed.moe_layers[0]}.feed_forward.router.balancing_biases"]
         torch.testing.assert_close(sign * biases, torch.tensor([0.1, -0.1, 0, 0]))
