@@ -16,16 +16,27 @@ def sort_tile(
     E_POW2: tl.constexpr,
 ):
     """The result of `sort_by_expert`, for slots of one tile of tokens, without a load or a loop."""
-    offs_e = tl.arange(0, E_POW2)
-    active = ((choice >= 0) & (idle == 0)[None, :]).to(tl.int32)
-    counts = tl.sum(active, axis=1)
+    offs_e, tokens = tl.arange(0, E_POW2), tl.arange(0, choice.shape[1])
+    bit = tl.full(tokens.shape, 1, tl.uint64) << tokens.to(tl.uint64)  # words are sets of tokens, at most 64
+    active = tl.sum(tl.where((choice >= 0) & (idle == 0)[None, :], bit[None, :], 0).to(tl.uint64), axis=1)
+    counts = _popcount(active)
     ends = tl.cumsum(counts, axis=0)
-    offs_sorted = (ends - counts)[:, None] + tl.cumsum(active, axis=1) - active
-    idle_begins = tl.sum(counts, axis=0) + (tl.cumsum(idle, axis=0) - idle) * TOP_K
+    offs_sorted = (ends - counts)[:, None] + _popcount(active[:, None] & (bit - 1)[None, :])
+    idle_before = _popcount(tl.sum(tl.where(idle == 1, bit, 0).to(tl.uint64), axis=0) & (bit - 1))
+    idle_begins = tl.sum(counts, axis=0) + idle_before * TOP_K
     offs_sorted = tl.where((idle == 1)[None, :], idle_begins[None, :] + choice, offs_sorted)
     tl.store(sorted_slot_ids_ptr + offs_sorted, offs_m[None, :] * TOP_K + choice, mask=choice >= 0)
     tl.store(expert_offsets_ptr + 1 + offs_e, ends, mask=offs_e < E)
     tl.store(expert_offsets_ptr, 0)
+
+
+@triton.jit
+def _popcount(x):
+    """Bits of uint64 x that are set."""
+    x -= (x >> 1) & 0x5555555555555555
+    x = (x & 0x3333333333333333) + ((x >> 2) & 0x3333333333333333)
+    x = (x + (x >> 4)) & 0x0F0F0F0F0F0F0F0F
+    return ((x * 0x0101010101010101) >> 56).to(tl.int32)
 
 
 @triton.jit

@@ -20,7 +20,8 @@ Reference  zonos2_triton.reference.moe_router.moe_router
 Source     Zyphra/ZONOS2, models/zonos2.py, the router with a state across depth.
 
 One launch has three roles. Each program multiplies a tile of down_weight by a split of D. An atomic counter finds the
-last program to arrive, which then sees what the others stored and goes on. It adds the splits in their order:
+last program to arrive, which then sees what the others stored and goes on. It adds the splits in their order. Any
+program may be the last, so each holds the network's weights, which it loads before its wait for the previous launch.
 
     program (tile of R, split of D, tile of M)    role       when                    stores
     each                                          project    at once                 partial sums
@@ -59,7 +60,7 @@ import triton.language as tl
 from torch import Tensor
 
 from zonos2_triton.kernels._args import check_rows
-from zonos2_triton.kernels._dependent_launch import prefetch_l2, wait_for_previous_launch
+from zonos2_triton.kernels._dependent_launch import begin_early_loads, end_early_loads
 from zonos2_triton.kernels._launch_config import launch_config
 from zonos2_triton.kernels._math import dot_fp32, gelu, last_to_arrive, round_to
 from zonos2_triton.kernels._norm import check_norm, input_bytes, load_sum_sq, n_norm_groups, prepare_norm, rms_scale
@@ -117,55 +118,40 @@ def _moe_router_kernel(
     The last one of a tile of M adds the splits and runs the network. The last of these sorts all slots.
     """
     split, tile, tiles_m = tl.program_id(1), tl.program_id(2), tl.num_programs(2)
-    _prefetch_share(down_ptr, R * D, PDL)
-    _prefetch_share(w1_ptr, R * R, PDL)
-    _prefetch_share(w2_ptr, R * R, PDL)
-    _prefetch_share(w3_ptr, E * R, PDL)
-    wait_for_previous_launch(PDL)
     offs_m = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     mask_m, mask_r = offs_m < M, offs_r < R
-    w_rows = down_ptr + offs_r.to(tl.int64) * D
-    x_rows = x_ptr + offs_m.to(tl.int64) * D
+    k = split * BLOCK_K + tl.arange(0, BLOCK_K)
+    mask_down, mask_x = mask_r[:, None], mask_m[None, :]
+    if not EVEN_K:
+        mask_down, mask_x = mask_down & (k < D)[None, :], mask_x & (k < D)[:, None]
+    WIDE: tl.constexpr = s_ptr.dtype.element_ty == tl.float32  # two layers would not fit into small shared memories
+    # Each program loads the network's weights, as it may be the last: early, that costs no time.
+    begin_early_loads(
+        PDL, "down_ptr down_bias_ptr state_norm_ptr w1_ptr b1_ptr w2_ptr b2_ptr w3_ptr balancing_biases_ptr"
+    )
+    down = tl.load(down_ptr + offs_r.to(tl.int64)[:, None] * D + k[None, :], mask=mask_down, other=0.0)
+    down_bias, state_norm = _vector(down_bias_ptr, R, R_POW2), _vector(state_norm_ptr, R, R_POW2)
+    w1, b1 = _layer(w1_ptr, b1_ptr, R, R, R_POW2, R_POW2)
+    if not WIDE:
+        w2, b2 = _layer(w2_ptr, b2_ptr, R, R, R_POW2, R_POW2)
+    w3, balancing_biases = _layer(w3_ptr, balancing_biases_ptr, E, R, E_POW2, R_POW2)
+    end_early_loads(PDL)
     if sum_sq_ptr is not None:
         sum_sq = load_sum_sq(sum_sq_ptr, offs_m, mask_m, N_GROUPS)
-    acc = _split_product(w_rows, mask_r, x_rows, mask_m, D, EVEN_K, BLOCK_R, BLOCK_M, BLOCK_K)
+    x = tl.load(x_ptr + offs_m.to(tl.int64)[None, :] * D + k[:, None], mask=mask_x, other=0.0)
+    acc = dot_fp32(down, x, tl.zeros((BLOCK_R, BLOCK_M), tl.float32))
     if sum_sq_ptr is not None:
         acc *= rms_scale(sum_sq, D, eps, BLOCK_M)
     offs = (split.to(tl.int64) * M + offs_m[None, :]) * R + offs_r[:, None]
     tl.store(partial_ptr + offs, acc, mask=mask_r[:, None] & mask_m[None, :])
 
     if last_to_arrive(counters_ptr + 1 + tile, tl.num_programs(0) * tl.num_programs(1)):
-        dtype: tl.constexpr = s_ptr.dtype.element_ty
-        WIDE: tl.constexpr = dtype == tl.float32  # two layers would not fit into the shared memory of small GPUs
-        w1, b1 = tl.zeros((R_POW2, R_POW2), dtype), tl.zeros((R_POW2,), dtype)
-        w2, b2 = w1, b1
-        w3, balancing_biases = tl.zeros((E_POW2, R_POW2), dtype), tl.zeros((E_POW2,), dtype)
-        s, idle = tl.zeros((R_POW2, BLOCK_M), dtype), tl.zeros_like(offs_m)
-        h = s
-        # Triton copies a tile to shared memory right after its load, and the next load waits for that. What an `if`
-        # returns is copied after it: these loads take one round trip. The compiler does not know that M is above 0.
-        if M > 0:
-            if positions_ptr is not None:
-                idle = (tl.load(positions_ptr + offs_m, mask=mask_m, other=0) < 0).to(tl.int32)
-            s, h = _normed_state(
-                partial_ptr,
-                down_bias_ptr,
-                router_state_ptr,
-                state_scale_ptr,
-                state_norm_ptr,
-                offs_m,
-                mask_m,
-                M,
-                eps,
-                R,
-                R_POW2,
-                SPLITS,
-            )
-            w1, b1 = _layer(w1_ptr, b1_ptr, R, R, R_POW2, R_POW2)
-            if not WIDE:
-                w2, b2 = _layer(w2_ptr, b2_ptr, R, R, R_POW2, R_POW2)
-            w3, balancing_biases = _layer(w3_ptr, balancing_biases_ptr, E, R, E_POW2, R_POW2)
+        idle = tl.zeros_like(offs_m)
+        if positions_ptr is not None:
+            idle = (tl.load(positions_ptr + offs_m, mask=mask_m, other=0) < 0).to(tl.int32)
+        state_ptrs = partial_ptr, router_state_ptr, state_scale_ptr
+        s, h = _normed_state(*state_ptrs, down_bias, state_norm, offs_m, mask_m, M, eps, R, R_POW2, SPLITS)
         offs_s = tl.arange(0, R_POW2)[:, None]
         tl.store(s_ptr + offs_m.to(tl.int64)[None, :] * R + offs_s, s, mask=(offs_s < R) & mask_m[None, :])
         h = _gelu_layer(w1, h, b1)
@@ -182,52 +168,32 @@ def _moe_router_kernel(
 
 
 @triton.jit
-def _prefetch_share(ptr, count, PDL: tl.constexpr):
-    """Asks for this program's share of `count` weights in L2, in the programs of the first tile of M alone."""
-    share = tl.cdiv(tl.cdiv(count, tl.num_programs(0) * tl.num_programs(1)), 16) * 16
-    begin = (tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)) * share
-    prefetch_l2(ptr + begin, tl.where(tl.program_id(2) == 0, tl.minimum(count - begin, share), 0), PDL)
-
-
-@triton.jit
-def _split_product(
-    w_rows,  # [BLOCK_R] pointers to rows of D weights
-    mask_r,  # [BLOCK_R]
-    x_rows,  # [BLOCK_M] pointers to rows of D activations
-    mask_m,  # [BLOCK_M]
-    D,
-    EVEN_K: tl.constexpr,  # D is a multiple of BLOCK_K
-    BLOCK_R: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """w x, [BLOCK_R, BLOCK_M] fp32, over the columns of this program's split."""
-    k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
-    mask_w, mask_x = mask_r[:, None], mask_m[None, :]
-    if not EVEN_K:
-        mask_w, mask_x = mask_w & (k < D)[None, :], mask_x & (k < D)[:, None]
-    w = tl.load(w_rows[:, None] + k[None, :], mask=mask_w, other=0.0)  # [BLOCK_R, BLOCK_K]
-    x = tl.load(x_rows[None, :] + k[:, None], mask=mask_x, other=0.0)  # [BLOCK_K, BLOCK_M]
-    return dot_fp32(w, x, tl.zeros((BLOCK_R, BLOCK_M), tl.float32))
-
-
-@triton.jit
 def _layer(w_ptr, b_ptr, N: tl.constexpr, K: tl.constexpr, N_POW2: tl.constexpr, K_POW2: tl.constexpr):
     """The weights [N_POW2, K_POW2] and biases [N_POW2] of a layer."""
     offs_n, offs_k = tl.arange(0, N_POW2), tl.arange(0, K_POW2)
-    mask_n = offs_n < N
-    mask = mask_n[:, None] & (offs_k < K)[None, :]
+    mask = (offs_n < N)[:, None] & (offs_k < K)[None, :]
     w = tl.load(w_ptr + offs_n[:, None] * K + offs_k[None, :], mask=mask, other=0.0)
-    return w, tl.load(b_ptr + offs_n, mask=mask_n, other=0.0)
+    return w, _vector(b_ptr, N, N_POW2)
+
+
+@triton.jit
+def _vector(
+    ptr,  # [N]
+    N: tl.constexpr,
+    N_POW2: tl.constexpr,
+):
+    """N elements, then zeros up to N_POW2."""
+    offs = tl.arange(0, N_POW2)
+    return tl.load(ptr + offs, mask=offs < N, other=0.0)
 
 
 @triton.jit
 def _normed_state(
     partial_ptr,  # [SPLITS, M, R] fp32
-    down_bias_ptr,  # [R]
     router_state_ptr,  # [M, R], or None
     state_scale_ptr,  # [R], or None
-    state_norm_ptr,  # [R]
+    down_bias,  # [R_POW2]
+    state_norm,  # [R_POW2]
     offs_m,  # [BLOCK_M]
     mask_m,  # [BLOCK_M]
     M,
@@ -241,22 +207,19 @@ def _normed_state(
     mask_r = offs_r < R
     offs = offs_m.to(tl.int64)[None, :] * R + offs_r[:, None]
     mask = mask_r[:, None] & mask_m[None, :]
-    norm_w = tl.load(state_norm_ptr + offs_r, mask=mask_r, other=0.0)
-    bias = tl.load(down_bias_ptr + offs_r, mask=mask_r, other=0.0)
     if router_state_ptr is not None:
-        state_scale = tl.load(state_scale_ptr + offs_r, mask=mask_r, other=0.0)
+        state_scale = _vector(state_scale_ptr, R, R_POW2)
         state = tl.load(router_state_ptr + offs, mask=mask, other=0.0)
     s = tl.load(partial_ptr + offs, mask=mask, other=0.0)
     for split in tl.static_range(1, SPLITS):
         s += tl.load(partial_ptr + split * M.to(tl.int64) * R + offs, mask=mask, other=0.0)
-    dtype: tl.constexpr = state_norm_ptr.dtype.element_ty
-    s += bias.to(tl.float32)[:, None]
+    s += down_bias.to(tl.float32)[:, None]
     if router_state_ptr is not None:
         s += state.to(tl.float32) * state_scale.to(tl.float32)[:, None]
-    s = round_to(s, dtype)
+    s = round_to(s, state_norm.dtype)
     h = s.to(tl.float32)
     h *= tl.rsqrt(tl.sum(h * h, axis=0) / R + eps)[None, :]
-    return s, round_to(h * norm_w.to(tl.float32)[:, None], dtype)
+    return s, round_to(h * state_norm.to(tl.float32)[:, None], state_norm.dtype)
 
 
 @triton.jit

@@ -87,6 +87,9 @@ ROW_TILES = {
     "one_row_too_few": "mask_m, mask_n = offs_m < M{{ =>  - 1}},",
 }
 GELU = mutants(
-    "_math", gelu_by_tanh="{{tl.erf(x * 0.7071067811865476) => tanh(0.7978845608028654 * (x + 0.044715 * x * x * x))}}"
+    "_math",
+    gelu_by_tanh="return {{tl.maximum(x, 0.0) - a * (t * q) * tl.exp(-0.5 * a * a) => "
+    "0.5 * x * (1.0 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)))}}",
+    gelu_of_one_side="{{tl.maximum(x, 0.0) => x}} - a * (t * q)",
 )
 SILU = mutants("_math", silu_is_sigmoid="return {{x => 1.0}} / (1.0 + tl.exp(-x))")
