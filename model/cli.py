@@ -36,7 +36,10 @@ TOOLS = {
     "verify": "every kernel against the reference, here and now",
 }
 # Commands of this room that few need: module and help. The module is loaded when its command is called.
-OWN = {"train": ("zonos2_triton.model.training.command", "train a model on texts and codes, or a given one further")}
+OWN = {
+    "encode": ("zonos2_triton.model.training.encode", "codes of recordings, as a dataset for train"),
+    "train": ("zonos2_triton.model.training.command", "train a model on texts and codes, or a given one further"),
+}
 # Defaults that a number does not describe, and what the settings mean.
 DEFAULTS = {"seed": "a new one each time", "max_frames": "1024, and 16 more for each byte of the text"}
 MEANING = {
@@ -53,7 +56,15 @@ MEANING = {
 # Ranges of the command line, other than from 0. The library clamps instead, as the official request path does.
 RANGES = {"top_p": (0, 1), "min_p": (0, 1), "repetition_penalty": (1, math.inf), "repetition_codebooks": (-1, 9)}
 RANGES |= {"max_frames": (1, math.inf), "seed": (0, 2**64 - 1)}
-FILES = ("say", "tiny", "train", "gpu", "profile", "report")  # commands whose result is a file, not what they print
+FILES = (
+    "say",
+    "tiny",
+    "encode",
+    "train",
+    "gpu",
+    "profile",
+    "report",
+)  # commands whose result is a file, not what they print
 INTERRUPTED = 130  # a shell's status after Ctrl-C
 STOPPED = "zonos2-triton: interrupted; nothing was written"
 REPORTED = (ValueError, TypeError, OSError, ImportError, ArithmeticError, MemoryError)  # in one line

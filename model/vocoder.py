@@ -8,7 +8,6 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from zonos2_triton._settings import local_path
 from zonos2_triton.model.backend import current, resolve_backend, resolve_device, resolve_dtype
 from zonos2_triton.model.ops import vocoder_ops
 from zonos2_triton.model.runtime.batch_state import upload
@@ -17,13 +16,12 @@ from zonos2_triton.model.vocoder_schedule import clip_steps, same_clips
 from zonos2_triton.model.vocoder_streams import ExactStream, OverlapStream, Streams, WindowStream, check_counts
 from zonos2_triton.model.vocoder_windows import Windows
 from zonos2_triton.model.weights import codec_checkpoint
-from zonos2_triton.model.weights.checkpoint import Checkpoint, check_layout, check_values, one_file
+from zonos2_triton.model.weights.checkpoint import check_layout, check_values
 from zonos2_triton.reference import vocoder as reference
 from zonos2_triton.reference.numeric import isolated
 from zonos2_triton.reference.ops import VOCODER_REFERENCE
 from zonos2_triton.reference.vocoder import VocoderConfig
 
-CODEC_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "*.safetensors", "*.pth")  # in a folder
 MAX_CLIPS = 64  # decoded together
 MAX_ACTIVATION_BYTES = 768 << 20  # of a step
 
@@ -103,15 +101,7 @@ class Vocoder:
         """path: the official DAC file (.pth), a folder in the transformers layout (config.json, model.safetensors), or
         its file of weights.
         """
-        path = local_path(path)
-        remedy = "instead of the folder, beside a model by vocoder= or --vocoder"
-        checkpoint = Checkpoint(one_file(path, "vocoder weights", CODEC_WEIGHTS, remedy) if path.is_dir() else path)
-        tensors = checkpoint.tensors(checkpoint.shapes)
-        if (settings := checkpoint.path.with_name("config.json")).is_file() and "kwargs" not in checkpoint.metadata:
-            config = codec_checkpoint.transformers_config(settings)
-            tensors = {codec_checkpoint.official_name(name, config): t for name, t in tensors.items()}
-        else:
-            config = codec_checkpoint.official_config(checkpoint)
+        checkpoint, config, tensors = codec_checkpoint.open_codec(path)
         try:
             vocoder = cls.from_state(config, tensors, device, dtype, backend, tf32)
         except ValueError as error:

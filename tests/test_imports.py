@@ -22,7 +22,7 @@ def modules_after(code: str) -> set[str]:
     return {*subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()}
 
 
-HELPS = [["--help"], ["say", "--help"], ["doctor", "--help"], ["train", "--help"], ["--version"]]
+HELPS = [["--help"], ["say", "--help"], ["doctor", "--help"], ["train", "--help"], ["encode", "--help"], ["--version"]]
 
 
 @pytest.mark.parametrize("words", HELPS, ids=" ".join)

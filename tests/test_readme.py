@@ -53,6 +53,7 @@ NOT_RUN = {
     "ZONOS2_TRITON_NVTX=1 nsys": "Nsight Systems",
     "zonos2-triton verify --kernel scale_add": "an example operator; tests/kernels/test_new_operator.py",
     "zonos2-triton verify --compiled": "Triton's compiler likewise; tests/bench/test_compiled.py",
+    "zonos2-triton encode": "a codec with its encoder; tests/training/test_encode.py",
     "zonos2-triton compile": "Triton's compiler, where the interpreter is on; tests/bench/test_gate.py",
     "zonos2-triton tune": "Triton's compiler likewise; tests/bench/test_tune.py",
     "nsys": "Nsight Systems",

@@ -7,8 +7,24 @@ from pathlib import Path
 
 from torch import Tensor, dtype
 
-from zonos2_triton.model.weights.checkpoint import Checkpoint
+from zonos2_triton._settings import local_path
+from zonos2_triton.model.weights.checkpoint import Checkpoint, one_file
 from zonos2_triton.reference.vocoder import VocoderConfig, fold
+
+CODEC_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "*.safetensors", "*.pth")  # in a folder
+
+
+def open_codec(path: str | Path) -> tuple[Checkpoint, VocoderConfig, dict[str, Tensor]]:
+    """The official DAC file (.pth), a folder in the transformers layout (config.json, model.safetensors), or its file
+    of weights -> the checkpoint, its configuration, and its tensors by official name."""
+    path = local_path(path)
+    remedy = "instead of the folder, beside a model by vocoder= or --vocoder"
+    checkpoint = Checkpoint(one_file(path, "vocoder weights", CODEC_WEIGHTS, remedy) if path.is_dir() else path)
+    tensors = checkpoint.tensors(checkpoint.shapes)
+    if (settings := checkpoint.path.with_name("config.json")).is_file() and "kwargs" not in checkpoint.metadata:
+        config = transformers_config(settings)
+        return checkpoint, config, {official_name(name, config): t for name, t in tensors.items()}
+    return checkpoint, official_config(checkpoint), tensors
 
 
 def is_encode_side(name: str) -> bool:
@@ -53,22 +69,26 @@ def transformers_config(path: Path) -> VocoderConfig:
         raise ValueError(f"{path} is not the configuration of a transformers DAC model: {error!r}") from error
 
 
-# Index in the official nn.Sequential of each module of transformers' decoder blocks and residual units.
+# Index in the official nn.Sequential of each module of transformers' blocks and residual units.
 RESIDUAL_UNITS = ("res_unit1", "res_unit2", "res_unit3")
-BLOCK_PARTS = {name: str(i) for i, name in enumerate(("snake1", "conv_t1", *RESIDUAL_UNITS))}
+BLOCK_PARTS = {
+    "decoder": {name: str(i) for i, name in enumerate(("snake1", "conv_t1", *RESIDUAL_UNITS))},
+    "encoder": {name: str(i) for i, name in enumerate((*RESIDUAL_UNITS, "snake1", "conv1"))},
+}
 UNIT_PARTS = {name: str(i) for i, name in enumerate(("snake1", "conv1", "snake2", "conv2"))}
+MODULES = {"decoder": "decoder.model", "encoder": "encoder.block"}
 
 
 def official_name(name: str, config: VocoderConfig) -> str:
     """The official name of a tensor of transformers' DacModel. An unknown name stays."""
-    last = len(config.decoder_rates) + 1
-    if block := re.fullmatch(r"decoder\.block\.(\d+)\.([^.]+)\.(.+)", name):
+    side, last = name.partition(".")[0], len(config.decoder_rates) + 1
+    if block := re.fullmatch(r"(?:encoder|decoder)\.block\.(\d+)\.([^.]+)\.(.+)", name):
         i, module, rest = block.groups()
         if module in RESIDUAL_UNITS:
             part, _, leaf = rest.partition(".")
             rest = f"block.{UNIT_PARTS.get(part, part)}.{leaf}"
-        return f"decoder.model.{int(i) + 1}.block.{BLOCK_PARTS.get(module, module)}.{rest}"
+        return f"{MODULES[side]}.{int(i) + 1}.block.{BLOCK_PARTS[side].get(module, module)}.{rest}"
     for part, index in (("conv1", 0), ("snake1", last), ("conv2", last + 1)):
-        if name.startswith(f"decoder.{part}."):
-            return f"decoder.model.{index}.{name.removeprefix(f'decoder.{part}.')}"
+        if side in MODULES and name.startswith(f"{side}.{part}."):
+            return f"{MODULES[side]}.{index}.{name.removeprefix(f'{side}.{part}.')}"
     return name
