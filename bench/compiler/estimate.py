@@ -186,6 +186,11 @@ class Estimate(NamedTuple):
         return max(FILL_US + max(self.floor, self.l2, self.shared, self.issue), self.chain)
 
     @property
+    def share(self) -> float:
+        """The floor as a share of what a launch takes beside START and FILL."""
+        return self.floor / max(self.us - START_US - FILL_US, 1e-9)
+
+    @property
     def limit(self) -> str:
         """The part that decides: "floor" (memory or matrix rate), "l2", "shared", "issue" or "chain"."""
         streamed = {name: getattr(self, name) + FILL_US for name in ("floor", "l2", "shared", "issue")}
@@ -305,6 +310,7 @@ def crowded(steps: Sequence[Step]) -> list[str]:
 
 
 MOST_TOKENS = 64  # of a launch that bounds are of
+LEAST_SHARE = 0.5  # of the floor in a launch of a prompt or a clip; below it the catalogue has a reason
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from itertools import product
 from multiprocessing import get_context
@@ -29,7 +29,7 @@ from zonos2_triton._settings import local_path
 from zonos2_triton.bench.cli_choices import chosen
 from zonos2_triton.bench.compiler import arrival, dependent_launch, offline_compile
 from zonos2_triton.bench.compiler.cubin_stats import TARGETS, TENSOR_MEMORY, Stats, statistics
-from zonos2_triton.bench.compiler.estimate import MOST_TOKENS, Bounds, Counted, Step, steps, summary
+from zonos2_triton.bench.compiler.estimate import LEAST_SHARE, MOST_TOKENS, Bounds, Counted, Step, steps, summary
 from zonos2_triton.bench.compiler.offline_compile import Launch, check_compiler, compile_only, fake_tensors, in_short
 from zonos2_triton.bench.compiler.ptx.counts import Counts
 from zonos2_triton.bench.compiler.ptx.launch import SAMPLE, count
@@ -55,6 +55,9 @@ class Expected:
     max_narrow: int | None = None  # with stream16: loads that are narrower; None: no more than those of 16 bytes
     invariant: bool = False  # adds in one order at every number of rows of a variant: bits do not depend on the batch
     bounds: Bounds | None = None  # on the counts of decode launches
+    # Why launches of prompts and clips stay below half of the better roof, conflict, or wait for their loads: by a
+    # pattern of workloads. Without a reason they fail.
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
 
 Expectations = Mapping[str, Expected]
@@ -76,7 +79,7 @@ class Row:
     counted: Counted | None = None
     step: Step | None = None  # its estimate
     counts: Mapping[str, Any] | None = None  # in words and totals, for a reader
-    over: tuple[str, ...] = ()  # bounds that the counts do not keep, and that fail nothing yet
+    over: tuple[str, ...] = ()  # bounds that the counts do not keep, and that fail nothing
 
     @property
     def key(self) -> str:
@@ -252,8 +255,31 @@ def _with_counts(rows: Sequence[Row], launches: Sequence[Launch], spec: Any, wor
         row = replace(row, counted=counted, step=step, counts=as_json(counts))
         bounds = _bounds(row.function, spec.expects) if _has_bounds(row.config, workload) else None
         sizes = _tokens(workload), variant_of(row.config) == "dense"
-        made.append(_bounded(row, bounds, bounds.over(counted, step.estimate, *sizes) if bounds else {}))
+        row = _bounded(row, bounds, bounds.over(counted, step.estimate, *sizes) if bounds else {})
+        made.append(row if is_of_a_frame(workload.name) else _with_reason(row, workload.name, spec.expects))
     return made
+
+
+def is_of_a_frame(workload: str) -> bool:
+    """Whether a workload is a launch for one new token of each request; the others are of prompts and clips."""
+    return re.search(r"^decode|-B\d", workload) is not None
+
+
+def _with_reason(row: Row, workload: str, expects: Expectations) -> Row:
+    """The row with the catalogue's reason for a launch that is far from its roof; without a reason it has failed."""
+    expected = _expected(row.function, expects)
+    if not expected or not row.counted or not row.step:
+        return row
+    over = Bounds().over_on_any_target(row.counted.conflict, row.counted.exposed)
+    if (share := row.step.estimate.share) < LEAST_SHARE:
+        over["roof"] = f"{share:.2f} of the better roof"
+    if not over:
+        return row
+    reason = next((why for pattern, why in expected.reasons.items() if fnmatchcase(workload, pattern)), None)
+    text = "; ".join(over.values())
+    if reason is None:
+        return replace(row, failures=(*row.failures, f"{text}: the catalogue has no reason"))
+    return replace(row, over=(*row.over, f"{text}: {reason}"))
 
 
 def _with_conflicts(rows: Sequence[Row], launches: Sequence[Launch], spec: Any, workload: Any) -> list[Row]:

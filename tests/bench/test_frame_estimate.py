@@ -9,6 +9,7 @@ from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.compiler.estimate import GAP_US, Counted, rates_of, serial_us
 from zonos2_triton.bench.compiler.frame_estimate import (
     BATCH_SIZES,
+    HOST_US,
     MOST_MS,
     estimated_snapshot,
     estimates,
@@ -100,6 +101,14 @@ def test_a_prompt():
     found = estimates(snapshot())
     assert prompt_us(MODEL, found) > 0.9 * serial_us(found["codebook_head", "decode-B1"])
     assert prompt_us(MODEL, found) > 28 * 6 * 2
+
+
+@pytest.mark.parametrize(("chain", "is_of_the_host"), [(1900, True), (190_000, False)])
+def test_the_slower_of_host_and_gpu_decides_a_prompt(chain, is_of_the_host):
+    """166 launches: those of a frame without its last two."""
+    us = prompt_us(MODEL, estimates(snapshot(chain=chain)))
+    assert (us == HOST_US * 166) == is_of_the_host
+    assert us >= HOST_US * 166
 
 
 def test_slower_gpus_take_longer():
