@@ -166,6 +166,15 @@ def test_copies_arrive_at_their_wait():
     assert counts.round_trips == (1,)
 
 
+def test_copies_of_nothing_are_not_waited_for_as_long():
+    body = WORDS + "shl.b32 %r3, %r1, 2; mov.u32 %r9, {size};" + COPY.replace("0x4", "0x4, %r9")
+    body += "cp.async.wait_group 0; bar.sync 0; ld.shared.b32 %r5, [%r3]; st.global.b32 [%rd4], %r5;"
+    source, out = np.arange(1024, dtype=np.uint32), np.ones(1024, np.uint32)
+    whole, empty = (run(body.format(size=size), source, out) for size in (4, 0))
+    assert not out[:32].any()
+    assert whole.cycles[0] - empty.cycles[0] > 600
+
+
 def test_one_address_gets_different_values():
     with pytest.raises(Hazard, match="different values of two threads"):
         run("mov.u32 %r3, 0; st.shared.b32 [%r3], %r1;")

@@ -46,6 +46,7 @@ class Copies(GlobalAccess, SharedAccess):
                 reads = some if where is None else some & where
                 reads = None if reads.all() else reads
             group, values = path.groups[-1], None
+            there = time + LATENCY["shared_store"]  # of zeros
             if reads is None or reads.any():
                 origin, lanes = self._spread(source(batch), reads)
                 active = origin.reshape(-1) if lanes is None else origin[lanes]
@@ -53,11 +54,11 @@ class Copies(GlobalAccess, SharedAccess):
                 by_program = self.threads if lanes is None else lanes.sum(1)
                 self._count_global(pc, batch, "async", origin, lanes, size, by_program)
                 group.bytes += int(np.max(by_program)) * size
-                trips += 1
+                trips, there = trips + 1, time + LATENCY["global"]
                 if keep:
                     values = self._fetched(origin, lanes, active, size)
-            group.ready = max(group.ready, time + LATENCY["global"])
-            self._note_words(batch, words, time + LATENCY["global"] + waves - 1, trips)
+            group.ready = max(group.ready, there)
+            self._note_words(batch, words, there + waves - 1, trips)
             if keep:
                 group.copies.append((pc, place, on, size, values))
             self.under_way = max(self.under_way, sum(each.bytes for each in path.groups))
