@@ -79,7 +79,7 @@ def _decode_attention_kernel(
     positions_ptr,  # [B] int32
     y_ptr,  # [B, HQ * DH]
     partial_acc_ptr,  # [B, HKV, SPLITS, GROUP, DH] fp32: each split's sum of weighted values
-    partial_ml_ptr,  # [B, HKV, SPLITS, 2, GROUP] fp32: each split's maximum and sum of weights
+    partial_ml_ptr,  # [B, HKV, 2, GROUP, SPLITS] fp32: each split's maximum and sum of weights
     counters_ptr,  # [B * HKV] int32
     W,
     page_size,
@@ -152,7 +152,7 @@ def _decode_attention_kernel(
         pages = load_pages(pages_ptr, tl.minimum(block, blocks - 1), W, page_size, page_blocks, BLOCK_KV)
         m, l, acc = _attend_block(q, k_ptr, v_ptr, offs_kv, mask_kv, m, l, acc, None if FUSED_PREAMBLE else scale)
         if ends:
-            _store_split(partial_acc_ptr, partial_ml_ptr, bh * SPLITS + split, m, l, acc, GROUP)
+            _store_split(partial_acc_ptr, partial_ml_ptr, bh, split, m, l, acc, GROUP, SPLITS)
             m, l, acc = m_new, tl.zeros_like(l), tl.zeros_like(acc)
     if last_to_arrive(counters_ptr + bh, tl.minimum(blocks, programs)):
         for start in range(0, GROUP, BLOCK_H):
@@ -161,7 +161,7 @@ def _decode_attention_kernel(
             gate_h = None
             if FUSED_PREAMBLE:
                 gate_h = tl.load(token_ptr + (HQ + 2 * HKV) * DH + head).to(tl.float32)
-            l_h, acc_h = _merge_splits(partial_acc_ptr, partial_ml_ptr, bh * SPLITS, blocks, offs_h, GROUP, DH, SPLITS)
+            l_h, acc_h = _merge_splits(partial_acc_ptr, partial_ml_ptr, bh, blocks, offs_h, GROUP, DH, SPLITS)
             store_output(y_ptr + b * (HQ * DH) + head[:, None] * DH + offs_d[None, :], acc_h, l_h, gate_h, None)
 
 
@@ -216,45 +216,47 @@ def _attend_block(
 @triton.jit
 def _store_split(
     partial_acc_ptr,  # [B, HKV, SPLITS, GROUP, DH]
-    partial_ml_ptr,  # [B, HKV, SPLITS, 2, GROUP]
-    split,  # of all that the two hold
+    partial_ml_ptr,  # [B, HKV, 2, GROUP, SPLITS]
+    bh,
+    split,
     m,  # [BLOCK_G]
     l,  # [BLOCK_G]
     acc,  # [BLOCK_G, DH]
     GROUP: tl.constexpr,
+    SPLITS: tl.constexpr,
 ):
     offs_g, offs_d = tl.arange(0, acc.shape[0]), tl.arange(0, acc.shape[1])
     mask_g = offs_g < GROUP
-    offs_acc = (split * GROUP + offs_g[:, None]) * acc.shape[1] + offs_d[None, :]
+    offs_acc = ((bh * SPLITS + split) * GROUP + offs_g[:, None]) * acc.shape[1] + offs_d[None, :]
     tl.store(partial_acc_ptr + offs_acc, acc, mask=mask_g[:, None])
-    ml_ptrs = partial_ml_ptr + split * (2 * GROUP) + offs_g
+    ml_ptrs = partial_ml_ptr + (bh * (2 * GROUP) + offs_g) * SPLITS + split
     tl.store(ml_ptrs, m, mask=mask_g)
-    tl.store(ml_ptrs + GROUP, l, mask=mask_g)
+    tl.store(ml_ptrs + GROUP * SPLITS, l, mask=mask_g)
 
 
 @triton.jit
 def _merge_splits(
     partial_acc_ptr,  # [B, HKV, SPLITS, GROUP, DH]
-    partial_ml_ptr,  # [B, HKV, SPLITS, 2, GROUP]
-    first,
+    partial_ml_ptr,  # [B, HKV, 2, GROUP, SPLITS]
+    bh,
     blocks,
     offs_g,  # [BLOCK_H], of GROUP
     GROUP: tl.constexpr,
     DH: tl.constexpr,
     SPLITS: tl.constexpr,
 ):
-    """l [BLOCK_H] and acc [BLOCK_H, DH] of these heads, merged over SPLITS splits from `first` on, or fewer blocks.
+    """l [BLOCK_H] and acc [BLOCK_H, DH] of these heads, merged over SPLITS splits, or fewer blocks.
 
     Warps lie along the first axis, so that a thread adds its own elements of every split, in their order.
     """
     offs_s, offs_d = tl.arange(0, SPLITS), tl.arange(0, DH)
     mask_s = offs_s < blocks
-    split = first + offs_s
-    ml_ptrs = partial_ml_ptr + split[None, :] * (2 * GROUP) + offs_g[:, None]
+    ml_ptrs = partial_ml_ptr + (bh * (2 * GROUP) + offs_g[:, None]) * SPLITS + offs_s[None, :]
+    split = bh * SPLITS + offs_s
     offs_acc = (split[None, :, None] * GROUP + offs_g[:, None, None]) * DH + offs_d[None, None, :]
     acc = tl.load(partial_acc_ptr + offs_acc, mask=mask_s[None, :, None], other=0.0)  # [BLOCK_H, SPLITS, DH]
     m = tl.load(ml_ptrs, mask=mask_s[None, :], other=float("-inf"))  # [BLOCK_H, SPLITS]
-    l = tl.load(ml_ptrs + GROUP, mask=mask_s[None, :], other=0.0)
+    l = tl.load(ml_ptrs + GROUP * SPLITS, mask=mask_s[None, :], other=0.0)
     weight = tl.exp2(m - tl.max(m, axis=1)[:, None])
     return tl.sum(l * weight, axis=1), tl.sum(acc * weight[:, :, None], axis=1)
 
@@ -286,7 +288,7 @@ def decode_attention(
         positions_ptr=positions,
         y_ptr=y,
         partial_acc_ptr=qkvg.new_empty((B, HKV, SPLITS, GROUP, DH), dtype=torch.float32),
-        partial_ml_ptr=qkvg.new_empty((B, HKV, SPLITS, 2, GROUP), dtype=torch.float32),
+        partial_ml_ptr=qkvg.new_empty((B, HKV, 2, GROUP, SPLITS), dtype=torch.float32),
         counters_ptr=counters,
         page_blocks=whole_blocks(page_size, BLOCK_KV),
         scale=DH**-0.5 * LOG2E,
