@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -74,6 +75,7 @@ def train(options: argparse.Namespace) -> int:
     given = TrainOptions(**{field.name: getattr(options, field.name) for field in fields(TrainOptions)})
     folder, source = local_path(options.out), _source(options)
     sleep_while_waiting()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it, cuBLAS may give other bits each time
     from zonos2_triton.model.backend import resolve_device
     from zonos2_triton.model.threads import computing
     from zonos2_triton.model.training.dataset import load_dataset

@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from zonos2_triton.model.training.dataset import Item
 from zonos2_triton.model.training.forcing import Sequences
 from zonos2_triton.model.training.options import TrainOptions, weights_of
 from zonos2_triton.reference import network
@@ -71,11 +72,13 @@ class TrainedCodes:
         return cls(codes.to(device), log_count.to(device), column.to(device))
 
 
-def used_codes(config: Zonos2Config, sequences: Sequences) -> Tensor:
-    """bool [C, V]: the codes among the targets."""
+def used_codes(config: Zonos2Config, items: Sequence[Item]) -> Tensor:
+    """bool [C, V]: the codes among the targets of some items: theirs, and those that come before the first."""
     used = torch.zeros(config.n_codebooks, config.codebook_vocab, dtype=torch.bool, device="cpu")
-    for j in range(config.n_codebooks):
-        used[j, sequences.targets[:, j]] = True
+    for j, before in enumerate(items[0].prompt_ids(config)[-1, :-1].tolist()):
+        used[j, before] = j > 0  # codebook 0 has no delay
+        for item in items:
+            used[j, item.codes[:, j].long()] = True
     return used
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from zonos2_triton.model.training.curves import Curves, check_plotting
@@ -70,8 +69,10 @@ class Trainer:
         self.dtype, self.notice, self.folder = dtype, notice, folder
         self.device = next(iter(model.trained.values())).device
         self.lengths = [item.length(config) for item in items]
-        self.used = _used(config, items) if options.used_codes else None
+        self.used = used_codes(config, items) if options.used_codes else None
         self.codes = None if self.used is None else TrainedCodes.of(config, self.used, self.device)
+        voiced = any(item.speaker is not None for item in items)
+        self.shared = [t for name, t in model.trained.items() if voiced or not name.startswith("speaker_")]
         betas = options.beta1, options.beta2
         self.optimizer = torch.optim.AdamW(groups(model.trained, options.weight_decay), lr=options.lr, betas=betas)
         self.step = self.epoch = self.index = 0  # the next batch
@@ -200,9 +201,10 @@ class Trainer:
         prompts = dropped(items, options.conditioning_dropout, options.seed, self.step, self.processes.rank)
         found = self._losses(items, prompts, options.guide_layers)
         loss = found.total(options, settings["guide_weight"])
-        self.optimizer.zero_grad(set_to_none=False)
+        for tensor in self.shared:  # also of what this batch does not need, such as the speakers' weights
+            tensor.grad = torch.zeros_like(tensor)
         loss.backward()
-        gradients = [t.grad for t in self.model.trained.values() if t.grad is not None]
+        gradients = [tensor.grad for tensor in self.shared if tensor.grad is not None]
         told = torch.stack([loss.detach(), found.guide.detach() / max(found.guided, 1), found.balance.detach()]).float()
         asked = told.new_tensor([stop])
         entropy = found.cross_entropy.detach() / found.targets
@@ -228,14 +230,6 @@ class Trainer:
         }
         values |= {"tokens": sum(item.length(self.config) for item in items), "seconds": time.perf_counter() - started}
         return {"step": self.step, "epoch": self.epoch, **values, "cross_entropy": entropy.tolist()}, bool(asked[0] > 0)
-
-
-def _used(config: Zonos2Config, items: Sequence[Item]) -> Tensor:
-    """bool [C, V]: the codes that the data holds, and those before its first."""
-    used = torch.zeros(config.n_codebooks, config.codebook_vocab, dtype=torch.bool, device="cpu")
-    for item in items:
-        used |= used_codes(config, teacher_forced(config, [item], [item.prompt]))
-    return used
 
 
 def _mean(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

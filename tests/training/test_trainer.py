@@ -170,3 +170,12 @@ def test_an_idle_expert_becomes_likelier(config):
         model.balance(torch.tensor([[0.0, 0.5, 0.25, 0.25]] * len(changed.moe_layers)), 0.1)
         biases = model.saved[f"layers.{changed.moe_layers[0]}.feed_forward.router.balancing_biases"]
         torch.testing.assert_close(sign * biases, torch.tensor([0.1, -0.1, 0, 0]))
+
+
+def test_weights_that_the_data_does_not_reach_stay(trainer):
+    """Those of speakers, without any in the data: no weight decay changes them."""
+    made = trainer()
+    before = {name: tensor.clone() for name, tensor in made.model.saved.items() if name.startswith("speaker_")}
+    made.run(after(2))
+    assert before
+    assert all(torch.equal(made.model.saved[name], tensor) for name, tensor in before.items())
