@@ -16,7 +16,7 @@ Programs are dealt to the multiprocessors in turn; programs that return at once 
 and shows what limits one. It is no measurement: constants that are marked "assumed" await one.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
@@ -315,7 +315,11 @@ LEAST_SHARE = 0.5  # of the floor in a launch of a prompt or a clip; below it th
 
 @dataclass(frozen=True)
 class Bounds:
-    """Bounds on the counts of decode launches; None: none. `held` are those that fail the gate, others are printed."""
+    """Bounds on the counts of decode launches; None: none.
+
+    held: by name of a bound, the most tokens of a launch that fails the gate where it does not keep it. Others that do
+    not are printed.
+    """
 
     shared: Mapping[int, float] = field(default_factory=dict)  # by the most tokens: share of shared memory in the floor
     shared_dense: Mapping[int, float] | None = None  # in place of `shared`, in dense layers
@@ -326,7 +330,7 @@ class Bounds:
     round_trips: int | None = None
     conflict: float = 2.0
     exposed: int = 0
-    held: Collection[str] = ()
+    held: Mapping[str, int] = field(default_factory=dict)
 
     def over(self, counted: Counted, found: Estimate, tokens: int, is_dense: bool = False) -> dict[str, str]:
         """The bounds that a launch for so many tokens on the reference GPU does not keep, by name, in words."""

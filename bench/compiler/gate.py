@@ -255,7 +255,7 @@ def _with_counts(rows: Sequence[Row], launches: Sequence[Launch], spec: Any, wor
         row = replace(row, counted=counted, step=step, counts=as_json(counts))
         bounds = _bounds(row.function, spec.expects) if _has_bounds(row.config, workload) else None
         sizes = _tokens(workload), variant_of(row.config) == "dense"
-        row = _bounded(row, bounds, bounds.over(counted, step.estimate, *sizes) if bounds else {})
+        row = _bounded(row, bounds, bounds.over(counted, step.estimate, *sizes) if bounds else {}, sizes[0])
         made.append(row if is_of_a_frame(workload.name) else _with_reason(row, workload.name, spec.expects))
     return made
 
@@ -291,7 +291,7 @@ def _with_conflicts(rows: Sequence[Row], launches: Sequence[Launch], spec: Any, 
     for row, counts in zip(rows, found, strict=True):
         bounds = _bounds(row.function, spec.expects)
         over = bounds.over_on_any_target(counts.ways, len(counts.exposed_loads)) if bounds else {}
-        made.append(_bounded(row, bounds, over))
+        made.append(_bounded(row, bounds, over, _tokens(workload)))
     return made
 
 
@@ -318,12 +318,13 @@ def _bounds(function: str, expects: Expectations) -> Bounds | None:
     return expected.bounds if expected else None
 
 
-def _bounded(row: Row, bounds: Bounds | None, over: Mapping[str, str]) -> Row:
+def _bounded(row: Row, bounds: Bounds | None, over: Mapping[str, str], tokens: int) -> Row:
     """The row with the bounds that its counts do not keep: failures, or words where they do not hold yet."""
     if bounds is None:
         return row
-    failures = [text for name, text in over.items() if name in bounds.held]
-    rest = tuple(f"{name}: {text}" for name, text in over.items() if name not in bounds.held)
+    held = {name for name in over if tokens <= bounds.held.get(name, 0)}
+    failures = [text for name, text in over.items() if name in held]
+    rest = tuple(f"{name}: {text}" for name, text in over.items() if name not in held)
     return replace(row, failures=(*row.failures, *failures), over=rest)
 
 

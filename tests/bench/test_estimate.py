@@ -285,8 +285,10 @@ def test_a_launch_that_cannot_be_counted_has_failed(monkeypatch):
 
 
 def test_bounds_fail_where_they_are_held():
-    bounds = Bounds(held=("conflict",))
+    bounds = Bounds(held={"conflict": 16})
     over = bounds.over_on_any_target(8.0, 1)
-    found = gate._bounded(ROW, bounds, over)
+    wide = gate._bounded(ROW, bounds, over, 17)
+    assert (wide.failures, len(wide.over)) == ((), 2)
+    found = gate._bounded(ROW, bounds, over, 16)
     assert found.failures == ("8 wavefronts for one, at most 2",)
     assert found.over == ("exposed: 1 loads in loops that wait where they are issued, at most 0",)
