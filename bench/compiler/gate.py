@@ -10,14 +10,12 @@ import argparse
 import importlib
 import json
 import os
-import re
 import signal
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field, replace
-from fnmatch import fnmatchcase
+from dataclasses import asdict, replace
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
@@ -28,8 +26,21 @@ import torch
 from zonos2_triton._settings import local_path
 from zonos2_triton.bench.cli_choices import chosen
 from zonos2_triton.bench.compiler import arrival, dependent_launch, offline_compile
-from zonos2_triton.bench.compiler.cubin_stats import TARGETS, TENSOR_MEMORY, Stats, statistics
-from zonos2_triton.bench.compiler.estimate import LEAST_SHARE, MOST_TOKENS, Bounds, Counted, Step, steps, summary
+from zonos2_triton.bench.compiler.cubin_stats import TARGETS, Stats, statistics
+from zonos2_triton.bench.compiler.estimate import steps, summary
+from zonos2_triton.bench.compiler.expected import (
+    Expectations,
+    Row,
+    bounded,
+    bounds_of,
+    expected_of,
+    has_bounds,
+    is_of_a_frame,
+    judge,
+    tokens_of,
+    variant_of,
+    with_reason,
+)
 from zonos2_triton.bench.compiler.offline_compile import Launch, check_compiler, compile_only, fake_tensors, in_short
 from zonos2_triton.bench.compiler.ptx.counts import Counts
 from zonos2_triton.bench.compiler.ptx.launch import SAMPLE, count
@@ -40,50 +51,7 @@ CATALOGUE = "zonos2_triton.bench.catalogue"
 DTYPES = "bfloat16", "float16"  # of weights that models come in; fp32 is for tests, and spills
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 COUNTED_TARGET, COUNTED_DTYPE = "sm_90", "bfloat16"  # counts are of these launches
-DECODE = "decode", "dense"  # variants that bounds are of
 A_FEW = 1 << 10  # threads of a launch for other targets: conflicts and loads are those of the code
-
-
-@dataclass(frozen=True)
-class Expected:
-    """The requirements on the compiled code of one jit function, on every target."""
-
-    max_instructions: int
-    matrix: bool = False  # matrix instructions, of any family
-    warpgroup: bool = False  # and where the target has them, those of a whole warpgroup: HGMMA, UTC*MMA
-    stream16: bool = False  # the weight stream is read 16 bytes at a time
-    max_narrow: int | None = None  # with stream16: loads that are narrower; None: no more than those of 16 bytes
-    invariant: bool = False  # adds in one order at every number of rows of a variant: bits do not depend on the batch
-    bounds: Bounds | None = None  # on the counts of decode launches
-    # Why launches of prompts and clips stay below half of the better roof, conflict, or wait for their loads: by a
-    # pattern of workloads. Without a reason they fail.
-    reasons: Mapping[str, str] = field(default_factory=dict)
-
-
-Expectations = Mapping[str, Expected]
-"""By the name of the jit function, or a pattern of fnmatch; the first that matches counts."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One compiled kernel of one workload on one target."""
-
-    kernel: str  # in the catalogue
-    function: str  # "" where the op failed before or between its launches
-    config: str  # workload-dtype, then #2, #3, ... where it launches several binaries of this function
-    target: str
-    failures: tuple[str, ...]
-    stats: Stats | None = None
-    grid: tuple[int, ...] = ()
-    launches: int = 0
-    counted: Counted | None = None
-    step: Step | None = None  # its estimate
-    counts: Mapping[str, Any] | None = None  # in words and totals, for a reader
-    over: tuple[str, ...] = ()  # bounds that the counts do not keep, and that fail nothing
-
-    @property
-    def key(self) -> str:
-        return f"{self.kernel}/{self.function}/{self.config}/{self.target}"
 
 
 class Task(NamedTuple):
@@ -95,36 +63,6 @@ class Task(NamedTuple):
     dtypes: tuple[str, ...]
     workloads: tuple[Any, ...]
     config: tuple[dict[str, Any], ...] | None = None  # entries of a launch configuration file
-
-
-def judge(stats: Stats, target: str, expected: Expected) -> list[str]:
-    """The violations of a binary, in words."""
-    limits, wrong = TARGETS[target], []
-    if stats.traps and stats.instructions < 64:
-        wrong.append(f"a trap in place of the kernel: {stats.instructions} instructions, {stats.traps} of them traps")
-    if stats.spills or stats.stack:
-        wrong.append(f"spills or local arrays: {stats.spills} local accesses, {stats.stack} bytes of stack")
-    if stats.shared > limits.shared:
-        wrong.append(f"{stats.shared} bytes of shared memory, {target} has {limits.shared}")
-    if stats.tensor_memory > TENSOR_MEMORY:
-        wrong.append(f"{stats.tensor_memory} columns of tensor memory, {target} has {TENSOR_MEMORY}")
-    if expected.stream16:
-        allowed = stats.wide if expected.max_narrow is None else expected.max_narrow
-        if not stats.wide:
-            wrong.append(f"no 16-byte loads: {stats.narrow} narrower ones")
-        elif stats.narrow > allowed and "tma" not in stats.loads:
-            wide = f"beside {stats.wide} of 16, at most {allowed} meant"
-            wrong.append(f"{stats.narrow} loads narrower than 16 bytes {wide}")
-    warpgroup = expected.warpgroup and target in ("sm_90", "sm_100")
-    if (expected.matrix or expected.warpgroup) and not stats.matrix:
-        wrong.append("no matrix instructions")
-    elif warpgroup and not any("GMMA" in family or "UTC" in family for family in stats.matrix):
-        wrong.append(f"no matrix instructions of a warpgroup, only {', '.join(stats.matrix)}")
-    if stats.instructions > expected.max_instructions:
-        wrong.append(f"{stats.instructions} instructions, at most {expected.max_instructions} meant")
-    if not wrong and not stats.blocks:
-        wrong.append(f"no block fits: {stats.registers} registers, {stats.warps} warps")
-    return wrong
 
 
 def run(
@@ -196,7 +134,7 @@ def _same_sums(rows: list[Row], expects: Expectations) -> list[Row]:
     """The rows; those of an invariant function that adds in another order than its variant's first have failed."""
     first: dict[tuple[str, str], Row] = {}
     for i, row in enumerate(rows):
-        expected = _expected(row.function, expects)
+        expected = expected_of(row.function, expects)
         if expected and expected.invariant and row.stats:
             like = first.setdefault((row.function, variant_of(row.config)), row)
             if like.stats and like.stats.sums != row.stats.sums:
@@ -204,11 +142,6 @@ def _same_sums(rows: list[Row], expects: Expectations) -> list[Row]:
                 failure = f"adds in another order than {like.config} ({here})"
                 rows[i] = replace(row, failures=(*row.failures, failure))
     return rows
-
-
-def variant_of(config: str) -> str:
-    """The variant of a workload: its name up to the first number; "dense-prefill" of "dense-prefill-2048-bfloat16"."""
-    return re.sub(r"-B?\d.*|-(bfloat16|float16|float32).*", "", config)
 
 
 def _rows(name: str, spec: Any, workload: Any, dtype: str, target: str) -> Iterator[Row]:
@@ -233,7 +166,7 @@ def _rows(name: str, spec: Any, workload: Any, dtype: str, target: str) -> Itera
     if is_counted and not failure and all(row.stats for row in rows):
         if target == COUNTED_TARGET:
             rows = _with_counts(rows, launches, spec, workload)
-        elif _has_bounds(f"{workload.name}-{dtype}", workload):
+        elif has_bounds(f"{workload.name}-{dtype}", workload):
             rows = _with_conflicts(rows, launches, spec, workload)
     yield from rows
     if failure:
@@ -253,33 +186,11 @@ def _with_counts(rows: Sequence[Row], launches: Sequence[Launch], spec: Any, wor
     estimated, made = steps(spec.cost_of(workload, itemsize=2), kept, certain=True), []
     for row, counts, (_, counted), step in zip(rows, found, kept, estimated, strict=True):
         row = replace(row, counted=counted, step=step, counts=as_json(counts))
-        bounds = _bounds(row.function, spec.expects) if _has_bounds(row.config, workload) else None
-        sizes = _tokens(workload), variant_of(row.config) == "dense"
-        row = _bounded(row, bounds, bounds.over(counted, step.estimate, *sizes) if bounds else {}, sizes[0])
-        made.append(row if is_of_a_frame(workload.name) else _with_reason(row, workload.name, spec.expects))
+        bounds = bounds_of(row.function, spec.expects) if has_bounds(row.config, workload) else None
+        sizes = tokens_of(workload), variant_of(row.config) == "dense"
+        row = bounded(row, bounds, bounds.over(counted, step.estimate, *sizes) if bounds else {}, sizes[0])
+        made.append(row if is_of_a_frame(workload.name) else with_reason(row, workload.name, spec.expects))
     return made
-
-
-def is_of_a_frame(workload: str) -> bool:
-    """Whether a workload is a launch for one new token of each request; the others are of prompts and clips."""
-    return re.search(r"^decode|-B\d", workload) is not None
-
-
-def _with_reason(row: Row, workload: str, expects: Expectations) -> Row:
-    """The row with the catalogue's reason for a launch that is far from its roof; without a reason it has failed."""
-    expected = _expected(row.function, expects)
-    if not expected or not row.counted or not row.step:
-        return row
-    over = Bounds().over_on_any_target(row.counted.conflict, row.counted.exposed)
-    if (share := row.step.estimate.share) < LEAST_SHARE:
-        over["roof"] = f"{share:.2f} of the better roof"
-    if not over:
-        return row
-    reason = next((why for pattern, why in expected.reasons.items() if fnmatchcase(workload, pattern)), None)
-    text = "; ".join(over.values())
-    if reason is None:
-        return replace(row, failures=(*row.failures, f"{text}: the catalogue has no reason"))
-    return replace(row, over=(*row.over, f"{text}: {reason}"))
 
 
 def _with_conflicts(rows: Sequence[Row], launches: Sequence[Launch], spec: Any, workload: Any) -> list[Row]:
@@ -289,9 +200,9 @@ def _with_conflicts(rows: Sequence[Row], launches: Sequence[Launch], spec: Any, 
         return [replace(row, failures=(*row.failures, found)) for row in rows]
     made = []
     for row, counts in zip(rows, found, strict=True):
-        bounds = _bounds(row.function, spec.expects)
+        bounds = bounds_of(row.function, spec.expects)
         over = bounds.over_on_any_target(counts.ways, len(counts.exposed_loads)) if bounds else {}
-        made.append(_bounded(row, bounds, over, _tokens(workload)))
+        made.append(bounded(row, bounds, over, tokens_of(workload)))
     return made
 
 
@@ -303,29 +214,6 @@ def _counts(launches: Sequence[Launch], spec: Any, workload: Any, target: str, t
         return [by_binary[launch.kernel.hash] for launch in launches]
     except Exception as problem:
         return f"cannot be counted: {in_short(problem)}"
-
-
-def _tokens(workload: Any) -> int:
-    return int(workload.sizes.get("M", workload.sizes.get("B", 0)))
-
-
-def _has_bounds(config: str, workload: Any) -> bool:
-    return variant_of(config) in DECODE and _tokens(workload) <= MOST_TOKENS
-
-
-def _bounds(function: str, expects: Expectations) -> Bounds | None:
-    expected = _expected(function, expects)
-    return expected.bounds if expected else None
-
-
-def _bounded(row: Row, bounds: Bounds | None, over: Mapping[str, str], tokens: int) -> Row:
-    """The row with the bounds that its counts do not keep: failures, or words where they do not hold yet."""
-    if bounds is None:
-        return row
-    held = {name for name in over if tokens <= bounds.held.get(name, 0)}
-    failures = [text for name, text in over.items() if name in held]
-    rest = tuple(f"{name}: {text}" for name, text in over.items() if name not in held)
-    return replace(row, failures=(*row.failures, *failures), over=rest)
 
 
 def as_json(counts: Counts) -> dict[str, Any]:
@@ -351,7 +239,7 @@ def _judged(launch: Launch, target: str, expects: Expectations) -> tuple[Stats |
         stats = statistics(launch.kernel, TARGETS[target])
     except Exception as problem:
         return None, [f"its binary cannot be read: {in_short(problem)}"]
-    expected = _expected(launch.function, expects)
+    expected = expected_of(launch.function, expects)
     if expected is None:
         return stats, [f"the catalogue states no expectation for {launch.function}"]
     return stats, [
@@ -359,10 +247,6 @@ def _judged(launch: Launch, target: str, expects: Expectations) -> tuple[Stats |
         *dependent_launch.violations(launch.kernel, stats),
         *arrival.violations(launch.kernel),
     ]
-
-
-def _expected(function: str, expects: Expectations) -> Expected | None:
-    return next((expected for pattern, expected in expects.items() if fnmatchcase(function, pattern)), None)
 
 
 def command(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:

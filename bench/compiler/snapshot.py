@@ -1,4 +1,4 @@
-"""Snapshots of the compile gate, how rows differ from them, and rows as a table. Rows are those of `gate.Row`."""
+"""Snapshots of the compile gate, how rows differ from them, and rows as a table. Rows are those of `expected.Row`."""
 
 import json
 from collections import Counter

@@ -28,7 +28,8 @@ from zonos2_triton._settings import local_path
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.cli_choices import chosen
 from zonos2_triton.bench.compiler.cubin_stats import TARGETS
-from zonos2_triton.bench.compiler.gate import CATALOGUE, DTYPES, Row, Task, compile_all, worker_pool
+from zonos2_triton.bench.compiler.expected import Row
+from zonos2_triton.bench.compiler.gate import CATALOGUE, DTYPES, Task, compile_all, worker_pool
 from zonos2_triton.bench.compiler.offline_compile import (
     check_compiler,
     compile_only,

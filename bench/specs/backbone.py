@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from zonos2_triton.bench.compiler.estimate import MOST_TOKENS, Bounds
-from zonos2_triton.bench.compiler.gate import Expected
+from zonos2_triton.bench.compiler.expected import Expected
 from zonos2_triton.bench.specs import inputs
 from zonos2_triton.bench.specs.inputs import Sizes
 from zonos2_triton.bench.specs.spec import active_experts, spec
@@ -91,7 +91,7 @@ _PROMPTS = {
 }
 _PREPARE = Expected(max_instructions=1200, stream16=True)
 # Narrow loads of products: in `moe_experts` the slots, once for each layout that needs them.
-_PRODUCT = {"invariant": True, "matrix": True, "stream16": True}
+_PRODUCT: dict[str, Any] = {"invariant": True, "matrix": True, "stream16": True, "reasons": _PROMPTS}
 
 FRAME = (
     spec(
@@ -135,9 +135,7 @@ FRAME = (
         "qkv_projection",
         "attention norm; query, key, value and gate projections",
         {
-            "_qkv_projection_kernel": Expected(
-                max_instructions=6000, max_narrow=80, bounds=_WEIGHTS, reasons=_PROMPTS, **_PRODUCT
-            ),
+            "_qkv_projection_kernel": Expected(max_instructions=6000, max_narrow=80, bounds=_WEIGHTS, **_PRODUCT),
             "_prepare_norm_kernel": _PREPARE,
         },
         real={"D": D, "NQ": HQ * DH, "NKV": HKV * DH, "G": HQ},
@@ -235,11 +233,7 @@ FRAME = (
     spec(
         "output_projection",
         "output projection, residual add",
-        {
-            "_output_projection_kernel": Expected(
-                max_instructions=5000, max_narrow=40, bounds=_WEIGHTS, reasons=_PROMPTS, **_PRODUCT
-            )
-        },
+        {"_output_projection_kernel": Expected(max_instructions=5000, max_narrow=40, bounds=_WEIGHTS, **_PRODUCT)},
         real={"K": HQ * DH, "D": D},
         at={**_DECODE, **_PREFILL, **{f"no-residual-B{B}": {"M": B, **_ALONE} for B in (1, 64)}},
         small={"K": 64, "D": 48},
@@ -260,8 +254,7 @@ FRAME = (
                 max_instructions=12000,
                 max_narrow=400,
                 bounds=Bounds(round_trips=5, held=_CODE | {"round_trips": _ALL}),
-                reasons={"*": "few bytes, in a chain of dependent layers for each tile of 16 tokens"},
-                **_PRODUCT,
+                **_PRODUCT | {"reasons": {"*": "few bytes, in a chain of layers for each tile of 16 tokens"}},
             ),
             "_prepare_norm_kernel": _PREPARE,
         },
@@ -294,12 +287,8 @@ FRAME = (
         "moe_experts",
         "feed-forward norm, SwiGLU of each token's experts, weights, residual add",
         {
-            "_moe_experts_up_kernel": Expected(
-                max_instructions=9000, max_narrow=80, bounds=_EXPERTS, reasons=_PROMPTS, **_PRODUCT
-            ),
-            "_moe_experts_down_kernel": Expected(
-                max_instructions=6000, max_narrow=160, bounds=_JOINED, reasons=_PROMPTS, **_PRODUCT
-            ),
+            "_moe_experts_up_kernel": Expected(max_instructions=9000, max_narrow=80, bounds=_EXPERTS, **_PRODUCT),
+            "_moe_experts_down_kernel": Expected(max_instructions=6000, max_narrow=160, bounds=_JOINED, **_PRODUCT),
             "_prepare_norm_kernel": _PREPARE,
         },
         real={"D": D, "I": I, "E": E, "k": 1},

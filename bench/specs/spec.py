@@ -12,7 +12,7 @@ from torch.library import CustomOpDef  # type: ignore[attr-defined]
 
 from zonos2_triton.bench.cli_choices import chosen
 from zonos2_triton.bench.compiler.cubin_stats import TARGETS
-from zonos2_triton.bench.compiler.gate import Expectations, Expected
+from zonos2_triton.bench.compiler.expected import Expectations, Expected
 from zonos2_triton.bench.specs import inputs
 from zonos2_triton.bench.specs.inputs import Sizes
 from zonos2_triton.kernels import _operator

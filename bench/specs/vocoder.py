@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from zonos2_triton.bench.compiler.gate import Expected
+from zonos2_triton.bench.compiler.expected import Expected
 from zonos2_triton.bench.specs.inputs import Sizes
 from zonos2_triton.bench.specs.spec import spec
 from zonos2_triton.reference.vocoder_layers import LENGTH_UNKNOWN

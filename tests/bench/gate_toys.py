@@ -20,7 +20,8 @@ from triton.runtime.jit import JITFunction
 
 from zonos2_triton.bench import catalogue
 from zonos2_triton.bench.compiler import warmup
-from zonos2_triton.bench.compiler.gate import Expected, run
+from zonos2_triton.bench.compiler.expected import Expected
+from zonos2_triton.bench.compiler.gate import run
 from zonos2_triton.bench.compiler.offline_compile import compile_only, fake_tensors
 from zonos2_triton.kernels._dependent_launch import (
     begin_early_loads,

@@ -29,6 +29,7 @@ from zonos2_triton.bench.compiler.estimate import (
     steps,
     summary,
 )
+from zonos2_triton.bench.compiler.expected import Row, bounded
 from zonos2_triton.bench.compiler.ptx.counts import Counts
 from zonos2_triton.bench.specs.gpus import GPUS, find_gpu
 from zonos2_triton.kernels._operator import Cost
@@ -272,7 +273,7 @@ def test_what_a_launch_holds():
     assert held(replace(COUNTED, live=9999)).warps == 4 * 2
 
 
-ROW = gate.Row("op", "_op_kernel", "decode-B1-bfloat16", "sm_90", ())
+ROW = Row("op", "_op_kernel", "decode-B1-bfloat16", "sm_90", ())
 
 
 def test_a_launch_that_cannot_be_counted_has_failed(monkeypatch):
@@ -287,8 +288,8 @@ def test_a_launch_that_cannot_be_counted_has_failed(monkeypatch):
 def test_bounds_fail_where_they_are_held():
     bounds = Bounds(held={"conflict": 16})
     over = bounds.over_on_any_target(8.0, 1)
-    wide = gate._bounded(ROW, bounds, over, 17)
+    wide = bounded(ROW, bounds, over, 17)
     assert (wide.failures, len(wide.over)) == ((), 2)
-    found = gate._bounded(ROW, bounds, over, 16)
+    found = bounded(ROW, bounds, over, 16)
     assert found.failures == ("8 wavefronts for one, at most 2",)
     assert found.over == ("exposed: 1 loads in loops that wait where they are issued, at most 0",)

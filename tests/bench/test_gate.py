@@ -19,11 +19,11 @@ import torch
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.compiler import gate
 from zonos2_triton.bench.compiler.cubin_stats import TARGETS, Stats, statistics, sums
-from zonos2_triton.bench.compiler.estimate import Counted, steps
-from zonos2_triton.bench.compiler.gate import SNAPSHOTS, Expected, Row, judge, variant_of
+from zonos2_triton.bench.compiler.estimate import Counted
+from zonos2_triton.bench.compiler.expected import Expected, Row, judge, variant_of
+from zonos2_triton.bench.compiler.gate import SNAPSHOTS
 from zonos2_triton.bench.compiler.offline_compile import fake_tensors
 from zonos2_triton.bench.compiler.snapshot import compare, read_snapshot, write_snapshot
-from zonos2_triton.kernels._operator import Cost
 from zonos2_triton.model.cli import main
 
 DEFECTS = [
@@ -317,36 +317,6 @@ def test_compare_counts(tmp_path, name, kept, worse):
             assert compare([now], without) == []
 
 
-@pytest.mark.parametrize(
-    ("workload", "of_a_frame"),
-    [("decode-B1-top2", True), ("sum-B16", True), ("prefill-128", False), ("dense-prefill-128", False),
-     ("first-streams-64", False), ("chunk-16", False), ("first-layer", False)],
-)  # fmt: skip
-def test_launches_of_prompts_and_clips(workload, of_a_frame):
-    assert gate.is_of_a_frame(workload) is of_a_frame
-
-
-@pytest.mark.parametrize(
-    ("change", "text"),
-    [
-        ({}, None),
-        ({"wavefronts": 190_000}, "0.10 of the better roof"),
-        ({"conflict": 4.0}, "4 wavefronts for one, at most 2"),
-        ({"exposed": 3}, "3 loads in loops that wait where they are issued, at most 0"),
-    ],
-)
-def test_a_prompt_far_from_its_roof_needs_a_reason(change, text):
-    """A new kernel, or one that became slower, cannot pass without words."""
-    counted = dataclasses.replace(COUNTED, **change)
-    [step] = steps(Cost(bytes=43_000_000, flops=0), [("_op_kernel", counted)], certain=True)  # a floor of 10 us
-    judged = dataclasses.replace(row(), counted=counted, step=step)
-    without, named = ({"_op_*": Expected(99, reasons=each)} for each in ({"clip-*": "a"}, {"prefill-*": "b", "*": "c"}))
-    failed = [] if text is None else [f"{text}: the catalogue has no reason"]
-    assert [*gate._with_reason(judged, "prefill-128", without).failures] == failed
-    explained = gate._with_reason(judged, "prefill-128", named)
-    assert (explained.failures, [*explained.over]) == ((), [] if text is None else [f"{text}: b"])
-
-
 def test_compare_new_and_gone(tmp_path):
     second = row("op/_op_kernel/M1-bfloat16#2/sm_90")
     rest = [row("op/_op_kernel/M9-bfloat16/sm_90"), row("op/_k/M1-bfloat16/sm_80"), row("other/_k/M1-bfloat16/sm_90")]
@@ -426,9 +396,3 @@ def test_sums_of_slices_are_what_a_batch_must_not_change():
     assert sums(sliced) == sums(sliced.replace("x32x", "x8x"))
     assert sums(sliced) == sums(sliced.replace("x128xbf16", "x64xbf16"))
     assert sums(sliced) != sums(sliced.replace("4x16x128", "2x16x128"))
-
-
-def test_role_of_a_workload():
-    same = {"decode": ["B1-bfloat16", "B64-top2-bfloat16", "B64-bfloat16#2"], "decode-top2": ["bfloat16"]}
-    same |= {"prefill": ["2048-float16"], "dense-prefill": ["2048-bfloat16"]}
-    assert all(variant_of(f"{expected}-{rest}") == expected for expected, all_of in same.items() for rest in all_of)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from zonos2_triton.bench.compiler import gate, op_schema, snapshot
+from zonos2_triton.bench.compiler import op_schema, snapshot
+from zonos2_triton.bench.compiler.expected import Row
 from zonos2_triton.model.cli import TOOLS, main
 
 SAMPLE = Path(__file__).parent / "results" / "sample.json"
@@ -67,7 +68,7 @@ def test_the_report_names_its_page(capfd, tmp_path):
 @pytest.mark.parametrize(
     "write",
     [
-        lambda path: snapshot.write_snapshot(path, [gate.Row("k", "_k", "decode-B1-bfloat16", "sm_90", ())], ["k"]),
+        lambda path: snapshot.write_snapshot(path, [Row("k", "_k", "decode-B1-bfloat16", "sm_90", ())], ["k"]),
         lambda path: op_schema.write(path, "2.0.0", {"op": "op() -> Tensor"}),
     ],
     ids=["snapshot", "schemas"],

@@ -13,7 +13,7 @@ import torch
 from zonos2_triton.bench.catalogue import KERNELS
 from zonos2_triton.bench.compiler import tune
 from zonos2_triton.bench.compiler.cubin_stats import Stats
-from zonos2_triton.bench.compiler.gate import Row
+from zonos2_triton.bench.compiler.expected import Row
 from zonos2_triton.bench.compiler.offline_compile import launch_configs
 from zonos2_triton.bench.compiler.tune import Candidate, best, grid, launches, measure, refuse
 from zonos2_triton.bench.timing import timer

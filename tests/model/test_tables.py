@@ -11,7 +11,8 @@ import termios
 import pytest
 
 from zonos2_triton.bench.baselines.providers import ALL
-from zonos2_triton.bench.compiler import gate, snapshot
+from zonos2_triton.bench.compiler import snapshot
+from zonos2_triton.bench.compiler.expected import Row
 from zonos2_triton.bench.planner import plan
 from zonos2_triton.bench.specs.gpus import find_gpu
 from zonos2_triton.bench.suite import gpu
@@ -135,7 +136,7 @@ TABLES = {
     "ranges": ranges,
     "swapped": swapped,
     "compiled": lambda _: snapshot.table(
-        [gate.Row("rotary", "_rotary_kernel", "decode-B1", "sm_90", ("spills: 3", "no 16-byte loads: 3 others"))]
+        [Row("rotary", "_rotary_kernel", "decode-B1", "sm_90", ("spills: 3", "no 16-byte loads: 3 others"))]
     ),
     "doctor": lambda _: doctor.as_text(doctor.diagnose()),
 }  # fmt: skip
