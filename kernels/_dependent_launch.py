@@ -6,7 +6,8 @@ runs, programs of n ask for weights in L2, load what is settled, and wait until 
 
 What a program may do before its wait:
 
-* Ask for weights in L2, in any launch. A prefetch changes no value, as every load after it reads L2.
+* Ask for weights in L2, in any launch; for more, at addresses that it has loaded early. A prefetch changes no value, as
+  every load after it reads L2.
 * Load, into registers or shared memory, between `begin_early_loads` and `end_early_loads`: weights, tables, and what
   launches up to n - 2 wrote. Never what n - 1 writes. The first call names the pointers; others are not loaded.
 * Compute with these. Nothing is stored or counted, and there is no trigger: the launch after would take n - 1 for done.
@@ -20,7 +21,7 @@ Why early loads are right there. Launch n - 1 is one of ours, or a plain launch,
 lets n start when it has ended itself. Weights and tables do not change. A frame is an embedding, layers, a draw:
 
     launch              n - 2        n - 1              n
-    writes              anything     qkvg               reads block_table, positions, cached keys and values early
+    does                anything     writes qkvg        looks up positions, pages and angles early
     first layer         embedding    qkv_projection     decode_attention
 
 The host's copies, a prompt's keys and the last frame's positions come before the embedding, whether the slot is new,

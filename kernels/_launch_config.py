@@ -30,7 +30,7 @@ def launch_config(op: str, variant: str, dtype: torch.dtype, rows: int = 1, tf32
 
     A choice is made once and kept: callers must not change it.
     """
-    key, found = (op, variant, dtype, rows, tf32, _target(), wanted_pdl(), _early()), overrides()
+    key, found = (op, variant, dtype, rows, tf32, _target(), wanted_pdl(), early_loads_are_on()), overrides()
     kept = _kept.get(key)
     if kept is None or kept[0] is not found:
         kept = _kept[key] = found, _chosen(op, variant, dtype, rows, tf32)
@@ -163,7 +163,7 @@ def early_loads() -> Iterator[None]:
     The caller promises that the launch before each one writes none of that, and does not trigger before it waits.
     Weights and tables must be older than the launch before the block.
     """
-    before = _early()
+    before = early_loads_are_on()
     _thread.early = True
     try:
         yield
@@ -171,7 +171,8 @@ def early_loads() -> Iterator[None]:
         _thread.early = before
 
 
-def _early() -> bool:
+def early_loads_are_on() -> bool:
+    """Whether this thread is inside of `early_loads`."""
     return getattr(_thread, "early", False)
 
 
@@ -191,7 +192,7 @@ def dependent_launch() -> Launch:
         )
     if not exists or wanted is False:
         return {"PDL": False}
-    return {"PDL": "early" if _early() else True, "launch_pdl": True}
+    return {"PDL": "early" if early_loads_are_on() else True, "launch_pdl": True}
 
 
 def architecture() -> str:

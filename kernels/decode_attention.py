@@ -31,6 +31,9 @@ block_table[b, 9 // 4] = 5 and 9 % 4 = 1. With BLOCK_KV = 2, SPLITS = 4 and two 
     partial   acc, m, l          acc, m, l       acc, m, l       acc, m, l
               the last of the two to arrive merges the splits in the order 0, 1, 2, 3 and stores y
 
+As a dependent launch it looks up position, pages and angles before its wait, where the caller's loop promises that
+they are settled (`_dependent_launch`), and asks for its first keys and values in L2.
+
 Splits follow from the position alone, whatever the batch and its number of programs, and are merged in order. So a
 result depends on its own sequence alone, bit for bit. Every maximum begins with the score of the new token: no weight
 is NaN because a block has no position in it.
@@ -62,7 +65,7 @@ from zonos2_triton.kernels._attention import (
     store_output,
     whole_blocks,
 )
-from zonos2_triton.kernels._dependent_launch import begin_early_loads, end_early_loads
+from zonos2_triton.kernels._dependent_launch import begin_early_loads, end_early_loads, prefetch_l2
 from zonos2_triton.kernels._launch_config import launch_config
 from zonos2_triton.kernels._math import dot_fp32, last_to_arrive
 from zonos2_triton.kernels._operator import Cost, operator, zeroed_counters
@@ -119,6 +122,12 @@ def _decode_attention_kernel(
     blocks = tl.maximum(tl.cdiv(position, BLOCK_KV), 1)  # of cached positions; at position 0 one that is masked out
     second, _, _ = _next_block(program, blocks, programs, SPLITS)
     second_pages = load_pages(pages_ptr, tl.minimum(second, blocks - 1), W, page_size, page_blocks, BLOCK_KV)
+    if PDL == "early" and page_blocks is not None:
+        # Its positions lie together, with all heads: each head's program asks for as much as it will read.
+        first = pages.to(tl.int64) * page_size + program % page_blocks * BLOCK_KV
+        count = tl.where(program * BLOCK_KV < position, BLOCK_KV * DH, 0)
+        prefetch_l2(k_ptr + (first * HKV + hk * BLOCK_KV) * DH, count, PDL)
+        prefetch_l2(v_ptr + (first * HKV + hk * BLOCK_KV) * DH, count, PDL)
     end_early_loads(PDL)
     # After the wait, one round trip: these, and the first keys and values, whose addresses are known.
     offs_head = heads[:, None] * DH + offs_d[None, :]  # [BLOCK_G, DH]

@@ -30,6 +30,7 @@ from triton.runtime import interpreter
 from zonos2_triton.bench.proof import races
 from zonos2_triton.bench.proof.poison import extent_bytes
 from zonos2_triton.kernels._dependent_launch import begin_early_loads, end_early_loads, wait_for_previous_launch
+from zonos2_triton.kernels._launch_config import early_loads_are_on
 
 DataRace = races.DataRace
 
@@ -41,7 +42,8 @@ class OutOfBounds(IndexError):
 class NoWait(RuntimeError):
     """A program of a dependent launch accesses memory, or ends, without a wait for the previous launch.
 
-    Between `begin_early_loads` and `end_early_loads` it may load the arguments that the first of them names.
+    Between `begin_early_loads` and `end_early_loads` it may load the arguments that the first of them names. Inside of
+    `_launch_config.early_loads`, nothing of that is from the previous launch.
     """
 
 
@@ -129,6 +131,8 @@ class Checks:
         self.bounds, self.undefined, self.races, self.waits, self.order = bounds, undefined, races, waits, order
         self.builder = interpreter.interpreter_builder
         self.launches = 0  # how many were checked
+        self.kernel = ""  # of the latest launch, as is what it has written
+        self.written: list[NDArray[np.uint64]] = []
         self.inside_atomic = False
         self.patched: set[int] = set()
 
@@ -157,7 +161,8 @@ class Checks:
 
         def checked_launch(executor: Any, *args: Any, **kwargs: Any) -> None:
             self.launches += 1
-            self.kernel = executor.fn.__name__
+            self.previous, self.kernel = self.kernel, executor.fn.__name__
+            self.settling, self.written = self.written if early_loads_are_on() else [], []
             self.waited = True  # no program has begun
             self.early: frozenset[str] = frozenset()
             self.dependent = self.waits and "PDL" in executor.arg_names
@@ -242,6 +247,10 @@ class Checks:
             if kind != races.LOAD or not self.early.issuperset(memory.names.split("/")):
                 does = f"{races.DOES[kind]} {some.size} elements of {memory.names}"
                 raise NoWait(f"{self.kernel}: program {self.builder.grid_idx} {does} before its wait")
+            if any(np.isin(some, written).any() for written in self.settling):
+                raise NoWait(f"{self.kernel}: early loads of {memory.names}, which {self.previous} has just written")
+        if kind != races.LOAD and self.waits:
+            self.written.append(addresses)
         if self.bounds and outside.size:
             where = self.arguments.nearest(int(outside[0]), size)
             lanes = f"{outside.size} of {addresses.size} lanes outside every tensor argument ({where})"

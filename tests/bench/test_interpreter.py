@@ -16,6 +16,7 @@ from zonos2_triton.kernels._dependent_launch import (
     wait_for_previous_launch,
 )
 from zonos2_triton.kernels._interpreter import repair
+from zonos2_triton.kernels._launch_config import early_loads
 
 pytestmark = pytest.mark.interpreter
 repair()
@@ -242,6 +243,20 @@ def test_early_loads(where, words):
         launch(_early_kernel, 4, x, w, WHERE=where, PDL=False)
     with pytest.raises(NoWait, match=r"loads 1 elements? of .*x_ptr.* before its wait"):  # one tensor as two arguments
         launch(_early_kernel, 4, x, x, WHERE="", PDL=False)
+
+
+def test_early_loads_of_what_the_launch_before_has_written():
+    x, w = torch.ones(4), torch.ones(4)
+    with checked():
+        _early_kernel[(4,)](x, w, WHERE="", PDL=False)
+        _early_kernel[(4,)](w, x, WHERE="", PDL=False)  # launches that nobody promises anything of
+        with early_loads():
+            _early_kernel[(4,)](w, w.clone(), WHERE="", PDL=False)
+            _early_kernel[(4,)](x, x.clone(), WHERE="", PDL=False)
+            _early_kernel[(4,)](x, w, WHERE="", PDL=False)  # w is of the launch before the one before
+            with pytest.raises(NoWait, match="early loads of w_ptr, which _early_kernel has just written"):
+                _early_kernel[(4,)](w, x, WHERE="", PDL=False)
+    assert x.tolist() == [10, 10, 10, 10]
 
 
 def state():

@@ -1,12 +1,15 @@
 """The scheduler on the kernels, interpreted: batches that are padded as graphs are, and requests that come and go."""
 
+from dataclasses import fields
 from functools import cache
 
 import pytest
 import torch
 
+from zonos2_triton.kernels._launch_config import early_loads_are_on
 from zonos2_triton.model import Backbone, BatchingOptions, Sampling
 from zonos2_triton.model.runtime.scheduler import Scheduler
+from zonos2_triton.reference.ops import Ops
 
 pytestmark = [pytest.mark.interpreter, pytest.mark.usefixtures("quick_interpreter")]
 
@@ -62,6 +65,21 @@ def test_a_prompt_in_pieces_between_frames_is_the_prompt(two_layers):
     late = backbone.stream(prompt, sampling, voice)
     assert torch.equal(torch.stack([frame.codes for frame in late]), whole.frames)
     busy.close()
+
+
+def test_kernels_load_early_in_prompts_and_frames_alone(two_layers):
+    """Where the interpreter checks that the launch before has written none of it."""
+    backbone, seen = backbone_of(two_layers, False, sync_interval=1), []
+
+    def watched(op):
+        return lambda *args, **kwargs: seen.append(early_loads_are_on()) or op(*args, **kwargs)
+
+    backbone.ops = Ops(**{field.name: watched(getattr(backbone.ops, field.name)) for field in fields(Ops)})
+    prompts, samplings = requests(1)
+    backbone.generate(prompts, samplings)
+    assert len(seen) > 20
+    assert all(seen)
+    assert not early_loads_are_on()
 
 
 def test_launches_of_a_frame(two_layers, quick_interpreter):
