@@ -75,7 +75,7 @@ def train(options: argparse.Namespace) -> int:
     given = TrainOptions(**{field.name: getattr(options, field.name) for field in fields(TrainOptions)})
     folder, source = local_path(options.out), _source(options)
     sleep_while_waiting()
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it, cuBLAS may give other bits each time
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it, cuBLAS is not bitwise reproducible
     from zonos2_triton.model.backend import resolve_device
     from zonos2_triton.model.threads import computing
     from zonos2_triton.model.training.dataset import load_dataset
