@@ -89,6 +89,8 @@ _PROMPTS = {
     "*top2": "the L2 cache; the last program adds partials of two experts by loads that nothing overlaps with",
     "*": "K is not split, as bits must not depend on the length: 25 to 98 programs, each a chain of steps",
 }
+_ATTENDED = {"*": "few programs of 32 tokens in short prompts; in long ones softmax takes twice the floor"}
+_WRITTEN = {"*": "little work: a page, then a key and a value of 16 tokens each"}
 _PREPARE = Expected(max_instructions=1200, stream16=True)
 # Narrow loads of products: in `moe_experts` the slots, once for each layout that needs them.
 _PRODUCT: dict[str, Any] = {"invariant": True, "matrix": True, "stream16": True, "reasons": _PROMPTS}
@@ -196,15 +198,8 @@ FRAME = (
         "prefill_attention",
         "the same, causal, for packed sequences",
         {
-            "_prefill_attention_kernel": Expected(
-                max_instructions=9000,
-                matrix=True,
-                warpgroup=True,
-                reasons={"*": "few programs of 32 tokens in short prompts; in long ones softmax takes twice the floor"},
-            ),
-            "_write_cache_kernel": Expected(
-                max_instructions=1500, reasons={"*": "little work: a page, then a key and a value of 16 tokens each"}
-            ),
+            "_prefill_attention_kernel": Expected(9000, matrix=True, warpgroup=True, reasons=_ATTENDED),
+            "_write_cache_kernel": Expected(1500, reasons=_WRITTEN),
         },
         real={"HQ": HQ, "HKV": HKV, "DH": DH},
         at={
