@@ -4,7 +4,6 @@ Importing this package registers all of them, and so imports Triton.
 """
 
 from zonos2_triton.kernels import add_rms_norm as add_rms_norm
-from zonos2_triton.kernels import advance_frame as advance_frame
 from zonos2_triton.kernels import codebook_head as codebook_head
 from zonos2_triton.kernels import conv1d_snake as conv1d_snake
 from zonos2_triton.kernels import conv1d_tanh as conv1d_tanh

@@ -108,7 +108,6 @@ LAUNCH_CONFIGS: dict[tuple[str, str], Configs] = {
     ("frame_embedding", "row"): _ROW,
     ("rotary", "row"): _ROW,
     ("sample_codes", "row"): {"*": (_config(8, 1),), "interpreter": (_config(1, 1),)},
-    ("advance_frame", "row"): {"*": (_config(1, 1),)},
     ("qkv_projection", "decode"): _decode(*_TALL),
     ("qkv_projection", "prefill"): _PREFILL,
     ("output_projection", "decode"): _SHORT,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 MAX_BATCH_SIZE = 256  # sequences that decode together
 MAX_PREFILL_TOKENS = 4096  # of one launch; longer prompts come in chunks
 PAGE_SIZE = 64  # positions in a page of the KV cache
-COUNTING = ("decode_attention", "moe_router", "moe_experts")  # operators whose programs count arrivals
+COUNTING = ("decode_attention", "moe_router", "moe_experts", "sample_codes")  # operators whose programs count arrivals
 
 
 def ops_of(

@@ -7,7 +7,6 @@ from typing import NamedTuple
 from torch import Tensor
 
 from zonos2_triton.reference.add_rms_norm import add_rms_norm
-from zonos2_triton.reference.advance_frame import advance_frame
 from zonos2_triton.reference.codebook_head import codebook_head
 from zonos2_triton.reference.conv1d_snake import conv1d_snake
 from zonos2_triton.reference.conv1d_tanh import conv1d_tanh
@@ -41,12 +40,11 @@ class Ops:
     moe_experts: Callable[..., tuple[Tensor, Tensor, Tensor]]
     codebook_head: Callable[..., Tensor]
     sample_codes: Callable[..., tuple[Tensor, Tensor]]
-    advance_frame: Callable[..., None]
 
 
 REFERENCE = Ops(
     *(frame_embedding, add_rms_norm, qkv_projection, decode_attention, prefill_attention, output_projection),
-    *(moe_router, moe_experts, codebook_head, sample_codes, advance_frame),
+    *(moe_router, moe_experts, codebook_head, sample_codes),
 )
 
 

@@ -71,7 +71,7 @@ PARAMETERS = {
 }
 # Operators, their files in kernels/ and reference/, and their tests.
 OPERATORS = """
-    experts moe_experts, router moe_router, head codebook_head, sample sample_codes, advance advance_frame,
+    experts moe_experts, router moe_router, head codebook_head, sample sample_codes, advance sample_codes,
     codebook_sum rvq_decode, convolution conv1d_snake, transposed_convolution conv_transpose1d_snake,
     waveform conv1d_tanh
 """

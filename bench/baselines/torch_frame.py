@@ -108,11 +108,7 @@ class TorchFrame:
 
         def leave(x: Tensor) -> tuple[Tensor, Tensor]:
             logits = self._logits(x)
-            codes, nonfinite = torch_ops.sample_codes(logits, s.settings, s.seeds, s.steps, s.last_seen)
-            requests = s.positions, s.steps, s.max_frames, s.eoa_ids, s.eos_frames
-            history = s.ids, s.last_seen, s.frames
-            torch_ops.advance_frame(codes, nonfinite, *requests, *history, config.text_vocab)
-            return logits, codes
+            return logits, torch_ops.sample_codes(logits, *s.drawing(slice(None)), config.text_vocab)[0]
 
         # Philox counts on products that wrap, which C++, the compiler's language for a CPU, leaves undefined.
         drawing = self._compiled(leave) if self.device.type == "cuda" or "backend" in COMPILER else leave

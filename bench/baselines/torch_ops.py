@@ -7,6 +7,7 @@ are.
 """
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -262,9 +263,16 @@ def codebook_head(
 
 
 def sample_codes(
-    logits: Tensor, settings: Tensor, seeds: Tensor, steps: Tensor, last_seen: Tensor
+    logits: Tensor,
+    settings: Tensor,
+    seeds: Tensor,
+    steps: Tensor,
+    last_seen: Tensor,
+    positions: Tensor | None = None,
+    *state: Any,
+    **more: Any,
 ) -> tuple[Tensor, Tensor]:
-    """`reference.sampling.draw` with its counter on the device."""
+    """`reference.sample_codes.sample_codes` with its counter on the device."""
     sound = logits.float().amax(-1, keepdim=True).isfinite()
     probs = sampling.distributions(torch.where(sound, logits.float(), 0.0), settings, steps, last_seen)
     weights = (probs * 2**WEIGHT_BITS).to(torch.int64)
@@ -273,19 +281,22 @@ def sample_codes(
     word = philox(seeds[:, None], (steps[:, None], codebooks, nothing, nothing))[..., :1]
     target = word * weights.sum(-1, keepdim=True) >> 32
     codes = (weights.cumsum(-1) <= target).sum(-1)
-    return torch.where(sound[..., 0], codes, logits.shape[2] - 1).int(), (~sound[..., 0]).int()
+    codes, nonfinite = torch.where(sound[..., 0], codes, logits.shape[2] - 1).int(), (~sound[..., 0]).int()
+    if positions is not None:
+        _advance(codes, nonfinite, steps, last_seen, positions, *state, **more)
+    return codes, nonfinite
 
 
-def advance_frame(
+def _advance(
     codes: Tensor,
     nonfinite: Tensor,
-    positions: Tensor,
     steps: Tensor,
+    last_seen: Tensor,
+    positions: Tensor,
     max_frames: Tensor,
     eoa_ids: Tensor,
     eos_frames: Tensor,
     ids: Tensor,
-    last_seen: Tensor,
     frames: Tensor,
     text_id: int,
 ) -> None:
@@ -315,5 +326,4 @@ TORCH_OPS = replace(
     prefill_attention=prefill_attention,
     moe_experts=moe_experts,
     sample_codes=sample_codes,
-    advance_frame=advance_frame,
 )

@@ -74,7 +74,7 @@ def frame_places(config: Zonos2Config, batch_size: int) -> list[Operation]:
             places += [("moe_router", name), ("moe_experts", experts)]
         else:
             places += [("moe_experts", f"dense-B{batch_size}")]
-    return [*places, *((op, name) for op in ("codebook_head", "sample_codes", "advance_frame"))]
+    return [*places, *((op, name) for op in ("codebook_head", "sample_codes"))]
 
 
 def frame_launches(
@@ -98,7 +98,7 @@ def frame_us(
 def prompt_us(config: Zonos2Config, found: Mapping[Operation, Sequence[Step]]) -> float | None:
     """Microseconds of a prompt of `PROMPT` tokens up to its logits: of its launches, or of the host that makes them."""
     name, places = f"prefill-{PROMPT}", []
-    for op, workload in frame_places(config, 1)[:-2]:  # nothing is sampled
+    for op, workload in frame_places(config, 1)[:-1]:  # nothing is sampled
         if op == "codebook_head":
             places.append((op, workload))
         else:

@@ -259,7 +259,7 @@ _CHECKS = (*_OF_FRAMES, reads_only_window, steps, idempotent, any_order)
 INVARIANTS: Mapping[str, Callable[[Case, Op], None]] = {check.__name__: check for check in _CHECKS}
 ROUNDED_ONCE = {"frame_embedding", "add_rms_norm", "rotary", "output_projection", "rvq_decode"}
 ROUNDED_ONCE |= {"conv1d_snake", "conv_transpose1d_snake", "conv1d_tanh"}
-COUNTING = ("decode_attention", "moe_router", "moe_experts")
+COUNTING = ("decode_attention", "moe_router", "moe_experts", "sample_codes")
 
 
 def variants(kernel: Kernel) -> Iterator[tuple[str, Kernel]]:

@@ -26,10 +26,9 @@ ROWS: Mapping[str, tuple[str, ...]] = {
     "moe_router": ("x", *NORM, "router_state", "positions"),
     "moe_experts": ("x", *NORM, "expert_weights"),
     "codebook_head": ("x", *NORM),
-    "sample_codes": ("logits", "settings", "seeds", "steps", "last_seen"),
-    "advance_frame": (
-        *("codes", "nonfinite", "positions", "steps", "max_frames", "eoa_ids", "eos_frames"),
-        *("ids", "last_seen", "frames"),
+    "sample_codes": (
+        *("logits", "settings", "seeds", "steps", "last_seen"),
+        *("positions", "max_frames", "eoa_ids", "eos_frames", "ids", "frames"),
     ),
     "rvq_decode": ("codes", "step_meta", "z"),
     **dict.fromkeys(

@@ -51,7 +51,14 @@ _AT_THE_TARGET = (
     (2.67657876, 0.0, -1.86647892), (0.986862123, 0.0, -1.47215581),
 )  # fmt: skip
 _PENALISED = ({"temperature": 0, "repetition_window": 5, "repetition_penalty": 30, "repetition_codebooks": 2},)
-# Requests at every place of the rule for the end; of `advance_frame`.
+# Where leaving out the search for the k-th largest, or zeros of two signs, would draw other codes; of `sample_codes`.
+_SEARCHED: tuple[dict[str, float], ...] = (
+    {"top_k": 1, "min_p": 0.0, "repetition_window": 0},
+    {"top_k": 2, "min_p": 0.5, "repetition_window": 0},
+    {"top_k": 2, "min_p": 0.9, "repetition_window": 0, "top_p": 0.4},
+)
+_SEARCHED_LEVELS = ((0.0, -0.0), (0.3, 0.2, 0.1, -9.0, -9.0, -9.0), (2.0, 2.0, 1.8, 1.8, 1.8, 1.8))
+# Slots at every place of the rule for the end; of `sample_codes`.
 _ENDS: tuple[dict[str, Any], ...] = (
     {"ends": (1,)},
     {"ends": (0, 2)},
@@ -356,9 +363,9 @@ FRAME = (
     ),
     spec(
         "sample_codes",
-        "repetition penalty, temperature, top-k, softmax, top-p, min-p, draw",
-        {"_sample_codes_kernel": Expected(max_instructions=3700, bounds=_FEW_LOADS)},
-        real={"C": C, "V": V},
+        "penalty, temperature, top-k, softmax, top-p, min-p, draw; history, end of audio, next ids",
+        {"_sample_codes_kernel": Expected(max_instructions=3900, bounds=_FEW_LOADS)},
+        real={"C": C, "V": V, "N": 16},
         at={
             **{f"decode-B{B}": {"B": B} for B in (1, 4, 16, 64, 256)},
             "decode-B16-top-p": {"B": 16, "settings": ({"top_p": 0.9},)},
@@ -377,23 +384,20 @@ FRAME = (
             "at-the-target": {"B": 4, "C": 1, "V": 3, "settings": (_SOFTMAX,), "levels": _AT_THE_TARGET},
             "last-bits": inputs.last_bits(48),
             "wide": {"B": 1, "C": 1, "V": 1026},
-        },
-    ),
-    spec(
-        "advance_frame",
-        "history, end of audio, countdown, next ids",
-        {"_advance_frame_kernel": Expected(max_instructions=250, bounds=_FEW_LOADS)},
-        real={"C": C, "V": V, "N": 16},
-        at={f"decode-B{B}": {"B": B} for B in (1, 4, 16, 64, 256)},
-        small={"C": 5, "V": 11, "N": 4},
-        edges={
-            "tiny": {"B": 2},
-            "one-row": {"B": 1},
-            "ends": {"B": 11, "rows": _ENDS},
-            "ends-first": {"B": 11, "rows": tuple({**row, "steps": 1, "max_frames": 60} for row in _ENDS)},
-            "idle": {"B": 4, "rows": ({}, {"positions": -1}, {"fault": 2}, {"positions": -2, "ends": (0,)})},
+            "search": {"B": 12, "V": 6, "settings": _SEARCHED, "levels": _SEARCHED_LEVELS},
+            "no-state": {"B": 2, "state": False},
+            "ends": {"B": 11, "slots": tuple({**slot, "steps": 20} for slot in _ENDS)},
+            "ends-first": {"B": 11, "slots": tuple({**slot, "steps": 1, "max_frames": 60} for slot in _ENDS)},
+            "idle": {
+                "B": 5,
+                "slots": (
+                    *({}, {"positions": -1}, {"fault": 2}, {"positions": -2, "ends": (0,)}),
+                    {"positions": -1, "fault": 0},
+                ),
+            },
             "no-ring": {"B": 3, "N": 1},
         },
-        mutates=("positions", "steps", "max_frames", "eos_frames", "ids", "last_seen", "frames"),
+        mutates=("steps", "last_seen", "positions", "max_frames", "eos_frames", "ids", "frames"),
+        branches_on_values=True,
     ),
 )

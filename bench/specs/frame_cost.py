@@ -37,14 +37,13 @@ def frame_cost(config: Zonos2Config, sequences: int, context: int, itemsize: int
         "moe_experts (dense)": _times(c.n_layers - len(ks), experts(1, 1, routed=False)),
         "codebook_head": one("codebook_head", D=c.dim, N=c.n_codebooks * c.codebook_vocab),
         "sample_codes": KERNELS["sample_codes"].cost(**codes, V=c.codebook_vocab),
-        "advance_frame": KERNELS["advance_frame"].cost(**codes),
     }
 
 
 def prompt_cost(config: Zonos2Config, rows: int, itemsize: int = 2) -> Mapping[str, Cost]:
     """Likewise, of one prompt of so many rows up to its logits, which are those of the last row."""
     c, costs = config, dict(frame_cost(config, rows, 0, itemsize))
-    for name in ("decode_attention", "sample_codes", "advance_frame"):
+    for name in ("decode_attention", "sample_codes"):
         del costs[name]
     sizes = {"HQ": c.heads, "HKV": c.kv_heads, "DH": c.head_dim, "itemsize": itemsize}
     flops = KERNELS["prefill_attention"].cost(T=rows, context=0, B=1, **sizes).flops

@@ -222,6 +222,7 @@ def codebook_head(
 def sample_codes(
     new: Inputs, B: int, C: int, V: int, settings: tuple[Settings, ...] = ({},), step: int = 40,
     spread: float = 3.0, whole: bool = False, levels: tuple[tuple[float, ...], ...] = (), recent: int = 0,
+    N: int = 4, state: bool = True, slots: tuple[Sizes, ...] = ({},),
 ) -> Sizes:  # fmt: skip
     """The inputs have fixed dtypes.
 
@@ -230,24 +231,35 @@ def sample_codes(
     spread    standard deviation of the logits
     whole     logits are rounded to integers, so that many tie
     levels    logits of the requests, in turn, repeated over each row, instead of random ones
-    recent    frames since the likeliest code of each row came last"""
+    recent    frames since the likeliest code of each row came last
+    state     slots go on by the frame; slots: each one's steps, positions, max_frames, eoa_ids or eos_frames, in turn;
+              ends: codebooks that draw the end, code V - 2; fault: a codebook whose logits are not finite"""
     logits = new.randn(B, C, V, scale=spread, dtype=torch.float32)
     if levels:
         numbers = [[kind[v % len(kind)] for v in range(V)] for kind in (levels * B)[:B]]
         logits = torch.tensor(numbers, dtype=torch.float32, device=new.device)[:, None].repeat(1, C, 1)
     came = new.randint(0, step, B, C, V)
     last_seen = torch.where(new.randint(0, 3, B, C, V) == 0, came, NEVER_SEEN)  # a third of the codes came before
-    steps = new.int32([step + b for b in range(B)])
+    kinds = [{"steps": step + b, **slots[b % len(slots)]} for b in range(B)]
+    steps = new.int32([kind["steps"] for kind in kinds])
     if recent:
         last_seen.scatter_(2, logits.argmax(2, keepdim=True), (steps - recent)[:, None, None].expand(B, C, 1))
+    logits = logits.round() if whole else logits
+    for b, kind in enumerate(kinds):
+        logits[b, list(kind.get("ends", ())), V - 2] = 1e4
+        logits[b, [kind["fault"]] if "fault" in kind else []] = math.nan
+    usual = {"positions": 70, "max_frames": step + B + 40, "eoa_ids": V - 2, "eos_frames": -1}
+    held: Sizes = {name: new.int32([kind.get(name, number) for kind in kinds]) for name, number in usual.items()}
+    held |= {"ids": new.randint(0, V, B, C + 1), "frames": new.randint(0, V, B, N, C + 1), "text_id": 2 * V}
     rows = [Sampling(**settings[b % len(settings)]).packed() for b in range(B)]  # type: ignore[arg-type]
     seeds = [(b + 1) * 0x9E3779B97F4A7C15 % 2**64 - 2**63 for b in range(B)]  # all 64 bits
     return {
-        "logits": logits.round() if whole else logits,
+        "logits": logits,
         "settings": torch.tensor(rows, dtype=torch.float32, device=new.device),
         "seeds": torch.tensor(seeds, dtype=torch.int64, device=new.device),
         "steps": steps,
         "last_seen": last_seen,
+        **(held if state else dict.fromkeys(name for name in held if name != "text_id")),
     }
 
 
@@ -265,24 +277,6 @@ def last_bits(requests: int) -> Sizes:
     levels = [(number,) * 28 + (high, -math.inf) for number, high in zip(x.tolist(), top.tolist(), strict=True)]
     settings = tuple({"min_p": weight} for weight in weights.tolist())
     return {"B": requests, "V": 30, "levels": tuple(levels), "settings": settings}
-
-
-def advance_frame(new: Inputs, B: int, C: int, V: int, N: int, rows: tuple[Sizes, ...] = ({},)) -> Sizes:
-    """The inputs have fixed dtypes. rows: each request's steps, max_frames, eoa_ids, eos_frames or positions, in turn;
-    ends: codebooks whose code is the end; fault: a codebook that has one. The end is code V - 2."""
-    codes, nonfinite = new.randint(0, V - 2, B, C), torch.zeros(B, C, dtype=torch.int32, device=new.device)
-    kinds = [rows[b % len(rows)] for b in range(B)]
-    for b, kind in enumerate(kinds):
-        codes[b, list(kind.get("ends", ()))] = V - 2
-        if "fault" in kind:
-            nonfinite[b, kind["fault"]] = 1
-    usual = {"positions": 70, "steps": 20, "max_frames": 60, "eoa_ids": V - 2, "eos_frames": -1}
-    if unknown := {name for kind in kinds for name in kind} - {*usual, "ends", "fault"}:
-        raise ValueError(f"advance_frame: rows must have {', '.join(usual)}, ends or fault, got {sorted(unknown)}")
-    numbers = {name: new.int32([kind.get(name, number) for kind in kinds]) for name, number in usual.items()}
-    ids, last_seen, frames = new.randint(0, V, B, C + 1), new.randint(-5, 20, B, C, V), new.randint(0, V, B, N, C + 1)
-    changed = {"codes": codes, "nonfinite": nonfinite, **numbers, "ids": ids, "last_seen": last_seen, "frames": frames}
-    return {**changed, "text_id": 2 * V}
 
 
 def _step_meta(new: Inputs, B: int, frames: int, rows: tuple[StepMeta, ...]) -> Tensor:

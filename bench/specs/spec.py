@@ -43,6 +43,7 @@ class Kernel:
     expects: Expectations
     replaces: str  # in words, for the README
     mutates: tuple[str, ...] = ()  # arguments that a call changes
+    branches_on_values: bool = False  # what a program does depends on floats: they are real where it is counted
     targets: tuple[str, ...] = tuple(TARGETS)  # architectures that it is compiled for
 
     def cost_of(self, workload: Workload, itemsize: int) -> Cost:
@@ -98,7 +99,7 @@ def active_experts(rows: int, experts: int, k: int) -> float:
 
 def spec(
     name: str, replaces: str, expects: Mapping[str, Expected], real: Sizes, at: Mapping[str, Sizes], small: Sizes,
-    edges: Mapping[str, Sizes], mutates: tuple[str, ...] = ()
+    edges: Mapping[str, Sizes], mutates: tuple[str, ...] = (), branches_on_values: bool = False
 ) -> Kernel:  # fmt: skip
     """The spec of the operation of that name, with the reference that it falls back to on a CPU.
 
@@ -112,4 +113,4 @@ def spec(
     listed = [Workload(key, {**real, **more}) for key, more in at.items()]
     listed += [Workload(key, {**small, **more}, real=False) for key, more in edges.items()]
     op, reference = getattr(module, name), _operator._reference(name)
-    return Kernel(name, op, reference, module.cost, make, tuple(listed), expects, replaces, mutates)
+    return Kernel(name, op, reference, module.cost, make, tuple(listed), expects, replaces, mutates, branches_on_values)

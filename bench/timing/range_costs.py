@@ -14,7 +14,6 @@ from zonos2_triton.model.vocoder import Vocoder
 # Ranges that a cost is known for, whatever they lie in; each is one forward, draw or decoding.
 CODEC = ("codec/decode", "codec/advance", "codec/step")  # the last may lie in either of the others
 STAGES = ("model/prefill", "model/start", "model/frame", *CODEC)
-DRAW = ("sample_codes", "advance_frame")
 
 
 def range_work(tts: Zonos2, batch_size: int, frames: int, prompt_rows: int, calls: Counter[str]) -> dict[Path, Work]:
@@ -31,7 +30,9 @@ def range_work(tts: Zonos2, batch_size: int, frames: int, prompt_rows: int, call
         costs["prefill_attention"] = Cost(attention.bytes, round(attention.flops / together))
         found |= _stage("model/prefill", costs, n)
     first = frame_cost(config, batch_size, prompt_rows, itemsize)
-    found |= _stage("model/start", {name: first[name] for name in ("codebook_head", *DRAW)}, calls["model/start"])
+    found |= _stage(
+        "model/start", {name: first[name] for name in ("codebook_head", "sample_codes")}, calls["model/start"]
+    )
     # What a frame reads grows with the context by the same step each time.
     middle = prompt_rows + calls["model/frame"] // 2
     found |= _stage("model/frame", frame_cost(config, batch_size, middle, itemsize), calls["model/frame"])
@@ -58,7 +59,7 @@ def _stage(stage: str, costs: Mapping[str, Cost], calls: int) -> dict[Path, Work
     for op, cost in costs.items():
         name = op.partition(" ")[0]  # the experts of dense layers are those of a single expert
         outside = () if name in ("frame_embedding", "codebook_head") else ("model/layer",)
-        place = (stage, *(("model/sample",) if name in DRAW else outside))
+        place = (stage, *(("model/sample",) if name == "sample_codes" else outside))
         for path in {(stage,), place, (*place, f"kernel/{name}")}:
             inside[path].append(cost)
     return {path: _sum(costs, calls) for path, costs in inside.items()} if calls else {}

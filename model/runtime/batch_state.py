@@ -15,7 +15,7 @@ from zonos2_triton.reference.sampling import NEVER_SEEN, Sampling
 
 
 class BatchState:
-    """The state of the requests as `sample_codes` and `advance_frame` take it, and their KV cache."""
+    """The state of the requests as `sample_codes` takes it, and their KV cache."""
 
     def __init__(self, config: Zonos2Config, slots: int, pages: int, ring: int, like: Tensor) -> None:
         """ring: newest frames kept for each slot, for `drain` and the vocoder. like: dtype and device of the cache."""
@@ -63,6 +63,12 @@ class BatchState:
     def batch(self, slots: slice) -> Batch:
         """The next token of each request."""
         return Batch(self.ids[slots], self.block_table[slots], self.positions[slots])
+
+    def drawing(self, slots: slice) -> tuple[Tensor, ...]:
+        """The arguments of `sample_codes` between the logits and text_id."""
+        s = self
+        state = s.positions, s.max_frames, s.eoa_ids, s.eos_frames, s.ids, s.frames
+        return tuple(each[slots] for each in (s.settings, s.seeds, s.steps, s.last_seen, *state))
 
     def drain(self, batch_size: int, most: int) -> tuple[Tensor, Tensor]:
         """Scalars [6, batch_size] and the first `most` undrained frames [batch_size, most, C + 1] of each slot.

@@ -81,12 +81,9 @@ class ModelRunner:
 
     def sample(self, logits: Tensor, slots: slice) -> None:
         """Sample the next frame of these slots and update their state."""
-        s, ops = self.state, ranged(self.ops)
         with annotate("model/sample", len(logits)), early_loads():
-            drawing = (each[slots] for each in (s.settings, s.seeds, s.steps, s.last_seen))
-            codes, nonfinite = ops.sample_codes(logits.float(), *drawing)
-            state = s.positions, s.steps, s.max_frames, s.eoa_ids, s.eos_frames, s.ids, s.last_seen, s.frames
-            ops.advance_frame(codes, nonfinite, *(each[slots] for each in state), self.model.config.text_vocab)
+            drawing = self.state.drawing(slots)
+            ranged(self.ops).sample_codes(logits.float(), *drawing, self.model.config.text_vocab)
 
     def _prompts(self, chunks: Sequence[tuple[Request, int]]) -> reference.Batch:
         cuts = [0, *accumulate(tokens for _, tokens in chunks)]

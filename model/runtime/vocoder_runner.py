@@ -1,6 +1,6 @@
 """Runs the vocoder on the scheduler's batch, on the device.
 
-The decoder reads the delayed codes where `advance_frame` leaves them. The scalars of the batch tell how many frames a
+The decoder reads the delayed codes where `sample_codes` leaves them. The scalars of the batch tell how many frames a
 slot has, whether it has ended and what is left to flush. So a step waits for no host, and a CUDA graph may hold it. The
 steps of one `advance` take every slot as far as its codes reach.
 """

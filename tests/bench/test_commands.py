@@ -25,7 +25,7 @@ from zonos2_triton.model.cli import main
 
 
 def test_verify_says_what_every_row_is_held_to(capsys):
-    rows = ["verify", "--kernel", "moe_router", "advance_frame", "--workload", "tiny", "--dtype", "float16"]
+    rows = ["verify", "--kernel", "moe_router", "sample_codes", "--workload", "tiny", "--dtype", "float16"]
     assert main(rows) == 0
     head, router, advance, total = capsys.readouterr().out.splitlines()
     assert (head, total) == (commands.NO_GPU, "2 passed, 0 failed")
@@ -43,14 +43,14 @@ def test_verify_says_what_every_row_is_held_to(capsys):
 def test_verify_in_a_process_that_compiles_begins_again():
     """A process that imported Triton as a compiler cannot interpret; the output is that of one run."""
     clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    options = ["verify", "--kernel", "advance_frame", "--workload", "tiny", "--dtype", "float32", "--json"]
+    options = ["verify", "--kernel", "sample_codes", "--workload", "tiny", "--dtype", "float32", "--json"]
     command = [sys.executable, "-m", "zonos2_triton", *options]
     run = subprocess.run(command, capture_output=True, text=True, env=clean)
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout)
     assert found["device"] == "interpreter"
     assert found["results"] == [
-        {"kernel": "advance_frame", "workload": "tiny", "dtype": "float32", "passed": True, "ratio": 0.0, "bound": 0.0}
+        {"kernel": "sample_codes", "workload": "tiny", "dtype": "float32", "passed": True, "ratio": 0.0, "bound": 0.0}
     ]
 
 
@@ -73,7 +73,7 @@ def crashing(**inputs):
 
 
 def test_a_kernel_that_crashes_fails_and_the_others_are_checked(capsys, monkeypatch):
-    kernels = {"rotary": dataclasses.replace(KERNELS["rotary"], op=crashing), "advance_frame": KERNELS["advance_frame"]}
+    kernels = {"rotary": dataclasses.replace(KERNELS["rotary"], op=crashing), "sample_codes": KERNELS["sample_codes"]}
     monkeypatch.setattr(commands, "KERNELS", kernels)
     assert main(["verify", "--workload", "tiny", "--dtype", "float32"]) == 1
     rotary, advance, total = capsys.readouterr().out.splitlines()[1:]
@@ -94,14 +94,14 @@ def test_another_implementation_that_crashes_fails(capsys, monkeypatch):
 
 
 def test_bench_without_a_gpu_is_a_smoke_test(capsys, tmp_path):
-    assert main(["bench", "--kernel", "advance_frame", "--out", str(tmp_path)]) == 0
+    assert main(["bench", "--kernel", "sample_codes", "--out", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert said.splitlines()[0] == commands.NO_GPU
     assert "calibration: 2 passed" in said
     kept = json.loads(next(tmp_path.glob("cpu-smoke-*.json")).read_text(encoding="utf-8"))
     assert kept["environment"]["smoke"]
-    assert [*kept["stages"]["timings"]["items"]] == ["advance_frame/tiny"]
-    assert [*kept["stages"]["baselines"]["items"]] == ["advance_frame/tiny/reference", "advance_frame/tiny/compiled"]
+    assert [*kept["stages"]["timings"]["items"]] == ["sample_codes/tiny"]
+    assert [*kept["stages"]["baselines"]["items"]] == ["sample_codes/tiny/reference", "sample_codes/tiny/compiled"]
 
 
 def test_other_sizes_are_verified_and_timed(capsys, tmp_path):

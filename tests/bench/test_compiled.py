@@ -21,7 +21,7 @@ FEW = [
     ("decode_attention", "tiny", "float16"),
     ("moe_experts", "idle", "bfloat16"),
     ("sample_codes", "half", "float16"),
-    ("advance_frame", "ends", "bfloat16"),
+    ("sample_codes", "ends", "bfloat16"),
     ("output_projection", "prefill", "bfloat16"),  # wgmma
 ]
 # Kernel, workload, check, fault, and the error that must come.

@@ -72,7 +72,7 @@ def test_a_frame_launches_its_kernels_and_asks_the_device_nothing(launches):
     with Seen() as seen:
         frames.frame(4)
     assert launches.total() == 1 + 2 * 5 + 2 * 6 + 3
-    assert (launches["_sample_codes_kernel"], launches["_advance_frame_kernel"]) == (1, 1)
+    assert launches["_sample_codes_kernel"] == 1
     assert seen.counts.keys() <= QUIET
 
 

@@ -57,7 +57,7 @@ def test_what_it_says(program, script, error, said):
 
 
 def test_what_it_runs_launches_every_small_workload(monkeypatch):
-    monkeypatch.setattr(sanitizer, "KERNELS", {name: KERNELS[name] for name in ("rotary", "advance_frame")})
+    monkeypatch.setattr(sanitizer, "KERNELS", {name: KERNELS[name] for name in ("rotary", "frame_embedding")})
     with checked(bounds=False, undefined=False, races=False) as launches:
         sanitizer.main([], "cpu")
-    assert launches.launches == len(sanitizer.small("rotary")) + len(sanitizer.small("advance_frame"))
+    assert launches.launches == len(sanitizer.small("rotary")) + len(sanitizer.small("frame_embedding"))

@@ -209,19 +209,19 @@ def test_a_file_overrides_what_it_names_for_the_dtype_and_the_rows_it_names(on_c
 def test_without_a_dtype_an_override_is_for_all_and_tf32_is_one_of_them(on_card, overridden):
     on_card("cuda", 90)
     taps = [{"num_warps": 2}, {"dtype": "tf32", "num_warps": 8}, {"dtype": "float32", "num_warps": 1}]
-    overridden([entry("advance_frame", "row", num_warps=2), *(entry("conv1d_tanh", "taps", **one) for one in taps)])
-    assert launch_config("advance_frame", "row", torch.int32)["num_warps"] == 2
+    overridden([entry("rotary", "row", num_warps=2), *(entry("conv1d_tanh", "taps", **one) for one in taps)])
+    assert launch_config("rotary", "row", torch.int32)["num_warps"] == 2
     warps = [numbers("conv1d_tanh", "taps", dtype)[3] for dtype in (torch.float16, torch.float32)]
     assert [*warps, numbers("conv1d_tanh", "taps", torch.float32, tf32=True)[3]] == [2, 1, 8]
 
 
 def test_the_file_is_read_once_and_the_log_says_so(overridden, caplog):
-    entries = [{"op": "advance_frame", "variant": "row", "num_warps": 2}]
+    entries = [{"op": "rotary", "variant": "row", "num_warps": 2}]
     path = overridden(entries)
     with caplog.at_level(logging.INFO, "zonos2_triton"):
-        launch_config("advance_frame", "row", torch.int32)
+        launch_config("rotary", "row", torch.int32)
         path.unlink()
-        assert launch_config("advance_frame", "row", torch.int32)["num_warps"] == 2
+        assert launch_config("rotary", "row", torch.int32)["num_warps"] == 2
     assert caplog.messages == [f"launch parameters of {path}: {entries}"]
 
 
@@ -241,7 +241,7 @@ WRONG_NUMBERS = {
     [
         ({}, ": must be a list of objects, got dict"),
         ([3], ": [0]: must be an object, got 3"),
-        ([entry(num_warps=4), {"variant": "row"}], ": [1].op: must be one of add_rms_norm, advance_frame, "),
+        ([entry(num_warps=4), {"variant": "row"}], ": [1].op: must be one of add_rms_norm, codebook_head, "),
         ([entry("heads")], f", {max(LAUNCH_CONFIGS)[0]}, got 'heads'"),
         ([entry(variant="row")], ": [0].variant: must be one of decode, prefill of codebook_head, got 'row'"),
         ([entry()], ": [0]: must have at least one of BLOCK_K, BLOCK_M, BLOCK_N, num_stages, num_warps"),

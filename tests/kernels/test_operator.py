@@ -164,7 +164,7 @@ def test_the_kernel_runs_where_it_can(monkeypatch):
 
 
 @interpreted
-@pytest.mark.parametrize("name", ["output_projection", "advance_frame"])
+@pytest.mark.parametrize("name", ["output_projection", "sample_codes"])
 def test_an_operator_as_a_plain_function_does_the_same(name):
     kernel = KERNELS[name]
     case = Case(kernel, next(workload for workload in kernel.workloads if workload.name == "tiny"))

@@ -130,7 +130,7 @@ def test_a_generation_is_the_expected_tree(tts):
     steps = 2 * frames
     expected = {
         "model/start": 1, "model/sample": 1 + steps,
-        "kernel/sample_codes": 1 + steps, "kernel/advance_frame": 1 + steps,
+        "kernel/sample_codes": 1 + steps,
         "kernel/decode_attention": steps * config.n_layers,
         "kernel/moe_router": (prompts + steps) * len(config.moe_layers),
         **dict.fromkeys(("kernel/output_projection", "kernel/moe_experts"), (prompts + steps) * config.n_layers),

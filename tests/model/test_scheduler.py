@@ -166,10 +166,10 @@ def test_logits_that_are_not_finite_end_one_request(make, requests, alone, sync_
     """After its good frames; the error names prompt and frame."""
     backbone, (prompts, samplings) = make(pipelined, max_batch_size=5, sync_interval=sync_interval), requests
 
-    def sick(logits, settings, seeds, steps, last_seen):
+    def sick(logits, settings, seeds, steps, *state):
         ill = (seeds == 3) & (steps == 2)
         logits = torch.where(ill[:, None, None], torch.nan, logits)
-        return REFERENCE.sample_codes(logits, settings, seeds, steps, last_seen)
+        return REFERENCE.sample_codes(logits, settings, seeds, steps, *state)
 
     backbone.ops = replace(backbone.ops, sample_codes=sick)
     results = backbone.generate(prompts, samplings, return_exceptions=True)

@@ -81,7 +81,7 @@ def test_the_bound_is_a_ratio_or_the_floor(name, by_floor):
 def test_a_bound_is_that_of_the_output_nearest_to_it():
     errors = Error("near", 1.0, 2.0, 1.1), Error("above plain", 3.0, 1.0, 30.0), Error("exact", 0.0, 0.0, 0.0)
     assert Report("moe_router", "tiny", errors).worst.output == "near"
-    assert Report("advance_frame", "tiny", ()).worst.bound == 0
+    assert Report("sample_codes", "tiny", ()).worst.bound == 0
 
 
 @pytest.mark.interpreter

@@ -5,7 +5,7 @@ counted by the machine.
 import ctypes
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -38,16 +38,19 @@ class Launch:
     grid: tuple[int, ...]
 
 
-def run_launch(launch: Launch, values: bool = True, programs: Sequence[int] | None = None) -> Counts:
+def run_launch(
+    launch: Launch, values: bool = True, programs: Sequence[int] | None = None, lazy: bool = False
+) -> Counts:
     """Runs a launch on its tensors, which must lie in the CPU's memory, or counts it.
 
     values    floats are computed and tensors written; otherwise floats count as zero
     programs  numbers in the grid, x fastest, of those that run
+    lazy      large tensors of floats have no values
 
     PtxError: the kernel has no PTX that the machine can read, or does what a GPU would not do.
     """
     function, shared = read_kernel(launch.kernel)
-    params, segments, real = _bound(function, launch, values)
+    params, segments, real = _bound(function, launch, lazy)
     chosen_programs = None if programs is None else np.asarray(programs, np.int64)
 
     def run(memory: list[Segment], arrives: bool) -> Counts:
@@ -73,7 +76,7 @@ def read_kernel(kernel: Any) -> tuple[Function, int]:
 _parsed = lru_cache(64)(parse)  # many workloads share their code
 
 
-def _bound(function: Function, launch: Launch, values: bool) -> tuple[dict[str, int], list[Segment], set[str]]:
+def _bound(function: Function, launch: Launch, lazy: bool) -> tuple[dict[str, int], list[Segment], set[str]]:
     """The bits of each parameter, the tensors, and the pointer parameters whose tensors hold integers."""
     signature = launch.kernel.src.signature
     named = [(name, kind) for name, kind in signature.items() if kind != "constexpr"]
@@ -86,7 +89,7 @@ def _bound(function: Function, launch: Launch, values: bool) -> tuple[dict[str, 
     for param, (name, kind) in zip(function.params, named, strict=False):
         value = launch.arguments[name]
         if isinstance(value, Tensor):
-            segment = _segment(name, value, values)
+            segment = _segment(name, value, lazy)
             segments.append(segment)
             params[param.name] = segment.base
             if segment.whole:
@@ -98,13 +101,13 @@ def _bound(function: Function, launch: Launch, values: bool) -> tuple[dict[str, 
     return params, segments, real
 
 
-def _segment(name: str, tensor: Tensor, values: bool) -> Segment:
+def _segment(name: str, tensor: Tensor, lazy: bool) -> Segment:
     """The tensor's memory, from its first to its last element."""
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     size = (last + 1) * tensor.element_size() if tensor.numel() else 0
     base = tensor.data_ptr()
     floats = tensor.dtype.is_floating_point
-    if not size or (not values and floats and size > LAZY_BYTES):
+    if not size or (lazy and floats and size > LAZY_BYTES):
         return Segment(name, base, size, None, not floats)
     data = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(base))
     return Segment(name, base, size, data, not floats)
@@ -183,18 +186,18 @@ def _launches(target: str, run: Callable[[Launch], Counts]) -> Iterator[list[Cou
 
 
 @contextmanager
-def counting(target: str, threads: int = SAMPLE) -> Iterator[list[tuple[Launch, Counts]]]:
-    """Inside, launches on CPU tensors are counted, and listed. Large tensors of floats take no memory.
+def counting(target: str, threads: int = SAMPLE, lazy: bool = True) -> Iterator[list[tuple[Launch, Counts]]]:
+    """Inside, launches on CPU tensors are counted, and listed. Large tensors of floats take no memory, if lazy.
 
     threads: of a launch that are counted; of a larger launch so many, in some of its programs.
     """
     found: list[tuple[Launch, Counts]] = []
 
     def run(launch: Launch) -> Counts:
-        found.append((launch, _counted(launch, threads)))
+        found.append((launch, _counted(launch, threads, lazy)))
         return found[-1][1]
 
-    with _LazyFloats(), _launches(target, run):
+    with _LazyFloats() if lazy else nullcontext(), _launches(target, run):
         yield found
 
 
@@ -205,14 +208,14 @@ def count(
 
     Errors are those of `on_cpu`, and of the operator.
     """
-    with counting(target, threads) as made:
+    with counting(target, threads, lazy=not spec.branches_on_values) as made:
         spec.op._init_fn(**spec.make_inputs("cpu", dtype, **workload.sizes))
     return made
 
 
-def _counted(launch: Launch, threads: int) -> Counts:
+def _counted(launch: Launch, threads: int, lazy: bool) -> Counts:
     sample = _sample(launch.grid, launch.kernel.metadata.num_warps * 32, threads)
-    return run_launch(launch, values=False, programs=sample)
+    return run_launch(launch, values=False, programs=sample, lazy=lazy)
 
 
 def _sample(grid: tuple[int, ...], threads: int, total: int = SAMPLE) -> list[int] | None:

@@ -100,10 +100,12 @@ def test_many_are_each_alone(mute):
 
 
 def test_nothing_before_the_end_is_no_sound(llm, monkeypatch):
-    def ends(logits, *_):
-        return torch.full(logits.shape[:2], 1024, dtype=torch.int32), torch.zeros(logits.shape[:2], dtype=torch.int32)
-
     ops = llm.backbone.ops
+
+    def ends(logits, *state):
+        only = torch.where(torch.arange(logits.shape[2]) == 1024, 0.0, -torch.inf)
+        return ops.sample_codes(only.expand_as(logits).contiguous(), *state)
+
     monkeypatch.setattr(llm.backbone, "ops", type(ops)(**{**vars(ops), "sample_codes": ends}))
     result = llm.generate_one("Hello.")
     assert (result["eos_frame"], result["audio"]) == (0, b"")
