@@ -8,6 +8,7 @@ from zonos2_triton.model import nvtx as nvtx  # reads its environment variables 
 if TYPE_CHECKING:
     from zonos2_triton.model.audio import Audio as Audio
     from zonos2_triton.model.backbone import Backbone as Backbone
+    from zonos2_triton.model.conditioning import slerp_embeddings as slerp_embeddings
     from zonos2_triton.model.integrations.accelerate import accelerate as accelerate
     from zonos2_triton.model.integrations.report import Report as Report
     from zonos2_triton.model.integrations.zonos2_engine.offline import TTSLLM as TTSLLM
@@ -32,6 +33,7 @@ _MODULES = {
     "BatchingOptions": "zonos2_triton.model.runtime.scheduler",
     "Report": "zonos2_triton.model.integrations.report",
     "Sampling": "zonos2_triton.reference.sampling",
+    "slerp_embeddings": "zonos2_triton.model.conditioning",
     "SpeakerEncoder": "zonos2_triton.model.speaker",
     "SpeakerEncoderConfig": "zonos2_triton.reference.speaker_encoder",
     "TTSLLM": "zonos2_triton.model.integrations.zonos2_engine.offline",

@@ -56,15 +56,8 @@ MEANING = {
 # Ranges of the command line, other than from 0. The library clamps instead, as the official request path does.
 RANGES = {"top_p": (0, 1), "min_p": (0, 1), "repetition_penalty": (1, math.inf), "repetition_codebooks": (-1, 9)}
 RANGES |= {"max_frames": (1, math.inf), "seed": (0, 2**64 - 1)}
-FILES = (
-    "say",
-    "tiny",
-    "encode",
-    "train",
-    "gpu",
-    "profile",
-    "report",
-)  # commands whose result is a file, not what they print
+# Their result is a file, not what they print.
+FILES = ("say", "tiny", "encode", "train", "voice", "gpu", "profile", "report")
 INTERRUPTED = 130  # a shell's status after Ctrl-C
 STOPPED = "zonos2-triton: interrupted; nothing was written"
 REPORTED = (ValueError, TypeError, OSError, ImportError, ArithmeticError, MemoryError)  # in one line
@@ -160,7 +153,9 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     out = ".wav, .flac, .ogg, .opus or .mp3; -: WAV on standard output, as it is made"
     say.add_argument("-o", "--out", required=True, metavar="FILE", help=out)
     say.add_argument("--raw", action="store_true", help="with --out -: the 16-bit samples without a header")
-    say.add_argument("--speaker", metavar="FILE", help="a recording of the voice to speak with")
+    say.add_argument(
+        "--speaker", metavar="FILE", help="a recording of the voice to speak with, or a saved voice (.safetensors)"
+    )
     stream = "decode while generating, tell when there is sound; the file is the same"
     say.add_argument("--stream", action="store_true", help=stream)
     say.add_argument("--spectrogram", metavar="PNG", help="also draw the result")
@@ -175,9 +170,14 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     closing = "print the closing line as JSON; with --out - on standard error"
     say.add_argument("--json", action="store_true", help=closing)
     prompt = say.add_argument_group("conditioning")
-    prompt.add_argument("--speaking-rate", type=int, metavar="BUCKET", help="0 slow to 7 fast")
+    rate = prompt.add_mutually_exclusive_group()
+    rate.add_argument("--speaking-rate", type=int, metavar="BUCKET", help="0 slow to 7 fast")
+    rate.add_argument("--bytes-per-second", type=float, metavar="N", help="the same in bytes of UTF-8; 19 is neutral")
+    rate.add_argument("--speed", type=float, metavar="FACTOR", help="the same as a factor of the neutral rate")
     quality = "such as lufs=3; may be repeated; the official server adds trailing_silence_s=3"
     prompt.add_argument("--quality", action="append", default=[], metavar="FEATURE=BUCKET", help=quality)
+    value = "such as lufs=-20; may be repeated; instead of --quality"
+    prompt.add_argument("--quality-value", action="append", default=[], metavar="FEATURE=NUMBER", help=value)
     prompt.add_argument("--clean-background", action="store_true", help="the speaker's recording is clean")
     prompt.add_argument("--expressive", action="store_true", help="follow the speaker less strictly")
     sampling = say.add_argument_group("sampling")
@@ -191,6 +191,15 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
             sampling.add_argument(
                 name, type=kind, metavar="N", default=field.default, help=f"{MEANING[field.name]}; default: {default}"
             )
+
+    voice = commands.add_parser("voice", help="save the voice of a recording", formatter_class=layout)
+    voice.set_defaults(load=_voice)
+    make = voice.add_subparsers(required=True, metavar="ACTION").add_parser("make", help="embed a recording, once")
+    make.add_argument("recording", metavar="FILE", help="a recording of the voice; half a minute is enough")
+    make.add_argument("-o", "--out", required=True, metavar="FILE", help="a .safetensors file, for say --speaker")
+    make.add_argument("--speaker-encoder", metavar="PATH", help="folder or hub id; default: ZONOS2's, from the hub")
+    make.add_argument("--device", default="cpu", help="default: %(default)s")
+    make.add_argument("--json", action="store_true", help="print what the file says of its origin as JSON")
 
     tiny = commands.add_parser("tiny", help="write a tiny model with random weights, for trying things out")
     tiny.set_defaults(load=_tiny)
@@ -228,6 +237,22 @@ def _say(options: argparse.Namespace) -> Run:
     from zonos2_triton.model.say import say
 
     return say
+
+
+def _voice(_: argparse.Namespace) -> Run:
+    sleep_while_waiting()
+    from zonos2_triton.model.speaker import SpeakerEncoder
+    from zonos2_triton.model.voice import make_voice
+    from zonos2_triton.model.weights.hub import SPEAKER_REPO, resolve_path
+
+    def voice(options: argparse.Namespace) -> int:
+        encoder = SpeakerEncoder.load(resolve_path(options.speaker_encoder or SPEAKER_REPO), options.device)
+        about = make_voice(encoder, options.recording, options.out)
+        line = f"{options.out}: the voice of {about['recording']}, {about['recording_s']} s"
+        print(json.dumps({"out": options.out, **about}) if options.json else line)
+        return 0
+
+    return voice
 
 
 def _tiny(_: argparse.Namespace) -> Run:

@@ -2,11 +2,11 @@
 
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, Unpack, cast, overload
+from typing import NamedTuple, TypedDict, Unpack, cast, overload
 
 import torch
 from torch import Tensor
@@ -14,7 +14,10 @@ from torch import Tensor
 from zonos2_triton.model.audio import Audio, read_audio
 from zonos2_triton.model.backbone import Backbone
 from zonos2_triton.model.backend import resolve_device
+from zonos2_triton.model.conditioning import ValueOptions, resolve_prompt
 from zonos2_triton.model.hints import did_you_mean
+from zonos2_triton.model.long_speech import FRAMES_PER_BYTE, Chunk, LongSpeech
+from zonos2_triton.model.longform import LongForm, long_form_chunks
 from zonos2_triton.model.nvtx import annotate
 from zonos2_triton.model.prompt import PromptOptions, build_prompt
 from zonos2_triton.model.runtime.request import Generation, for_each
@@ -22,6 +25,7 @@ from zonos2_triton.model.runtime.scheduler import BatchingOptions
 from zonos2_triton.model.runtime.stream import Progress, Stream, read_all
 from zonos2_triton.model.speaker import SpeakerEncoder
 from zonos2_triton.model.vocoder import Vocoder
+from zonos2_triton.model.voice import is_voice, read_voice
 from zonos2_triton.model.weights.checkpoint import ENDINGS, one_file
 from zonos2_triton.model.weights.hub import CODEC_REPO, SPEAKER_REPO, resolve_path
 from zonos2_triton.reference.config import Zonos2Config
@@ -36,11 +40,28 @@ WEIGHTS = (*(f"model{ending}" for ending in ENDINGS), "consolidated/consolidated
 CODEC_FOLDERS = ("dac_44khz", "dac", "vocoder")
 CODEC_FILES = ("dac*.pth", "weights*.pth")  # the official file's own name is weights.pth
 SPEAKER_FOLDERS = ("speaker_encoder",)
-FRAMES_PER_BYTE = 16  # beyond the default max_frames; speech of 15 letters a second takes 6
 
 
-class SpeechOptions(PromptOptions, SamplingOptions, total=False):
+class LongFormOptions(TypedDict, total=False):
+    """Long texts, as keywords of `Zonos2.speak`: the fields of `LongForm`, and whether a text is split."""
+
+    long_form: bool | None
+    long_form_chunk_chars: int
+    long_form_window_chunks: int
+    long_form_pin_anchor: bool
+    long_form_split_mode: str
+
+
+class SpeechOptions(PromptOptions, ValueOptions, LongFormOptions, SamplingOptions, total=False):
     """Further keywords of `Zonos2.speak` and `stream`."""
+
+
+class _Long(NamedTuple):
+    """One long text."""
+
+    chunks: list[str]
+    form: LongForm
+    prompt: PromptOptions
 
 
 class _Task(NamedTuple):
@@ -50,12 +71,13 @@ class _Task(NamedTuple):
     ids: Tensor
     sampling: Sampling
     voice: Tensor | None
+    long: _Long | None = None  # then ids are empty
 
 
 class AudioStream(Iterator[Tensor]):
     """Iterator of fp32 chunks [m] of one text, on the CPU. Read it to the end or close it, for example by `with`."""
 
-    def __init__(self, chunks: Iterator[Tensor], frames: Stream) -> None:
+    def __init__(self, chunks: Iterator[Tensor], frames: Stream | LongSpeech) -> None:
         self._chunks, self._frames = chunks, frames
 
     def __next__(self) -> Tensor:
@@ -177,12 +199,17 @@ class Zonos2:
     ) -> Audio | list[Audio]:
         """One text to one Audio, several to several. A text's audio does not depend on the others.
 
-        speaker   a file with a recording, (waveform, Hz), or an embedding [speaker_embedding_dim] as the speaker
-                  encoder makes it, not normalised
+        speaker   a file with a recording, a saved voice (.safetensors), (waveform, Hz), or an embedding
+                  [speaker_embedding_dim] as the speaker encoder makes it, not normalised
         sampling  one for all or one each
         progress  called as progress(i, frame) after each frame of text i
-        options   clean_background, accurate, speaking_rate and quality, as in `build_prompt`; and the fields of
+        options   clean_background, accurate, speaking_rate and quality, as in `build_prompt`; in place of its
+                  buckets bytes_per_second or speed, and quality_values in the features' units; and the fields of
                   `Sampling`, such as seed=7, which win over those in sampling
+
+        long_form=True splits a text into chunks of long_form_chunk_chars characters, None only a longer text. A chunk
+        continues the first one and those of its window, so its voice stays. max_frames and the seed are those of each
+        chunk, progress gets the number of the chunk, and texts are spoken one after another.
 
         By default max_frames is 1024 plus 16 for each byte of UTF-8, as far as the context and the cache have room. A
         text that is cut off raises a warning, and has `Audio.ended` "max_frames".
@@ -191,6 +218,9 @@ class Zonos2:
         """
         texts, many = (list(text), True) if isinstance(text, list | tuple) else ([text], False)
         tasks = self._tasks("speak", texts, many, speaker, sampling, options)
+        if any(task.long for task in tasks):
+            audios = [self._speak_long(task, progress) for task in tasks]
+            return audios if many else audios[0]
         with annotate("model/generate", len(tasks)):
             results = read_all(self._streams(tasks), progress)
         audios = []
@@ -212,6 +242,8 @@ class Zonos2:
         Its `ended` tells afterwards whether the end was reached.
         """
         (task,) = self._tasks("stream", [text], False, speaker, sampling, options)
+        if task.long:
+            return self._stream_long(task, progress)
         (frames,) = self._streams([task])
         return AudioStream(self._chunks(task, frames, progress), frames)
 
@@ -224,13 +256,17 @@ class Zonos2:
         sampling: Sampling | Sequence[Sampling],
         options: SpeechOptions,
     ) -> list[_Task]:
-        settings, prompt = _sorted(caller, options)
+        settings, given, values, splitting = _sorted(caller, options)
+        prompt = resolve_prompt(self.backbone.config, given, values)
         samplings = for_each("sampling", sampling, len(texts), "texts")
         if not all(isinstance(own, Sampling) for own in samplings):
             raise TypeError(f"sampling must be a Sampling, or a list of one for each text, got {sampling!r}")
         voice, tasks = self._embedding(speaker), []
         for i, (text, own) in enumerate(zip(texts, samplings, strict=True)):
             name = f"text[{i}]" if many else "text"
+            if (long := _long(text, splitting, prompt)) is not None:
+                tasks.append(_Task(name, torch.zeros(0, device="cpu"), replace(own, **settings), voice, long))
+                continue
             ids, own = self._prompt(name, text, voice, **prompt), replace(own, **settings)
             if isinstance(own.max_frames, Default):
                 needed = own.max_frames + FRAMES_PER_BYTE * len(text.encode())
@@ -239,8 +275,44 @@ class Zonos2:
         return tasks
 
     def _streams(self, tasks: Sequence[_Task]) -> list[Stream]:
-        names, prompts, samplings, voices = zip(*tasks, strict=True) if tasks else ((),) * 4
+        names, prompts, samplings, voices, _ = zip(*tasks, strict=True) if tasks else ((),) * 5
         return self.backbone.streams(prompts, samplings, voices, names)
+
+    def _speak_long(self, task: _Task, progress: Progress | None) -> Audio:
+        if task.long is None:
+            (result,) = read_all(self._streams([task]), progress)
+            self._warn_if_cut(task, result.ended, len(result.frames))
+            return self._decode(result)
+        with self._stream_long(task, progress) as stream:
+            parts = [torch.zeros(0, dtype=torch.float32, device="cpu"), *stream]
+        return Audio(torch.cat(parts), self.vocoder.config.sample_rate, self.comment, stream.ended)
+
+    def _stream_long(
+        self,
+        task: _Task,
+        progress: Progress | None,
+        done: Iterable[Chunk] = (),
+        finished: Callable[[Chunk], None] | None = None,
+    ) -> AudioStream:
+        """done: chunks of an earlier run. finished: called with every other chunk, before its last samples."""
+        chunks, form, prompt = cast(_Long, task.long)
+        earlier = [*done]
+        speech = LongSpeech(
+            self.backbone, chunks, task.sampling, task.voice, prompt, form, progress, earlier, task.name
+        )
+        return AudioStream(self._sound(speech, len(earlier), finished), speech)
+
+    def _sound(self, speech: LongSpeech, skipped: int, finished: Callable[[Chunk], None] | None) -> Iterator[Tensor]:
+        vocoder = self.vocoder.stream()
+        for piece in speech:
+            if piece.chunk is not None:
+                if skipped == 0 and finished is not None:
+                    finished(piece.chunk)
+                skipped = max(skipped - 1, 0)
+            with isolated():
+                samples = vocoder.push(piece.codes, piece.eos_frame, piece.last).cpu()
+            if len(samples):
+                yield samples
 
     def _warn_if_cut(self, task: _Task, ended: str | None, frames: int, stacklevel: int = 3) -> None:
         if ended != "max_frames" or task.sampling.ignore_eos:
@@ -306,6 +378,10 @@ class Zonos2:
             return self.backbone.checked_speaker("speaker", speaker)
         if not self.backbone.config.speaker_enabled:
             raise ValueError("speaker was given, but this model takes no speaker embedding")
+        if is_voice(speaker):
+            size = self.backbone.config.speaker_embedding_dim
+            voice = read_voice(cast(str | Path, speaker), size, self.speaker_encoder)
+            return self.backbone.checked_speaker("speaker", voice)
         if self.speaker_encoder is None:
             raise ValueError(
                 "speaker is a recording, but no speaker encoder was found; put it into speaker_encoder/ in the model's "
@@ -320,16 +396,29 @@ class Zonos2:
         return self.speaker_encoder.embed(waveform, rate)
 
 
-def _sorted(caller: str, options: SpeechOptions) -> tuple[SamplingOptions, PromptOptions]:
-    """Split the keywords into those of Sampling and of the prompt. TypeError: an unknown one."""
-    sampling, prompt = SamplingOptions.__annotations__, PromptOptions.__annotations__
+def _sorted(
+    caller: str, options: SpeechOptions
+) -> tuple[SamplingOptions, PromptOptions, ValueOptions, LongFormOptions]:
+    """Split the keywords by what takes them. TypeError: an unknown one."""
+    kinds = (SamplingOptions, PromptOptions, ValueOptions, LongFormOptions)
     for name in options:
-        if name not in sampling and name not in prompt:
-            known = ["text", "speaker", "sampling", "progress", *prompt, *sampling]
+        if not any(name in kind.__annotations__ for kind in kinds):
+            own = [name for kind in (*kinds[1:], kinds[0]) for name in kind.__annotations__]
+            known = ["text", "speaker", "sampling", "progress", *own]
             hint = did_you_mean(name, known) or f"; it takes {', '.join(known)}"
             raise TypeError(f"{caller}() got an unexpected keyword argument {name!r}{hint}")
-    parts = [{name: value for name, value in options.items() if name in own} for own in (sampling, prompt)]
-    return cast(SamplingOptions, parts[0]), cast(PromptOptions, parts[1])
+    parts = [{name: value for name, value in options.items() if name in kind.__annotations__} for kind in kinds]
+    return cast(tuple[SamplingOptions, PromptOptions, ValueOptions, LongFormOptions], tuple(parts))
+
+
+def _long(text: str, options: LongFormOptions, prompt: PromptOptions) -> _Long | None:
+    """The chunks of a text that is to be split."""
+    given = {name.removeprefix("long_form_"): value for name, value in options.items() if name != "long_form"}
+    form = LongForm(**given)  # type: ignore[arg-type]
+    if not isinstance(text, str):
+        return None  # the prompt names it
+    chunks = long_form_chunks(text, options.get("long_form", False), form.chunk_chars, form.split_mode)
+    return None if chunks is None else _Long(chunks, form, prompt)
 
 
 def _find(folder: Path, folders: Sequence[str], files: Sequence[str]) -> Path | None:

@@ -1,7 +1,7 @@
 """Text and conditioning to the tokens that start a sequence."""
 
 from collections.abc import Mapping, Sequence
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -63,6 +63,23 @@ def build_prompt(
             f"the silence that ends a prompt takes up to {len(SILENCE[0])} codebooks of 1024, this model has "
             f"{config.n_codebooks} of {config.codebook_size}"
         )
+    front = prompt_tokens(config, text, speaker, clean_background, accurate, speaking_rate, quality)
+    C = config.n_codebooks
+    silence = torch.full((len(SILENCE), C + 1), config.text_vocab, dtype=torch.int32, device="cpu")
+    silence[:, :C] = shear(torch.tensor(SILENCE, dtype=torch.int32, device="cpu")[:, :C], config.audio_pad_id)
+    return torch.cat([front, silence])
+
+
+def prompt_tokens(
+    config: Zonos2Config,
+    text: str,
+    speaker: bool,
+    clean_background: bool,
+    accurate: bool,
+    speaking_rate: int | None,
+    quality: Quality,
+) -> Tensor:
+    """int32 [T, 10]: the conditioning and the text of a prompt, without its frames. Errors as of `build_prompt`."""
     column: list[int] = []
     if speaker:
         if not config.speaker_enabled:
@@ -73,13 +90,10 @@ def build_prompt(
         column.append(config.conditioning_base + _bucket("speaking_rate", speaking_rate, rates))
     column += _quality(config, quality)
     column += [BEGIN, *(byte + BYTE_OFFSET for byte in _utf8(text)), END]
-
-    pad, C = config.audio_pad_id, config.n_codebooks
-    ids = torch.full((len(column), C + 1), pad, dtype=torch.int32, device="cpu")
+    C = config.n_codebooks
+    ids = torch.full((len(column), C + 1), config.audio_pad_id, dtype=torch.int32, device="cpu")
     ids[:, C] = torch.tensor(column, dtype=torch.int32, device="cpu")
-    silence = torch.full((len(SILENCE), C + 1), config.text_vocab, dtype=torch.int32, device="cpu")
-    silence[:, :C] = shear(torch.tensor(SILENCE, dtype=torch.int32, device="cpu")[:, :C], pad)
-    return torch.cat([ids, silence])
+    return ids
 
 
 def _markers(config: Zonos2Config, clean_background: bool, accurate: bool) -> list[int]:
@@ -90,18 +104,26 @@ def _markers(config: Zonos2Config, clean_background: bool, accurate: bool) -> li
     return [background, base + config.background_ids] if accurate and config.accurate_ids else [background]
 
 
-def _quality(config: Zonos2Config, quality: Quality) -> list[int]:
+def checked_quality(name: str, config: Zonos2Config, quality: Any) -> list[Any]:
+    """A list of one item per feature, at most, from a list or a mapping. name: of the argument, in errors."""
     counts, features = config.quality_bucket_counts, config.quality_features
+    what = "values" if name == "quality_values" else "buckets"
     if quality is not None and (isinstance(quality, str) or not isinstance(quality, Sequence | Mapping)):
-        raise TypeError(f"quality must be a list of buckets, a mapping of features to buckets or None, got {quality!r}")
+        raise TypeError(f"{name} must be a list of {what}, a mapping of features to {what} or None, got {quality!r}")
     if isinstance(quality, Mapping):
         if unknown := sorted(str(feature) for feature in quality.keys() - set(features)):
             hint = did_you_mean(unknown[0], features)
-            raise ValueError(f"quality must name features of {', '.join(features)}, got {', '.join(unknown)}{hint}")
+            raise ValueError(f"{name} must name features of {', '.join(features)}, got {', '.join(unknown)}{hint}")
         quality = [quality.get(feature) for feature in features]
     quality = list(quality or ())
     if len(quality) > len(counts):
-        raise ValueError(f"quality must name at most {len(counts)} buckets ({', '.join(features)}), got {len(quality)}")
+        raise ValueError(f"{name} must name at most {len(counts)} {what} ({', '.join(features)}), got {len(quality)}")
+    return quality
+
+
+def _quality(config: Zonos2Config, quality: Quality) -> list[int]:
+    counts, features = config.quality_bucket_counts, config.quality_features
+    quality = checked_quality("quality", config, quality)
     first = config.conditioning_base + config.speaking_rate_num_buckets
     given = [(i, bucket) for i, bucket in enumerate(quality) if bucket is not None]
     return [first + sum(counts[:i]) + _bucket(f"quality[{i}] ({features[i]})", b, counts[i]) for i, b in given]

@@ -22,12 +22,12 @@ from zonos2_triton._settings import local_path
 from zonos2_triton.model.audio import Audio, read_audio, sound_ending, to_int16, wav_header, write_audio
 from zonos2_triton.model.console import aside
 from zonos2_triton.model.files import check_writable, whole_file
-from zonos2_triton.model.pipeline import Voice, Zonos2
+from zonos2_triton.model.pipeline import SpeechOptions, Voice, Zonos2
 from zonos2_triton.model.plot import check_plotting, save_spectrogram
-from zonos2_triton.model.prompt import PromptOptions
 from zonos2_triton.model.runtime.request import Frame, fresh_seed
 from zonos2_triton.model.runtime.scheduler import BatchingOptions
 from zonos2_triton.model.threads import computing, threads_hint
+from zonos2_triton.model.voice import is_voice, read_voice
 from zonos2_triton.reference.sampling_params import Default, Sampling
 
 
@@ -47,13 +47,16 @@ def say(options: Namespace) -> int:
     sampling = Sampling(**{field.name: getattr(options, field.name) for field in fields(Sampling)})
     sampling = replace(sampling, seed=fresh_seed(sampling))  # to be reported
     text = _text(options.text)
-    prompt: PromptOptions = {
+    prompt: SpeechOptions = {
         "speaking_rate": options.speaking_rate,
-        "quality": _quality(options.quality),
+        "quality": _quality(options.quality) or None,
+        "bytes_per_second": options.bytes_per_second,
+        "speed": options.speed,
+        "quality_values": _quality_values(options.quality_value) or None,
         "clean_background": options.clean_background,
         "accurate": not options.expressive,
     }
-    voice = read_audio(options.speaker) if options.speaker is not None else None  # fails before the model is loaded
+    voice = _voice(options.speaker)  # fails before the model is loaded
     with ExitStack() as stack:
         stdout = stack.enter_context(aside())  # prints of a library are not the result
         sink = stack.enter_context(_sink(options.out, stdout))
@@ -105,7 +108,7 @@ def _checked_outputs(options: Namespace, sink: FileIO | None) -> str:
 
 
 def _speak(
-    tts: Zonos2, asked: tuple[str, Voice, Sampling], prompt: PromptOptions, sink: FileIO | None, options: Namespace
+    tts: Zonos2, asked: tuple[str, Voice, Sampling], prompt: SpeechOptions, sink: FileIO | None, options: Namespace
 ) -> _Made:
     """Generate, and write chunks to the sink as they are made."""
     made = _Made()
@@ -247,6 +250,26 @@ def _closing_line(report: dict[str, Any]) -> str:
         f"{speed}, seed {report['seed']} ({report['backend']} backend, {report['device']}, {report['dtype']}), "
         f"ended: {report['ended']}"
     )
+
+
+def _voice(path: str | None) -> Voice:
+    """A recording, or the path of a saved voice."""
+    if path is None or is_voice(path):
+        if path is not None:
+            read_voice(path)
+        return path
+    return read_audio(path)
+
+
+def _quality_values(pairs: list[str]) -> dict[str, float]:
+    values = {}
+    for pair in pairs:
+        feature, _, value = pair.partition("=")
+        try:
+            values[feature] = float(value)
+        except ValueError as error:
+            raise ValueError(f"--quality-value must be FEATURE=NUMBER, got {pair!r}") from error
+    return values
 
 
 def _quality(pairs: list[str]) -> dict[str, int]:

@@ -68,9 +68,14 @@ class _Clip:
     def aligned(self, first: int, end: int) -> Tensor:
         """Aligned frames first .. end - 1, [n, 9]. Codes that never came are padding."""
         C, pad = self.config.n_codebooks, self.config.codebook_size + 1
-        delayed = self.frames[first : end + C - 1]
+        delayed = self.frames[first - self.dropped : end + C - 1 - self.dropped]
         missing = delayed.new_full((end - first + C - 1 - len(delayed), C), pad)
         return shear_up(torch.cat([delayed, missing]), pad)[: end - first]
+
+    def drop(self, first: int) -> None:
+        """Forget the frames before `first`."""
+        count = min(max(first - self.dropped, 0), len(self.frames))
+        self.frames, self.dropped = self.frames[count:], self.dropped + count
 
     def _check_end(self, eos_frame: int | None, received: int, last: bool, decoded: int) -> None:
         if eos_frame is not None and self.eos_frame not in (None, eos_frame):
@@ -117,6 +122,7 @@ class WindowStream(_Stream):
             window = self.windows.at(self.emitted)
             if window.start >= total or (not finished and window.end > total):
                 self.decoded = min(window.start, self.clip.length)
+                self.clip.drop(window.first)
                 return torch.cat(ready)
             frames = self.clip.aligned(window.first, min(window.end, total))
             ready.append(self.windows.decode(window, frames, total))

@@ -26,8 +26,8 @@ RESTATED_KEYS = frozenset({"speaking_rate_buckets", "quality_num_buckets", "qual
 class Zonos2Config:
     """Sizes and ids of a model, read by `from_json`. A contradiction is a ValueError.
 
-    Fields without a default must be in params.json. `quality_bucket_counts` is derived there from
-    `quality_features` and `quality_buckets`.
+    Fields without a default must be in params.json. `quality_bucket_counts` and `quality_buckets` are derived there
+    from its `quality_features` and `quality_buckets`.
     """
 
     n_layers: int
@@ -60,6 +60,8 @@ class Zonos2Config:
     n_heads: int | None = None  # None: dim / head_dim
     speaker_lda_dim: int | None = None  # None: the embedding is projected in one step
     special_topk_layers: tuple[tuple[int, int], ...] = ()  # (absolute layer, experts per token)
+    speaking_rate_buckets: tuple[str, ...] = ()  # ranges of bytes per second, "a-b", the last "c+"
+    quality_buckets: tuple[tuple[str, ...], ...] = ()  # by feature: values, ranges "a-b" or "c+"
     moe_balancing_strategy: str = "legacy"
     dtype: str = "bfloat16"  # of the stored weights
 
@@ -94,7 +96,8 @@ class Zonos2Config:
         if params.get("model_type", "zonos2") != "zonos2":
             raise ValueError(f"model_type must be 'zonos2', got {params['model_type']!r}")
         values = {name: params[name] for name in own if name in params}
-        values["quality_features"], values["quality_bucket_counts"] = _quality(params)
+        values["quality_features"], values["quality_buckets"] = _quality(params)
+        values["quality_bucket_counts"] = tuple(map(len, values["quality_buckets"]))
         values["special_topk_layers"] = _special_topk_layers(params.get("special_topk_layers"))
         if isinstance(strategy := values.get("moe_balancing_strategy"), str):
             values["moe_balancing_strategy"] = strategy.strip().lower().replace("-", "_")
@@ -102,6 +105,7 @@ class Zonos2Config:
         stated = params["speaking_rate_num_buckets"]
         if rates and len(rates) != stated:
             raise ValueError(f"speaking_rate_num_buckets is {stated!r}, but speaking_rate_buckets lists {len(rates)}")
+        values["speaking_rate_buckets"] = tuple(map(str, rates))
         return cls(**values)
 
     def __post_init__(self) -> None:
@@ -214,7 +218,7 @@ def _list(key: str, value: object) -> list[Any]:
     return value
 
 
-def _quality(params: dict[str, Any]) -> tuple[tuple[str, ...], tuple[int, ...]]:
+def _quality(params: dict[str, Any]) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
     """(features, buckets of each). Without a list of features, the order of the buckets counts."""
     buckets = params["quality_buckets"] or {}
     if not isinstance(buckets, dict):
@@ -224,11 +228,12 @@ def _quality(params: dict[str, Any]) -> tuple[tuple[str, ...], tuple[int, ...]]:
         raise ValueError(f"quality_features must be a list of names, got {features!r}")
     if sorted(features) != sorted(buckets):
         raise ValueError(f"quality_features {features} and the keys of quality_buckets {list(buckets)} differ")
-    counts = tuple(len(_list(f"quality_buckets.{feature}", buckets[feature])) for feature in features)
+    lists = tuple(tuple(map(str, _list(f"quality_buckets.{feature}", buckets[feature]))) for feature in features)
+    count = sum(map(len, lists))
     stated = params["quality_num_buckets"]
-    if stated not in (None, sum(counts)):
-        raise ValueError(f"quality_num_buckets is {stated!r}, but quality_buckets lists {sum(counts)}")
-    return tuple(features), counts
+    if stated not in (None, count):
+        raise ValueError(f"quality_num_buckets is {stated!r}, but quality_buckets lists {count}")
+    return tuple(features), lists
 
 
 def _special_topk_layers(value: dict[str, int] | None) -> tuple[tuple[int, int], ...]:
@@ -278,6 +283,8 @@ def _check_types(config: Zonos2Config) -> None:
             ok, wanted = isinstance(value, str), "a string"
         elif kind == tuple[str, ...]:
             ok, wanted = all(isinstance(item, str) for item in value), "a list of names"
+        elif kind == tuple[tuple[str, ...], ...]:
+            ok, wanted = all(isinstance(item, str) for own in value for item in own), "lists of buckets"
         elif kind == tuple[int, ...]:
             ok, wanted = counts(*value), "lists of buckets"
         else:  # special_topk_layers

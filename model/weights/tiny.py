@@ -5,6 +5,7 @@ import math
 import secrets
 import shutil
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,24 @@ from zonos2_triton.reference.vocoder import VocoderConfig
 
 NOTICE = "random weights: a test model that was never trained; its sound means nothing"
 
-QUALITY = {"lufs": 12, "estimated_snr": 12, "max_pause": 12}
-QUALITY |= {"estimated_bandlimit_hz": 8, "leading_silence_s": 8, "trailing_silence_s": 8}
+RATES = ["0-8", "8-11", "11-14", "14-17", "17-21", "21-28", "28-40", "40+"]  # bytes of UTF-8 per second
+
+
+def _ranges(*bounds: float, last: float | None = None) -> list[str]:
+    """Ranges between the bounds; behind them up to `last`, or an open one."""
+    pairs = [f"{low:g}-{high:g}" for low, high in pairwise(bounds)]
+    return [*pairs, f"{bounds[-1]:g}+" if last is None else f"{bounds[-1]:g}-{last:g}"]
+
+
+# Ranges of the released params.json.
+QUALITY = {
+    "lufs": _ranges(-1000, *(-50 + 4.5 * i for i in range(11))),
+    "estimated_snr": _ranges(-1000, *range(0, 61, 6)),
+    "max_pause": _ranges(*(i / 2 for i in range(12)), last=6),
+    "estimated_bandlimit_hz": _ranges(495.3, 3433, 6371, 9310, 12248, 15186, 18124, 21062, last=24000),
+    "leading_silence_s": _ranges(0, 0.05, 0.1, 0.25, 0.5, 1, 2, 4),
+    "trailing_silence_s": _ranges(0, 0.05, 0.1, 0.25, 0.5, 1, 2, 4),
+}
 
 # The keys of the released params.json, with the real vocabulary and a small network.
 PARAMS: dict[str, Any] = {"model_type": "zonos2", "dtype": "float32", "n_layers": 6, "dim": 64, "head_dim": 16}
@@ -32,9 +49,9 @@ PARAMS |= {"rope_theta": 10000.0, "max_seqlen": 2048, "n_codebooks": 9, "codeboo
 PARAMS |= {"audio_pad_id": 1025, "text_vocab": 519, "loss_softcap": 15.0}
 PARAMS |= {"speaker_enabled": True, "speaker_embedding_dim": 48, "speaker_lda_dim": 32}
 PARAMS |= {"speaker_background_token_enabled": True, "accurate_mode_token_enabled": True}
-PARAMS |= {"speaking_rate_num_buckets": 8, "speaking_rate_buckets": [f"bucket {i}" for i in range(8)]}
-PARAMS |= {"quality_num_buckets": sum(QUALITY.values()), "quality_features": list(QUALITY)}
-PARAMS |= {"quality_buckets": {name: [f"bucket {i}" for i in range(n)] for name, n in QUALITY.items()}}
+PARAMS |= {"speaking_rate_num_buckets": 8, "speaking_rate_buckets": RATES}
+PARAMS |= {"quality_num_buckets": sum(map(len, QUALITY.values())), "quality_features": list(QUALITY)}
+PARAMS |= {"quality_buckets": QUALITY}
 PARAMS |= {"quality_dropout": dict.fromkeys(QUALITY, 0.25), "moe_impl": "sonic"}
 PARAMS |= {"moe_n_experts": 4, "moe_router_topk": 1, "special_topk_layers": {"4": 2}}
 PARAMS |= {"moe_router_dim": 16, "moe_start_from_layer": 2, "moe_end_from_layer": 1}
