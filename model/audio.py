@@ -2,7 +2,8 @@
 
 import os
 import struct
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -72,8 +73,6 @@ def sound_ending(path: str | Path) -> str:
 
 def write_audio(part: Path, ending: str, audio: Audio) -> None:
     """Write to `part`, whose name does not tell the format. ending: a key of FORMATS."""
-    import soundfile
-
     samples, rate = to_int16(audio.samples), as_int(audio.sample_rate)
     if rate is None or not 1 <= rate <= HIGHEST_RATE:
         raise ValueError(f"sample_rate must be a whole number of Hz in 1..{HIGHEST_RATE}, got {audio.sample_rate!r}")
@@ -82,20 +81,60 @@ def write_audio(part: Path, ending: str, audio: Audio) -> None:
     if ending in RATES and rate not in RATES[ending]:
         fitting = next((r for r in RATES[ending] if r > rate), RATES[ending][-1])
         samples, rate = to_int16(resample(audio.samples.detach().cpu().float(), rate, fitting)), fitting
-    kind, coding = FORMATS[ending]
-    try:
-        with soundfile.SoundFile(os.fsencode(part), "w", rate, 1, coding, format=kind) as file:
-            if audio.comment and len(samples):  # with a comment, libsndfile states a wrong length of an empty file
-                # libsndfile takes UTF-8, but marks the comment of .mp3 as Latin-1.
-                comment = audio.comment.encode("ascii" if ending == ".mp3" else "utf-8", "backslashreplace")
-                file.comment = comment.decode()
-            for block in samples.split(BLOCK):
-                file.write(block.numpy())
-        written = soundfile.info(os.fsencode(part)).frames
-    except soundfile.LibsndfileError as error:
-        raise OSError(f"cannot write the sound: {error}") from error
-    if written != len(samples):  # libsndfile does not always report a full disk
-        raise OSError(f"cannot write the sound: only {written} of {len(samples)} samples were kept; is the disk full?")
+    with SoundWriter(part, ending, rate, audio.comment) as file:
+        file.write(samples)
+
+
+class SoundWriter:
+    """Writes a sound file block by block, so that the way in which samples come does not change it."""
+
+    def __init__(self, part: Path, ending: str, rate: int, comment: str) -> None:
+        """part: its name does not tell the format. ending: a key of FORMATS that takes `rate`."""
+        import soundfile
+
+        self.part, self.samples, self._errors = part, 0, soundfile.LibsndfileError
+        kind, coding = FORMATS[ending]
+        # libsndfile takes UTF-8, but marks the comment of .mp3 as Latin-1.
+        self._comment = comment.encode("ascii" if ending == ".mp3" else "utf-8", "backslashreplace").decode()
+        self._rest = torch.zeros(0, dtype=torch.int16, device="cpu")
+        with self._named():
+            self._file = soundfile.SoundFile(os.fsencode(part), "w", rate, 1, coding, format=kind)
+
+    def write(self, samples: Tensor) -> None:
+        """Add int16 [m], as `to_int16` makes them. OSError: they cannot be written."""
+        if len(samples) and self.samples == 0 and self._comment:
+            self._file.comment = self._comment  # of an empty file, libsndfile would state a wrong length with it
+        self.samples += len(samples)
+        joined = torch.cat([self._rest, samples])
+        whole = len(joined) // BLOCK * BLOCK
+        with self._named():
+            for block in joined[:whole].split(BLOCK) if whole else ():
+                self._file.write(block.numpy())
+        self._rest = joined[whole:]
+
+    def __enter__(self) -> "SoundWriter":
+        return self
+
+    def __exit__(self, failed: object, *_: object) -> None:
+        import soundfile
+
+        with self._named():
+            if failed is None and len(self._rest):
+                self._file.write(self._rest.numpy())
+            self._file.close()
+            if failed is not None:
+                return
+            written = soundfile.info(os.fsencode(self.part)).frames
+        if written != self.samples:  # libsndfile does not always report a full disk
+            lost = f"only {written} of {self.samples} samples were kept"
+            raise OSError(f"cannot write the sound: {lost}; is the disk full?")
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except self._errors as error:
+            raise OSError(f"cannot write the sound: {error}") from error
 
 
 def to_int16(samples: Tensor) -> Tensor:

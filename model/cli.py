@@ -145,7 +145,9 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     layout = partial(argparse.HelpFormatter, max_help_position=32)
     say = commands.add_parser("say", help="speak a text into a sound file", formatter_class=layout)
     say.set_defaults(load=_say)
-    say.add_argument("text", help="what to say; - reads it from standard input")
+    say.add_argument("text", nargs="?", help="what to say; - reads it from standard input")
+    file = "a text of any length, spoken in chunks; a run that was stopped resumes by the same command"
+    say.add_argument("--text-file", metavar="FILE", help=file)
     model = "folder with params.json and weights, the weights in it, or a hub id"
     say.add_argument("--model", required=True, metavar="DIR", help=model)
     lora = "an adapter of the model, as `zonos2-triton train --lora` writes it"
@@ -180,6 +182,13 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     prompt.add_argument("--quality-value", action="append", default=[], metavar="FEATURE=NUMBER", help=value)
     prompt.add_argument("--clean-background", action="store_true", help="the speaker's recording is clean")
     prompt.add_argument("--expressive", action="store_true", help="follow the speaker less strictly")
+    long = say.add_argument_group("long text")
+    long.add_argument("--chunk-chars", type=int, metavar="N", help="most characters of a chunk; default: 150")
+    window = "chunks that a prompt covers, the new one included; default: 2"
+    long.add_argument("--window-chunks", type=int, metavar="N", help=window)
+    long.add_argument("--no-pin-anchor", action="store_true", help="do not keep the first chunk in every window")
+    modes = ("word", "sentence", "official")
+    long.add_argument("--split-mode", choices=modes, help="where to split; default: word")
     sampling = say.add_argument_group("sampling")
     for field in fields(Sampling):
         name = f"--{field.name.replace('_', '-')}"
@@ -227,6 +236,9 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
 
 
 def _say(options: argparse.Namespace) -> Run:
+    if (options.text is None) == (options.text_file is None):
+        given = "neither" if options.text is None else "both"
+        raise ValueError(f"say takes a text or --text-file FILE, got {given}")
     for field in fields(Sampling):
         (low, high), value = RANGES.get(field.name, (0, math.inf)), getattr(options, field.name)
         if value is not None and (value < low or value > high):  # NaN is refused later

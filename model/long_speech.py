@@ -4,7 +4,7 @@ Memory holds the frames of the window, not those of the text.
 """
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -37,6 +37,7 @@ class Piece(NamedTuple):
     eos_frame: int | None = None  # of the whole text, from the piece on that shows it
     last: bool = False
     chunk: Chunk | None = None  # the one that these frames finish
+    resumed: bool = False  # the chunk is one of an earlier run
 
 
 class LongSpeech(Iterator[Piece]):
@@ -83,13 +84,13 @@ class LongSpeech(Iterator[Piece]):
         for i in range(len(self.chunks)):
             yield self.form.context(i)
 
-    def _generate(self) -> Iterator[Piece]:
+    def _generate(self) -> Generator[Piece, None, None]:
         total, cut = 0, False
         for i, context in enumerate(self._windows()):
             last = i + 1 == len(self.chunks)
             if (chunk := next(self._done, None)) is not None:
                 end = total + chunk.kept if last and chunk.ended == "end_of_audio" else None
-                yield Piece(self._sent(chunk, last), self._told(end), last, chunk)
+                yield Piece(self._sent(chunk, last), self._told(end), last, chunk, resumed=True)
             else:
                 for piece in self._chunk(i, context, total, last):
                     chunk = piece.chunk

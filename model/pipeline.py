@@ -261,7 +261,7 @@ class Zonos2:
         samplings = for_each("sampling", sampling, len(texts), "texts")
         if not all(isinstance(own, Sampling) for own in samplings):
             raise TypeError(f"sampling must be a Sampling, or a list of one for each text, got {sampling!r}")
-        voice, tasks = self._embedding(speaker), []
+        voice, tasks = self.embedding(speaker), []
         for i, (text, own) in enumerate(zip(texts, samplings, strict=True)):
             name = f"text[{i}]" if many else "text"
             if (long := _long(text, splitting, prompt)) is not None:
@@ -287,6 +287,29 @@ class Zonos2:
             parts = [torch.zeros(0, dtype=torch.float32, device="cpu"), *stream]
         return Audio(torch.cat(parts), self.vocoder.config.sample_rate, self.comment, stream.ended)
 
+    def resume(
+        self,
+        text: str,
+        done: Iterable[Chunk],
+        finished: Callable[[Chunk], None],
+        speaker: Voice = None,
+        sampling: Sampling = Sampling(),  # noqa: B008  frozen
+        progress: Progress | None = None,
+        **options: Unpack[SpeechOptions],
+    ) -> AudioStream:
+        """`stream` of a long text, behind chunks of an earlier run with the same arguments and seed.
+
+        done      those chunks, the first of the text; their sound comes again
+        finished  called with every other chunk as soon as its frames are complete
+
+        The samples are those of an uninterrupted run, bit for bit. ValueError: the text is not split, so there is
+        nothing to resume; others as of `stream`.
+        """
+        (task,) = self._tasks("resume", [text], False, speaker, sampling, options)
+        if task.long is None:
+            raise ValueError("text is a single chunk or long_form is off: use stream()")
+        return self._stream_long(task, progress, done, finished)
+
     def _stream_long(
         self,
         task: _Task,
@@ -294,21 +317,16 @@ class Zonos2:
         done: Iterable[Chunk] = (),
         finished: Callable[[Chunk], None] | None = None,
     ) -> AudioStream:
-        """done: chunks of an earlier run. finished: called with every other chunk, before its last samples."""
         chunks, form, prompt = cast(_Long, task.long)
-        earlier = [*done]
-        speech = LongSpeech(
-            self.backbone, chunks, task.sampling, task.voice, prompt, form, progress, earlier, task.name
-        )
-        return AudioStream(self._sound(speech, len(earlier), finished), speech)
+        own = (task.sampling, task.voice, prompt, form)
+        speech = LongSpeech(self.backbone, chunks, *own, progress, done, task.name)
+        return AudioStream(self._sound(speech, finished), speech)
 
-    def _sound(self, speech: LongSpeech, skipped: int, finished: Callable[[Chunk], None] | None) -> Iterator[Tensor]:
+    def _sound(self, speech: LongSpeech, finished: Callable[[Chunk], None] | None) -> Iterator[Tensor]:
         vocoder = self.vocoder.stream()
         for piece in speech:
-            if piece.chunk is not None:
-                if skipped == 0 and finished is not None:
-                    finished(piece.chunk)
-                skipped = max(skipped - 1, 0)
+            if piece.chunk is not None and not piece.resumed and finished is not None:
+                finished(piece.chunk)
             with isolated():
                 samples = vocoder.push(piece.codes, piece.eos_frame, piece.last).cpu()
             if len(samples):
@@ -373,7 +391,13 @@ class Zonos2:
             )
         return ids
 
-    def _embedding(self, speaker: Voice) -> Tensor | None:
+    def count_chunks(self, text: str, **options: Unpack[SpeechOptions]) -> int:
+        """The number of chunks that `speak` would make of a text; 0: it is spoken as a whole."""
+        long = _long(text, _sorted("count_chunks", options)[3], {})
+        return 0 if long is None else len(long.chunks)
+
+    def embedding(self, speaker: Voice) -> Tensor | None:
+        """The embedding of a voice, as `speak` takes it. ValueError: it cannot be had here."""
         if speaker is None or isinstance(speaker, Tensor):
             return self.backbone.checked_speaker("speaker", speaker)
         if not self.backbone.config.speaker_enabled:

@@ -9,7 +9,7 @@ import time
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,10 @@ from tqdm import tqdm
 
 from zonos2_triton._settings import local_path
 from zonos2_triton.model.audio import Audio, read_audio, sound_ending, to_int16, wav_header, write_audio
+from zonos2_triton.model.chapter import ChunkFile, check_ending, digest, fingerprint, write_sound
 from zonos2_triton.model.console import aside
 from zonos2_triton.model.files import check_writable, whole_file
+from zonos2_triton.model.long_speech import Chunk
 from zonos2_triton.model.pipeline import SpeechOptions, Voice, Zonos2
 from zonos2_triton.model.plot import check_plotting, save_spectrogram
 from zonos2_triton.model.runtime.request import Frame, fresh_seed
@@ -46,7 +48,7 @@ def say(options: Namespace) -> int:
     """Run the command; options as `cli` parses them. Returns the exit status."""
     sampling = Sampling(**{field.name: getattr(options, field.name) for field in fields(Sampling)})
     sampling = replace(sampling, seed=fresh_seed(sampling))  # to be reported
-    text = _text(options.text)
+    text = _text(options.text) if options.text_file is None else _text_file(options.text_file)
     prompt: SpeechOptions = {
         "speaking_rate": options.speaking_rate,
         "quality": _quality(options.quality) or None,
@@ -55,12 +57,17 @@ def say(options: Namespace) -> int:
         "quality_values": _quality_values(options.quality_value) or None,
         "clean_background": options.clean_background,
         "accurate": not options.expressive,
+        "long_form": options.text_file is not None,
+        **{f"long_form_{name}": value for name, value in _given_long(options).items()},  # type: ignore[typeddict-item]
     }
     voice = _voice(options.speaker)  # fails before the model is loaded
     with ExitStack() as stack:
         stdout = stack.enter_context(aside())  # prints of a library are not the result
         sink = stack.enter_context(_sink(options.out, stdout))
         ending = _checked_outputs(options, sink)
+        chunks = ChunkFile(options.out) if options.text_file is not None and sink is None else None
+        if chunks is not None and options.seed is None and chunks.settings is not None:
+            sampling = replace(sampling, seed=chunks.settings.get("seed"))
         where, parts = (options.device, options.dtype, options.backend), (options.vocoder, options.speaker_encoder)
         rest = BatchingOptions(max_batch_size=1), options.vocoder_dtype, options.lora
         tts = Zonos2.load(options.model, *where, *parts, *rest)
@@ -68,6 +75,17 @@ def say(options: Namespace) -> int:
             print(f"zonos2-triton: note: {tts.notice}", file=sys.stderr)
         default = torch.get_num_threads()
         threads = stack.enter_context(computing([*tts.backbone.weights.values(), *tts.vocoder.state.values()]))
+        if chunks is not None and tts.count_chunks(text, **prompt):
+            try:
+                made, audio_s = _chapter(tts, (text, voice, sampling), prompt, options.out, ending, chunks)
+            except KeyboardInterrupt:
+                kept = f"the finished chunks are in {chunks.path}"
+                print(f"zonos2-triton: interrupted; {kept}: the same command resumes", file=sys.stderr)
+                return 130
+            report = _report(str(options.out), tts, made, audio_s, time.perf_counter() - made.started)
+            report |= {"seed": sampling.seed, "threads": threads}
+            print(json.dumps(report) if options.json else _closing_line(report))
+            return 0
         try:
             made = _speak(tts, (text, voice, sampling), prompt, sink, options)
         except BrokenPipeError:  # the reader may stop early
@@ -95,6 +113,8 @@ def _checked_outputs(options: Namespace, sink: FileIO | None) -> str:
     if options.raw and sink is None:
         raise ValueError(f"--raw is for --out -, got --out {options.out}")
     if options.spectrogram is not None:
+        if options.text_file is not None:
+            raise ValueError("--spectrogram is for a short text, got --text-file")
         check_plotting()
         if os.path.realpath(local_path(options.spectrogram)) == os.path.realpath(local_path(options.out)):
             raise ValueError(f"--spectrogram and --out must be two files, got {options.out!r} for both")
@@ -138,6 +158,58 @@ def _speak(
     if sink and not options.raw:
         _state_length(sink, tts.vocoder.config.sample_rate, sum(map(len, made.chunks)))
     return made
+
+
+def _chapter(
+    tts: Zonos2,
+    asked: tuple[str, Voice, Sampling],
+    options: SpeechOptions,
+    out: str,
+    ending: str,
+    chunks: ChunkFile,
+) -> tuple[_Made, float]:
+    """Speak a long text into a file, behind the chunks of an earlier run. Returns the progress and the seconds."""
+    text, voice, sampling = asked
+    rate, made, model = tts.vocoder.config.sample_rate, _Made(), tts.backbone
+    check_ending(out, ending, rate)
+    embedding = tts.embedding(voice)
+    settings = {"text_sha256": digest(text.encode()), "speaker_sha256": digest(embedding), **asdict(sampling)}
+    settings |= {"weights_sha256": fingerprint(model), "dtype": str(model.dtype), "backend": model.backend, **options}
+    done = chunks.begin(settings)
+    with tqdm(total=tts.count_chunks(text, **options), unit="chunk", disable=None, leave=False) as bar:
+
+        def progress(_: int, frame: Frame) -> None:
+            made.frames += 1
+
+        def finished(chunk: Chunk) -> None:
+            chunks.append(chunk)
+            bar.update()
+
+        def earlier() -> Iterator[Chunk]:
+            for chunk in done:
+                bar.update()
+                yield chunk
+
+        def first() -> None:
+            made.first_audio = made.first_audio or time.perf_counter() - made.started
+
+        stream = tts.resume(text, earlier(), finished, embedding, sampling, progress, **options)
+        seconds = write_sound(stream, out, ending, rate, tts.comment, first)
+    made.ended = stream.ended
+    chunks.remove()
+    return made, seconds
+
+
+def _given_long(options: Namespace) -> dict[str, Any]:
+    """The options for long texts that were given."""
+    given = {name: getattr(options, name) for name in ("chunk_chars", "window_chunks", "split_mode")}
+    given["pin_anchor"] = False if options.no_pin_anchor else None
+    given = {name: value for name, value in given.items() if value is not None}
+    if given and options.text_file is None:
+        name = next(iter(given))
+        option = "no-pin-anchor" if name == "pin_anchor" else name.replace("_", "-")
+        raise ValueError(f"--{option} is for --text-file")
+    return given
 
 
 @contextmanager
@@ -210,6 +282,31 @@ def _draw(audio: Audio, path: str, title: str) -> None:
     except (Exception, KeyboardInterrupt) as error:
         why = str(error) or type(error).__name__
         print(f"zonos2-triton: warning: the spectrogram was not drawn: {why}", file=sys.stderr)
+
+
+def _text_file(name: str) -> str:
+    """The text of a file. ValueError: not UTF-8, by line and byte; or empty."""
+    path = local_path(name)
+    if not path.is_file():
+        raise FileNotFoundError(f"--text-file: {name} is not a file")
+    content = path.read_bytes()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        at = error.start + (3 if content.startswith(b"\xef\xbb\xbf") else 0)  # the byte order mark does not count
+        line, byte = content.count(b"\n", 0, at) + 1, at - content.rfind(b"\n", 0, at)
+        raise ValueError(
+            f"--text-file must be UTF-8, but line {line} of {name} has 0x{content[at]:02x} as its byte {byte}; "
+            "iconv -f LATIN1 -t UTF-8 converts Latin-1, for one"
+        ) from error
+    if "\0" in text:
+        raise ValueError(
+            f"--text-file must be UTF-8 text, but line {text[: text.index(chr(0))].count(chr(10)) + 1} of "
+            f"{name} has a NUL"
+        )
+    if not text.strip():
+        raise ValueError(f"--text-file: {name} is empty: there is nothing to say")
+    return text
 
 
 def _text(given: str) -> str:
