@@ -17,10 +17,10 @@ from torch import Tensor
 
 from zonos2_triton._settings import local_path
 from zonos2_triton.model.audio import RATES, SoundWriter, to_int16
+from zonos2_triton.model.audio_stream import AudioStream
 from zonos2_triton.model.backbone import Backbone
 from zonos2_triton.model.files import whole_file
 from zonos2_triton.model.long_speech import Chunk
-from zonos2_triton.model.pipeline import AudioStream
 from zonos2_triton.reference.numeric import isolated
 
 SAMPLE = 256  # numbers of each tensor that tell one checkpoint from another

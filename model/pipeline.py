@@ -6,24 +6,24 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, TypedDict, Unpack, cast, overload
+from typing import NamedTuple, Unpack, cast, overload
 
 import torch
 from torch import Tensor
 
 from zonos2_triton.model.audio import Audio, read_audio
+from zonos2_triton.model.audio_stream import AudioStream
 from zonos2_triton.model.backbone import Backbone
 from zonos2_triton.model.backend import resolve_device
-from zonos2_triton.model.conditioning import ValueOptions, resolve_prompt
-from zonos2_triton.model.hints import did_you_mean
+from zonos2_triton.model.conditioning import resolve_prompt
 from zonos2_triton.model.long_speech import FRAMES_PER_BYTE, Chunk, LongSpeech
-from zonos2_triton.model.longform import LongForm, long_form_chunks
 from zonos2_triton.model.nvtx import annotate
 from zonos2_triton.model.prompt import PromptOptions, build_prompt
 from zonos2_triton.model.runtime.request import Generation, for_each
 from zonos2_triton.model.runtime.scheduler import BatchingOptions
 from zonos2_triton.model.runtime.stream import Progress, Stream, read_all
 from zonos2_triton.model.speaker import SpeakerEncoder
+from zonos2_triton.model.speech_options import LongText, SpeechOptions, long_text, sort_options
 from zonos2_triton.model.vocoder import Vocoder
 from zonos2_triton.model.voice import is_voice, read_voice
 from zonos2_triton.model.weights.checkpoint import ENDINGS, one_file
@@ -32,7 +32,7 @@ from zonos2_triton.reference.config import Zonos2Config
 from zonos2_triton.reference.delay import shear_up
 from zonos2_triton.reference.numeric import isolated
 from zonos2_triton.reference.sampling import Sampling
-from zonos2_triton.reference.sampling_params import Default, SamplingOptions
+from zonos2_triton.reference.sampling_params import Default
 
 Voice = str | Path | Tensor | tuple[Tensor, int] | None  # a recording, an embedding, (waveform, Hz)
 
@@ -42,28 +42,6 @@ CODEC_FILES = ("dac*.pth", "weights*.pth")  # the official file's own name is we
 SPEAKER_FOLDERS = ("speaker_encoder",)
 
 
-class LongFormOptions(TypedDict, total=False):
-    """Long texts, as keywords of `Zonos2.speak`: the fields of `LongForm`, and whether a text is split."""
-
-    long_form: bool | None
-    long_form_chunk_chars: int
-    long_form_window_chunks: int
-    long_form_pin_anchor: bool
-    long_form_split_mode: str
-
-
-class SpeechOptions(PromptOptions, ValueOptions, LongFormOptions, SamplingOptions, total=False):
-    """Further keywords of `Zonos2.speak` and `stream`."""
-
-
-class _Long(NamedTuple):
-    """One long text."""
-
-    chunks: list[str]
-    form: LongForm
-    prompt: PromptOptions
-
-
 class _Task(NamedTuple):
     """One text as a request to the backbone."""
 
@@ -71,32 +49,7 @@ class _Task(NamedTuple):
     ids: Tensor
     sampling: Sampling
     voice: Tensor | None
-    long: _Long | None = None  # then ids are empty
-
-
-class AudioStream(Iterator[Tensor]):
-    """Iterator of fp32 chunks [m] of one text, on the CPU. Read it to the end or close it, for example by `with`."""
-
-    def __init__(self, chunks: Iterator[Tensor], frames: Stream | LongSpeech) -> None:
-        self._chunks, self._frames = chunks, frames
-
-    def __next__(self) -> Tensor:
-        return next(self._chunks)
-
-    @property
-    def ended(self) -> str | None:
-        """Why the audio ended, once all is read: "end_of_audio", or "max_frames" if it was cut off."""
-        return self._frames.ended
-
-    def close(self) -> None:
-        """Cancel the rest."""
-        self._frames.close()
-
-    def __enter__(self) -> "AudioStream":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    long: LongText | None = None  # then ids are empty
 
 
 class Zonos2:
@@ -256,7 +209,7 @@ class Zonos2:
         sampling: Sampling | Sequence[Sampling],
         options: SpeechOptions,
     ) -> list[_Task]:
-        settings, given, values, splitting = _sorted(caller, options)
+        settings, given, values, splitting = sort_options(caller, options)
         prompt = resolve_prompt(self.backbone.config, given, values)
         samplings = for_each("sampling", sampling, len(texts), "texts")
         if not all(isinstance(own, Sampling) for own in samplings):
@@ -264,8 +217,10 @@ class Zonos2:
         voice, tasks = self.embedding(speaker), []
         for i, (text, own) in enumerate(zip(texts, samplings, strict=True)):
             name = f"text[{i}]" if many else "text"
-            if (long := _long(text, splitting, prompt)) is not None:
-                tasks.append(_Task(name, torch.zeros(0, device="cpu"), replace(own, **settings), voice, long))
+            if (long := long_text(text, splitting, prompt)) is not None:
+                tasks.append(
+                    _Task(name, torch.zeros(0, dtype=torch.int32, device="cpu"), replace(own, **settings), voice, long)
+                )
                 continue
             ids, own = self._prompt(name, text, voice, **prompt), replace(own, **settings)
             if isinstance(own.max_frames, Default):
@@ -317,7 +272,7 @@ class Zonos2:
         done: Iterable[Chunk] = (),
         finished: Callable[[Chunk], None] | None = None,
     ) -> AudioStream:
-        chunks, form, prompt = cast(_Long, task.long)
+        chunks, form, prompt = cast(LongText, task.long)
         own = (task.sampling, task.voice, prompt, form)
         speech = LongSpeech(self.backbone, chunks, *own, progress, done, task.name)
         return AudioStream(self._sound(speech, finished), speech)
@@ -393,7 +348,7 @@ class Zonos2:
 
     def count_chunks(self, text: str, **options: Unpack[SpeechOptions]) -> int:
         """The number of chunks that `speak` would make of a text; 0: it is spoken as a whole."""
-        long = _long(text, _sorted("count_chunks", options)[3], {})
+        long = long_text(text, sort_options("count_chunks", options)[3], {})
         return 0 if long is None else len(long.chunks)
 
     def embedding(self, speaker: Voice) -> Tensor | None:
@@ -418,31 +373,6 @@ class Zonos2:
         except (TypeError, ValueError) as error:
             raise TypeError(f"speaker must be a file, (waveform, Hz) or an embedding, got {speaker!r}") from error
         return self.speaker_encoder.embed(waveform, rate)
-
-
-def _sorted(
-    caller: str, options: SpeechOptions
-) -> tuple[SamplingOptions, PromptOptions, ValueOptions, LongFormOptions]:
-    """Split the keywords by what takes them. TypeError: an unknown one."""
-    kinds = (SamplingOptions, PromptOptions, ValueOptions, LongFormOptions)
-    for name in options:
-        if not any(name in kind.__annotations__ for kind in kinds):
-            own = [name for kind in (*kinds[1:], kinds[0]) for name in kind.__annotations__]
-            known = ["text", "speaker", "sampling", "progress", *own]
-            hint = did_you_mean(name, known) or f"; it takes {', '.join(known)}"
-            raise TypeError(f"{caller}() got an unexpected keyword argument {name!r}{hint}")
-    parts = [{name: value for name, value in options.items() if name in kind.__annotations__} for kind in kinds]
-    return cast(tuple[SamplingOptions, PromptOptions, ValueOptions, LongFormOptions], tuple(parts))
-
-
-def _long(text: str, options: LongFormOptions, prompt: PromptOptions) -> _Long | None:
-    """The chunks of a text that is to be split."""
-    given = {name.removeprefix("long_form_"): value for name, value in options.items() if name != "long_form"}
-    form = LongForm(**given)  # type: ignore[arg-type]
-    if not isinstance(text, str):
-        return None  # the prompt names it
-    chunks = long_form_chunks(text, options.get("long_form", False), form.chunk_chars, form.split_mode)
-    return None if chunks is None else _Long(chunks, form, prompt)
 
 
 def _find(folder: Path, folders: Sequence[str], files: Sequence[str]) -> Path | None:

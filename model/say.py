@@ -24,10 +24,11 @@ from zonos2_triton.model.chapter import ChunkFile, check_ending, digest, fingerp
 from zonos2_triton.model.console import aside
 from zonos2_triton.model.files import check_writable, whole_file
 from zonos2_triton.model.long_speech import Chunk
-from zonos2_triton.model.pipeline import SpeechOptions, Voice, Zonos2
+from zonos2_triton.model.pipeline import Voice, Zonos2
 from zonos2_triton.model.plot import check_plotting, save_spectrogram
 from zonos2_triton.model.runtime.request import Frame, fresh_seed
 from zonos2_triton.model.runtime.scheduler import BatchingOptions
+from zonos2_triton.model.speech_options import SpeechOptions
 from zonos2_triton.model.threads import computing, threads_hint
 from zonos2_triton.model.voice import is_voice, read_voice
 from zonos2_triton.reference.sampling_params import Default, Sampling
@@ -69,39 +70,40 @@ def say(options: Namespace) -> int:
         if chunks is not None and options.seed is None and chunks.settings is not None:
             sampling = replace(sampling, seed=chunks.settings.get("seed"))
         where, parts = (options.device, options.dtype, options.backend), (options.vocoder, options.speaker_encoder)
-        rest = BatchingOptions(max_batch_size=1), options.vocoder_dtype, options.lora
-        tts = Zonos2.load(options.model, *where, *parts, *rest)
+        batching, rest = (
+            BatchingOptions(max_batch_size=1),
+            {"vocoder_dtype": options.vocoder_dtype, "lora": options.lora},
+        )
+        tts = Zonos2.load(options.model, *where, *parts, batching, **rest)
         if tts.notice:
             print(f"zonos2-triton: note: {tts.notice}", file=sys.stderr)
         default = torch.get_num_threads()
         threads = stack.enter_context(computing([*tts.backbone.weights.values(), *tts.vocoder.state.values()]))
-        if chunks is not None and tts.count_chunks(text, **prompt):
-            try:
-                made, audio_s = _chapter(tts, (text, voice, sampling), prompt, options.out, ending, chunks)
-            except KeyboardInterrupt:
-                kept = f"the finished chunks are in {chunks.path}"
-                print(f"zonos2-triton: interrupted; {kept}: the same command resumes", file=sys.stderr)
-                return 130
-            report = _report(str(options.out), tts, made, audio_s, time.perf_counter() - made.started)
-            report |= {"seed": sampling.seed, "threads": threads}
-            print(json.dumps(report) if options.json else _closing_line(report))
-            return 0
+        asked, resumable = (text, voice, sampling), chunks if tts.count_chunks(text, **prompt) else None
         try:
-            made = _speak(tts, (text, voice, sampling), prompt, sink, options)
+            if resumable is not None:
+                made, audio_s = _chapter(tts, asked, prompt, options.out, ending, resumable)
+            else:
+                made = _speak(tts, asked, prompt, sink, options)
         except BrokenPipeError:  # the reader may stop early
             return 0
         except KeyboardInterrupt:
-            if sink is None:
+            if sink is None and resumable is None:
                 raise
-            print("zonos2-triton: interrupted; what was made is written", file=sys.stderr)
+            kept = "what was made is written"
+            if resumable is not None:
+                kept = f"the finished chunks are in {resumable.path}: the same command resumes"
+            print(f"zonos2-triton: interrupted; {kept}", file=sys.stderr)
             return 130  # a shell's status after Ctrl-C
-        audio = Audio(torch.cat(made.chunks), tts.vocoder.config.sample_rate, tts.comment)
-        if not sink:
-            _save(audio, options.out, ending)
+        if resumable is None:
+            audio = Audio(torch.cat(made.chunks), tts.vocoder.config.sample_rate, tts.comment)
+            audio_s = audio.seconds
+            if not sink:
+                _save(audio, options.out, ending)
         seconds = time.perf_counter() - made.started
         if options.spectrogram:
             _draw(audio, options.spectrogram, f"{Path(options.out).name}: {tts.comment}")
-    report = _report(str(options.out), tts, made, audio.seconds, seconds) | {"seed": sampling.seed, "threads": threads}
+    report = _report(str(options.out), tts, made, audio_s, seconds) | {"seed": sampling.seed, "threads": threads}
     if threads != default and not options.json:
         print(f"zonos2-triton: note: {threads_hint(threads, default)}", file=sys.stderr)
     print(json.dumps(report) if options.json else _closing_line(report), file=sys.stderr if sink else None)
