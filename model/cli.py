@@ -182,6 +182,10 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
     prompt.add_argument("--quality-value", action="append", default=[], metavar="FEATURE=NUMBER", help=value)
     prompt.add_argument("--clean-background", action="store_true", help="the speaker's recording is clean")
     prompt.add_argument("--expressive", action="store_true", help="follow the speaker less strictly")
+    language = "of the text, where a normaliser is installed; default: %(default)s"
+    prompt.add_argument("--language", default="en_us", metavar="CODE", help=language)
+    raw = "speak the text as it is written: no words for numbers and signs"
+    prompt.add_argument("--no-normalize", dest="normalize", action="store_false", help=raw)
     long = say.add_argument_group("long text")
     long.add_argument("--chunk-chars", type=int, metavar="N", help="most characters of a chunk; default: 150")
     window = "chunks that a prompt covers, the new one included; default: 2"

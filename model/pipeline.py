@@ -17,6 +17,7 @@ from zonos2_triton.model.backbone import Backbone
 from zonos2_triton.model.backend import resolve_device
 from zonos2_triton.model.conditioning import resolve_prompt
 from zonos2_triton.model.long_speech import FRAMES_PER_BYTE, Chunk, LongSpeech
+from zonos2_triton.model.normalization import Normalizer, installed, normalized
 from zonos2_triton.model.nvtx import annotate
 from zonos2_triton.model.prompt import PromptOptions, build_prompt
 from zonos2_triton.model.runtime.request import Generation, for_each
@@ -55,7 +56,14 @@ class _Task(NamedTuple):
 class Zonos2:
     """Backbone, vocoder and speaker encoder. Without the last, a voice is given as an embedding."""
 
-    def __init__(self, backbone: Backbone, vocoder: Vocoder, speaker_encoder: SpeakerEncoder | None = None) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        vocoder: Vocoder,
+        speaker_encoder: SpeakerEncoder | None = None,
+        normalizer: Normalizer | None = None,
+    ) -> None:
+        """normalizer: normalizer(text, language) -> the text that is spoken; None: the installed one, if any."""
         ours, theirs = backbone.config.n_codebooks, vocoder.config.n_codebooks
         if ours != theirs:
             raise ValueError(f"the backbone has {ours} codebooks, the vocoder {theirs}")
@@ -64,6 +72,7 @@ class Zonos2:
             if wanted != got:
                 raise ValueError(f"the speaker encoder makes {got} numbers, the backbone takes {wanted}")
         self.backbone, self.vocoder, self.speaker_encoder = backbone, vocoder, speaker_encoder
+        self.normalizer = installed() if normalizer is None else normalizer
         # On one device the scheduler runs the vocoder; otherwise the codes pass through the host.
         if backbone.backend == vocoder.backend == "triton" and backbone.device == vocoder.device:
             backbone.attach_vocoder(vocoder.decoder)
@@ -80,13 +89,14 @@ class Zonos2:
         options: BatchingOptions = BatchingOptions(),  # noqa: B008  frozen
         vocoder_dtype: str | torch.dtype = torch.float32,
         lora: str | Path | None = None,
+        normalizer: Normalizer | None = None,
     ) -> "Zonos2":
         """model: a folder with params.json and weights, or its file of weights, or a hub id "owner/name".
 
         vocoder and speaker_encoder are looked for in that folder, or named in the same ways. device None: a GPU if
         there is one; a number: that GPU. dtype: of the backbone; None: as stored. The speaker encoder runs in fp32.
         options: of the scheduler. vocoder_dtype "tf32": fp32 whose products may use TF32.
-        lora: an adapter of the model.
+        lora: an adapter of the model. normalizer: as of the constructor.
 
         FileNotFoundError, ValueError: something is missing or wrong.
         """
@@ -108,6 +118,7 @@ class Zonos2:
             Backbone.load(weights, config, device, dtype, backend, options, lora),
             Vocoder.load(codec, device, torch.float32 if tf32 else vocoder_dtype, backend, tf32),
             SpeakerEncoder.load(voices, device=device) if voices else None,
+            normalizer,
         )
 
     from_pretrained = load  # the name in transformers
@@ -164,6 +175,9 @@ class Zonos2:
         continues the first one and those of its window, so its voice stays. max_frames and the seed are those of each
         chunk, progress gets the number of the chunk, and texts are spoken one after another.
 
+        Written text becomes spoken words first, in `language`, if a normaliser is installed or was given; not with
+        text_normalization=False.
+
         By default max_frames is 1024 plus 16 for each byte of UTF-8, as far as the context and the cache have room. A
         text that is cut off raises a warning, and has `Audio.ended` "max_frames".
 
@@ -209,7 +223,8 @@ class Zonos2:
         sampling: Sampling | Sequence[Sampling],
         options: SpeechOptions,
     ) -> list[_Task]:
-        settings, given, values, splitting = sort_options(caller, options)
+        settings, given, values, splitting, words = sort_options(caller, options)
+        texts = [normalized(text, self.normalizer, words) for text in texts]
         prompt = resolve_prompt(self.backbone.config, given, values)
         samplings = for_each("sampling", sampling, len(texts), "texts")
         if not all(isinstance(own, Sampling) for own in samplings):
@@ -348,7 +363,8 @@ class Zonos2:
 
     def count_chunks(self, text: str, **options: Unpack[SpeechOptions]) -> int:
         """The number of chunks that `speak` would make of a text; 0: it is spoken as a whole."""
-        long = long_text(text, sort_options("count_chunks", options)[3], {})
+        *_, splitting, words = sort_options("count_chunks", options)
+        long = long_text(normalized(text, self.normalizer, words), splitting, {})
         return 0 if long is None else len(long.chunks)
 
     def embedding(self, speaker: Voice) -> Tensor | None:

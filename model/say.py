@@ -24,6 +24,7 @@ from zonos2_triton.model.chapter import ChunkFile, check_ending, digest, fingerp
 from zonos2_triton.model.console import aside
 from zonos2_triton.model.files import check_writable, whole_file
 from zonos2_triton.model.long_speech import Chunk
+from zonos2_triton.model.normalization import normalized
 from zonos2_triton.model.pipeline import Voice, Zonos2
 from zonos2_triton.model.plot import check_plotting, save_spectrogram
 from zonos2_triton.model.runtime.request import Frame, fresh_seed
@@ -79,6 +80,8 @@ def say(options: Namespace) -> int:
             print(f"zonos2-triton: note: {tts.notice}", file=sys.stderr)
         default = torch.get_num_threads()
         threads = stack.enter_context(computing([*tts.backbone.weights.values(), *tts.vocoder.state.values()]))
+        text = normalized(text, tts.normalizer, {"text_normalization": options.normalize, "language": options.language})
+        prompt["text_normalization"] = False  # once
         asked, resumable = (text, voice, sampling), chunks if tts.count_chunks(text, **prompt) else None
         try:
             if resumable is not None:

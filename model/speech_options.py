@@ -5,6 +5,7 @@ from typing import NamedTuple, TypedDict, cast
 from zonos2_triton.model.conditioning import ValueOptions
 from zonos2_triton.model.hints import did_you_mean
 from zonos2_triton.model.longform import LongForm, long_form_chunks
+from zonos2_triton.model.normalization import TextOptions
 from zonos2_triton.model.prompt import PromptOptions
 from zonos2_triton.reference.sampling_params import SamplingOptions
 
@@ -19,7 +20,7 @@ class LongFormOptions(TypedDict, total=False):
     long_form_split_mode: str
 
 
-class SpeechOptions(PromptOptions, ValueOptions, LongFormOptions, SamplingOptions, total=False):
+class SpeechOptions(PromptOptions, ValueOptions, LongFormOptions, TextOptions, SamplingOptions, total=False):
     """Further keywords of `Zonos2.speak` and `stream`."""
 
 
@@ -33,9 +34,9 @@ class LongText(NamedTuple):
 
 def sort_options(
     caller: str, options: SpeechOptions
-) -> tuple[SamplingOptions, PromptOptions, ValueOptions, LongFormOptions]:
+) -> tuple[SamplingOptions, PromptOptions, ValueOptions, LongFormOptions, TextOptions]:
     """Split the keywords by what takes them. TypeError: an unknown one."""
-    kinds = (SamplingOptions, PromptOptions, ValueOptions, LongFormOptions)
+    kinds = (SamplingOptions, PromptOptions, ValueOptions, LongFormOptions, TextOptions)
     for name in options:
         if not any(name in kind.__annotations__ for kind in kinds):
             own = [name for kind in (*kinds[1:], kinds[0]) for name in kind.__annotations__]
@@ -43,7 +44,7 @@ def sort_options(
             hint = did_you_mean(name, known) or f"; it takes {', '.join(known)}"
             raise TypeError(f"{caller}() got an unexpected keyword argument {name!r}{hint}")
     parts = [{name: value for name, value in options.items() if name in kind.__annotations__} for kind in kinds]
-    return cast(tuple[SamplingOptions, PromptOptions, ValueOptions, LongFormOptions], tuple(parts))
+    return cast(tuple[SamplingOptions, PromptOptions, ValueOptions, LongFormOptions, TextOptions], tuple(parts))
 
 
 def long_text(text: str, options: LongFormOptions, prompt: PromptOptions) -> LongText | None:
