@@ -94,7 +94,5 @@ def test_long_texts_are_normalised_by_sentences(monkeypatch):
 
 @pytest.mark.needs("kitten_text_processing")
 def test_the_package_speaks_numbers():
-    assert (
-        normalize("Dr. Ames paid $12.50 at 5:30.", "en_us")
-        == "doctor Ames paid twelve dollars fifty cents at five thirty."
-    )
+    spoken = normalize("Dr. Ames paid $12.50 at 5:30.", "en_us")
+    assert spoken == "doctor Ames paid twelve dollars fifty cents at five thirty."
