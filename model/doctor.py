@@ -15,7 +15,16 @@ from zonos2_triton.model import threads
 from zonos2_triton.model.tables import fitted, text_table
 
 REQUIRED = ("torch", "triton", "numpy", "einops", "nvtx", "safetensors", "soundfile", "tqdm")
-EXTRAS = ("huggingface_hub", "matplotlib", "flash-attn", "pytest-benchmark", "jinja2", "jsonschema", "scipy")
+EXTRAS = (
+    "huggingface_hub",
+    "matplotlib",
+    "kitten-text-processing",
+    "flash-attn",
+    "pytest-benchmark",
+    "jinja2",
+    "jsonschema",
+    "scipy",
+)
 
 
 def diagnose() -> dict[str, Any]:

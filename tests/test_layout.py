@@ -22,7 +22,18 @@ MAY_IMPORT = {
 LIBRARIES = {
     "reference": {"torch", "einops"},
     "kernels": {"torch", "triton"},
-    "model": {"torch", "triton", "numpy", "nvtx", "safetensors", "soundfile", "tqdm", "huggingface_hub", "matplotlib"},
+    "model": {
+        "torch",
+        "triton",
+        "numpy",
+        "nvtx",
+        "safetensors",
+        "soundfile",
+        "tqdm",
+        "huggingface_hub",
+        "kitten_text_processing",
+        "matplotlib",
+    },
     "bench": {*["torch", "triton", "numpy", "einops", "pytest", "jinja2", "jsonschema", "matplotlib", "scipy"]}
     | {"flash_attn", "flashinfer", "liger_kernel", "transformers"},  # where they are installed
 }
