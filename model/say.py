@@ -71,11 +71,8 @@ def say(options: Namespace) -> int:
         if chunks is not None and options.seed is None and chunks.settings is not None:
             sampling = replace(sampling, seed=chunks.settings.get("seed"))
         where, parts = (options.device, options.dtype, options.backend), (options.vocoder, options.speaker_encoder)
-        batching, rest = (
-            BatchingOptions(max_batch_size=1),
-            {"vocoder_dtype": options.vocoder_dtype, "lora": options.lora},
-        )
-        tts = Zonos2.load(options.model, *where, *parts, batching, **rest)
+        batching = BatchingOptions(max_batch_size=1)
+        tts = Zonos2.load(options.model, *where, *parts, batching, options.vocoder_dtype, options.lora)
         if tts.notice:
             print(f"zonos2-triton: note: {tts.notice}", file=sys.stderr)
         default = torch.get_num_threads()

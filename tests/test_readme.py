@@ -109,6 +109,7 @@ def folder(tmp_path_factory, tiny_folder):
     shutil.copy(place / "ZONOS2" / "dac" / "weights.pth", place)
     noise = torch.randn(24000, generator=torch.Generator().manual_seed(0))  # some voices end at the first frame
     soundfile.write(place / "voice.wav", 0.1 * noise.numpy(), 24000)
+    (place / "chapter.txt").write_text("Hello.\n")
     items = [Item("a", "Hello.", torch.zeros(20, 9, dtype=torch.int16))]
     for name in ("train", "heldout"):
         write_dataset(place / "speech" / f"{name}.jsonl", items)
