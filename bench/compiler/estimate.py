@@ -334,11 +334,15 @@ class Bounds:
 
     def over(self, counted: Counted, found: Estimate, tokens: int, is_dense: bool = False) -> dict[str, str]:
         """The bounds that a launch for so many tokens on the reference GPU does not keep, by name, in words."""
-        shares = self.shared_dense if is_dense and self.shared_dense else self.shared
+        shares, shared = (
+            (self.shared_dense, "shared_dense") if is_dense and self.shared_dense else (self.shared, "shared")
+        )
         share = next((share for most, share in sorted(shares.items()) if tokens <= most), None)
         over = {}
-        for name, what, most in (("shared", "shared memory takes", share), ("issue", "instructions take", self.issue)):
-            value = getattr(found, name)
+        for name, what, value, most in (
+            (shared, "shared memory takes", found.shared, share),
+            ("issue", "instructions take", found.issue, self.issue),
+        ):
             if most is not None and value > most * found.floor:
                 over[name] = f"{what} {value / max(found.floor, 1e-9):.2f} of the floor, at most {most:g}"
         if self.shared_us is not None and tokens == 1 and found.shared > self.shared_us:

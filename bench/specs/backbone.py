@@ -77,16 +77,18 @@ _ENDS: tuple[dict[str, Any], ...] = (
 _ALL = MOST_TOKENS
 _CODE = {"conflict": _ALL, "exposed": _ALL}
 _HELD = _CODE | {
-    "shared": _ALL,
     "under_way": _ALL,
-    "issue": 16,  # at 64 tokens .40 to .51: each program, of 16 or 32 columns, feeds all x to its products again
-    "live": 16,  # at 64 qkv_projection has 97 programs: 32 columns each, as that halves what goes through the L2 cache
+    # At 64 tokens programs take 32 columns, as that halves what goes through the L2 cache, which then decides:
+    "live": 16,  # 97 programs of qkv_projection, 64 of output_projection
+    "shared": 16,  # 1.8 of the floor in output_projection: few multiprocessors have all the work
+    "shared_dense": 16,  # likewise in a dense layer's down-projection
+    "issue": 16,  # .42 to .60: each program feeds all x to its products again
 }
 _STREAM: dict[str, Any] = {"issue": 0.4, "under_way": 25_000, "live": 119, "held": _HELD}
 _SHARED = {4: 0.8, 16: 1.0, 64: 1.7}
 _WEIGHTS = Bounds(_SHARED, **_STREAM)
 # Of 64 routed tokens an expert gets few; a dense layer gives it all of them, as any product.
-_EXPERTS = Bounds(shared=_SHARED | {64: 0.8}, shared_dense=_SHARED, **_STREAM)
+_EXPERTS = Bounds(shared=_SHARED | {64: 0.8}, shared_dense=_SHARED, **{**_STREAM, "held": _HELD | {"shared": _ALL}})
 # The last program adds the partials of two experts and the residual, by loads that nothing can overlap with.
 _JOINED = replace(_EXPERTS, exposed=3)
 _FEW_LOADS = Bounds(held=_CODE)

@@ -188,6 +188,7 @@ def test_bounds_follow_the_number_of_tokens():
     assert set(BOUNDS.over(COUNTED, wide, 2)) == {"shared"}
     assert BOUNDS.over(COUNTED, wide, 16) == BOUNDS.over(COUNTED, wide, 64) == {}
     assert replace(BOUNDS, shared_dense={4: 1.7}).over(COUNTED, wide, 2, is_dense=True) == {}
+    assert set(replace(BOUNDS, shared_dense={4: 0.9}).over(COUNTED, wide, 2, is_dense=True)) == {"shared_dense"}
 
 
 NOTHING = Held()
