@@ -7,12 +7,15 @@ Tiles of fewer than 64 weights keep sm_90 on the same instruction at every width
 Decoding slices K, as CUTLASS does inside a thread block: K has K_SLICES parts, one for each warp, whose sums
 are added after the loop. So no two warps read one operand, and chains of dependent products are short. How many
 slices there are decides the order of sums, hence bits; how many warps make them, and in what steps, does not.
+
+For a few tokens a program can load all its weights before it waits for the previous launch (`_dependent_launch`). After
+the wait it loads its activations, in one round trip, and multiplies.
 """
 
 import triton
 import triton.language as tl
 
-from zonos2_triton.kernels._math import dot_fp32
+from zonos2_triton.kernels._math import INTERPRETED, dot_fp32
 
 WIDE = tl.constexpr(64)  # tokens of a tile whose masks would be a fifth of a loop's instructions
 
@@ -72,6 +75,85 @@ def gemm_tile(
         if up_ptrs is not None:
             acc_up = dot_fp32(_load(up_ptrs + start, mask_w), x, acc_up)
     return _sum_slices(acc, K_SLICES, BLOCK_N, BLOCK_M), _sum_slices(acc_up, K_SLICES, BLOCK_N, BLOCK_M)
+
+
+@triton.jit
+def load_early(
+    w_rows,  # [BLOCK_N] pointers to rows of K weights
+    wanted,  # else they are zeros
+    K,
+    K_PARTS: tl.constexpr,  # K is so many BLOCK_K
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    K_SLICES: tl.constexpr,
+):
+    """A program's weights, K_PARTS tiles [K_SLICES, BLOCK_N, BLOCK_K / K_SLICES], in two round trips."""
+    DEPTH: tl.constexpr = BLOCK_K // K_SLICES
+    HALF: tl.constexpr = (K_PARTS + 1) // 2
+    slice_k = tl.cdiv(K, 16 * K_SLICES) * 16
+    k = tl.arange(0, K_SLICES)[:, None, None] * slice_k + tl.arange(0, DEPTH)[None, None, :]
+    ptrs = w_rows[None, :, None] + k
+    first, second = (), ()
+    for i in tl.static_range(K_PARTS):
+        zero = (tl.zeros((K_SLICES, BLOCK_N, DEPTH), w_rows.dtype.element_ty),)
+        if i < HALF:
+            first += zero
+        else:
+            second += zero
+    # Triton copies a tile to shared memory right after its load, and the next load waits for that. What an `if` returns
+    # is copied after it. The compiler does not know that K is above 0.
+    if wanted:
+        loaded = ()
+        for i in tl.static_range(HALF):
+            loaded += (tl.load(ptrs + i * DEPTH),)
+        first = loaded
+    if wanted & (K > 0):
+        loaded = ()
+        for i in tl.static_range(HALF, K_PARTS):
+            loaded += (tl.load(ptrs + i * DEPTH),)
+        second = loaded
+    return first + second
+
+
+@triton.jit
+def early_gemm_tile(
+    w,  # of `load_early`
+    x_rows,  # [BLOCK_M] pointers to rows of K activations
+    mask_m,  # [BLOCK_M]
+    K,
+    K_PARTS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    K_SLICES: tl.constexpr,
+):
+    """w x, [BLOCK_N, BLOCK_M] fp32, bit for bit that of `gemm_tile`. Tokens outside of mask_m count as zeros."""
+    DEPTH: tl.constexpr = BLOCK_K // K_SLICES
+    slice_k = tl.cdiv(K, 16 * K_SLICES) * 16
+    k = tl.arange(0, K_SLICES)[:, None, None] * slice_k + tl.arange(0, DEPTH)[None, :, None]
+    ptrs, mask = x_rows[None, None, :] + k, mask_m[None, None, :]  # [K_SLICES, DEPTH, BLOCK_M]
+    x = ()
+    for _ in tl.static_range(K_PARTS):
+        x += (tl.zeros((K_SLICES, DEPTH, BLOCK_M), x_rows.dtype.element_ty),)
+    if K > 0:  # one round trip, as in `load_early`
+        loaded = ()
+        for i in tl.static_range(K_PARTS):
+            loaded += (tl.load(ptrs + i * DEPTH, mask=mask, other=0.0),)
+        x = loaded
+    acc = tl.zeros((K_SLICES, BLOCK_N, BLOCK_M), tl.float32)
+    for i in tl.static_range(K_PARTS):
+        acc = dot_fp32(w[i], _stays(x[i]), acc)
+    return _sum_slices(acc, K_SLICES, BLOCK_N, BLOCK_M)
+
+
+@triton.jit
+def _stays(x):
+    """x, of 16 or 32 bits, in registers until here. Tiles that are multiplied in turn share shared memory."""
+    if INTERPRETED:
+        return x
+    else:
+        PACK: tl.constexpr = 32 // x.dtype.primitive_bitwidth
+        return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=x.dtype, is_pure=False, pack=PACK)
 
 
 @triton.jit

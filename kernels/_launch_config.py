@@ -58,7 +58,13 @@ MAX_ROWS = 2**31 - 1
 # NVIDIA's take 8 tokens, where the table has such a BLOCK_M; a slice of K is no shorter either.
 LIMITS = {"num_warps": (1, 32), "num_stages": (1, 16), "BLOCK_H": (1, 64)}
 BLOCKS = (16, 1024)
-FIXED = {"enable_fp_fusion", "matrix_instr_nonkdim", "K_SLICES", "maxnreg"}  # no file replaces them: bits rest on most
+FIXED = {
+    "enable_fp_fusion",
+    "matrix_instr_nonkdim",
+    "K_SLICES",
+    "EARLY_PARTS",
+    "maxnreg",
+}  # no file replaces them: bits rest on most
 
 
 class Override(NamedTuple):
@@ -141,7 +147,15 @@ def _rows(where: str, rows: Any, variant: str) -> tuple[int, int]:
 def gemm_config(op: str, prefill: bool, dtype: torch.dtype, rows: int, K: int) -> Launch:
     """`launch_config` of a matrix product over K."""
     launch = launch_config(op, "prefill" if prefill else "decode", dtype, rows)
-    return {"K_SLICES": 1, **launch, "EVEN_K": K % launch["BLOCK_K"] == 0}
+    even = K % launch["BLOCK_K"] == 0
+    launch = {"K_SLICES": 1, **launch, "EVEN_K": even}
+    if op in EARLY_OPS:
+        parts, most = K // launch["BLOCK_K"], launch.pop("EARLY_PARTS", 0)
+        launch["K_PARTS"] = parts if even and parts <= most else 0
+    return launch
+
+
+EARLY_OPS = ("qkv_projection", "output_projection", "moe_experts_down")  # those with a form that loads weights early
 
 
 FIRST_WITH_PDL = 90  # sm_90

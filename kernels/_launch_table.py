@@ -12,15 +12,19 @@ In decoding, a product reads its weights once, and shared memory must keep up wi
 multiprocessor gets 32 GB/s, or 28 KB in a round trip of 0.9 us:
 
 * BLOCK_N = 16, an instruction's height, spreads few weights over all multiprocessors: 128 programs for 2,048 outputs.
-  At 64 tokens a tile of x is four times the weights' and costs each program the same, so qkv_projection and
-  codebook_head take 32. The product of gate and up has two tiles of weights for one of x, and stays at 16.
+  Above 16 tokens each program would load more of x than weights, through the L2 cache, so all but experts' gate and up
+  take 32: that has two tiles of weights for one of x.
 * BLOCK_M = 8, an instruction's width on NVIDIA, halves what 1 to 8 tokens move through shared memory; so do few tokens
   of one expert. AMD's instructions take 16.
-* K_SLICES = 2 for 2 warps: each sums its own half of K. Without slices two warps would read a tile twice.
-* BLOCK_K, of both slices, is 256 up to 16 tokens. Triton 3.9 swizzles a tile of slices by its rows only if a thread
-  copies more than one of them: rows are so long, or tiles so high. Above, 128 takes fewer registers. It changes no sum.
+* K_SLICES = 4: a chain of dependent matrix instructions is a quarter of K. 2 warps sum two slices each, 4 one each; no
+  two read the same tile. Gate and up have two chains, and take 2.
+* BLOCK_K, of all slices, is 512 up to 16 tokens. Triton 3.9 swizzles a tile of slices by its rows only if a thread
+  copies more than one of them: rows are so long, or tiles so high. Above, 256 takes fewer registers. It changes no sum.
 * num_stages leaves 24 to 32 KB of weights under way. Blackwell's and Ada's small chips have 99 KB of shared memory.
+* EARLY_PARTS is how many BLOCK_K of weights a program can load before its wait for the previous launch (`_gemm`).
 """
+
+import triton
 
 from zonos2_triton.kernels._operator import Launch
 
@@ -44,28 +48,44 @@ def _amd(launch: Launch) -> Launch:
     return {**launch, "BLOCK_K": 128, "num_stages": 2, "K_SLICES": 1, "matrix_instr_nonkdim": 16}
 
 
+# Triton 3.7 copies activations of this form with bank conflicts; 3.9 copies weights after the wait, and spills.
+TRITON_COPIES_EARLY = triton.__version__.startswith("3.6.")
 Configs = dict[str, tuple[Launch, ...]]
 _ROW: Configs = {"*": (_config(4, 1),), "interpreter": (_config(1, 1),)}
 
 
-def _decode(*tiles: tuple[int, int, int, int], interpreter_n: int = 32) -> Configs:
-    """tiles: BLOCK_N, BLOCK_M, BLOCK_K and num_stages for more and more tokens."""
-    launches = [{**_gemm(n, k, m, 2, stages), "K_SLICES": 2} for n, m, k, stages in tiles]
+def _decode(
+    *tiles: tuple[int, int, int, int, int], slices: int, early: Launch | None = None, interpreter_n: int = 32
+) -> Configs:
+    """tiles: BLOCK_N, BLOCK_M, BLOCK_K, num_warps and num_stages for more and more tokens.
+
+    early: the numbers of a form of the first tile that loads its weights early.
+    """
+    launches = [{**_gemm(n, k, m, warps, stages), "K_SLICES": slices} for n, m, k, warps, stages in tiles]
     # Without a limit the assembler stops at 168 registers for the largest tile, and spills on Triton 3.7.
     cuda = tuple({**launch, "maxnreg": 255} if launch["BLOCK_N"] > 16 else launch for launch in launches)
+    with_early = ({**cuda[0], **early}, *cuda[1:]) if early and TRITON_COPIES_EARLY else cuda
+    parts = {"EARLY_PARTS": 4} if early else {}
     return {
         "*": cuda,
+        **dict.fromkeys(("sm_90", "sm_100"), with_early),
         "gfx942": tuple(_amd(launch) for launch in launches if launch["BLOCK_M"] >= 16),
         "fp32": (_gemm(16, 64, 16, 4, 2),),
-        "interpreter": tuple({**_gemm(interpreter_n, 64, m, 1, 1), "K_SLICES": 2} for m in (16, 32)),
+        "interpreter": (
+            {**_gemm(interpreter_n, 64, 16, 1, 1), "K_SLICES": slices, **parts},
+            {**_gemm(interpreter_n, 64, 32, 1, 1), "K_SLICES": slices},
+        ),
     }
 
 
-_TALL = (16, 8, 256, 5), (16, 16, 256, 5), (32, 32, 128, 6), (32, 64, 128, 4)  # 3,088 outputs and more
-# 2,048: no taller, or multiprocessors would idle.
-_SHORT = _decode((16, 8, 256, 5), (16, 16, 256, 5), (16, 32, 128, 7), (16, 64, 128, 5))
+def _early(parts: int, registers: int) -> Launch:
+    """4 warps have registers for all that is loaded at a time. Beside the launches before and after there is room."""
+    return {"BLOCK_K": 512, "num_warps": 4, "num_stages": 1, "EARLY_PARTS": parts, "maxnreg": registers}
+
+
+_TILES = (16, 8, 512, 2, 3), (16, 16, 512, 2, 3), (32, 32, 256, 4, 4), (32, 64, 256, 4, 3)
 # Two matrices: twice the weights in a stage.
-_GATED = _decode((16, 8, 256, 3), (16, 16, 256, 3), (16, 32, 128, 5), (16, 64, 128, 4))
+_GATED = _decode((16, 8, 256, 2, 3), (16, 16, 256, 2, 3), (16, 32, 128, 2, 5), (16, 64, 128, 2, 4), slices=2)
 _PREFILL: Configs = {
     "*": (_gemm(64, 64, 64, 4, 3),),
     # To 128 tokens, tiles of 64 weights: 49 programs for 3,088 outputs. Above, the L2 cache decides: tiles of 128.
@@ -108,14 +128,14 @@ LAUNCH_CONFIGS: dict[tuple[str, str], Configs] = {
     ("frame_embedding", "row"): _ROW,
     ("rotary", "row"): _ROW,
     ("sample_codes", "row"): {"*": (_config(8, 1),), "interpreter": (_config(1, 1),)},
-    ("qkv_projection", "decode"): _decode(*_TALL),
+    ("qkv_projection", "decode"): _decode(*_TILES, slices=4, early=_early(4, 144)),
     ("qkv_projection", "prefill"): _PREFILL,
-    ("output_projection", "decode"): _SHORT,
+    ("output_projection", "decode"): _decode(*_TILES, slices=4, early=_early(4, 144)),
     ("output_projection", "prefill"): {
         **_PREFILL,
         "sm_100": (_gemm(128, 64, 32, 8, 4), _gemm(128, 64, 128, 8, 4)),  # 4 warps: Triton 3.9 spills in fp16
     },
-    ("codebook_head", "decode"): _decode(*_TALL, interpreter_n=512),
+    ("codebook_head", "decode"): _decode(*_TILES, slices=4, interpreter_n=512),
     ("codebook_head", "prefill"): {
         **_PREFILL,
         "*": (_gemm(64, 64, 64, 8, 3),),
@@ -130,7 +150,7 @@ LAUNCH_CONFIGS: dict[tuple[str, str], Configs] = {
         "sm_90": (_gemm(64, 64, 32, 4, 4), _gemm(64, 64, 64, 4, 4), _gemm(64, 64, 128, 8, 3)),
         "sm_100": (_gemm(128, 64, 32, 4, 3), _gemm(128, 64, 128, 8, 3)),
     },
-    ("moe_experts_down", "decode"): _SHORT,
+    ("moe_experts_down", "decode"): _decode(*_TILES, slices=4, early=_early(6, 208)),
     ("moe_experts_down", "prefill"): _PREFILL,
     ("decode_attention", "split"): {
         "*": (_config(4, 3, BLOCK_KV=64, SPLITS=32, BLOCK_H=4, PROGRAMS=256),),

@@ -50,8 +50,14 @@ import triton.language as tl
 from torch import Tensor
 
 from zonos2_triton.kernels._args import STRIDED, check_batch, check_range, check_rows, may_sync
-from zonos2_triton.kernels._dependent_launch import prefetch_l2, prefetch_rows, wait_for_previous_launch
-from zonos2_triton.kernels._gemm import gemm_tile, row_ptrs
+from zonos2_triton.kernels._dependent_launch import (
+    begin_early_loads,
+    end_early_loads,
+    prefetch_l2,
+    prefetch_rows,
+    wait_for_previous_launch,
+)
+from zonos2_triton.kernels._gemm import early_gemm_tile, gemm_tile, load_early, row_ptrs
 from zonos2_triton.kernels._launch_config import gemm_config
 from zonos2_triton.kernels._math import last_to_arrive, round_to, silu
 from zonos2_triton.kernels._norm import (
@@ -91,12 +97,12 @@ def _slot_tile(
     offs_m = tl.arange(0, BLOCK_M)
     if sorted_slot_ids_ptr is not None:
         offs_e = tl.arange(0, E_POW2)
-        begins = tl.load(expert_offsets_ptr + offs_e, mask=offs_e <= E, other=M * TOP_K)
-        ends = tl.load(expert_offsets_ptr + 1 + offs_e, mask=offs_e < E, other=M * TOP_K)
+        begins = tl.load(expert_offsets_ptr + offs_e, mask=offs_e <= E, other=M * TOP_K, cache_modifier=".cg")
+        ends = tl.load(expert_offsets_ptr + 1 + offs_e, mask=offs_e < E, other=M * TOP_K, cache_modifier=".cg")
         counts = (ends - begins + BLOCK_M - 1) // BLOCK_M
         if FEW_SLOTS:  # each may begin a tile: its list is loaded at once, and most programs have one
             places = tile + offs_m
-            slots = tl.load(sorted_slot_ids_ptr + places, mask=places < M * TOP_K, other=0)
+            slots = tl.load(sorted_slot_ids_ptr + places, mask=places < M * TOP_K, other=0, cache_modifier=".cg")
             expert = tl.sum((ends <= tile).to(tl.int32), axis=0)
             is_expert = offs_e == expert
             within = tile - tl.sum(tl.where(is_expert, begins, 0), axis=0)
@@ -109,7 +115,7 @@ def _slot_tile(
             first = tl.sum(tl.where(is_expert, begins + (tile - tile_ends + counts) * BLOCK_M, 0), axis=0)
             places = first + offs_m
             mask = places < tl.sum(tl.where(is_expert, ends, 0), axis=0)
-            slots = tl.load(sorted_slot_ids_ptr + places, mask=mask, other=0)
+            slots = tl.load(sorted_slot_ids_ptr + places, mask=mask, other=0, cache_modifier=".cg")
         return expert.to(tl.int64), slots.to(tl.int64), mask, tl.sum(counts, axis=0)
     else:  # one expert, whose slots are the tokens
         slots = (tile * BLOCK_M + offs_m).to(tl.int64)
@@ -202,6 +208,7 @@ def _moe_experts_down_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
     K_SLICES: tl.constexpr,
+    K_PARTS: tl.constexpr,  # of weights that are loaded early; 0: none are
     PDL: tl.constexpr,
 ):
     """Grid (tiles of slots, tiles of D): a program owns a tile of y, or of the weighted partials.
@@ -213,13 +220,16 @@ def _moe_experts_down_kernel(
     mask_n = offs_n < D
     if sorted_slot_ids_ptr is None:
         prefetch_rows(down_ptr, first_n, D, I, I, BLOCK_N, PDL)
-    wait_for_previous_launch(PDL)
+    begin_early_loads(PDL, "down_ptr sorted_slot_ids_ptr expert_offsets_ptr")
     expert, slots, mask_m, tiles_m = _slot_tile(
         sorted_slot_ids_ptr, expert_offsets_ptr, M, E, E_POW2, TOP_K, FEW_SLOTS, BLOCK_M
     )
+    w_rows = row_ptrs(down_ptr + tl.minimum(expert, E - 1) * D * I, offs_n, D, I)
+    if K_PARTS > 0:
+        w = load_early(w_rows, expert < E, I, K_PARTS, BLOCK_N, BLOCK_K, K_SLICES)
+    end_early_loads(PDL)
     if sorted_slot_ids_ptr is not None and expert > E:
         return
-    w_rows = row_ptrs(down_ptr + tl.minimum(expert, E - 1) * D * I, offs_n, D, I)
     length = I
     if sorted_slot_ids_ptr is not None:
         length = tl.where(expert < E, I, 0)  # without an expert, the sum is over nothing
@@ -232,7 +242,11 @@ def _moe_experts_down_kernel(
         residual = tl.load(residual_ptr + offs, mask=mask, other=0.0)
     norm_w = tl.load(norm_ptr + offs_n, mask=mask_n, other=0.0) if norm_ptr is not None else None
     h_rows = h_ptr + slots * I
-    acc, _ = gemm_tile(w_rows, None, h_rows, mask_m, length, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K, K_SLICES)
+    if K_PARTS > 0:
+        mask_h = mask_m & (expert + 0 * slots < E)  # nobody has written h of an idle slot
+        acc = early_gemm_tile(w, h_rows, mask_h, I, K_PARTS, BLOCK_N, BLOCK_M, BLOCK_K, K_SLICES)
+    else:
+        acc, _ = gemm_tile(w_rows, None, h_rows, mask_m, length, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K, K_SLICES)
     if sorted_slot_ids_ptr is not None:
         acc = acc * weights[None, :]
     if TOP_K == 1:

@@ -21,8 +21,8 @@ import triton.language as tl
 from torch import Tensor
 
 from zonos2_triton.kernels._args import check_batch, check_rows
-from zonos2_triton.kernels._dependent_launch import prefetch_rows, wait_for_previous_launch
-from zonos2_triton.kernels._gemm import gemm_tile, row_ptrs
+from zonos2_triton.kernels._dependent_launch import begin_early_loads, end_early_loads, prefetch_rows
+from zonos2_triton.kernels._gemm import early_gemm_tile, gemm_tile, load_early, row_ptrs
 from zonos2_triton.kernels._launch_config import gemm_config
 from zonos2_triton.kernels._math import round_to
 from zonos2_triton.kernels._norm import norm_bytes, norm_results, store_norm
@@ -46,6 +46,7 @@ def _output_projection_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
     K_SLICES: tl.constexpr,
+    K_PARTS: tl.constexpr,  # of weights that are loaded early; 0: none are
     PDL: tl.constexpr,
 ):
     """Grid (tiles of M, tiles of D): a program owns a tile of x."""
@@ -55,7 +56,10 @@ def _output_projection_kernel(
     w_rows = row_ptrs(w_ptr, offs_n, D, K)
     first = tl.program_id(1) * BLOCK_N
     prefetch_rows(w_ptr, first, D, K, K, BLOCK_N, PDL)
-    wait_for_previous_launch(PDL)
+    begin_early_loads(PDL, "w_ptr")
+    if K_PARTS > 0:
+        w = load_early(w_rows, M > 0, K, K_PARTS, BLOCK_N, BLOCK_K, K_SLICES)
+    end_early_loads(PDL)
     y_rows = row_ptrs(y_ptr, offs_m, M, K)
     offs = offs_m.to(tl.int64)[None, :] * D + offs_n[:, None]
     mask = mask_n[:, None] & mask_m[None, :]
@@ -63,7 +67,10 @@ def _output_projection_kernel(
         residual = tl.load(residual_ptr + offs, mask=mask, other=0.0)  # under way in the product
     if norm_ptr is not None:
         norm_w = tl.load(norm_ptr + offs_n, mask=mask_n, other=0.0)
-    acc, _ = gemm_tile(w_rows, None, y_rows, mask_m, K, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K, K_SLICES)
+    if K_PARTS > 0:
+        acc = early_gemm_tile(w, y_rows, mask_m, K, K_PARTS, BLOCK_N, BLOCK_M, BLOCK_K, K_SLICES)
+    else:
+        acc, _ = gemm_tile(w_rows, None, y_rows, mask_m, K, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K, K_SLICES)
     if residual_ptr is not None:
         acc += residual.to(tl.float32)
     x = round_to(acc, x_ptr.dtype.element_ty)

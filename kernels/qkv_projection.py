@@ -23,8 +23,8 @@ import triton.language as tl
 from torch import Tensor
 
 from zonos2_triton.kernels._args import check_batch, check_rows
-from zonos2_triton.kernels._dependent_launch import prefetch_rows, wait_for_previous_launch
-from zonos2_triton.kernels._gemm import gemm_tile, row_ptrs
+from zonos2_triton.kernels._dependent_launch import begin_early_loads, end_early_loads, prefetch_rows
+from zonos2_triton.kernels._gemm import early_gemm_tile, gemm_tile, load_early, row_ptrs
 from zonos2_triton.kernels._launch_config import gemm_config
 from zonos2_triton.kernels._math import round_to
 from zonos2_triton.kernels._norm import (
@@ -59,6 +59,7 @@ def _qkv_projection_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
     K_SLICES: tl.constexpr,
+    K_PARTS: tl.constexpr,  # of weights that are loaded early; 0: none are
     PDL: tl.constexpr,
 ):
     """Grid (tiles of M, tiles of NQ + tiles of 2 NKV + tiles of G): a program owns a tile of one matrix's outputs."""
@@ -76,11 +77,17 @@ def _qkv_projection_kernel(
     mask_n = offs_n < n_rows
     w_rows = row_ptrs(w_ptr, offs_n, n_rows, D)
     prefetch_rows(w_ptr, tile * BLOCK_N, n_rows, D, D, BLOCK_N, PDL)
-    wait_for_previous_launch(PDL)
+    begin_early_loads(PDL, "wq_ptr wkv_ptr gater_ptr")
+    if K_PARTS > 0:
+        w = load_early(w_rows, M > 0, D, K_PARTS, BLOCK_N, BLOCK_K, K_SLICES)
+    end_early_loads(PDL)
     x_rows = row_ptrs(x_ptr, offs_m, M, D)
     if sum_sq_ptr is not None and BLOCK_M <= FEW_TOKENS:
         sum_sq = load_sum_sq(sum_sq_ptr, offs_m, mask_m, N_GROUPS)
-    acc, _ = gemm_tile(w_rows, None, x_rows, mask_m, D, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K, K_SLICES)
+    if K_PARTS > 0:
+        acc = early_gemm_tile(w, x_rows, mask_m, D, K_PARTS, BLOCK_N, BLOCK_M, BLOCK_K, K_SLICES)
+    else:
+        acc, _ = gemm_tile(w_rows, None, x_rows, mask_m, D, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K, K_SLICES)
     if sum_sq_ptr is not None:
         if BLOCK_M > FEW_TOKENS:
             sum_sq = load_sum_sq(sum_sq_ptr, offs_m, mask_m, N_GROUPS)

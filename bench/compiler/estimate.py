@@ -85,7 +85,7 @@ class Counted:
     round_trips: int  # dependent ones to global memory, the most of one program
     conflict: float  # the worst: wavefronts of an instruction for each that would do
     exposed: int  # global loads in loops that wait in the iteration that issues them
-    under_way: int  # bytes of cp.async for each multiprocessor, on average
+    under_way: int  # bytes of cp.async, or loaded before the wait, for each multiprocessor, on average
     moved: int  # bytes that its programs load and store; several may load the same
     through_l2: int  # bytes of the sectors that its programs load and store
     loaded: int  # bytes of the sectors that the fullest multiprocessor loads
@@ -129,6 +129,7 @@ def summary(counts: Counts, launch: int, stats: Stats) -> Counted:
         return fullest(np.where(is_first, after[kind][of_grid], whole[kind][of_grid]), n)
 
     chain = _longest(whole)
+    early_loaded = SECTOR * int(np.array(counts.early("loaded_sectors"))[of_grid[is_first]].sum())
     return Counted(
         launch=launch,
         live=len(of_grid),
@@ -138,11 +139,11 @@ def summary(counts: Counts, launch: int, stats: Stats) -> Counted:
         round_trips=max(counts.round_trips),
         conflict=round(counts.ways, 2),
         exposed=len(counts.exposed_loads),
-        under_way=round(counts.bytes_under_way * min(stats.blocks, len(of_grid) / n)),
+        under_way=max(round(counts.bytes_under_way * min(stats.blocks, len(of_grid) / n)), early_loaded // n),
         moved=round(sum(counts.total(kind) for kind in ("load_bytes", "store_bytes", "async_bytes"))),
         through_l2=SECTOR * round(sum(counts.total(f"{kind}_sectors") for kind in ("load", "store", "async"))),
         loaded=SECTOR * most("loaded_sectors"),
-        early_loaded=SECTOR * int(np.array(counts.early("loaded_sectors"))[of_grid[is_first]].sum()),
+        early_loaded=early_loaded,
         loaded_after=SECTOR * most_after("loaded_sectors"),
         wavefronts_after=most_after("wavefronts"),
         issued_after=most_after("instructions"),

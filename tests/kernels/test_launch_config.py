@@ -194,11 +194,11 @@ def test_a_file_overrides_what_it_names_for_the_dtype_and_the_rows_it_names(on_c
     one, many, prefill = numbers(), numbers(rows=17), numbers(variant="prefill")
     half = {"dtype": "bfloat16"}
     overridden([entry(**half, BLOCK_K=64, num_stages=3), entry(**half, rows=[17, 32], num_warps=8, num_stages=7)])
-    assert (one, many) == ((16, 256, 8, 2, 5), (32, 128, 32, 2, 6))
+    assert (one, many) == ((16, 512, 8, 2, 3), (32, 256, 32, 4, 4))
     assert numbers() == (16, 64, 8, 2, 3)
     assert numbers(rows=16) == (16, 64, 16, 2, 3)
     assert numbers(rows=17) == numbers(rows=32) == (32, 64, 32, 8, 7)
-    assert numbers(rows=33)[3:] == (2, 3)
+    assert numbers(rows=33)[3:] == (4, 3)
     assert numbers(dtype=torch.float16) == one
     assert numbers(variant="prefill") == prefill
     assert launch_config("codebook_head", "decode", torch.bfloat16)["enable_fp_fusion"] is False
@@ -228,7 +228,7 @@ def test_the_file_is_read_once_and_the_log_says_so(overridden, caplog):
 WRONG_NUMBERS = {
     "BLOCK_N": ("a power of two in 16..1024", (48, 8, 32.0)),
     "BLOCK_M": ("a power of two in 8..1024", (4, 24)),
-    "BLOCK_K": ("a power of two in 32..1024", (16,)),  # 16 for each slice
+    "BLOCK_K": ("a power of two in 64..1024", (32,)),  # 16 for each slice
     "num_warps": ("a power of two in 1..32", (3, True)),
     "num_stages": ("an integer in 1..16", (0, "3")),
     "rows": ("[least, most], both at least 1", ([1], [0, 4], [4, 2])),
