@@ -53,26 +53,40 @@ def sort_by_expert(
 ):
     """The stable counting sort of N slots by expert, in one program; those of idle tokens come last."""
     offs_e = tl.arange(0, E_POW2)
-    counts = tl.zeros((E_POW2,), tl.int32)
-    for start in range(0, N, BLOCK_SORT):
-        slots = start + tl.arange(0, BLOCK_SORT)
-        ids, _ = _slot_expert(expert_ids_ptr, positions_ptr, slots, N, TOP_K, E_POW2)
-        counts += tl.sum((ids[None, :] == offs_e[:, None]).to(tl.int32), axis=1)
+    list_ptrs = expert_ids_ptr, positions_ptr
+    slots = tl.arange(0, BLOCK_SORT)
+    ids, idle = _slot_expert(*list_ptrs, slots, N, TOP_K, E_POW2)
+    counts = tl.sum((ids[None, :] == offs_e[:, None]).to(tl.int32), axis=1)
+    for start in range(BLOCK_SORT, N, BLOCK_SORT):
+        later_ids, _ = _slot_expert(*list_ptrs, start + slots, N, TOP_K, E_POW2)
+        counts += tl.sum((later_ids[None, :] == offs_e[:, None]).to(tl.int32), axis=1)
     ends = tl.cumsum(counts, axis=0)
     tl.store(expert_offsets_ptr + 1 + offs_e, ends, mask=offs_e < E)
     tl.store(expert_offsets_ptr, 0)
     next_free = ends - counts  # each expert's next place in sorted_slot_ids
     next_idle = tl.sum(counts, axis=0)
-    for start in range(0, N, BLOCK_SORT):
-        slots = start + tl.arange(0, BLOCK_SORT)
-        ids, idle = _slot_expert(expert_ids_ptr, positions_ptr, slots, N, TOP_K, E_POW2)
-        one_hot = (ids[None, :] == offs_e[:, None]).to(tl.int32)
-        offs_sorted = next_free[:, None] + tl.cumsum(one_hot, axis=1) - 1
-        tl.store(sorted_slot_ids_ptr + offs_sorted, slots[None, :] + 0 * one_hot, mask=one_hot == 1)
-        next_free += tl.sum(one_hot, axis=1)
-        if positions_ptr is not None:
-            tl.store(sorted_slot_ids_ptr + next_idle + tl.cumsum(idle, axis=0) - 1, slots, mask=idle == 1)
-            next_idle += tl.sum(idle, axis=0)
+    next_free, next_idle = _place(sorted_slot_ids_ptr, slots, ids, idle, next_free, next_idle, E_POW2)
+    for start in range(BLOCK_SORT, N, BLOCK_SORT):
+        ids, idle = _slot_expert(*list_ptrs, start + slots, N, TOP_K, E_POW2)
+        next_free, next_idle = _place(sorted_slot_ids_ptr, start + slots, ids, idle, next_free, next_idle, E_POW2)
+
+
+@triton.jit
+def _place(
+    sorted_slot_ids_ptr,  # [N] int32
+    slots,  # [BLOCK_SORT]
+    ids,  # [BLOCK_SORT], of experts; E_POW2: no expert
+    idle,  # [BLOCK_SORT]
+    next_free,  # [E_POW2]
+    next_idle,
+    E_POW2: tl.constexpr,
+):
+    """Stores slots in their experts' next places, and idle ones in theirs. The next places after these."""
+    one_hot = (ids[None, :] == tl.arange(0, E_POW2)[:, None]).to(tl.int32)
+    offs_sorted = next_free[:, None] + tl.cumsum(one_hot, axis=1) - 1
+    tl.store(sorted_slot_ids_ptr + offs_sorted, slots[None, :] + 0 * one_hot, mask=one_hot == 1)
+    tl.store(sorted_slot_ids_ptr + next_idle + tl.cumsum(idle, axis=0) - 1, slots, mask=idle == 1)
+    return next_free + tl.sum(one_hot, axis=1), next_idle + tl.sum(idle, axis=0)
 
 
 @triton.jit

@@ -21,7 +21,7 @@ Source     Zyphra/ZONOS2, models/zonos2.py, the router with a state across depth
 
 One launch has three roles. Each program multiplies a tile of down_weight by a split of D. An atomic counter finds the
 last program to arrive, which then sees what the others stored and goes on. It adds the splits in their order. Any
-program may be the last, so each holds the network's weights, which it loads before its wait for the previous launch.
+program may be the last. For few tokens each holds the network's weights, loaded before it waits for the launch before.
 
     program (tile of R, split of D, tile of M)    role       when                    stores
     each                                          project    at once                 partial sums
@@ -67,8 +67,10 @@ from zonos2_triton.kernels._norm import check_norm, input_bytes, load_sum_sq, n_
 from zonos2_triton.kernels._operator import Cost, operator, zeroed_counters
 from zonos2_triton.kernels._sort_slots import sort_by_expert, sort_tile
 
-BLOCK_M = 16  # the least for AMD's matrix instructions; larger tiles would save little, as the weights are small
+# The least for AMD's matrix instructions. 8, NVIDIA's least, would take another instruction on sm_90, hence other bits.
+BLOCK_M = 16
 BLOCK_SORT = 128  # slots that are sorted at a time
+HELD_TILES = 4  # of tokens, of which each program holds the network's weights; more would load them too often
 MAX_EXPERTS = 256  # the one-hot tile of the sort is [BLOCK_SORT, E_POW2]
 
 
@@ -111,6 +113,7 @@ def _moe_router_kernel(
     BLOCK_SORT: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    HOLD: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Grid (tiles of R, SPLITS, tiles of M): a program multiplies a tile of R by its split of D.
@@ -126,16 +129,16 @@ def _moe_router_kernel(
     if not EVEN_K:
         mask_down, mask_x = mask_down & (k < D)[None, :], mask_x & (k < D)[:, None]
     WIDE: tl.constexpr = s_ptr.dtype.element_ty == tl.float32  # two layers would not fit into small shared memories
-    # Each program loads the network's weights, as it may be the last: early, that costs no time.
     begin_early_loads(
         PDL, "down_ptr down_bias_ptr state_norm_ptr w1_ptr b1_ptr w2_ptr b2_ptr w3_ptr balancing_biases_ptr"
     )
     down = tl.load(down_ptr + offs_r.to(tl.int64)[:, None] * D + k[None, :], mask=mask_down, other=0.0)
-    down_bias, state_norm = _vector(down_bias_ptr, R, R_POW2), _vector(state_norm_ptr, R, R_POW2)
-    w1, b1 = _layer(w1_ptr, b1_ptr, R, R, R_POW2, R_POW2)
-    if not WIDE:
-        w2, b2 = _layer(w2_ptr, b2_ptr, R, R, R_POW2, R_POW2)
-    w3, balancing_biases = _layer(w3_ptr, balancing_biases_ptr, E, R, E_POW2, R_POW2)
+    if HOLD:
+        down_bias, state_norm = _vector(down_bias_ptr, R, R_POW2), _vector(state_norm_ptr, R, R_POW2)
+        w1, b1 = _layer(w1_ptr, b1_ptr, R, R, R_POW2, R_POW2)
+        if not WIDE:
+            w2, b2 = _layer(w2_ptr, b2_ptr, R, R, R_POW2, R_POW2)
+        w3, balancing_biases = _layer(w3_ptr, balancing_biases_ptr, E, R, E_POW2, R_POW2)
     end_early_loads(PDL)
     if sum_sq_ptr is not None:
         sum_sq = load_sum_sq(sum_sq_ptr, offs_m, mask_m, N_GROUPS)
@@ -150,12 +153,16 @@ def _moe_router_kernel(
         idle = tl.zeros_like(offs_m)
         if positions_ptr is not None:
             idle = (tl.load(positions_ptr + offs_m, mask=mask_m, other=0) < 0).to(tl.int32)
+        if not HOLD:
+            down_bias, state_norm = _vector(down_bias_ptr, R, R_POW2), _vector(state_norm_ptr, R, R_POW2)
+            w1, b1 = _layer(w1_ptr, b1_ptr, R, R, R_POW2, R_POW2)
+            w3, balancing_biases = _layer(w3_ptr, balancing_biases_ptr, E, R, E_POW2, R_POW2)
         state_ptrs = partial_ptr, router_state_ptr, state_scale_ptr
         s, h = _normed_state(*state_ptrs, down_bias, state_norm, offs_m, mask_m, M, eps, R, R_POW2, SPLITS)
         offs_s = tl.arange(0, R_POW2)[:, None]
         tl.store(s_ptr + offs_m.to(tl.int64)[None, :] * R + offs_s, s, mask=(offs_s < R) & mask_m[None, :])
         h = _gelu_layer(w1, h, b1)
-        if WIDE:
+        if WIDE or not HOLD:
             w2, b2 = _layer(w2_ptr, b2_ptr, R, R, R_POW2, R_POW2)
         h = _gelu_layer(w2, h, b2)
         result_ptrs = probs_ptr, expert_ids_ptr, expert_weights_ptr
@@ -350,6 +357,7 @@ def moe_router(
         EVEN_K=D % launch["BLOCK_K"] == 0,
         BLOCK_M=BLOCK_M,
         BLOCK_SORT=BLOCK_SORT,
+        HOLD=tiles_m <= HELD_TILES,
         **launch,
     )
 
