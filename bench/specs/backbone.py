@@ -397,7 +397,7 @@ FRAME = (
                     {"positions": -1, "fault": 0},
                 ),
             },
-            "no-ring": {"B": 3, "N": 1},
+            "no-ring": {"B": 3, "C": 5, "N": 1},
         },
         mutates=("steps", "last_seen", "positions", "max_frames", "eos_frames", "ids", "frames"),
         branches_on_values=True,
