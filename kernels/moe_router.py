@@ -67,7 +67,7 @@ from zonos2_triton.kernels._norm import check_norm, input_bytes, load_sum_sq, n_
 from zonos2_triton.kernels._operator import Cost, operator, zeroed_counters
 from zonos2_triton.kernels._sort_slots import sort_by_expert, sort_tile
 
-# The least for AMD's matrix instructions. 8, NVIDIA's least, would take another instruction on sm_90, hence other bits.
+# The least of AMD. 8, the least of NVIDIA, takes another instruction on sm_90: results would depend on the batch.
 BLOCK_M = 16
 BLOCK_SORT = 128  # slots that are sorted at a time
 HELD_TILES = 4  # of tokens, of which each program holds the network's weights; more would load them too often
