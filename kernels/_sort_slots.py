@@ -105,3 +105,48 @@ def _slot_expert(
         idle = (tl.load(positions_ptr + slots // TOP_K, mask=slots < N, other=0) < 0).to(tl.int32)
         ids = tl.where(idle == 1, E_POW2, ids)
     return ids, idle
+
+
+@triton.jit
+def slot_tile(
+    sorted_slot_ids_ptr,  # [M * TOP_K] int32, or None: dense
+    expert_offsets_ptr,  # [E + 1] int32, or None
+    M,
+    E: tl.constexpr,
+    E_POW2: tl.constexpr,
+    TOP_K: tl.constexpr,
+    FEW_SLOTS: tl.constexpr,  # as many tiles in the grid as slots
+    BLOCK_M: tl.constexpr,
+):
+    """This program's tile: its expert, its slots [BLOCK_M] and their mask [BLOCK_M]; and the number of tiles.
+
+    The expert is E for idle slots, and above E for a program without a tile. A slot outside of the mask is another
+    program's.
+    """
+    tile = tl.program_id(0)
+    offs_m = tl.arange(0, BLOCK_M)
+    if sorted_slot_ids_ptr is not None:
+        offs_e = tl.arange(0, E_POW2)
+        begins = tl.load(expert_offsets_ptr + offs_e, mask=offs_e <= E, other=M * TOP_K, cache_modifier=".cg")
+        ends = tl.load(expert_offsets_ptr + 1 + offs_e, mask=offs_e < E, other=M * TOP_K, cache_modifier=".cg")
+        counts = (ends - begins + BLOCK_M - 1) // BLOCK_M
+        if FEW_SLOTS:  # each may begin a tile: its list is loaded at once, and most programs have one
+            places = tile + offs_m
+            slots = tl.load(sorted_slot_ids_ptr + places, mask=places < M * TOP_K, other=0, cache_modifier=".cg")
+            expert = tl.sum((ends <= tile).to(tl.int32), axis=0)
+            is_expert = offs_e == expert
+            within = tile - tl.sum(tl.where(is_expert, begins, 0), axis=0)
+            mask = places < tl.sum(tl.where(is_expert, ends, 0), axis=0)
+            expert = tl.where(within % BLOCK_M == 0, expert, E_POW2)
+        else:
+            tile_ends = tl.cumsum(counts, axis=0)  # of each expert, the tile after its last
+            expert = tl.sum((tile_ends <= tile).to(tl.int32), axis=0)
+            is_expert = offs_e == expert
+            first = tl.sum(tl.where(is_expert, begins + (tile - tile_ends + counts) * BLOCK_M, 0), axis=0)
+            places = first + offs_m
+            mask = places < tl.sum(tl.where(is_expert, ends, 0), axis=0)
+            slots = tl.load(sorted_slot_ids_ptr + places, mask=mask, other=0, cache_modifier=".cg")
+        return expert.to(tl.int64), slots.to(tl.int64), mask, tl.sum(counts, axis=0)
+    else:  # one expert, whose slots are the tokens
+        slots = (tile * BLOCK_M + offs_m).to(tl.int64)
+        return tl.zeros((), tl.int64), tl.minimum(slots, M - 1), slots < M, tl.num_programs(0)

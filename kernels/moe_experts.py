@@ -73,53 +73,9 @@ from zonos2_triton.kernels._norm import (
     store_norm,
 )
 from zonos2_triton.kernels._operator import Cost, operator, zeroed_counters
+from zonos2_triton.kernels._sort_slots import slot_tile
 
 PREFETCHED_TILES = tl.constexpr(2)  # tiles of slots whose weights of the second launch the first one asks for in L2
-
-
-@triton.jit
-def _slot_tile(
-    sorted_slot_ids_ptr,  # [M * TOP_K] int32, or None: dense
-    expert_offsets_ptr,  # [E + 1] int32, or None
-    M,
-    E: tl.constexpr,
-    E_POW2: tl.constexpr,
-    TOP_K: tl.constexpr,
-    FEW_SLOTS: tl.constexpr,  # as many tiles in the grid as slots
-    BLOCK_M: tl.constexpr,
-):
-    """This program's tile: its expert, its slots [BLOCK_M] and their mask [BLOCK_M]; and the number of tiles.
-
-    The expert is E for idle slots, and above E for a program without a tile. A slot outside of the mask is another
-    program's.
-    """
-    tile = tl.program_id(0)
-    offs_m = tl.arange(0, BLOCK_M)
-    if sorted_slot_ids_ptr is not None:
-        offs_e = tl.arange(0, E_POW2)
-        begins = tl.load(expert_offsets_ptr + offs_e, mask=offs_e <= E, other=M * TOP_K, cache_modifier=".cg")
-        ends = tl.load(expert_offsets_ptr + 1 + offs_e, mask=offs_e < E, other=M * TOP_K, cache_modifier=".cg")
-        counts = (ends - begins + BLOCK_M - 1) // BLOCK_M
-        if FEW_SLOTS:  # each may begin a tile: its list is loaded at once, and most programs have one
-            places = tile + offs_m
-            slots = tl.load(sorted_slot_ids_ptr + places, mask=places < M * TOP_K, other=0, cache_modifier=".cg")
-            expert = tl.sum((ends <= tile).to(tl.int32), axis=0)
-            is_expert = offs_e == expert
-            within = tile - tl.sum(tl.where(is_expert, begins, 0), axis=0)
-            mask = places < tl.sum(tl.where(is_expert, ends, 0), axis=0)
-            expert = tl.where(within % BLOCK_M == 0, expert, E_POW2)
-        else:
-            tile_ends = tl.cumsum(counts, axis=0)  # of each expert, the tile after its last
-            expert = tl.sum((tile_ends <= tile).to(tl.int32), axis=0)
-            is_expert = offs_e == expert
-            first = tl.sum(tl.where(is_expert, begins + (tile - tile_ends + counts) * BLOCK_M, 0), axis=0)
-            places = first + offs_m
-            mask = places < tl.sum(tl.where(is_expert, ends, 0), axis=0)
-            slots = tl.load(sorted_slot_ids_ptr + places, mask=mask, other=0, cache_modifier=".cg")
-        return expert.to(tl.int64), slots.to(tl.int64), mask, tl.sum(counts, axis=0)
-    else:  # one expert, whose slots are the tokens
-        slots = (tile * BLOCK_M + offs_m).to(tl.int64)
-        return tl.zeros((), tl.int64), tl.minimum(slots, M - 1), slots < M, tl.num_programs(0)
 
 
 @triton.jit(do_not_specialize=["M"])  # one binary for every batch
@@ -157,7 +113,7 @@ def _moe_experts_up_kernel(
         prefetch_rows(gate_ptr, first_n, I, D, stride_row, BLOCK_N, PDL)
         prefetch_rows(up_ptr, first_n, I, D, stride_row, BLOCK_N, PDL)
     wait_for_previous_launch(PDL)
-    expert, slots, mask_m, tiles_m = _slot_tile(
+    expert, slots, mask_m, tiles_m = slot_tile(
         sorted_slot_ids_ptr, expert_offsets_ptr, M, E, E_POW2, TOP_K, FEW_SLOTS, BLOCK_M
     )
     if sorted_slot_ids_ptr is not None and expert >= E:
@@ -221,7 +177,7 @@ def _moe_experts_down_kernel(
     if sorted_slot_ids_ptr is None:
         prefetch_rows(down_ptr, first_n, D, I, I, BLOCK_N, PDL)
     begin_early_loads(PDL, "down_ptr sorted_slot_ids_ptr expert_offsets_ptr")
-    expert, slots, mask_m, tiles_m = _slot_tile(
+    expert, slots, mask_m, tiles_m = slot_tile(
         sorted_slot_ids_ptr, expert_offsets_ptr, M, E, E_POW2, TOP_K, FEW_SLOTS, BLOCK_M
     )
     w_rows = row_ptrs(down_ptr + tl.minimum(expert, E - 1) * D * I, offs_n, D, I)
@@ -243,7 +199,7 @@ def _moe_experts_down_kernel(
     norm_w = tl.load(norm_ptr + offs_n, mask=mask_n, other=0.0) if norm_ptr is not None else None
     h_rows = h_ptr + slots * I
     if K_PARTS > 0:
-        mask_h = mask_m & (expert + 0 * slots < E)  # nobody has written h of an idle slot
+        mask_h = mask_m & (expert + 0 * slots < E)  # h of an idle slot is not written
         acc = early_gemm_tile(w, h_rows, mask_h, I, K_PARTS, BLOCK_N, BLOCK_M, BLOCK_K, K_SLICES)
     else:
         acc, _ = gemm_tile(w_rows, None, h_rows, mask_m, length, EVEN_K, BLOCK_N, BLOCK_M, BLOCK_K, K_SLICES)
