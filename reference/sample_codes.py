@@ -1,5 +1,7 @@
 """The next frame of a batch, drawn from its logits, and the state of its slots after it."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -40,5 +42,6 @@ def sample_codes(
     codes = draw(distributions(sound, settings, steps, last_seen), seeds[:, None], steps[:, None])
     codes, flags = torch.where(nonfinite, logits.shape[-1] - 1, codes).int(), nonfinite.int()
     if positions is not None:
-        advance_frame(codes, flags, positions, steps, max_frames, eoa_ids, eos_frames, ids, last_seen, frames, text_id)
+        state: Any = (positions, steps, max_frames, eoa_ids, eos_frames, ids, last_seen, frames)  # all are given
+        advance_frame(codes, flags, *state, text_id)
     return codes, flags
