@@ -43,5 +43,5 @@ def sample_codes(
     codes, flags = torch.where(nonfinite, logits.shape[-1] - 1, codes).int(), nonfinite.int()
     if positions is not None:
         state: Any = (positions, steps, max_frames, eoa_ids, eos_frames, ids, last_seen, frames)  # all are given
-        advance_frame(codes, flags, *state, text_id)
+        advance_frame(codes, flags, *state, text_id=text_id)
     return codes, flags
