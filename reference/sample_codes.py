@@ -42,6 +42,6 @@ def sample_codes(
     codes = draw(distributions(sound, settings, steps, last_seen), seeds[:, None], steps[:, None])
     codes, flags = torch.where(nonfinite, logits.shape[-1] - 1, codes).int(), nonfinite.int()
     if positions is not None:
-        state: Any = (positions, steps, max_frames, eoa_ids, eos_frames, ids, last_seen, frames)  # all are given
-        advance_frame(codes, flags, *state, text_id=text_id)
+        state: Any = (positions, steps, max_frames, eoa_ids, eos_frames, ids, last_seen, frames, text_id)
+        advance_frame(codes, flags, *state)
     return codes, flags
