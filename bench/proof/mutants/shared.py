@@ -74,6 +74,22 @@ NORMED = mutants(
     one_group_too_few_read="mask_m[:, None] & (offs_g < N_GROUPS{{ =>  - 1}})",
     not_prepared="if norm_weight is None {{or x_scaled is not None => or True}}:",
 )
+SLOT_TILES = mutants(
+    "_sort_slots",
+    idle_rows_left_out="mask=offs_e {{<= => <}} E, other=M * TOP_K, cache",
+    idle_slots_from_the_first="mask=offs_e {{<= E, other=M * TOP_K => < E, other=0}}, cache",
+    one_idle_slot_too_few="mask=offs_e < E, other=M * TOP_K{{ =>  - 1}}, cache",
+    first_expert_for_all="return {{ => 0 * }}expert.to(tl.int64), slots",
+    expert_slots_off_by_one="before = tl.cumsum(counts, axis=0) expert = tl.sum((before {{<= => <}} tile)",
+    expert_of_few_slots_off_by_one='other=0, cache_modifier=".cg") expert = tl.sum((ends {{<= => <}} tile)',
+    few_slots_each_begin_a_tile="tl.where({{within % BLOCK_M == 0 => within >= 0}}, expert, E_POW2)",
+    second_tile_of_few_slots_forgotten="tl.where(within{{ % BLOCK_M => }} == 0, expert, E_POW2)",
+    few_slots_of_the_next_expert="mask = places {{< => <=}} tl.sum(tl.where(mine, ends, 0), axis=0) expert = tl.where(",
+    ragged_tile_forgotten="(ends - begins{{ + BLOCK_M - 1 => }}) // BLOCK_M",
+    slot_of_the_next_expert="+ offs_m mask = places {{< => <=}} tl.sum(",
+    second_tile_of_an_expert="(tile - before + counts){{ * BLOCK_M => }}",
+    slots_in_sequence='slots = {{tl.load(sorted_slot_ids_ptr + first, mask=mask, other=0, cache_modifier=".cg") => tl.where(mask, first, 0)}} return',
+)
 GATED = mutants(
     "moe_experts",
     gate_not_scaled="gate, up = gate * {{scale => 1.0}}, up * scale",
