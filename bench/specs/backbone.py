@@ -5,7 +5,7 @@ from typing import Any
 
 from zonos2_triton.bench.compiler.estimate import MOST_TOKENS, Bounds
 from zonos2_triton.bench.compiler.expected import Expected
-from zonos2_triton.bench.specs import inputs
+from zonos2_triton.bench.specs import inputs, requests
 from zonos2_triton.bench.specs.inputs import Sizes
 from zonos2_triton.bench.specs.spec import active_experts, spec
 
@@ -24,54 +24,6 @@ _UNPREPARED: Sizes = {"prepared": False}  # the norm's first half is a launch of
 _ALONE: Sizes = {"residual": False, "next_norm": False}
 _BARE: Sizes = {"no_preamble": True}
 _DENSE: Sizes = {"E": 1, "active": 1, "routed": False}
-# Requests that differ in what their settings switch on; of `sample_codes`.
-_SETTINGS: tuple[dict[str, float], ...] = (
-    {"top_k": 5},
-    {"top_k": 0, "min_p": 0.0},
-    {"top_p": 0.6, "min_p": 0.0},
-    {"top_p": 0.7, "top_k": 20, "min_p": 0.25},
-    {"temperature": 0},
-    {"min_p": 1.5},
-    {"min_p": 0.3, "repetition_penalty": 2.5, "repetition_codebooks": 1},
-    {"repetition_window": 3, "repetition_penalty": 5, "min_p": 0.0},
-    {"repetition_window": 0, "temperature": 2.0, "top_k": 25, "min_p": 0.0},
-    {"repetition_codebooks": -1, "repetition_penalty": 1e30, "temperature": 0.3, "min_p": 0.0},
-    {"top_p": 1.0, "min_p": 1.0, "repetition_codebooks": 2},
-    {"top_p": 0.05},
-    {"temperature": 1e6, "top_k": 22, "min_p": 0.0},
-)
-_SOFTMAX: dict[str, float] = {"temperature": 1, "top_k": 0, "min_p": 0.0, "repetition_window": 0}  # of the logits
-# A half lies exactly before the fourth code, and before the third: half as likely as the first two.
-_HALVES = ((0.0,), (0.0, 0.0, *(-0.69314718,) * 4))
-# And 5/6 in fp32, of six that tie, is less than five of them by less than fp32 holds.
-_HALF = tuple({**_SOFTMAX, "top_p": top_p} for top_p in (1 / 2, 1 / 2, 5 / 6, 1 / 2))
-# Found by search, for the keys of `make`: the target is the weight of code 0, twice, or one less.
-_AT_THE_TARGET = (
-    (2.89957666, 0.0, -1.60822368), (2.89957666, 0.0, -1.60822368),
-    (2.67657876, 0.0, -1.86647892), (0.986862123, 0.0, -1.47215581),
-)  # fmt: skip
-_PENALISED = ({"temperature": 0, "repetition_window": 5, "repetition_penalty": 30, "repetition_codebooks": 2},)
-# Where leaving out the search for the k-th largest, or zeros of two signs, would draw other codes; of `sample_codes`.
-_SEARCHED: tuple[dict[str, float], ...] = (
-    {"top_k": 1, "min_p": 0.0, "repetition_window": 0},
-    {"top_k": 2, "min_p": 0.5, "repetition_window": 0},
-    {"top_k": 2, "min_p": 0.9, "repetition_window": 0, "top_p": 0.4},
-)
-_SEARCHED_LEVELS = ((0.0, -0.0), (0.3, 0.2, 0.1, -9.0, -9.0, -9.0), (2.0, 2.0, 1.8, 1.8, 1.8, 1.8))
-# Slots at every place of the rule for the end; of `sample_codes`.
-_ENDS: tuple[dict[str, Any], ...] = (
-    {"ends": (1,)},
-    {"ends": (0, 2)},
-    {"ends": (2,), "eos_frames": 17, "max_frames": 24},
-    {"ends": (1,), "eoa_ids": -1},
-    {"ends": (0,), "max_frames": 22},
-    {"max_frames": 21},
-    {"max_frames": 22},
-    {"eos_frames": 9, "max_frames": 21},
-    {"ends": (2,), "max_frames": 21},
-    {"eoa_ids": 0},  # what lies in lanes beyond the codebooks, too
-    {"ends": (1,), "eos_frames": 0, "positions": 0},
-)
 # Bounds on the counts at 1 to 64 tokens on an H200. Under way must be 4.3 TB/s x 0.9 us / 132, but for what hits L2.
 # Programs must fill 0.9 of its multiprocessors.
 _ALL = MOST_TOKENS
@@ -376,20 +328,26 @@ FRAME = (
         edges={
             "tiny": {"B": 2, "settings": ({"top_k": 12, "min_p": 0.05},)},
             "one-row": {"B": 1, "C": 1},
-            "settings": {"B": 13, "settings": _SETTINGS},
-            "ties": {"B": 13, "settings": _SETTINGS, "whole": True, "spread": 0.8},
-            "end-of-the-window": {"B": 2, "settings": _PENALISED, "recent": 5},
-            "before-the-window": {"B": 2, "settings": _PENALISED, "recent": 6},
-            "first-frame": {"B": 4, "settings": _SETTINGS, "step": 1},
-            "flat": {"B": 13, "settings": _SETTINGS, "spread": 0.3},
-            "half": {"B": 8, "V": 6, "settings": _HALF, "levels": _HALVES},
-            "at-the-target": {"B": 4, "C": 1, "V": 3, "settings": (_SOFTMAX,), "levels": _AT_THE_TARGET},
+            "settings": {"B": 13, "settings": requests.SETTINGS},
+            "ties": {"B": 13, "settings": requests.SETTINGS, "whole": True, "spread": 0.8},
+            "end-of-the-window": {"B": 2, "settings": requests.PENALISED, "recent": 5},
+            "before-the-window": {"B": 2, "settings": requests.PENALISED, "recent": 6},
+            "first-frame": {"B": 4, "settings": requests.SETTINGS, "step": 1},
+            "flat": {"B": 13, "settings": requests.SETTINGS, "spread": 0.3},
+            "half": {"B": 8, "V": 6, "settings": requests.HALF, "levels": requests.HALVES},
+            "at-the-target": {
+                "B": 4,
+                "C": 1,
+                "V": 3,
+                "settings": (requests.SOFTMAX,),
+                "levels": requests.AT_THE_TARGET,
+            },
             "last-bits": inputs.last_bits(48),
             "wide": {"B": 1, "C": 1, "V": 1026},
-            "search": {"B": 12, "V": 6, "settings": _SEARCHED, "levels": _SEARCHED_LEVELS},
+            "search": {"B": 12, "V": 6, "settings": requests.SEARCHED, "levels": requests.SEARCHED_LEVELS},
             "no-state": {"B": 2, "state": False},
-            "ends": {"B": 11, "slots": tuple({**slot, "steps": 20} for slot in _ENDS)},
-            "ends-first": {"B": 11, "slots": tuple({**slot, "steps": 1, "max_frames": 60} for slot in _ENDS)},
+            "ends": {"B": 11, "slots": tuple({**slot, "steps": 20} for slot in requests.ENDS)},
+            "ends-first": {"B": 11, "slots": tuple({**slot, "steps": 1, "max_frames": 60} for slot in requests.ENDS)},
             "idle": {
                 "B": 5,
                 "slots": (

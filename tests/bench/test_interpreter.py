@@ -249,7 +249,7 @@ def test_early_loads_of_what_the_launch_before_has_written():
     x, w = torch.ones(4), torch.ones(4)
     with checked():
         _early_kernel[(4,)](x, w, WHERE="", PDL=False)
-        _early_kernel[(4,)](w, x, WHERE="", PDL=False)  # launches that nobody promises anything of
+        _early_kernel[(4,)](w, x, WHERE="", PDL=False)  # no caller has promised anything
         with early_loads():
             _early_kernel[(4,)](w, w.clone(), WHERE="", PDL=False)
             _early_kernel[(4,)](x, x.clone(), WHERE="", PDL=False)

@@ -1,4 +1,4 @@
-"""What the PTX machine counts before and after the wait for the launch before."""
+"""The PTX machine counts what comes before the wait for the previous launch apart from what comes after."""
 
 import pytest
 
