@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from zonos2_triton import kernels
-from zonos2_triton.bench.proof.interpreter import DataRace, OutOfBounds
+from zonos2_triton.bench.proof.interpreter import DataRace, NoWait, OutOfBounds
 from zonos2_triton.bench.proof.invariants import INVARIANTS, Op, exact, prepares_norm, rounded_once, variants
 from zonos2_triton.bench.proof.patterns import apply
 from zonos2_triton.bench.proof.poison import GuardBandTouched
@@ -96,11 +96,11 @@ def small(kernel: Kernel) -> tuple[Workload, ...]:
     return tuple(workload for workload in kernel.workloads if not workload.real)
 
 
-FAILURES = (AssertionError, OutOfBounds, DataRace, GuardBandTouched)  # what a check raises
+FAILURES = (AssertionError, OutOfBounds, DataRace, NoWait, GuardBandTouched)  # what a check raises
 # Workloads of several rows, tiles or sequences, on which the invariants say most. The first of each kernel is one too.
 TILED = {"two-tiles", "prefill", "packed", "skewed", "speakers", "split-edges", "idle", "rows", "odd-rows", "delayed"}
 TILED |= {"normed", "prefill-normed", "unprepared", "ragged-groups", "no-residual", "no-norm", "no-preamble"}
-TILED |= {"sum", "sum-top2", "dense-sum", "prefill-sum"}
+TILED |= {"sum", "sum-top2", "dense-sum", "prefill-sum", "early"}
 
 
 def checks(kernel: Kernel) -> Iterator[tuple[str, Callable[[Op], None]]]:

@@ -107,6 +107,7 @@ FRAME = (
         edges={
             **_PIECES,
             "even-K": {"M": 2, "D": 64},
+            "early": {"M": 17, "D": 192, "NQ": 16, "NKV": 16},  # for a token alone; here the product is a loop
             "narrow": {"M": 5, "NQ": 16, "NKV": 16, "G": 1},
             "normed": {"M": 33, "normed": True},
             "prefill-normed": {"M": 33, "normed": True, "prefill": True},
@@ -196,6 +197,7 @@ FRAME = (
         edges={
             **_PIECES,
             "odd-K": {"M": 2, "K": 40},
+            "early": {"M": 17, "K": 192, "D": 24},
             "no-residual": {"M": 33, **_ALONE},
             "prefill-no-residual": {"M": 33, "residual": False, "prefill": True},
             "long-K": {"M": 2, "K": 136, "D": 16},
@@ -274,6 +276,7 @@ FRAME = (
             "few-slots": {"M": 20, "E": 20, "active": 20, "skew": True, "idle": (1, 4)},
             "empty-experts": {"M": 2, "E": 6, "active": 2},
             "even-K": {"M": 3, "D": 64, "I": 64, "active": 3},
+            "early": {"M": 17, "D": 24, "I": 192, "E": 2, "active": 2, "idle": (8,)},
             "dense": {"M": 5, **_DENSE},
             "dense-two-tiles": {"M": 33, **_DENSE},
             "prefill": {"M": 40, "k": 2, "prefill": True},

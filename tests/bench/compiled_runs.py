@@ -1,13 +1,15 @@
 """Runs compiled kernels on the PTX machine, in a process that compiles; a script for `test_compiled`.
 
-Each argument is a task as JSON, [kernel, workload, dtype, target, check, fault]. The check is "exact" or the name of
-another invariant; the fault is one of MISTAKES, or null. A line of JSON comes back for each: null, or the error.
+Each argument is a task as JSON, [kernel, workload, sizes, dtype, target, check, fault]. The sizes replace some of the
+workload's. The check is "exact" or the name of another invariant; the fault is one of MISTAKES, or null. A line of JSON
+comes back for each: null, or the error.
 """
 
 import json
 import re
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from unittest.mock import patch
 
 import torch
@@ -41,9 +43,10 @@ def broken(fault):
     return patch.object(launch, "read_kernel", read)
 
 
-def run(kernel, workload, dtype, target, check, fault):
+def run(kernel, workload, sizes, dtype, target, check, fault):
     spec = KERNELS[kernel]
-    case = Case(spec, next(w for w in spec.workloads if w.name == workload), dtype=getattr(torch, dtype))
+    found = next(w for w in spec.workloads if w.name == workload)
+    case = Case(spec, replace(found, sizes=found.sizes | sizes), dtype=getattr(torch, dtype))
 
     def op(**inputs):
         with launch.on_cpu(target), broken(fault) if fault else nullcontext():

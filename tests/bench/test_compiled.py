@@ -40,10 +40,15 @@ MISTAKES = [
     ("output_projection", "tiny", "rounded_once", "cut off", "halves of a last place, not 1"),
 ]
 BATCHED = [
-    ("qkv_projection", "two-tiles"),
-    ("moe_experts", "skewed"),
-    ("codebook_head", "two-tiles"),
-]  # M of 33, 35, 33
+    ("qkv_projection", "two-tiles", {}),  # of 33 tokens
+    ("moe_experts", "skewed", {}),  # 35
+    ("codebook_head", "two-tiles", {}),  # 33
+    ("moe_router", "sorted-in-parts", {}),  # 70, of which one alone has its weights held
+    # On Triton 3.6 for sm_90, weights are loaded early for one token, in 3 parts; for all 17 there is a loop.
+    ("qkv_projection", "early", {"D": 1536}),
+    ("output_projection", "early", {"K": 1536}),
+    ("moe_experts", "early", {"I": 1536}),
+]
 
 
 def compiling(module, *arguments):
@@ -61,8 +66,8 @@ def errors(*tasks):
 
 
 def test_results_and_planted_faults():
-    tasks = [(*case, ("sm_80", "sm_90")[i % 2], "exact", None) for i, case in enumerate(FEW)]
-    faults = [(*fault[:2], "bfloat16", "sm_80", *fault[2:4]) for fault in MISTAKES]
+    tasks = [(*case[:2], {}, case[2], ("sm_80", "sm_90")[i % 2], "exact", None) for i, case in enumerate(FEW)]
+    faults = [(*fault[:2], {}, "bfloat16", "sm_80", *fault[2:4]) for fault in MISTAKES]
     found = errors(*tasks, *faults)
     assert found[: len(tasks)] == [None] * len(tasks)
     for (*what, expected), said in zip(MISTAKES, found[len(tasks) :], strict=True):
@@ -70,12 +75,12 @@ def test_results_and_planted_faults():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kernel", "workload"), BATCHED)
+@pytest.mark.parametrize(("kernel", "workload", "sizes"), BATCHED)
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])
-def test_compiled_kernels_are_batch_invariant(kernel, workload, target):
+def test_compiled_kernels_are_batch_invariant(kernel, workload, sizes, target):
     """A token's bits do not depend on the number of tokens: other tiles, and other code, for one token and for many."""
     names = ("batch_invariant", "prepared_or_not", "nan_isolated")
-    assert errors(*((kernel, workload, "bfloat16", target, name, None) for name in names)) == [None] * len(names)
+    assert errors(*((kernel, workload, sizes, "bfloat16", target, name, None) for name in names)) == [None] * len(names)
 
 
 @pytest.mark.slow

@@ -43,6 +43,11 @@ ATTENTION: Mapping[str, tuple[Mutant, ...]] = {
     "decode_attention": mutants(
         "decode_attention",
         _SHARED + COUNTED,
+        position_of_the_first_sequence="position = tl.load(positions_ptr{{ + b => }},",
+        first_pages_of_the_first_program="pages = load_pages(pages_ptr, {{program => program * 0}}, W",
+        angles_of_position_zero="load_cos_sin(cos_sin_ptr, {{new => new * 0}}, tl.full",
+        wait_forgotten="{{end_early_loads(PDL) => pass}}",
+        new_token_before_the_wait="{{end_early_loads(PDL) => pass}} ... {{ => end_early_loads(PDL); }}if position < 0:",
         one_program_too_many="if program {{>= => >}} blocks:",
         one_program_too_few="if program >= blocks{{ =>  - 1}}:",
         new_token_read_from_the_cache="tl.arange(0, BLOCK_KV) {{< => <=}} position",

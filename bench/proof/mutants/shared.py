@@ -48,6 +48,18 @@ MULTIPLIED = mutants(
     slices_overlap="[:, None, None] * {{slice_k => 1}}",
     weights_of_the_first_slice="k_w = {{first_k => first_k * 0}} + tl.arange(0, DEPTH)[None, None, :]",
 )
+# Of products that load their weights early for a few tokens.
+EARLY = mutants(
+    "_gemm",
+    early_weights_of_the_first_slice="def load_early(... k = tl.arange(0, K_SLICES)[:, None, None] * {{slice_k => 0}} + tl.arange",
+    first_half_of_one_part="if wanted: loaded = () for i in tl.static_range(HALF): loaded += (tl.load(ptrs + {{i => 0}} * DEPTH),)",
+    second_half_of_the_first="for i in tl.static_range(HALF, K_PARTS): loaded += (tl.load(ptrs + {{i => (i - HALF)}} * DEPTH),)",
+    second_half_in_front="return {{first + second => second + first}}",
+    early_weights_for_nobody="if {{wanted & (K > 0) => K > K}}: loaded = ()",
+    early_part_forgotten="acc = tl.zeros((K_SLICES, BLOCK_N, BLOCK_M), tl.float32) for i in tl.static_range(K_PARTS{{ =>  - 1}}): acc = dot_fp32(w[i]",
+    early_activations_of_the_first_part="acc = dot_fp32(w[i], _stays(x[{{i => 0}}]), acc)",
+    early_parts_in_reverse="acc = dot_fp32(w[{{i => K_PARTS - 1 - i}}], _stays(x[{{i => K_PARTS - 1 - i}}]), acc)",
+)
 PREPARED = mutants(
     "_norm",
     next_norm_weight_forgotten="round_to(wide{{ * norm_w.to(tl.float32)[:, None] => }}, x_scaled_ptr",
