@@ -82,7 +82,7 @@ def renamed(file):
     ]
     places = []
     for function in jitted:
-        nodes = [*ast.walk(function)]
+        nodes = [node for part in (function.args, *function.body) for node in ast.walk(part)]
         local = {node.arg for node in nodes if isinstance(node, ast.arg)}
         local |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
         new = {x: f"v{next(numbers)}" for x in local if x == x.lower() and x.strip("_") and not x.endswith("_ptr")}

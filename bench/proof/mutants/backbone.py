@@ -203,7 +203,7 @@ BACKBONE: Mapping[str, tuple[Mutant, ...]] = {
         history_one_frame_on="V + codes, step{{ =>  + 1}}, mask=",
         text_forgotten="ids_ptr + offs, tl.where(mask, codes, text_id), mask={{offs <= C => mask}}",
         one_lane_too_many_fed="ids_ptr + offs, tl.where(mask, codes, text_id), mask=offs <= C{{ =>  + 1}})",
-        row_of_another="ids_ptr + b * {{(C + 1) => C}} + offs",
+        row_of_another="ids_ptr + b * {{(C + 1) => C}},",
         ring_not_turned="{{step % N => tl.minimum(step, N - 1)}}",
         ring_one_on="{{step => (step + 1)}} % N",
         end_not_in_the_frame="frame_ptr + offs, tl.where(mask, codes, eos_frame), mask={{offs <= C => mask}}",

@@ -45,7 +45,7 @@ MULTIPLIED = mutants(
     rows_beyond_the_last="{{tl.minimum(offs, n - 1) => offs}}.to(tl.int64) * stride",
     last_block_of_K_only="acc = dot_fp32(w, x, {{acc => tl.zeros_like(acc)}}) if up_ptrs is not None",
     slice_forgotten="acc = {{left + right => left}} return",
-    slices_overlap="[:, None, None] * {{slice_k => 1}}",
+    slices_overlap="[:, None, None] * {{slice_k => 1}} end = tl.minimum(",
     weights_of_the_first_slice="k_w = {{first_k => first_k * 0}} + tl.arange(0, DEPTH)[None, None, :]",
 )
 # Of products that load their weights early for a few tokens.
@@ -88,9 +88,9 @@ NORMED = mutants(
 )
 SLOT_TILES = mutants(
     "_sort_slots",
-    idle_rows_left_out="mask=offs_e {{<= => <}} E, other=M * TOP_K, cache",
-    idle_slots_from_the_first="mask=offs_e {{<= E, other=M * TOP_K => < E, other=0}}, cache",
-    one_idle_slot_too_few="mask=offs_e < E, other=M * TOP_K{{ =>  - 1}}, cache",
+    idle_rows_left_out="mask=offs_e {{<= => <}} E, other=M * TOP_K, cache_modifier=",
+    idle_slots_from_the_first="mask=offs_e {{<= E, other=M * TOP_K => < E, other=0}}, cache_modifier=",
+    one_idle_slot_too_few="mask=offs_e < E, other=M * TOP_K{{ =>  - 1}}, cache_modifier=",
     first_expert_for_all="return {{ => 0 * }}expert.to(tl.int64), slots",
     expert_slots_off_by_one="before = tl.cumsum(counts, axis=0) expert = tl.sum((before {{<= => <}} tile)",
     expert_of_few_slots_off_by_one='other=0, cache_modifier=".cg") expert = tl.sum((ends {{<= => <}} tile)',
