@@ -59,7 +59,11 @@ class Backbone:
 
     @property
     def ops(self) -> Ops:
-        """The table of operations; assign another to replace it."""
+        """The table of operations; assign another to replace it.
+
+        A replacement whose kernels use programmatic dependent launch must wait before it lets the next launch start. It
+        must not write positions, block table or routing lists: operations read those ahead of their own wait.
+        """
         return self._ops
 
     @ops.setter
