@@ -22,7 +22,8 @@ REPAIRED = ("en", "zh", "ja", "ko")  # languages whose punctuation is repaired a
 LONGEST = 300  # characters; a longer text is normalised by its sentences, because grammars slow down with length
 DIGIT_MARK = re.compile(r"(?<=\d)([.!?,;:])(?=\s|$)")  # the grammars would read "5." as an ordinal or a fraction
 SPACED_MARK = re.compile(r"\s+([.!?,;:])(?=\s|$)")
-SENTENCES = re.compile(r"(?<=[.!?…。！？])(\s+)|(\n+)")
+LINES = re.compile(r"(\n+)")
+SENTENCES = re.compile(r"((?<=[.!?…。！？])\s+|\n+)")
 
 Normalizer = Callable[[str, str], str]  # (text, one of LANGUAGES) -> text
 
@@ -75,19 +76,20 @@ def normalized(text: str, normalizer: Normalizer | None, options: TextOptions) -
 
 
 def normalize(text: str, language: str) -> str:
-    """The text by the grammars of a language; sentence by sentence if it is longer than LONGEST characters."""
+    """The text by the grammars of a language, line by line; sentence by sentence if it is longer than LONGEST."""
     code = LANGUAGES[language]
-    if len(text) <= LONGEST:
-        return _sentence(text, code)
-    parts = SENTENCES.split(text)  # sentences, and the white space between them in two groups
-    return "".join(_sentence(p or "", code) if i % 3 == 0 else p or "" for i, p in enumerate(parts))
+    parts = (LINES if len(text) <= LONGEST else SENTENCES).split(text)  # every second one is white space
+    return "".join(part if i % 2 else _sentence(part, code) for i, part in enumerate(parts))
 
 
 def _sentence(text: str, code: str) -> str:
-    if not text.strip():
+    """Grammars drop white space at either end; it stays here."""
+    body = text.strip()
+    if not body:
         return text
-    spoken = _grammars(code).normalize(DIGIT_MARK.sub(r" \1", text), punct_post_process=code in REPAIRED)
-    return SPACED_MARK.sub(r"\1", spoken)
+    spoken = _grammars(code).normalize(DIGIT_MARK.sub(r" \1", body), punct_post_process=code in REPAIRED)
+    begin = text.index(body)
+    return text[:begin] + SPACED_MARK.sub(r"\1", spoken) + text[begin + len(body) :]
 
 
 @lru_cache(maxsize=2)

@@ -96,3 +96,4 @@ def test_long_texts_are_normalised_by_sentences(monkeypatch):
 def test_the_package_speaks_numbers():
     spoken = normalize("Dr. Ames paid $12.50 at 5:30.", "en_us")
     assert spoken == "doctor Ames paid twelve dollars fifty cents at five thirty."
+    assert normalize(" It is 5.\n\nAll is 1.\n", "en_us") == " It is five.\n\nAll is one.\n"
